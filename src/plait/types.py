@@ -1,0 +1,61 @@
+"""The words every room shares: modalities and one sample of data. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+Modality = Literal["text", "image", "video", "audio"]
+
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+"""Every modality, in the one order used everywhere."""
+
+
+@dataclass(slots=True)
+class Sample:
+    """One row of a manifest.
+
+    Media fields hold paths (relative to the manifest, or absolute once a reader resolved them) or objects already
+    decoded: `image` a PIL image, `audio` a float32 array `(samples,)` at `meta["sampling_rate"]`.
+    Row fields that are not named here are kept in `meta`.
+    """
+
+    id: str
+    text: str | None = None
+    image: Any = None
+    video: Any = None
+    audio: Any = None
+    messages: list[dict[str, Any]] | None = None
+    question: str | None = None
+    answers: list[str] | None = None
+    label: str | None = None
+    boxes: list[list[float]] | None = None
+    captions: list[str] | None = None
+    split: str | None = None
+    source: str | None = None
+    license: str | None = None
+    author: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Sample:
+        """Build a sample from a decoded manifest row; unknown fields go to `meta`. Raises ValueError without an id."""
+        if not row.get("id"):
+            raise ValueError("expected a row with an 'id', got none; give every row a unique id")
+        names = {f.name for f in fields(cls)} - {"meta"}
+        known = {name: value for name, value in row.items() if name in names}
+        rest = {name: value for name, value in row.items() if name not in names and name != "meta"}
+        sample = cls(**known, meta={**row.get("meta", {}), **rest})
+        sample.id = str(sample.id)
+        return sample
+
+    def to_row(self) -> dict[str, Any]:
+        """The row `from_row` reads back: no empty fields, `meta` spread out again."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
+        return {name: value for name, value in named.items() if value is not None} | self.meta
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities this sample carries, in the shared order."""
+        return tuple(m for m in MODALITIES if getattr(self, m) is not None)
