@@ -1,0 +1,1 @@
+"""Manifests, sources, mixtures, the shipped mini data set and its builder."""

@@ -1,0 +1,1 @@
+"""Evaluation: task x data x metric -> report."""

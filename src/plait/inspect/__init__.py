@@ -1,0 +1,1 @@
+"""Look inside: model facts, memory plans, the modality gap."""

@@ -1,0 +1,1 @@
+"""Bytes and paths -> arrays; limits are enforced here, before anything is decoded."""

@@ -1,0 +1,1 @@
+"""Run golden cases against the models and say what holds."""

@@ -1,0 +1,1 @@
+"""Arrays and text -> tensors: transforms, tokenizers, collation."""

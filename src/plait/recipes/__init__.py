@@ -1,0 +1,1 @@
+"""Published training stages, one Python function each."""

@@ -1,0 +1,1 @@
+"""Checkpoint files, read without executing anything, and reversible key rules."""
