@@ -1,1 +1,1 @@
-"""Training losses as pure functions: tensors in, scalar out."""
+"""Objectives: pure functions, tensors in, a scalar loss out; every docstring holds the formula and its source."""
