@@ -1,0 +1,149 @@
+"""What a run trains, as data: a recipe is a model, its stages and how to save it. Nothing here imports torch.
+
+Recipe -> Stage (which parameters, which batches, which objective, which schedule) -> `plait.training.loop.train`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+Batch = Any
+"""What a source loads and an objective reads: tensors on the CPU in any nest of dicts, lists and tuples."""
+
+Metrics = Mapping[str, "Tensor | float"]
+Objective = Callable[["nn.Module", Batch, int, "torch.Generator"], tuple["Tensor", Metrics]]
+"""`(model, batch, step, generator) -> (loss, metrics)`.
+
+`step` counts from 0 within the stage. The loss is a scalar, a mean over the rows of the batch; metrics are scalars and
+may differ from step to step. Draw with `generator` (on the device of the model) or with torch's global generator:
+both are seeded afresh at every step from (seed, stage, step), so a resumed run draws the same numbers."""
+
+
+class Source(Protocol):
+    """Where batches come from. `plait.training.data_order.Shuffled` serves any sequence of samples."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
+        """The sample numbers of global batch `step`: a pure function, the same for every number of processes."""
+        ...
+
+    def load(self, rows: Sequence[int], rng: np.random.Generator) -> Batch:
+        """Read and collate these samples; runs in a background thread, so every random draw must come from `rng`."""
+        ...
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Ids of these samples, for messages."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One phase of training.
+
+    batch_size: samples of an optimiser step over all processes; each process loads batch_size / (world *
+    accumulation) at a time. warmup: steps, or a fraction of the stage when below 1. floor: lowest learning rate.
+    clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
+    before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
+    after every optimiser step; what it keeps (a momentum twin) belongs in the model, where checkpoints find it.
+    optimizer: `(model, stage) -> optimizer`; a group's "lr_scale" multiplies its rate. schedule: `(step, total,
+    warmup_steps, stage) -> rate`. None is the library's AdamW and cosine.
+    """
+
+    name: str
+    objective: Objective
+    batches: Callable[[], Source]
+    batch_size: int
+    steps: int | None = None
+    epochs: float | None = None
+    peak_lr: float = 1e-3
+    floor: float = 0.0
+    warmup: float = 0.04
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 3.0
+    layer_decay: float = 1.0
+    accumulation: int = 1
+    trainable: tuple[str, ...] = ()
+    before: tuple[Callable[[nn.Module], None], ...] = ()
+    after_step: tuple[Callable[[nn.Module, int], None], ...] = ()
+    optimizer: Callable[[nn.Module, Stage], torch.optim.Optimizer] | None = None
+    schedule: Callable[[int, int, int, Stage], float] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"expected steps or epochs for stage {self.name!r}, got {self.steps} and {self.epochs}; set one"
+            )
+        if self.batch_size < 1 or self.accumulation < 1:
+            raise ValueError(
+                f"expected batch_size and accumulation of at least 1 for stage {self.name!r}, "
+                f"got {self.batch_size} and {self.accumulation}"
+            )
+
+    def total_steps(self, num_samples: int) -> int:
+        """Optimiser steps of this stage over a source of `num_samples`."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * (num_samples // self.batch_size)))
+
+    def warmup_steps(self, total: int) -> int:
+        """`warmup` in steps."""
+        return int(self.warmup) if self.warmup >= 1 else round(self.warmup * total)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `plait train` runs. model_builder: () -> model, called once with every generator seeded.
+
+    save: `(model, directory)` writes the final model directory, processor and card included. One callable, because
+    only the recipe knows what belongs beside the weights.
+    """
+
+    model_builder: Callable[[], nn.Module]
+    stages: Sequence[Stage]
+    save: Callable[[nn.Module, Path], None]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Let only the parameters train whose name matches a pattern; returns (trainable, frozen) names.
+
+    A pattern is a shell pattern over the whole dotted name (`*.audio.*`), or a regular expression after `re:` that is
+    searched in it (`re:layers\\.[01]\\.`). No patterns: everything trains.
+    Raises ValueError for a pattern that matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            close = get_close_matches(pattern.removeprefix("re:"), names, n=1, cutoff=0.3)
+            hint = f"; the nearest name is {close[0]!r}" if close else ""
+            raise ValueError(f"expected trainable pattern {pattern!r} to match a parameter, got none{hint}")
+    trainable, frozen = [], []
+    for name, parameter in model.named_parameters():
+        trains = not patterns or any(_matches(name, pattern) for pattern in patterns)
+        parameter.requires_grad_(trains)
+        if not trains:
+            parameter.grad = None
+        (trainable if trains else frozen).append(name)
+    return trainable, frozen
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return fnmatchcase(name, pattern)
