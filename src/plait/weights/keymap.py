@@ -1,0 +1,362 @@
+"""Reversible rules between two layouts of one state dict.
+
+official state -> KeyMap.forward -> native state -> KeyMap.backward -> official state, bit for bit
+
+A key pattern is literal text with named fields: `{i}` stands for digits, `{way:text|image|audio}` for a regular
+expression. A pattern matches whole keys only, and both sides of a rule use the same fields, which is what makes a rule
+reversible:
+
+    Rename("fusion_model.layers.{i}.{way:text|image}_ffn.3.{p:weight|bias}", "trunk.layers.{i}.ffn.{way}.down_proj.{p}")
+
+The first rule that matches a key takes it. Nothing is computed until a tensor of the result is asked for, so dropped
+tensors are never read and rules work on meta tensors too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from plait.weights.state import LazyState, StateError, listed
+
+Fields = dict[str, str]
+Restore = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+_FIELD = re.compile(r"\{(\w+)(?::([^{}]+))?\}")
+_DIGITS = "[0-9]+"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a rule is: patterns on the official side, patterns on the native side, and a way there and back."""
+
+    @property
+    def official(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Native tensors from official ones, in the order of the patterns."""
+        return tensors
+
+    def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Official tensors from native ones, in the order of the patterns."""
+        return tensors
+
+    def __post_init__(self) -> None:
+        names = [set(_names(pattern)) for pattern in (*self.official, *self.native)]
+        if any(fields != names[0] for fields in names):
+            raise ValueError(f"expected the same fields in every pattern of {self}, got {[sorted(n) for n in names]}")
+
+
+@dataclass(frozen=True)
+class Rename(Rule):
+    """The same tensor under another name."""
+
+    source: str
+    target: str
+
+    @property
+    def official(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.target,)
+
+
+@dataclass(frozen=True)
+class Alias(Rename):
+    """An older spelling that is understood on the way there and never written on the way back."""
+
+
+@dataclass(frozen=True)
+class Transpose(Rename):
+    """The same numbers with permuted dimensions: native dimension k is official dimension `dims[k]`."""
+
+    dims: tuple[int, ...] = (1, 0)
+
+    def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.permute(self.dims) for tensor in tensors]
+
+    def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        order = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
+        return [tensor.permute(order) for tensor in tensors]
+
+
+@dataclass(frozen=True)
+class Split(Rule):
+    """One official tensor cut along `dim` into several native ones: equal parts, or parts of `sizes`."""
+
+    source: str
+    targets: tuple[str, ...]
+    dim: int = 0
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def official(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return self.targets
+
+    def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        return _cut(tensors[0], self.dim, self.sizes, len(self.targets), self.source)
+
+    def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [_join(tensors, self.dim, self.sizes, self.source)]
+
+
+@dataclass(frozen=True)
+class Concat(Rule):
+    """Several official tensors laid along `dim` into one native one: equal parts, or parts of `sizes`."""
+
+    sources: tuple[str, ...]
+    target: str
+    dim: int = 0
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def official(self) -> tuple[str, ...]:
+        return self.sources
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return (self.target,)
+
+    def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [_join(tensors, self.dim, self.sizes, self.target)]
+
+    def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        return _cut(tensors[0], self.dim, self.sizes, len(self.sources), self.target)
+
+
+@dataclass(frozen=True)
+class Drop(Rule):
+    """An official tensor that the native layout does without, and why; `{_:.*}` in the pattern stands for anything.
+
+    `restore` makes the dropped tensors again from the native state (buffers that the configuration determines); without
+    it they are gone on the way back.
+    """
+
+    source: str
+    reason: str
+    restore: Restore | None = None
+
+    @property
+    def official(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def native(self) -> tuple[str, ...]:
+        return ()
+
+
+def prefixed(rules: Iterable[Rule], official: str = "", native: str = "") -> tuple[Rule, ...]:
+    """The same rules for a sub-module that sits under the prefixes `official` and `native` (which may have fields)."""
+    return tuple(_prefixed(rule, official, native) for rule in rules)
+
+
+def _prefixed(rule: Rule, official: str, native: str) -> Rule:
+    match rule:
+        case Rename():
+            return replace(rule, source=official + rule.source, target=native + rule.target)
+        case Split():
+            return replace(rule, source=official + rule.source, targets=tuple(native + t for t in rule.targets))
+        case Concat():
+            return replace(rule, sources=tuple(official + s for s in rule.sources), target=native + rule.target)
+        case Drop():
+            restore = rule.restore and partial(_restore_under, rule.restore, official, native)
+            return replace(rule, source=official + rule.source, restore=restore)
+    raise ValueError(f"expected one of the rules of this module, got {rule}")
+
+
+def _restore_under(restore: Restore, official: str, native: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Call `restore` on what lies under `native` and put what it makes under `official`."""
+    inner = {key.removeprefix(native): partial(state.__getitem__, key) for key in state if key.startswith(native)}
+    return {official + key: tensor for key, tensor in restore(LazyState(inner)).items()}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did with every key it was given."""
+
+    moved: dict[str, tuple[str, ...]]
+    """Input key -> output keys."""
+    dropped: dict[str, str]
+    """Input key -> reason."""
+
+
+class KeyMap:
+    """Rules applied as a whole: strict, and refusing to go there where it could not come back."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+
+    def explain(self, keys: Iterable[str]) -> dict[str, Rule | None]:
+        """The rule that takes each official key, or None."""
+        return {key: found.rule if (found := _find(self.rules, key, "official")) else None for key in keys}
+
+    def forward(self, state: Mapping[str, Tensor]) -> tuple[LazyState, Report]:
+        """Official layout -> native layout. Raises StateError with every key that no rule takes or that collides."""
+        groups = self._group(state, "official")
+        for group in groups:
+            self._check_way_back(group)
+        return self._run(state, groups)
+
+    def backward(self, state: Mapping[str, Tensor]) -> LazyState:
+        """Native layout -> official layout, dropped tensors restored where their rule can."""
+        official, _ = self._run(state, self._group(state, "native"))
+        readers: dict[str, Callable[[], Tensor]] = {key: partial(official.__getitem__, key) for key in official}
+        for rule in self.rules:
+            if isinstance(rule, Drop) and rule.restore is not None:
+                for key, tensor in rule.restore(state).items():
+                    if _match(rule.source, key) is None or key in official:
+                        raise StateError(f"expected {rule} to restore keys of its own, got {key}", [key])
+                    readers[key] = partial(_same, tensor)
+        return LazyState(readers)
+
+    def _group(self, state: Mapping[str, Tensor], side: Side) -> list[_Group]:
+        """The rule applications that `state` calls for, each with all its inputs present."""
+        unknown, groups = [], {}
+        for key in state:
+            found = _find(self.rules, key, side)
+            if found is None:
+                unknown.append(key)
+            else:
+                groups[found.rule, tuple(sorted(found.fields.items()))] = found
+        if unknown:
+            raise StateError(
+                f"expected only keys that a rule explains, got {len(unknown)} others: {listed(unknown)}; "
+                "check that the file belongs to this model, or add a rule",
+                unknown,
+            )
+        lacking = [key for group in groups.values() for key in group.inputs if key not in state]
+        if lacking:
+            raise StateError(f"expected all parts of a combined tensor, got none of: {listed(lacking)}", lacking)
+        return list(groups.values())
+
+    def _check_way_back(self, group: _Group) -> None:
+        if isinstance(group.rule, Alias):
+            return
+        for key in group.outputs:
+            found = _find(self.rules, key, "native")
+            if found is None or found.outputs != group.inputs:
+                got = "nothing" if found is None else ", ".join(found.outputs)
+                raise StateError(f"expected {key} to lead back to {', '.join(group.inputs)}, got {got}", [key])
+
+    def _run(self, state: Mapping[str, Tensor], groups: list[_Group]) -> tuple[LazyState, Report]:
+        readers: dict[str, Callable[[], Tensor]] = {}
+        report = Report({}, {})
+        for group in groups:
+            for key in group.inputs:
+                if isinstance(group.rule, Drop):
+                    report.dropped[key] = group.rule.reason
+                else:
+                    report.moved[key] = group.outputs
+            for position, key in enumerate(group.outputs):
+                if key in readers:
+                    raise StateError(f"expected one source for {key}, got a second: {', '.join(group.inputs)}", [key])
+                readers[key] = partial(group.read, state, position)
+        return LazyState(readers), report
+
+
+Side = Literal["official", "native"]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One application of a rule: the rule, the values of its fields and the direction."""
+
+    rule: Rule
+    fields: Fields
+    side: Side
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        patterns = self.rule.official if self.side == "official" else self.rule.native
+        # A dropped key is kept whole, under the empty name: nothing has to be filled in for it.
+        return (self.fields[""],) if isinstance(self.rule, Drop) else tuple(_fill(p, self.fields) for p in patterns)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        patterns = self.rule.native if self.side == "official" else self.rule.official
+        return tuple(_fill(pattern, self.fields) for pattern in patterns)
+
+    def read(self, state: Mapping[str, Tensor], position: int) -> Tensor:
+        tensors = [state[key] for key in self.inputs]
+        made = self.rule.there(tensors) if self.side == "official" else self.rule.back(tensors)
+        return made[position]
+
+
+def _find(rules: Sequence[Rule], key: str, side: Side) -> _Group | None:
+    """The first rule with a pattern on `side` that matches `key`."""
+    for rule in rules:
+        if side == "native" and isinstance(rule, Alias):
+            continue
+        others = (*rule.official, *rule.native)
+        for pattern in rule.official if side == "official" else rule.native:
+            fields = _match(pattern, key, others)
+            if fields is not None:
+                return _Group(rule, {"": key} if isinstance(rule, Drop) else fields, side)
+    return None
+
+
+@cache
+def _regex(pattern: str, others: tuple[str, ...]) -> re.Pattern[str]:
+    """`pattern` as an anchored regular expression; a bare field means what the rule's other patterns say it means."""
+    meaning = {name: regex for other in (*others, pattern) for name, regex in _FIELD.findall(other) if regex}
+    parts, seen, end = [], set(), 0
+    for field in _FIELD.finditer(pattern):
+        name = field[1]
+        parts.append(re.escape(pattern[end : field.start()]))
+        parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{meaning.get(name, _DIGITS)})")
+        seen.add(name)
+        end = field.end()
+    return re.compile("".join(parts) + re.escape(pattern[end:]))
+
+
+def _match(pattern: str, key: str, others: tuple[str, ...] = ()) -> Fields | None:
+    found = _regex(pattern, others).fullmatch(key)
+    return found and found.groupdict()
+
+
+def _fill(pattern: str, fields: Fields) -> str:
+    return _FIELD.sub(lambda field: fields[field[1]], pattern)
+
+
+def _names(pattern: str) -> list[str]:
+    return [field[1] for field in _FIELD.finditer(pattern)]
+
+
+def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, name: str) -> list[Tensor]:
+    whole = tensor.shape[dim]
+    expected = sizes or (whole // parts,) * parts
+    if len(expected) != parts or sum(expected) != whole:
+        raise ValueError(
+            f"expected {name} to split into {parts} parts {expected} along {dim}, got {tuple(tensor.shape)}"
+        )
+    return list(tensor.split(list(expected), dim))
+
+
+def _join(tensors: list[Tensor], dim: int, sizes: tuple[int, ...] | None, name: str) -> Tensor:
+    got = tuple(tensor.shape[dim] for tensor in tensors)
+    expected = sizes or got[:1] * len(tensors)
+    dtypes = {tensor.dtype for tensor in tensors}
+    if got != expected or len(dtypes) > 1:
+        raise ValueError(f"expected parts of {name} with sizes {expected} and one dtype, got {got} and {dtypes}")
+    return torch.cat(tensors, dim)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
