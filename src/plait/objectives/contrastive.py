@@ -53,45 +53,26 @@ def contrastive_loss(
     if a.shape != b.shape or a_all.shape != b_all.shape or offset + len(a) > len(b_all):
         raise ValueError(
             f"expected paired rows inside the gathered ones, got a {tuple(a.shape)}, b {tuple(b.shape)}, "
-            f"gathered {tuple(a_all.shape)} and {tuple(b_all.shape)} at offset {offset}; pass the same rows on both sides"
+            f"gathered {tuple(a_all.shape)} and {tuple(b_all.shape)} at offset {offset}; pass both sides alike"
         )
-    targets = _targets(len(a), offset, ids, ids_all, a.device)
-    loss_ab, correct_ab = _direction(a, b_all, logit_scale, targets, label_smoothing, chunk_size)
-    loss_ba, correct_ba = _direction(b, a_all, logit_scale, targets, label_smoothing, chunk_size)
-    return ContrastiveOutput((loss_ab + loss_ba) / 2, correct_ab, correct_ba)
+    own = torch.arange(offset, offset + len(a), device=a.device) if ids is None else ids
 
+    def direction(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        def part(rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+            logits = logit_scale * (rows @ columns.T).float()  # (chunk, world * batch)
+            if ids is None:
+                return smoothed_cross_entropy(logits, own, label_smoothing).sum(), (logits.argmax(1) == own).sum()
+            partner = own[:, None] == (ids if ids_all is None else ids_all)
+            target = F.normalize(partner.float(), p=1, dim=1)
+            loss = smoothed_cross_entropy(logits, target, label_smoothing).sum()
+            return loss, partner.gather(1, logits.argmax(1, keepdim=True)).sum()
 
-Targets = tuple[Tensor, Tensor | None]
-"""(batch,) identities of the rows with (n,) identities of the columns, or (batch,) column numbers with None."""
+        if chunk_size is None or chunk_size >= len(rows):
+            return part(rows, own)
+        chunks = zip(rows.split(chunk_size), own.split(chunk_size), strict=True)
+        losses, correct = zip(*(checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
 
-
-def _targets(batch: int, offset: int, ids: Tensor | None, ids_all: Tensor | None, device: torch.device) -> Targets:
-    if ids is None:
-        return torch.arange(offset, offset + batch, device=device), None
-    return ids, ids if ids_all is None else ids_all
-
-
-def _direction(
-    rows: Tensor, columns: Tensor, scale: Tensor | float, targets: Targets, smoothing: float, chunk_size: int | None
-) -> tuple[Tensor, Tensor]:
-    own, all_ids = targets
-    if chunk_size is None or chunk_size >= len(rows):
-        loss, correct = _chunk(rows, columns, scale, own, all_ids, smoothing)
-        return loss / len(rows), correct
-    parts = [
-        checkpoint(_chunk, r, columns, scale, t, all_ids, smoothing, use_reentrant=False)
-        for r, t in zip(rows.split(chunk_size), own.split(chunk_size), strict=True)
-    ]
-    losses, correct = zip(*parts, strict=True)
-    return torch.stack(losses).sum() / len(rows), torch.stack(correct).sum()
-
-
-def _chunk(
-    rows: Tensor, columns: Tensor, scale: Tensor | float, own: Tensor, all_ids: Tensor | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    logits = scale * (rows @ columns.T).float()  # (chunk, n)
-    best = logits.argmax(dim=-1)
-    if all_ids is None:
-        return smoothed_cross_entropy(logits, own, smoothing).sum(), (best == own).sum()
-    partners = F.normalize((own[:, None] == all_ids[None, :]).float(), p=1, dim=-1)
-    return smoothed_cross_entropy(logits, partners, smoothing).sum(), (all_ids[best] == own).sum()
+    loss_ab, correct_ab = direction(a, b_all)
+    loss_ba, correct_ba = direction(b, a_all)
+    return ContrastiveOutput((loss_ab + loss_ba) / (2 * len(a)), correct_ab, correct_ba)
