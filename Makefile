@@ -1,0 +1,49 @@
+# Everything starts here: `make demo` trains and shows a small model, `make test` checks the library.
+PYTHON ?= python3
+VENV ?= .venv
+SEEDS ?= 1
+FOLDER ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := dev,media,train,search,serve,chat,eval
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
+OLD_PYTHON := Plait needs Python 3.11 or newer; name one with `make PYTHON=python3.12 setup`
+
+.PHONY: help setup demo test test-all check bench
+
+help:
+	@echo "make setup                          create $(VENV) and install Plait with its extras"
+	@echo "make demo [SEEDS=3] [FOLDER=photos] train, evaluate, index, search and write runs/demo/report.html"
+	@echo "make test                           set up and run the tests (make test-all adds the slow ones)"
+	@echo "make check                          lint, format, types and layout"
+	@echo "make bench                          the benchmarks, written to benchmarks/results"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("$(OLD_PYTHON)" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	$(BIN)/plait quickstart $(FOLDER) --seeds $(SEEDS)
+
+test: setup
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/ty check
+	$(BIN)/python -m pytest tests/test_layout.py
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ffn_ways.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attention_bias.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/branch_memory.py

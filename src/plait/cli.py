@@ -1,0 +1,155 @@
+"""The `plait` command: a table of verbs, each an importable function that is loaded when it is called.
+
+argv -> verb -> module:function (typer reads its annotations) -> exit code
+
+Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import plait
+from plait.errors import MissingExtraError, UsageError, missing_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130
+
+
+class Verb(NamedTuple):
+    """Where a verb lives (`module:function`, or `module:app` for a verb with sub-verbs) and its line in the help."""
+
+    home: str
+    help: str
+    shown_first: bool = False
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb("plait.recipes.quickstart:quickstart", "train, evaluate, index and search, one command", True),
+    "search": Verb("plait.search.commands:search", "query an index with text, images, sounds or any mixture", True),
+    "train": Verb("plait.training.commands:train", "run a recipe: a published training stage, or your own", True),
+    "eval": Verb("plait.evaluation.commands:evaluate", "measure a model on a task, with chance beside it", True),
+    "embed": Verb("plait.search.commands:embed", "turn files into vectors"),
+    "index": Verb("plait.search.commands:app", "build and change an index on disk: add"),
+    "data": Verb("plait.data.commands:app", "data sets: build, check, from-folder"),
+    "plan": Verb("plait.inspect.commands:plan", "what a recipe trains, and the memory it needs"),
+    "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
+    "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
+    "parity": Verb("plait.parity.commands:parity", "run golden cases and say what holds"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program name) and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"plait {plait.__version__}")
+        return 0
+    name, *rest = args
+    if name not in VERBS:
+        return _fail(f"expected a verb, got {name!r}; {_nearest(name)}", 2)
+    return run_verb(name, rest, debug=debug)
+
+
+def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
+    """Load the verb `name`, run it with `args`, and turn what it raises into one line and an exit code."""
+    import typer
+
+    # typer carries its own click or uses the package, by version: its base classes are the same by position
+    bad_usage, base = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
+    try:
+        result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
+    except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt | typer.Abort):
+            return _interrupted(name)
+        if isinstance(error, ImportError) and not _is_missing_package(error):
+            raise
+        code = 2 if isinstance(error, (bad_usage, UsageError)) else 1
+        return _fail(_one_line(error) + (f"; see plait {name} --help" if isinstance(error, bad_usage) else ""), code)
+    if result == INTERRUPTED:
+        return _interrupted(name)
+    return result if isinstance(result, int) else 0
+
+
+def command(name: str) -> Any:
+    """The command object of the verb `name`: a typer app as it is, or one made from the function's annotations."""
+    import typer
+    from typer.main import get_command, get_group
+
+    module, _, attribute = VERBS[name].home.partition(":")
+    target: Callable[..., Any] | typer.Typer = getattr(import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        return get_group(target)  # a group even where it has one sub-verb
+    app = typer.Typer(add_completion=False)
+    app.command(name)(target)
+    return get_command(app)
+
+
+def overview() -> str:
+    """What `plait --help` prints."""
+    width = max(map(len, VERBS)) + 2
+    first, more = (
+        [f"  {name:<{width}}{verb.help}" for name, verb in VERBS.items() if verb.shown_first is shown]
+        for shown in (True, False)
+    )
+    return "\n".join(
+        [
+            "Plait: train, search and study modular multimodal models.",
+            "",
+            "usage: plait VERB [OPTIONS]          plait VERB --help tells more",
+            "",
+            *first,
+            "",
+            "more:",
+            *more,
+            "",
+            "  --debug on any verb shows the traceback of an error; plait --version prints the version.",
+        ]
+    )
+
+
+def _nearest(name: str) -> str:
+    close = get_close_matches(name, VERBS, n=1, cutoff=0.5)
+    return f"did you mean 'plait {close[0]}'?" if close else "plait --help lists the verbs"
+
+
+def _is_missing_package(error: ImportError) -> bool:
+    """True for a package the user can install, False for a fault inside Plait or inside an installed package."""
+    return isinstance(error, MissingExtraError) or (
+        isinstance(error, ModuleNotFoundError) and not (error.name or "plait").startswith("plait")
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.strerror}: {error.filename}"
+    elif isinstance(error, ModuleNotFoundError):
+        text = missing_line(error)
+    else:
+        describe = getattr(error, "format_message", error.__str__)  # click's errors word themselves
+        text = describe()
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"plait: {message}", file=sys.stderr)
+    return code
+
+
+def _interrupted(name: str) -> int:
+    print(f"\nplait: {name} was interrupted", file=sys.stderr)
+    return INTERRUPTED

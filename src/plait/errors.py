@@ -1,0 +1,46 @@
+"""Errors a user can act on: one line that says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires
+from types import ModuleType
+
+
+class UsageError(ValueError):
+    """The command was wrong (exit code 2), as opposed to work that failed (exit code 1)."""
+
+
+class MissingExtraError(ImportError):
+    """An optional package is needed and not installed; the message holds the install line."""
+
+
+def extra_of(module: str) -> str | None:
+    """The extra of Plait that brings `module`, or None where no extra does. Read from the installed metadata."""
+    try:
+        requirements = requires("plait") or []
+    except PackageNotFoundError:
+        return None
+    wanted = module.partition(".")[0].lower()
+    for requirement in requirements:
+        name, _, marker = requirement.partition(";")
+        package = name.split("[")[0].strip(" <>=!~.0123456789,")
+        if "extra ==" in marker and package.replace("-", "_").lower() == wanted:
+            return marker.split("extra ==")[1].strip(" '\"")
+    return None
+
+
+def import_extra(module: str) -> ModuleType:
+    """Import `module`, which an extra brings. Raises MissingExtraError with the install line where it is missing."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(missing_line(error)) from error
+
+
+def missing_line(error: ModuleNotFoundError) -> str:
+    """One line for a package that is not installed, with the line that installs it."""
+    name = (error.name or str(error)).split(".")[0]
+    extra = extra_of(name)
+    remedy = f"pip install 'plait[{extra}]'" if extra else f"pip install {name}"
+    return f"expected the package {name}, found none; install it with: {remedy}"

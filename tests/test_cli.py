@@ -1,0 +1,174 @@
+"""The `plait` command: exit codes, one-line errors, suggestions, and documents that name only what exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+
+from plait import __version__
+from plait.cli import INTERRUPTED, VERBS, Verb, command, main
+from plait.errors import MissingExtraError, UsageError, extra_of, import_extra
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+
+app = typer.Typer()
+
+
+@app.command("build")
+def build(target: Annotated[str, typer.Argument()]) -> None:
+    """A sub-verb."""
+    print(f"built {target}")
+
+
+def work(outcome: Annotated[str, typer.Argument()] = "ok", number: Annotated[int, typer.Option("--number")] = 0) -> Any:
+    """A verb that ends as it is told."""
+    raisers = {
+        "value": ValueError("expected a model,\n got a cat; give a model"),
+        "usage": UsageError("expected a query, got none; add --text"),
+        "file": FileNotFoundError(2, "No such file or directory", "a.jpg"),
+        "bug": KeyError("inside"),
+        "interrupt": KeyboardInterrupt(),
+        "package": ModuleNotFoundError("No module named 'lancedb'", name="lancedb"),
+        "own": ModuleNotFoundError("No module named 'plait.nowhere'", name="plait.nowhere"),
+        "exit": typer.Exit(1),
+    }
+    if outcome in raisers:
+        raise raisers[outcome]
+    print(f"number {number}")
+    return 1 if outcome == "one" else None
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VERBS, "work", Verb(f"{__name__}:work", "test"))
+    monkeypatch.setitem(VERBS, "things", Verb(f"{__name__}:app", "test"))
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("work value", 1, "plait: expected a model, got a cat; give a model"),
+        ("work usage", 2, "plait: expected a query, got none; add --text"),
+        ("work file", 1, "plait: No such file or directory: a.jpg"),
+        (
+            "work package",
+            1,
+            "plait: expected the package lancedb, found none; install it with: pip install 'plait[search]'",
+        ),
+        ("work --nmber 3", 2, "--number"),
+        ("work --number x", 2, "'x'"),
+        ("work a b c", 2, "unexpected extra argument"),
+        ("wrok", 2, "did you mean 'plait work'?"),
+        ("zzzzzz", 2, "plait --help lists the verbs"),
+        ("--verbose", 2, "expected a verb, got '--verbose'"),
+        ("things", 2, "Missing command"),
+        ("things buidl x", 2, "Did you mean 'build'?"),
+        ("things build", 2, "Missing argument"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(line: str, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(line.split()) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("plait: ") and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("verbs")
+def test_work_that_succeeds_exits_0(capsys: pytest.CaptureFixture) -> None:
+    assert main(["work", "--number", "3"]) == 0
+    assert main(["things", "build", "houses"]) == 0  # an app with one sub-verb still names it
+    assert capsys.readouterr().out == "number 3\nbuilt houses\n"
+
+
+@pytest.mark.usefixtures("verbs")
+def test_a_verb_can_choose_its_exit_code() -> None:
+    assert main(["work", "one"]) == 1
+    assert main(["work", "exit"]) == 1
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize("line", ["--debug work value", "work value --debug"])
+def test_debug_shows_the_traceback(line: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(line.split()) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("verbs")
+@pytest.mark.parametrize(("outcome", "error"), [("bug", KeyError), ("own", ModuleNotFoundError)])
+def test_a_bug_is_not_dressed_up_as_a_user_error(outcome: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        main(["work", outcome])
+
+
+@pytest.mark.usefixtures("verbs")
+def test_an_interrupt_is_said_and_exits_130(capsys: pytest.CaptureFixture) -> None:
+    assert main(["work", "interrupt"]) == INTERRUPTED == 130
+    assert capsys.readouterr().err == "\nplait: work was interrupted\n"
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_help_lists_every_verb(args: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(args) == 0
+    out = capsys.readouterr().out
+    for name, verb in VERBS.items():
+        assert re.search(rf"^  {name} +{re.escape(verb.help)}$", out, re.MULTILINE)
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"plait {__version__}\n"
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([name, "--help"]) == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def commands_in(document: Path) -> list[str]:
+    """The `plait ...` lines of a document's shell blocks, comments and prompts removed."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = (line.removeprefix("$ ").strip() for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    return [line for line in lines if line.startswith("plait ")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_verbs_and_options_that_exist(document: Path) -> None:
+    for line in commands_in(document):
+        name, *args = shlex.split(line, comments=True)[1:]
+        if name.startswith("--"):
+            continue
+        assert name in VERBS, f"{document.name}: {line}"
+        verb = command(name)
+        if hasattr(verb, "commands"):
+            assert args[0] in verb.commands, f"{document.name}: {line}"
+            verb, args = verb.commands[args[0]], args[1:]
+        context = verb.make_context(
+            name, args, resilient_parsing=False
+        )  # raises on an unknown option or a missing argument
+        context.close()
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(commands_in(ROOT / "README.md")) >= 4
+
+
+def test_extras_are_found_in_the_package_metadata() -> None:
+    assert (extra_of("av"), extra_of("lancedb"), extra_of("resvg_py"), extra_of("torch")) == (
+        "media",
+        "search",
+        "build",
+        None,
+    )
+    with pytest.raises(MissingExtraError, match="pip install not_a_package"):
+        import_extra("not_a_package.part")
+    assert import_extra("typer") is import_module("typer")
