@@ -1,1 +1,1 @@
-"""Leaves of every model: torch only, plain ints in, never a config object."""
+"""Leaves: torch only, plain numbers in, never a config object."""

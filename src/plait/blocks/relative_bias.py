@@ -30,7 +30,9 @@ def image_table_rows(width: int) -> int:
     return (2 * width - 1) ** 2 + 3
 
 
-def token_bucket_index(length: int, bucket_size: int, max_positions: int = 1024) -> Tensor:
+def token_bucket_index(
+    length: int, bucket_size: int, max_positions: int = 1024, device: torch.device | None = None
+) -> Tensor:
     """Table rows for a sequence of tokens (or audio frames) behind a CLS vector.
 
     Distances up to `bucket_size // 2` have a row each, longer ones share rows on a logarithmic scale that ends at
@@ -38,7 +40,8 @@ def token_bucket_index(length: int, bucket_size: int, max_positions: int = 1024)
 
     length: positions including CLS. Returns int64 (length, length).
     """
-    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
     middle = bucket_size // 2
     # float32 on purpose: published bucket borders are those of single-precision logarithms.
     ratio = torch.log(distance.abs().clamp_min(1).float() / middle) / math.log((max_positions - 1) / middle)
@@ -47,12 +50,13 @@ def token_bucket_index(length: int, bucket_size: int, max_positions: int = 1024)
     return _with_cls_rows(index, first_row=2 * bucket_size - 1)
 
 
-def image_bucket_index(width: int) -> Tensor:
+def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor:
     """Table rows for `width` x `width` patches in row-major order behind a CLS vector.
 
     Returns int64 (width**2 + 1, width**2 + 1).
     """
-    y, x = torch.arange(width).repeat_interleave(width), torch.arange(width).repeat(width)
+    side = torch.arange(width, device=device)
+    y, x = side.repeat_interleave(width), side.repeat(width)
     span = 2 * width - 1
     rows = (y[:, None] - y[None, :] + width - 1) * span + (x[:, None] - x[None, :] + width - 1)
     return _with_cls_rows(torch.nn.functional.pad(rows, (1, 0, 1, 0)), first_row=span * span)

@@ -1,1 +1,1 @@
-"""Where modalities meet: encoders and decoders over tokens of several modalities."""
+"""Where modalities meet."""

@@ -1,0 +1,1 @@
+"""One modality in, (batch, seq, dim) out."""

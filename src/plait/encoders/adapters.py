@@ -1,0 +1,236 @@
+"""Modality adapters: raw inputs of one modality -> embeddings with CLS in front, a mask and attention biases.
+
+    ids | pixels | waveform -> [cls ; units] + positions, mask, relative-position bias -> trunk   (ONE-PEACE, section 3.1)
+
+`keep` selects visible units for masked encoding: (batch, kept) positions in the CLS-prefixed sequence, 0 first, padded
+with -1. Padding entries read position kept - 1 and are masked, as the published code does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.blocks.patch_embed import HierarchicalStem, LinearStem
+from plait.blocks.position_interpolation import resize_absolute
+from plait.blocks.relative_bias import image_bucket_index, image_table_rows, token_bucket_index, token_table_rows
+from plait.blocks.waveform import ConvPositions, ConvSpec, WaveformEncoder
+
+
+@dataclass(slots=True)
+class Adapted:
+    """What an adapter hands to the trunk.
+
+    x: (batch, seq, dim) with CLS first; mask: (batch, seq) bool, True = real, or None when all are;
+    biases: none, one, or one per layer, each (batch or 1, heads, seq, seq).
+    """
+
+    x: Tensor
+    mask: Tensor | None
+    biases: tuple[Tensor, ...] = ()
+
+
+class RelativeBias(nn.Module):
+    """Learned attention bias per head and relative position; one table for all layers or one per layer."""
+
+    def __init__(self, rows: int, num_heads: int, num_tables: int) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(num_tables))
+
+    def forward(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
+        """index: (seq, seq); keep: (batch, kept) valid positions -> biases (batch or 1, heads, seq or kept, ...)."""
+        index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]
+        return tuple(F.embedding(index, table).permute(0, 3, 1, 2).contiguous() for table in self.tables)
+
+
+def resolve_keep(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """keep: (batch, kept) with -1 padding -> indices that can be gathered, and a (batch, kept) mask, True = real."""
+    mask = keep >= 0
+    return keep.masked_fill(~mask, keep.shape[1] - 1), mask
+
+
+def gather_units(x: Tensor, index: Tensor) -> Tensor:
+    """x: (batch, seq, dim), index: (batch, kept) -> (batch, kept, dim)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def prepend_true(mask: Tensor) -> Tensor:
+    """mask: (batch, seq) -> (batch, 1 + seq) bool with a real CLS in front."""
+    return F.pad(mask.bool(), (1, 0), value=True)
+
+
+class TextAdapter(nn.Module):
+    """Token ids -> [cls ; tokens] + learned positions, with relative-position bias."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        vocab_size: int,
+        *,
+        bucket_size: int,
+        max_positions: int = 514,
+        num_bias_tables: int = 1,
+        pad_token_id: int = 1,
+        embedding_norm: bool = False,
+        type_embedding: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.bucket_size = bucket_size
+        self.pad_token_id = pad_token_id
+        self.gradient_scale = gradient_scale
+        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.token_embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_token_id)
+        self.position_embedding = nn.Parameter(torch.zeros(max_positions, dim))
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if type_embedding else None
+        self.norm = nn.LayerNorm(dim) if embedding_norm else None
+        self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
+        """input_ids: (batch, seq) ending in EOS; attention_mask: (batch, seq), by default ids other than padding."""
+        seq = input_ids.shape[1] + 1
+        if seq > len(self.position_embedding):
+            raise ValueError(f"expected at most {len(self.position_embedding) - 1} tokens, got {seq - 1}; truncate the text")
+        x = torch.cat([self.cls_embedding.expand(len(input_ids), 1, -1), self.token_embedding(input_ids)], dim=1)
+        x = x if self.norm is None else self.norm(x)
+        x = shrink_gradient(x, self.gradient_scale) + self.position_embedding[:seq]
+        if self.type_embedding is not None:
+            x = x + self.type_embedding
+        index = token_bucket_index(seq, self.bucket_size, device=x.device)
+        if keep is None:
+            mask = prepend_true(input_ids != self.pad_token_id if attention_mask is None else attention_mask)
+            return Adapted(x, mask, self.bias(index))
+        keep, mask = resolve_keep(keep)
+        return Adapted(gather_units(x, keep), mask, self.bias(index, keep))
+
+
+class ImageAdapter(nn.Module):
+    """Pixels -> [cls ; patches] + learned grid positions (resized to the image's grid), with relative-position bias.
+
+    bucket_size: side of the stored position grid; rel_bucket_size: side of the patch grid, in patches.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        bucket_size: int,
+        rel_bucket_size: int,
+        num_bias_tables: int = 1,
+        stem: str = "hmlp",
+        embedding_norm: bool = False,
+        type_embedding: bool = False,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if stem not in ("hmlp", "mlp"):
+            raise ValueError(f"expected the image stem 'hmlp' or 'mlp', got {stem!r}")
+        self.rel_bucket_size = rel_bucket_size
+        self.gradient_scale = gradient_scale
+        self.stem = HierarchicalStem(dim) if stem == "hmlp" else LinearStem(dim)
+        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.position_embedding = nn.Parameter(torch.zeros(bucket_size**2 + 1, dim))
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if type_embedding else None
+        self.second_type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if type_embedding else None
+        self.norm = nn.LayerNorm(dim) if embedding_norm else None
+        self.bias = RelativeBias(image_table_rows(rel_bucket_size), num_heads, num_bias_tables)
+
+    @property
+    def image_size(self) -> int:
+        """The only side, in pixels, that the relative positions fit."""
+        return self.rel_bucket_size * self.stem.patch_size
+
+    def forward(self, pixel_values: Tensor, keep: Tensor | None = None, *, is_second: bool = False) -> Adapted:
+        """pixel_values: (batch, 3, side, side); is_second: the second image of a pair, which adds its own type vector."""
+        if pixel_values.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"expected images of {self.image_size} x {self.image_size} pixels, got {tuple(pixel_values.shape[-2:])}; "
+                "resize them, or load the model with another rel_bucket_size"
+            )
+        patches = self.stem(pixel_values).flatten(1, 2)
+        x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        x = x if self.norm is None else self.norm(x)
+        x = shrink_gradient(x, self.gradient_scale) + resize_absolute(self.position_embedding, self.rel_bucket_size)
+        if self.type_embedding is not None:
+            x = x + self.type_embedding
+        if is_second:
+            if self.second_type_embedding is None:
+                raise ValueError("expected a model with type embeddings for a second image, got one without")
+            x = x + self.second_type_embedding
+        index = image_bucket_index(self.rel_bucket_size, device=x.device)
+        if keep is None:
+            return Adapted(x, None, self.bias(index))
+        keep, mask = resolve_keep(keep)
+        return Adapted(gather_units(x, keep), mask, self.bias(index, keep))
+
+
+class AudioAdapter(nn.Module):
+    """Waveform -> [cls ; frames] + convolutional positions, with relative-position bias.
+
+    leaky_padding: let padded frames leak into real ones, as the official code does (a clip's embedding then depends on
+        its batch mates).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        conv_spec: Sequence[ConvSpec],
+        bucket_size: int,
+        position_depth: int = 5,
+        position_width: int = 95,
+        position_groups: int = 16,
+        num_bias_tables: int = 1,
+        conv_bias: bool = False,
+        embedding_norm: bool = False,
+        type_embedding: bool = False,
+        gradient_scale: float = 1.0,
+        leaky_padding: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bucket_size = bucket_size
+        self.gradient_scale = gradient_scale
+        self.leaky_padding = leaky_padding
+        self.waveform = WaveformEncoder(conv_spec, bias=conv_bias)
+        self.feature_norm = nn.LayerNorm(conv_spec[-1][0])
+        self.feature_proj = nn.Linear(conv_spec[-1][0], dim)
+        self.positions = ConvPositions(dim, position_depth, position_width, position_groups)
+        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.cls_position_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_embedding = nn.Parameter(torch.zeros(1, dim))  # published files carry it; nothing reads it
+        self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if type_embedding else None
+        self.norm = nn.LayerNorm(dim) if embedding_norm else None
+        self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
+
+    def forward(self, input_values: Tensor, frame_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
+        """input_values: (batch, samples), zero-padded on the right; frame_mask: (batch, frames) bool, True = real."""
+        features = self.feature_proj(self.feature_norm(self.waveform(input_values)))  # (batch, frames, dim)
+        mask = None if frame_mask is None else frame_mask.bool()
+        if mask is not None and mask.shape != features.shape[:2]:
+            raise ValueError(f"expected a frame mask {tuple(features.shape[:2])}, got {tuple(mask.shape)}")
+        index = token_bucket_index(features.shape[1] + 1, self.bucket_size, device=features.device)
+        biases = self.bias(index) if keep is None else ()
+        if keep is not None:
+            keep, kept_mask = resolve_keep(keep)
+            # Positions of visible frames come from visible frames alone: the convolutions run on the shortened sequence.
+            features, mask, biases = gather_units(features, keep[:, 1:] - 1), kept_mask[:, 1:], self.bias(index, keep)
+        positions = self.positions(features, None if self.leaky_padding else mask)
+        x = torch.cat([self.cls_embedding.expand(len(features), 1, -1), features], dim=1)
+        x = x if self.norm is None else self.norm(x)
+        x = shrink_gradient(x, self.gradient_scale)
+        x = x + torch.cat([self.cls_position_embedding.expand(len(features), 1, -1), positions], dim=1)
+        if self.type_embedding is not None:
+            x = x + self.type_embedding
+        return Adapted(x, None if mask is None else prepend_true(mask), biases)
+
+
+def shrink_gradient(x: Tensor, scale: float) -> Tensor:
+    """x with its gradient multiplied by `scale` (GLM-130B, arXiv 2210.02414)."""
+    return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)

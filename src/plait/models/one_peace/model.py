@@ -1,0 +1,277 @@
+"""ONE-PEACE: one transformer for text, image and audio (arXiv 2305.11172).
+
+    text | image | audio -> adapter -> routed trunk (shared attention, a feed-forward network per modality) -> features
+    features[:, 0] -> projection -> unit vector                                                      (section 3.1)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from plait.blocks.attention import attention_function
+from plait.blocks.masks import block_diagonal, lengths_to_mask
+from plait.blocks.residual import LayerScale
+from plait.blocks.waveform import FrameConv, conv_output_lengths
+from plait.encoders.adapters import Adapted, AudioAdapter, ImageAdapter, RelativeBias, TextAdapter
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.routing import Route
+from plait.trunks.encoder import RoutedEncoder
+
+
+@dataclass(slots=True)
+class Encoded:
+    """What `OnePeaceModel.encode` returns, by modality.
+
+    features: (batch, 1 + units, dim) after the final norm, CLS first; masks: (batch, 1 + units) bool, True = real, or
+    None; hidden: the joint sequence after every layer, where asked for; adapted: what the trunk was given.
+    """
+
+    features: dict[str, Tensor]
+    masks: dict[str, Tensor | None]
+    adapted: dict[str, Adapted]
+    hidden: list[Tensor] = field(default_factory=list)
+
+
+class OnePeacePreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by the ONE-PEACE models."""
+
+    config_class = OnePeaceConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["RoutedEncoderLayer"]  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Published initialisation: normal of std 0.02 cut at one sigma; tables, types and biases 0."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, FrameConv):
+            init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, LayerScale):
+            init.constant_(module.weight, module.init)
+        elif isinstance(module, RelativeBias):
+            for table in module.tables:
+                init.zeros_(table)
+        else:
+            self._init_vectors(module)
+
+    def _init_vectors(self, module: nn.Module) -> None:
+        for name, parameter in module.named_parameters(recurse=False):
+            if "type_embedding" in name:
+                init.zeros_(parameter)
+            elif name == "logit_scale":
+                init.constant_(parameter, math.log(self.config.logit_scale_init))
+            else:
+                init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+
+
+class OnePeaceModel(OnePeacePreTrainedModel):
+    """Encoder, projections and temperature: embeds text, images and audio into one space, and pairs of them jointly.
+
+    Build it from a config, or load it with `plait.load` / `from_pretrained`. Only branches in `config.modalities` exist.
+    """
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        super().__init__(config)
+        self.adapters = nn.ModuleDict({m: build_adapter(config, m) for m in config.modalities})
+        self.trunk = RoutedEncoder(
+            config.dim,
+            config.num_heads,
+            config.mlp_dim,
+            config.num_layers,
+            config.ways("mlp_ways"),
+            config.ways("norm_ways"),
+            inner_norms=tuple(config.inner_norms),
+            layer_scale=config.layer_scale,
+            drop_path_rate=config.drop_path_rate,
+        )
+        if config.use_projections:
+            self.projections = nn.ModuleDict({m: nn.Linear(config.dim, config.dim) for m in config.modalities})
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
+        self.post_init()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The branches this model has."""
+        return tuple(self.config.modalities)
+
+    def temperature(self) -> Tensor:
+        """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients through."""
+        clamped = self.logit_scale + (self.logit_scale.clamp(0.0, math.log(100.0)) - self.logit_scale).detach()
+        return clamped.exp()
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        is_second_image: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Encoded:
+        """Encode text, an image or audio alone, or text jointly with one of the other two.
+
+        input_ids: (batch, tokens) ending in EOS; attention_mask: (batch, tokens), default: ids other than padding;
+        pixel_values: (batch, 3, side, side); input_values: (batch, samples) with frame_mask: (batch, frames) bool;
+        keep: visible units per modality, (batch, kept), see `plait.encoders.adapters`.
+        Raises ValueError for a branch the model lacks and for image with audio, which no stage ever trained together.
+        """
+        keep = keep or {}
+        given = {"text": input_ids, "image": pixel_values, "audio": input_values}
+        names = [m for m, value in given.items() if value is not None]
+        self._check(names)
+        adapted: dict[str, Adapted] = {}
+        if input_ids is not None:
+            adapted["text"] = self.adapters["text"](input_ids, attention_mask, keep.get("text"))
+        if pixel_values is not None:
+            adapted["image"] = self.adapters["image"](pixel_values, keep.get("image"), is_second=is_second_image)
+        if input_values is not None:
+            adapted["audio"] = self.adapters["audio"](input_values, frame_mask, keep.get("audio"))
+        return self._run_trunk(adapted, output_hidden_states)
+
+    def _run_trunk(self, adapted: dict[str, Adapted], output_hidden_states: bool) -> Encoded:
+        parts = list(adapted.values())
+        x = torch.cat([part.x for part in parts], dim=1)
+        mask = join_masks(parts)
+        if mask is not None:
+            x = x * mask[..., None]
+        biases = tuple(block_diagonal(blocks) for blocks in zip(*(part.biases for part in parts)))
+        route = Route.segments({m: part.x.shape[1] for m, part in adapted.items()}, listed=self.modalities)
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
+        attend = attention_function(self.config._attn_implementation)
+        out = self.trunk(x, route, biases, mask, attend, hidden)
+        features = dict(zip(adapted, out.split([part.x.shape[1] for part in parts], dim=1)))
+        return Encoded(features, {m: part.mask for m, part in adapted.items()}, adapted, hidden or [])
+
+    def _check(self, names: list[str]) -> None:
+        missing = [m for m in names if m not in self.modalities]
+        if missing:
+            raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {', '.join(missing)}; load that branch too")
+        if not names:
+            raise ValueError("expected input_ids, pixel_values or input_values, got none")
+        if "image" in names and "audio" in names:
+            raise ValueError(
+                "expected one modality, or text with image or audio, got image with audio; "
+                "embed them apart and add their unit vectors"
+            )
+
+    def project(self, features: Tensor, modality: str) -> Tensor:
+        """features: (batch, seq, dim) of one modality -> unit vectors (batch, dim) of its CLS."""
+        if not self.config.use_projections:
+            raise ValueError("expected a retrieval model, got one without projections; embed with the pretrained model")
+        return F.normalize(self.projections[modality](features[:, 0]), dim=-1)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids: (batch, tokens) -> unit vectors (batch, dim)."""
+        return self.project(self.encode(input_ids, attention_mask=attention_mask).features["text"], "text")
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, dim)."""
+        return self.project(self.encode(pixel_values=pixel_values).features["image"], "image")
+
+    def get_audio_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_values: (batch, samples); attention_mask: (batch, samples), 1 = real -> unit vectors (batch, dim)."""
+        mask = None if attention_mask is None else self.frame_mask(attention_mask)
+        return self.project(self.encode(input_values=input_values, frame_mask=mask).features["audio"], "audio")
+
+    def frame_mask(self, attention_mask: Tensor) -> Tensor:
+        """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
+        spec = [tuple(layer) for layer in self.config.audio_conv_spec]
+        size = torch.tensor([attention_mask.shape[1]])
+        return lengths_to_mask(conv_output_lengths(attention_mask.sum(dim=1), spec), int(conv_output_lengths(size, spec)))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        **_: object,
+    ) -> dict[str, Tensor]:
+        """Unit vectors of every modality given, each encoded alone: {"text_embeds": (batch, dim), ...}.
+
+        audio_attention_mask: (batch, samples), 1 = real.
+        """
+        embeds: dict[str, Tensor] = {}
+        if input_ids is not None:
+            embeds["text_embeds"] = self.get_text_features(input_ids, attention_mask)
+        if pixel_values is not None:
+            embeds["image_embeds"] = self.get_image_features(pixel_values)
+        if input_values is not None:
+            embeds["audio_embeds"] = self.get_audio_features(input_values, audio_attention_mask)
+        self._check([name.removesuffix("_embeds") for name in list(embeds)[:1]])
+        return embeds
+
+
+def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
+    """The adapter of one modality as the configuration describes it."""
+    common = {
+        "num_bias_tables": config.num_bias_tables,
+        "embedding_norm": modality in config.embedding_norms,
+        "type_embedding": modality in config.type_embeddings,
+        "gradient_scale": config.gradient_scale,
+    }
+    if modality == "text":
+        return TextAdapter(
+            config.dim,
+            config.num_heads,
+            config.vocab_size,
+            bucket_size=config.text_bucket_size,
+            max_positions=config.max_text_positions,
+            pad_token_id=config.pad_token_id,
+            **common,
+        )
+    if modality == "image":
+        return ImageAdapter(
+            config.dim,
+            config.num_heads,
+            bucket_size=config.image_bucket_size,
+            rel_bucket_size=config.image_rel_bucket_size,
+            stem=config.image_stem,
+            **common,
+        )
+    return AudioAdapter(
+        config.dim,
+        config.num_heads,
+        conv_spec=[tuple(layer) for layer in config.audio_conv_spec],
+        bucket_size=config.audio_bucket_size,
+        position_depth=config.audio_position_depth,
+        position_width=config.audio_position_width,
+        position_groups=config.audio_position_groups,
+        conv_bias=config.audio_conv_bias,
+        leaky_padding=config.official,
+        **common,
+    )
+
+
+def join_masks(parts: list[Adapted]) -> Tensor | None:
+    """One (batch, total) mask of several adapted sequences, None when nothing is padded."""
+    if all(part.mask is None for part in parts):
+        return None
+    return torch.cat([part.x.new_ones(part.x.shape[:2], dtype=torch.bool) if part.mask is None else part.mask for part in parts], dim=1)

@@ -1,0 +1,123 @@
+"""ONE-PEACE heads: what the features of one pass are used for (arXiv 2305.11172, section 4; specification 2.8).
+
+    features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's features] -> classifier -> logits
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+
+
+class AttentionPooling(nn.Module):
+    """One learned query over the units of a sequence; its scores are not scaled."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, num_heads, dim // num_heads))
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (batch, seq, dim); mask: (batch, seq) bool, True = real -> (batch, dim)."""
+        heads = self.query.shape[2]
+        k = self.k_proj(x).unflatten(-1, (heads, -1))  # (batch, seq, heads, head_dim)
+        v = self.v_proj(x).unflatten(-1, (heads, -1))
+        scores = (k * self.query).sum(-1).float()  # (batch, seq, heads)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None], torch.finfo(scores.dtype).min)
+        pooled = (scores.softmax(dim=1).to(v.dtype)[..., None] * v).sum(dim=1)
+        return self.out_proj(pooled.flatten(1))
+
+
+class ClassificationHead(nn.Module):
+    """Pooling, optional pooler and a two-layer classifier of inner width dim * head_scale_ratio."""
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        super().__init__()
+        dim, inner = config.dim, int(config.dim * config.head_scale_ratio)
+        self.pool = AttentionPooling(dim, config.num_heads) if config.pool_attention else None
+        self.norm = nn.LayerNorm(dim)  # published files carry it also where CLS is used as it is
+        self.pooler = nn.Linear(dim, dim) if config.use_pooler else None
+        self.classifier = nn.Sequential(
+            nn.Linear(2 * dim if config.use_two_images else dim, inner),
+            nn.LayerNorm(inner),
+            nn.GELU(),
+            nn.Linear(inner, config.num_classes),
+        )
+
+    def pooled(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """features: (batch, 1 + units, dim) -> (batch, dim): all units but CLS, or CLS where pooling is off."""
+        if self.pool is None:
+            x = features[:, 0]
+        else:
+            x = self.norm(self.pool(features[:, 1:], None if mask is None else mask[:, 1:]))
+        return x if self.pooler is None else torch.tanh(self.pooler(x))
+
+
+class OnePeaceForClassification(OnePeacePreTrainedModel):
+    """Text, image, audio or pairs of them -> `num_classes` logits: VQA, NLVR2, AQA, FSD50K, VGGSound, grounding.
+
+    Grounding reads `logits.sigmoid()` as a box (x1, y1, x2, y2) in parts of the image's sides.
+    """
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        super().__init__(config)
+        if not config.num_classes:
+            raise ValueError("expected config.num_classes for a classification model, got 0")
+        self.model = OnePeaceModel(config)
+        self.head = ClassificationHead(config)
+        self.post_init()
+
+    def pool(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        is_second_image: bool = False,
+    ) -> Tensor:
+        """One pass of the encoder, pooled over the modality the head reads -> (batch, dim)."""
+        encoded = self.model.encode(
+            input_ids,
+            pixel_values,
+            input_values,
+            attention_mask=attention_mask,
+            frame_mask=frame_mask,
+            is_second_image=is_second_image,
+        )
+        modality = self.config.pool_modality or next(iter(encoded.features))
+        return self.head.pooled(encoded.features[modality], encoded.masks[modality])
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        second_pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: object,
+    ) -> dict[str, Tensor]:
+        """Inputs as `OnePeaceModel.encode` -> {"logits": (batch, num_classes)}, and "loss" where labels are given.
+
+        labels: (batch,) class numbers, or (batch, num_classes) soft targets; the loss is the mean cross-entropy.
+        """
+        if audio_attention_mask is not None:
+            frame_mask = self.model.frame_mask(audio_attention_mask)
+        pooled = self.pool(input_ids, pixel_values, input_values, attention_mask, frame_mask)
+        if self.config.use_two_images:
+            if second_pixel_values is None:
+                raise ValueError("expected second_pixel_values for a model of two images, got none")
+            second = self.pool(input_ids, second_pixel_values, None, attention_mask, is_second_image=True)
+            pooled = torch.cat([pooled, second], dim=-1)
+        logits = self.head.classifier(pooled)
+        return {"logits": logits} if labels is None else {"logits": logits, "loss": F.cross_entropy(logits, labels)}
