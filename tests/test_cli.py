@@ -64,7 +64,7 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
             "plait: expected the package lancedb, found none; install it with: pip install 'plait[search]'",
         ),
         ("work --nmber 3", 2, "--number"),
-        ("work --number x", 2, "'x'"),
+        ("work --number x", 2, "valid integer"),
         ("work a b c", 2, "unexpected extra argument"),
         ("wrok", 2, "did you mean 'plait work'?"),
         ("zzzzzz", 2, "plait --help lists the verbs"),
