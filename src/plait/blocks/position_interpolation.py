@@ -33,7 +33,7 @@ def resize_absolute(table: Tensor, width: int, num_special: int = 1) -> Tensor:
 
 
 def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: int = 3) -> Tensor:
-    """Resize a relative-position table of `old_width` x `old_width` patches to `new_width`; special rows at the end stay.
+    """Resize a relative-position table of `old_width` x `old_width` patches to `new_width`; the last special rows stay.
 
     Distances of the old table are stretched to a geometric sequence that reaches as far as the new grid, so that near
     offsets keep their spacing; a cubic spline per head is read at the new integer offsets.

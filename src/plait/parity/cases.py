@@ -1,0 +1,198 @@
+"""Golden cases on disk: directory -> `Case` with inputs, weights and descriptions of its outputs, without their values.
+
+A case is a directory that holds CASE.md or expected.json; its parent names the system. Key lists (`*.json.gz`) that lie
+loose in a system form its case `keys`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+DOCUMENTS = ("expected.json", "data.json", "examples.json")
+"""JSON files that hold expected values, in the order in which they are looked for."""
+
+
+class Place(NamedTuple):
+    """Where a case lies. `directory` of a loose `keys` case is the directory of its system."""
+
+    system: str
+    name: str
+    directory: Path
+
+
+class OutputSpec(NamedTuple):
+    """What a runner may know of a stored output."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cases run: attention implementation, device and floating-point type."""
+
+    attn: str = "eager"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden case as a runner sees it.
+
+    `config_outputs` names the entries of config.json that are expected values, `json_inputs` the fields of the JSON
+    document that are inputs; all other values of both are hidden (`None` in the same structure).
+    """
+
+    system: str
+    name: str
+    path: Path
+    settings: Settings = field(default_factory=Settings)
+    config_outputs: tuple[str, ...] = ()
+    json_inputs: tuple[str, ...] = ()
+
+    @property
+    def attn(self) -> str:
+        """Attention implementation to run with: "eager" or "sdpa"."""
+        return self.settings.attn
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Device to run on."""
+        import torch
+
+        return torch.device(self.settings.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type to run in."""
+        import torch
+
+        return getattr(torch, self.settings.dtype)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json with the values of expected entries hidden; empty without the file."""
+        config = read_json(self.path / "config.json") or {}
+        return {key: hide(value, ()) if key in self.config_outputs else value for key, value in config.items()}
+
+    @cached_property
+    def document(self) -> Any:
+        """The JSON document with all but its input fields hidden; None without one."""
+        return hide(self.stored_document(), self.json_inputs)
+
+    @cached_property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Tensors stored as `in.NAME`, under NAME, on the CPU as they are stored."""
+        return self._tensors("in.")
+
+    @cached_property
+    def data(self) -> dict[str, torch.Tensor]:
+        """Tensors stored as `data.NAME`, under NAME, on the CPU as they are stored."""
+        return self._tensors("data.")
+
+    @cached_property
+    def outputs(self) -> dict[str, OutputSpec]:
+        """Shape and type of every stored `out.*` tensor, under its full name."""
+        with self._open() as file:
+            slices = {name: file.get_slice(name) for name in file.keys() if name.startswith("out.")}  # noqa: SIM118
+            return {name: OutputSpec(tuple(s.get_shape()), _torch_dtype(s.get_dtype())) for name, s in slices.items()}
+
+    @cached_property
+    def key_lists(self) -> dict[str, Path]:
+        """Key lists of the case: `keys.NAME` -> file."""
+        return {f"keys.{_list_name(p)}": p for p in sorted(self.path.glob("*.json.gz"))}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The official state dict of the case, on the CPU in float32 as stored. Raises ValueError without one."""
+        from safetensors.torch import load_file
+
+        path = self.path / "weights.safetensors"
+        if not path.exists():
+            raise ValueError(
+                f"expected weights.safetensors in case {self.name}, found none; add it or change the runner"
+            )
+        return load_file(path)
+
+    def input(self, name: str) -> torch.Tensor:
+        """Input NAME on the device of the run, floating-point values in its type."""
+        value = self.inputs[name].to(self.device)
+        return value.to(self.dtype) if value.is_floating_point() else value
+
+    def file(self, name: str) -> Path | None:
+        """A file of the case, or None where this copy of the goldens leaves it out."""
+        path = self.path / name
+        return path if path.exists() else None
+
+    def stored_document(self) -> Any:
+        """The JSON document as stored, for the comparison only."""
+        return next((read_json(self.path / name) for name in DOCUMENTS if (self.path / name).exists()), None)
+
+    def _tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        with self._open() as file:
+            return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+
+    def _open(self) -> Any:
+        from contextlib import nullcontext
+
+        from safetensors import safe_open
+
+        path = self.path / "tensors.safetensors"
+        return safe_open(path, "pt") if path.exists() else nullcontext(_NoTensors())
+
+
+class _NoTensors:
+    def keys(self) -> list[str]:
+        return []
+
+
+def discover(root: Path) -> list[Place]:
+    """All cases under `root` (itself included), sorted by system and name."""
+    return sorted(_walk(root))
+
+
+def _walk(directory: Path) -> Iterator[Place]:
+    if (directory / "CASE.md").exists() or (directory / "expected.json").exists():
+        yield Place(directory.resolve().parent.name, directory.resolve().name, directory)
+        return
+    if any(directory.glob("*.json.gz")):
+        yield Place(directory.resolve().name, "keys", directory)
+    for child in sorted(directory.iterdir()):
+        if child.is_dir():
+            yield from _walk(child)
+
+
+def hide(value: Any, inputs: tuple[str, ...]) -> Any:
+    """`value` with every leaf replaced by None, except under the fields named in `inputs`."""
+    if isinstance(value, dict):
+        return {key: item if key in inputs else hide(item, inputs) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hide(item, inputs) for item in value]
+    return None
+
+
+def read_json(path: Path) -> Any:
+    """A decoded JSON file, or None where it does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _list_name(path: Path) -> str:
+    return path.name.removesuffix(".json.gz").removesuffix(".keys").removeprefix("keys_").removeprefix("keys.")
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    """The torch type that safetensors calls, for instance, "F32" or "BOOL"."""
+    import torch
+
+    if name == "BF16":
+        return torch.bfloat16
+    kinds = {"F": "float", "I": "int", "U": "uint", "B": "bool"}
+    return getattr(torch, kinds[name[0]] + name[1:] if name != "BOOL" else "bool")

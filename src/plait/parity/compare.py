@@ -1,0 +1,225 @@
+"""Comparison of our values with stored ones: actual + stored -> errors per output -> verdict of the case.
+
+Floating-point values: |ours - stored| <= absolute + relative * |stored|. Integers, booleans, strings: equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from plait.parity.cases import Case, hide, read_json
+from plait.parity.runners import NotRun, Runner, Tolerance
+
+FLOAT32 = Tolerance(2e-5, 1e-4)
+GRADIENT = Tolerance(1e-5, 1e-3)
+LOOSER_TYPES = {"bfloat16": Tolerance(5e-2, 5e-2), "float16": Tolerance(1e-2, 1e-2)}
+"""Smallest tolerances of runs in half precision, which no golden case was computed in."""
+ACCELERATOR_FACTOR = 5.0
+"""Golden cases are CPU results; kernels of accelerators add in another order."""
+
+
+@dataclass
+class Comparison:
+    """What came out for one stored output. `problem` is None where it agrees."""
+
+    name: str
+    problem: str | None = None
+    absolute: float = 0.0
+    relative: float = 0.0
+
+
+@dataclass
+class CaseResult:
+    """Verdict of a case: ok, FAIL, UNCOVERED, later, absent, properties or unavailable."""
+
+    system: str
+    name: str
+    verdict: str
+    stored: int = 0
+    compared: int = 0
+    absolute: float = 0.0
+    relative: float = 0.0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether this case alone makes the whole run fail."""
+        return self.verdict in {"FAIL", "UNCOVERED"}
+
+
+def stored_names(case: Case) -> list[str]:
+    """Names of all outputs of a case: tensors, expected entries of config.json, key lists, fields of the document."""
+    document = case.stored_document()
+    fields = [f"json.{name}" for name in _output_fields(document, case.json_inputs)]
+    return [
+        *case.outputs,
+        *(f"config.{key}" for key in case.config_outputs if key in case.config),
+        *case.key_lists,
+        *fields,
+    ]
+
+
+def judge(case: Case, runner: Runner, actual: Mapping[str, Any]) -> CaseResult:
+    """Compare everything that is stored with our values."""
+    result = CaseResult(case.system, case.name, "ok")
+    violations = runner.check(case, actual) if runner.check else []
+    skipped: set[str] = set()
+    missing: list[str] = []
+    for name in stored_names(case):
+        result.stored += 1
+        value = _pick(actual, name)
+        if isinstance(value, NotRun):
+            skipped.add(value.verdict)
+            result.notes.append(f"{value.verdict}: {name}: {value.reason}")
+        elif value is None:
+            missing.append(name)
+        elif any(fnmatchcase(name, pattern) for pattern in runner.properties):
+            result.compared += 1
+            result.notes += [f"FAIL: {line}" for line in violations if line.split(" ")[0] == name]
+        else:
+            result.compared += 1
+            _add(result, _compare(case, runner, actual, name, value))
+    result.notes += [f"UNCOVERED: {name}" for name in missing]
+    result.verdict = _verdict(result, runner, skipped)
+    return result
+
+
+def _verdict(result: CaseResult, runner: Runner, skipped: set[str]) -> str:
+    for verdict in ("FAIL", "UNCOVERED"):
+        if any(note.startswith(verdict) for note in result.notes):
+            return verdict
+    if result.stored == 0:
+        return "UNCOVERED"
+    if result.compared == 0:
+        return min(skipped)
+    return "properties" if runner.properties else "ok"
+
+
+def _add(result: CaseResult, comparison: Comparison) -> None:
+    result.absolute = max(result.absolute, comparison.absolute)
+    result.relative = max(result.relative, comparison.relative)
+    if comparison.problem:
+        result.notes.append(f"FAIL: {comparison.name}: {comparison.problem}")
+
+
+def _pick(actual: Mapping[str, Any], name: str) -> Any:
+    return actual.get(name.removeprefix("json."))
+
+
+def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, value: Any) -> Comparison:
+    tolerance = tolerance_of(case, runner, name)
+    if name.startswith("out."):
+        valid = None if case.attn == "eager" else actual.get(f"valid.{name}")
+        return compare_tensors(name, value, _stored_tensor(case, name), tolerance, valid)
+    if name.startswith("keys."):
+        return Comparison(name, None if value is True else str(value))
+    if name.startswith("config."):
+        stored = read_json(case.path / "config.json")[name.removeprefix("config.")]
+        return compare_json(name, value, stored, tolerance)
+    stored = case.stored_document()[name.removeprefix("json.")]
+    return compare_json(name, value, stored, tolerance, runner.json_inputs)
+
+
+def tolerance_of(case: Case, runner: Runner, name: str) -> Tolerance:
+    """What is accepted for one output: the rule of CASE.md where the runner names it, else the general one."""
+    chosen = next((t for pattern, t in runner.tolerance.items() if fnmatchcase(name, pattern)), None)
+    if chosen is None:
+        chosen = GRADIENT if ".grad" in name else FLOAT32
+    factor = 1.0 if case.settings.device == "cpu" else ACCELERATOR_FACTOR
+    floor = LOOSER_TYPES.get(case.settings.dtype, Tolerance(0.0, 0.0))
+    return Tolerance(max(chosen.absolute * factor, floor.absolute), max(chosen.relative * factor, floor.relative))
+
+
+def compare_tensors(
+    name: str, actual: Tensor, stored: Tensor, tolerance: Tolerance, valid: Tensor | None = None
+) -> Comparison:
+    """Compare one tensor; `valid` (boolean, leading dimensions of it) leaves out positions without meaning."""
+    actual = actual.detach().cpu()
+    if actual.shape != stored.shape:
+        return Comparison(name, f"expected shape {tuple(stored.shape)}, got {tuple(actual.shape)}")
+    if actual.is_floating_point() and not stored.is_floating_point():
+        return Comparison(name, f"expected {stored.dtype}, got {actual.dtype}")
+    if not stored.is_floating_point():
+        wrong = actual.to(torch.int64) != stored.to(torch.int64)
+        count = int((wrong if valid is None else wrong[valid.cpu()]).sum())
+        return Comparison(name, f"{count} of {wrong.numel()} values differ" if count else None)
+    a, b = actual.double(), stored.double()
+    if valid is not None:
+        a, b = a[valid.cpu()], b[valid.cpu()]
+    same = (a == b) | (a.isnan() & b.isnan())
+    error = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf)
+    absolute = float(error.max()) if error.numel() else 0.0
+    relative = float((error / b.abs().clamp_min(tolerance.absolute)).max()) if error.numel() else 0.0
+    bad = int((error > tolerance.absolute + tolerance.relative * b.abs().nan_to_num()).sum())
+    problem = f"{bad} of {error.numel()} values differ, largest error {absolute:.3g}" if bad else None
+    return Comparison(name, problem, absolute, relative)
+
+
+def compare_json(name: str, actual: Any, stored: Any, tolerance: Tolerance, inputs: tuple[str, ...] = ()) -> Comparison:
+    """Compare decoded JSON: same structure, numbers within tolerance where one is fractional, all else equal.
+
+    Fields in `inputs` and `note` are left out.
+    """
+    result = Comparison(name)
+    for path, ours, theirs in _leaves(name, actual, stored, (*inputs, "note")):
+        if _is_number(ours) and _is_number(theirs) and isinstance(ours + theirs, float):
+            error = _distance(ours, theirs)
+            result.absolute = max(result.absolute, error)
+            result.relative = max(result.relative, error / max(abs(theirs), tolerance.absolute))
+            agrees = error <= tolerance.absolute + tolerance.relative * abs(theirs)
+        else:
+            agrees = type(ours) is type(theirs) and ours == theirs
+        if not agrees and result.problem is None:
+            result.problem = f"{path}: expected {theirs!r:.80}, got {ours!r:.80}"
+    return result
+
+
+def _leaves(path: str, ours: Any, theirs: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        ours, theirs = ({k: v for k, v in d.items() if k not in skip} for d in (ours, theirs))
+        if ours.keys() == theirs.keys():
+            for key in theirs:
+                yield from _leaves(f"{path}.{key}", ours[key], theirs[key], skip)
+        else:
+            yield f"{path} (keys)", sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    elif isinstance(ours, list | tuple) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from _leaves(f"{path}[{i}]", *pair, skip)
+    elif isinstance(ours, list | tuple) and isinstance(theirs, list):
+        yield f"{path} (length)", len(ours), len(theirs)
+    else:
+        yield path, ours, theirs
+
+
+def _distance(ours: float, theirs: float) -> float:
+    """Absolute difference; two NaN agree, one alone is infinitely far."""
+    if ours == theirs or (math.isnan(ours) and math.isnan(theirs)):
+        return 0.0
+    difference = abs(ours - theirs)
+    return math.inf if math.isnan(difference) else difference
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _output_fields(document: Any, inputs: tuple[str, ...]) -> list[str]:
+    """Top-level fields of a document that hold an expected value somewhere."""
+    if document is None:
+        return []
+    outputs = hide(document, ())
+    return [key for key in outputs if key not in (*inputs, "note")]
+
+
+def _stored_tensor(case: Case, name: str) -> Tensor:
+    with safe_open(case.path / "tensors.safetensors", "pt") as file:
+        return file.get_tensor(name)

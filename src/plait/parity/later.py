@@ -1,0 +1,59 @@
+"""Kinds of golden cases that no runner serves yet, each with the issue that brings it.
+
+The table is empty when the last of these issues closes.
+"""
+
+from __future__ import annotations
+
+_KINDS: dict[str, tuple[int, str]] = {
+    "one_peace": (8, "classify_ vision_ metrics"),
+    "mplug2": (
+        5,
+        """
+        beam_search checkpoint_key_renames clip_text_tower decoder_grounding_head decoder_lm decoder_prefix
+        frame_sampling fusion_ image_encoder keys local_temporal lr_schedule mlm_ mplug1_ optimizer_groups
+        patch_embed_inflation pos_embed_resize preprocess_ randaugment_ops retrieval_metrics scst_loss
+        temporal_block text_encoder text_preprocess universal_layers_ video_encoder videocaption_ videoqa_
+        """,
+    ),
+    "mplug_owl": (
+        6,
+        """
+        abstractor bloom_ chat_prompt collate frame_indices generate_ lm_forward_ lora_merge preprocess_
+        published_keys stage1_steps tokenize_ trainable_parameters video_ vision_
+        """,
+    ),
+    "mplug_owl2": (
+        7,
+        """
+        abstractor_ eval_postprocess keys label_masking length_sampler llama_layer multiway_modules owl21_ owl2_
+        preprocess_images prompts_tokenize qwen_layer sincos_tables trainable_params vision_
+        """,
+    ),
+    "metrics": (
+        8,
+        """
+        anls audio_tagging bleu bootstrap caption_suite cider cider_d classification closed_vocabulary_accuracy
+        coco_detection glue gqa grounding image_text_retrieval letter_extraction meteor mm_vet mmbench_circular
+        mme mmmu owl_eval pope ptb_tokenizer q_bench rouge_l scienceqa seed_bench semantic_segmentation
+        text_benchmarks video_qa video_text_retrieval vqa_accuracy vqa_normalize
+        """,
+    ),
+    "formats": (
+        8,
+        """
+        ade20k agieval arc audiocaps avqa bbh clotho coco_captions coco_instances coco_karpathy_official didemo
+        esc50 flickr30k_karpathy_official fsd50k glue gqa imagenet kinetics lsmdc mm_vet mmbench mme mmlu mmmu
+        mplug2_video_caption mplug2_video_qa msrvtt_captions msrvtt_qa msrvtt_retrieval_1ka msvd_captions msvd_qa
+        nlvr2_official nocaps ok_vqa one_peace_audio one_peace_grounding one_peace_image_text_retrieval
+        one_peace_nlvr2 one_peace_vqa owl2_captions owl_eval pope q_bench qwen_style_vqa_list refcoco
+        retrieval_json_list scienceqa seed_bench snli_ve something_something_v2 textvqa tgif_frameqa vatex
+        vggsound video_judge_predictions vizwiz vqav2
+        """,
+    ),
+}
+
+LATER: dict[str, dict[str, int]] = {
+    system: dict.fromkeys(kinds.split(), issue) for system, (issue, kinds) in _KINDS.items()
+}
+"""System -> beginning of the names of its cases -> issue."""
