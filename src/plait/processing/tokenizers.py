@@ -1,0 +1,168 @@
+"""ONE-PEACE's tokenizer: text -> " " + lower case -> GPT-2 byte-level pieces -> ids in dictionary order -> ids + </s>.
+
+The dictionary is the one of RoBERTa and BART without <mask> (section 5.1 of the released layout). `build_tokenizer`
+gives an ordinary transformers tokenizer, whole or cut to the pieces a data set needs; `encode` gives plain ids.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
+    import torch
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
+MAX_TOKENS = 70
+"""Longest text, not counting the end token; anything behind is cut off."""
+
+_FILLERS = ("madeupword0000", "madeupword0001", "madeupword0002")
+_SPACE = "Ġ"
+
+
+def build_tokenizer(kept: Sequence[int] | None = None) -> PreTrainedTokenizerFast:
+    """A transformers tokenizer that lower-cases, puts a space in front and ends every text with </s>.
+
+    It writes and reads itself with `save_pretrained` and `AutoTokenizer`. Call it with `truncation=True` for the
+    published limit of 70 pieces and the end token.
+
+    kept: ids of the full vocabulary to keep, as `subset` returns them, in ascending order; None keeps all 50264.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_backend(kept),
+        model_max_length=MAX_TOKENS + 1,
+        padding_side="right",
+        split_special_tokens=True,  # "</s>" in a caption is text
+        model_input_names=["input_ids", "attention_mask"],
+        **names,
+    )
+
+
+def build_backend(kept: Sequence[int] | None = None, *, lowercase: bool = True) -> tokenizers.Tokenizer:
+    """The same as an object of the `tokenizers` library. `kept` as in `build_tokenizer`."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    kept_pieces = pieces() if kept is None else tuple(pieces()[i] for i in kept)
+    vocabulary = {piece: i for i, piece in enumerate(kept_pieces)}
+    rules = [pair for pair in merges() if pair[0] + pair[1] in vocabulary]
+    backend = Tokenizer(models.BPE(vocabulary, rules))
+    prepend = normalizers.Prepend(" ")
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS_ID)])
+    backend.encode_special_tokens = True
+    return backend
+
+
+def encode(texts: Iterable[str], *, lowercase: bool = True, max_tokens: int | None = MAX_TOKENS) -> list[list[int]]:
+    """Ids of the full vocabulary, each row cut to `max_tokens` (None: never) and ended by 2."""
+    return encode_with(_backend(lowercase), texts, max_tokens=max_tokens)
+
+
+def encode_with(
+    backend: tokenizers.Tokenizer, texts: Iterable[str], *, max_tokens: int | None = MAX_TOKENS
+) -> list[list[int]]:
+    """`encode` with a backend of `build_backend` or a tokenizer's `backend_tokenizer`.
+
+    An empty text is a single space, as published; the backend alone would give only the end token. Raises ValueError
+    on a vocabulary without byte symbols.
+    """
+    space = backend.token_to_id(_SPACE)
+    if space is None:
+        raise ValueError("expected a vocabulary with a piece for the space, got none; use one of build_tokenizer")
+    rows: list[list[int]] = [row.ids[:-1] or [space] for row in backend.encode_batch(list(texts))]
+    return [[*row[:max_tokens], EOS_ID] for row in rows]
+
+
+def clean_caption(text: str) -> str:
+    """A caption or question as published data loaders normalise it before tokenizing (section 5.1)."""
+    text = text.lower().lstrip(",.!?*#:;~").replace("\t", " ")
+    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+
+
+def cut_words(text: str, max_words: int = 70) -> str:
+    """The first `max_words` words: the limit of grounding texts, which have none on tokens."""
+    words = text.split(" ")
+    return " ".join(words[:max_words])
+
+
+def whole_word_starts(tokenizer: PreTrainedTokenizerBase | None = None) -> torch.Tensor:
+    """Which ids begin a word, for `masking.whole_word_mask`; special tokens and fillers count as words.
+
+    tokenizer: one of `build_tokenizer`; None is the full vocabulary. Returns boolean (vocabulary,).
+    """
+    import torch
+
+    in_order = pieces() if tokenizer is None else tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    whole = {*SPECIAL, *_FILLERS}
+    return torch.tensor([piece.startswith(_SPACE) or piece in whole for piece in in_order])
+
+
+def subset(used: Iterable[int]) -> list[int]:
+    """Ids to keep so that texts of the used ids tokenize as before and no text is left without ids.
+
+    Adds the special tokens, the 256 byte symbols and the pieces from which used ones are merged. Row i of the cut
+    vocabulary (and of a cut embedding table) is row `subset(used)[i]` of the full one.
+    """
+    parts, ids = _parts(), _ids()
+    open_pieces = [pieces()[i] for i in set(used)]
+    kept = {*SPECIAL, *_byte_symbols()}
+    while open_pieces:
+        piece = open_pieces.pop()
+        if piece not in kept:
+            kept.add(piece)
+            open_pieces.extend(parts.get(piece, ()))
+    return sorted(ids[piece] for piece in kept)
+
+
+@lru_cache(maxsize=1)
+def pieces() -> tuple[str, ...]:
+    """All 50264 pieces in the order of their ids."""
+    by_gpt2_id = [*_byte_symbols(), *(a + b for a, b in merges()), "<|endoftext|>"]
+    order = np.frombuffer(gzip.decompress(_data("one_peace_order.u16.gz")), dtype="<u2")
+    return (*SPECIAL, *(by_gpt2_id[i] for i in order), *_FILLERS)
+
+
+@lru_cache(maxsize=1)
+def merges() -> list[tuple[str, str]]:
+    """GPT-2's merges in the order in which they apply."""
+    lines = gzip.decompress(_data("gpt2_merges.txt.gz")).decode("utf-8").splitlines()[1:]
+    return [(a, b) for a, b in (line.split(" ") for line in lines if line)]
+
+
+@lru_cache(maxsize=2)
+def _backend(lowercase: bool) -> tokenizers.Tokenizer:
+    return build_backend(lowercase=lowercase)
+
+
+@lru_cache(maxsize=1)
+def _parts() -> dict[str, tuple[str, str]]:
+    return {a + b: (a, b) for a, b in merges()}
+
+
+@lru_cache(maxsize=1)
+def _ids() -> dict[str, int]:
+    return {piece: i for i, piece in enumerate(pieces())}
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in the order of their ids."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(b) for b in printable] + [chr(0x100 + n) for n in range(256 - len(printable))]
+
+
+def _data(name: str) -> bytes:
+    return files("plait.processing").joinpath("data", name).read_bytes()
