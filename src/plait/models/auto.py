@@ -1,0 +1,102 @@
+"""One door to every family: a path or hub id in, a model and its processor out.
+
+    official file | model directory | hub id -> family -> (model, processor)
+
+Importing this module also registers every family with transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from plait.weights.files import Checkpoint, read_checkpoint
+
+FAMILIES = {"one_peace": "plait.models.one_peace.family"}
+"""model_type -> the module that builds the family: `is_official`, `from_official`, `from_directory`, `CONFIG` ..."""
+
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    branch: Sequence[str] | None = None,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Load a model and its processor.
+
+    path: an official checkpoint file, a model directory, or the id of one on the hub; dtype: of the parameters, by
+    default the file's; branch: modalities to read and keep, such as `("image",)`; options: `official=True` for the
+    official quirks, and other fields of the family's configuration.
+    Raises ValueError where the file is of no known family or its weights do not fit.
+    """
+    dtype = resolve_dtype(dtype)
+    place = Path(path)
+    if not place.exists():
+        place = _from_hub(str(path))
+    if place.is_dir() and (place / "config.json").exists():
+        family = _family(AutoConfig.from_pretrained(place).model_type, place)
+        return family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
+    return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
+
+
+def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[Any, Any]:
+    """A model and its processor from an official checkpoint. Options as `load`. Raises ValueError for no known family."""
+    keys = list(checkpoint.state)
+    for name in FAMILIES:
+        family = _family(name, None)
+        if family.is_official(keys):
+            return family.from_official(checkpoint, **options)
+    raise ValueError(
+        f"expected an official checkpoint of {', '.join(FAMILIES)}, got keys such as {', '.join(keys[:3]) or 'none'}"
+    )
+
+
+def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype from its name; every common spelling is known and any other is an error."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"expected a dtype among {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def _family(model_type: str, place: Path | None) -> ModuleType:
+    if model_type not in FAMILIES:
+        raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
+    return import_module(FAMILIES[model_type])
+
+
+def _from_hub(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"expected a file, a model directory or a hub id, got {repo_id!r}; no such path, and not on the hub") from error
+
+
+def _register() -> None:
+    for model_type, name in FAMILIES.items():
+        family = import_module(name)
+        AutoConfig.register(model_type, family.CONFIG, exist_ok=True)
+        AutoModel.register(family.CONFIG, family.BASE_MODEL, exist_ok=True)
+        AutoProcessor.register(family.CONFIG, family.PROCESSOR, exist_ok=True)
+        AutoImageProcessor.register(family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True)
+
+
+_register()
