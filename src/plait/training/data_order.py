@@ -7,10 +7,15 @@ batch of a billion samples costs the same as of a hundred, and any process compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 _NUM_ROUNDS = 6
 
@@ -44,6 +49,26 @@ def local_rows(rows: Sequence[int], rank: int, world_size: int, micro: int, accu
     size = per_rank // accumulation
     start = rank * per_rank + micro * size
     return [int(row) for row in rows[start : start + size]], start
+
+
+@contextmanager
+def ahead(load: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[Iterator[T]]:
+    """Iterate over `load(step)` in order, loaded by one background thread up to `depth` steps before it is needed."""
+    pool = ThreadPoolExecutor(1, "plait-batches")
+
+    def results() -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for step in steps:
+            waiting.append(pool.submit(load, step))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield results()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Shuffled:

@@ -89,11 +89,10 @@ class Stage:
             raise ValueError(
                 f"expected steps or epochs for stage {self.name!r}, got {self.steps} and {self.epochs}; set one"
             )
-        if self.batch_size < 1 or self.accumulation < 1:
-            raise ValueError(
-                f"expected batch_size and accumulation of at least 1 for stage {self.name!r}, "
-                f"got {self.batch_size} and {self.accumulation}"
-            )
+        for field in ("steps", "epochs", "batch_size", "accumulation"):
+            value = getattr(self, field)
+            if value is not None and value <= 0:
+                raise ValueError(f"expected a positive {field} for stage {self.name!r}, got {value}")
 
     def total_steps(self, num_samples: int) -> int:
         """Optimiser steps of this stage over a source of `num_samples`."""

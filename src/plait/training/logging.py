@@ -1,0 +1,143 @@
+"""What a run says while it trains: metrics.jsonl for machines and curves, one progress line for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from plait.errors import import_extra
+from plait.training.checkpoint import sync
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step to `path`; with `tensorboard`, also event files beside it.
+
+    Opening at `step` drops every later line and a line torn by a kill, so the file of a resumed run reads like that of
+    a run that was never stopped.
+    """
+
+    def __init__(self, path: Path, step: int = 0, tensorboard: bool = False) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text("".join(line + "\n" for line in kept))
+        unfinished.replace(path)
+        self._file = path.open("a")
+        self._board: Any = None
+        if tensorboard:
+            import_extra("tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append `row`, which has "step" and "stage"."""
+        self._file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name not in ("step", "stage"):
+                    self._board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
+
+    def flush(self) -> None:
+        """Hand every line to the operating system: a killed process loses none of them."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make every line survive a power cut."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        self.sync()
+        self._file.close()
+        sync(self.path.parent)
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl, oldest first; a torn last line is left out."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Lines that end in a newline and hold one JSON object. Raises ValueError for a broken line before the last."""
+    if not path.exists():
+        return []
+    lines = path.read_text(errors="replace").split("\n")
+    whole = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines) - 1:
+                break
+            raise ValueError(f"expected JSON in line {number} of {path}, got {line[:40]!r}; remove the line") from error
+        whole.append(line)
+    return whole
+
+
+def to_floats(rows: list[dict[str, Any]], device: torch.device) -> list[dict[str, float]]:
+    """The scalars of all rows, tensors or numbers, as numbers: one transfer from the device."""
+    tensors = [v.to(device, torch.float32) for row in rows for v in row.values() if isinstance(v, Tensor)]
+    numbers = iter(torch.stack(tensors).tolist())
+    return [{n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in row.items()} for row in rows]
+
+
+class ProgressLine:
+    """One line that is redrawn on a terminal, or printed every half minute into a file.
+
+    stage1  45%|####5     | 990/2200 [02:11<02:40, 7.55step/s, loss 2.31, 483 samples/s]
+    """
+
+    def __init__(self, name: str, total: int, done: int, batch_size: int, stream: TextIO | None = None) -> None:
+        from tqdm import tqdm
+
+        self._format = tqdm.format_meter
+        self.name, self.total, self.first, self.batch_size = name, total, done, batch_size
+        self.stream = sys.stderr if stream is None else stream
+        self._is_terminal = self.stream.isatty()
+        self._pause = 0.2 if self._is_terminal else 30.0
+        self._start = time.monotonic()
+        self._next = self._start + self._pause
+        self._drawn = False
+
+    def update(self, done: int, loss: float) -> None:
+        """Show that `done` steps of the stage are over; cheap between two drawings."""
+        now = time.monotonic()
+        if now < self._next and done < self.total:
+            return
+        self._next = now + self._pause
+        elapsed = max(now - self._start, 1e-9)
+        rate = (done - self.first) * self.batch_size / elapsed
+        line = self._format(
+            done,
+            self.total,
+            elapsed,
+            initial=self.first,
+            prefix=self.name,
+            unit="step",
+            ascii=True,
+            ncols=shutil.get_terminal_size((110, 24)).columns - 1 if self._is_terminal else 110,
+            postfix=f"loss {loss:.4g}, {rate:.0f} samples/s",
+        )
+        self.stream.write(f"\r{line}" if self._is_terminal else f"{line}\n")
+        self.stream.flush()
+        self._drawn = True
+
+    def close(self) -> None:
+        """End the line, so that the next print starts below it."""
+        if self._is_terminal and self._drawn:
+            self.stream.write("\n")
+            self.stream.flush()

@@ -1,0 +1,159 @@
+"""Several processes train one model: what torchrun says in the environment -> a process group -> DDP.
+
+The objective is wrapped together with the model, so an objective may call any method of the model and DDP still sees
+one forward pass. Parameters that a rank's batch does not touch are found in the graph, so ranks with different
+modalities never wait for one another's gradients.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from plait.training.stages import Batch, Metrics, Objective
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all: rank 0 .. size - 1, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, values: list[float], device: torch.device) -> list[float]:
+        """Mean of each number over all processes."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return (total / self.size).tolist()
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def process_group(device: str | torch.device | None = None) -> Generator[tuple[World, torch.device]]:
+    """The world torchrun describes (one process without it) and the device of this process.
+
+    device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one. Backend: nccl on GPUs, gloo on the CPU.
+    Leaves a process group that exists already as it is. Raises ValueError for a device that is not there.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected a device of this machine, got {str(kind)!r} without a GPU; pass --device cpu")
+    if kind.type == "cuda":
+        kind = torch.device("cuda", local_rank if kind.index is None else kind.index)
+        torch.cuda.set_device(kind)
+    starts = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if starts:
+        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+    try:
+        yield current_world(), kind
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+def current_world() -> World:
+    """The world of the running process group, a world of one without a group."""
+    if not dist.is_initialized():
+        return World()
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """All processes' rows without gradient, and where this process's rows start among them.
+
+    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). For the contrastive loss of
+    ONE-PEACE, whose gathered copies carry no gradient: DDP's mean of the gradients is then that of one large batch.
+    """
+    world = current_world()
+    x = x.detach().contiguous()
+    if world.size == 1:
+        return x, 0
+    gathered = torch.empty(world.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+    dist.all_gather_into_tensor(gathered, x)
+    return gathered, world.rank * len(x)
+
+
+class ObjectiveModule(nn.Module):
+    """A model and its objective as one module, whose forward is `objective(model, batch, step, generator)`."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The objective's (loss, metrics)."""
+        return self.objective(self.model, batch, step, generator)
+
+
+def distributed(module: ObjectiveModule, world: World) -> nn.Module:
+    """`module` itself in a world of one, else under DDP (gradients are means over processes)."""
+    if world.size == 1:
+        return module
+    return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+
+
+@contextmanager
+def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
+    """Keep gradients local (all but the last micro batch of an accumulated step)."""
+    if active and isinstance(module, DistributedDataParallel):
+        with cast("Any", module).no_sync():
+            yield
+    else:
+        yield
+
+
+def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """`batch` with `function` applied to every tensor in its dicts, lists and tuples."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, dict):
+        return {key: map_tensors(value, function) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(map_tensors(value, function) for value in batch)
+    return batch
+
+
+@contextmanager
+def stop_signals() -> Generator[list[signal.Signals]]:
+    """Collect SIGTERM and Ctrl-C instead of dying of them; the second Ctrl-C raises KeyboardInterrupt."""
+    seen: list[signal.Signals] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in seen:
+            raise KeyboardInterrupt
+        seen.append(signal.Signals(number))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
