@@ -1,0 +1,236 @@
+"""Checkpoint files of every kind in circulation, read without executing anything and without reading what nobody takes.
+
+path -> by content: torch zip | torch legacy | plain pickle | safetensors | shards -> Checkpoint(state, config)
+
+The file is mapped into memory privately: tensors are views of it, pages are read when a tensor is used, and changes
+never reach the file. torch's own `weights_only` reader is not used: it refuses the objects that published files hold
+beside their weights, and it cannot map the older formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from plait.weights.containers import is_legacy, read_legacy, read_pickle, read_zip
+from plait.weights.plain import NotPlainError, to_plain
+from plait.weights.standins import LazyTensor, PickleError
+from plait.weights.state import LazyState
+
+STATE_NAMES = ("model", "state_dict", "module")
+CONFIG_NAMES = ("cfg", "config", "args")
+DIRECTORY_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+MAX_INDEX = 1 << 26
+"""Bytes a shard index or a config.json may have."""
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, is damaged, or holds something this reader does not take."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds, as far as it matters.
+
+    `state`: weights, read when asked for, wrapper prefix `module.` removed. `config`: plain data or None.
+    `format`: torch zip, torch legacy, pickle, safetensors or shards. `container`: the key the weights were under, "" at
+    the top. `ignored`: entries beside weights and config. `notes`: what a reader should know, one line each.
+    """
+
+    path: Path
+    format: str
+    state: LazyState
+    config: dict[str, Any] | None = None
+    container: str = ""
+    ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a .pt, .pth, .bin, .pkl, .safetensors file, a shard index or a directory with one, by content.
+
+    Raises CheckpointError with one line that names the file. Damage inside a tensor shows when that tensor is taken.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return _read_directory(path)
+        return _read_file(path)
+    except (PickleError, NotPlainError, SafetensorError, OSError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = f"{error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
+    reason = " ".join(reason.split()) or type(error).__name__
+    return CheckpointError(
+        f"expected a torch zip, torch legacy, pickle or safetensors checkpoint, got {path}: {reason}; "
+        "check the path and that the download is complete"
+    )
+
+
+def _read_directory(path: Path) -> Checkpoint:
+    found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
+    if found is None:
+        raise PickleError(f"a directory without {' or '.join(DIRECTORY_FILES)}")
+    inner = _read_file(found)
+    config = _read_json(path / "config.json") if (path / "config.json").is_file() else inner.config
+    return Checkpoint(path, inner.format, inner.state, config, inner.container, inner.ignored, inner.notes)
+
+
+def _read_file(path: Path) -> Checkpoint:
+    with open(path, "rb") as file:
+        head = file.read(9)
+        if not head:
+            raise PickleError("an empty file")
+        if head.startswith(b"PK\x03\x04"):
+            return _from_pickled(path, "torch zip", read_zip(_mapped(file)))
+        if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
+            return _from_safetensors(path)
+        if head.lstrip().startswith(b"{"):
+            return _from_index(path)
+        if head.startswith((b"<", b"version ")):
+            raise PickleError("text: a web page or a Git LFS pointer in place of the file")
+        data = _mapped(file)
+        if is_legacy(data):
+            return _from_pickled(path, "torch legacy", read_legacy(data))
+        return _from_pickled(path, "pickle", read_pickle(data))
+
+
+def _mapped(file: Any) -> memoryview:
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_INDEX:
+        raise PickleError(f"a JSON file of more than {MAX_INDEX} bytes")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise PickleError(f"text that is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise PickleError("JSON that is no object")
+    return value
+
+
+def _from_safetensors(path: Path) -> Checkpoint:
+    file = safe_open(path, framework="pt")
+    readers = {key: partial(_safetensor, path, file, key) for key in file.keys()}  # noqa: SIM118
+    return _checkpoint(path, "safetensors", readers)
+
+
+def _safetensor(path: Path, file: Any, key: str) -> Tensor:
+    try:
+        return file.get_tensor(key)
+    except SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def _from_index(path: Path) -> Checkpoint:
+    """Shards named by `weight_map` in the file's own directory."""
+    weights = _read_json(path).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise PickleError("a JSON file without a weight_map")
+    shards: dict[str, Checkpoint] = {}
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for key, name in weights.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise PickleError(f"a shard index with something else than file names: {name!s:.80}")
+        if name not in shards:
+            shards[name] = _read_shard(path.parent / name)
+        if key not in shards[name].state:
+            raise PickleError(f"a shard index that promises {key:.80} in {name}, where it is not")
+        readers[key] = partial(shards[name].state.__getitem__, key)
+    return _checkpoint(path, "shards", readers)
+
+
+def _read_shard(path: Path) -> Checkpoint:
+    if path.suffix == ".json":
+        raise PickleError(f"a shard index that names another index, {path.name}")
+    return _read_file(path)
+
+
+def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
+    container, entries = _find_state(value)
+    readers: dict[str, Callable[[], Tensor]] = {}
+    ignored = []
+    for key, entry in entries.items():
+        if isinstance(key, str) and isinstance(entry, LazyTensor):
+            readers[key] = partial(_pickled_tensor, path, key, entry)
+        else:
+            ignored.append(str(key))
+    notes: list[str] = []
+    config = None
+    if container:
+        config, name = _find_config(value, notes)
+        ignored += [str(key) for key in value if key not in {container.partition(".")[0], name}]
+    return _checkpoint(path, kind, readers, config, container, tuple(ignored), tuple(notes))
+
+
+def _pickled_tensor(path: Path, key: str, tensor: LazyTensor) -> Tensor:
+    try:
+        return tensor.read()
+    except (PickleError, RuntimeError) as error:
+        raise CheckpointError(f"expected a whole tensor {key} in {path}: {error}") from error
+
+
+def _find_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
+    """Where the weights are: under one of STATE_NAMES, at most three deep, otherwise the value itself."""
+    if not isinstance(value, dict):
+        raise PickleError(f"a pickle of {getattr(value, 'name', type(value).__name__):.80} instead of a state dict")
+    found = _search_state(value, depth=3)
+    if found is None:
+        keys = ", ".join(f"{key!s:.40}" for key in list(value)[:8] if isinstance(key, str))
+        raise PickleError(f"no tensors under {', '.join(STATE_NAMES)} or at the top; keys: {keys or 'none'}")
+    return found
+
+
+def _search_state(value: dict[Any, Any], depth: int) -> tuple[str, Mapping[Any, Any]] | None:
+    for name in STATE_NAMES if depth else ():
+        inner = _search_state(value[name], depth - 1) if isinstance(value.get(name), dict) else None
+        if inner is not None:
+            return f"{name}.{inner[0]}".removesuffix("."), inner[1]
+    return ("", value) if any(isinstance(entry, LazyTensor) for entry in value.values()) else None
+
+
+def _find_config(value: dict[Any, Any], notes: list[str]) -> tuple[dict[str, Any] | None, str]:
+    """The first of CONFIG_NAMES that decodes to a dictionary of plain data, and its name."""
+    for name in CONFIG_NAMES:
+        if value.get(name) is None:
+            continue
+        try:
+            config = to_plain(value[name])
+        except NotPlainError as error:
+            notes.append(f"{name} was left out: {error}")
+            continue
+        if isinstance(config, dict):
+            return config, name
+        notes.append(f"{name} was left out: expected a dictionary, got {type(config).__name__}")
+    return None, ""
+
+
+def _checkpoint(path: Path, kind: str, readers: Mapping[str, Callable[[], Tensor]], *rest: Any) -> Checkpoint:
+    """Strip the prefix that wrappers for parallel training put before every key."""
+    while readers and all(key.startswith("module.") for key in readers):
+        readers = {key.removeprefix("module."): read for key, read in readers.items()}
+    return Checkpoint(path, kind, LazyState(readers), *rest)
