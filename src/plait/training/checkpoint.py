@@ -114,10 +114,10 @@ class CheckpointStore:
                 "train another model in another run directory"
             ) from error
 
-    def load_optimizer(self, step: int, device: torch.device) -> dict[str, Any] | None:
+    def load_optimizer(self, step: int) -> dict[str, Any] | None:
         """The optimiser state, None at the border between two stages, where the next one starts a fresh optimiser."""
         path = self.path(step) / "optimizer.pt"
-        return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
     def clear(self) -> None:
         """Remove every checkpoint."""

@@ -11,9 +11,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from plait.training.stages import Source
 
 T = TypeVar("T")
 
@@ -43,12 +46,37 @@ def rows_of_step(length: int, batch_size: int, seed: int, step: int) -> np.ndarr
     return permuted(length, np.arange(batch * batch_size, (batch + 1) * batch_size), seed, epoch)
 
 
-def local_rows(rows: Sequence[int], rank: int, world_size: int, micro: int, accumulation: int) -> tuple[list[int], int]:
-    """The part of a global batch that process `rank` loads at micro step `micro`, and where it starts in the batch."""
-    per_rank = len(rows) // world_size
-    size = per_rank // accumulation
-    start = rank * per_rank + micro * size
-    return [int(row) for row in rows[start : start + size]], start
+def step_loader(
+    source: Source,
+    key: tuple[int, int],
+    *,
+    batch_size: int,
+    accumulation: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    finish: Callable[[Any], Any] | None = None,
+) -> Callable[[int], tuple[Sequence[int], list[tuple[int, Any]]]]:
+    """step -> (rows of the global batch, the micro batches of process `rank`, each after its place in the batch).
+
+    key: (seed, stage). finish: applied to every batch after loading, in the loading thread.
+    Raises ValueError when processes and micro batches do not divide the batch.
+    """
+    size, left = divmod(batch_size, world_size * accumulation)
+    if left:
+        raise ValueError(
+            f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
+        )
+
+    def load(step: int) -> tuple[Sequence[int], list[tuple[int, Any]]]:
+        rows = source.rows(key[0], step, batch_size)
+        parts = []
+        for start in range(rank * size * accumulation, (rank + 1) * size * accumulation, size):
+            rng = np.random.default_rng([*key, step, start, 1])
+            batch = source.load([int(row) for row in rows[start : start + size]], rng)
+            parts.append((start, batch if finish is None else finish(batch)))
+        return rows, parts
+
+    return load
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from plait.errors import import_extra
 from plait.training.checkpoint import sync
@@ -101,12 +102,10 @@ class ProgressLine:
     stage1  45%|####5     | 990/2200 [02:11<02:40, 7.55step/s, loss 2.31, 483 samples/s]
     """
 
-    def __init__(self, name: str, total: int, done: int, batch_size: int, stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
-
-        self._format = tqdm.format_meter
+    def __init__(self, name: str, total: int, done: int, batch_size: int, is_shown: bool = True) -> None:
+        self.is_shown = is_shown
         self.name, self.total, self.first, self.batch_size = name, total, done, batch_size
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = sys.stderr
         self._is_terminal = self.stream.isatty()
         self._pause = 0.2 if self._is_terminal else 30.0
         self._start = time.monotonic()
@@ -116,12 +115,12 @@ class ProgressLine:
     def update(self, done: int, loss: float) -> None:
         """Show that `done` steps of the stage are over; cheap between two drawings."""
         now = time.monotonic()
-        if now < self._next and done < self.total:
+        if not self.is_shown or (now < self._next and done < self.total):
             return
         self._next = now + self._pause
         elapsed = max(now - self._start, 1e-9)
         rate = (done - self.first) * self.batch_size / elapsed
-        line = self._format(
+        line = tqdm.format_meter(
             done,
             self.total,
             elapsed,

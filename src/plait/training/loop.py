@@ -9,31 +9,32 @@ that was killed therefore continues from its last checkpoint with the same sampl
 from __future__ import annotations
 
 import math
-import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plait.training.checkpoint import CheckpointStore, Position
-from plait.training.data_order import ahead, local_rows
+from plait.training.data_order import ahead, step_loader
 from plait.training.logging import MetricsLog, ProgressLine, to_floats
+from plait.training.optim import AdamW, parameter_groups
 from plait.training.parallel import (
     ObjectiveModule,
     World,
     distributed,
     map_tensors,
     process_group,
+    seed_everything,
     stop_signals,
     without_gradient_sync,
 )
-from plait.training.stages import Batch, Source, Stage, freeze
+from plait.training.stages import Batch, Options, Source, Stage, freeze
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 """Names of the dtype of matrix products (autocast); weights, optimiser and reductions stay in float32."""
@@ -50,23 +51,6 @@ class TrainResult:
     steps: int
     seconds: float
     interrupted: signal.Signals | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a run proceeds, never what it computes.
-
-    A checkpoint is due after checkpoint_seconds or checkpoint_steps, whichever comes first. log_every: steps between
-    two looks at the loss; None is every step on the CPU and every tenth on a GPU, which is not waited for in between.
-    """
-
-    checkpoint_seconds: float = 60.0
-    checkpoint_steps: int | None = None
-    keep_last: int = 2
-    log_every: int | None = None
-    prefetch: int = 2
-    progress: bool = True
-    tensorboard: bool = False
 
 
 def train(
@@ -97,7 +81,7 @@ def train(
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         world.barrier()
         model.to(place).train()
-        position, optimizer_state = _restore(store, model, seed, place)
+        position, optimizer_state = _restore(store, model, seed)
         log = MetricsLog(run_dir / "metrics.jsonl", position.total, options.tensorboard) if world.is_main else None
         run = _Run(model, store, log, world, place, DTYPES[dtype], options, signals, position)
         try:
@@ -111,7 +95,7 @@ def train(
         return TrainResult(position.total, position.seconds, None if finished else run.stopped_by)
 
 
-def _restore(store: CheckpointStore, model: nn.Module, seed: int, device: torch.device) -> tuple[Position, Any]:
+def _restore(store: CheckpointStore, model: nn.Module, seed: int) -> tuple[Position, Any]:
     newest = store.latest()
     if newest is None:
         return Position(seed=seed), None
@@ -121,7 +105,7 @@ def _restore(store: CheckpointStore, model: nn.Module, seed: int, device: torch.
             f"expected seed {position.seed} to continue {store.directory.parent}, got {seed}; pass resume=False"
         )
     store.load_model(newest, model)
-    return position, store.load_optimizer(newest, device)
+    return position, store.load_optimizer(newest)
 
 
 @dataclass(slots=True)
@@ -145,7 +129,7 @@ class _Current:
     module: nn.Module
     parameters: list[nn.Parameter]
     generator: torch.Generator
-    line: ProgressLine | None
+    line: ProgressLine
 
 
 @dataclass
@@ -169,9 +153,18 @@ class _Run:
     def stage(self, stage: Stage, optimizer_state: Any) -> None:
         """Train one stage from `position` to its end, or until a signal."""
         first, now = self.position.step, self._begin(stage, optimizer_state)
+        load = step_loader(
+            now.source,
+            (self.position.seed, self.position.stage),
+            batch_size=stage.batch_size,
+            accumulation=stage.accumulation,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            finish=(lambda batch: map_tensors(batch, Tensor.pin_memory)) if self.device.type == "cuda" else None,
+        )
         every = self.options.log_every or (1 if self.device.type == "cpu" else 10)
         self.last_look = self.last_save = time.monotonic()
-        with ahead(self._loader(now), range(first, now.total), self.options.prefetch) as batches:
+        with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch) as batches:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = _set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
@@ -183,21 +176,22 @@ class _Run:
                     self._look(now, is_end=step + 1 == now.total)
                 if self.stopped_by is not None:
                     break
-        if now.line is not None:
-            now.line.close()
 
     def _begin(self, stage: Stage, optimizer_state: Any) -> _Current:
         """Freeze what the stage does not train and build its optimiser, restored when the stage goes on."""
         source = stage.batches()
         total = stage.total_steps(len(source))
+        if self.position.step >= total:
+            raise ValueError(f"expected more than {self.position.step} steps to continue {stage.name!r}, got {total}")
         freeze(self.model, stage.trainable)
         if self.position.step == 0:
+            seed_everything(self.position.seed, self.position.stage, *b"before")
             for prepare in stage.before:
                 prepare(self.model)
         optimizer = (stage.optimizer or adamw)(self.model, stage)
         if optimizer_state is not None:
             optimizer.load_state_dict(optimizer_state)
-        shown = self.log is not None and self.options.progress
+        is_shown = self.log is not None and self.options.progress
         return _Current(
             stage,
             source,
@@ -206,35 +200,15 @@ class _Run:
             distributed(ObjectiveModule(self.model, stage.objective), self.world),
             [p for p in self.model.parameters() if p.requires_grad],
             torch.Generator(self.device),
-            ProgressLine(stage.name, total, self.position.step, stage.batch_size) if shown else None,
+            ProgressLine(stage.name, total, self.position.step, stage.batch_size, is_shown),
         )
-
-    def _loader(self, now: _Current) -> Callable[[int], tuple[Sequence[int], list[tuple[int, Batch]]]]:
-        """step -> (rows of the global batch, this process's micro batches, each after its place in the batch)."""
-        stage, source, seed, index = now.stage, now.source, self.position.seed, self.position.stage
-        if stage.batch_size % (self.world.size * stage.accumulation):
-            raise ValueError(
-                f"expected a batch_size that {self.world.size} processes x {stage.accumulation} micro batches divide, "
-                f"got {stage.batch_size} in stage {stage.name!r}"
-            )
-
-        def load(step: int) -> tuple[Sequence[int], list[tuple[int, Batch]]]:
-            rows = source.rows(seed, step, stage.batch_size)
-            parts = []
-            for micro in range(stage.accumulation):
-                part, start = local_rows(rows, self.world.rank, self.world.size, micro, stage.accumulation)
-                batch = source.load(part, np.random.default_rng([seed, index, step, start, 1]))
-                parts.append((start, map_tensors(batch, Tensor.pin_memory) if self.device.type == "cuda" else batch))
-            return rows, parts
-
-        return load
 
     def _step(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> dict[str, Any]:
         """One optimiser step; loss and metrics as means over the micro batches, and the norm of the gradient."""
         now.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Any] = {}
         for micro, (start, batch) in enumerate(parts, start=1):
-            self._seed(step, start, now.generator)
+            now.generator.manual_seed(seed_everything(self.position.seed, self.position.stage, step, start))
             batch = map_tensors(batch, lambda x: x.to(self.device, non_blocking=True))
             with without_gradient_sync(now.module, micro < len(parts)):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -246,15 +220,6 @@ class _Run:
         values["gradient_norm"] = nn.utils.clip_grad_norm_(now.parameters, now.stage.clip or math.inf)
         now.optimizer.step()
         return values
-
-    def _seed(self, step: int, start: int, generator: torch.Generator) -> None:
-        """Make every generator a function of seed, stage, step and place in the batch."""
-        words = np.random.SeedSequence([self.position.seed, self.position.stage, step, start]).generate_state(4)
-        first, second, third, fourth = (int(word) for word in words)
-        random.seed(first)
-        np.random.seed(second)
-        torch.manual_seed(third)
-        generator.manual_seed(fourth)
 
     def _look(self, now: _Current, is_end: bool) -> None:
         """Fetch the values of the steps since the last look (one wait for the GPU), log the last, save when due."""
@@ -272,8 +237,7 @@ class _Run:
                 {"step": self.position.total, "stage": now.stage.name, **values[-1], "loss": losses[-1], **timing}
             )
             self.log.flush()
-        if now.line is not None:
-            now.line.update(self.position.step, losses[-1])
+        now.line.update(self.position.step, losses[-1])
         self.unseen.clear()
         if is_end:
             self.position.stage, self.position.step = self.position.stage + 1, 0
@@ -309,27 +273,20 @@ class _Run:
 
 
 def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW over what trains, without decay for biases, norms and other parameters of fewer than two dimensions."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=stage.peak_lr, betas=stage.betas, eps=stage.eps, foreach=True
+    """The published AdamW over what the stage trains, grouped by decay and layer."""
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=stage.weight_decay,
+        no_decay=stage.no_decay,
+        layer_id=stage.layer_id,
+        num_layers=stage.num_layers,
+        layer_decay=stage.layer_decay,
     )
-
-
-def cosine(step: int, total: int, warmup: int, stage: Stage) -> float:
-    """Linear warm-up to the peak over `warmup` steps, then half a cosine down to the floor."""
-    if step < warmup:
-        return stage.peak_lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return stage.floor + (stage.peak_lr - stage.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+    return AdamW(groups, stage.peak_lr, betas=stage.betas, eps=stage.eps, weight_decay=stage.weight_decay)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, total: int) -> float:
-    lr = (stage.schedule or cosine)(step, total, stage.warmup_steps(total), stage)
+    lr = stage.schedule(step, total, peak=stage.peak_lr, floor=stage.floor, warmup=stage.warmup_steps(total))
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr

@@ -8,6 +8,7 @@ modalities never wait for one another's gradients.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Generator
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -136,6 +138,15 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     if type(batch) in (list, tuple):
         return type(batch)(map_tensors(value, function) for value in batch)
     return batch
+
+
+def seed_everything(*key: int) -> int:
+    """Seed the global generators of Python, numpy and torch from `key`; returns a further seed for a generator."""
+    first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed(third)
+    return fourth
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from plait.training.schedules import cosine
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -59,8 +61,9 @@ class Stage:
     clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
     before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
     after every optimiser step; what it keeps (a momentum twin) belongs in the model, where checkpoints find it.
-    optimizer: `(model, stage) -> optimizer`; a group's "lr_scale" multiplies its rate. schedule: `(step, total,
-    warmup_steps, stage) -> rate`. None is the library's AdamW and cosine.
+    no_decay, layer_id, num_layers and layer_decay: as in `plait.training.optim.parameter_groups`. optimizer:
+    `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies its rate.
+    schedule: one of `plait.training.schedules`.
     """
 
     name: str
@@ -76,19 +79,24 @@ class Stage:
     eps: float = 1e-8
     weight_decay: float = 0.05
     clip: float = 3.0
+    no_decay: Callable[[str, Tensor], bool] | None = None
+    layer_id: Callable[[str], int] | None = None
+    num_layers: int = 0
     layer_decay: float = 1.0
     accumulation: int = 1
     trainable: tuple[str, ...] = ()
     before: tuple[Callable[[nn.Module], None], ...] = ()
     after_step: tuple[Callable[[nn.Module, int], None], ...] = ()
     optimizer: Callable[[nn.Module, Stage], torch.optim.Optimizer] | None = None
-    schedule: Callable[[int, int, int, Stage], float] | None = None
+    schedule: Callable[..., float] = cosine
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 f"expected steps or epochs for stage {self.name!r}, got {self.steps} and {self.epochs}; set one"
             )
+        if self.layer_decay != 1 and self.layer_id is None:
+            raise ValueError(f"expected layer_id beside layer_decay for stage {self.name!r}, got none; pass both")
         for field in ("steps", "epochs", "batch_size", "accumulation"):
             value = getattr(self, field)
             if value is not None and value <= 0:
@@ -117,6 +125,23 @@ class Recipe:
     model_builder: Callable[[], nn.Module]
     stages: Sequence[Stage]
     save: Callable[[nn.Module, Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run proceeds, never what it computes.
+
+    A checkpoint is due after checkpoint_seconds or checkpoint_steps, whichever comes first. log_every: steps between
+    two looks at the loss; None is every step on the CPU and every tenth on a GPU, which is not waited for in between.
+    """
+
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    keep_last: int = 2
+    log_every: int | None = None
+    prefetch: int = 2
+    progress: bool = True
+    tensorboard: bool = False
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,206 @@
+"""`plait train RECIPE`: settings from the command line -> the recipe's typed function -> a run directory.
+
+run directory: config.json (what was asked), metrics.jsonl, checkpoints/, model/
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+import plait
+from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from plait.training.loop import Options, TrainResult
+    from plait.training.stages import Recipe
+
+RECIPE_TABLE = "plait.recipes:RECIPES"
+"""Recipes are above this room: they are found by name when a command runs, never imported."""
+
+INTERRUPTED = 130
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as one_peace.stage1.")],
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/RECIPE without it.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Continue a run that exists, or begin it again.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one without it.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files as well.")] = False,
+) -> int:
+    """Train a recipe; run the same command again to continue a run that was stopped."""
+    function = find_recipe(recipe)
+    arguments = parse_settings(function, settings or [], seed)
+    run_dir = out or Path("runs") / recipe
+    config = {"recipe": recipe, "seed": seed, "dtype": dtype, "arguments": arguments}
+    from plait.training.loop import Options
+
+    claim_run_dir(run_dir, config, resume)
+    result = run_recipe(
+        lambda: function(**arguments),
+        run_dir,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        resume=resume,
+        options=Options(tensorboard=tensorboard),
+    )
+    if result.interrupted is not None and _is_main():
+        print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
+    if result.interrupted is not None:
+        return INTERRUPTED if result.interrupted == signal.SIGINT else 0
+    if _is_main():
+        print(f"trained {result.steps} steps in {result.seconds:.0f} s; the model is in {run_dir / 'model'}")
+    return 0
+
+
+def run_recipe(
+    build: Callable[[], Recipe],
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str = "float32",
+    resume: bool = True,
+    options: Options | None = None,
+) -> TrainResult:
+    """Build a recipe, train it and save `run_dir`/model, or reuse what is there; what `plait train` runs.
+
+    build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with every random
+    generator seeded. Returns without a model directory when a signal stopped it (`interrupted`).
+    """
+    from plait.training.checkpoint import CheckpointStore, write_directory
+    from plait.training.loop import TrainResult, seed_everything, train
+    from plait.training.parallel import process_group
+
+    model_dir = run_dir / "model"
+    store = CheckpointStore(run_dir / "checkpoints")
+    newest = store.latest() if resume else None
+    if newest is not None and model_dir.exists():
+        return TrainResult(newest, store.position(newest).seconds)
+    with process_group(device) as (world, _):
+        if world.is_main and model_dir.exists():
+            shutil.rmtree(model_dir)  # of the run that resume=False replaces
+        recipe = build()
+        seed_everything(seed, *b"model")
+        model = recipe.model_builder()
+        result = train(
+            model, recipe.stages, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options
+        )
+        if result.interrupted is None and world.is_main:
+            write_directory(model_dir, lambda directory: recipe.save(model, directory))
+        world.barrier()
+    return result
+
+
+def find_recipe(name: str) -> Callable[..., Recipe]:
+    """The function of the recipe `name`. Raises UsageError, naming the nearest recipe."""
+    table: dict[str, str] = _resolve(RECIPE_TABLE)
+    if name not in table:
+        raise UsageError(f"expected the name of a recipe, got {name!r}; {_nearest(name, list(table))}")
+    return _resolve(table[name])
+
+
+def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: int) -> dict[str, Any]:
+    """All arguments of a recipe, defaults included: `key=value` strings read by the type of the parameter they name.
+
+    The recipe's own `seed`, where it has one, is `seed`. Raises UsageError for an unknown key (naming the nearest), a
+    value of another type, or a parameter without default that was not set.
+    """
+    parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function)
+    given: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"expected --set key=value, got {setting!r}")
+        if key == "seed":
+            raise UsageError("expected the seed in --seed, got --set seed; use --seed")
+        if key not in parameters:
+            raise UsageError(f"expected a parameter of the recipe, got {key!r}; {_nearest(key, list(parameters))}")
+        given[key] = _parse(key, text, hints.get(key, str))
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise UsageError(f"expected a value for {', '.join(missing)}, got none; add --set {missing[0]}=VALUE")
+    return {name: given.get(name, p.default) for name, p in parameters.items()}
+
+
+def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
+    """Write config.json, or check that the one there asks for the same run. Raises UsageError when it does not.
+
+    resume=False takes the directory over; the loop then removes its checkpoints and metrics.
+    """
+    path = run_dir / "config.json"
+    wanted = json.loads(json.dumps(config, default=str))
+    if path.exists() and resume:
+        found = json.loads(path.read_text())
+        different = _differences(found, wanted)
+        if different:
+            raise UsageError(
+                f"expected the settings of {path}, got another {different[0]}; "
+                "choose another --out, or --no-resume to start again"
+            )
+        return
+    if not _is_main():
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({**wanted, "plait": plait.__version__}, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """`key (old, now new)` for everything in which two configurations differ."""
+    flat = [{**config, **config.get("arguments", {})} for config in (found, wanted)]
+    keys = [key for key in flat[0] | flat[1] if key not in ("arguments", "plait")]
+    return [
+        f"{key} ({flat[0].get(key)!r}, now {flat[1].get(key)!r})"
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+    ]
+
+
+def _parse(key: str, text: str, hint: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    members = get_args(hint)
+    if type(None) in members and text.lower() in ("none", "null"):
+        return None
+    is_sequence = get_origin(hint) in (list, tuple, Sequence)
+    try:
+        return TypeAdapter(hint).validate_python([part for part in text.split(",") if part] if is_sequence else text)
+    except ValidationError as error:
+        kind = getattr(hint, "__name__", str(hint))
+        raise UsageError(f"expected {key} to be {kind}, got {text!r}: {error.errors()[0]['msg']}") from error
+
+
+def _is_main() -> bool:
+    """True in the process that prints and writes, before there is a process group to ask."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(sorted(names))}"
+
+
+def _resolve(home: str) -> Any:
+    module, _, attribute = home.partition(":")
+    return getattr(import_module(module), attribute)
