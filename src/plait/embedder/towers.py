@@ -1,0 +1,231 @@
+"""Towers: one interface over the models that turn a batch of one modality into features.
+
+    directory -> load_tower -> Tower.prepare(item) -> inputs -> Tower.encode(batch of inputs) -> (batch, dim)
+
+`PairTower` holds Plait's own models and any transformers model with `get_text_features`, `get_image_features` or
+`get_audio_features` (CLIP, SigLIP, CLAP and their kin). `SentenceTower` reads a sentence-transformers directory whose
+modules are a transformer, a pooling and perhaps a normalisation; that package itself is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plait.types import MODALITIES, Modality
+
+_ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
+_VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "official"}
+_SAMPLES_PER_TENSOR = 64
+
+
+class Tower(Protocol):
+    """What `Embedder` needs of a model."""
+
+    model: nn.Module
+    modalities: tuple[Modality, ...]
+    sampling_rate: int | None
+
+    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+        """Decoded values of one modality -> the model's inputs on the host, first axis = batch."""
+        ...
+
+    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Inputs on the model's device -> features (batch, dim), not necessarily of unit norm."""
+        ...
+
+
+class PairTower:
+    """A model with `get_<modality>_features` beside its processor."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        own = getattr(model, "modalities", None)  # Plait's models say what they have; others show it by their methods
+        found = own or [m for m in _ARGUMENT if m != "video" and hasattr(model, f"get_{m}_features")]
+        self.modalities: tuple[Modality, ...] = tuple(m for m in MODALITIES if m in found)
+        if not self.modalities:
+            raise ValueError(
+                f"expected a model with get_text_features, get_image_features or get_audio_features, got "
+                f"{type(model).__name__}; only models that map media into one space can embed"
+            )
+        extractor = getattr(processor, "feature_extractor", None)
+        self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
+        self._max_samples: int | None = None if own else getattr(extractor, "nb_max_samples", None)
+        self._options = {} if own else self._transformers_options()
+
+    def _transformers_options(self) -> dict[str, dict[str, Any]]:
+        config = self.model.config
+        text = getattr(config, "text_config", config)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        limit = min(getattr(text, "max_position_embeddings", 10**9), getattr(tokenizer, "model_max_length", 10**9))
+        if getattr(text, "model_type", "") == "clap_text_model":  # RoBERTa positions start after the padding index
+            limit = min(limit, text.max_position_embeddings - text.pad_token_id - 1)
+        # SigLIP was trained on text padded to full length and has no attention mask
+        padding = "max_length" if str(config.model_type).startswith("siglip") else True
+        cut: dict[str, Any] = {"truncation": True, "max_length": limit} if limit < 10**6 else {}
+        return {
+            "text": {"padding": padding, "return_tensors": "pt", **cut},
+            "image": {"return_tensors": "pt"},
+            "audio": {"sampling_rate": self.sampling_rate, "return_tensors": "pt"},
+        }
+
+    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+        """See `Tower.prepare`."""
+        if modality == "audio" and self._max_samples:
+            values = [_middle(clip, self._max_samples) for clip in values]  # CLAP's own cut is random
+        inputs = dict(self.processor(**{_ARGUMENT[modality]: list(values)}, **self._options.get(modality, {})))
+        if "is_longer" in inputs:  # CLAP draws one clip of a batch to be treated as long; none of ours is
+            inputs["is_longer"] = torch.zeros_like(torch.as_tensor(inputs["is_longer"]), dtype=torch.bool)
+        return {name: torch.as_tensor(value) for name, value in inputs.items()}
+
+    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Tower.encode`."""
+        features = getattr(self.model, f"get_{modality}_features")(**inputs)
+        return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def _middle(clip: Any, length: int) -> Any:
+    start = max(0, (len(clip) - length) // 2)
+    return clip[start : start + length]
+
+
+class SentenceTower:
+    """Transformer, pooling, normalisation: what a plain sentence-transformers directory describes."""
+
+    modalities: tuple[Modality, ...] = ("text",)
+    sampling_rate: int | None = None
+
+    def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        modules = {_module_name(m): directory / m["path"] for m in _read_json(directory / "modules.json")}
+        if not {"Transformer", "Pooling"} <= set(modules) <= {"Transformer", "Pooling", "Normalize"}:
+            raise ValueError(f"expected modules Transformer, Pooling, Normalize in {directory}, got {list(modules)}")
+        root = modules["Transformer"]
+        self.model = AutoModel.from_pretrained(root, dtype=dtype or "auto")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(root)
+        self.pooling = _pooling_mode(_read_json(modules["Pooling"] / "config.json"), directory)
+        settings = root / "sentence_bert_config.json"
+        settings = _read_json(settings) if settings.is_file() else {}
+        limits = (settings.get("max_seq_length"), getattr(self.model.config, "max_position_embeddings", None))
+        self.max_length = min(n for n in (*limits, self.tokenizer.model_max_length) if n)
+        self.lower = bool(settings.get("do_lower_case"))
+        extra = directory / "config_sentence_transformers.json"
+        extra = _read_json(extra) if extra.is_file() else {}
+        self.prompt = (extra.get("prompts") or {}).get(extra.get("default_prompt_name"), "")
+
+    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+        """See `Tower.prepare`."""
+        texts = [self.prompt + (text.lower() if self.lower else text) for text in values]
+        return dict(
+            self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        )
+
+    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See `Tower.encode`."""
+        tokens = self.model(**inputs).last_hidden_state  # (batch, seq, dim)
+        mask = inputs["attention_mask"].unsqueeze(-1).to(tokens.dtype)  # (batch, seq, 1)
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        if self.pooling == "max":
+            return tokens.masked_fill(mask == 0, torch.finfo(tokens.dtype).min).amax(dim=1)
+        if self.pooling == "lasttoken":
+            last = (mask.squeeze(-1) * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(dim=1)
+            return tokens[torch.arange(len(tokens), device=tokens.device), last]
+        return (tokens * mask).sum(dim=1) / mask.sum(dim=1)  # mean; the square-root variant differs only in length
+
+
+def _module_name(module: Mapping[str, Any]) -> str:
+    return str(module["type"]).rsplit(".", 1)[-1]
+
+
+def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
+    old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+    old |= {"pooling_mode_mean_sqrt_len_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
+    modes = [old.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    modes = modes or [config.get("pooling_mode", "mean")]
+    if len(modes) != 1 or modes[0] not in old.values():
+        raise ValueError(f"expected one pooling of cls, mean, max, lasttoken in {directory}, got {modes}")
+    return modes[0]
+
+
+def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+    """Read a model directory (Plait, transformers, sentence-transformers) or an official checkpoint onto `device`."""
+    if not source.exists():
+        raise ValueError(f"expected a model directory, got {source}: no such file or directory")
+    tower = _sentence_or_pair(source, dtype, device)
+    tower.model.to(device=device).eval()
+    return tower
+
+
+def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+    if (source / "modules.json").is_file():
+        modules = _read_json(source / "modules.json")
+        if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
+            return _transformers_pair(source / modules[0]["path"], dtype)
+        return SentenceTower(source, dtype)
+    if _is_foreign(source):
+        return _transformers_pair(source, dtype)
+    from plait.models import auto
+
+    return PairTower(*auto.load(source, dtype=dtype, device=device))
+
+
+def _is_foreign(source: Path) -> bool:
+    """Whether `source` is a directory of a model class that comes with transformers itself."""
+    if not (source / "config.json").is_file():
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return _read_json(source / "config.json").get("model_type") in CONFIG_MAPPING_NAMES
+
+
+def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        model = AutoModel.from_pretrained(source, dtype=dtype or "auto")
+        return PairTower(model, AutoProcessor.from_pretrained(source))
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected weights and processor files in {source}: {reason}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a readable JSON file, got {path}: {error}") from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of configuration and weights, the same for float32 and bfloat16 and on every device.
+
+    Weights enter by name, shape and up to 64 evenly spaced elements each, rounded to bfloat16, so that a model of
+    several billion parameters takes seconds. Training of any length changes it.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    config = getattr(model, "config", None)
+    if config is not None:
+        digest.update(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, len(flat) // _SAMPLES_PER_TENSOR)][: 2 * _SAMPLES_PER_TENSOR]
+        digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _stable(config: Any) -> Any:
+    """`config` without what depends on the machine, the dtype or the version that wrote it."""
+    if isinstance(config, Mapping):
+        return {
+            str(k): _stable(v) for k, v in config.items() if k not in _VOLATILE and not str(k).startswith("_") and v
+        }
+    return [_stable(v) for v in config] if isinstance(config, list | tuple) else config

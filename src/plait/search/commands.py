@@ -1,0 +1,232 @@
+"""The verbs `plait embed`, `plait index ...` and `plait search`: thin layers over `Embedder` and `Index`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from plait.search.ledger import AddReport
+    from plait.search.sources import Problem
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build and change an index on disk.")
+
+IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="directory of the index, for example photos.lance")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="model directory: Plait, CLIP / SigLIP / CLAP-like or sentence-transformers"),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
+WhereOption = Annotated[
+    str | None,
+    typer.Option(help="SQL filter, for example \"label = 'dog' AND meta.style = 'noto'\""),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")],
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]...", help="files, folders, manifests")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="vectors.npy (rows beside it in .jsonl), .parquet or .lance")] = Path(
+        "vectors.parquet"
+    ),
+    text: Annotated[list[str] | None, typer.Option(help="a text to embed; may be given several times")] = None,
+    batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 32,
+    device: DeviceOption = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn files and texts into vectors. An interrupted run continues from OUT.partial when it is started again."""
+    from plait.embedder import Embedder
+    from plait.search.vectors import check_output, embed_to_file
+
+    if not paths and not text:
+        raise UsageError("expected files, folders, manifests or --text to embed, got none")
+    check_output(out, overwrite=overwrite)
+    embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size)
+    report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite)
+    _print_report(report, f"{out}: {{added}} embedded", as_json, out=str(out), dim=embedder.dim)
+
+
+@app.command()
+def create(
+    index: IndexPath,
+    model: Annotated[Path, typer.Option(help="model directory or official checkpoint")],
+    device: DeviceOption = None,
+) -> None:
+    """Make a new, empty index for a model."""
+    from plait.embedder import Embedder
+    from plait.search.index import Index
+
+    made = Index.create(index, Embedder(model, device=device))
+    print(f"{index}: an empty index of {made.description['dim']} dimensions")
+
+
+@app.command()
+def add(
+    index: IndexPath,
+    paths: Annotated[list[Path], typer.Argument(metavar="PATHS...", help="files, folders, manifests")],
+    *,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add files, folders or manifests. With --model the index is created when it is not there.
+
+    A video counts as the mean of the image vectors of its frames when the model has no video of its own.
+    """
+    from plait.embedder import Embedder
+    from plait.search.index import Index
+
+    embedder = Embedder(model, device=device) if model else None
+    if embedder and not Index.exists(index):
+        opened = Index.create(index, embedder)
+    else:
+        opened = Index.open(index, embedder)
+    report = opened.add(paths, deduplicate=not keep_duplicates)
+    line = f"{index}: {{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
+    _print_report(report, line, as_json, rows=len(opened))
+
+
+@app.command()
+def delete(
+    index: IndexPath,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]...", help="files or folders")] = None,
+    where: WhereOption = None,
+) -> None:
+    """Delete rows by path, folder or filter (files themselves are not touched)."""
+    from plait.search.index import Index
+
+    if not paths and not where:
+        raise UsageError("expected paths or --where, got neither; --where true deletes every row")
+    opened = Index.open(index)
+    print(f"{index}: {opened.delete(where, paths=paths)} deleted, {len(opened)} left")
+
+
+@app.command()
+def update(
+    index: IndexPath,
+    where: Annotated[str, typer.Option(help="SQL filter: which rows")],
+    caption: Annotated[str | None, typer.Option(help="new caption")] = None,
+    label: Annotated[str | None, typer.Option(help="new label")] = None,
+) -> None:
+    """Write caption or label of the rows under a filter. For files that changed, run add again."""
+    from plait.search.index import Index
+
+    print(f"{index}: {Index.open(index).update(where, caption=caption, label=label)} updated")
+
+
+@app.command("list")
+def list_rows(
+    index: IndexPath,
+    where: WhereOption = None,
+    limit: Annotated[int | None, typer.Option(help="at most this many rows")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List rows: kind, caption and path, or JSON lines."""
+    from plait.search.index import Index
+
+    for row in Index.open(index).list(where, limit=limit):
+        print(
+            json.dumps(row) if as_json else f"{row['modality']:6} {row['caption'] or '-':30} {row['path'] or row['id']}"
+        )
+
+
+@app.command()
+def stats(index: IndexPath, as_json: JsonOption = False) -> None:
+    """Rows, size, model and how queries are answered."""
+    from plait.search.index import Index
+
+    found = Index.open(index).stats()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(f"{key:18} {value}" for key, value in found.items()))
+
+
+@app.command()
+def optimize(index: IndexPath) -> None:
+    """Merge small files and, when the index is large, build or extend the approximate search."""
+    from plait.search.index import Index
+
+    Index.open(index).optimize()
+
+
+def search(
+    index: IndexPath,
+    *,
+    text: Annotated[list[str] | None, typer.Option(help="a text; may be given several times")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="an image file")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="an audio file")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="a video file; its frames when the model has no video")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option("--not", help="a text to move away from")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="number of results", min=1)] = 10,
+    weights: Annotated[str | None, typer.Option(help="weights of the parts, for example text=1,audio=0.5")] = None,
+    where: WhereOption = None,
+    modality: Annotated[str | None, typer.Option(help="only results of this kind: text, image, video, audio")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
+    ] = None,
+) -> None:
+    """Find what is nearest to a text, image, audio, video or any mixture of them."""
+    from plait.embedder import Embedder
+    from plait.search.contact_sheet import table, to_json, write_contact_sheet
+    from plait.search.index import Index
+
+    query: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
+    query = {name: list(values) for name, values in query.items() if values}
+    if not query:
+        raise UsageError("expected a query, got none; give --text, --image, --audio or --video")
+    if without:
+        query["not"] = [{"text": one} for one in without]
+    if weights:
+        query["weights"] = parse_weights(weights)
+    opened = Index.open(index)
+    if model or device:
+        source = model or opened.model_path
+        opened = Index.open(index, Embedder(source, device=device))
+    hits = opened.search(query, k, where=where, modality=modality)
+    print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
+    if html:
+        write_contact_sheet(html, [(query, hits)], note=f"{len(hits)} of {len(opened)} items in {index}")
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`"text=1,audio=0.5"` -> {"text": 1.0, "audio": 0.5}. Raises UsageError for anything else."""
+    weights = {}
+    for pair in text.split(","):
+        name, _, number = pair.partition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError as error:
+            raise UsageError(f"expected weights such as text=1,audio=0.5, got {pair!r}") from error
+    return weights
+
+
+def _print_report(report: AddReport, line: str, as_json: bool, **more: Any) -> None:
+    counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
+    if as_json:
+        left_out = {"duplicates": report.duplicates, "skipped": report.skipped}
+        listed = {name: [problem._asdict() for problem in problems] for name, problems in left_out.items()}
+        print(json.dumps(counts | listed | more, indent=2))
+        return
+    for name, problems in (("duplicate", report.duplicates), ("skipped", report.skipped)):
+        _print_problems(name, problems)
+    print(line.format(**counts))
+
+
+def _print_problems(name: str, problems: list[Problem]) -> None:
+    for problem in problems[:20]:
+        typer.echo(f"{name}: {problem.path}: {problem.reason}", err=True)
+    if len(problems) > 20:
+        typer.echo(f"{name}: and {len(problems) - 20} more; --json lists all", err=True)

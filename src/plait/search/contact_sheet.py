@@ -1,0 +1,145 @@
+"""Results one can look at and listen to: a single HTML page, nothing loaded from anywhere.
+
+[(query, hits)] -> sections of cards: thumbnails and players as data URIs -> page.html
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait.embedder.items import Part, parts_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from plait.search.index import Hit
+
+_THUMBNAIL = 320
+_CLIP_SECONDS = 15
+_CLIP_RATE = 24_000
+
+_SPEAKER = (
+    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.5" stroke-linecap="round" '
+    'stroke-linejoin="round" aria-hidden="true"><path d="M4 9v6h4l5 4V5L8 9z"/><path d="M16.5 8.5a5 5 0 0 1 0 7"/>'
+    '<path d="M19 6a8.5 8.5 0 0 1 0 12"/></svg>'
+)
+
+
+def write_contact_sheet(
+    path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = ""
+) -> Path:
+    """Write one page with a section per `(query, hits)`; a query is an item as `Embedder.embed` takes it."""
+    out = Path(path)
+    sections = "".join(section(query, hits) for query, hits in results)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
+        f"<style>{_style()}</style></head><body><main><h1>{html.escape(title)}</h1>"
+        f'<p class="note">{html.escape(note)}</p>{sections}</main></body></html>\n',
+        encoding="utf-8",
+    )
+    return out
+
+
+def _style() -> str:
+    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+
+
+def section(query: Any, hits: Sequence[Hit]) -> str:
+    """HTML of one query and its hits (uses the classes of the page's style)."""
+    parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
+    top = max((hit.score for hit in hits), default=1.0)
+    cards = "".join(_card(hit, top) for hit in hits) or "<p>Nothing found.</p>"
+    header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
+    return f'<section>{header}<div class="grid">{cards}</div></section>'
+
+
+def _query_part(part: Part, *, first: bool) -> str:
+    sign = "&minus;" if part.weight < 0 else "" if first else "+"
+    weight = f'<span class="tag">&times; {abs(part.weight):g}</span>' if abs(part.weight) != 1 else ""
+    if part.modality == "text":
+        view = f"<q>{html.escape(part.value)}</q>"
+    else:
+        view = _image(part) if part.modality in ("image", "video") else _player(part)
+        view += f'<span class="sub">{html.escape(Path(part.name).name)}</span>'
+    return f'<span class="sign">{sign}</span><span class="part">{view}{weight}</span>'
+
+
+def _card(hit: Hit, top: float) -> str:
+    part = Part(hit.modality, Path(hit.path)) if hit.path else None  # ty: ignore[invalid-argument-type]
+    player = ""
+    if part is None:
+        view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
+    elif part.modality == "audio":
+        view, player = _SPEAKER, _player(part)
+    else:
+        view = _image(part)
+    name = html.escape(hit.caption or (Path(hit.path).name if hit.path else hit.id))
+    below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
+    width = max(0.0, min(1.0, hit.score / top)) * 100 if top > 0 else 0
+    return (
+        f'<figure><div class="view">{view}</div>{player}<figcaption><span class="score">{hit.score:.3f}</span>'
+        f'<div class="name" title="{name}">{name}</div>'
+        f'<div class="sub" title="{html.escape(hit.path or hit.id)}">{below}</div>'
+        f'<div class="bar"><i style="width:{width:.0f}%"></i></div></figcaption></figure>'
+    )
+
+
+def _image(part: Part) -> str:
+    from plait.embedder.items import load
+
+    try:
+        loaded = load(part, None)
+    except (ValueError, OSError) as error:  # the file may be gone since it was indexed: the page says so
+        return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
+    picture: Image = loaded[0] if isinstance(loaded, list) else loaded
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return f'<img alt="" loading="lazy" src="{_data_uri(_encoded(picture), "image/webp")}">'
+
+
+def _encoded(picture: Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=82)
+    return stream.getvalue()
+
+
+def _player(part: Part) -> str:
+    from plait.embedder.items import load
+
+    try:
+        clip = load(part, _CLIP_RATE)[: _CLIP_SECONDS * _CLIP_RATE]
+    except (ValueError, OSError) as error:
+        return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(stream, clip, _CLIP_RATE, format="MP3")
+    return f'<audio controls preload="none" src="{_data_uri(stream.getvalue(), "audio/mpeg")}"></audio>'
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def table(hits: Sequence[Hit]) -> str:
+    """Hits as lines of text for a terminal."""
+    rows = [
+        (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", hit.path or hit.id)
+        for n, hit in enumerate(hits, 1)
+    ]
+    head = ("#", "score", "kind", "caption", "path")
+    widths = [min(40, max(len(row[c]) for row in [head, *rows])) for c in range(4)]
+    lines = ("  ".join([*(cell[:w].ljust(w) for cell, w in zip(row, widths)), row[4]]) for row in [head, *rows])
+    return "\n".join(lines)
+
+
+def to_json(hit: Hit) -> Mapping[str, Any]:
+    """A hit as a JSON object."""
+    names = ("id", "score", "modality", "path", "caption", "label", "checksum", "meta")
+    return {name: getattr(hit, name) for name in names}

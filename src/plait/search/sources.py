@@ -1,0 +1,172 @@
+"""What can be added: folders, files, manifests and samples become entries, one per piece of media.
+
+path | folder | manifest.jsonl | Sample -> expand -> candidates (cheap) -> entry_of -> Entry (sniffed, hashed)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plait.embedder.items import kind_of_file
+from plait.types import Modality, Sample
+
+OnProblem = Callable[[str, str], None]
+"""Called with the path (or name) of what is left out and the reason."""
+
+_COLUMNS = ("id", "text", "image", "video", "audio", "label", "captions")
+
+
+class Problem(NamedTuple):
+    """Something that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that may become an entry: a file, or one medium of a sample."""
+
+    path: Path | None = None
+    sample: Sample | None = None
+    modality: Modality | None = None
+
+    @property
+    def name(self) -> str:
+        """The path, or the id of a sample."""
+        return str(self.path) if self.path else f"sample {self.sample.id}" if self.sample else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row to be: `item` is what the embedder takes, the rest is stored beside the vector."""
+
+    id: str
+    modality: Modality
+    item: dict[str, Any]
+    path: str | None
+    checksum: str
+    caption: str | None = None
+    label: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
+    """Candidates of a path (file, folder, manifest), a sample, or an iterable of these; files are not opened yet.
+
+    A folder that holds a `manifest.jsonl` stands for that manifest. Hidden files are passed over, and so are
+    directories of indices (`*.lance`); links are followed, loops of links are not.
+    Raises ValueError for a path that does not exist and for a manifest row that cannot be read.
+    """
+    if isinstance(source, Sample):
+        yield from _of_sample(source, None)
+    elif isinstance(source, str | Path):
+        yield from _of_path(Path(source), problem)
+    elif isinstance(source, Iterable) and not isinstance(source, bytes | dict):
+        for part in source:
+            yield from expand(part, problem)
+    else:
+        raise ValueError(f"expected a path, a Sample or a list of them to add, got {type(source).__name__}")
+
+
+def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
+    if path.is_dir():
+        manifest = path / "manifest.jsonl"
+        yield from _of_manifest(manifest) if manifest.is_file() else _of_folder(path, problem)
+    elif not path.exists():
+        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
+    elif path.suffix == ".jsonl":
+        yield from _of_manifest(path)
+    else:
+        yield Candidate(path=path)
+
+
+def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
+    seen: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        problem(str(error.filename), error.strerror or str(error))
+
+    for folder, names, files in os.walk(root, onerror=unreadable, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()  # a link led back to a folder that was walked already
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        names[:] = sorted(n for n in names if not n.startswith(".") and not n.endswith(".lance"))
+        yield from (Candidate(path=Path(folder, name)) for name in sorted(files) if not name.startswith("."))
+
+
+def _of_manifest(path: Path) -> Iterator[Candidate]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                sample = Sample.from_row(row if isinstance(row, dict) else {})
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"expected a manifest row with an id, got line {number} of {path}: {error}") from error
+            yield from _of_sample(sample, path.parent)
+
+
+def _of_sample(sample: Sample, folder: Path | None) -> Iterator[Candidate]:
+    media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
+    for modality in media:
+        value = getattr(sample, modality)
+        is_file = modality != "text" and isinstance(value, str | Path)
+        path = (folder / value if folder else Path(value)) if is_file else None
+        yield Candidate(path, sample, modality)
+
+
+def entry_of(candidate: Candidate) -> Entry:
+    """Sniff and hash a candidate. Raises ValueError or OSError (no media, empty, unreadable, not a regular file)."""
+    if candidate.path is None:
+        return _entry_of_value(candidate)
+    path = candidate.path
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    modality = candidate.modality or kind_of_file(path)
+    if path.stat().st_size == 0:
+        raise ValueError("the file is empty")
+    where = path.resolve()
+    with path.open("rb") as stream:
+        checksum = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    described = _described(candidate.sample, modality) if candidate.sample else {"id": str(where)}
+    return Entry(modality=modality, item={modality: where}, path=str(where), checksum=checksum, **described)
+
+
+def _entry_of_value(candidate: Candidate) -> Entry:
+    sample, modality = candidate.sample, candidate.modality
+    assert sample is not None and modality is not None
+    value = getattr(sample, modality)
+    item: dict[str, Any] = {modality: value}
+    if isinstance(value, np.ndarray):
+        item = {modality: (value, sample.meta.get("sampling_rate"))}
+    checksum = hashlib.sha256(f"{modality}:".encode() + _bytes_of(value)).hexdigest()[:32]
+    return Entry(modality=modality, item=item, path=None, checksum=checksum, **_described(sample, modality))
+
+
+def _described(sample: Sample, modality: Modality) -> dict[str, Any]:
+    media = [m for m in sample.modalities if m != "text"] or ["text"]
+    caption = sample.text or (sample.captions[0] if sample.captions else None)
+    return {
+        "id": sample.id if len(media) == 1 else f"{sample.id}#{modality}",
+        "caption": caption,
+        "label": sample.label,
+        "meta": {name: value for name, value in sample.to_row().items() if name not in _COLUMNS},
+    }
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    return value if isinstance(value, bytes) else value.tobytes()

@@ -1,0 +1,166 @@
+"""Bulk embedding into a file, able to continue after a kill.
+
+candidates -> entries -> embedder -> OUT.partial/{header.json, rows.jsonl, vectors.f32} -> OUT.npy | .parquet | .lance
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.embedder import Embedder
+from plait.errors import import_extra
+from plait.search.index import adding_progress
+from plait.search.ledger import AddReport
+from plait.search.sources import Candidate, Problem, entry_of, expand
+from plait.types import Sample
+
+FORMATS = (".npy", ".parquet", ".lance")
+_CHUNK = 64
+
+
+def embed_to_file(
+    embedder: Embedder,
+    source: Any,
+    out: str | Path,
+    *,
+    texts: Sequence[str] = (),
+    overwrite: bool = False,
+    show_progress: bool | None = None,
+) -> AddReport:
+    """Embed everything under `source` (see `plait.search.sources.expand`) and `texts` into `out`.
+
+    Rows are id, modality, path, caption, label, checksum, meta and vector; `.npy` holds the vectors (n, dim) alone,
+    with the rows beside it in `.jsonl`. Work is committed every 64 items to `OUT.partial`; the same call continues there.
+    Raises ValueError for an unknown format, an `out` that exists, or partial work of another model.
+    """
+    out = Path(out)
+    check_output(out, overwrite=overwrite)
+    report = AddReport()
+    found = [source, [Sample(id=f"text:{text}", text=text) for text in texts]]
+    candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
+    with _Partial(Path(f"{out}.partial"), embedder) as partial, adding_progress(candidates, show_progress) as bar:
+        stream = iter(candidates)
+        while chunk := list(itertools.islice(stream, _CHUNK)):
+            _embed_chunk(embedder, chunk, partial, report)
+            bar.update(len(chunk))
+        partial.finish(out)
+    return report
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Raises ValueError for an unknown format, or when `out` is there and is not to be replaced."""
+    if out.suffix not in FORMATS:
+        raise ValueError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}")
+    if out.exists() and not overwrite:
+        raise ValueError(f"expected no file at {out}, got one; choose another name or overwrite it")
+
+
+def _embed_chunk(embedder: Embedder, chunk: Sequence[Candidate], partial: _Partial, report: AddReport) -> None:
+    entries = []
+    for candidate in chunk:
+        try:
+            entry = entry_of(candidate)
+        except (ValueError, OSError) as error:
+            report.skipped.append(Problem(candidate.name, str(error).splitlines()[0]))
+            continue
+        if (entry.id, entry.checksum) in partial.done:
+            report.unchanged += 1
+        else:
+            entries.append(entry)
+    found = embedder.embed_readable([entry.item for entry in entries], show_progress=False)
+    report.skipped += [Problem(entries[s.index].path or entries[s.index].id, s.reason) for s in found.skipped]
+    names = ("id", "modality", "path", "caption", "label", "checksum", "meta")
+    partial.append([{n: getattr(entries[place], n) for n in names} for place in found.kept], found.vectors)
+    report.added += len(found.kept)
+
+
+class _Partial:
+    """Work so far: vectors are on disk before the rows that name them, so a kill leaves at most a tail to cut off."""
+
+    def __init__(self, folder: Path, embedder: Embedder) -> None:
+        self.folder, self.dim = folder, embedder.dim
+        header = {"fingerprint": embedder.fingerprint, "dim": self.dim}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "header.json").exists():
+            if json.loads((folder / "header.json").read_text()) != header:
+                raise ValueError(
+                    f"expected partial work of this model in {folder}, got another's; delete it to restart"
+                )
+        else:
+            _replace(folder / "header.json", json.dumps(header))
+        self._vectors = (folder / "vectors.f32").open("ab+")
+        self._rows = (folder / "rows.jsonl").open("ab+")
+        self.rows = self._recover()
+        self.done = {(row["id"], row["checksum"]) for row in self.rows}
+
+    def __enter__(self) -> _Partial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._vectors.close()
+        self._rows.close()
+
+    def _recover(self) -> list[dict[str, Any]]:
+        self._rows.seek(0)
+        lines = [line for line in self._rows if line.endswith(b"\n")]
+        whole = min(len(lines), os.fstat(self._vectors.fileno()).st_size // (4 * self.dim))
+        self._rows.truncate(sum(map(len, lines[:whole])))
+        self._vectors.truncate(whole * 4 * self.dim)
+        return [json.loads(line) for line in lines[:whole]]
+
+    def append(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+        """Commit rows and their vectors (len(rows), dim)."""
+        self._vectors.write(vectors.astype("<f4").tobytes())
+        _sync(self._vectors)
+        self._rows.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        _sync(self._rows)
+        self.rows += [dict(row) for row in rows]
+
+    def finish(self, out: Path) -> None:
+        """Write `out` in its format and remove the partial work."""
+        if not self.rows:
+            raise ValueError("expected at least one item to embed, got none that could be read")
+        vectors = np.memmap(self.folder / "vectors.f32", "<f4", "r", shape=(len(self.rows), self.dim))
+        temporary = self.folder / f"finished{out.suffix}"
+        if out.suffix == ".npy":
+            np.save(temporary, vectors)
+            _replace(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
+        else:
+            _write_table(temporary, self.rows, vectors)
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+        shutil.rmtree(self.folder)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+    pa = import_extra("pyarrow")
+    names = ("id", "modality", "path", "caption", "label", "checksum")
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in names}
+    columns["meta"] = pa.array([json.dumps(row["meta"]) for row in rows], pa.string())
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(np.asarray(vectors).ravel(), vectors.shape[1])
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        parquet.write_table(pa.table(columns), path)
+    else:
+        import_extra("lancedb").connect(path.parent).create_table(path.stem, pa.table(columns), mode="overwrite")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _sync(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())

@@ -1,0 +1,276 @@
+"""Embedder: items of every kind become unit vectors, fused as asked, the same alone and in a batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from tiny_embedders import RATE, HueModel, HueProcessor, picture, save_clap, save_clip, save_sentence_model, tone
+
+import plait
+from plait import Embedder, Sample
+
+
+@pytest.fixture
+def hue() -> Embedder:
+    return Embedder((HueModel(), HueProcessor()))
+
+
+@pytest.fixture(scope="module")
+def clip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_every_kind_of_item_lands_near_its_colour(hue: Embedder, tmp_path: Path) -> None:
+    png = picture(tmp_path / "red.png", "red")
+    wav = tmp_path / "red.wav"
+    soundfile.write(wav, tone("red"), RATE)
+    items = [
+        "red",
+        png,
+        wav,
+        {"image": str(png)},
+        {"image": png.read_bytes()},
+        {"audio": tone("red")},
+        {"audio": (tone("red", rate=4 * RATE), 4 * RATE)},
+        Image.open(png),
+        Sample(id="a", image=png, text="blue"),
+        Sample(id="b", text="red"),
+    ]
+    vectors = hue.embed(items)
+    assert vectors.shape == (10, 8)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    red, green, blue = hue.embed(["red", "green", "blue"])
+    assert (vectors @ red > 0.9).all()
+    assert (vectors @ np.stack([green, blue]).T < 0.3).all()
+
+
+def test_rows_keep_the_order_of_items_whatever_the_batches(hue: Embedder, tmp_path: Path) -> None:
+    colours = ["blue", "red", "green", "red", "blue"]
+    items = [
+        item
+        for n, c in enumerate(colours)
+        for item in ({"audio": tone(c, 0.1 + 0.05 * n)}, " ".join([c] * (n + 1)), picture(tmp_path / f"{n}.png", c, n))
+    ]
+    together = hue.embed(items, batch_size=4)
+    alone = np.concatenate([hue.embed([item]) for item in items])
+    assert np.allclose(together, alone, atol=1e-6)
+
+
+def test_audio_is_batched_by_length() -> None:
+    model = HueModel()
+    clips = [{"audio": tone("red", seconds)} for seconds in (0.1, 1.0, 0.11, 0.99, 0.12, 0.98)]
+    Embedder((model, HueProcessor()), batch_size=3).embed(clips)
+    assert [shape[1] for shape in model.batches] == [960, 8000]
+
+
+def test_long_clips_make_smaller_batches() -> None:
+    model = HueModel()
+    Embedder((model, HueProcessor()), batch_size=2).embed([{"audio": tone("red", 14 + n)} for n in range(2)])
+    assert [shape[0] for shape in model.batches] == [2]
+    Embedder((model, HueProcessor()), batch_size=2).embed([{"audio": tone("red", 16 + n)} for n in range(2)])
+    assert [shape[0] for shape in model.batches] == [2, 1, 1]
+
+
+def test_equal_parts_are_encoded_once() -> None:
+    model = HueModel()
+    Embedder((model, HueProcessor())).embed(["red", {"text": "red"}, {"text": ["red", "blue"]}])
+    assert [shape[0] for shape in model.batches] == [2]
+
+
+def test_a_fused_query_is_the_weighted_sum_of_unit_vectors(hue: Embedder) -> None:
+    red, green, blue = hue.embed(["red", "green", "blue"])
+    plain, weighted, negative, several = hue.embed(
+        [
+            {"text": "red", "audio": tone("green")},
+            {"text": "red", "audio": tone("green"), "weights": {"text": 3, "audio": 0.5}},
+            {"text": "red", "not": {"text": "blue"}},
+            {"text": ["red", "green"], "not": [{"text": "blue"}, "red"], "weights": {"not": 1.0}},
+        ]
+    )
+    heard = hue.embed([{"audio": tone("green")}])[0]
+    for got, expected in (
+        (plain, red + heard),
+        (weighted, 3 * red + 0.5 * heard),
+        (negative, red - 0.5 * blue),
+        (several, red + green - blue - red),
+    ):
+        assert np.allclose(got, expected / np.linalg.norm(expected), atol=1e-5)
+    by_call = hue.embed([{"text": "red", "audio": tone("green")}], weights={"text": 3, "audio": 0.5})[0]
+    assert np.allclose(by_call, weighted, atol=1e-6)
+
+
+def test_parts_that_cancel_out_are_an_error(hue: Embedder) -> None:
+    with pytest.raises(ValueError, match="cancel out"):
+        hue.embed([{"text": "red", "not": "red", "weights": {"not": 1}}])
+
+
+def test_bad_items_are_one_line_errors(hue: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    cases = {
+        "no such file": {"image": tmp_path / "gone.png"},
+        "smell": {"smell": "rose"},
+        "broken.png": {"image": tmp_path / "broken.png"},
+        "at least one of": {"image": None},
+        "expected weights for text, image": {"text": "a", "weights": {"touch": 1}},
+        "finite number": {"text": "a", "weights": {"text": float("nan")}},
+        "mono clip": {"audio": np.zeros((2, 800), np.float32)},
+        "at least 400 samples": {"audio": np.zeros(10, np.float32)},
+        "expected text as a str": {"text": 3},
+        "got int": 3,
+    }
+    for message, item in cases.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            hue.embed(["red", item])
+        assert "\n" not in str(caught.value)
+
+
+def test_bad_items_can_be_skipped_and_are_listed(hue: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    items = ["red", {"image": tmp_path / "broken.png"}, {"audio": np.zeros(9, np.float32)}, {"smell": 1}, "blue"]
+    vectors = hue.embed(items, on_bad="skip")
+    assert np.allclose(vectors, hue.embed(["red", "blue"]))
+    hue.embed(items, on_bad="skip")
+    assert [bad.index for bad in hue.skipped] == [1, 2, 3]
+    assert "broken.png" in hue.skipped[0].name
+    assert "400 samples" in hue.skipped[1].reason
+    assert hue.embed_readable(items).kept == [0, 4]
+    with pytest.raises(ValueError, match="'raise' or 'skip'"):
+        hue.embed(items, on_bad="ignore")  # type: ignore[arg-type]
+
+
+def test_one_item_without_a_list_is_an_error(hue: Embedder) -> None:
+    with pytest.raises(ValueError, match="wrap it in a list"):
+        hue.embed("red")
+    assert hue.embed([]).shape == (0, 0)
+
+
+def test_a_stream_gives_one_vector_per_item(hue: Embedder) -> None:
+    colours = ["red", "green", "blue", "red", "red"]
+    streamed = np.stack(list(hue.stream((c for c in colours), chunk_size=2)))
+    assert np.allclose(streamed, hue.embed(colours))
+
+
+def test_video_is_the_mean_of_its_frames(hue: Embedder, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        for n in range(16):
+            frame = Image.new("RGB", (32, 32), (230, 20, 20) if n < 8 else (20, 20, 230))
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    red, green, blue = hue.embed(["red", "green", "blue"])
+    (video,) = hue.embed([path])
+    assert video @ red > 0.6
+    assert video @ blue > 0.6
+    assert video @ green < 0.2
+    assert "video" in hue.accepts
+    assert "video" not in hue.modalities
+
+
+def test_clip_directories_embed_text_and_images(clip_dir: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    embedder = Embedder(clip_dir)
+    assert embedder.modalities == ("text", "image")
+    assert embedder.dim == 12
+    image = Image.open(picture(tmp_path / "a.png", "red"))
+    texts = ["red", "a very long text " * 20]
+    vectors = embedder.embed([*texts, image])
+    model = CLIPModel.from_pretrained(clip_dir).eval()
+    inputs = embedder._tower.processor(text=["red"], images=[image], return_tensors="pt")
+    outputs = model(**inputs)
+    assert np.allclose(vectors[0], outputs.text_embeds.detach()[0], atol=1e-5)
+    assert np.allclose(vectors[2], outputs.image_embeds.detach()[0], atol=1e-5)
+    assert np.allclose(vectors[0], embedder.embed(["red"])[0], atol=1e-5)
+    with pytest.raises(ValueError, match="expected text, image, video for this model, got audio"):
+        embedder.embed([{"audio": tone("red")}])
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_clap_directories_embed_text_and_audio_the_same_every_time(tmp_path: Path, fusion: bool) -> None:
+    embedder = Embedder(save_clap(tmp_path, fusion=fusion))
+    assert embedder.modalities == ("text", "audio")
+    assert embedder.sampling_rate == RATE
+    clips = [{"audio": tone("red", seconds)} for seconds in (0.3, 1.7)]
+    together = embedder.embed([*clips, "red"])
+    alone = np.concatenate([embedder.embed([item]) for item in [*clips, "red"]])
+    assert np.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_lasttoken": True},
+    ],
+)
+def test_sentence_transformers_directories_pool_as_they_say(tmp_path: Path, pooling: dict[str, object]) -> None:
+    import torch
+    from transformers import AutoTokenizer, BertModel
+
+    embedder = Embedder(save_sentence_model(tmp_path, pooling))
+    texts = ["RED green", "a very long text " * 5, "blue"]
+    vectors = embedder.embed(texts)
+    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), BertModel.from_pretrained(tmp_path).eval()
+    for text, vector in zip(texts, vectors, strict=True):
+        inputs = tokenizer([text.lower()], truncation=True, max_length=8, return_tensors="pt")
+        tokens = model(**inputs).last_hidden_state[0].detach()
+        mode = next(name for name, used in pooling.items() if used)
+        expected = {
+            "pooling_mode_mean_tokens": tokens.mean(0),
+            "pooling_mode_cls_token": tokens[0],
+            "pooling_mode_max_tokens": tokens.amax(0),
+            "pooling_mode_lasttoken": tokens[-1],
+        }[mode]
+        assert np.allclose(vector, torch.nn.functional.normalize(expected, dim=0), atol=1e-5)
+
+
+def test_a_sentence_model_with_other_modules_says_what_it_expects(tmp_path: Path) -> None:
+    save_sentence_model(tmp_path, {"pooling_mode_mean_tokens": True})
+    modules = (tmp_path / "modules.json").read_text().replace("models.Normalize", "models.LSTM")
+    (tmp_path / "modules.json").write_text(modules)
+    with pytest.raises(ValueError, match="expected modules Transformer, Pooling, Normalize"):
+        Embedder(tmp_path)
+
+
+def test_the_fingerprint_follows_weights_and_config_only(clip_dir: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    first = Embedder(clip_dir)
+    assert Embedder(clip_dir, dtype="bfloat16").fingerprint == first.fingerprint
+    CLIPModel.from_pretrained(clip_dir).save_pretrained(tmp_path)
+    again = CLIPModel.from_pretrained(tmp_path)
+    processor = first._tower.processor
+    assert Embedder((again, processor)).fingerprint == first.fingerprint
+    again.text_projection.weight.data.mul_(1.1)
+    assert Embedder((again, processor)).fingerprint != first.fingerprint
+
+
+def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path, tmp_path: Path) -> None:
+    import torch
+
+    with pytest.raises(ValueError, match="no such file or directory"):
+        Embedder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="expected a model with get_text_features"):
+        Embedder((torch.nn.Linear(2, 2), None))
+    with pytest.raises(ValueError, match="expected dtype"):
+        Embedder(clip_dir, dtype="int4")
+    with pytest.raises(ValueError, match="batch_size"):
+        Embedder(clip_dir, batch_size=0)
+
+
+def test_importing_the_embedder_loads_no_torch() -> None:
+    code = "import sys, plait.embedder, plait.search.commands; assert plait.Embedder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert plait.Embedder is Embedder

@@ -1,0 +1,268 @@
+"""Index: what is added is found, nothing is added twice, filters filter, and a strange file stops nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_embedders import RATE, HueModel, HueProcessor, picture, tone
+
+from plait import Embedder, Index, Sample
+from plait.search import index as index_module
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder((HueModel(), HueProcessor()))
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    folder = tmp_path / "media"
+    (folder / "more").mkdir(parents=True)
+    for n, colour in enumerate(("red", "green", "blue")):
+        picture(folder / f"{colour}.png", colour, n)
+        picture(folder / "more" / f"{colour}.png", colour, n + 10)
+        soundfile.write(folder / f"{colour}.wav", tone(colour), RATE)
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, media: Path, embedder: Embedder) -> Index:
+    made = Index.create(tmp_path / "media.lance", embedder)
+    made.add(media)
+    return made
+
+
+def names(hits: list[index_module.Hit]) -> list[str]:
+    return [Path(hit.path or hit.id).name for hit in hits]
+
+
+def test_a_query_of_any_kind_finds_its_colour(index: Index) -> None:
+    assert len(index) == 9
+    for query in ("red", {"audio": tone("red")}, {"text": "red", "audio": tone("red")}):
+        hits = index.search(query, k=3)
+        assert sorted(names(hits)) == ["red.png", "red.png", "red.wav"]
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert all(0.9 < hit.score <= 1.0001 for hit in hits)
+
+
+def test_scores_are_cosine_similarities(index: Index, embedder: Embedder, media: Path) -> None:
+    hits = index.search("blue", k=9)
+    assert len(hits) == 9
+    query = embedder.embed(["blue"])[0]
+    for hit in hits:
+        assert hit.path is not None
+        assert hit.score == pytest.approx(float(embedder.embed([Path(hit.path)])[0] @ query), abs=1e-5)
+    by_vector = index.search(query, k=9)
+    assert names(by_vector) == names(hits)
+
+
+def test_fused_and_negative_queries_rank_accordingly(index: Index) -> None:
+    mixed = index.search({"text": "red", "audio": tone("blue")}, k=6, weights={"text": 2.0})
+    assert {name.split(".")[0] for name in names(mixed)} == {"red", "blue"}
+    assert {name.split(".")[0] for name in names(mixed)[:3]} == {"red"}
+    turned = index.search({"text": ["red", "blue"], "not": {"text": "blue"}, "weights": {"not": 0.9}}, k=3)
+    assert {name.split(".")[0] for name in names(turned)} == {"red"}
+
+
+def test_filters_and_modality_hold_before_ranking(tmp_path: Path, embedder: Embedder, media: Path) -> None:
+    made = Index.create(tmp_path / "i", embedder)
+    rows = [
+        Sample(id=str(n), image=path, text=f"it's {path.stem}", label=path.stem, meta={"year": 2000 + n, "tag": "t's"})
+        for n, path in enumerate(sorted(media.rglob("*.png")))
+    ]
+    assert made.add(rows).added == 6
+    made.add(Sample(id="word", text="blue"))
+    assert {hit.label for hit in made.search("red", where="label = 'blue'")} == {"blue"}
+    assert {hit.label for hit in made.search("red", where={"label": ["blue", "green"]})} == {"blue", "green"}
+    late = made.search("red", where="meta.year >= 2004 AND caption LIKE 'it''s %'")
+    assert {hit.id for hit in late} == {"4", "5"}
+    assert [hit.id for hit in made.search("red", where={"year": 2003, "tag": "t's"})] == ["3"]
+    assert [hit.caption for hit in made.search("blue", modality="text")] == ["blue"]
+    assert made.search("red", where={"label": "none"}) == []
+    hit = made.search("blue", k=1, where={"year": 2000})[0]
+    assert (hit.caption, hit.modality, hit.meta) == ("it's blue", "image", {"year": 2000, "tag": "t's"})
+    with pytest.raises(ValueError, match="colour"):
+        made.search("red", where="colour = 3")
+    with pytest.raises(ValueError, match="field of meta"):
+        made.search("red", where={"a b": 3})
+
+
+def test_adding_again_adds_nothing_and_changed_files_replace_their_rows(index: Index, media: Path) -> None:
+    report = index.add(media)
+    assert (report.added, report.replaced, report.unchanged, len(index)) == (0, 0, 9, 9)
+    picture(media / "red.png", "blue", 99)
+    picture(media / "new.png", "green", 98)
+    report = index.add(media)
+    assert (report.added, report.replaced, report.unchanged, len(index)) == (1, 1, 8, 10)
+    assert "red.png" in names(index.search("blue", k=4))
+
+
+def test_equal_content_is_added_once_unless_asked(index: Index, media: Path) -> None:
+    shutil.copy(media / "red.png", media / "copy.png")
+    report = index.add(media / "copy.png")
+    assert report.added == 0
+    assert report.duplicates[0].path.endswith("copy.png")
+    assert report.duplicates[0].reason.endswith("red.png")
+    assert index.add(str(media / "copy.png"), deduplicate=False).added == 1
+
+
+def test_strange_files_are_skipped_with_reasons(index: Index, media: Path) -> None:
+    strange = media / "strange"
+    strange.mkdir()
+    (strange / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (strange / "empty.wav").write_bytes(b"")
+    (strange / "notes.txt").write_text("milk")
+    (strange / ".hidden.png").write_bytes(b"")
+    os.mkfifo(strange / "pipe.png")
+    (strange / "gone.png").symlink_to(strange / "nowhere.png")
+    (strange / "loop").symlink_to(media)
+    soundfile.write(strange / "short.wav", tone("red")[:10], RATE)
+    picture(strange / "good.png", "red", 55)
+    report = index.add(strange)
+    assert report.added == 1
+    reasons = {Path(problem.path).name: problem.reason for problem in report.skipped}
+    assert set(reasons) == {"broken.png", "empty.wav", "notes.txt", "pipe.png", "gone.png", "short.wav"}
+    assert all(reason and "\n" not in reason for reason in reasons.values())
+    assert "400 samples" in reasons["short.wav"]
+    assert "regular" in reasons["pipe.png"]
+    assert names(index.search({"image": strange / "good.png"}, k=1)) == ["good.png"]
+
+
+def test_manifests_are_read_with_their_captions(tmp_path: Path, embedder: Embedder, media: Path) -> None:
+    rows = [
+        {"id": "a", "image": "red.png", "text": "a red thing", "label": "red", "split": "train", "style": "flat"},
+        {"id": "b", "audio": "blue.wav", "captions": ["beep"], "label": "blue"},
+        {"id": "c", "image": "green.png", "audio": "green.wav"},
+        {"id": "d", "text": "green"},
+        {"id": "e", "image": "missing.png"},
+    ]
+    (media / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    made = Index.create(tmp_path / "i", embedder)
+    report = made.add(media)
+    assert report.added == 5
+    assert [Path(problem.path).name for problem in report.skipped] == ["missing.png"]
+    found = {row["id"]: row for row in made.list()}
+    assert set(found) == {"a", "b", "c#image", "c#audio", "d"}
+    assert found["a"]["caption"] == "a red thing"
+    assert found["a"]["meta"] == {"split": "train", "style": "flat"}
+    assert found["b"]["caption"] == "beep"
+    assert found["d"]["path"] is None
+    (media / "manifest.jsonl").write_text('{"id": "z", "text": "red"}\n{"image": "red.png"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*manifest.jsonl"):
+        made.add(media)
+    taken = made.add(Sample(id="a", image=media / "blue.png"))
+    assert "taken" in taken.skipped[0].reason
+
+
+def test_rows_can_be_deleted_updated_and_listed(index: Index, media: Path) -> None:
+    assert index.delete(paths=[media / "more"]) == 3
+    assert index.delete({"modality": "audio"}) == 3
+    assert index.delete("path LIKE '%nothing%'") == 0
+    assert len(index.list()) == len(index) == 3
+    assert len(index.list(limit=2, offset=2)) == 1
+    assert index.update(f"path = '{media / 'red.png'}'", caption="it's red", meta={"stars": 5}) == 1
+    assert [row["caption"] for row in index.list("meta.stars > 4")] == ["it's red"]
+    assert names(index.search("red", k=1)) == ["red.png"]
+    with pytest.raises(ValueError, match="expected a filter or paths"):
+        index.delete()
+    with pytest.raises(ValueError, match="caption, label or meta"):
+        index.update("true")
+
+
+def test_stats_describe_the_index(index: Index, embedder: Embedder) -> None:
+    stats = index.stats()
+    assert stats["rows_by_modality"] == {"audio": 3, "image": 6}
+    assert (stats["rows"], stats["dim"], stats["search"]) == (9, 8, "exact")
+    assert stats["fingerprint"] == embedder.fingerprint
+    assert stats["bytes"] > 0
+
+
+def test_an_index_opens_with_its_own_model_only(index: Index, embedder: Embedder) -> None:
+    assert len(Index.open(index.path, embedder)) == 9
+    other = Embedder((HueModel(seed=1), HueProcessor()))
+    with pytest.raises(ValueError, match=r"expected the model of .*use its own model"):
+        Index.open(index.path, other)
+    without = Index.open(index.path)
+    assert without.search(embedder.embed(["red"])[0], k=1)[0].score > 0.9
+    with pytest.raises(ValueError, match="pass the model"):
+        without.search("red")
+
+
+def test_wrong_calls_are_one_line_errors(index: Index, embedder: Embedder, tmp_path: Path) -> None:
+    cases = {
+        "expected no index": lambda: Index.create(index.path, embedder),
+        "expected an index": lambda: Index.open(tmp_path / "nowhere"),
+        "no such file or folder": lambda: index.add(tmp_path / "nowhere"),
+        "path, a Sample or a list": lambda: index.add(3),
+        "k of at least 1": lambda: index.search("red", k=0),
+        "shape": lambda: index.search(np.zeros(3, np.float32)),
+        "smell": lambda: index.search({"smell": "rose"}),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert len(index) == 9
+
+
+def test_a_second_writer_is_refused_and_readers_see_commits(
+    index: Index, embedder: Embedder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plait.search.table.LOCK_SECONDS", 0.05)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, filelock; lock = filelock.FileLock(sys.argv[1])\n"
+            "with lock: print('held', flush=True); sys.stdin.read()",
+            str(index.path / ".lock"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process is writing"):
+            index.add(media)
+        reader = Index.open(index.path, embedder)
+        assert len(reader.search("red")) == 9
+        holder.kill()
+    picture(media / "late.png", "red", 77)
+    assert index.add(media).added == 1
+    assert len(reader) == 10
+
+
+def test_a_large_index_answers_approximately_and_stays_complete(
+    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "ANN_ROWS", 300)
+    made = Index.create(tmp_path / "i", embedder)
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (320, 1, 1, 3))
+    from PIL import Image
+
+    pictures = [Image.fromarray(np.tile(colour, (2, 2, 1)).astype(np.uint8)) for colour in colours]
+    samples = [Sample(id=str(n), image=one) for n, one in enumerate(pictures)]
+    made.add(samples, commit_rows=4)
+    assert made.stats()["search"] == "approximate"
+    fragments = made._table.stats()["fragment_stats"]["num_fragments"]
+    assert fragments < 10
+    query = embedder.embed(["green"])[0]
+    exact = [hit.id for hit in made.search(query, k=10, exact=True)]
+    near = [hit.id for hit in made.search(query, k=10)]
+    assert len(set(exact) & set(near)) >= 8
+    made.add(Sample(id="new", text="green"))
+    assert made.stats()["rows_not_in_ann"] == 1
+    assert made.search("green", k=1)[0].id == "new"
