@@ -1,0 +1,169 @@
+"""Manifests: JSONL rows on disk <-> samples, each error with file, line and field.
+
+A manifest is a `.jsonl` or `.jsonl.gz` file, or a directory that holds `manifest.jsonl` (or `.jsonl.gz`). Media
+paths are relative to the manifest's directory; reading makes them absolute, writing makes them relative again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from plait.types import Sample
+
+NAMES = ("manifest.jsonl", "manifest.jsonl.gz")
+MEDIA = ("image", "video", "audio")
+STRINGS = ("text", "image", "video", "audio", "question", "label", "split", "source", "license", "author")
+STRING_LISTS = ("answers", "captions")
+OBJECT_LISTS = ("messages",)
+
+
+@dataclass
+class Skipped:
+    """Rows left out by `on_bad="skip"`: one message each, as the error would have read."""
+
+    messages: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+
+def manifest_path(path: str | Path) -> Path:
+    """The manifest file behind a path to it or to its directory. Raises ValueError when there is none."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"expected a manifest file or a directory with {NAMES[0]}, got {path}; check the path")
+
+
+def read_manifest(
+    path: str | Path, on_bad: Literal["raise", "skip"] = "raise", skipped: Skipped | None = None
+) -> list[Sample]:
+    """Read every row of a manifest as a sample with absolute media paths (strings).
+
+    `on_bad="raise"`: the first bad row is a ValueError that names file, line and field. `on_bad="skip"`: bad rows are
+    left out and listed in `skipped` when it is given, else in one warning with their count.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
+    file = manifest_path(path)
+    report = Skipped() if skipped is None else skipped
+    samples: list[Sample] = []
+    seen: dict[str, int] = {}
+    for number, line in _lines(file):
+        if not line.strip():
+            continue
+        try:
+            sample = _sample(line, file.parent)
+            if (first := seen.setdefault(sample.id, number)) != number:
+                raise ValueError(f"field 'id': {sample.id!r} is already on line {first}; give every row its own id")
+        except ValueError as error:
+            message = f"{file}, line {number}: {error}"
+            if on_bad == "raise":
+                raise ValueError(message) from error
+            report.messages.append(message)
+            continue
+        samples.append(sample)
+    if skipped is None and report.messages:
+        warnings.warn(f"skipped {len(report)} bad rows; {'; '.join(report.messages)}", stacklevel=2)
+    return samples
+
+
+def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
+    """Write samples as JSONL (gzip when the name ends in `.gz`); media inside the manifest's directory become relative.
+
+    The file is written aside and moved into place. Raises ValueError for media that are not paths.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    with _open_to_write(aside, path.suffix == ".gz") as file:
+        for sample in samples:
+            row = sample.to_row()
+            for name in MEDIA:
+                if row.get(name) is not None:
+                    row[name] = _relative(row[name], path.parent, sample.id, name)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    aside.replace(path)
+    return path
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8") as lines:
+            yield from enumerate(lines, start=1)
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"expected UTF-8 JSON lines in {file}, got: {error}; write the file again") from error
+
+
+def _open_to_write(path: Path, compressed: bool) -> TextIO:
+    if not compressed:
+        return path.open("w", encoding="utf-8")
+    import io
+
+    raw = gzip.GzipFile(path, "wb", mtime=0)
+    return io.TextIOWrapper(raw, encoding="utf-8")
+
+
+def _sample(line: str, folder: Path) -> Sample:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected one JSON object, got broken JSON ({error.msg}, column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"expected one JSON object, got {type(row).__name__}")
+    _check_row(row)
+    for name in MEDIA:
+        if row.get(name) is not None:
+            row[name] = str(folder / row[name])
+    return Sample.from_row(row)
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    if not isinstance(row.get("id"), str | int) or row["id"] == "":
+        raise ValueError(f"field 'id': expected a unique name, got {row.get('id')!r}; give every row an id")
+    for name in STRINGS:
+        value = row.get(name)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"field {name!r}: expected a string, got {type(value).__name__}")
+        if value == "" and name in MEDIA:
+            raise ValueError(f"field {name!r}: expected a path, got an empty string; leave the field out")
+    for name in STRING_LISTS:
+        _check_list(row, name, str)
+    for name in OBJECT_LISTS:
+        _check_list(row, name, dict)
+    boxes = row.get("boxes")
+    if boxes is not None and not (isinstance(boxes, list) and all(_is_box(box) for box in boxes)):
+        raise ValueError("field 'boxes': expected a list of boxes of 4 numbers")
+    if not isinstance(row.get("meta", {}), dict):
+        raise ValueError(f"field 'meta': expected an object, got {type(row['meta']).__name__}")
+
+
+def _check_list(row: dict[str, Any], name: str, kind: type) -> None:
+    value = row.get(name)
+    if value is not None and not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
+        raise ValueError(f"field {name!r}: expected a list of {kind.__name__} values, got {value!r}")
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4
+    return numbers and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
+
+
+def _relative(value: Any, folder: Path, sample_id: str, name: str) -> str:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"sample {sample_id!r}, field {name!r}: expected a path to write, got {type(value).__name__}")
+    path = Path(value)
+    root = folder.resolve()
+    if path.is_absolute() and path.resolve().is_relative_to(root):
+        path = path.resolve().relative_to(root)
+    return path.as_posix()

