@@ -262,6 +262,8 @@ def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path,
 
     with pytest.raises(ValueError, match="no such file or directory"):
         Embedder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="not here, not on the hub"):
+        Embedder("nobody/nothing")
     with pytest.raises(ValueError, match="expected a model with get_text_features"):
         Embedder((torch.nn.Linear(2, 2), None))
     with pytest.raises(ValueError, match="expected dtype"):

@@ -50,8 +50,8 @@ class Embedder:
     """Turn texts, images, videos and audio, or mixtures of them, into unit vectors of one space.
 
     Args:
-        model: a model directory (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), an official checkpoint, or
-            a pair `(model, processor)`.
+        model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), an official
+            checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
@@ -68,7 +68,7 @@ class Embedder:
     ) -> None:
         import torch
 
-        from plait.embedder.towers import PairTower, load_tower
+        from plait.embedder.towers import PairTower, load_tower, locate
 
         self.batch_size = _positive(batch_size, "batch_size")
         self.skipped: list[Skipped] = []
@@ -83,11 +83,11 @@ class Embedder:
                 self._tower.model.to(device=device, dtype=dtype)
             self._tower.model.eval()
         else:
-            self.source = Path(model).resolve()
+            self.source = locate(model)
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             if dtype is None and place.type == "cpu":
                 dtype = torch.float32
-            self._tower = load_tower(Path(model), dtype, place)
+            self._tower = load_tower(self.source, dtype, place)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

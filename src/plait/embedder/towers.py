@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,10 +156,22 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
     return modes[0]
 
 
+def locate(model: str | Path) -> Path:
+    """The model directory or file; a hub id such as `openai/clip-vit-base-patch32` is fetched into the hub's cache."""
+    if Path(model).exists():
+        return Path(model).resolve()
+    if isinstance(model, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(model))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"expected a model directory or hub id, got {model}: not here, not on the hub") from error
+    raise ValueError(f"expected a model directory, got {model}: no such file or directory")
+
+
 def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
     """Read a model directory (Plait, transformers, sentence-transformers) or an official checkpoint onto `device`."""
-    if not source.exists():
-        raise ValueError(f"expected a model directory, got {source}: no such file or directory")
     tower = _sentence_or_pair(source, dtype, device)
     tower.model.to(device=device).eval()
     return tower

@@ -1,6 +1,6 @@
 """Bulk embedding into a file, able to continue after a kill.
 
-candidates -> entries -> embedder -> OUT.partial/{header.json, rows.jsonl, vectors.f32} -> OUT.npy | .parquet | .lance
+candidates -> entries -> embedder -> OUT.partial/{rows.jsonl, vectors.f32} -> OUT.npy | .parquet | .lance
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.types import Sample
 
 FORMATS = (".npy", ".parquet", ".lance")
-_CHUNK = 64
+CHUNK = 64
 
 
 def embed_to_file(
@@ -38,7 +38,7 @@ def embed_to_file(
     """Embed everything under `source` (see `plait.search.sources.expand`) and `texts` into `out`.
 
     Rows are id, modality, path, caption, label, checksum, meta and vector; `.npy` holds the vectors (n, dim) alone,
-    with the rows beside it in `.jsonl`. Work is committed every 64 items to `OUT.partial`; the same call continues there.
+    with the rows beside it in `.jsonl`. Work is committed every 64 items to `OUT.partial`; the same call goes on there.
     Raises ValueError for an unknown format, an `out` that exists, or partial work of another model.
     """
     out = Path(out)
@@ -48,7 +48,7 @@ def embed_to_file(
     candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
     with _Partial(Path(f"{out}.partial"), embedder) as partial, adding_progress(candidates, show_progress) as bar:
         stream = iter(candidates)
-        while chunk := list(itertools.islice(stream, _CHUNK)):
+        while chunk := list(itertools.islice(stream, CHUNK)):
             _embed_chunk(embedder, chunk, partial, report)
             bar.update(len(chunk))
         partial.finish(out)

@@ -1,0 +1,141 @@
+"""The verbs embed, index and search, from the command line to files on disk, with a tiny CLIP directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny_embedders import RATE, HueModel, HueProcessor, picture, save_clip, tone
+
+from plait import Embedder, Index, Sample
+from plait.cli import main
+from plait.search import write_contact_sheet
+from plait.search.commands import parse_weights
+
+pytest.importorskip("lancedb")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("media")
+    for colour in ("red", "green", "blue"):
+        picture(folder / f"{colour}.png", colour)
+    return folder
+
+
+def test_index_and_search_from_the_command_line(
+    model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index, page = tmp_path / "photos.lance", tmp_path / "out" / "page.html"
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    assert main(["index", "add", str(index), str(media), str(tmp_path / "bad.png"), "--model", str(model)]) == 0
+    out, err = capfd.readouterr()
+    assert "3 added" in out
+    assert re.search(r"^skipped: .*bad.png: ", err, re.M)
+
+    query = ["--image", str(media / "red.png"), "--text", "red", "--weights", "image=1,text=0.01", "--not", "blue"]
+    arguments = ["search", str(index), *query, "-k", "2", "--json", "--html", str(page)]
+    assert main(arguments) == 0
+    hits = json.loads(capfd.readouterr().out)
+    assert len(hits) == 2
+    assert page.stat().st_size > 2000
+    assert main(["search", str(index), "--image", str(media / "red.png"), "-k", "1"]) == 0
+    assert re.search(r"1\s+1\.000\s+image.*red\.png", capfd.readouterr().out)
+
+    assert main(["index", "add", str(index), str(media), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["unchanged"] == 3
+    assert main(["index", "update", str(index), "--where", "path LIKE '%red.png'", "--caption", "rouge"]) == 0
+    assert main(["index", "list", str(index), "--where", "caption = 'rouge'", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["path"].endswith("red.png")
+    assert main(["index", "delete", str(index), str(media / "blue.png")]) == 0
+    assert "1 deleted, 2 left" in capfd.readouterr().out
+    assert main(["index", "optimize", str(index)]) == 0
+    assert main(["index", "stats", str(index), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["rows"] == 2
+
+
+def test_wrong_commands_are_one_line_with_their_exit_code(
+    model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index = str(tmp_path / "i")
+    cases = [
+        (["search", index], 2, "expected a query"),
+        (["search", index, "--text", "a"], 1, "expected an index"),
+        (["search", index, "--text", "a", "--weights", "text=x"], 2, "text=1,audio=0.5"),
+        (["search", index, "--text", "a", "-k", "0"], 2, ""),
+        (["index", "add", index, str(media)], 1, "expected an index"),
+        (["index", "add", index, str(media), "--model", str(media)], 1, "expected"),
+        (["index", "delete", index], 2, "paths or --where"),
+        (["embed", str(model)], 2, "to embed, got none"),
+        (["embed", str(model), str(media), "--out", "v.txt"], 1, ".npy"),
+    ]
+    for arguments, code, message in cases:
+        assert main(arguments) == code, arguments
+        err = capfd.readouterr().err
+        assert message in err
+        assert "Traceback" not in err
+    assert not Path(index).exists()
+
+
+def test_embed_writes_vectors(model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "v.npy"
+    arguments = ["embed", str(model), str(media), "--text", "red", "--text", "blue", "--out", str(out), "--json"]
+    assert main(arguments) == 0
+    assert json.loads(capfd.readouterr().out)["added"] == 5
+    images = sorted(media.glob("*.png"))
+    assert np.allclose(np.load(out), Embedder(model).embed([*images, "red", "blue"]), atol=1e-6)
+
+
+def test_weights_are_read_from_text() -> None:
+    assert parse_weights("text=1, audio=0.5") == {"text": 1.0, "audio": 0.5}
+    with pytest.raises(ValueError, match="got 'text'"):
+        parse_weights("text")
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_contact_sheet_is_one_page_with_everything_inside(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "i", Embedder((HueModel(), HueProcessor())))
+    soundfile.write(tmp_path / "red.wav", tone("red", 0.5), RATE)
+    index.add([picture(tmp_path / "red.png", "red"), tmp_path / "red.wav", Sample(id="t", text="<script>red</script>")])
+    index.add(picture(tmp_path / "gone.png", "red", 3))
+    query = {"text": "red", "audio": str(tmp_path / "red.wav"), "not": {"image": str(tmp_path / "red.png")}}
+    hits = index.search("red")
+    (tmp_path / "gone.png").unlink()
+    page = write_contact_sheet(tmp_path / "page.html", [(query, hits), ("blue", [])], title="Red & more")
+    content = page.read_text()
+    parser = _Tags()
+    parser.feed(content)
+    assert parser.open == []
+    sources = [attributes["src"] or "" for tag, attributes in parser.tags if tag in ("img", "audio")]
+    assert len(sources) == 4
+    assert all(source.startswith("data:") for source in sources)
+    assert sum(source.startswith("data:audio/") for source in sources) == 2
+    assert not [tag for tag, _ in parser.tags if tag in ("script", "link")]
+    assert "no such file" in content
+    assert "Nothing found" in content
+    assert "Red &amp; more" in content
+    assert "prefers-color-scheme: dark" in content
