@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +25,7 @@ class DecoderConfig:
     num_layers: int = 2
     mlp_dim: int = 2048
     image_bucket_size: int = 16
-    audio_bucket_size: int = 512
+    max_audio_positions: int = 1026
     layer_scale: float | None = None
 
 
@@ -173,20 +172,6 @@ class OnePeaceConfig(PreTrainedConfig):
         return cls(**{**config_fields(official_config), **changes})
 
 
-def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """The official spelling of a convolution stack, `"[(512, 10, 5)] + [(512, 3, 2)] * 4"`, without evaluating code."""
-    if not isinstance(spec, str):
-        return [(int(c), int(k), int(s)) for c, k, s in spec]
-    layers: list[tuple[int, int, int]] = []
-    for term in spec.split("+"):
-        block, _, times = term.partition("*")
-        try:
-            layers += list(ast.literal_eval(block.strip())) * int(times or 1)
-        except (ValueError, SyntaxError) as error:
-            raise ValueError(f"expected '[(channels, kernel, stride)] * n + ...', got {spec!r}") from error
-    return layers
-
-
 def _as_lists(ways: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
     return None if ways is None else {way: list(cell) for way, cell in ways.items()}
 
@@ -218,7 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "audio_conv_spec": _SMALL_CONV,
         "audio_bucket_size": 32,
         "decoder": DecoderConfig(
-            dim=64, num_heads=2, num_layers=1, mlp_dim=128, image_bucket_size=4, audio_bucket_size=64
+            dim=64, num_heads=2, num_layers=1, mlp_dim=128, image_bucket_size=4, max_audio_positions=130
         ),
     },
 }

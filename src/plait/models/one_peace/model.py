@@ -52,6 +52,10 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["RoutedEncoderLayer"]  # noqa: RUF012
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # looked up in the config at every forward pass
+
     def _init_weights(self, module: nn.Module) -> None:
         """Published initialisation: normal of std 0.02 cut at one sigma; tables, types and biases 0."""
         if isinstance(module, nn.Linear | nn.Embedding):

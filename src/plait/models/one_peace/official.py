@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from plait.models.one_peace.config import DecoderConfig, parse_conv_spec
+from plait.models.one_peace.config import DecoderConfig
 
 _HEAD_MODALITIES = {
     "text": ("text",),
@@ -91,6 +92,36 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """The official spelling of a convolution stack, `"[(512, 10, 5)] + [(512, 3, 2)] * 4"`, without evaluating code."""
+    if not isinstance(spec, str):
+        return [(int(c), int(k), int(s)) for c, k, s in spec]
+    layers: list[tuple[int, int, int]] = []
+    for term in spec.split("+"):
+        block, _, times = term.partition("*")
+        try:
+            layers += [(int(c), int(k), int(s)) for c, k, s in ast.literal_eval(block.strip())] * int(times or 1)
+        except (ValueError, TypeError, SyntaxError) as error:
+            raise ValueError(f"expected '[(channels, kernel, stride)] * n + ...', got {spec!r:.80}") from error
+    return layers
+
+
+_ORDER = (
+    "logit_scale text_mask_token image_mask_token audio_mask_token encoder_wrapper decoder_wrapper text_proj image_proj "
+    "audio_proj decoder_text_embed text_mask_head decoder_image_embed image_mask_head decoder_audio_embed audio_mask_head "
+    "classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding pos_embed mask_embedding "
+    "type_embedding type_embedding_2 embed_tokens embed_images embed_audios embed_positions rel_pos_table_list layers gamma_1 "
+    "gamma_2 self_attn self_attn_layer_norm text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm "
+    "audio_layer_norm ln k_proj v_proj q_proj out_proj conv_layers wi_0 wi_1 weight bias"
+).split()
+
+
+def official_order(keys: Iterable[str]) -> list[str]:
+    """Official names in the order in which the official model registers its parameters."""
+    rank = {name: i for i, name in enumerate(_ORDER)}
+    return sorted(keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")])
+
+
 def _modalities(encoder: Mapping[str, Any], head: str | None) -> tuple[str, ...]:
     if head is not None:
         if head not in _HEAD_MODALITIES:
@@ -115,14 +146,13 @@ def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | 
 
 def _decoder(decoder: Mapping[str, Any]) -> DecoderConfig:
     _check(decoder, _IGNORED_ENCODER, "model.decoder")
-    image, audio = decoder.get("image_adapter") or {}, decoder.get("audio_adapter") or {}
+    image = decoder.get("image_adapter") or {}
     return DecoderConfig(
         dim=decoder["embed_dim"],
         num_heads=decoder["attention_heads"],
         num_layers=decoder["layers"],
         mlp_dim=decoder["ffn_embed_dim"],
         image_bucket_size=image.get("bucket_size", 16),
-        audio_bucket_size=audio.get("bucket_size", 512),
         layer_scale=decoder.get("layer_scale_init_value", 1e-6) if decoder.get("use_layer_scale", False) else None,
     )
 

@@ -68,7 +68,7 @@ class OnePeaceDecoder(nn.Module):
         positions = {
             "text": config.max_text_positions,
             "image": sizes.image_bucket_size**2 + 1,
-            "audio": 2 * sizes.audio_bucket_size + 2,
+            "audio": sizes.max_audio_positions,
         }
         self.branches = nn.ModuleDict(
             {m: DecoderBranch(config.dim, sizes.dim, positions[m], m) for m in config.modalities}

@@ -165,6 +165,11 @@ def _head_rules() -> list[Rule]:
     ]
 
 
+def official_buffers(keys: Iterable[str]) -> set[str]:
+    """Those official keys that are constants rather than weights."""
+    return {key for key in keys if key.endswith((".rp_bucket", ".position_idx", "fusion_model.version"))}
+
+
 def modality_of(key: str) -> str | None:
     """The modality a Plait key belongs to alone, None for shared parameters."""
     for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):

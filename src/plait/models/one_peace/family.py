@@ -1,0 +1,31 @@
+"""ONE-PEACE as `plait.models.auto` sees it: recognise its files, build model and processor together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plait.models.one_peace import loading
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.loading import is_official
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.processor import OnePeaceImageProcessor, OnePeaceProcessor
+from plait.weights.files import Checkpoint
+
+CONFIG, BASE_MODEL, PROCESSOR, IMAGE_PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor, OnePeaceImageProcessor
+
+__all__ = ["BASE_MODEL", "CONFIG", "IMAGE_PROCESSOR", "PROCESSOR", "from_directory", "from_official", "is_official"]
+
+
+def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
+    """Model and processor of an official file; options of `loading.from_official`."""
+    model = loading.from_official(checkpoint, **options)
+    return model, OnePeaceProcessor.from_config(model.config)
+
+
+def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
+    """Model and processor of a model directory; options of `loading.from_directory`."""
+    model = loading.from_directory(path, **options)
+    if (path / "tokenizer.json").exists():
+        return model, OnePeaceProcessor.from_pretrained(path)
+    return model, OnePeaceProcessor.from_config(model.config)

@@ -1,0 +1,155 @@
+"""What goes into ONE-PEACE: texts, PIL images and waveforms -> tensors (specification 5).
+
+    texts -> input_ids, attention_mask     images -> pixel_values     audio -> input_values, audio_attention_mask
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.processing.audio_transforms import pad_waveforms, prepare_waveform
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, square
+from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
+
+
+class OnePeaceImageProcessor(PilBackend):
+    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
+    size = {"height": 256, "width": 256}  # noqa: RUF012
+    resample = PILImageResampling.BICUBIC
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    image_mean = list(CLIP_MEAN)
+    image_std = list(CLIP_STD)
+
+
+class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
+    """Waveforms: normalised as a whole, cut to `max_seconds`, tiled to `min_seconds`, right-padded with zeros."""
+
+    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16000,
+        padding_value: float = 0.0,
+        max_seconds: float = 15.0,
+        min_seconds: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.max_seconds = max_seconds
+        self.min_seconds = min_seconds
+
+    def __call__(self, raw_speech: Any, sampling_rate: int | None = None, **_: Any) -> BatchFeature:
+        """raw_speech: one array (samples,) or (samples, channels), or a list of them. Raises ValueError on another rate."""
+        if sampling_rate not in (None, self.sampling_rate):
+            raise ValueError(f"expected audio at {self.sampling_rate} Hz, got {sampling_rate} Hz; resample it first")
+        clips = [raw_speech] if isinstance(raw_speech, np.ndarray) else list(raw_speech)
+        prepared = [
+            prepare_waveform(
+                clip, sampling_rate=self.sampling_rate, max_duration=self.max_seconds, min_duration=self.min_seconds
+            )
+            for clip in clips
+        ]
+        values, mask = pad_waveforms(prepared)
+        return BatchFeature({"input_values": values, "attention_mask": mask})
+
+
+class OnePeaceProcessor(ProcessorMixin):
+    """Tokenizer, image processor and feature extractor of one model."""
+
+    def __init__(
+        self,
+        image_processor: OnePeaceImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        feature_extractor: OnePeaceFeatureExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, feature_extractor, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: OnePeaceConfig, kept_ids: Sequence[int] | None = None) -> OnePeaceProcessor:
+        """The processor of a model of `config`; kept_ids: the vocabulary subset it was trained with, if any."""
+        return cls(
+            OnePeaceImageProcessor(size={"height": config.image_size, "width": config.image_size}),
+            build_tokenizer(kept_ids),
+            OnePeaceFeatureExtractor(
+                sampling_rate=config.sampling_rate,
+                max_seconds=config.max_audio_seconds,
+                min_seconds=config.min_audio_seconds,
+            ),
+        )
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms expected, in Hz."""
+        return self.feature_extractor.sampling_rate
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images made, in pixels."""
+        return self.image_processor.size["height"]
+
+    def __call__(
+        self,
+        images: Image | Sequence[Image] | None = None,
+        text: str | Sequence[str] | None = None,
+        audio: np.ndarray | Sequence[np.ndarray] | None = None,
+        *,
+        sampling_rate: int | None = None,
+        max_tokens: int = MAX_TOKENS,
+        return_tensors: str = "pt",
+        **unknown: Any,
+    ) -> BatchFeature:
+        """Any mixture of modalities -> a batch of each.
+
+        text gives input_ids and attention_mask (batch, tokens); images pixel_values (batch, 3, side, side); audio, alone,
+        input_values and attention_mask (batch, samples), beside text audio_attention_mask.
+        Raises ValueError for arguments it does not know, and for audio of another sampling rate.
+        """
+        known = {"padding", "truncation"}
+        if set(unknown) - known:
+            raise ValueError(f"expected images, text, audio, got {', '.join(sorted(set(unknown) - known))}")
+        if return_tensors != "pt":
+            raise ValueError(f"expected return_tensors='pt', got {return_tensors!r}")
+        batch: dict[str, torch.Tensor] = {}
+        if text is not None:
+            batch |= self.tokenize([text] if isinstance(text, str) else list(text), max_tokens)
+        if images is not None:
+            pictures = [images] if isinstance(images, Image) else list(images)
+            batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
+        if audio is not None:
+            clips = self.feature_extractor(audio, sampling_rate)
+            batch["input_values"] = clips["input_values"]
+            batch["attention_mask" if text is None else "audio_attention_mask"] = clips["attention_mask"]
+        if not batch:
+            raise ValueError("expected images, text or audio, got none")
+        return BatchFeature(batch)
+
+    def _pixels(self, picture: Image) -> torch.Tensor:
+        processor = self.image_processor
+        return square(picture.convert("RGB"), self.image_size, processor.image_mean, processor.image_std)
+
+    def tokenize(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> dict[str, torch.Tensor]:
+        """Texts -> input_ids and attention_mask (batch, tokens), lower-cased, cut to `max_tokens` pieces and ended."""
+        rows = encode_with(self.tokenizer.backend_tokenizer, texts, max_tokens=max_tokens)
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), PAD_ID)
+        for out, row in zip(ids, rows):
+            out[: len(row)] = torch.tensor(row)
+        return {"input_ids": ids, "attention_mask": ids != PAD_ID}
+
+
