@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+
+import plait.recipes
+from plait import cli
+from plait.errors import UsageError
+from plait.training.commands import claim_run_dir, find_recipe, parse_settings, run_recipe
+from plait.training.logging import read_metrics
+from plait.training.stages import Options, Recipe
+
+
+def settings_recipe(
+    *,
+    data: str = "mini",
+    steps: int = 20,
+    lr: float = 1e-3,
+    seed: int = 0,
+    flip: bool = False,
+    out: Path = Path("x"),
+    limit: int | None = 5,
+    loss: Literal["l2", "dcl"] = "dcl",
+    names: tuple[str, ...] = (),
+    betas: tuple[float, float] = (0.9, 0.98),
+) -> Recipe:
+    raise NotImplementedError
+
+
+def parse(*settings: str) -> dict[str, Any]:
+    return parse_settings(settings_recipe, settings, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("steps=40", 40),
+        ("lr=3e-4", 3e-4),
+        ("flip=true", True),
+        ("out=a/b", Path("a/b")),
+        ("limit=none", None),
+        ("limit=7", 7),
+        ("loss=l2", "l2"),
+        ("names=a.*,b", ("a.*", "b")),
+        ("betas=0.8,0.9", (0.8, 0.9)),
+        ("data=a=b", "a=b"),
+    ],
+)
+def test_a_setting_is_read_by_the_type_of_its_parameter(setting: str, value: object) -> None:
+    parsed = parse(setting)
+    name = setting.partition("=")[0]
+    assert parsed[name] == value
+    assert type(parsed[name]) is type(value) or isinstance(value, Path)
+    assert {**parsed, name: parse()[name]} == parse()
+
+
+def test_settings_not_given_keep_their_defaults() -> None:
+    parsed = parse()
+    assert (parsed["steps"], parsed["lr"], parsed["seed"], parsed["limit"]) == (20, 1e-3, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("step=3", "got 'step'; did you mean 'steps'?"),
+        ("zzzz=3", "got 'zzzz'; one of betas, data,"),
+        ("steps=many", "expected steps to be int, got 'many'"),
+        ("loss=l3", "expected loss to be"),
+        ("betas=0.9", "expected betas to be"),
+        ("steps", "expected --set key=value, got 'steps'"),
+        ("seed=1", "use --seed"),
+    ],
+)
+def test_a_wrong_setting_is_a_usage_error(setting: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(setting)
+    assert message in str(caught.value)
+
+
+def test_a_parameter_without_default_has_to_be_set() -> None:
+    def recipe(model: str, steps: int = 3) -> None: ...
+
+    assert parse_settings(recipe, ["model=m"], 0) == {"model": "m", "steps": 3}
+    with pytest.raises(UsageError, match="expected a value for model, got none; add --set model=VALUE"):
+        parse_settings(recipe, [], 0)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"got 'onepeace.stage1'; did you mean 'one_peace.stage1'\?"):
+        find_recipe("onepeace.stage1")
+
+
+def test_a_run_directory_belongs_to_one_configuration(tmp_path: Path) -> None:
+    config = {"recipe": "r", "seed": 0, "dtype": "float32", "arguments": {"steps": 3, "data": Path("mini")}}
+    claim_run_dir(tmp_path / "run", config, resume=True)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored == {**config, "arguments": {"steps": 3, "data": "mini"}, "plait": plait.__version__}
+    claim_run_dir(tmp_path / "run", config, resume=True)
+    other = {**config, "arguments": {"steps": 4, "data": Path("mini")}}
+    with pytest.raises(UsageError, match=r"got another steps \(3, now 4\); choose another --out, or --no-resume"):
+        claim_run_dir(tmp_path / "run", other, resume=True)
+    with pytest.raises(UsageError, match=r"got another seed \(0, now 1\)"):
+        claim_run_dir(tmp_path / "run", {**config, "seed": 1}, resume=True)
+    claim_run_dir(tmp_path / "run", other, resume=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["steps"] == 4
+
+
+@pytest.fixture
+def registered(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A recipe `tiny.pair` whose objective sends `signal` at step 5, and how often its parts were called."""
+    state: dict[str, Any] = {"signal": None, "built": 0}
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        if step == 5 and state["signal"] is not None:
+            os.kill(os.getpid(), state["signal"])
+        return tiny.noisy_loss(model, batch, step, generator)
+
+    def save(model: nn.Module, directory: Path) -> None:
+        torch.save(model.state_dict(), directory / "weights.pt")
+
+    def recipe(dropout: float = 0.2, seed: int = 0) -> Recipe:
+        state["built"] += 1
+        state["seed"] = seed
+        return Recipe(lambda: tiny.Net(dropout), tiny.stages(objective), save)
+
+    module = ModuleType("tiny_recipes")
+    module.__dict__["recipe"] = recipe
+    monkeypatch.setitem(sys.modules, "tiny_recipes", module)
+    monkeypatch.setitem(plait.recipes.RECIPES, "tiny.pair", "tiny_recipes:recipe")
+    return state
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run_dir / "model" / "weights.pt", weights_only=True)
+
+
+def test_train_writes_a_run_and_does_not_repeat_it(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "tiny.pair", "--set", "dropout=0.1", "--out", str(tmp_path), "--seed", "4", "--device", "cpu"]
+    assert cli.main(command) == 0
+    assert registered["seed"] == 4
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["recipe"], config["arguments"]) == ("tiny.pair", {"dropout": 0.1, "seed": 4})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 20
+    assert "trained 20 steps" in capsys.readouterr().out
+    first = weights(tmp_path)
+    assert cli.main(command) == 0
+    assert registered["built"] == 1
+    assert cli.main([*command, "--no-resume"]) == 0
+    assert registered["built"] == 2
+    assert all(torch.equal(value, first[name]) for name, value in weights(tmp_path).items())
+    assert cli.main([*command[:3], "dropout=0.3", *command[4:]]) == 2
+    assert "got another dropout (0.1, now 0.3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_says_how_to_go_on_and_exits(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, code: int
+) -> None:
+    def run(name: str) -> int:
+        return cli.main(["train", "tiny.pair", "--out", str(tmp_path / name), "--device", "cpu"])
+
+    assert run("whole") == 0
+    registered["signal"] = number
+    assert run("stopped") == code
+    assert "stopped and saved at step 6; run the same command again" in capsys.readouterr().out
+    assert not (tmp_path / "stopped" / "model").exists()
+    registered["signal"] = None
+    assert run("stopped") == 0
+    whole = weights(tmp_path / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "stopped").items())
+
+
+def test_starting_again_and_stopping_does_not_leave_the_old_model(
+    registered: dict[str, Any], tiny: ModuleType, tmp_path: Path
+) -> None:
+    def run(seed: int, resume: bool) -> Any:
+        recipe = find_recipe("tiny.pair")
+        return run_recipe(recipe, tmp_path, seed=seed, device="cpu", resume=resume, options=Options(progress=False))
+
+    run(0, True)
+    old = weights(tmp_path)
+    registered["signal"] = signal.SIGTERM
+    assert run(1, False).interrupted == signal.SIGTERM
+    registered["signal"] = None
+    assert run(1, True).interrupted is None
+    assert not torch.equal(weights(tmp_path)["shared.weight"], old["shared.weight"])
+
+
+def test_the_command_loads_no_torch_before_it_runs() -> None:
+    code = "import sys, plait.training.commands, plait.recipes, plait.training.stages; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plait.training.data_order import Shuffled
+from plait.training.logging import read_metrics
+from plait.training.loop import NonFiniteLossError, train
+from plait.training.schedules import linear
+from plait.training.stages import Options, Stage
+
+TIMING = ("seconds", "samples_per_second")
+QUIET = Options(progress=False)
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The logged lines without what a clock says."""
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    mine, other = a.state_dict(), b.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def die(run_dir: Path, how: str) -> None:
+    script = Path(__file__).with_name("tiny_run.py")
+    done = subprocess.run([sys.executable, str(script), str(run_dir), how], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    run_dir, model = tmp_path_factory.mktemp("undisturbed"), tiny.build()
+    result = tiny.run(run_dir, model)
+    assert (result.steps, result.interrupted) == (20, None)
+    return run_dir, model
+
+
+def test_two_runs_are_bit_identical(tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    model = tiny.build()
+    tiny.run(tmp_path, model)
+    assert lines(tmp_path) == lines(undisturbed[0])
+    assert same_weights(model, undisturbed[1])
+    assert len({row["loss"] for row in lines(tmp_path)}) == 20
+
+
+def test_another_seed_is_another_run(tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    tiny.run(tmp_path, seed=1)
+    assert all(a["loss"] != b["loss"] for a, b in zip(lines(tmp_path), lines(undisturbed[0]), strict=True))
+    with pytest.raises(ValueError, match=r"expected seed 1 .* got 0"):
+        tiny.run(tmp_path)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_happened(
+    tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    die(tmp_path, "step:7")  # after the checkpoint of step 4
+    die(tmp_path, "sync:4")  # in the middle of writing the checkpoint of step 8
+    assert [path.name for path in sorted((tmp_path / "checkpoints").glob("step-*"))] == ["step-00000004"]
+    model = tiny.build()
+    tiny.run(tmp_path, model)
+    assert lines(tmp_path) == lines(undisturbed[0])
+    assert same_weights(model, undisturbed[1])
+    assert not list((tmp_path / "checkpoints").glob(".writing-*"))
+
+
+@pytest.mark.slow
+def test_ten_kills_in_a_row_change_nothing(
+    tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    draw = random.Random(3)
+    for _ in range(10):
+        die(tmp_path, f"step:{draw.randint(1, 5)}" if draw.random() < 0.5 else f"sync:{draw.randint(1, 6)}")
+    model = tiny.build()
+    tiny.run(tmp_path, model)
+    assert lines(tmp_path) == lines(undisturbed[0])
+    assert same_weights(model, undisturbed[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(
+    tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path, number: signal.Signals
+) -> None:
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return tiny.noisy_loss(model, batch, step, generator)
+
+    before = signal.getsignal(number)
+    result = tiny.run(tmp_path, stages=tiny.stages(objective), options=QUIET)
+    assert (result.steps, result.interrupted) == (6, number)
+    assert signal.getsignal(number) == before
+    assert len(lines(tmp_path)) == 6
+    model = tiny.build()
+    tiny.run(tmp_path, model)
+    assert lines(tmp_path) == lines(undisturbed[0])
+    assert same_weights(model, undisturbed[1])
+
+
+def test_the_second_ctrl_c_does_not_wait(tiny: ModuleType, tmp_path: Path) -> None:
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return tiny.noisy_loss(model, batch, step, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(tmp_path, stages=tiny.stages(objective), options=QUIET)
+
+
+def test_a_finished_run_is_not_trained_again(tiny: ModuleType, tmp_path: Path) -> None:
+    tiny.run(tmp_path)
+    model = tiny.build()
+    saved, before = lines(tmp_path), model.state_dict()["shared.weight"].clone()
+    assert tiny.run(tmp_path, model).steps == 20
+    assert lines(tmp_path) == saved
+    assert not torch.equal(model.state_dict()["shared.weight"], before)  # the trained weights were loaded
+    tiny.run(tmp_path, resume=False, stages=tiny.stages()[:1])
+    assert len(lines(tmp_path)) == 11
+
+
+def test_a_shorter_stage_does_not_continue_a_longer_one(tiny: ModuleType, tmp_path: Path) -> None:
+    def stop(model: nn.Module, step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stage(steps: int) -> Stage:
+        return Stage(
+            name="s",
+            steps=steps,
+            batch_size=4,
+            objective=tiny.noisy_loss,
+            batches=lambda: Shuffled(tiny.points(), tiny.collate),
+            after_step=(stop,),
+        )
+
+    tiny.run(tmp_path, stages=[stage(9)])
+    with pytest.raises(ValueError, match="expected more than 6 steps to continue 's', got 3"):
+        tiny.run(tmp_path, stages=[stage(3)])
+
+
+def test_frozen_parameters_do_not_change(tiny: ModuleType, tmp_path: Path) -> None:
+    model, before = tiny.build(), tiny.build().state_dict()
+    tiny.run(tmp_path, model, stages=tiny.stages()[1:])
+    after = model.state_dict()
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {
+        "audio.1.weight",
+        "audio.1.bias",
+        "num_calls",
+    }
+
+
+def quiet_stage(tiny: ModuleType, **changes: Any) -> Stage:
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        return (model.embed(batch["x"], "image") - batch["y"][:, :3]).square().mean(), {}
+
+    return Stage(
+        **{
+            "name": "quiet",
+            "steps": 6,
+            "batch_size": 8,
+            "objective": tiny.still(objective),
+            "batches": lambda: Shuffled(tiny.points(), tiny.collate),
+            "peak_lr": 1e-2,
+            "trainable": ("shared.*", "image.*"),
+            **changes,
+        }
+    )
+
+
+def test_accumulation_equals_a_large_batch(tiny: ModuleType, tmp_path: Path) -> None:
+    models = [tiny.build(dropout=0.0) for _ in range(2)]
+    for model, accumulation in zip(models, (1, 4), strict=True):
+        train(model, [quiet_stage(tiny, accumulation=accumulation)], tmp_path / str(accumulation), options=QUIET)
+    for large, small in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(large, small, atol=1e-6, rtol=1e-5)
+    for large, small in zip(lines(tmp_path / "1"), lines(tmp_path / "4"), strict=True):
+        assert large["loss"] == pytest.approx(small["loss"], rel=1e-5)
+
+
+def test_gradients_are_clipped_and_their_norm_logged(tiny: ModuleType, tmp_path: Path) -> None:
+    def sgd(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+
+    model, before = tiny.build(dropout=0.0), tiny.build(dropout=0.0)
+    stage = quiet_stage(tiny, steps=1, warmup=0, peak_lr=1.0, clip=1e-3, optimizer=sgd)
+    train(model, [stage], tmp_path, options=QUIET)
+    moves = [(a - b).detach() for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    moved = float(torch.cat([move.flatten() for move in moves]).norm())
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+    assert lines(tmp_path)[0]["gradient_norm"] > 1e-2
+
+
+def test_the_rate_follows_the_schedule_and_the_groups(tiny: ModuleType, tmp_path: Path) -> None:
+    seen: list[list[float]] = []
+
+    def watched(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+        groups = [{"params": model.shared.parameters()}, {"params": model.image.parameters(), "lr_scale": 0.1}]
+        optimizer = torch.optim.SGD(groups, lr=0.0)
+        optimizer.register_step_pre_hook(lambda opt, *_: seen.append([group["lr"] for group in opt.param_groups]))
+        return optimizer
+
+    stage = quiet_stage(tiny, schedule=linear, warmup=2, peak_lr=1.0, floor=0.0, optimizer=watched)
+    train(tiny.build(), [stage], tmp_path, options=QUIET)
+    assert [row["lr"] for row in lines(tmp_path)] == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+    assert seen == [pytest.approx([row["lr"], row["lr"] * 0.1]) for row in lines(tmp_path)]
+
+
+def test_a_loss_that_is_not_a_number_names_step_and_samples(tiny: ModuleType, tmp_path: Path) -> None:
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        loss, metrics = tiny.noisy_loss(model, batch, step, generator)
+        seen.append([f"p{number:02d}" for number in batch["numbers"].tolist()])
+        return loss * (math.nan if step == 5 else 1.0), metrics
+
+    seen: list[list[str]] = []
+    with pytest.raises(NonFiniteLossError) as caught:
+        tiny.run(tmp_path, stages=tiny.stages(objective), options=Options(checkpoint_steps=2, progress=False))
+    assert "loss nan" in str(caught.value)
+    assert "at step 6 of stage 'first'" in str(caught.value)
+    assert f"with samples {', '.join(seen[5])};" in str(caught.value)
+    assert "the checkpoint of step 4 is intact" in str(caught.value)
+
+
+def test_rare_looks_log_the_same_values_and_miss_no_bad_step(
+    tiny: ModuleType, undisturbed: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    tiny.run(tmp_path / "rare", options=Options(log_every=3, progress=False))
+    expected = [row for row in lines(undisturbed[0]) if row["step"] % 3 == 0 or row["step"] in (11, 20)]
+    assert lines(tmp_path / "rare") == expected
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        loss, metrics = tiny.noisy_loss(model, batch, step, generator)
+        return loss * (math.inf if step == 3 else 1.0), metrics
+
+    with pytest.raises(NonFiniteLossError, match="at step 4 "):
+        tiny.run(tmp_path / "bad", stages=tiny.stages(objective), options=Options(log_every=5, progress=False))
+    assert not (tmp_path / "bad" / "checkpoints").exists()
+
+
+def test_bf16_runs_products_in_bf16_and_keeps_float32_weights(tiny: ModuleType, tmp_path: Path) -> None:
+    dtypes = set()
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        hidden = model.shared(batch["x"])
+        dtypes.add(hidden.dtype)
+        return hidden.float().square().mean(), {}
+
+    model = tiny.build()
+    stage = quiet_stage(tiny, objective=objective, trainable=("shared.*",))
+    train(model, [stage], tmp_path, dtype="bf16", device="cpu", options=QUIET)
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match=r"expected a dtype of .* got 'int8'"):
+        train(model, [stage], tmp_path, dtype="int8")
+
+
+def test_a_batch_that_does_not_divide_is_an_error(tiny: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 processes x 3 micro batches divide, got 8"):
+        train(tiny.build(), [quiet_stage(tiny, accumulation=3)], tmp_path, options=QUIET)
+
+
+def test_a_source_that_fails_stops_the_run(tiny: ModuleType, tmp_path: Path) -> None:
+    def collate(samples: list[Any], rng: Any) -> Any:
+        raise OSError("expected a picture, got a torn file")
+
+    stage = quiet_stage(tiny, batches=lambda: Shuffled(tiny.points(), collate))
+    with pytest.raises(OSError, match="torn file"):
+        train(tiny.build(), [stage], tmp_path, options=QUIET)
