@@ -39,7 +39,7 @@ VERBS: dict[str, Verb] = {
     "embed": Verb("plait.search.commands:embed", "turn files into vectors"),
     "index": Verb("plait.search.commands:app", "build and change an index on disk: add"),
     "data": Verb("plait.data.commands:app", "data sets: build, check, from-folder"),
-    "plan": Verb("plait.inspect.commands:plan", "what a recipe trains, and the memory it needs"),
+    "plan": Verb("plait.recipes.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
     "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
     "parity": Verb("plait.parity.commands:parity", "run golden cases and say what holds"),

@@ -1,0 +1,73 @@
+"""`plait plan` counts what a stage trains without building the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plait.cli import main
+from plait.recipes import RECIPES
+from plait.recipes.plan import describe, plan_stage
+from plait.training.stages import Recipe, Stage
+
+
+def model() -> nn.Module:
+    return nn.ModuleDict({"adapters": nn.ModuleDict({"image": nn.Linear(3, 4), "audio": nn.Linear(5, 4)})})
+
+
+def stage(name: str, **changes: Any) -> Stage:
+    return Stage(name=name, objective=lambda *_: None, batches=lambda: None, batch_size=8, **{"steps": 10, **changes})
+
+
+def two_stages(width: int = 4) -> Recipe:
+    """The second stage trains audio only."""
+    del width
+    return Recipe(model, [stage("all"), stage("audio", trainable=("*.audio.*",))], lambda *_: None)
+
+
+def test_frozen_parameters_have_no_gradients_and_no_optimiser_state() -> None:
+    plan = plan_stage(model(), stage("audio", trainable=("*.audio.*",)))
+    assert plan.trainable == {"adapters.audio": 24}
+    assert plan.frozen == {"adapters.image": 16}
+    assert plan.bytes == {"parameters": 4 * 40, "gradients": 4 * 24, "optimiser": 8 * 24}
+
+
+def test_bytes_follow_the_dtype_and_moments_stay_in_single_precision() -> None:
+    plan = plan_stage(model().to(torch.bfloat16), stage("all", steps=None, epochs=2))
+    assert plan.bytes == {"parameters": 2 * 40, "gradients": 2 * 40, "optimiser": 8 * 40}
+    assert plan.length == "2 epochs"
+    assert "all" in describe(plan) and "640" not in describe(plan) and "480 B before activations" in describe(plan)
+
+
+@pytest.fixture
+def tiny_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "tiny.two", "tiny_recipes:two_stages")
+    monkeypatch.setitem(sys.modules, "tiny_recipes", SimpleNamespace(two_stages=two_stages))
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+@pytest.mark.parametrize("words", [["tiny.two"], ["tiny", "two"]])
+def test_every_stage_of_a_recipe_is_planned(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *words, "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [sum(plan["trainable"].values()) for plan in plans] == [40, 24]
+    assert main(["plan", *words, "--set", "width=5"]) == 0
+    assert "audio: 10 steps, batches of 8" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_an_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "tiny.tow"]) == 2
+    assert "tiny.two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_recipes_can_be_planned(name: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", name]) == 0
+    assert "before activations" in capsys.readouterr().out
