@@ -28,12 +28,18 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: floa
 
 
 def cross_entropy_sum(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy and the number of correct rows (for soft targets the mass on the arg-max class).
+    """Summed cross-entropy and the number of correct rows.
+
+    loss = sum_b (1 - e) * -sum_k t_k log p_k + e/n * sum_k -log p_k; for soft targets "correct" is sum_b sum_k p_k t_k.
 
     logits: (batch, classes); target: (batch,) integer or (batch, classes) probabilities.
     Source: ONE-PEACE VGGSound, NLVR2 and ImageNet heads (section 7).
     """
-    return smoothed_cross_entropy(logits, target, label_smoothing).sum(), _mass_on_argmax(logits, target)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction="sum")
+    if target.is_floating_point():
+        return loss, (logits.softmax(dim=-1) * target).sum()
+    return loss, (logits.argmax(dim=-1) == target).sum()
 
 
 def multi_label_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +51,7 @@ def multi_label_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     Source: ONE-PEACE VQA and FSD50K heads (section 7).
     """
     loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="sum")
-    return loss, _mass_on_argmax(logits, target)
+    return loss, target.gather(-1, logits.argmax(dim=-1, keepdim=True)).sum()
 
 
 def choice_hinge_sum(scores: Tensor, target: Tensor, margin: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -89,10 +95,3 @@ def paired_giou(a: Tensor, b: Tensor, eps: float = 1e-9) -> Tensor:
 
 def _area(low: Tensor, high: Tensor) -> Tensor:
     return (high - low).clamp_min(0).prod(dim=-1)
-
-
-def _mass_on_argmax(logits: Tensor, target: Tensor) -> Tensor:
-    best = logits.argmax(dim=-1)
-    if target.is_floating_point():
-        return target.gather(-1, best[:, None]).sum()
-    return (best == target).sum()

@@ -91,7 +91,12 @@ class Case:
 
     @cached_property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Tensors stored as `in.NAME`, under NAME, on the CPU as they are stored."""
+        """Tensors stored as `in.NAME`, under NAME: on the device of the run, floating-point values in its type."""
+        return {name: self._cast(value) for name, value in self.stored_inputs.items()}
+
+    @cached_property
+    def stored_inputs(self) -> dict[str, torch.Tensor]:
+        """`inputs` on the CPU with the type they are stored in, for everything that is no model."""
         return self._tensors("in.")
 
     @cached_property
@@ -122,11 +127,6 @@ class Case:
             )
         return load_file(path)
 
-    def input(self, name: str) -> torch.Tensor:
-        """Input NAME on the device of the run, floating-point values in its type."""
-        value = self.inputs[name].to(self.device)
-        return value.to(self.dtype) if value.is_floating_point() else value
-
     def file(self, name: str) -> Path | None:
         """A file of the case, or None where this copy of the goldens leaves it out."""
         path = self.path / name
@@ -135,6 +135,9 @@ class Case:
     def stored_document(self) -> Any:
         """The JSON document as stored, for the comparison only."""
         return next((read_json(self.path / name) for name in DOCUMENTS if (self.path / name).exists()), None)
+
+    def _cast(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         with self._open() as file:

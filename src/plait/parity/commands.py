@@ -116,7 +116,7 @@ def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
     entries = {key: actual[f"config.{key}"] for key in case.config_outputs if f"config.{key}" in actual}
     if entries:
         document["config"] = entries
-    lists = {name: actual[name] for name in case.key_lists if name in actual}
+    lists = {name: getattr(actual[name], "verdict", actual[name]) for name in case.key_lists if name in actual}
     return document | ({"keys": lists} if lists else {})
 
 

@@ -24,6 +24,7 @@ LOOSER_TYPES = {"bfloat16": Tolerance(5e-2, 5e-2), "float16": Tolerance(1e-2, 1e
 """Smallest tolerances of runs in half precision, which no golden case was computed in."""
 ACCELERATOR_FACTOR = 5.0
 """Golden cases are CPU results; kernels of accelerators add in another order."""
+UNCOVERED = object()
 
 
 @dataclass
@@ -76,11 +77,11 @@ def judge(case: Case, runner: Runner, actual: Mapping[str, Any]) -> CaseResult:
     missing: list[str] = []
     for name in stored_names(case):
         result.stored += 1
-        value = _pick(actual, name)
+        value = actual.get(name.removeprefix("json."), UNCOVERED)
         if isinstance(value, NotRun):
             skipped.add(value.verdict)
             result.notes.append(f"{value.verdict}: {name}: {value.reason}")
-        elif value is None:
+        elif value is UNCOVERED:
             missing.append(name)
         elif any(fnmatchcase(name, pattern) for pattern in runner.properties):
             result.compared += 1
@@ -109,10 +110,6 @@ def _add(result: CaseResult, comparison: Comparison) -> None:
     result.relative = max(result.relative, comparison.relative)
     if comparison.problem:
         result.notes.append(f"FAIL: {comparison.name}: {comparison.problem}")
-
-
-def _pick(actual: Mapping[str, Any], name: str) -> Any:
-    return actual.get(name.removeprefix("json."))
 
 
 def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, value: Any) -> Comparison:

@@ -64,30 +64,3 @@ def conv_output_length(num_samples: int, spec: Sequence[tuple[int, int, int]]) -
     for _, kernel, stride in spec:
         num_samples = max(0, (num_samples - kernel) // stride + 1)
     return num_samples
-
-
-def parse_conv_spec(text: str) -> list[tuple[int, int, int]]:
-    """A convolution list as official configs write it, such as "[(512, 10, 5)] + [(512, 3, 2)] * 4", read safely.
-
-    Raises ValueError on anything but lists of integer triples, added and multiplied by integers.
-    """
-    import ast
-
-    def read(node: ast.AST) -> list[tuple[int, int, int]]:
-        match node:
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return read(left) + read(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=ast.Constant(value=int(times))) if times <= 100:
-                return read(left) * times
-            case ast.List():
-                layers = ast.literal_eval(node)
-                if all(isinstance(t, tuple) and len(t) == 3 and all(type(n) is int for n in t) for t in layers):
-                    return layers
-        raise ValueError(f"expected a list of (channels, kernel, stride), got {text!r:.80}; write [(512, 10, 5), ...]")
-
-    try:
-        return read(ast.parse(text.strip(), mode="eval").body)
-    except SyntaxError as error:
-        raise ValueError(
-            f"expected a list of (channels, kernel, stride), got {text!r:.80}; check its syntax"
-        ) from error
