@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from plait.weights.files import Checkpoint, read_checkpoint
@@ -96,6 +96,7 @@ def _register() -> None:
         AutoConfig.register(model_type, family.CONFIG, exist_ok=True)
         AutoModel.register(family.CONFIG, family.BASE_MODEL, exist_ok=True)
         AutoProcessor.register(family.CONFIG, family.PROCESSOR, exist_ok=True)
+        AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
         AutoImageProcessor.register(family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True)
 
 

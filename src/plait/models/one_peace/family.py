@@ -9,12 +9,15 @@ from plait.models.one_peace import loading
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.loading import is_official
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
-from plait.models.one_peace.processor import OnePeaceImageProcessor, OnePeaceProcessor
+from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
 from plait.weights.files import Checkpoint
 
-CONFIG, BASE_MODEL, PROCESSOR, IMAGE_PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor, OnePeaceImageProcessor
+CONFIG, BASE_MODEL, PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
+IMAGE_PROCESSOR, FEATURE_EXTRACTOR = OnePeaceImageProcessor, OnePeaceFeatureExtractor
 
-__all__ = ["BASE_MODEL", "CONFIG", "IMAGE_PROCESSOR", "PROCESSOR", "from_directory", "from_official", "is_official"]
+__all__ = [
+    "FEATURE_EXTRACTOR","BASE_MODEL", "CONFIG", "IMAGE_PROCESSOR", "PROCESSOR", "from_directory", "from_official", "is_official"]
 
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
@@ -24,7 +27,12 @@ def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTr
 
 
 def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
-    """Model and processor of a model directory; options of `loading.from_directory`."""
+    """Model and processor of a model directory; options of `loading.from_directory`.
+
+    Of a pretraining directory this is the encoder alone, unless `model_class` asks for the whole.
+    """
+    if "model_class" not in options and loading.stored_class(path) is OnePeaceForPreTraining:
+        options["model_class"] = OnePeaceModel
     model = loading.from_directory(path, **options)
     if (path / "tokenizer.json").exists():
         return model, OnePeaceProcessor.from_pretrained(path)

@@ -98,7 +98,7 @@ def from_directory(
         if not hasattr(config, name):
             raise ValueError(f"expected a field of OnePeaceConfig, got {name!r}")
         setattr(config, name, value)
-    stored = CLASSES.get((config.architectures or ["OnePeaceModel"])[0], OnePeaceModel)
+    stored = stored_class(path)
     chosen = model_class or stored
     state: Mapping[str, Tensor] = read_checkpoint(path).state
     if base_prefix(stored) and chosen is OnePeaceModel:
@@ -106,6 +106,12 @@ def from_directory(
         state = {key.removeprefix("model."): value for key, value in state.items()}
     _restrict(config, branch)
     return _assemble(config, chosen, state, dtype, device)
+
+
+def stored_class(path: Path) -> type[OnePeacePreTrainedModel]:
+    """The class whose `save_pretrained` wrote this directory."""
+    architectures = OnePeaceConfig.from_pretrained(path).architectures
+    return CLASSES.get((architectures or ["OnePeaceModel"])[0], OnePeaceModel)
 
 
 def base_prefix(model_class: type[OnePeacePreTrainedModel]) -> str:

@@ -22,6 +22,7 @@ from plait.blocks.residual import LayerScale
 from plait.blocks.waveform import FrameConv, conv_output_lengths
 from plait.encoders.adapters import Adapted, AudioAdapter, ImageAdapter, RelativeBias, TextAdapter
 from plait.models.one_peace.config import OnePeaceConfig
+from plait.processing.audio_transforms import conv_output_length
 from plait.routing import Route
 from plait.trunks.encoder import RoutedEncoder
 
@@ -206,8 +207,11 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
         """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
         spec = [tuple(layer) for layer in self.config.audio_conv_spec]
-        size = torch.tensor([attention_mask.shape[1]])
-        return lengths_to_mask(conv_output_lengths(attention_mask.sum(dim=1), spec), int(conv_output_lengths(size, spec)))
+        return lengths_to_mask(conv_output_lengths(attention_mask.sum(dim=1), spec), self.num_frames(attention_mask.shape[1]))
+
+    def num_frames(self, num_samples: int) -> int:
+        """Audio units that a clip of `num_samples` samples gives."""
+        return conv_output_length(num_samples, [tuple(layer) for layer in self.config.audio_conv_spec])
 
     def forward(
         self,

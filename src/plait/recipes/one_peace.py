@@ -1,0 +1,243 @@
+"""ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
+
+    stage1: pictures + words -> contrast and denoising, everything but audio trains
+    stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plait.data.compose import held_out_pairs
+from plait.data.manifest import read_manifest
+from plait.data.mini import cached_mini
+from plait.data.pairs import PicturesWithWords, SoundsWithWords
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.loading import from_directory
+from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
+from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays
+from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.processor import OnePeaceProcessor
+from plait.processing import masking
+from plait.processing.audio_transforms import prepare_waveform
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+from plait.processing.tokenizers import encode, subset, whole_word_starts
+from plait.training.stages import Recipe, Stage
+from plait.types import Sample
+
+NOT_AUDIO = (r"re:^(?!.*\.audio\.)",)
+TEMPLATES = ("this is a sound of", "and", "a picture of")
+
+
+def stage1(
+    data: str = "mini",
+    preset: str = "nano",
+    steps: int = 2200,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    denoise_every: int = 8,
+    denoising: str = "contrast",
+    composed: float = 0.15,
+    augmentation: float = 0.5,
+    bare_names: float = 0.5,
+    full_vocabulary: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
+
+    data: "mini" or a directory with manifest.jsonl; preset: a size of `OnePeaceConfig`; denoising: contrast, l2 or
+    smooth_l1; composed, augmentation, bare_names: see `plait.data.pairs`; full_vocabulary: keep all 50264 pieces
+    instead of those the data uses (any text can be written with either).
+    Published: 200,000 updates, batch 32,768, on 1.5 B pairs; this default is minutes on two CPU cores.
+    """
+    root = data_directory(data)
+    samples = list(read_manifest(root / "manifest.jsonl"))
+    kept = None if full_vocabulary else vocabulary(samples)
+    config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
+    processor = OnePeaceProcessor.from_config(config, kept)
+    pictures = [s for s in samples if s.image is not None and s.text and s.split in (None, "train")]
+    objective = Objective("image", processor, denoise_every, denoising)
+    stage = Stage(
+        name="stage1",
+        objective=objective,
+        batches=lambda: PicturesWithWords(
+            pictures,
+            processor.tokenize,
+            config.image_size,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+            augmentation=augmentation,
+            composed=composed,
+            bare_names=bare_names,
+            held_out=unseen_pairs(samples),
+        ),
+        batch_size=batch_size,
+        steps=steps,
+        peak_lr=lr,
+        floor=lr / 500,
+        trainable=NOT_AUDIO,
+        no_decay=no_decay,
+    )
+    return Recipe(lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, f"one_peace.stage1 on {root.name}"))
+
+
+def stage2(
+    init: str,
+    data: str = "mini",
+    steps: int = 260,
+    batch_size: int = 48,
+    lr: float = 1e-3,
+    denoise_every: int = 8,
+    denoising: str = "contrast",
+    augmentation: float = 0.5,
+    shuffle_pairs: bool = False,
+    seed: int = 0,
+) -> Recipe:
+    """Stage 2: audio-text contrast and denoising; only audio, the temperature and the decoder train, as published.
+
+    init: model directory of stage 1; shuffle_pairs: the control, every clip with the label of another clip.
+    Published: 10 epochs over 2.4 M pairs, batch 3,072.
+    """
+    root = data_directory(data)
+    sounds = [s for s in read_manifest(root / "manifest.jsonl") if s.audio is not None and s.text and s.split in (None, "train")]
+    processor = OnePeaceProcessor.from_pretrained(init)
+    config = OnePeaceConfig.from_pretrained(init)
+    prepare = partial(
+        prepare_waveform,
+        sampling_rate=config.sampling_rate,
+        max_duration=config.max_audio_seconds,
+        min_duration=config.min_audio_seconds,
+    )
+    stage = Stage(
+        name="stage2",
+        objective=Objective("audio", processor, denoise_every, denoising),
+        batches=lambda: SoundsWithWords(
+            sounds,
+            processor.tokenize,
+            sampling_rate=config.sampling_rate,
+            prepare=prepare,
+            augmentation=augmentation,
+            shuffle_seed=seed if shuffle_pairs else None,
+        ),
+        batch_size=batch_size,
+        steps=steps,
+        peak_lr=lr,
+        floor=lr / 200,
+        warmup=0.1,
+        trainable=tuple(f"re:^{pattern}$" for pattern in STAGE2_TRAINABLE),
+        no_decay=no_decay,
+        before=(reset_temperature,),
+    )
+    return Recipe(
+        lambda: from_directory(Path(init), model_class=OnePeaceForPreTraining).train(),
+        [stage],
+        partial(save, processor, f"one_peace.stage2 on {root.name}"),
+    )
+
+
+class Objective:
+    """A stage's loss on one batch: contrast always, denoising every k-th step."""
+
+    def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str) -> None:
+        self.modality = modality
+        self.word_starts = whole_word_starts(processor.tokenizer)
+        self.denoise_every = denoise_every
+        self.denoising = denoising
+
+    def __call__(
+        self, model: OnePeaceForPreTraining, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every part of it as a metric."""
+        is_denoising = bool(self.denoise_every) and step % self.denoise_every == 0
+        run = self._pictures if self.modality == "image" else self._sounds
+        losses = run(model, batch, is_denoising, generator)
+        correct = losses.contrast.num_correct_b_to_a / len(batch["input_ids"])
+        metrics = {"contrast": losses.contrast.loss, "accuracy": correct, "temperature": model.model.temperature()}
+        return losses.total, metrics | {f"denoise_{name}": loss for name, loss in losses.denoising.items()}
+
+    def _pictures(self, model, batch, is_denoising: bool, generator: torch.Generator) -> PretrainingLosses:
+        ids, pixels = batch["input_ids"], batch["pixel_values"]
+        masks = None
+        if is_denoising:
+            grid = (pixels.shape[-1] // 16) ** 2
+            draw = partial(masking.image_mask, grid, generator=generator)
+            image = torch.stack([draw() for _ in range(len(pixels))])
+            text = masking.batch_text_masks(ids, self.word_starts, 0.15, generator)
+            masks = {
+                "text": text,
+                "image": image,
+                "vl_text": masking.batch_joint_text_masks(ids, text, 0.4, generator),
+                "vl_image": torch.stack([masking.joint_image_mask(mask, generator=generator) for mask in image]),
+            }
+            masks = {name: mask.to(pixels.device) for name, mask in masks.items()}
+        return image_text_losses(model, ids, pixels, masks, ids=batch["ids"], denoising=self.denoising)
+
+    def _sounds(self, model, batch, is_denoising: bool, generator: torch.Generator) -> PretrainingLosses:
+        ids, waves, mask = batch["input_ids"], batch["input_values"], batch["audio_mask"]
+        frames = None if mask is None else model.model.frame_mask(mask)
+        masks = None
+        if is_denoising:
+            length = int(model.model.num_frames(waves.shape[1]))
+            lengths = [length] * len(waves) if frames is None else frames.sum(1).tolist()
+            masks = {
+                "audio": masking.batch_audio_masks(lengths, 0.55, generator),
+                "al_text": masking.batch_text_masks(ids, self.word_starts, 0.4, generator),
+                "al_audio": masking.batch_audio_masks(lengths, 0.45, generator),
+            }
+            masks = {name: drawn.to(waves.device) for name, drawn in masks.items()}
+        return audio_text_losses(
+            model, ids, waves, masks, frame_mask=frames, ids=batch["ids"], denoising=self.denoising
+        )
+
+
+def data_directory(data: str) -> Path:
+    """A data set directory: the shipped one, unpacked once, or a path. Raises ValueError where there is no manifest."""
+    root = cached_mini() if data == "mini" else Path(data)
+    if not (root / "manifest.jsonl").exists():
+        raise ValueError(f"expected 'mini' or a directory with manifest.jsonl, got {data}; make one with plait data from-folder")
+    return root
+
+
+def vocabulary(samples: Sequence[Sample]) -> list[int]:
+    """Ids of the pieces that the texts of a data set use, and of all bytes."""
+    texts = {text for s in samples for text in (s.text, *(s.captions or ())) if text}
+    return subset(piece for row in encode([*sorted(texts), *TEMPLATES]) for piece in row)
+
+
+def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
+    """Pairs that are never composed in training, the same that the evaluation asks for."""
+    from plait.evaluation.held_out import concept
+
+    drawn = [concept(s) for s in samples if s.image is not None and s.split == "test"]
+    sounding = {concept(s) for s in samples if s.audio is not None and s.split == "test"} & set(drawn)
+    return held_out_pairs(sorted(sounding), list(dict.fromkeys(drawn))) if sounding else []
+
+
+def no_decay(name: str, parameter: Tensor) -> bool:
+    """Parameters without weight decay, by Plait's corrected list."""
+    return not decays(name, parameter.ndim)
+
+
+def reset_temperature(model: nn.Module) -> None:
+    """Stage 2 starts from the initial temperature, as published."""
+    with torch.no_grad():
+        model.model.logit_scale.fill_(float(np.log(model.config.logit_scale_init)))
+
+
+def save(processor: OnePeaceProcessor, origin: str, model: OnePeaceForPreTraining, directory: Path) -> None:
+    """Weights, configuration and processor; `plait.load` reads the encoder, stage 2 the whole."""
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    card = {"trained_by": origin, "parameters": sum(p.numel() for p in model.parameters())}
+    (directory / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+SaveFunction = Callable[[nn.Module, Path], None]
