@@ -1,1 +1,6 @@
 """Bytes and paths -> arrays; limits are enforced here, before anything is decoded."""
+
+from plait.media.kinds import kind_of
+from plait.media.limits import MediaError
+
+__all__ = ["MediaError", "kind_of"]

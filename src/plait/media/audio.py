@@ -1,0 +1,135 @@
+"""Sound: path | bytes -> header and limits -> decode -> mean over channels -> resample -> float32 (samples,).
+
+Behaviour with strange files, each with a test:
+- wrong extension: the content counts. Any sample width, rate and number of channels up to the limits is converted.
+- M4A, AAC, and the track of a video: decoded by PyAV, everything else by libsndfile.
+- zero length, text, truncated or damaged: MediaError that names the file. WAV and AIFF carry no checksum: wrong bytes
+  in the middle are heard, a missing end is an error.
+- too long, too many channels or bytes: MediaError before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from plait.errors import import_extra
+from plait.media.kinds import HEAD, container_of
+from plait.media.limits import (
+    MAX_BYTES,
+    MAX_CHANNELS,
+    MAX_RATE,
+    MAX_SECONDS,
+    MediaError,
+    Source,
+    open_media,
+    refusal,
+)
+
+if TYPE_CHECKING:
+    import soundfile
+
+FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
+"""The only libsndfile formats taken."""
+BY_AV = {"m4a", "mov", "aac", "matroska", "avi", "mpeg", "mpegts", "flv", "asf", "ogv"}
+"""Containers that libsndfile does not read."""
+MIN_SHARE = 0.95
+"""Share of the promised samples that must decode; MP3 headers round up to whole frames."""
+
+_BLOCK = 1 << 16
+_SHORTER = re.compile(r"(?:data|SSND)\s*: (\d+) \(should be (\d+)\)")
+_UNKNOWN_LENGTH = 0xFFFF_FF00
+"""Streamed WAV files hold the largest length, as theirs was not known when writing began."""
+
+
+def load_audio(
+    source: Source, sampling_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+) -> np.ndarray:
+    """Load one clip as mono float32 `(samples,)` at `sampling_rate` Hz, full scale +-1.
+
+    Channels are averaged, then resampled (soxr, high quality). Raises MediaError, one line naming the file, for what is
+    missing, damaged, empty, longer than `max_seconds` or no sound; MissingExtraError without soundfile and soxr.
+    """
+    with open_media(source, "audio", max_bytes) as file:
+        container = container_of(file.read(HEAD))
+        file.seek(0)
+        if container in BY_AV:
+            from plait.media.video import audio_of_video
+
+            return audio_of_video(source, sampling_rate, max_seconds=max_seconds, max_bytes=max_bytes)
+        clip, rate = _decode(file, source, max_seconds)
+    return resample(clip, rate, sampling_rate, source)
+
+
+def _decode(file: BinaryIO, source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
+    soundfile = import_extra("soundfile")
+    try:
+        with soundfile.SoundFile(_handle(file), closefd=False) as sound:
+            check_sound(source, sound.samplerate, sound.channels, sound.frames / max(sound.samplerate, 1), max_seconds)
+            _check_whole(sound, source)
+            return _read_mono(sound, source, int(max_seconds * sound.samplerate)), sound.samplerate
+    except MediaError:
+        raise
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        raise refusal("audio", source, getattr(error, "error_string", error)) from error
+
+
+def _handle(file: BinaryIO) -> BinaryIO | int:
+    """What libsndfile opens: real files by descriptor, so that their name (`x.raw`) says nothing."""
+    if isinstance(file, io.BytesIO):
+        return file
+    os.lseek(file.fileno(), 0, os.SEEK_SET)
+    return file.fileno()
+
+
+def check_sound(source: object, rate: int, channels: int, seconds: float, max_seconds: float) -> None:
+    """Raise MediaError where a sound is outside the limits."""
+    if not 0 < rate <= MAX_RATE:
+        raise refusal("audio", source, f"{rate} samples per second, not 1 to {MAX_RATE}")
+    if not 0 < channels <= MAX_CHANNELS:
+        raise refusal("audio", source, f"{channels} channels, not 1 to {MAX_CHANNELS}", "mix it down")
+    if seconds > max_seconds:
+        raise refusal("audio", source, f"{seconds:.1f} s, more than {max_seconds:g} s", "cut it, or raise max_seconds")
+
+
+def _check_whole(sound: soundfile.SoundFile, source: Source) -> None:
+    if sound.format not in FORMATS:
+        raise refusal("audio", source, f"format {sound.format}", "convert it to WAV, FLAC, OGG or MP3")
+    for promised, present in _SHORTER.findall(sound.extra_info):
+        if int(present) < int(promised) < _UNKNOWN_LENGTH:
+            raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")
+
+
+def _read_mono(sound: soundfile.SoundFile, source: Source, max_frames: int) -> np.ndarray:
+    """Read block by block, so that memory is bounded by the mono clip."""
+    blocks, length = [], 0
+    while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1))
+        length += len(block)
+        if length > max_frames:
+            raise refusal("audio", source, "more samples than its header says", "cut it, or raise max_seconds")
+    if length < MIN_SHARE * sound.frames:
+        raise refusal("audio", source, f"{length} of {sound.frames} samples, a truncated or damaged file")
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def resample(clip: np.ndarray, rate: int, sampling_rate: int, source: object = "an array") -> np.ndarray:
+    """Mono `(samples,)` at `rate` -> float32 `(samples,)` at `sampling_rate`.
+
+    Raises MediaError for a clip without samples, or with some that are no finite numbers.
+    """
+    if not len(clip):
+        raise refusal("audio", source, "no samples", "pass a clip with sound in it")
+    if not np.isfinite(clip).all():
+        raise refusal("audio", source, "samples that are no finite numbers")
+    clip = clip.astype(np.float32, copy=False)
+    if rate == sampling_rate:
+        return clip
+    made = import_extra("soxr").resample(clip, rate, sampling_rate, quality="HQ").astype(np.float32, copy=False)
+    if not len(made):
+        raise refusal("audio", source, f"{len(clip)} samples at {rate} Hz, less than one at {sampling_rate} Hz")
+    return made

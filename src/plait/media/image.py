@@ -1,0 +1,119 @@
+"""Images: path | bytes | PIL image -> header and pixel limit -> decode -> turn upright -> one 8-bit RGB picture.
+
+Behaviour with strange files, each with a test:
+- wrong extension: the content counts. Animated: the first frame. EXIF orientation: applied; damaged EXIF data: ignored.
+- palette, grey, CMYK: converted. 16 bits: the high byte, rounded. Transparent: laid over white.
+- truncated or damaged: MediaError that names the file (a JPEG or GIF with wrong bytes in the middle decodes to what its
+  decoder makes of them). Too many pixels, bytes, or none at all: MediaError before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from plait.media.limits import MAX_BYTES, MAX_PIXELS, MediaError, Source, open_media, refusal
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
+"""The only decoders ever tried."""
+
+_ORIENTATION = 0x0112
+
+
+def load_image(
+    source: Source | PILImage.Image, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> PILImage.Image:
+    """Load one picture as a PIL image in mode RGB, upright, 8 bits per channel, transparent parts white.
+
+    Raises MediaError, one line naming the file, for what is missing, damaged, too large or no image.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about files that are converted or refused below
+        try:
+            if isinstance(source, Image.Image):
+                return _normal(source, source, max_pixels)
+            with open_media(source, "image", max_bytes) as file:
+                _verify_png(file)
+                with Image.open(file, formats=_formats()) as image:
+                    return _normal(image, source, max_pixels)
+        except MediaError:
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise refusal("image", source, f"not one of {', '.join(FORMATS)}", "convert it to PNG or JPEG") from error
+        except Exception as error:  # decoders of damaged files raise nearly everything
+            raise refusal("image", source, error) from error
+
+
+def _verify_png(file: BinaryIO) -> None:
+    """Check the checksums of a PNG file, which decoding does not look at. Leaves `file` at its start."""
+    from PIL import Image
+
+    signature = b"\x89PNG\r\n\x1a\n"
+    if file.read(len(signature)) == signature:
+        file.seek(0)
+        Image.open(file, formats=("PNG",)).verify()
+    file.seek(0)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _normal(image: PILImage.Image, source: object, max_pixels: int) -> PILImage.Image:
+    from PIL import Image
+
+    if image.width * image.height > max_pixels:
+        got = f"{image.width} x {image.height} pixels, more than {max_pixels}"
+        raise refusal("image", source, got, "scale it down, or raise max_pixels")
+    turn = _turn(image)
+    image.load()
+    plain = _rgb(image, source)
+    return plain if turn is None else plain.transpose(Image.Transpose(turn))
+
+
+def _turn(image: PILImage.Image) -> int | None:
+    """The transposition that turns the picture upright, from its EXIF orientation."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF data does not make a picture unreadable, and its parser raises nearly everything
+        return None
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return turns.get(orientation) if isinstance(orientation, int) else None
+
+
+def _rgb(image: PILImage.Image, source: object) -> PILImage.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise refusal("image", source, "floating-point pixels of unknown range", "convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
