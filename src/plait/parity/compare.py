@@ -20,8 +20,10 @@ from plait.parity.runners import NotRun, Runner, Tolerance
 
 FLOAT32 = Tolerance(2e-5, 1e-4)
 GRADIENT = Tolerance(1e-5, 1e-3)
-LOOSER_TYPES = {"bfloat16": Tolerance(5e-2, 5e-2), "float16": Tolerance(1e-2, 1e-2)}
-"""Smallest tolerances of runs in half precision, which no golden case was computed in."""
+HALF_PRECISION = {"bfloat16": 0.15, "float16": 0.03}
+"""Error in half precision, which no golden case was computed in, as a share of the largest value of an output.
+
+The random weights of golden cases amplify rounding far more than trained ones: this only tells noise from mistakes."""
 ACCELERATOR_FACTOR = 5.0
 """Golden cases are CPU results; kernels of accelerators add in another order."""
 UNCOVERED = object()
@@ -116,7 +118,11 @@ def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, v
     tolerance = tolerance_of(case, runner, name)
     if name.startswith("out."):
         valid = None if case.attn == "eager" else actual.get(f"valid.{name}")
-        return compare_tensors(name, value, _stored_tensor(case, name), tolerance, valid)
+        stored = _stored_tensor(case, name)
+        if case.settings.dtype in HALF_PRECISION and stored.is_floating_point() and stored.numel():
+            allowed = HALF_PRECISION[case.settings.dtype] * float(stored.nan_to_num(0.0, 0.0, 0.0).abs().max())
+            tolerance = Tolerance(max(tolerance.absolute, allowed), tolerance.relative)
+        return compare_tensors(name, value, stored, tolerance, valid)
     if name.startswith("keys."):
         return Comparison(name, None if value is True else str(value))
     if name.startswith("config."):
@@ -132,8 +138,7 @@ def tolerance_of(case: Case, runner: Runner, name: str) -> Tolerance:
     if chosen is None:
         chosen = GRADIENT if ".grad" in name else FLOAT32
     factor = 1.0 if case.settings.device == "cpu" else ACCELERATOR_FACTOR
-    floor = LOOSER_TYPES.get(case.settings.dtype, Tolerance(0.0, 0.0))
-    return Tolerance(max(chosen.absolute * factor, floor.absolute), max(chosen.relative * factor, floor.relative))
+    return Tolerance(chosen.absolute * factor, chosen.relative * factor)
 
 
 def compare_tensors(

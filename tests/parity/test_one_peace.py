@@ -1,0 +1,93 @@
+"""Every golden case of ONE-PEACE that is built holds, and our values do not depend on the stored ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plait.parity.cases import Place, Settings, discover
+from plait.parity.commands import run_all, run_case, select
+from plait.parity.later import LATER
+from plait.parity.runners import NotRun, Runner, find
+
+BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "one_peace"]
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", BUILT)
+def test_golden_case_holds(goldens: Path, name: str, attn: str) -> None:
+    (place,) = select(goldens, "one_peace", name)
+    result = run_case(place, Settings(attn))
+    assert result.verdict in {"ok", "properties"}, result.notes
+    assert result.compared > 0
+
+
+def test_recordings_left_out_are_absent_outputs(copies: Path) -> None:
+    (result,) = run_all(select(copies, "one_peace", "audio_preprocess"), Settings())
+    assert result.verdict == "ok"
+    assert sum(note.startswith("absent") for note in result.notes) == 10
+    assert result.compared == result.stored - 10
+
+
+def test_a_broken_mask_violates_its_properties(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.processing import masking
+
+    monkeypatch.setattr(masking, "image_mask", lambda patches, generator: torch.ones(patches, dtype=torch.bool))
+    (result,) = run_all(select(copies, "one_peace", "mask_sampling"), Settings())
+    assert result.verdict == "FAIL"
+    assert "FAIL: out.image_mask masks another number of patches" in result.notes
+
+
+def test_every_case_beside_the_checkout_is_known(goldens: Path) -> None:
+    unknown = [place[:2] for place in discover(goldens) if find(place.system, place.name) is None]
+    assert not unknown
+
+
+def test_later_kinds_have_no_runner_yet() -> None:
+    assert all(isinstance(find(system, kind), NotRun) for system, kinds in LATER.items() for kind in kinds)
+
+
+def scramble(source: Path, target: Path, runner: Runner) -> None:
+    """Copy a case with every stored output value replaced, shapes, types and names kept."""
+    shutil.copytree(source, target)
+    path = target / "tensors.safetensors"
+    if path.exists():
+        generator = torch.Generator().manual_seed(0)
+        tensors = load_file(path)
+        for name, value in tensors.items():
+            if name.startswith("out."):
+                noise = torch.randint(0, 2, value.shape, generator=generator)
+                tensors[name] = (noise + 7 * torch.ones_like(noise)).to(value.dtype)
+        save_file(tensors, path)
+    path = target / "config.json"
+    if path.exists():
+        config = json.loads(path.read_text())
+        config |= {key: other_values(config[key]) for key in runner.config_outputs if key in config}
+        path.write_text(json.dumps(config))
+
+
+def other_values(value):
+    if isinstance(value, dict):
+        return {key: other_values(item) for key, item in value.items()}
+    return [other_values(item) for item in value] if isinstance(value, list) else "scrambled"
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_our_values_do_not_depend_on_stored_ones(copies: Path, tmp_path: Path, name: str) -> None:
+    runner = find("one_peace", name)
+    assert isinstance(runner, Runner)
+    scrambled = tmp_path / "one_peace" / name
+    scramble(copies / "one_peace" / name, scrambled, runner)
+    for place, out in (
+        (Place("one_peace", name, copies / "one_peace" / name), "a"),
+        (Place("one_peace", name, scrambled), "b"),
+    ):
+        run_case(place, Settings(), tmp_path / out)
+    first, second = (sorted((tmp_path / out).rglob("actual.*")) for out in "ab")
+    assert [path.name for path in first] == [path.name for path in second] != []
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
