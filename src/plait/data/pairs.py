@@ -84,7 +84,9 @@ class PicturesWithWords:
             pixels[i] = _to_tensor(picture.resize(pixels.shape[:1:-1]))
             captions[i] = f"{first.text} and {second.text}"
             ids[i] = -1 - int(i)
-        images = augment(pixels.float().div_(255), self.augmentation, rng) if self.augmentation else pixels.float().div_(255)
+        images = (
+            augment(pixels.float().div_(255), self.augmentation, rng) if self.augmentation else pixels.float().div_(255)
+        )
         return {"pixel_values": (images - self.mean) / self.std, "ids": ids, **self.tokenize(captions)}
 
     def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
