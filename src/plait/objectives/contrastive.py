@@ -56,23 +56,30 @@ def contrastive_loss(
             f"gathered {tuple(a_all.shape)} and {tuple(b_all.shape)} at offset {offset}; pass both sides alike"
         )
     own = torch.arange(offset, offset + len(a), device=a.device) if ids is None else ids
+    all_ids = None if ids is None else (ids if ids_all is None else ids_all)
 
     def direction(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        def part(rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-            logits = logit_scale * (rows @ columns.T).float()  # (chunk, world * batch)
-            if ids is None:
-                return smoothed_cross_entropy(logits, own, label_smoothing).sum(), (logits.argmax(1) == own).sum()
-            partner = own[:, None] == (ids if ids_all is None else ids_all)
-            target = F.normalize(partner.float(), p=1, dim=1)
-            loss = smoothed_cross_entropy(logits, target, label_smoothing).sum()
-            return loss, partner.gather(1, logits.argmax(1, keepdim=True)).sum()
-
         if chunk_size is None or chunk_size >= len(rows):
-            return part(rows, own)
-        chunks = zip(rows.split(chunk_size), own.split(chunk_size), strict=True)
-        losses, correct = zip(*(checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
+            return _rows(rows, own, columns, all_ids, logit_scale, smoothing=label_smoothing)
+        parts = [
+            checkpoint(_rows, *chunk, columns, all_ids, logit_scale, smoothing=label_smoothing, use_reentrant=False)
+            for chunk in zip(rows.split(chunk_size), own.split(chunk_size), strict=True)
+        ]
+        losses, correct = zip(*parts, strict=True)
         return torch.stack(losses).sum(), torch.stack(correct).sum()
 
     loss_ab, correct_ab = direction(a, b_all)
     loss_ba, correct_ba = direction(b, a_all)
     return ContrastiveOutput((loss_ab + loss_ba) / (2 * len(a)), correct_ab, correct_ba)
+
+
+def _rows(
+    rows: Tensor, own: Tensor, columns: Tensor, all_ids: Tensor | None, scale: Tensor | float, *, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Summed loss and correct rows; `own` holds columns, or identities to be met again in `all_ids`."""
+    logits = scale * (rows @ columns.T).float()  # (chunk, world * batch)
+    if all_ids is None:
+        return smoothed_cross_entropy(logits, own, smoothing).sum(), (logits.argmax(1) == own).sum()
+    partner = own[:, None] == all_ids
+    loss = smoothed_cross_entropy(logits, F.normalize(partner.float(), p=1, dim=1), smoothing).sum()
+    return loss, partner.gather(1, logits.argmax(1, keepdim=True)).sum()
