@@ -13,10 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from plait.media import kind_of
+from plait.media.audio import load_audio, resample
+from plait.media.image import load_image
 from plait.types import MODALITIES, Modality, Sample
 
 NOT_WEIGHT = 0.5
@@ -134,14 +137,12 @@ def _is_image(value: Any) -> bool:
 
 def kind_of_file(path: Path) -> Modality:
     """The modality of a media file, read from its content. ValueError when it is missing, empty or no media."""
-    from plait.media import kind_of
-
     if not path.is_file():
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
     kind = kind_of(path)
-    if kind not in MODALITIES:
+    if kind is None or kind == "text":
         raise ValueError(f"expected an image, video or audio file, got {path}: its content is none of them")
-    return cast(Modality, kind)
+    return kind
 
 
 def load(part: Part, sampling_rate: int | None) -> Any:
@@ -151,12 +152,8 @@ def load(part: Part, sampling_rate: int | None) -> Any:
     """
     if part.modality == "text":
         return part.value
-    if isinstance(part.value, str | Path) and not Path(part.value).is_file():
-        raise ValueError(f"expected an {part.modality} file, got {part.value}: no such file")
     if part.modality == "image":
-        from plait.media.image import load_image
-
-        return part.value.convert("RGB") if _is_image(part.value) else load_image(part.value)
+        return load_image(part.value)
     if part.modality == "audio":
         return _load_audio(part, sampling_rate or 16000)
     from plait.media.video import load_frames
@@ -166,14 +163,8 @@ def load(part: Part, sampling_rate: int | None) -> Any:
 
 def _load_audio(part: Part, sampling_rate: int) -> np.ndarray:
     if not isinstance(part.value, np.ndarray):
-        from plait.media.audio import load_audio
-
         return load_audio(part.value, sampling_rate=sampling_rate)
     clip = np.asarray(part.value, np.float32)
     if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():
         raise ValueError(f"expected a mono clip (samples,) of finite numbers, got an array of shape {clip.shape}")
-    if part.sampling_rate in (None, sampling_rate):
-        return clip
-    import soxr
-
-    return soxr.resample(clip, part.sampling_rate, sampling_rate).astype(np.float32)
+    return resample(clip, part.sampling_rate or sampling_rate, sampling_rate, part.name)

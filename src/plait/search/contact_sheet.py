@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait.embedder.items import Part, parts_of
+from plait.embedder.items import Part, load, parts_of
+from plait.errors import import_extra
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,18 +74,17 @@ def _query_part(part: Part, *, first: bool) -> str:
 
 def _card(hit: Hit, top: float) -> str:
     part = Part(hit.modality, Path(hit.path)) if hit.path else None  # ty: ignore[invalid-argument-type]
-    player = ""
     if part is None:
         view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
     elif part.modality == "audio":
-        view, player = _SPEAKER, _player(part)
+        view = _SPEAKER + _player(part)
     else:
         view = _image(part)
     name = html.escape(hit.caption or (Path(hit.path).name if hit.path else hit.id))
     below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
     width = max(0.0, min(1.0, hit.score / top)) * 100 if top > 0 else 0
     return (
-        f'<figure><div class="view">{view}</div>{player}<figcaption><span class="score">{hit.score:.3f}</span>'
+        f'<figure><div class="view">{view}</div><figcaption><span class="score">{hit.score:.3f}</span>'
         f'<div class="name" title="{name}">{name}</div>'
         f'<div class="sub" title="{html.escape(hit.path or hit.id)}">{below}</div>'
         f'<div class="bar"><i style="width:{width:.0f}%"></i></div></figcaption></figure>'
@@ -92,8 +92,6 @@ def _card(hit: Hit, top: float) -> str:
 
 
 def _image(part: Part) -> str:
-    from plait.embedder.items import load
-
     try:
         loaded = load(part, None)
     except (ValueError, OSError) as error:  # the file may be gone since it was indexed: the page says so
@@ -110,14 +108,11 @@ def _encoded(picture: Image) -> bytes:
 
 
 def _player(part: Part) -> str:
-    from plait.embedder.items import load
-
     try:
         clip = load(part, _CLIP_RATE)[: _CLIP_SECONDS * _CLIP_RATE]
     except (ValueError, OSError) as error:
         return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
-    import soundfile
-
+    soundfile = import_extra("soundfile")
     stream = io.BytesIO()
     soundfile.write(stream, clip, _CLIP_RATE, format="MP3")
     return f'<audio controls preload="none" src="{_data_uri(stream.getvalue(), "audio/mpeg")}"></audio>'
