@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.parity.cases import Place, Settings, discover
+from plait.parity.cases import Case, Place, Settings, discover
 from plait.parity.commands import run_all, run_case, select
 from plait.parity.later import LATER
 from plait.parity.runners import NotRun, Runner, find
@@ -67,7 +67,8 @@ def scramble(source: Path, target: Path, runner: Runner) -> None:
     path = target / "config.json"
     if path.exists():
         config = json.loads(path.read_text())
-        config |= {key: other_values(config[key]) for key in runner.config_outputs if key in config}
+        hidden = Case("one_peace", target.name, target, config_outputs=runner.config_outputs).config_entries
+        config |= {key: other_values(config[key]) for key in hidden}
         path.write_text(json.dumps(config))
 
 

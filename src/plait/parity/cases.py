@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,8 +49,8 @@ class Settings:
 class Case:
     """One golden case as a runner sees it.
 
-    `config_outputs` names the entries of config.json that are expected values, `json_inputs` the fields of the JSON
-    document that are inputs; all other values of both are hidden (`None` in the same structure).
+    `config_outputs` are patterns of the entries of config.json that are expected values, `json_inputs` the fields of
+    the JSON document that are inputs; expected values of both are hidden (`None` in the same structure).
     """
 
     system: str
@@ -81,8 +82,14 @@ class Case:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json with the values of expected entries hidden; empty without the file."""
+        config, expected = read_json(self.path / "config.json") or {}, self.config_entries
+        return {key: hide(value, ()) if key in expected else value for key, value in config.items()}
+
+    @cached_property
+    def config_entries(self) -> list[str]:
+        """The entries of config.json that are expected values."""
         config = read_json(self.path / "config.json") or {}
-        return {key: hide(value, ()) if key in self.config_outputs else value for key, value in config.items()}
+        return [key for key in config if any(fnmatchcase(key, pattern) for pattern in self.config_outputs)]
 
     @cached_property
     def document(self) -> Any:
@@ -169,7 +176,7 @@ def _walk(directory: Path) -> Iterator[Place]:
     if any(directory.glob("*.json.gz")):
         yield Place(directory.resolve().name, "keys", directory)
     for child in sorted(directory.iterdir()):
-        if child.is_dir():
+        if child.is_dir() and not child.name.startswith("."):
             yield from _walk(child)
 
 

@@ -113,7 +113,7 @@ def write_actual(case: Case, actual: Mapping[str, Any], out: Path) -> None:
 
 def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
     document = {key: actual.get(key, value) for key, value in (case.document or {}).items()}
-    entries = {key: actual[f"config.{key}"] for key in case.config_outputs if f"config.{key}" in actual}
+    entries = {key: actual[f"config.{key}"] for key in case.config_entries if f"config.{key}" in actual}
     if entries:
         document["config"] = entries
     lists = {name: getattr(actual[name], "verdict", actual[name]) for name in case.key_lists if name in actual}

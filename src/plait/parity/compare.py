@@ -65,7 +65,7 @@ def stored_names(case: Case) -> list[str]:
     fields = [f"json.{name}" for name in _output_fields(document, case.json_inputs)]
     return [
         *case.outputs,
-        *(f"config.{key}" for key in case.config_outputs if key in case.config),
+        *(f"config.{key}" for key in case.config_entries),
         *case.key_lists,
         *fields,
     ]
