@@ -41,6 +41,8 @@ MIN_SHARE = 0.95
 """Share of the promised samples that must decode; MP3 headers round up to whole frames."""
 
 _BLOCK = 1 << 16
+_OGG_PAGE = 27 + 255 + 255 * 255
+"""Bytes of the longest Ogg page."""
 _SHORTER = re.compile(r"(?:data|SSND)\s*: (\d+) \(should be (\d+)\)")
 _UNKNOWN_LENGTH = 0xFFFF_FF00
 """Streamed WAV files hold the largest length, as theirs was not known when writing began."""
@@ -61,6 +63,8 @@ def load_audio(
             from plait.media.video import audio_of_video
 
             return audio_of_video(source, sampling_rate, max_seconds=max_seconds, max_bytes=max_bytes)
+        if container == "ogg":
+            _check_last_page(file, source)
         clip, rate = _decode(file, source, max_seconds)
     return resample(clip, rate, sampling_rate, source)
 
@@ -78,10 +82,18 @@ def _decode(file: BinaryIO, source: Source, max_seconds: float) -> tuple[np.ndar
         raise refusal("audio", source, getattr(error, "error_string", error)) from error
 
 
+class _Memory(io.BytesIO):
+    """Bytes in which a damaged file may ask for a negative position: libsndfile cannot be told by an exception."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: len(self.getbuffer())}[whence]
+        return super().seek(max(0, start + offset))
+
+
 def _handle(file: BinaryIO) -> BinaryIO | int:
     """What libsndfile opens: real files by descriptor, so that their name (`x.raw`) says nothing."""
     if isinstance(file, io.BytesIO):
-        return file
+        return _Memory(file.getvalue())
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     return file.fileno()
 
@@ -102,6 +114,18 @@ def _check_whole(sound: soundfile.SoundFile, source: Source) -> None:
     for promised, present in _SHORTER.findall(sound.extra_info):
         if int(present) < int(promised) < _UNKNOWN_LENGTH:
             raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")
+
+
+def _check_last_page(file: BinaryIO, source: Source) -> None:
+    """An Ogg file ends with a whole page; libsndfile is content with what comes before. Leaves `file` at its start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _OGG_PAGE))
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if len(page) != 27 + len(segments) + sum(segments):
+        raise refusal("audio", source, "an unfinished last page, a truncated file")
+    file.seek(0)
 
 
 def _read_mono(sound: soundfile.SoundFile, source: Source, max_frames: int) -> np.ndarray:

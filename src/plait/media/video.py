@@ -43,6 +43,9 @@ DEMUXERS = {
 }
 """Container -> the only FFmpeg demuxer tried on it."""
 
+_ROUNDING = 1e-4
+"""Seconds by which times in different units may differ."""
+
 
 @dataclass(frozen=True)
 class Video:
@@ -180,7 +183,7 @@ def _frames_at(
         decoded += 1
         if frame.time is None:
             raise refusal("video", source, "a frame without a presentation time")
-        while current is not None and len(shown) < len(targets) and frame.time > targets[len(shown)]:
+        while current is not None and len(shown) < len(targets) and frame.time > targets[len(shown)] + _ROUNDING:
             shown.append((_upright(current), current.time))
         current = frame
         if len(shown) == len(targets):

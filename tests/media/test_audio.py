@@ -1,0 +1,239 @@
+"""Sounds of every kind become mono float32 at one rate or one clear line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from plait.errors import MissingExtraError
+from plait.media.audio import load_audio, resample
+from plait.media.limits import MediaError
+
+RATE = 16000
+
+
+def tone(seconds: float = 0.25, rate: int = RATE, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(clip: np.ndarray, kind: str = "WAV", subtype: str | None = None, rate: int = RATE) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, clip, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def pitch(clip: np.ndarray, rate: int = RATE) -> float:
+    return np.abs(np.fft.rfft(clip * np.hanning(len(clip)))).argmax() * rate / len(clip)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tolerance"),
+    [
+        ("WAV", "PCM_16", 1e-4),
+        ("WAV", "PCM_U8", 1e-2),
+        ("WAV", "PCM_24", 1e-6),
+        ("WAV", "PCM_32", 1e-6),
+        ("WAV", "FLOAT", 0),
+        ("WAV", "DOUBLE", 0),
+        ("WAV", "ULAW", 0.05),
+        ("RF64", "PCM_16", 1e-4),
+        ("W64", "PCM_16", 1e-4),
+        ("AIFF", "PCM_16", 1e-4),
+        ("AIFF", "PCM_S8", 1e-2),
+        ("AU", "PCM_16", 1e-4),
+        ("CAF", "PCM_16", 1e-4),
+        ("FLAC", "PCM_16", 1e-4),
+    ],
+)
+def test_every_sample_width_gives_the_same_clip(kind, subtype, tolerance):
+    clip = load_audio(encoded(tone(), kind, subtype))
+    assert clip.dtype == np.float32
+    assert clip.shape == tone().shape
+    assert np.abs(clip - tone()).max() <= tolerance
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")])
+def test_lossy_formats_keep_length_and_pitch(kind, subtype):
+    clip = load_audio(encoded(tone(0.5), kind, subtype))
+    assert abs(len(clip) - RATE // 2) < 100
+    assert abs(pitch(clip) - 440) < 5
+
+
+def test_path_and_bytes_agree_and_the_extension_says_nothing(tmp_path):
+    data = encoded(tone())
+    for name in ("a.wav", "a.flac", "a.raw", "a"):
+        (tmp_path / name).write_bytes(data)
+        assert np.array_equal(load_audio(tmp_path / name), load_audio(data))
+        assert np.array_equal(load_audio(str(tmp_path / name)), load_audio(data))
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000, 7919])
+def test_odd_rates_are_resampled(rate):
+    clip = load_audio(encoded(tone(0.5, rate), "WAV", "FLOAT", rate))
+    assert abs(len(clip) - RATE // 2) <= 1
+    assert abs(pitch(clip) - 440) < 3
+    assert np.abs(clip[1000:-1000] - tone(0.5)[1000 : len(clip) - 1000]).max() < 1e-3
+
+
+def test_the_rate_asked_for_is_the_rate_given():
+    assert len(load_audio(encoded(tone(0.5)), sampling_rate=48000)) == 24000
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_channels_are_averaged(channels):
+    clips = np.stack([tone() * (i + 1) / channels for i in range(channels)], axis=1)
+    assert np.allclose(load_audio(encoded(clips, "WAV", "FLOAT")), clips.mean(axis=1), atol=1e-7)
+
+
+def test_opposite_channels_cancel():
+    assert np.abs(load_audio(encoded(np.stack([tone(), -tone()], axis=1)))).max() < 1e-4
+
+
+def test_a_long_clip_is_read_in_blocks_without_seams():
+    clip = np.random.default_rng(0).uniform(-1, 1, 200_000).astype(np.float32)
+    assert np.array_equal(load_audio(encoded(clip, "WAV", "FLOAT")), clip)
+
+
+def test_zero_length_is_an_error(tmp_path):
+    with pytest.raises(MediaError, match="no samples"):
+        load_audio(encoded(np.zeros(0, np.float32)))
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(MediaError, match="an empty file"):
+        load_audio(tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize("content", [b"this is a shopping list\n" * 20, b"\x00" * 1000, b"RIFF\x00\x00\x00\x00WAVE"])
+def test_what_is_no_sound_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "note.wav"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"^expected an audio file, got .*note\.wav: ") as caught:
+        load_audio(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("AIFF", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS")],
+)
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_truncated_is_an_error(kind, subtype, share):
+    data = encoded(tone(2.0), kind, subtype)
+    with pytest.raises(MediaError):
+        load_audio(data[: int(len(data) * share)])
+
+
+def test_a_truncated_mp3_is_an_error():
+    data = encoded(tone(2.0), "MP3", "MPEG_LAYER_III")
+    with pytest.raises(MediaError, match="truncated or damaged"):
+        load_audio(data[: len(data) // 2])
+
+
+def test_a_streamed_wav_of_unknown_length_is_whole():
+    data = bytearray(encoded(tone()))
+    at = data.index(b"data") + 4
+    data[4:8] = data[at : at + 4] = b"\xff\xff\xff\xff"
+    assert np.array_equal(load_audio(bytes(data)), load_audio(encoded(tone())))
+
+
+def test_damaged_in_the_middle_is_an_error_where_there_are_checksums():
+    data = bytearray(encoded(tone(1.0), "FLAC"))
+    data[len(data) // 2 : len(data) // 2 + 50] = b"\xa5" * 50
+    with pytest.raises(MediaError):
+        load_audio(bytes(data))
+    wav = bytearray(encoded(tone()))
+    wav[2000:2004] = b"\xff\x7f\xff\x7f"
+    assert load_audio(bytes(wav)).max() > 0.99
+
+
+def test_samples_that_are_no_numbers_are_an_error():
+    clip = tone()
+    clip[7] = np.nan
+    with pytest.raises(MediaError, match="no finite numbers"):
+        load_audio(encoded(clip, "WAV", "FLOAT"))
+
+
+def test_limits_hold_before_anything_is_decoded(monkeypatch):
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *a, **k: pytest.fail("decoded what is over the limit"))
+    with pytest.raises(MediaError, match=r"2\.0 s, more than 1 s; cut it, or raise max_seconds"):
+        load_audio(encoded(tone(2.0)), max_seconds=1)
+    with pytest.raises(MediaError, match="40 channels, not 1 to 32"):
+        load_audio(encoded(np.zeros((10, 40), np.float32)))
+    with pytest.raises(MediaError, match="bytes, more than 1000"):
+        load_audio(encoded(tone()), max_bytes=1000)
+    huge = bytearray(encoded(tone()))
+    huge[24:28] = struct.pack("<I", 2_000_000_000)
+    with pytest.raises(MediaError, match="2000000000 samples per second"):
+        load_audio(bytes(huge))
+
+
+def test_a_small_file_that_promises_hours_is_refused():
+    silence = encoded(np.zeros(3_700 * 8000, np.float32), "FLAC", "PCM_16", 8000)
+    assert len(silence) < 200_000
+    with pytest.raises(MediaError, match=r"3700\.0 s, more than 600 s"):
+        load_audio(silence)
+
+
+def test_formats_that_are_not_listed_are_refused():
+    with pytest.raises(MediaError, match="format VOC; convert it to WAV, FLAC, OGG or MP3"):
+        load_audio(encoded(tone(), "VOC", "PCM_16"))
+
+
+def test_missing_directory_links_and_pipes(tmp_path):
+    with pytest.raises(MediaError, match="no such file"):
+        load_audio(tmp_path / "missing.wav")
+    with pytest.raises(MediaError, match="a directory"):
+        load_audio(tmp_path)
+    loop = tmp_path / "loop.wav"
+    loop.symlink_to(loop)
+    with pytest.raises(MediaError, match="symbolic links"):
+        load_audio(loop)
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(MediaError, match="a pipe"):
+        load_audio(tmp_path / "pipe.wav")
+
+
+@pytest.mark.parametrize("package", ["soundfile", "soxr"])
+def test_a_missing_extra_says_how_to_install_it(package, monkeypatch):
+    def missing(name: str):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    data = encoded(tone(0.1, 8000), rate=8000)
+    monkeypatch.setattr("plait.errors.import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"pip install 'plait\[media\]'"):
+        if package == "soxr":
+            resample(tone(0.1, 8000), 8000, RATE)
+        else:
+            load_audio(data)
+
+
+def test_a_clip_shorter_than_one_output_sample_is_an_error():
+    with pytest.raises(MediaError, match="less than one"):
+        resample(np.ones(1, np.float32), 700_000, 1000)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_damaged_files_are_read_or_refused(count, capfd):
+    rng = np.random.default_rng(2)
+    kinds = [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16"), ("CAF", "FLOAT")]
+    seeds = [encoded(tone(0.05), *kind) for kind in kinds]
+    refused = 0
+    for i in range(count):
+        data = bytearray(seeds[i % len(seeds)])
+        for _ in range(rng.integers(1, 6)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if rng.integers(2):
+            data = data[: rng.integers(1, len(data))]
+        try:
+            clip = load_audio(bytes(data), max_seconds=5)
+            assert clip.ndim == 1
+            assert len(clip)
+            assert np.isfinite(clip).all()
+        except MediaError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > count // 3

@@ -1,0 +1,335 @@
+"""Videos give the frames on screen at the times asked for, or one clear line."""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from plait.media import kind_of
+from plait.media.audio import load_audio
+from plait.media.limits import MediaError
+from plait.media.video import audio_of_video, load_frames, load_video
+
+WIDTH, HEIGHT = 64, 48
+CODEC = {"mp4": "mpeg4", "mov": "mpeg4", "matroska": "mpeg4", "avi": "mpeg4", "mpegts": "mpeg2video", "webm": "libvpx"}
+
+
+def grey(level: int, width: int = WIDTH, height: int = HEIGHT) -> av.VideoFrame:
+    return av.VideoFrame.from_image(Image.new("RGB", (width, height), (level, level, level)))
+
+
+def make_video(
+    kind: str = "mp4",
+    levels=range(0, 250, 25),
+    *,
+    stamps=None,
+    rate: int = 10,
+    tone: float | None = None,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+    rotation: int = 0,
+    b_frames: int = 0,
+) -> bytes:
+    """A video whose frames are grey: frame i at stamp i / rate (or stamps[i] / 100 s) has brightness levels[i]."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        video = container.add_stream(CODEC[kind], rate=rate)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        video.codec_context.max_b_frames = b_frames
+        video.codec_context.gop_size = 5
+        if stamps is not None:
+            video.codec_context.time_base = Fraction(1, 100)
+        if rotation:
+            video.set_display_rotation(rotation)
+        sound = container.add_stream("mp2" if kind == "mpegts" else "aac", rate=16000) if tone else None
+        for i, level in enumerate(levels):
+            frame = grey(level, *size)
+            frame.pts, frame.time_base = (stamps[i], Fraction(1, 100)) if stamps is not None else (i, Fraction(1, rate))
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound is not None:
+            seconds = len(levels) / rate
+            wave = 0.5 * np.sin(2 * np.pi * tone * np.arange(int(16000 * seconds)) / 16000)
+            samples = np.stack([wave, wave]).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = 16000, 0
+            resampler = av.AudioResampler(sound.format, sound.layout, 16000, frame_size=sound.frame_size or None)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(sound.encode(part))
+            container.mux(sound.encode(None))
+    return buffer.getvalue()
+
+
+def brightness(image: Image.Image) -> int:
+    return int(np.asarray(image.convert("L")).mean().round())
+
+
+def near(images, levels, tolerance: int = 8) -> bool:
+    return len(images) == len(levels) and all(abs(brightness(i) - v) <= tolerance for i, v in zip(images, levels))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "matroska", "avi", "mpegts"])
+def test_frames_are_spread_evenly(kind):
+    video = load_video(make_video(kind), 5)
+    assert near(video.frames, [25, 75, 125, 175, 225])
+    assert np.allclose(video.times, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.002)
+    assert video.seconds == pytest.approx(1.0, abs=0.01)
+    assert all(frame.mode == "RGB" and frame.size == (WIDTH, HEIGHT) for frame in video.frames)
+
+
+def test_all_frames_and_frames_at_given_times():
+    data = make_video()
+    assert near(load_video(data, None).frames, range(0, 250, 25))
+    video = load_video(data, at=[0.95, 0.0, 0.42, -1.0, 99.0, 0.42])
+    assert near(video.frames, [225, 0, 100, 0, 225, 100])
+    assert np.allclose(video.times, [0.9, 0.0, 0.4, 0.0, 0.9, 0.4], atol=0.002)
+
+
+def test_a_frame_is_chosen_by_its_time_not_its_index():
+    """Nine frames in the first tenth of the video: by index they would win, on screen they hardly are."""
+    stamps = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 50, 99]
+    data = make_video("matroska", levels=[0] * 10 + [100, 200], stamps=stamps)
+    assert near(load_video(data, at=[0.3, 0.6, 1.0]).frames, [0, 100, 200])
+    assert near(load_frames(data, 4), [0, 0, 100, 100])
+
+
+def test_times_count_from_the_first_frame_of_a_late_start():
+    data = make_video("matroska", levels=[50, 100, 150, 200], stamps=[500, 510, 520, 530])
+    video = load_video(data, 4)
+    assert near(video.frames, [50, 100, 150, 200])
+    assert np.allclose(video.times, [0, 0.1, 0.2, 0.3], atol=0.002)
+
+
+def test_b_frames_come_in_order_of_presentation():
+    video = load_video(make_video("mp4", b_frames=2), None)
+    assert near(video.frames, range(0, 250, 25), 12)
+    assert video.times == sorted(video.times)
+
+
+def test_a_short_video_repeats_its_frames():
+    assert near(load_frames(make_video(levels=[0, 200]), 4), [0, 0, 200, 200])
+    assert near(load_frames(make_video(levels=[120]), 3), [120] * 3)
+
+
+def test_rotation_of_a_phone_is_applied():
+    data = make_video("mp4", levels=[100] * 3, rotation=90)
+    assert load_frames(data, 1)[0].size == (HEIGHT, WIDTH)
+    assert load_frames(make_video("mp4", levels=[100] * 3), 1)[0].size == (WIDTH, HEIGHT)
+
+
+def test_rotation_turns_the_right_way():
+    """The top half is white; turned by 90 degrees counter-clockwise it is the left half."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.set_display_rotation(90)
+        picture = Image.new("RGB", (WIDTH, HEIGHT))
+        picture.paste((255, 255, 255), (0, 0, WIDTH, HEIGHT // 2))
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    with av.open(io.BytesIO(buffer.getvalue())) as container:
+        assert next(container.decode(video=0)).rotation == 90
+    frame = load_frames(buffer.getvalue(), 1)[0]
+    assert brightness(frame.crop((0, 0, HEIGHT // 2, WIDTH))) > 200
+    assert brightness(frame.crop((HEIGHT // 2, 0, HEIGHT, WIDTH))) < 50
+
+
+def test_path_bytes_and_wrong_extension_agree(tmp_path):
+    data = make_video()
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(data)
+    for source in (path, str(path), data):
+        assert near(load_frames(source, 2), [50, 175])
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "mpegts"])
+def test_the_sound_of_a_video(kind, tmp_path):
+    data = make_video(kind, tone=440.0)
+    clip = audio_of_video(data)
+    assert clip.dtype == np.float32
+    assert abs(len(clip) / 16000 - 1.0) < 0.1
+    spectrum = np.abs(np.fft.rfft(clip))
+    assert abs(spectrum.argmax() * 16000 / len(clip) - 440) < 5
+    assert 0.3 < np.abs(clip).max() < 0.8
+    assert np.array_equal(load_audio(data), clip)
+    assert abs(len(audio_of_video(data, 8000)) - len(clip) / 2) <= 1
+
+
+def test_m4a_is_sound(tmp_path):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for i in range(20):
+            wave = 0.5 * np.sin(2 * np.pi * 440 * (np.arange(1024) + 1024 * i) / 16000)
+            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), "fltp", "stereo")
+            frame.sample_rate, frame.pts = 16000, 1024 * i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path = tmp_path / "song.m4a"
+    path.write_bytes(buffer.getvalue())
+    assert kind_of(path) == "audio"
+    assert abs(len(load_audio(path)) - 20 * 1024) <= 2048
+    with pytest.raises(MediaError, match="without a video track"):
+        load_frames(path)
+
+
+@pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s32le", "pcm_f32le"])
+def test_sample_formats_of_a_sound_track_have_one_scale(codec):
+    buffer = io.BytesIO()
+    wave = (0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)).astype(np.float32)
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream(codec, rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], "flt", "mono")
+        frame.sample_rate = 16000
+        for part in av.AudioResampler(stream.format, "mono", 16000).resample(frame):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    assert np.abs(audio_of_video(buffer.getvalue()) - wave).max() < 0.01
+
+
+def test_a_video_without_sound_says_so():
+    with pytest.raises(MediaError, match="a video without a sound track; pass a video with sound"):
+        audio_of_video(make_video())
+    with pytest.raises(MediaError, match="a video without a sound track"):
+        load_audio(make_video())
+
+
+def test_truncated_videos_are_an_error():
+    mp4 = make_video("mp4", tone=440.0)
+    for share in (0.05, 0.5, 0.9):
+        with pytest.raises(MediaError):
+            load_frames(mp4[: int(len(mp4) * share)])
+
+
+def test_a_video_damaged_in_the_middle_is_read_or_refused():
+    data = bytearray(make_video("mp4", levels=list(range(0, 250, 5))))
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    try:
+        frames = load_frames(bytes(data), 4)
+    except MediaError as error:
+        assert "expected a video file" in str(error)
+    else:
+        assert len(frames) == 4
+
+
+@pytest.mark.parametrize(
+    "content", [b"no video at all", b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 50, b"\x1aE\xdf\xa3junk"]
+)
+def test_what_is_no_video_is_refused_in_one_line(content, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"^expected a video file, got .*clip\.mp4: ") as caught:
+        load_video(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_playlists_are_never_followed(tmp_path):
+    secret = tmp_path / "secret.ts"
+    secret.write_bytes(make_video("mpegts"))
+    for text in (f"#EXTM3U\n#EXTINF:1,\nfile:{secret}\n#EXT-X-ENDLIST\n", f"ffconcat version 1.0\nfile {secret}\n"):
+        path = tmp_path / "list.mp4"
+        path.write_text(text)
+        with pytest.raises(MediaError, match="no container known here"):
+            load_video(path)
+
+
+def test_a_picture_is_no_video():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with pytest.raises(MediaError, match="a png file"):
+        load_video(buffer.getvalue())
+
+
+def test_limits_hold_before_anything_is_decoded(monkeypatch):
+    data = make_video()
+    monkeypatch.setattr("plait.media.video._frames_at", lambda *a: pytest.fail("decoded what is over the limit"))
+    with pytest.raises(MediaError, match=r"more than 0\.5 s; cut it, or raise max_seconds"):
+        load_video(data, max_seconds=0.5)
+    with pytest.raises(MediaError, match="more than 5 frames"):
+        load_video(data, max_frames=5)
+    with pytest.raises(MediaError, match="64 x 48 pixels, more than 100"):
+        load_video(data, max_pixels=100)
+    with pytest.raises(MediaError, match="bytes, more than 100"):
+        load_video(data, max_bytes=100)
+    with pytest.raises(MediaError, match="s, more than 0"):
+        audio_of_video(make_video(tone=440.0), max_seconds=0.2)
+
+
+def test_missing_empty_directory_and_pipe(tmp_path):
+    with pytest.raises(MediaError, match="no such file"):
+        load_video(tmp_path / "missing.mp4")
+    (tmp_path / "empty.mp4").touch()
+    with pytest.raises(MediaError, match="an empty file"):
+        load_video(tmp_path / "empty.mp4")
+    with pytest.raises(MediaError, match="a directory"):
+        load_video(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(MediaError, match="a pipe"):
+        load_video(tmp_path / "pipe.mp4")
+
+
+# Kinds.
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def sound(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(4000, np.float32), 16000, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["right.bin", "no_extension", "wrong.txt"])
+def test_kind_is_told_by_content(name, tmp_path):
+    path: Path = tmp_path / name
+    expected = {
+        "image": [picture(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")],
+        "audio": [sound(kind) for kind in ("WAV", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "W64", "RF64")],
+        "video": [make_video(kind) for kind in ("mp4", "mov", "matroska", "avi", "mpegts")],
+    }
+    for kind, contents in expected.items():
+        for content in contents:
+            path.write_bytes(content)
+            assert kind_of(path) == kind, content[:16]
+
+
+def test_the_extension_decides_where_content_does_not(tmp_path):
+    for name, kind in {"a.txt": "text", "b.JPG": "image", "c.m4a": "audio", "d.mkv": "video", "e.xyz": None}.items():
+        (tmp_path / name).write_bytes(b"nothing that is known")
+        assert kind_of(tmp_path / name) == kind
+    assert kind_of(tmp_path / "missing.png") == "image"
+    assert kind_of(tmp_path) is None
+    (tmp_path / "sound.mka").write_bytes(make_video("matroska"))
+    assert kind_of(tmp_path / "sound.mka") == "audio"
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_damaged_videos_are_read_or_refused(count, capfd):
+    rng = np.random.default_rng(4)
+    seeds = [make_video(kind, levels=[0, 100, 200]) for kind in ("mp4", "matroska", "avi", "mpegts")]
+    refused = 0
+    for i in range(count):
+        data = bytearray(seeds[i % len(seeds)])
+        for _ in range(rng.integers(1, 30)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if rng.integers(2):
+            data = data[: rng.integers(1, len(data))]
+        try:
+            assert len(load_frames(bytes(data), 2, max_pixels=1_000_000)) == 2
+        except MediaError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > count // 5
