@@ -92,3 +92,83 @@ def test_our_values_do_not_depend_on_stored_ones(copies: Path, tmp_path: Path, n
     first, second = (sorted((tmp_path / out).rglob("actual.*")) for out in "ab")
     assert [path.name for path in first] == [path.name for path in second] != []
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
+
+
+def other_case(tmp_path: Path, kind: str, config: dict, **tensors: torch.Tensor) -> Place:
+    """A case of a known kind with sizes of its own; stored values are zeros, so only coverage and shapes count."""
+    path = tmp_path / "one_peace" / f"{kind}_of_other_size"
+    path.mkdir(parents=True)
+    (path / "CASE.md").write_text("# other sizes\n")
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(
+        {name.replace("__", "."): value.contiguous() for name, value in tensors.items()}, path / "tensors.safetensors"
+    )
+    return Place("one_peace", path.name, path)
+
+
+def uncovered(place: Place) -> list[str]:
+    result = run_case(place, Settings())
+    assert result.stored > 0
+    return [note for note in result.notes if "differ" not in note]
+
+
+def test_masks_of_other_lengths_run(tmp_path: Path) -> None:
+    ids = torch.tensor([12094, 313, 5793, 42891])
+    place = other_case(
+        tmp_path,
+        "mask_sampling",
+        {"seed": 5},
+        **{
+            "in.text7.ids": ids,
+            "out.text7.whole_word.0.15": torch.zeros(4, dtype=torch.bool),
+            "out.text7.whole_word.0.5": torch.zeros(4, dtype=torch.bool),
+            "out.text7.vl_mask_after_whole_word": torch.zeros(4, dtype=torch.bool),
+            "out.audio.101.0.3": torch.zeros(101, dtype=torch.bool),
+            "out.image_mask": torch.zeros(64, dtype=torch.bool),
+            "out.vl_image_mask": torch.zeros(64, dtype=torch.bool),
+        },
+    )
+    assert run_case(place, Settings()).verdict == "properties"
+
+
+def test_tables_of_other_sizes_run(tmp_path: Path) -> None:
+    place = other_case(
+        tmp_path,
+        "position_interpolation",
+        {},
+        **{
+            "in.3to7.rel_pos_table": torch.zeros(28, 5),
+            "out.3to7.rel_pos_table": torch.zeros(172, 5),
+            "in.3to7.pos_embed": torch.zeros(10, 2),
+            "out.3to7.pos_embed": torch.zeros(50, 2),
+            "out.image_bucket.3": torch.zeros(10, 10, dtype=torch.int32),
+            "out.token_bucket.12.first_row": torch.zeros(1024, dtype=torch.int32),
+            "out.token_bucket.12.row0": torch.zeros(6, dtype=torch.int32),
+        },
+    )
+    assert not uncovered(place)
+
+
+def test_losses_of_other_sizes_run(tmp_path: Path) -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
+    place = other_case(
+        tmp_path,
+        "losses",
+        {"dcl_logit_scale": 4.0},
+        **{
+            "in.itc.image_all": vectors,
+            "in.itc.text_all": vectors.flip(0),
+            "in.itc.logit_scale_exp": torch.tensor(2.0),
+            **{f"out.itc.ls0.2.rank{rank}.loss": torch.zeros(()) for rank in range(3)},
+            "out.itc.ls0.2.rank1.grad_text": torch.zeros(2, 4),
+            "in.dcl.student": torch.randn(2, 5, 4),
+            "in.dcl.teacher": torch.randn(2, 5, 4),
+            "in.dcl.mask_indices": torch.tensor([[0, 1, 0, 1, 0], [0, 0, 1, 0, 0]], dtype=torch.bool),
+            "in.dcl.padding_masks": torch.zeros(2, 4, dtype=torch.bool),
+            "out.dcl.pad.ls0.3.grad_student": torch.zeros(2, 5, 4),
+            "in.cls.logits": torch.randn(2, 3),
+            "in.cls.hard": torch.tensor([0, 2]),
+            "out.cls.hard_ls0.3.loss_sum": torch.zeros(()),
+        },
+    )
+    assert not uncovered(place)

@@ -295,11 +295,10 @@ def position_interpolation(case: Case) -> Outputs:
         out[f"out.{name}"] = resize_relative(source, int(old), int(new)) if resized is None else resized
     for (width,) in parsed(case, r"out\.image_bucket\.(\d+)"):
         out[f"out.image_bucket.{width}"] = image_bucket_index(int(width))
-    for (bucket,) in parsed(case, r"out\.token_bucket\.(\d+)\.\w+"):
-        index, name = token_bucket_index(1024, int(bucket)), f"out.token_bucket.{bucket}"
-        out |= {f"{name}.first_col": index[:, 1], f"{name}.first_row": index[1]}
-        for side, line in (("row0", index[0]), ("col0", index[:, 0])):
-            out[f"{name}.{side}"] = line[: case.outputs[f"{name}.{side}"].shape[0]]
+    for bucket, part in parsed(case, r"out\.token_bucket\.(\d+)\.(\w+)"):
+        name, index = f"out.token_bucket.{bucket}.{part}", token_bucket_index(1024, int(bucket))
+        lines = {"first_col": index[:, 1], "first_row": index[1], "col0": index[:, 0], "row0": index[0]}
+        out[name] = lines[part][: case.outputs[name].shape[0]]
     return out
 
 
