@@ -145,7 +145,9 @@ def seed_everything(*key: int) -> int:
     first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
     random.seed(first)
     np.random.seed(second)
-    torch.manual_seed(third)
+    torch.default_generator.manual_seed(third)  # torch.manual_seed also formats a stack trace per absent device type
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(third)
     return fourth
 
 
