@@ -50,7 +50,11 @@ def test_segments_get_what_selecting_by_mask_gives(lengths, training):
 
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_gradients_are_those_of_selecting_by_mask(interleaved):
-    ids = torch.tensor([[0, 0, 1, 1, 3]]).expand(2, -1) if not interleaved else torch.tensor([[3, 0, 1, 0, 1], [1, 1, 0, 3, 0]])
+    ids = (
+        torch.tensor([[0, 0, 1, 1, 3]]).expand(2, -1)
+        if not interleaved
+        else torch.tensor([[3, 0, 1, 0, 1], [1, 1, 0, 3, 0]])
+    )
     route = Route.interleaved(ids) if interleaved else Route.segments({"text": 2, "image": 2, "audio": 1})
     x = torch.randn(2, 5, 6, requires_grad=True)
     module = make()

@@ -57,10 +57,14 @@ class Route:
         host tensor, then move the route with `to`, so that no device is synchronised.
         """
         if modality_ids.dim() != 2 or modality_ids.is_floating_point():
-            raise ValueError(f"expected integer modality ids (batch, seq), got {modality_ids.dtype} of shape {tuple(modality_ids.shape)}")
+            raise ValueError(
+                f"expected integer modality ids (batch, seq), got {modality_ids.dtype} of shape {tuple(modality_ids.shape)}"
+            )
         flat = modality_ids.reshape(-1).long()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(modalities):
-            raise ValueError(f"expected modality ids in [0, {len(modalities)}), got up to {int(flat.max())}; list every modality")
+            raise ValueError(
+                f"expected modality ids in [0, {len(modalities)}), got up to {int(flat.max())}; list every modality"
+            )
         order = torch.argsort(flat, stable=True)
         lengths = torch.bincount(flat, minlength=len(modalities)).tolist()
         return cls(tuple(modalities), tuple(lengths), order, torch.argsort(order))

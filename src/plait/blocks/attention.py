@@ -47,7 +47,9 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mas
     if bias.shape[0] == q.shape[0]:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias + mask_bias(key_mask, bias.dtype) / 2)
     head_dim, scale = q.shape[-1], q.shape[-1] ** -0.5
-    blocked = key_mask.new_zeros(key_mask.shape, dtype=q.dtype).masked_fill_(~key_mask, -3e4 if q.dtype == torch.float16 else -1e30)
+    blocked = key_mask.new_zeros(key_mask.shape, dtype=q.dtype).masked_fill_(
+        ~key_mask, -3e4 if q.dtype == torch.float16 else -1e30
+    )
     q = F.pad(q, (0, 8))  # kernels want a multiple of 8
     q[..., head_dim] = 1.0
     k = F.pad(k, (0, 8))
@@ -120,7 +122,9 @@ class SelfAttention(nn.Module):
     inner_norm: LayerNorm over the concatenated heads (Magneto, arXiv 2210.06423).
     """
 
-    def __init__(self, dim: int, num_heads: int, *, key_bias: bool = True, inner_norm: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, key_bias: bool = True, inner_norm: bool = False, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"expected a width divisible by the number of heads, got {dim} and {num_heads}")
@@ -133,6 +137,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction) -> Tensor:
         """x: (batch, seq, dim); bias: broadcastable to (batch, heads, seq, seq); key_mask: (batch, seq) -> like x."""
-        q, k, v = (proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out = attend(q, k, v, bias, key_mask).transpose(1, 2).flatten(2)
         return self.out_proj(out if self.norm is None else self.norm(out))

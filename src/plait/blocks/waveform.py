@@ -71,7 +71,9 @@ class ConvPositions(nn.Module):
     def __init__(self, dim: int, depth: int, width: int, groups: int) -> None:
         super().__init__()
         kernel = max(3, width // depth)
-        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth))
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x: (batch, frames, dim) -> like x.

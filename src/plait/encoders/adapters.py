@@ -95,7 +95,9 @@ class TextAdapter(nn.Module):
         """input_ids: (batch, seq) ending in EOS; attention_mask: (batch, seq), by default ids other than padding."""
         seq = input_ids.shape[1] + 1
         if seq > len(self.position_embedding):
-            raise ValueError(f"expected at most {len(self.position_embedding) - 1} tokens, got {seq - 1}; truncate the text")
+            raise ValueError(
+                f"expected at most {len(self.position_embedding) - 1} tokens, got {seq - 1}; truncate the text"
+            )
         x = torch.cat([self.cls_embedding.expand(len(input_ids), 1, -1), self.token_embedding(input_ids)], dim=1)
         x = x if self.norm is None else self.norm(x)
         x = shrink_gradient(x, self.gradient_scale) + self.position_embedding[:seq]
@@ -146,6 +148,10 @@ class ImageAdapter(nn.Module):
         """The only side, in pixels, that the relative positions fit."""
         return self.rel_bucket_size * self.stem.patch_size
 
+    def positions(self) -> Tensor:
+        """Position embeddings (1 + patches, dim) of the image's grid."""
+        return resize_absolute(self.position_embedding, self.rel_bucket_size)
+
     def forward(self, pixel_values: Tensor, keep: Tensor | None = None, *, is_second: bool = False) -> Adapted:
         """pixel_values: (batch, 3, side, side); is_second: the second image of a pair, which adds its own type vector."""
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
@@ -156,7 +162,7 @@ class ImageAdapter(nn.Module):
         patches = self.stem(pixel_values).flatten(1, 2)
         x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
         x = x if self.norm is None else self.norm(x)
-        x = shrink_gradient(x, self.gradient_scale) + resize_absolute(self.position_embedding, self.rel_bucket_size)
+        x = shrink_gradient(x, self.gradient_scale) + self.positions()
         if self.type_embedding is not None:
             x = x + self.type_embedding
         if is_second:

@@ -87,7 +87,9 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return Path(snapshot_download(repo_id))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"expected a file, a model directory or a hub id, got {repo_id!r}; no such path, and not on the hub") from error
+        raise ValueError(
+            f"expected a file, a model directory or a hub id, got {repo_id!r}; no such path, and not on the hub"
+        ) from error
 
 
 def _register() -> None:
@@ -97,7 +99,9 @@ def _register() -> None:
         AutoModel.register(family.CONFIG, family.BASE_MODEL, exist_ok=True)
         AutoProcessor.register(family.CONFIG, family.PROCESSOR, exist_ok=True)
         AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
-        AutoImageProcessor.register(family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True)
+        AutoImageProcessor.register(
+            family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
+        )
 
 
 _register()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from plait.models.one_peace.loading import from_official
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel
-from plait.models.one_peace.official import official_order
 from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
+from plait.models.one_peace.official import official_order
 from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays, layer_id
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
@@ -221,13 +221,17 @@ def pretrain_vl(case: Case) -> Outputs:
     grads = official_gradients(case, model)
     teachers = {"text.text": "out.teacher.text", "image.image": "out.teacher.image"}
     teachers |= {"vl.text": "out.teacher.vl_text", "vl.image": "out.teacher.vl_image"}
-    return pass_outputs(losses, teachers) | loss_outputs(losses, grads) | {
-        "out.itc_loss": losses.contrast.loss,
-        "out.t2i_ncorrect": losses.contrast.num_correct_a_to_b.float(),
-        "out.i2t_ncorrect": losses.contrast.num_correct_b_to_a.float(),
-        "out.logit_scale_exp": model.model.temperature(),
-        "config.params_without_grad": [name for name, grad in grads.items() if grad is None],
-    }
+    return (
+        pass_outputs(losses, teachers)
+        | loss_outputs(losses, grads)
+        | {
+            "out.itc_loss": losses.contrast.loss,
+            "out.t2i_ncorrect": losses.contrast.num_correct_a_to_b.float(),
+            "out.i2t_ncorrect": losses.contrast.num_correct_b_to_a.float(),
+            "out.logit_scale_exp": model.model.temperature(),
+            "config.params_without_grad": [name for name, grad in grads.items() if grad is None],
+        }
+    )
 
 
 @runner("one_peace", "pretrain_al", config_outputs=("trainable", "frozen", "trainable_without_grad"))
@@ -246,19 +250,29 @@ def pretrain_al(case: Case) -> Outputs:
     )
     losses.total.backward()
     grads = official_gradients(case, model)
-    fixed = set(key_map(model.config, base="model.").backward({n: p.detach() for n, p in model.named_parameters() if n in frozen}))
+    fixed = set(
+        key_map(model.config, base="model.").backward(
+            {n: p.detach() for n, p in model.named_parameters() if n in frozen}
+        )
+    )
     fixed -= official_buffers(fixed)
     teachers = {"al.text": "out.teacher.al_text", "al.audio": "out.teacher.al_audio", "text.text": "out.teacher.text"}
     teachers |= {"audio_full.audio": "out.audio_full"}
-    return pass_outputs(losses, teachers) | loss_outputs(losses, grads) | {
-        "out.atc_loss": losses.contrast.loss,
-        "out.t2a_ncorrect": losses.contrast.num_correct_a_to_b.float(),
-        "out.a2t_ncorrect": losses.contrast.num_correct_b_to_a.float(),
-        "out.logit_scale_exp": model.model.temperature(),
-        "config.trainable": [name for name in grads if name not in fixed],
-        "config.frozen": [name for name in grads if name in fixed],
-        "config.trainable_without_grad": [name for name, grad in grads.items() if grad is None and name not in fixed],
-    }
+    return (
+        pass_outputs(losses, teachers)
+        | loss_outputs(losses, grads)
+        | {
+            "out.atc_loss": losses.contrast.loss,
+            "out.t2a_ncorrect": losses.contrast.num_correct_a_to_b.float(),
+            "out.a2t_ncorrect": losses.contrast.num_correct_b_to_a.float(),
+            "out.logit_scale_exp": model.model.temperature(),
+            "config.trainable": [name for name in grads if name not in fixed],
+            "config.frozen": [name for name in grads if name in fixed],
+            "config.trainable_without_grad": [
+                name for name, grad in grads.items() if grad is None and name not in fixed
+            ],
+        }
+    )
 
 
 def loss_outputs(losses: PretrainingLosses, grads: Mapping[str, Tensor | None]) -> Outputs:
@@ -270,7 +284,12 @@ def loss_outputs(losses: PretrainingLosses, grads: Mapping[str, Tensor | None]) 
     )
 
 
-@runner("one_peace", "checkpoint_upgrade", tolerance={"out.*": Tolerance(1e-4, 1e-4)}, config_outputs=("keys_after", "dropped_keys"))
+@runner(
+    "one_peace",
+    "checkpoint_upgrade",
+    tolerance={"out.*": Tolerance(1e-4, 1e-4)},
+    config_outputs=("keys_after", "dropped_keys"),
+)
 @torch.no_grad()
 def checkpoint_upgrade(case: Case) -> Outputs:
     model = build(case, OnePeaceForClassification)
@@ -310,11 +329,16 @@ def official_groups(case: Case) -> Outputs:
     config = OnePeaceConfig.from_official(tiny | {"head_type": "vl", "num_classes": 4}, official=True)
     vl = named_officially(OnePeaceForClassification(config))
     groups = {
-        key: [scale ** (num_layers + 1 - layer_id(name, num_layers)), decay if decays(name, p.ndim, official=True) else 0.0]
+        key: [
+            scale ** (num_layers + 1 - layer_id(name, num_layers)),
+            decay if decays(name, p.ndim, official=True) else 0.0,
+        ]
         for key, (name, p) in vl.items()
     }
     decoder = DecoderConfig(dim=12, num_heads=3, num_layers=2, mlp_dim=20, image_bucket_size=4, max_audio_positions=18)
-    config = OnePeaceConfig.from_official(tiny | {"head_type": "val"}, official=True, decoder=decoder, type_embeddings=())
+    config = OnePeaceConfig.from_official(
+        tiny | {"head_type": "val"}, official=True, decoder=decoder, type_embeddings=()
+    )
     pretraining = named_officially(OnePeaceForPreTraining(config))
     return {
         "config.classify_vl_groups": groups,

@@ -1,7 +1,7 @@
 """ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
 
-    stage1: pictures + words -> contrast and denoising, everything but audio trains
-    stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
+stage1: pictures + words -> contrast and denoising, everything but audio trains
+stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def stage1(
         trainable=NOT_AUDIO,
         no_decay=no_decay,
     )
-    return Recipe(lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, f"one_peace.stage1 on {root.name}"))
+    return Recipe(
+        lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, f"one_peace.stage1 on {root.name}")
+    )
 
 
 def stage2(
@@ -107,7 +109,11 @@ def stage2(
     Published: 10 epochs over 2.4 M pairs, batch 3,072.
     """
     root = data_directory(data)
-    sounds = [s for s in read_manifest(root / "manifest.jsonl") if s.audio is not None and s.text and s.split in (None, "train")]
+    sounds = [
+        s
+        for s in read_manifest(root / "manifest.jsonl")
+        if s.audio is not None and s.text and s.split in (None, "train")
+    ]
     processor = OnePeaceProcessor.from_pretrained(init)
     config = OnePeaceConfig.from_pretrained(init)
     prepare = partial(
@@ -202,7 +208,9 @@ def data_directory(data: str) -> Path:
     """A data set directory: the shipped one, unpacked once, or a path. Raises ValueError where there is no manifest."""
     root = cached_mini() if data == "mini" else Path(data)
     if not (root / "manifest.jsonl").exists():
-        raise ValueError(f"expected 'mini' or a directory with manifest.jsonl, got {data}; make one with plait data from-folder")
+        raise ValueError(
+            f"expected 'mini' or a directory with manifest.jsonl, got {data}; make one with plait data from-folder"
+        )
     return root
 
 

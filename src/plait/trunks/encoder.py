@@ -1,6 +1,6 @@
 """Bidirectional routed trunk: modalities share attention and keep feed-forward networks (ONE-PEACE, arXiv 2305.11172, 3.1).
 
-    x, route, biases -> [norm -> attention -> scale -> +] -> [norm -> feed-forward of the way -> scale -> +] x layers -> norm
+x, route, biases -> [norm -> attention -> scale -> +] -> [norm -> feed-forward of the way -> scale -> +] x layers -> norm
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RoutedEncoderLayer(nn.Module):
 
 
 class RoutedEncoder(nn.Module):
-    """A stack of routed layers and a final norm per way of `norm_ways`.
+    """A stack of routed layers and a final norm per way of `norm_ways` (none where that is empty).
 
     dim, num_heads, mlp_dim, num_layers: sizes; mlp_ways, norm_ways: partitions of the modalities;
     inner_norms: sub-LayerNorm in attention and in the feed-forward networks; layer_scale: initial LayerScale or None;
@@ -78,7 +78,7 @@ class RoutedEncoder(nn.Module):
             )
             for rate in linear_drop_path_rates(drop_path_rate, num_layers)
         )
-        self.norm = PerModality(lambda: nn.LayerNorm(dim), norm_ways)
+        self.norm = PerModality(lambda: nn.LayerNorm(dim), norm_ways) if norm_ways else None
         self.gradient_checkpointing = False
 
     def forward(
@@ -90,7 +90,7 @@ class RoutedEncoder(nn.Module):
         attend: AttentionFunction,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim), normed per way.
+        """x: (batch, seq, dim) -> (batch, seq, dim).
 
         biases: none, one for all layers, or one per layer, each (batch or 1, heads, seq, seq);
         key_mask: (batch, seq) bool, True = attend; hidden: a list to append the output of every layer to.
@@ -105,4 +105,4 @@ class RoutedEncoder(nn.Module):
                 x = layer(x, route, bias, key_mask, attend)
             if hidden is not None:
                 hidden.append(x)
-        return self.norm(x, route)
+        return x if self.norm is None else self.norm(x, route)

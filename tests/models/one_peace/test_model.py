@@ -19,7 +19,14 @@ SIZES = {
     "max_text_positions": 20, "image_bucket_size": 4, "image_rel_bucket_size": 4, "audio_bucket_size": 16,
     "audio_conv_spec": ((8, 10, 5), (8, 3, 2), (8, 2, 2)), "audio_position_groups": 4,
 }  # fmt: skip
-DECODER = {"dim": 12, "num_heads": 2, "num_layers": 1, "mlp_dim": 16, "image_bucket_size": 4, "max_audio_positions": 130}
+DECODER = {
+    "dim": 12,
+    "num_heads": 2,
+    "num_layers": 1,
+    "mlp_dim": 16,
+    "image_bucket_size": 4,
+    "max_audio_positions": 130,
+}
 
 
 def redraw(model: torch.nn.Module) -> torch.nn.Module:
@@ -173,7 +180,9 @@ def test_stage_two_leaves_text_and_images_bit_identical():
 def test_gradient_checkpointing_changes_nothing():
     model = build().train()
     pixels = images(2)
-    want = torch.autograd.grad(model.get_image_features(pixels).square().sum(), model.trunk.layers[0].attn.q_proj.weight)
+    want = torch.autograd.grad(
+        model.get_image_features(pixels).square().sum(), model.trunk.layers[0].attn.q_proj.weight
+    )
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # renamed in 5.2x
     assert model.trunk.gradient_checkpointing
     got = torch.autograd.grad(model.get_image_features(pixels).square().sum(), model.trunk.layers[0].attn.q_proj.weight)

@@ -1,6 +1,6 @@
 """Configuration of ONE-PEACE: one encoder for text, image and audio, and a light decoder for denoising.
 
-    official cfg (checkpoint) -> OnePeaceConfig.from_official -> model        preset name -> OnePeaceConfig.preset
+official cfg (checkpoint) -> OnePeaceConfig.from_official -> model        preset name -> OnePeaceConfig.preset
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OnePeaceConfig(PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
     modalities: which branches exist, in the shared order;
-    dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way each);
+    dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way each, {} = no final norm);
     layer_scale: initial LayerScale, None for none; drop_path_rate: of the last layer;
     text_bucket_size, audio_bucket_size, image_rel_bucket_size: sizes of the relative-position tables;
     image_bucket_size: side of the stored grid of absolute positions; image size = 16 * image_rel_bucket_size;
@@ -153,7 +153,9 @@ class OnePeaceConfig(PreTrainedConfig):
 
     def ways(self, field: str) -> dict[str, list[str]]:
         """The partition `mlp_ways` or `norm_ways`, restricted to the modalities of this model."""
-        chosen = getattr(self, field) or {m: [m] for m in self.modalities}
+        chosen = getattr(self, field)
+        if chosen is None:
+            chosen = {m: [m] for m in self.modalities}
         cells = {way: [m for m in cell if m in self.modalities] for way, cell in chosen.items()}
         return {way: cell for way, cell in cells.items() if cell}
 

@@ -17,7 +17,15 @@ CONFIG, BASE_MODEL, PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 IMAGE_PROCESSOR, FEATURE_EXTRACTOR = OnePeaceImageProcessor, OnePeaceFeatureExtractor
 
 __all__ = [
-    "FEATURE_EXTRACTOR","BASE_MODEL", "CONFIG", "IMAGE_PROCESSOR", "PROCESSOR", "from_directory", "from_official", "is_official"]
+    "BASE_MODEL",
+    "CONFIG",
+    "FEATURE_EXTRACTOR",
+    "IMAGE_PROCESSOR",
+    "PROCESSOR",
+    "from_directory",
+    "from_official",
+    "is_official",
+]
 
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:

@@ -1,6 +1,6 @@
 """Build ONE-PEACE models from weights on disk: official checkpoints and model directories.
 
-    checkpoint -> config -> model on the meta device -> only the tensors its branches need -> strict load
+checkpoint -> config -> model on the meta device -> only the tensors its branches need -> strict load
 """
 
 from __future__ import annotations

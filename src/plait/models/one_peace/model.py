@@ -1,7 +1,7 @@
 """ONE-PEACE: one transformer for text, image and audio (arXiv 2305.11172).
 
-    text | image | audio -> adapter -> routed trunk (shared attention, a feed-forward network per modality) -> features
-    features[:, 0] -> projection -> unit vector                                                      (section 3.1)
+text | image | audio -> adapter -> routed trunk (shared attention, a feed-forward network per modality) -> features
+features[:, 0] -> projection -> unit vector                                                      (section 3.1)
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     def _check(self, names: list[str]) -> None:
         missing = [m for m in names if m not in self.modalities]
         if missing:
-            raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {', '.join(missing)}; load that branch too")
+            raise ValueError(
+                f"expected inputs of {', '.join(self.modalities)}, got {', '.join(missing)}; load that branch too"
+            )
         if not names:
             raise ValueError("expected input_ids, pixel_values or input_values, got none")
         if "image" in names and "audio" in names:
@@ -207,7 +209,9 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
         """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
         spec = [tuple(layer) for layer in self.config.audio_conv_spec]
-        return lengths_to_mask(conv_output_lengths(attention_mask.sum(dim=1), spec), self.num_frames(attention_mask.shape[1]))
+        return lengths_to_mask(
+            conv_output_lengths(attention_mask.sum(dim=1), spec), self.num_frames(attention_mask.shape[1])
+        )
 
     def num_frames(self, num_samples: int) -> int:
         """Audio units that a clip of `num_samples` samples gives."""
@@ -282,4 +286,7 @@ def join_masks(parts: list[Adapted]) -> Tensor | None:
     """One (batch, total) mask of several adapted sequences, None when nothing is padded."""
     if all(part.mask is None for part in parts):
         return None
-    return torch.cat([part.x.new_ones(part.x.shape[:2], dtype=torch.bool) if part.mask is None else part.mask for part in parts], dim=1)
+    return torch.cat(
+        [part.x.new_ones(part.x.shape[:2], dtype=torch.bool) if part.mask is None else part.mask for part in parts],
+        dim=1,
+    )

@@ -1,6 +1,6 @@
 """The two pretraining stages of ONE-PEACE as losses of one batch (arXiv 2305.11172, section 3.2; specification 6).
 
-    batch -> full passes (contrast, teacher) -> masked passes (student) -> weighted sum of losses
+batch -> full passes (contrast, teacher) -> masked passes (student) -> weighted sum of losses
 """
 
 from __future__ import annotations
@@ -129,13 +129,17 @@ def _add_denoising(
         # A pass is called after its modality, or `vl` / `al` for text with image / audio.
         names = {m: m if name == m else f"{name}_{m}" for m in inputs if name in (m, "vl", "al")}
         padding = {m: teacher.masks[m] for m in names}
-        keep = {m: preserve_ids(masks[key], None if padding[m] is None else padding[m][:, 1:]) for m, key in names.items()}
+        keep = {
+            m: preserve_ids(masks[key], None if padding[m] is None else padding[m][:, 1:]) for m, key in names.items()
+        }
         given = {field: value for m in names for field, value in inputs[m].items()}
         student = model.denoise(keep, teacher, **given)
         losses.teachers[name], losses.students[name] = teacher, student
         for m, key in names.items():
             real = None if padding[m] is None else padding[m][:, 1:]
-            loss = DENOISING[objective](student.student[m][:, 1:], teacher.features[m][:, 1:].detach(), masks[key], real)
+            loss = DENOISING[objective](
+                student.student[m][:, 1:], teacher.features[m][:, 1:].detach(), masks[key], real
+            )
             losses.denoising[key] = loss
             losses.total = losses.total + weights[key] * loss
     return losses

@@ -1,6 +1,6 @@
 """Reading the `cfg` of official ONE-PEACE checkpoints.
 
-    cfg {task, model {encoder, decoder, head ...}} -> fields of OnePeaceConfig; a field nobody knows is an error
+cfg {task, model {encoder, decoder, head ...}} -> fields of OnePeaceConfig; a field nobody knows is an error
 """
 
 from __future__ import annotations
@@ -106,20 +106,15 @@ def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int,
     return layers
 
 
-_ORDER = (
-    "logit_scale text_mask_token image_mask_token audio_mask_token encoder_wrapper decoder_wrapper text_proj image_proj "
-    "audio_proj decoder_text_embed text_mask_head decoder_image_embed image_mask_head decoder_audio_embed audio_mask_head "
-    "classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding pos_embed mask_embedding "
-    "type_embedding type_embedding_2 embed_tokens embed_images embed_audios embed_positions rel_pos_table_list layers gamma_1 "
-    "gamma_2 self_attn self_attn_layer_norm text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm "
-    "audio_layer_norm ln k_proj v_proj q_proj out_proj conv_layers wi_0 wi_1 weight bias"
-).split()
+_ORDER = ["logit_scale", "text_mask_token", "image_mask_token", "audio_mask_token", "encoder_wrapper", "decoder_wrapper", "text_proj", "image_proj", "audio_proj", "decoder_text_embed", "text_mask_head", "decoder_image_embed", "image_mask_head", "decoder_audio_embed", "audio_mask_head", "classify_head", "text_adapter", "image_adapter", "audio_adapter", "fusion_model", "cls_pos_embed", "cls_embedding", "pos_embed", "mask_embedding", "type_embedding", "type_embedding_2", "embed_tokens", "embed_images", "embed_audios", "embed_positions", "rel_pos_table_list", "layers", "gamma_1", "gamma_2", "self_attn", "self_attn_layer_norm", "text_ffn", "image_ffn", "audio_ffn", "final_layer_norm", "text_layer_norm", "image_layer_norm", "audio_layer_norm", "ln", "k_proj", "v_proj", "q_proj", "out_proj", "conv_layers", "wi_0", "wi_1", "weight", "bias"]
 
 
 def official_order(keys: Iterable[str]) -> list[str]:
     """Official names in the order in which the official model registers its parameters."""
     rank = {name: i for i, name in enumerate(_ORDER)}
-    return sorted(keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")])
+    return sorted(
+        keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")]
+    )
 
 
 def _modalities(encoder: Mapping[str, Any], head: str | None) -> tuple[str, ...]:
@@ -131,7 +126,9 @@ def _modalities(encoder: Mapping[str, Any], head: str | None) -> tuple[str, ...]
 
 
 def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | None) -> dict[str, Any]:
-    pooled = "image" if model.get("use_image_features") else {"image": "image", "audio": "audio"}.get(head or "", "text")
+    pooled = (
+        "image" if model.get("use_image_features") else {"image": "image", "audio": "audio"}.get(head or "", "text")
+    )
     return {
         "num_classes": model.get("num_classes", task.get("num_classes")),
         "pool_attention": model.get("attn_pooling", True),
@@ -161,6 +158,8 @@ def _check(section: Mapping[str, Any], known: set[str], where: str) -> None:
     for name, value in section.items():
         if name in _FIXED:
             if value != _FIXED[name]:
-                raise ValueError(f"expected {where}.{name} = {_FIXED[name]!r}, as in all published models, got {value!r}")
+                raise ValueError(
+                    f"expected {where}.{name} = {_FIXED[name]!r}, as in all published models, got {value!r}"
+                )
         elif name not in known:
             raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to official.py")

@@ -1,7 +1,7 @@
 """ONE-PEACE pretraining: cross-modal contrast and denoising contrast (arXiv 2305.11172, section 3.2).
 
-    full inputs -> encoder -> contrast of CLS vectors, and teacher features
-    visible units -> encoder -> decoder (full length, mask tokens) -> head -> contrast with teacher features
+full inputs -> encoder -> contrast of CLS vectors, and teacher features
+visible units -> encoder -> decoder (full length, mask tokens) -> head -> contrast with teacher features
 """
 
 from __future__ import annotations
@@ -84,8 +84,12 @@ class OnePeaceDecoder(nn.Module):
         )
 
     def forward(
-        self, features: Mapping[str, Tensor], keep: Mapping[str, Tensor], masks: Mapping[str, Tensor | None],
-        lengths: Mapping[str, int], attend
+        self,
+        features: Mapping[str, Tensor],
+        keep: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor | None],
+        lengths: Mapping[str, int],
+        attend,
     ) -> dict[str, Tensor]:
         """features, keep, masks (full length, True = real), lengths by modality -> (batch, length, dim) by modality."""
         parts = [

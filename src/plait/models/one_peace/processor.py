@@ -1,6 +1,6 @@
 """What goes into ONE-PEACE: texts, PIL images and waveforms -> tensors (specification 5).
 
-    texts -> input_ids, attention_mask     images -> pixel_values     audio -> input_values, audio_attention_mask
+texts -> input_ids, attention_mask     images -> pixel_values     audio -> input_values, audio_attention_mask
 """
 
 from __future__ import annotations
@@ -151,5 +151,3 @@ class OnePeaceProcessor(ProcessorMixin):
         for out, row in zip(ids, rows):
             out[: len(row)] = torch.tensor(row)
         return {"input_ids": ids, "attention_mask": ids != PAD_ID}
-
-

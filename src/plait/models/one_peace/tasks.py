@@ -1,6 +1,6 @@
 """ONE-PEACE heads: what the features of one pass are used for (arXiv 2305.11172, section 4; specification 2.8).
 
-    features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's features] -> classifier -> logits
+features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's features] -> classifier -> logits
 """
 
 from __future__ import annotations

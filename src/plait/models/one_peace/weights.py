@@ -1,6 +1,6 @@
 """Official ONE-PEACE weights <-> Plait's layout.
 
-    official state -> KeyMap -> drop branches not asked for -> interpolate and copy position tables -> strict load
+official state -> KeyMap -> drop branches not asked for -> interpolate and copy position tables -> strict load
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _adapter_rules() -> list[Rule]:
         Rename(f"audio_adapter.embed_audios.3.{_P}", "audio.feature_proj.{p}"),
     ]
     # The official list of positional blocks starts with a layout change, so its convolutions count from 1.
-    rules += [Rename(f"audio_adapter.embed_positions.{i + 1}.0.{_P}", f"audio.positions.convs.{i}.{{p}}") for i in range(32)]
+    rules += [
+        Rename(f"audio_adapter.embed_positions.{i + 1}.0.{_P}", f"audio.positions.convs.{i}.{{p}}") for i in range(32)
+    ]
     return rules
 
 
@@ -151,7 +153,9 @@ def _decoder_rules() -> list[Rule]:
         Rename(f"{wrapper}audio_adapter.mask_embedding", f"{branch}audio.mask_embedding"),
         Rename(f"{wrapper}{{m:text|audio}}_adapter.embed_positions.weight", f"{branch}{{m}}.position_embedding"),
         Rename(f"{wrapper}image_adapter.pos_embed", f"{branch}image.position_embedding"),
-        Drop(f"{wrapper}image_adapter.position_idx", "an index buffer that nothing reads", restore=_restore_decoder_idx),
+        Drop(
+            f"{wrapper}image_adapter.position_idx", "an index buffer that nothing reads", restore=_restore_decoder_idx
+        ),
     ]
 
 
@@ -193,7 +197,11 @@ def fit_state(state: Mapping[str, Tensor], config: OnePeaceConfig, wanted: Itera
         if source not in state:
             continue
         resize = found and head.endswith("image")
-        readers[key] = partial(_resized, state, source, config.image_rel_bucket_size) if resize else partial(state.__getitem__, source)
+        readers[key] = (
+            partial(_resized, state, source, config.image_rel_bucket_size)
+            if resize
+            else partial(state.__getitem__, source)
+        )
     return LazyState(readers)
 
 
@@ -202,7 +210,10 @@ def _resized(state: Mapping[str, Tensor], key: str, width: int) -> Tensor:
     if table.shape[0] == image_table_rows(width):
         return table
     if table.shape[0] > image_table_rows(width):
-        raise StateError(f"expected a relative table of at most {image_table_rows(width)} rows, got {table.shape[0]}; keep the image size", [key])
+        raise StateError(
+            f"expected a relative table of at most {image_table_rows(width)} rows, got {table.shape[0]}; keep the image size",
+            [key],
+        )
     return resize_relative(table, (math.isqrt(table.shape[0] - 3) + 1) // 2, width)
 
 
