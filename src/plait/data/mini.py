@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from plait.data.manifest import read_manifest, write_manifest
+from plait.data.packages import cache_root, sha256
+from plait.errors import import_extra
 from plait.types import Sample
 
 PACKED = "mini"
@@ -36,6 +38,11 @@ STAMP = ".complete"
 def packed_dir() -> Path:
     """Where the packed files lie in the installed package."""
     return Path(str(files("plait.data") / PACKED))
+
+
+def cached_mini() -> Path:
+    """The mini data set as plain files in the user's cache (`$PLAIT_CACHE`, else `~/.cache/plait`), unpacked once."""
+    return unpack_mini(cache_root() / f"mini-{_version()[:12]}")
 
 
 def unpack_mini(out: str | Path) -> Path:
@@ -65,13 +72,11 @@ def unpack_mini(out: str | Path) -> Path:
 
 
 def _version() -> str:
-    from plait.data.packages import sha256
-
     return sha256(packed_dir() / "index.json")
 
 
 def _unpack_into(folder: Path) -> None:
-    soundfile = _soundfile()
+    soundfile = import_extra("soundfile")
     source = packed_dir()
     with tarfile.open(source / "images.tar.gz") as tar:
         tar.extractall(folder, filter="data")
@@ -108,8 +113,6 @@ def pack(folder: str | Path, target: str | Path) -> Path:
 
 
 def _content(target: Path) -> dict[str, str]:
-    from plait.data.packages import sha256
-
     return {path.relative_to(target).as_posix(): sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
 
 
@@ -131,7 +134,7 @@ def _pack_images(folder: Path, samples: Sequence[Sample], target: Path) -> None:
 
 
 def _pack_audio(folder: Path, samples: Sequence[Sample], target: Path) -> dict[str, Any]:
-    soundfile = _soundfile()
+    soundfile = import_extra("soundfile")
     packs: dict[str, list[Path]] = defaultdict(list)
     for sample in samples:
         packs[f"audio/{sample.label}-{sample.split}.ogg"].append(Path(sample.audio))
@@ -154,9 +157,3 @@ def _write_vorbis(soundfile: ModuleType, path: Path, clips: Sequence[np.ndarray]
     with soundfile.SoundFile(path, "w", compression_level=VORBIS_COMPRESSION, **options) as file:
         for start in range(0, len(clips), WRITE_CLIPS):
             file.write(np.concatenate(clips[start : start + WRITE_CLIPS]))
-
-
-def _soundfile() -> ModuleType:
-    from plait.data.build.instruments import soundfile
-
-    return soundfile()

@@ -64,9 +64,14 @@ def lock() -> dict[str, Package]:
     return {row["name"]: Package(**row) for row in rows}
 
 
+def cache_root() -> Path:
+    """Plait's cache: `$PLAIT_CACHE`, else `~/.cache/plait`."""
+    return Path(os.environ.get("PLAIT_CACHE") or Path.home() / ".cache" / "plait").expanduser()
+
+
 def cache_dir() -> Path:
-    """Where archives are kept: `$PLAIT_CACHE`, else `~/.cache/plait`, in both cases under `packages`."""
-    return Path(os.environ.get("PLAIT_CACHE") or Path.home() / ".cache" / "plait").expanduser() / "packages"
+    """Where archives and their unpacked content are kept: `packages` under the cache."""
+    return cache_root() / "packages"
 
 
 def fetch(name: str) -> Path:

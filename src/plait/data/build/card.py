@@ -1,0 +1,168 @@
+"""What a data set says about itself: card.json (for programs), README.md (for people), ATTRIBUTION.md (who made it)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from plait.data.build import emoji, instruments
+from plait.data.build.splits import COPY_CORRELATION, HELD_OUT_EVERY, HELD_OUT_PHASE, LEAK_CORRELATION, LeakReport
+from plait.data.packages import lock
+from plait.types import Sample
+
+SPLIT_MEANING = {
+    "train": "for training",
+    "test": f"drawings: the style `{emoji.HELD_OUT_STYLE}`; sounds: every note whose MIDI number leaves "
+    f"{HELD_OUT_PHASE} when divided by {HELD_OUT_EVERY}, in every font and program at once",
+    "unseen_font": "every note of a soundfont that is not in training",
+    "unseen_style": "drawings under share-alike licences, kept for evaluation only",
+}
+WORDING = (
+    "Drawings are emoji: drawings, not photographs. Sounds are sampled instruments and effects rendered note by note, "
+    "not recordings of performances. Neighbouring notes of a font are usually one recording at two pitches, so a "
+    "held-out note is an unseen pitch, not an unseen recording.",
+    "Three couplings of drawing and sound are loose: church (pipe organ), microphone (a sung vowel), postal horn "
+    "(French horn). The pictures and the sounds of a thing come from unrelated sources.",
+    "Maracas and wind chime are left out: velocity changes only their loudness, so every held-out clip equals a training "
+    "clip. Accordion, banjo, flute and long drum are not drawn in the held-out style, so `mini` leaves their sounds out.",
+)
+
+
+def card(name: str, samples: Sequence[Sample], leak: LeakReport) -> dict[str, Any]:
+    """Counts, splits, licences, sounding concepts and the result of the leak check, as plain JSON values."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        counts[sample.split or "none"]["audio" if sample.audio is not None else "image"] += 1
+    tests = [s for s in samples if s.split == "test"]
+    drawn = {s.label for s in tests if s.image is not None and s.meta.get("style") == emoji.HELD_OUT_STYLE}
+    heard = {s.label for s in tests if s.audio is not None and "font" in s.meta}
+    pictures = [s for s in samples if s.image is not None]
+    return {
+        "name": name,
+        "concepts": len({s.label for s in pictures}),
+        "test_concepts": len(drawn),
+        "sounding": sorted(label for label in heard & drawn if label),
+        "counts": {split: dict(count) for split, count in counts.items()},
+        "styles": dict(Counter(s.meta["style"] for s in pictures)),
+        "fonts": dict(Counter(s.meta["font"] for s in samples if "font" in s.meta)),
+        "groups": dict(Counter(s.meta["group"] for s in pictures if s.split == "test")),
+        "clips_per_concept": _clips_per_concept(samples),
+        "licenses": dict(Counter(s.license for s in samples)),
+        "held_out": {"style": emoji.HELD_OUT_STYLE, "every_nth_note": HELD_OUT_EVERY},
+        "leak_check": {"max_correlation_allowed": LEAK_CORRELATION, **asdict(leak)},
+    }
+
+
+def write_card(out: Path, name: str, samples: Sequence[Sample], leak: LeakReport) -> None:
+    """Write card.json, README.md and ATTRIBUTION.md into the data set's directory."""
+    about = card(name, samples, leak)
+    (out / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(_readme(about), encoding="utf-8")
+    (out / "ATTRIBUTION.md").write_text(attribution(samples), encoding="utf-8")
+
+
+def attribution(samples: Sequence[Sample]) -> str:
+    """One line per source with author, licence and what was changed, then the sources of the words."""
+    sources = Counter((s.source or "unknown", s.author or "unknown", s.license or "unknown") for s in samples)
+    lines = [
+        "# Attribution",
+        "",
+        "Drawings were rasterised on white at a small size and compressed; notes were rendered from the soundfonts, brought "
+        "to 16 kHz mono, scaled to one peak and, in the shipped files, compressed. Nothing else was changed.",
+        "",
+        "| source | author | licence | items |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {source} | {author} | {license_} | {n} |" for (source, author, license_), n in sorted(sources.items())
+    ]
+    for name in ("cldr-annotations-full", "cldr-annotations-derived-full", "unicode-emoji-json"):
+        package = lock()[name]
+        what = "groups" if name == "unicode-emoji-json" else "names and keywords"
+        lines.append(f"| {package.name} {package.version} ({what}) | {package.author} | {package.license} | - |")
+    return "\n".join([*lines, "", *_notices(samples)]) + "\n"
+
+
+def _notices(samples: Sequence[Sample]) -> list[str]:
+    held = {s.license for s in samples}
+    texts = {
+        "Apache-2.0": "Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0",
+        "CC-BY-4.0": "Creative Commons Attribution 4.0: https://creativecommons.org/licenses/by/4.0/",
+        "CC-BY-3.0": "Creative Commons Attribution 3.0: https://creativecommons.org/licenses/by/3.0/ (game-icons.net)",
+        "CC-BY-SA-4.0": "Creative Commons Attribution-ShareAlike 4.0: https://creativecommons.org/licenses/by-sa/4.0/",
+        "GPL-2.0-only": "GNU General Public License 2: https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
+    }
+    lines = ["## Licences", ""]
+    lines += [f"- {text}" for name, text in texts.items() if name in held]
+    lines.append("- Unicode License v3: https://www.unicode.org/license.txt, Copyright © 2004-2026 Unicode, Inc.")
+    if "MIT" in held:
+        lines += ["- MIT (Fluent Emoji, MuseScore_General, FluidR3Mono), with these notices:", "", MIT_NOTICES]
+    return lines
+
+
+def _clips_per_concept(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        if "font" in sample.meta:
+            row = table.setdefault(sample.label or "", {})
+            row[sample.split or "none"] = row.get(sample.split or "none", 0) + 1
+    return table
+
+
+def _readme(about: dict[str, Any]) -> str:
+    leak = about["leak_check"]
+    worst = max(leak["worst_left"].values(), default=0.0)
+    lines = [f"# Plait data set `{about['name']}`", "", *(f"{text}\n" for text in WORDING)]
+    lines += ["| split | images | clips | meaning |", "|---|---|---|---|"]
+    for split, count in about["counts"].items():
+        lines.append(
+            f"| {split} | {count.get('image', 0)} | {count.get('audio', 0)} | {SPLIT_MEANING.get(split, '')} |"
+        )
+    lines += [
+        "",
+        f"- {about['concepts']} concepts, {about['test_concepts']} of them with a held-out drawing; words are Unicode CLDR "
+        "short names (`text`) and keywords (`captions`).",
+        f"- {len(about['sounding'])} concepts have held-out drawings and held-out clips: {', '.join(about['sounding'])}.",
+        f"- Clips last {instruments.SECONDS:g} s at {instruments.SAMPLING_RATE} Hz, mono, peak {instruments.PEAK}.",
+        "- Styles: " + ", ".join(f"{style} {n}" for style, n in about["styles"].items()) + ".",
+        "- Licences: "
+        + ", ".join(f"{license_} {n}" for license_, n in about["licenses"].items())
+        + " (ATTRIBUTION.md).",
+        "",
+        "## Leak check",
+        "",
+        f"{leak['copies']} rendered clips were copies of others, or look-alikes of the same thing at the same note (peak cross-correlation over "
+        f"{COPY_CORRELATION}), and dropped. Then held-out clips whose peak "
+        f"cross-correlation with a training clip of the same thing reaches {leak['max_correlation_allowed']} were removed: "
+        + (", ".join(f"{concept} {n}" for concept, n in leak["removed"].items() if n) or "none")
+        + f". The largest correlation left is {worst:.2f}. Concepts dropped for want of clean held-out clips: "
+        + (", ".join(leak["dropped"]) or "none")
+        + ". Rendered clips were compared before compression; after it, no test file equals a training file.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+MIT_NOTICES = """\
+Fluent Emoji: Copyright (c) Microsoft Corporation.
+MuseScore_General: adaptation Copyright (c) 2018-2021 S. Christian Collins; drumline samples (CC0) by S. Christian Collins
+and Amir Oosman; open crash samples (CC0) by Sam Gossner.
+FluidR3Mono: mono version Copyright (c) 2014-2017 Michael Cowgill; Temple Blocks Copyright (c) 2002 Ethan Winer; drumline
+cymbals Copyright (c) 2016 Michael Schorsch. Fluid (R3): Copyright (c) 2000-2002, 2008 Frank Wen <getfrank@gmail.com>.
+unicode-emoji-json: Copyright (c) Mu-An Chiou.
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
+files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
+modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
+ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""

@@ -1,0 +1,99 @@
+"""Tux Paint stamps: photographs cut out by people, one English caption each, some with a sound effect (GPL-2).
+
+Only the `full` data set holds them. A tenth of the stamps, chosen by hash, is for testing; a stamp's picture and its
+sound go to the same split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from plait.data.build import instruments
+from plait.data.build.emoji import slugify
+from plait.data.packages import lock, unpacked
+from plait.errors import import_extra
+from plait.types import Sample
+
+PACKAGE = "tuxpaint-stamps-default"
+MAX_SECONDS = 10
+TEST_SHARE = 10
+STYLE = "tuxpaint"
+
+
+def samples(out: Path, size: int) -> Iterator[Sample]:
+    """Every captioned PNG stamp outside the symbols as an image sample, followed by its sound effect when it has one."""
+    root = unpacked(PACKAGE) / "usr" / "share" / "tuxpaint" / "stamps"
+    for path in sorted(root.rglob("*.png")):
+        stem = path.with_suffix("").relative_to(root).as_posix()
+        caption = _caption(path.with_suffix(".txt"))
+        if caption is None or stem.startswith("symbols/") or path.stem.endswith(("_mirror", "_flip")):
+            continue
+        yield _picture(path, stem, caption, out, size)
+        for suffix in (".ogg", ".wav"):
+            if (sound := path.with_suffix(suffix)).is_file():
+                yield _sound(sound, stem, caption, out)
+                break
+
+
+def split_of(stem: str) -> str:
+    """`test` for a tenth of the stamps, by hash of their name."""
+    return "test" if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
+
+
+def _caption(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[0].strip() or None if lines else None
+
+
+def _common(stem: str, caption: str) -> dict[str, str]:
+    package = lock()[PACKAGE]
+    words = caption.rstrip(".").removeprefix("A ").removeprefix("An ").removeprefix("The ")
+    return {
+        "text": caption,
+        "label": slugify(words),
+        "split": split_of(stem),
+        "source": f"{package.name} {package.version}",
+        "license": package.license,
+        "author": package.author,
+    }
+
+
+def _picture(path: Path, stem: str, caption: str, out: Path, size: int) -> Sample:
+    with Image.open(path) as stamp:
+        drawing = stamp.convert("RGBA")
+    side = max(drawing.size)
+    page = Image.new("RGBA", (side, side), "white")
+    page.alpha_composite(drawing, ((side - drawing.width) // 2, (side - drawing.height) // 2))
+    target = out / "images" / STYLE / f"{stem}.webp"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page.convert("RGB").resize((size, size), Image.Resampling.LANCZOS).save(target, "WEBP", quality=85, method=6)
+    group = stem.split("/")[0]
+    meta = {"style": STYLE, "group": group}
+    return Sample(f"{STYLE}/{stem}", image=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption))
+
+
+def _sound(path: Path, stem: str, caption: str, out: Path) -> Sample:
+    target = out / "audio" / STYLE / f"{stem}.flac"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    soundfile = import_extra("soundfile")
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = _resample(samples.mean(axis=1)[: MAX_SECONDS * rate], rate)
+    soundfile.write(target, mono, instruments.SAMPLING_RATE, subtype="PCM_16", format="FLAC")
+    meta = {"group": stem.split("/")[0], "recording": STYLE}
+    return Sample(
+        f"{STYLE}/{stem}/sound", audio=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption)
+    )
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    if rate == instruments.SAMPLING_RATE:
+        return samples
+    soxr = import_extra("soxr")
+    return np.clip(soxr.resample(samples, rate, instruments.SAMPLING_RATE), -1.0, 1.0)
