@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.weights.files import CheckpointError, fingerprint, read_checkpoint
@@ -518,3 +518,14 @@ def test_damaged_files_are_read_or_refused(tmp_path):
 @pytest.mark.slow
 def test_a_hundred_thousand_damaged_files_are_read_or_refused(tmp_path):
     assert fuzz(tmp_path, 100_000) > 50_000
+
+
+def test_the_stored_case_of_published_containers_gives_its_tensors():
+    """Files written by the official tools, one in each container of the published checkpoints."""
+    case = Path(__file__).parents[1] / "goldens" / "one_peace" / "checkpoint_files"
+    expected = load_file(case / "tensors.safetensors")
+    for name, prefix in {"plain.pt": "out.pt.", "with_objects.pt": "out.pt.", "vision.pkl": "out.pkl."}.items():
+        read = read_checkpoint(case / name)
+        wanted = {k.removeprefix(prefix): v for k, v in expected.items() if k.startswith(prefix)}
+        assert same(read.state, wanted)
+        assert read.config == (None if name == "vision.pkl" else json.loads((case / "config.json").read_text()))

@@ -132,7 +132,8 @@ def _read_mono(sound: soundfile.SoundFile, source: Source, max_frames: int) -> n
     """Read block by block, so that memory is bounded by the mono clip."""
     blocks, length = [], 0
     while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
-        blocks.append(block.mean(axis=1))
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+            blocks.append(block.mean(axis=1))
         length += len(block)
         if length > max_frames:
             raise refusal("audio", source, "more samples than its header says", "cut it, or raise max_seconds")

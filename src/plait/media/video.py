@@ -130,7 +130,7 @@ def _opened(source: Source, kind: str, max_bytes: int, max_pixels: int = MAX_PIX
                 yield container
         except MediaError:
             raise
-        except (av.FFmpegError, ValueError, OSError, OverflowError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # on damaged files PyAV raises nearly everything
             raise refusal(kind, source, getattr(error, "strerror", None) or error) from error
 
 
@@ -208,4 +208,5 @@ def _mono(frame: Any) -> np.ndarray:
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32).mean(axis=0) - 128) / 128
     scale = 1.0 if samples.dtype.kind == "f" else float(-np.iinfo(samples.dtype).min)
-    return (samples.mean(axis=0, dtype=np.float64) / scale).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+        return (samples.mean(axis=0, dtype=np.float64) / scale).astype(np.float32)

@@ -1,0 +1,203 @@
+"""`plait convert SRC DST`: an official checkpoint becomes a model directory, once, with a record of what was done.
+
+official file -> restricted reader -> family's key rules -> strict load -> DST (written beside it, then renamed)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import plait
+from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from plait.weights.files import Checkpoint
+    from plait.weights.keymap import KeyMap
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    `sources`: file -> SHA-256. `dropped`: official key -> reason. `added`: keys of the model that no official key gave.
+    """
+
+    path: str
+    model_type: str
+    parameters: int
+    dtype: str
+    sources: dict[str, str]
+    dropped: dict[str, str]
+    added: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def convert_command(
+    src: Annotated[Path, typer.Argument(help="Official checkpoint: .pt .pth .bin .pkl .safetensors or a directory.")],
+    dst: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
+    *,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the file's without it.")] = None,
+    branch: Annotated[list[str] | None, typer.Option(help="Modality to keep; repeatable; all without it.")] = None,
+    official: Annotated[bool, typer.Option("--official", help="Keep the quirks of the official code.")] = False,
+    official_config: Annotated[Path | None, typer.Option(help="JSON of the cfg, for files that hold none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Turn an official checkpoint into a model directory. Nothing in the file is executed."""
+    options: dict[str, Any] = {"official": True} if official else {}
+    if official_config is not None:
+        options["official_config"] = _read_config(official_config)
+    if not as_json:
+        typer.echo(f"reading {src}", err=True)
+    done = convert(src, dst, dtype=dtype, branch=branch or None, **options)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+        return
+    typer.echo(f"{done.path}: {done.model_type}, {done.parameters:,} parameters, {done.dtype}")
+    for reason, keys in _by_reason(done.dropped).items():
+        typer.echo(f"  left out {len(keys)}: {reason}")
+    for note in (*(f"no official weight for {key}" for key in done.added), *done.notes):
+        typer.echo(f"  note: {note}")
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    dtype: str | None = None,
+    branch: Sequence[str] | None = None,
+    **options: Any,
+) -> Conversion:
+    """Convert the official checkpoint `src` into the model directory `dst`: weights, config, processor and a card.
+
+    `options` go to `plait.models.auto.from_official`. The directory appears whole or not at all. Raises ValueError
+    where `dst` exists, `src` is no checkpoint of a known family, or its weights do not fit.
+    """
+    src, dst = Path(src), Path(dst)
+    if os.path.lexists(dst):
+        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
+    from plait.models.auto import from_official, resolve_dtype
+    from plait.weights.files import read_checkpoint
+
+    checkpoint = read_checkpoint(src)
+    model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
+    dropped, added = _account(checkpoint, model)
+    done = Conversion(
+        path=str(dst),
+        model_type=model.config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        sources=_fingerprints(src),
+        dropped=dropped,
+        added=added,
+        notes=checkpoint.notes,
+    )
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        (partial / "README.md").write_text(card(done), encoding="utf-8")
+        partial.rename(dst)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return done
+
+
+def _account(checkpoint: Checkpoint, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Official keys that are not in the model, with the reason, and keys of the model that come from none."""
+    _, report = _rules(checkpoint, model).forward(checkpoint.state)  # names only: nothing is read
+    own = {key.removeprefix("model.") for key in model.state_dict()}
+    dropped = dict(report.dropped)
+    for key, targets in report.moved.items():
+        if own.isdisjoint(targets):
+            dropped[key] = "belongs to a branch or head that was not kept"
+    reached = {target for targets in report.moved.values() for target in targets}
+    return dropped, tuple(sorted(own - reached))
+
+
+def _rules(checkpoint: Checkpoint, model: Any) -> KeyMap:
+    """The family's key rules that explain every key of the file."""
+    from plait.models.auto import FAMILIES
+
+    weights = import_module(FAMILIES[model.config.model_type].replace(".family", ".weights"))
+    candidates = [weights.key_map(model.config)]
+    if hasattr(weights, "vision_key_map"):
+        candidates.append(weights.vision_key_map())
+    for rules in candidates:
+        if all(rules.explain(checkpoint.state).values()):
+            return rules
+    raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")
+
+
+def card(done: Conversion) -> str:
+    """The README.md of a converted model: where it comes from, how to load it, what was left out and why."""
+    lines = [
+        "---",
+        "library_name: plait",
+        f"tags: [{done.model_type}]",
+        "---",
+        f"# {done.model_type}, converted with Plait {plait.__version__}",
+        "",
+        f"{done.parameters:,} parameters, {done.dtype}. The terms of the original weights apply.",
+        "",
+        "```python",
+        "import plait",
+        f'model, processor = plait.load("{Path(done.path).name}")',
+        "```",
+        "",
+        "## Source",
+        "",
+        "| file | SHA-256 |",
+        "|---|---|",
+        *(f"| {name} | `{digest}` |" for name, digest in done.sources.items()),
+        "",
+        "## Left out",
+        "",
+    ]
+    for reason, keys in _by_reason(done.dropped).items():
+        lines += [f"<details><summary>{len(keys)} tensors: {reason}</summary>", ""]
+        lines += [f"- `{key}`" for key in keys] + ["", "</details>", ""]
+    if not done.dropped:
+        lines += ["Nothing.", ""]
+    if done.added:
+        lines += ["## Without an official weight", "", *(f"- `{key}`" for key in done.added), ""]
+    if done.notes:
+        lines += ["## Notes", "", *(f"- {note}" for note in done.notes), ""]
+    return "\n".join(lines)
+
+
+def _by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for key, reason in dropped.items():
+        grouped[reason].append(key)
+    return dict(grouped)
+
+
+def _fingerprints(src: Path) -> dict[str, str]:
+    """SHA-256 of the file, or of the files of a directory that hold weights and configuration."""
+    from plait.weights.files import fingerprint
+
+    suffixes = {".safetensors", ".bin", ".json"}
+    files = sorted(p for p in src.iterdir() if p.suffix in suffixes) if src.is_dir() else [src]
+    return {file.name: fingerprint(file) for file in files}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"expected a JSON file with the official configuration, got {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"expected a JSON object with the official configuration, got {path} with something else")
+    return config
