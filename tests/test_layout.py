@@ -17,17 +17,17 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
-ROOMS_BY_LEVEL = (
-    ("types", "routing", "errors"),
-    ("media", "blocks", "weights", "objectives", "metrics"),
-    ("processing", "encoders", "trunks", "generation"),
-    ("data", *(f"models.{family}" for family in FAMILIES)),
-    ("models",),  # auto.py and convert.py: above the families, below what uses them
-    ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "inspect", "parity"),
-    ("recipes", "cli"),
-    ("",),  # plait/__init__.py: public names
-)
-LEVEL = {room: level for level, rooms in enumerate(ROOMS_BY_LEVEL) for room in rooms}
+ROOMS_BY_LEVEL = {
+    0: ("types", "routing", "errors"),
+    1: ("media", "blocks", "weights", "objectives", "metrics"),
+    2: ("processing", "encoders", "trunks", "generation"),
+    3: ("data", *(f"models.{family}" for family in FAMILIES)),
+    3.5: ("models",),  # auto.py and convert.py: above the families, below what uses them
+    4: ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "inspect", "parity"),
+    5: ("recipes", "cli"),
+    6: ("",),  # plait/__init__.py: public names
+}
+LEVEL = {room: level for level, rooms in ROOMS_BY_LEVEL.items() for room in rooms}
 SAME_LEVEL = {
     "routing": {"types"},  # the words all rooms share
     "training": {"data"},
