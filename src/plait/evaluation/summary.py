@@ -1,0 +1,155 @@
+"""summary.json: every number of a run over its seeds, each beside its chance, with the bars it is held to.
+
+evaluation.json per seed (+ the shuffled control's) -> {"seeds", "metrics", "bars", "seconds", "about"}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.metrics.retrieval import bootstrap_interval
+
+SHUFFLED = {f"shuffled_{name}": name for name in ("audio_to_text_r1", "audio_to_image_r1", "audio_to_image_r5")}
+"""Names of the control (audio trained with shuffled labels) and the score each repeats."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a score has to reach: at least `least`, or `times` the best of `than`, or within `around_chance` of chance."""
+
+    metric: str
+    least: float | None = None
+    times: float | None = None
+    than: tuple[str, ...] = ()
+    around_chance: float | None = None
+
+    def check(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+        """{"bar": words, "met": bool}, or None where a number it needs was not measured."""
+        found = metrics.get(self.metric, {})
+        value = found.get("value")
+        rivals = [metrics.get(name, {}).get("value") for name in self.than]
+        if value is None or any(rival is None for rival in rivals):
+            return None
+        if self.around_chance is not None:
+            met = abs(value - found["chance"]) <= self.around_chance
+            return {"bar": f"within {100 * self.around_chance:g} points of chance", "met": met}
+        if self.times is not None:
+            words = f"at least {self.times:g} x the better of {' and '.join(self.than)}"
+            return {"bar": words, "met": value >= self.times * max(rivals)}
+        assert self.least is not None
+        return {"bar": f"at least {100 * self.least:g} %", "met": value >= self.least}
+
+
+BARS = (
+    Bar("image_to_text_r1", least=0.35),
+    Bar("text_to_image_r1", least=0.33),
+    Bar("audio_to_text_r1", least=0.70),
+    Bar("audio_to_image_r1", least=0.40),
+    Bar("audio_to_image_r5", least=0.75),
+    Bar("fused_to_image_r5", times=1.1, than=("audio_only_to_image_r5", "text_only_to_image_r5")),
+    Bar("shuffled_audio_to_image_r1", around_chance=0.03),
+)
+"""The bars of the demonstration on the shipped data set."""
+
+
+def summarise(
+    evaluations: Sequence[Mapping[str, Any]],
+    controls: Sequence[Mapping[str, Any]] = (),
+    *,
+    bars: Sequence[Bar] = BARS,
+) -> dict[str, Any]:
+    """Combine stored evaluations (one per seed) and controls: {"seeds", "metrics", "bars"}.
+
+    A metric is {"value": mean over seeds, "chance", "per_seed", "interval", "queries", "gallery"}; value and chance are
+    None where nothing was measured. The interval is a bootstrap over units (queries or classes) whose rate is first
+    averaged over seeds: it tells how much depends on the choice of things, `per_seed` how much on the seed.
+    """
+    if not evaluations:
+        raise ValueError("expected the evaluation of at least one seed, got none; run plait eval first")
+    metrics = {
+        name: _over_seeds([evaluation["metrics"].get(name) for evaluation in evaluations])
+        for name in evaluations[0]["metrics"]
+    }
+    for name, source in SHUFFLED.items():
+        metrics[name] = _over_seeds([control["metrics"].get(source) for control in controls])
+    checks = {bar.metric: bar.check(metrics) for bar in bars}
+    return {
+        "seeds": len(evaluations),
+        "metrics": metrics,
+        "bars": {name: check for name, check in checks.items() if check is not None},
+    }
+
+
+def _over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    scores = [score for score in found if score is not None]
+    if not scores:
+        return {"value": None, "chance": None, "per_seed": []}
+    shared = [unit for unit in scores[0]["units"] if all(unit in score["units"] for score in scores)]
+    mean = {unit: float(np.mean([score["units"][unit] for score in scores])) for unit in shared}
+    return {
+        "value": round(float(np.mean([score["value"] for score in scores])), 4),
+        "chance": round(float(np.mean([score["chance"] for score in scores])), 4),
+        "per_seed": [round(score["value"], 4) for score in scores],
+        "interval": [round(bound, 4) for bound in bootstrap_interval(mean.values())],
+        "queries": scores[0]["queries"],
+        "gallery": scores[0]["gallery"],
+    }
+
+
+def write_summary(path: str | Path, summary: Mapping[str, Any], seconds: Mapping[str, float]) -> Path:
+    """Write summary.json in one step: what `summarise` gave, seconds per phase, and what it was measured with."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {**summary, "seconds": {name: round(value, 1) for name, value in seconds.items()}, "about": about()}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return partial.replace(path)
+
+
+def about() -> dict[str, Any]:
+    """Versions, commit and hardware of this process."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("plait", "torch", "transformers", "numpy", "lancedb")},
+        "commit": _commit(),
+        "hardware": {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed copy or without git."""
+    home = Path(__file__).resolve().parents[3]
+    if not (home / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
