@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from plait.blocks.waveform import ConvSpec
+from plait.routing import Ways
 from plait.types import MODALITIES
 
 PUBLISHED_CONV_SPEC = ((512, 10, 5), *(((512, 3, 2),) * 4), *(((512, 2, 2),) * 2))
@@ -33,12 +35,14 @@ class OnePeaceConfig(PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
     modalities: which branches exist, in the shared order;
-    dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way each, {} = no final norm);
+    dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way
+        each, {} = no final norm);
     layer_scale: initial LayerScale, None for none; drop_path_rate: of the last layer;
     text_bucket_size, audio_bucket_size, image_rel_bucket_size: sizes of the relative-position tables;
     image_bucket_size: side of the stored grid of absolute positions; image size = 16 * image_rel_bucket_size;
     per_layer_bias: a relative-position table per layer instead of one for all;
     audio_conv_spec: (channels, kernel, stride) per convolution; sampling_rate in Hz; durations in seconds;
+    init_std: of fresh weights, a normal cut at one sigma;
     use_projections: whether the model embeds (False in classification models and in the bare vision branch);
     decoder: sizes of the denoising decoder, None for a model that never had one;
     logit_scale_init: initial temperature factor, before the logarithm;
@@ -54,92 +58,76 @@ class OnePeaceConfig(PreTrainedConfig):
         "intermediate_size": "mlp_dim",
     }
 
-    def __init__(
-        self,
-        modalities: Sequence[str] = ("text", "image", "audio"),
-        dim: int = 1536,
-        num_heads: int = 24,
-        num_layers: int = 40,
-        mlp_dim: int = 6144,
-        mlp_ways: Mapping[str, Sequence[str]] | None = None,
-        norm_ways: Mapping[str, Sequence[str]] | None = None,
-        inner_norms: tuple[bool, bool] = (True, True),
-        layer_scale: float | None = 1e-6,
-        drop_path_rate: float = 0.0,
-        vocab_size: int = 50264,
-        text_bucket_size: int = 256,
-        max_text_positions: int = 514,
-        image_bucket_size: int = 16,
-        image_rel_bucket_size: int = 16,
-        image_stem: str = "hmlp",
-        audio_conv_spec: Sequence[Sequence[int]] = PUBLISHED_CONV_SPEC,
-        audio_conv_bias: bool = False,
-        audio_position_depth: int = 5,
-        audio_position_width: int = 95,
-        audio_position_groups: int = 16,
-        audio_bucket_size: int = 512,
-        sampling_rate: int = 16000,
-        max_audio_seconds: float = 15.0,
-        min_audio_seconds: float = 1.0,
-        per_layer_bias: bool = False,
-        embedding_norms: Sequence[str] = (),
-        type_embeddings: Sequence[str] = (),
-        gradient_scale: float = 1.0,
-        use_projections: bool = True,
-        decoder: DecoderConfig | Mapping[str, Any] | None = None,
-        logit_scale_init: float = 1 / 0.07,
-        num_classes: int = 0,
-        pool_attention: bool = True,
-        pool_modality: str | None = None,
-        use_pooler: bool = False,
-        use_two_images: bool = False,
-        head_scale_ratio: float = 2,
-        official: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        unknown = set(modalities) - {"text", "image", "audio"}
-        if unknown or not modalities:
-            raise ValueError(f"expected modalities among text, image, audio, got {list(modalities)}")
-        self.modalities = [m for m in MODALITIES if m in modalities]
-        self.dim, self.num_heads, self.num_layers, self.mlp_dim = dim, num_heads, num_layers, mlp_dim
-        self.mlp_ways = _as_lists(mlp_ways)
-        self.norm_ways = _as_lists(norm_ways)
-        self.inner_norms = list(inner_norms)
-        self.layer_scale = layer_scale
-        self.drop_path_rate = drop_path_rate
-        self.vocab_size = vocab_size
-        self.text_bucket_size = text_bucket_size
-        self.max_text_positions = max_text_positions
-        self.image_bucket_size = image_bucket_size
-        self.image_rel_bucket_size = image_rel_bucket_size
-        self.image_stem = image_stem
-        self.audio_conv_spec = [list(layer) for layer in audio_conv_spec]
-        self.audio_conv_bias = audio_conv_bias
-        self.audio_position_depth = audio_position_depth
-        self.audio_position_width = audio_position_width
-        self.audio_position_groups = audio_position_groups
-        self.audio_bucket_size = audio_bucket_size
-        self.sampling_rate = sampling_rate
-        self.max_audio_seconds = max_audio_seconds
-        self.min_audio_seconds = min_audio_seconds
-        self.per_layer_bias = per_layer_bias
-        self.embedding_norms = list(embedding_norms)
-        self.type_embeddings = list(type_embeddings)
-        self.gradient_scale = gradient_scale
-        self.use_projections = use_projections
-        self.decoder = asdict(decoder) if isinstance(decoder, DecoderConfig) else dict(decoder) if decoder else None
-        self.logit_scale_init = logit_scale_init
-        self.num_classes = num_classes
-        self.pool_attention = pool_attention
-        self.pool_modality = pool_modality
-        self.use_pooler = use_pooler
-        self.use_two_images = use_two_images
-        self.head_scale_ratio = head_scale_ratio
-        self.official = official
-        kwargs.setdefault("pad_token_id", 1)
-        kwargs.setdefault("eos_token_id", 2)
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+    modalities: Sequence[str] = ("text", "image", "audio")
+    dim: int = 1536
+    num_heads: int = 24
+    num_layers: int = 40
+    mlp_dim: int = 6144
+    mlp_ways: Ways | None = None
+    norm_ways: Ways | None = None
+    inner_norms: Sequence[bool] = (True, True)
+    layer_scale: float | None = 1e-6
+    drop_path_rate: float = 0.0
+    vocab_size: int = 50264
+    text_bucket_size: int = 256
+    max_text_positions: int = 514
+    image_bucket_size: int = 16
+    image_rel_bucket_size: int = 16
+    image_stem: str = "hmlp"
+    audio_conv_spec: Sequence[Sequence[int]] = PUBLISHED_CONV_SPEC
+    audio_conv_bias: bool = False
+    audio_position_depth: int = 5
+    audio_position_width: int = 95
+    audio_position_groups: int = 16
+    audio_bucket_size: int = 512
+    sampling_rate: int = 16000
+    max_audio_seconds: float = 15.0
+    min_audio_seconds: float = 1.0
+    per_layer_bias: bool = False
+    embedding_norms: Sequence[str] = ()
+    type_embeddings: Sequence[str] = ()
+    gradient_scale: float = 1.0
+    init_std: float = 0.02
+    use_projections: bool = True
+    decoder: DecoderConfig | Mapping[str, Any] | None = None
+    logit_scale_init: float = 1 / 0.07
+    num_classes: int = 0
+    pool_attention: bool = True
+    pool_modality: str | None = None
+    use_pooler: bool = False
+    use_two_images: bool = False
+    head_scale_ratio: float = 2
+    official: bool = False
+    pad_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the modalities and turn every field into what JSON gives back."""
+        unknown = set(self.modalities) - {"text", "image", "audio"}
+        if unknown or not self.modalities:
+            raise ValueError(f"expected modalities among text, image, audio, got {list(self.modalities)}")
+        self.modalities = [m for m in MODALITIES if m in self.modalities]
+        self.mlp_ways = _as_lists(self.mlp_ways)
+        self.norm_ways = _as_lists(self.norm_ways)
+        self.inner_norms = list(self.inner_norms)
+        self.audio_conv_spec = [list(layer) for layer in self.audio_conv_spec]
+        self.embedding_norms = list(self.embedding_norms)
+        self.type_embeddings = list(self.type_embeddings)
+        sizes = self.decoder
+        self.decoder = asdict(sizes) if isinstance(sizes, DecoderConfig) else dict(sizes) if sizes else None
+        super().__post_init__(**kwargs)
+
+    @property
+    def decoder_sizes(self) -> DecoderConfig | None:
+        """`decoder`, typed."""
+        sizes = self.decoder
+        return sizes if sizes is None or isinstance(sizes, DecoderConfig) else DecoderConfig(**sizes)
+
+    @property
+    def conv_spec(self) -> list[ConvSpec]:
+        """`audio_conv_spec`, typed."""
+        return [(channels, kernel, stride) for channels, kernel, stride in self.audio_conv_spec]
 
     @property
     def image_size(self) -> int:
@@ -174,7 +162,7 @@ class OnePeaceConfig(PreTrainedConfig):
         return cls(**{**config_fields(official_config), **changes})
 
 
-def _as_lists(ways: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]] | None:
+def _as_lists(ways: Ways | None) -> dict[str, list[str]] | None:
     return None if ways is None else {way: list(cell) for way, cell in ways.items()}
 
 

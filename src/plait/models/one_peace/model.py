@@ -58,9 +58,9 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return True  # looked up in the config at every forward pass
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation: normal of std 0.02 cut at one sigma; tables, types and biases 0."""
+        """Published initialisation: normal of std `init_std` cut at one sigma; tables, types and biases 0."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
+            self._draw(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -82,6 +82,10 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         else:
             self._init_vectors(module)
 
+    def _draw(self, parameter: Tensor) -> None:
+        std = self.config.init_std
+        init.trunc_normal_(parameter, std=std, a=-std, b=std)
+
     def _init_vectors(self, module: nn.Module) -> None:
         for name, parameter in module.named_parameters(recurse=False):
             if "type_embedding" in name:
@@ -89,7 +93,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             elif name == "logit_scale":
                 init.constant_(parameter, math.log(self.config.logit_scale_init))
             else:
-                init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+                self._draw(parameter)
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
