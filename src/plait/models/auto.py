@@ -53,8 +53,16 @@ def load(
     return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
 
 
+def load_processor(path: str | Path) -> Any:
+    """The processor of a model directory, without its model."""
+    place = Path(path)
+    if not (place / "config.json").exists():
+        raise ValueError(f"expected a model directory with config.json, got {place}")
+    return _family(AutoConfig.from_pretrained(place).model_type, place).PROCESSOR.from_pretrained(place)
+
+
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[Any, Any]:
-    """A model and its processor from an official checkpoint. Options as `load`. Raises ValueError for no known family."""
+    """A model and its processor from an official checkpoint; options as `load`. Raises ValueError for no family."""
     keys = list(checkpoint.state)
     for name in FAMILIES:
         family = _family(name, None)

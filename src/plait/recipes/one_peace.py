@@ -7,29 +7,29 @@ stage2: sounds + words -> contrast and denoising, audio trains, text and images 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
 
 from plait.data.compose import held_out_pairs
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, SoundsWithWords
+from plait.models.auto import load_processor
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.loading import from_directory
-from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
 from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceProcessor
-from plait.processing import masking
 from plait.processing.audio_transforms import prepare_waveform
 from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
-from plait.processing.tokenizers import encode, subset, whole_word_starts
+from plait.processing.tokenizers import encode, subset
+from plait.recipes.one_peace_objective import Objective
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 
@@ -46,10 +46,9 @@ def stage1(
     denoise_every: int = 8,
     denoising: str = "contrast",
     composed: float = 0.15,
-    augmentation: float = 0.5,
+    augmentation: float = 0.4,
     bare_names: float = 0.5,
     full_vocabulary: bool = False,
-    seed: int = 0,
 ) -> Recipe:
     """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
 
@@ -63,22 +62,22 @@ def stage1(
     kept = None if full_vocabulary else vocabulary(samples)
     config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
     processor = OnePeaceProcessor.from_config(config, kept)
-    pictures = [s for s in samples if s.image is not None and s.text and s.split in (None, "train")]
-    objective = Objective("image", processor, denoise_every, denoising)
+    source = partial(
+        PicturesWithWords,
+        [s for s in samples if s.image is not None and _trains(s)],
+        processor.tokenize,
+        config.image_size,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        augmentation=augmentation,
+        composed=composed,
+        bare_names=bare_names,
+        held_out=unseen_pairs(samples),
+    )
     stage = Stage(
         name="stage1",
-        objective=objective,
-        batches=lambda: PicturesWithWords(
-            pictures,
-            processor.tokenize,
-            config.image_size,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            augmentation=augmentation,
-            composed=composed,
-            bare_names=bare_names,
-            held_out=unseen_pairs(samples),
-        ),
+        objective=Objective("image", processor, denoise_every, denoising),
+        batches=source,
         batch_size=batch_size,
         steps=steps,
         peak_lr=lr,
@@ -86,9 +85,8 @@ def stage1(
         trainable=NOT_AUDIO,
         no_decay=no_decay,
     )
-    return Recipe(
-        lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, f"one_peace.stage1 on {root.name}")
-    )
+    origin = f"one_peace.stage1 on {root.name}"
+    return Recipe(lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, origin))
 
 
 def stage2(
@@ -109,30 +107,26 @@ def stage2(
     Published: 10 epochs over 2.4 M pairs, batch 3,072.
     """
     root = data_directory(data)
-    sounds = [
-        s
-        for s in read_manifest(root / "manifest.jsonl")
-        if s.audio is not None and s.text and s.split in (None, "train")
-    ]
-    processor = OnePeaceProcessor.from_pretrained(init)
     config = OnePeaceConfig.from_pretrained(init)
-    prepare = partial(
-        prepare_waveform,
+    processor = load_processor(init)
+    source = partial(
+        SoundsWithWords,
+        [s for s in read_manifest(root / "manifest.jsonl") if s.audio is not None and _trains(s)],
+        processor.tokenize,
         sampling_rate=config.sampling_rate,
-        max_duration=config.max_audio_seconds,
-        min_duration=config.min_audio_seconds,
+        prepare=partial(
+            prepare_waveform,
+            sampling_rate=config.sampling_rate,
+            max_duration=config.max_audio_seconds,
+            min_duration=config.min_audio_seconds,
+        ),
+        augmentation=augmentation,
+        shuffle_seed=seed if shuffle_pairs else None,
     )
     stage = Stage(
         name="stage2",
         objective=Objective("audio", processor, denoise_every, denoising),
-        batches=lambda: SoundsWithWords(
-            sounds,
-            processor.tokenize,
-            sampling_rate=config.sampling_rate,
-            prepare=prepare,
-            augmentation=augmentation,
-            shuffle_seed=seed if shuffle_pairs else None,
-        ),
+        batches=source,
         batch_size=batch_size,
         steps=steps,
         peak_lr=lr,
@@ -142,66 +136,19 @@ def stage2(
         no_decay=no_decay,
         before=(reset_temperature,),
     )
-    return Recipe(
-        lambda: from_directory(Path(init), model_class=OnePeaceForPreTraining).train(),
-        [stage],
-        partial(save, processor, f"one_peace.stage2 on {root.name}"),
-    )
+    origin = f"one_peace.stage2 on {root.name}"
+    return Recipe(lambda: whole_model(init), [stage], partial(save, processor, origin))
 
 
-class Objective:
-    """A stage's loss on one batch: contrast always, denoising every k-th step."""
+def whole_model(init: str) -> OnePeaceForPreTraining:
+    """Encoder and decoder of a directory that stage 1 wrote."""
+    model = from_directory(Path(init), model_class=OnePeaceForPreTraining)
+    assert isinstance(model, OnePeaceForPreTraining)
+    return model
 
-    def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str) -> None:
-        self.modality = modality
-        self.word_starts = whole_word_starts(processor.tokenizer)
-        self.denoise_every = denoise_every
-        self.denoising = denoising
 
-    def __call__(
-        self, model: OnePeaceForPreTraining, batch: dict[str, Any], step: int, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every part of it as a metric."""
-        is_denoising = bool(self.denoise_every) and step % self.denoise_every == 0
-        run = self._pictures if self.modality == "image" else self._sounds
-        losses = run(model, batch, is_denoising, generator)
-        correct = losses.contrast.num_correct_b_to_a / len(batch["input_ids"])
-        metrics = {"contrast": losses.contrast.loss, "accuracy": correct, "temperature": model.model.temperature()}
-        return losses.total, metrics | {f"denoise_{name}": loss for name, loss in losses.denoising.items()}
-
-    def _pictures(self, model, batch, is_denoising: bool, generator: torch.Generator) -> PretrainingLosses:
-        ids, pixels = batch["input_ids"], batch["pixel_values"]
-        masks = None
-        if is_denoising:
-            grid = (pixels.shape[-1] // 16) ** 2
-            draw = partial(masking.image_mask, grid, generator=generator)
-            image = torch.stack([draw() for _ in range(len(pixels))])
-            text = masking.batch_text_masks(ids, self.word_starts, 0.15, generator)
-            masks = {
-                "text": text,
-                "image": image,
-                "vl_text": masking.batch_joint_text_masks(ids, text, 0.4, generator),
-                "vl_image": torch.stack([masking.joint_image_mask(mask, generator=generator) for mask in image]),
-            }
-            masks = {name: mask.to(pixels.device) for name, mask in masks.items()}
-        return image_text_losses(model, ids, pixels, masks, ids=batch["ids"], denoising=self.denoising)
-
-    def _sounds(self, model, batch, is_denoising: bool, generator: torch.Generator) -> PretrainingLosses:
-        ids, waves, mask = batch["input_ids"], batch["input_values"], batch["audio_mask"]
-        frames = None if mask is None else model.model.frame_mask(mask)
-        masks = None
-        if is_denoising:
-            length = int(model.model.num_frames(waves.shape[1]))
-            lengths = [length] * len(waves) if frames is None else frames.sum(1).tolist()
-            masks = {
-                "audio": masking.batch_audio_masks(lengths, 0.55, generator),
-                "al_text": masking.batch_text_masks(ids, self.word_starts, 0.4, generator),
-                "al_audio": masking.batch_audio_masks(lengths, 0.45, generator),
-            }
-            masks = {name: drawn.to(waves.device) for name, drawn in masks.items()}
-        return audio_text_losses(
-            model, ids, waves, masks, frame_mask=frames, ids=batch["ids"], denoising=self.denoising
-        )
+def _trains(sample: Sample) -> bool:
+    return bool(sample.text) and sample.split in (None, "train")
 
 
 def data_directory(data: str) -> Path:
@@ -236,16 +183,16 @@ def no_decay(name: str, parameter: Tensor) -> bool:
 
 def reset_temperature(model: nn.Module) -> None:
     """Stage 2 starts from the initial temperature, as published."""
+    assert isinstance(model, OnePeaceForPreTraining)
     with torch.no_grad():
-        model.model.logit_scale.fill_(float(np.log(model.config.logit_scale_init)))
+        model.model.logit_scale.fill_(math.log(model.config.logit_scale_init))
 
 
-def save(processor: OnePeaceProcessor, origin: str, model: OnePeaceForPreTraining, directory: Path) -> None:
+def save(processor: OnePeaceProcessor, origin: str, model: nn.Module, directory: Path) -> None:
     """Weights, configuration and processor; `plait.load` reads the encoder, stage 2 the whole."""
+    assert isinstance(model, OnePeaceForPreTraining)
+    disable_progress_bar()  # of writing one small file
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     card = {"trained_by": origin, "parameters": sum(p.numel() for p in model.parameters())}
     (directory / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-
-
-SaveFunction = Callable[[nn.Module, Path], None]

@@ -44,6 +44,7 @@ class Encoded:
 class OnePeacePreTrainedModel(PreTrainedModel):
     """Initialisation and loading shared by the ONE-PEACE models."""
 
+    config: OnePeaceConfig
     config_class = OnePeaceConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -99,7 +100,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 class OnePeaceModel(OnePeacePreTrainedModel):
     """Encoder, projections and temperature: embeds text, images and audio into one space, and pairs of them jointly.
 
-    Build it from a config, or load it with `plait.load` / `from_pretrained`. Only branches in `config.modalities` exist.
+    Build it from a config, or load it with `plait.load` / `from_pretrained`; it has the branches in `config.modalities`.
     """
 
     def __init__(self, config: OnePeaceConfig) -> None:
@@ -110,9 +111,9 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             config.num_heads,
             config.mlp_dim,
             config.num_layers,
-            config.ways("mlp_ways"),
-            config.ways("norm_ways"),
-            inner_norms=tuple(config.inner_norms),
+            mlp_ways=config.ways("mlp_ways"),
+            norm_ways=config.ways("norm_ways"),
+            inner_norms=config.inner_norms,
             layer_scale=config.layer_scale,
             drop_path_rate=config.drop_path_rate,
         )
@@ -127,7 +128,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return tuple(self.config.modalities)
 
     def temperature(self) -> Tensor:
-        """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients through."""
+        """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients."""
         clamped = self.logit_scale + (self.logit_scale.clamp(0.0, math.log(100.0)) - self.logit_scale).detach()
         return clamped.exp()
 
@@ -173,7 +174,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         route = Route.segments({m: part.x.shape[1] for m, part in adapted.items()}, listed=self.modalities)
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         attend = attention_function(self.config._attn_implementation)
-        out = self.trunk(x, route, biases, mask, attend, hidden)
+        out = self.trunk(x, route, biases, mask, attend, hidden=hidden)
         features = dict(zip(adapted, out.split([part.x.shape[1] for part in parts], dim=1)))
         return Encoded(features, {m: part.mask for m, part in adapted.items()}, adapted, hidden or [])
 
@@ -212,14 +213,12 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
         """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
-        spec = [tuple(layer) for layer in self.config.audio_conv_spec]
-        return lengths_to_mask(
-            conv_output_lengths(attention_mask.sum(dim=1), spec), self.num_frames(attention_mask.shape[1])
-        )
+        lengths = conv_output_lengths(attention_mask.sum(dim=1), self.config.conv_spec)
+        return lengths_to_mask(lengths, self.num_frames(attention_mask.shape[1]))
 
     def num_frames(self, num_samples: int) -> int:
         """Audio units that a clip of `num_samples` samples gives."""
-        return conv_output_length(num_samples, [tuple(layer) for layer in self.config.audio_conv_spec])
+        return conv_output_length(num_samples, self.config.conv_spec)
 
     def forward(
         self,
@@ -275,7 +274,7 @@ def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
     return AudioAdapter(
         config.dim,
         config.num_heads,
-        conv_spec=[tuple(layer) for layer in config.audio_conv_spec],
+        conv_spec=config.conv_spec,
         bucket_size=config.audio_bucket_size,
         position_depth=config.audio_position_depth,
         position_width=config.audio_position_width,

@@ -32,7 +32,7 @@ def decays(name: str, ndim: int, *, official: bool = False) -> bool:
 
 
 def layer_id(name: str, num_layers: int) -> int:
-    """Depth of a parameter for layer-wise decay: adapters 0, layer i and its bias table i + 1, the rest num_layers + 1."""
+    """Depth of a parameter for layer-wise decay: adapters 0, layer i and its table i + 1, the rest num_layers + 1."""
     if table := re.search(r"adapters\.\w+\.bias\.tables\.(\d+)$", name):
         return int(table[1]) + 1
     if "adapters." in name:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import attention_function
+from plait.blocks.attention import AttentionFunction, attention_function
 from plait.blocks.position_interpolation import resize_absolute
 from plait.encoders.adapters import Adapted, resolve_keep
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
@@ -78,8 +78,8 @@ class OnePeaceDecoder(nn.Module):
             sizes.num_heads,
             sizes.mlp_dim,
             sizes.num_layers,
-            config.ways("mlp_ways"),
-            config.ways("norm_ways"),
+            mlp_ways=config.ways("mlp_ways"),
+            norm_ways=config.ways("norm_ways"),
             layer_scale=sizes.layer_scale,
         )
 
@@ -89,7 +89,7 @@ class OnePeaceDecoder(nn.Module):
         keep: Mapping[str, Tensor],
         masks: Mapping[str, Tensor | None],
         lengths: Mapping[str, int],
-        attend,
+        attend: AttentionFunction,
     ) -> dict[str, Tensor]:
         """features, keep, masks (full length, True = real), lengths by modality -> (batch, length, dim) by modality."""
         parts = [
@@ -111,10 +111,11 @@ class OnePeaceForPreTraining(OnePeacePreTrainedModel):
 
     def __init__(self, config: OnePeaceConfig) -> None:
         super().__init__(config)
-        if config.decoder is None:
+        sizes = config.decoder_sizes
+        if sizes is None:
             raise ValueError("expected config.decoder for pretraining, got None; give it DecoderConfig sizes")
         self.model = OnePeaceModel(config)
-        self.decoder = OnePeaceDecoder(config, DecoderConfig(**config.decoder))
+        self.decoder = OnePeaceDecoder(config, sizes)
         self.post_init()
 
     def denoise(

@@ -31,8 +31,8 @@ class OnePeaceImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
-    image_mean = list(CLIP_MEAN)
-    image_std = list(CLIP_STD)
+    image_mean = list(CLIP_MEAN)  # noqa: RUF012
+    image_std = list(CLIP_STD)  # noqa: RUF012
 
 
 class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
@@ -54,7 +54,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         self.min_seconds = min_seconds
 
     def __call__(self, raw_speech: Any, sampling_rate: int | None = None, **_: Any) -> BatchFeature:
-        """raw_speech: one array (samples,) or (samples, channels), or a list of them. Raises ValueError on another rate."""
+        """raw_speech: an array (samples,) or (samples, channels), or several. Raises ValueError on another rate."""
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"expected audio at {self.sampling_rate} Hz, got {sampling_rate} Hz; resample it first")
         clips = [raw_speech] if isinstance(raw_speech, np.ndarray) else list(raw_speech)
@@ -116,8 +116,8 @@ class OnePeaceProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Any mixture of modalities -> a batch of each.
 
-        text gives input_ids and attention_mask (batch, tokens); images pixel_values (batch, 3, side, side); audio, alone,
-        input_values and attention_mask (batch, samples), beside text audio_attention_mask.
+        text gives input_ids and attention_mask (batch, tokens); images pixel_values (batch, 3, side, side); audio,
+        alone, input_values and attention_mask (batch, samples), beside text audio_attention_mask.
         Raises ValueError for arguments it does not know, and for audio of another sampling rate.
         """
         known = {"padding", "truncation"}

@@ -192,7 +192,7 @@ def fit_state(state: Mapping[str, Tensor], config: OnePeaceConfig, wanted: Itera
     readers = {}
     wanted = set(wanted)
     for key in wanted:
-        head, found, number = key.rpartition(".bias.tables.")
+        head, found, _ = key.rpartition(".bias.tables.")
         source = key if key in state or not found else f"{head}.bias.tables.0"
         if source not in state:
             continue
@@ -211,7 +211,8 @@ def _resized(state: Mapping[str, Tensor], key: str, width: int) -> Tensor:
         return table
     if table.shape[0] > image_table_rows(width):
         raise StateError(
-            f"expected a relative table of at most {image_table_rows(width)} rows, got {table.shape[0]}; keep the image size",
+            f"expected a relative table of at most {image_table_rows(width)} rows, got {table.shape[0]}; "
+            "keep the image size",
             [key],
         )
     return resize_relative(table, (math.isqrt(table.shape[0] - 3) + 1) // 2, width)
