@@ -459,6 +459,7 @@ BIG = b"X\x00\x00\x01\x00" + b"a" * 65536 + b"q\x000"
         pytest.param(b"}N" * 5 + b"s.", "dictionary to fill", id="item of none"),
         pytest.param(b"X\x01\x00\x00\x00aQ.", "without persistent ids", id="persistent id"),
         pytest.param(b"\x97.", "byte 0x97", id="out of band buffer"),
+        pytest.param(b"c_codecs\nencode\nX\x02\x00\x00\x00\xcf\x80\x85R.", "latin-1 text", id="no latin-1"),
     ],
 )
 def test_a_hostile_pickle_costs_little(program, message, tmp_path):

@@ -160,7 +160,10 @@ def _encode(text: Any, encoding: Any = "latin1") -> memoryview:
     """How byte strings are written by pickle protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
         raise PickleError("expected latin-1 text for a byte string")
-    return memoryview(bytearray(text, "latin1"))
+    try:
+        return memoryview(bytearray(text, "latin1"))
+    except UnicodeEncodeError as error:
+        raise PickleError("expected latin-1 text for a byte string, got other characters") from error
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
