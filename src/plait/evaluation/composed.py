@@ -58,6 +58,7 @@ def score_composed(
     composed: ComposedSet,
     by_note: Mapping[str, Array],
     by_name: Mapping[str, Array],
+    *,
     clips_per_pair: int,
 ) -> tuple[dict[str, Score | None], list[dict[str, Any]]]:
     """Scores of fused queries and of each part alone on the same gallery and queries, and examples to look at.

@@ -23,12 +23,21 @@ from plait.evaluation.scores import Array, Score, equal, score
 from plait.types import Sample
 
 NAMES = (
-    "image_to_text_r1 image_to_text_r5 text_to_image_r1 text_to_image_r5 audio_to_text_r1 audio_to_text_r5 "
-    "audio_to_image_r1 audio_to_image_r5 audio_to_all_images_r1 audio_to_all_images_r5 image_to_audio_r1 "
-    "image_to_audio_r5 fused_to_image_r1 fused_to_image_r5 audio_only_to_image_r5 text_only_to_image_r5 "
-    "image_audio_to_image_r5 image_only_to_image_r5 full_caption_to_image_r5 unseen_font_audio_to_text_r1 "
-    "unseen_font_audio_to_image_r1 unseen_font_audio_to_image_r5"
-).split()
+    *(f"image_to_text_r{k}" for k in (1, 5)),
+    *(f"text_to_image_r{k}" for k in (1, 5)),
+    *(f"audio_to_text_r{k}" for k in (1, 5)),
+    *(f"audio_to_image_r{k}" for k in (1, 5)),
+    *(f"audio_to_all_images_r{k}" for k in (1, 5)),
+    *(f"image_to_audio_r{k}" for k in (1, 5)),
+    *(f"fused_to_image_r{k}" for k in (1, 5)),
+    "audio_only_to_image_r5",
+    "text_only_to_image_r5",
+    "image_audio_to_image_r5",
+    "image_only_to_image_r5",
+    "full_caption_to_image_r5",
+    "unseen_font_audio_to_text_r1",
+    *(f"unseen_font_audio_to_image_r{k}" for k in (1, 5)),
+)
 """Every score of one evaluation, in the order of a report."""
 
 
@@ -58,7 +67,8 @@ class Evaluation:
         """Write vectors.npz, then evaluation.json (its presence says that both are whole). Returns the JSON's path."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(directory / "vectors.npz", **{m: v.astype(np.float16) for m, v in self.vectors.items()})
+        halves: dict[str, Any] = {modality: rows.astype(np.float16) for modality, rows in self.vectors.items()}
+        np.savez_compressed(directory / "vectors.npz", **halves)
         path = directory / "evaluation.json"
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -101,7 +111,7 @@ def evaluate_emergent(
     if pairs.pairs:
         by_note = dict(zip([row.id for row in held_out.notes], vectors["audio"]))
         by_name = dict(zip(concepts, vectors["text"]))
-        scores, examples = score_composed(embedder, held_out, pairs, by_note, by_name, clips_per_pair)
+        scores, examples = score_composed(embedder, held_out, pairs, by_note, by_name, clips_per_pair=clips_per_pair)
         result.scores.update(scores)
         result.examples["fused_to_image"] = examples
     return result
@@ -163,15 +173,17 @@ def _sound_examples(result: Evaluation, held_out: HeldOut, k: int = 5) -> list[d
                 "audio": held_out.relative(note.audio),
                 "label": label,
                 "name": held_out.names[label],
-                "hits": _hits(query, drawings, few, label, held_out, k),
-                "hits_in_all": _hits(query, result.vectors["image"], held_out.drawings, label, held_out, k),
+                "hits": _hits(query, drawings, few, label=label, held_out=held_out, k=k),
+                "hits_in_all": _hits(
+                    query, result.vectors["image"], held_out.drawings, label=label, held_out=held_out, k=k
+                ),
             }
         )
     return examples
 
 
 def _hits(
-    query: Array, gallery: Array, rows: Sequence[Sample], label: str, held_out: HeldOut, k: int
+    query: Array, gallery: Array, rows: Sequence[Sample], *, label: str, held_out: HeldOut, k: int
 ) -> list[dict[str, Any]]:
     similarity = gallery @ query
     best = np.argsort(-similarity, kind="stable")[:k]

@@ -68,7 +68,7 @@ class HeldOut:
         return [first[name] for name in concepts]
 
     def spread(self, label: str, count: int) -> list[Sample]:
-        """`count` held-out notes of a sound, evenly over its notes in the order of the manifest (fewer if it has fewer)."""
+        """`count` held-out notes of a sound, evenly over all it has (all of them where it has fewer)."""
         notes = [row for row in self.notes if concept(row) == label]
         count = min(count, len(notes))
         return [notes[i * len(notes) // count] for i in range(count)]

@@ -46,7 +46,9 @@ class Score:
 
 
 def score(queries: Array, gallery: Array, targets: Array, k: int, units: Sequence[str]) -> Score:
-    """Recall@k of cosine search. queries: (q, dim), gallery: (g, dim) unit vectors, targets: bool (q, g), units: q names.
+    """Recall@k of cosine search.
+
+    queries: (q, dim) and gallery: (g, dim) unit vectors, targets: bool (q, g), units: q names.
 
     Queries that share a unit name count as one unit, so a class with many clips weighs as much as one with few.
     """

@@ -25,7 +25,7 @@ SHUFFLED = {f"shuffled_{name}": name for name in ("audio_to_text_r1", "audio_to_
 
 @dataclass(frozen=True)
 class Bar:
-    """What a score has to reach: at least `least`, or `times` the best of `than`, or within `around_chance` of chance."""
+    """What a score must reach: `least`, or `times` the best of `than`, or no further than `around_chance` from chance."""
 
     metric: str
     least: float | None = None
@@ -37,8 +37,9 @@ class Bar:
         """{"bar": words, "met": bool}, or None where a number it needs was not measured."""
         found = metrics.get(self.metric, {})
         value = found.get("value")
-        rivals = [metrics.get(name, {}).get("value") for name in self.than]
-        if value is None or any(rival is None for rival in rivals):
+        measured = [metrics.get(name, {}).get("value") for name in self.than]
+        rivals = [float(rival) for rival in measured if rival is not None]
+        if value is None or len(rivals) < len(measured):
             return None
         if self.around_chance is not None:
             met = abs(value - found["chance"]) <= self.around_chance
@@ -139,7 +140,9 @@ def _commit() -> str | None:
     if not (home / ".git").exists():
         return None
     try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=home, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=home, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
