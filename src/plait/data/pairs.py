@@ -181,7 +181,7 @@ def spread_choice(count: int, size: int, rng: np.random.Generator) -> np.ndarray
 
 
 def augment(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Random affine, colour, mirror and cut-out on white ground. images: (batch, 3, side, side) in [0, 1] -> like it."""
+    """Random affine, colour, mirror and cut-out on white. images: (batch, 3, side, side) in [0, 1] -> like it."""
     batch, _, side, _ = images.shape
 
     def draw(low: float, high: float, *shape: int) -> Tensor:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from plait.data.build import emoji, instruments, tuxpaint
 from plait.data.build.card import write_card
-from plait.data.build.splits import LeakReport, split_clips
+from plait.data.build.splits import SAME_DRAWING, LeakReport, ink_difference, split_clips
 from plait.data.manifest import write_manifest
 from plait.errors import import_extra
 from plait.types import Sample
@@ -58,9 +60,11 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        samples = list(tqdm(_images(plan, rich, scratch), desc="drawings", disable=not progress, unit=""))
+        drawings = list(tqdm(_images(plan, rich, scratch), desc="drawings", disable=not progress, unit=""))
+        drawings, copied = without_copied_drawings(drawings, scratch)
         clips, report = _audio(plan, rich, scratch, seed, progress)
-        samples += clips
+        report.drawings_removed = copied
+        samples = drawings + clips
         if rich:
             samples += list(tqdm(tuxpaint.samples(scratch, plan.size), desc="photographs", disable=not progress))
         write_manifest(scratch / "manifest.jsonl", samples)
@@ -78,15 +82,44 @@ def _images(plan: Plan, rich: bool, out: Path) -> Iterator[Sample]:
     known = emoji.concepts()
     names = list(known) if plan.everything else emoji.mini_names()
     styles = (*emoji.STYLES, *(emoji.SHARE_ALIKE_STYLES if rich else ()))
+    held_out = emoji.held_out_styles(names)
     for style in styles:
         icons = emoji.IconSet(style)
         for name in names:
             if icon := icons.find(known[name]):
-                yield _image(icons, icon, known[name], known[name].slug, plan.size, out)
+                sample = _image(icons, icon, known[name], known[name].slug, plan.size, out)
+                yield replace(sample, split=_split_of_style(style, held_out[name]))
     silhouettes = emoji.IconSet(emoji.SILHOUETTE_STYLE)
     for name, icons_of_name in emoji.SILHOUETTES.items():
         for icon in icons_of_name:
             yield _image(silhouettes, icon, known[name], icon, plan.size, out)
+
+
+def without_copied_drawings(samples: list[Sample], out: Path) -> tuple[list[Sample], list[str]]:
+    """The drawings without held-out ones that nearly equal a training drawing of the same thing, and the ids removed.
+
+    Styles of one maker share a few drawings. The files of removed drawings are deleted.
+    """
+    training: dict[str, list[np.ndarray]] = defaultdict(list)
+    for sample in samples:
+        if sample.split == "train":
+            training[sample.label or ""].append(_pixels(out / sample.image))
+    kept, removed = [], []
+    for sample in samples:
+        if sample.split != "train":
+            picture = _pixels(out / sample.image)
+            others = training[sample.label or ""]
+            if any(ink_difference(picture, other) < SAME_DRAWING for other in others):
+                removed.append(sample.id)
+                (out / sample.image).unlink()
+                continue
+        kept.append(sample)
+    return kept, removed
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
 
 
 def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, size: int, out: Path) -> Sample:
@@ -100,7 +133,7 @@ def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, s
         image=path.relative_to(out).as_posix(),
         captions=list(concept.keywords),
         label=concept.slug,
-        split=_split_of_style(icons.style),
+        split="train",
         source=f"{icons.package.name} {icons.package.version}",
         license=icons.package.license,
         author=icons.package.author,
@@ -108,8 +141,8 @@ def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, s
     )
 
 
-def _split_of_style(style: str) -> str:
-    if style == emoji.HELD_OUT_STYLE:
+def _split_of_style(style: str, held_out: str) -> str:
+    if style == held_out:
         return "test"
     return "unseen_style" if style in emoji.SHARE_ALIKE_STYLES else "train"
 

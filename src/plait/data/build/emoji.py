@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -25,12 +26,19 @@ STYLES = ("noto", "noto-v1", "twemoji", "emojione", "fluent-emoji-flat")
 
 SHARE_ALIKE_STYLES = ("openmoji", "emojione-v1")
 HELD_OUT_STYLE = "noto-v1"
+SECOND_HELD_OUT_STYLE = "noto"
+NOT_IN_HELD_OUT_STYLE = ("accordion", "banjo", "flute", "long drum")
+"""Sounding things that the held-out style does not draw; their drawing in the second one is held out instead."""
+
 SILHOUETTE_STYLE = "game-icons"
 
 SILHOUETTES = {
+    "accordion": ("accordion",),
+    "banjo": ("banjo",),
     "bell": ("ringing-bell",),
     "church": ("church",),
     "drum": ("drum",),
+    "flute": ("flute",),
     "guitar": ("guitar",),
     "helicopter": ("helicopter",),
     "microphone": ("microphone", "old-microphone"),
@@ -91,6 +99,11 @@ def mini_names() -> list[str]:
     text = (files("plait.data.build") / "concepts_mini.txt").read_text(encoding="utf-8")
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     return [name.strip() for line in lines for name in line.split(";") if name.strip()]
+
+
+def held_out_styles(names: Iterable[str]) -> dict[str, str]:
+    """Which style is held out of each concept."""
+    return {name: SECOND_HELD_OUT_STYLE if name in NOT_IN_HELD_OUT_STYLE else HELD_OUT_STYLE for name in names}
 
 
 class IconSet:

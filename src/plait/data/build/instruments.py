@@ -72,18 +72,18 @@ VOICES = {
     "postal horn": Voice(((0, 60),), _range(34, 84)),
     "church": Voice(((0, 19), (8, 19)), _range(36, 84)),
     "microphone": Voice(((0, 52), (0, 53)), _range(45, 79)),
-}
-"""Sounds of the mini data set. Loose couplings: church = pipe organ, microphone = choir, postal horn = French horn."""
-
-MORE_VOICES = {
     "accordion": Voice(((0, 21), (8, 21), (0, 23)), _range(48, 84)),
     "banjo": Voice(((0, 105),), _range(48, 79)),
     "flute": Voice(((0, 73), (0, 72), (0, 74)), _range(60, 90)),
     "long drum": Voice(((128, 0), (128, 48)), _range(60, 68)),
+}
+"""Sounds of the mini data set. Loose couplings: church = pipe organ, microphone = choir, postal horn = French horn."""
+
+MORE_VOICES = {
     "harp": Voice(((0, 46),), _range(36, 84)),
     "trombone": Voice(((0, 57),), _range(40, 72)),
 }
-"""Sounds of things drawn in some styles only, so without a held-out drawing: `full` has them, their pictures train."""
+"""Sounds of things drawn in one or two styles only: `full` has them, their pictures train."""
 
 DRUM_KEYS = frozenset((35, 36, 37, 38, 40, 41, 43, 45, 47, 48, 50, 60, 61, 62, 63, 64, 65, 66))
 """Drum-channel keys that are drums (kicks, snares, toms, bongos, congas, timbales), not cymbals or shakers."""

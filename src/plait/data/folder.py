@@ -1,0 +1,183 @@
+"""A folder of one's own -> data set: pictures, sounds and videos with names or captions, split for training and testing.
+
+    folder/dog/a.jpg, folder/dog/bark.wav     a sub-folder's name is the label and the words of what lies in it
+    folder/captions.csv or .jsonl             columns `file` and `text` (or `caption`), and `label` if wanted
+
+Files stay where they are; `out/manifest.jsonl` points to them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from plait.data.manifest import write_manifest
+from plait.data.packages import sha256
+from plait.media.audio import load_audio
+from plait.media.image import load_image
+from plait.media.kinds import kind_of
+from plait.types import Modality, Sample
+
+CAPTION_SUFFIXES = (".csv", ".jsonl")
+FILE_COLUMNS = ("file", "file_name", "image", "audio", "video", "path")
+TEXT_COLUMNS = ("text", "caption")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words of one file, from a captions file."""
+
+    text: str
+    label: str | None
+
+
+@dataclass
+class Scan:
+    """What a folder holds: samples with their split, and one line for each file that was left out."""
+
+    samples: list[Sample] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def from_folder(folder: str | Path, out: str | Path, test_share: float = 0.2, progress: bool = False) -> Path:
+    """Write `out/manifest.jsonl` for a folder of media and return `out`. Files left out are named in a warning.
+
+    Errors as `scan`, and ValueError when `out` already holds a manifest.
+    """
+    found = scan(folder, test_share, progress)
+    for line in found.left_out:
+        warnings.warn(f"left out {line}", stacklevel=2)
+    return write_scan(found, out)
+
+
+def write_scan(found: Scan, out: str | Path) -> Path:
+    """Write the manifest of a scan into directory `out`, which must not hold one."""
+    out = Path(out)
+    if (out / "manifest.jsonl").exists():
+        raise ValueError(f"expected a directory without a manifest, got {out}; choose another or delete the old one")
+    write_manifest(out / "manifest.jsonl", found.samples)
+    return out
+
+
+def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) -> Scan:
+    """Find, decode once and split every picture, sound and video of a folder that has words.
+
+    The split goes by content hash within each label and modality: `test_share` of the files (at least one where there
+    are two), and equal files always on the same side. Files without words, of other kinds or damaged are left out.
+    Raises ValueError when nothing is left, or a captions file is wrong (its file and line are named).
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"expected a folder, got {folder}; check the path")
+    if not 0 <= test_share < 1:
+        raise ValueError(f"expected a test share of 0 up to 1, got {test_share}")
+    captions = dict(_captions(root))
+    result = Scan()
+    digests: dict[str, str] = {}
+    for path in tqdm(sorted(_files(root)), desc="files", disable=not progress, unit=""):
+        name = path.relative_to(root).as_posix()
+        try:
+            sample = _sample(path, name, captions.get(path.resolve()))
+        except ValueError as error:
+            result.left_out.append(f"{name}: {error}")
+            continue
+        digests[sample.id] = sha256(path)
+        result.samples.append(sample)
+    if not result.samples:
+        seen = (
+            f"; {len(result.left_out)} files were left out, the first: {result.left_out[0]}" if result.left_out else ""
+        )
+        raise ValueError(
+            f"expected pictures or sounds in named sub-folders of {folder}, or a captions.csv beside them, got none{seen}"
+        )
+    _split(result.samples, digests, test_share)
+    return result
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_file() and not hidden and not (path.parent == root and path.suffix in CAPTION_SUFFIXES):
+            yield path
+
+
+def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
+    kind = kind_of(path)
+    if kind not in ("image", "audio", "video"):
+        raise ValueError("no picture, sound or video")
+    top = name.split("/")[0] if "/" in name else None
+    if caption is None and top is None:
+        raise ValueError("no words for it; put it into a named sub-folder or into captions.csv")
+    _decode(path, kind)
+    label = (caption and caption.label) or top
+    text = caption.text if caption else " ".join((top or "").replace("_", " ").replace("-", " ").split())
+    media: dict[str, str] = {kind: str(path.resolve())}
+    return Sample(id=name, text=text, label=label, source=path.parent.name, **media)
+
+
+def _decode(path: Path, kind: Modality) -> None:
+    """Raise the loader's ValueError for a damaged file."""
+    if kind == "image":
+        load_image(path)
+    elif kind == "audio":
+        load_audio(path)
+    else:
+        from plait.media.video import load_video
+
+        load_video(path, num_frames=1)
+
+
+def _captions(root: Path) -> Iterator[tuple[Path, Caption]]:
+    for file in sorted(path for path in root.iterdir() if path.suffix in CAPTION_SUFFIXES):
+        for line, row in _rows(file):
+            where = f"{file}, line {line}"
+            name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
+            text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
+            if not isinstance(name, str) or not isinstance(text, str):
+                missing = "file" if not isinstance(name, str) else "text"
+                raise ValueError(f"{where}: expected columns 'file' and 'text', got no {missing!r}; found {list(row)}")
+            if not (root / name).is_file():
+                raise ValueError(f"{where}: expected the file {name} in {root}, got none; correct the name")
+            label = row.get("label")
+            yield (root / name).resolve(), Caption(text.strip(), str(label) if label else None)
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if file.suffix == ".csv":
+            reader = csv.DictReader(lines)
+            for row in reader:
+                yield reader.line_num, dict(row)
+            return
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: expected a JSON object, got broken JSON") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, line {number}: expected a JSON object, got {type(row).__name__}")
+            yield number, row
+
+
+def _split(samples: list[Sample], digests: dict[str, str], test_share: float) -> None:
+    """Set `split` of every sample: per label and modality the first distinct contents in hash order are for testing."""
+    groups: dict[tuple[str | None, str], set[str]] = defaultdict(set)
+    for sample in samples:
+        groups[sample.label, sample.modalities[-1]].add(digests[sample.id])
+    held: set[str] = set()
+    for contents in groups.values():
+        count = round(test_share * len(contents))
+        if test_share > 0 and len(contents) > 1:
+            count = max(count, 1)
+        held |= set(sorted(contents)[:count])
+    for sample in samples:
+        sample.split = "test" if digests[sample.id] in held else "train"
