@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from plait.cli import main
 from plait.recipes import RECIPES
+from plait.recipes.one_peace import stage1
 from plait.recipes.plan import describe, plan_stage
 from plait.training.stages import Recipe, Stage
 
@@ -67,7 +69,15 @@ def test_an_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture) -> N
     assert "tiny.two" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_published_recipes_can_be_planned(name: str, capsys: pytest.CaptureFixture) -> None:
-    assert main(["plan", name]) == 0
-    assert "before activations" in capsys.readouterr().out
+def test_the_stages_of_one_peace_train_complementary_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "one_peace.stage1", "--json"]) == 0
+    (first,) = json.loads(capsys.readouterr().out)
+    recipe = stage1()
+    recipe.save(recipe.model_builder(), tmp_path / "model")
+    assert main(["plan", "one_peace.stage2", "--set", f"init={tmp_path / 'model'}", "--json"]) == 0
+    (second,) = json.loads(capsys.readouterr().out)
+    assert "trunk.mlp.audio" in first["frozen"] and "trunk.mlp.audio" in second["trainable"]
+    for part in ("trunk.attn", "trunk.mlp.image", "trunk.mlp.text", "adapters.text", "adapters.image"):
+        assert part in first["trainable"] and part not in first["frozen"]
+        assert part in second["frozen"] and part not in second["trainable"]
+    assert first["bytes"]["parameters"] == second["bytes"]["parameters"] > second["bytes"]["gradients"] > 0
