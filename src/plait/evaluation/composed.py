@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.data.compose import compose, held_out_pairs
+from plait.data.manifest import write_manifest
 from plait.evaluation.held_out import HeldOut, concept
 from plait.evaluation.scores import Array, Score, fuse, score
 from plait.types import Sample
@@ -42,8 +43,12 @@ class ComposedSet:
         pictures = [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)]
         if directory is not None:
             Path(directory).mkdir(parents=True, exist_ok=True)
-            for pair, picture in zip(pairs, pictures):
-                picture.save(Path(directory) / file_name(pair), quality=90)
+            rows = []
+            for (a, b), picture in zip(pairs, pictures):
+                picture.save(Path(directory) / file_name((a, b)), quality=90)
+                caption = f"{held_out.names[a]} and {held_out.names[b]}"
+                rows.append(Sample(f"composed/{a}+{b}", image=file_name((a, b)), text=caption, split="test"))
+            write_manifest(Path(directory) / "manifest.jsonl", rows)
         return cls(pairs, pictures)
 
 

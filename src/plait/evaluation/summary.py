@@ -25,7 +25,7 @@ SHUFFLED = {f"shuffled_{name}": name for name in ("audio_to_text_r1", "audio_to_
 
 @dataclass(frozen=True)
 class Bar:
-    """What a score must reach: `least`, or `times` the best of `than`, or no further than `around_chance` from chance."""
+    """What a score must reach: `least`, or `times` the best of `than`, or stay `around_chance` of chance."""
 
     metric: str
     least: float | None = None

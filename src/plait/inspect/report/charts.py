@@ -13,7 +13,7 @@ STRANDS = {"text": "var(--text)", "image": "var(--image)", "audio": "var(--audio
 """One colour per modality, everywhere on the page."""
 
 _LINE_COLOURS = ("var(--ink)", "var(--image)", "var(--text)", "var(--audio)", "var(--soft)", "var(--good)")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 270, 44, 132, 12, 28
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 270, 44, 168, 12, 28
 _MAX_POINTS = 160
 
 Series = Sequence[tuple[float, float]]
@@ -158,7 +158,7 @@ def braid(width: int = 1200, height: int = 96, turns: int = 5) -> str:
     """
     layers: dict[bool, list[str]] = {False: [], True: []}
     for number, colour in enumerate(STRANDS.values()):
-        for quarter in range(-2, 4 * turns + 2):
+        for quarter in range(-2, 4 * turns + 4):
             angles = np.linspace(quarter, quarter + 1, 13) * pi / 2 + (-0.06 + 0.12 * np.linspace(0, 1, 13))
             x = width * (angles - 2 * pi * number / 3) / (2 * pi * turns)
             y = height / 2 + 0.32 * height * np.sin(angles)

@@ -73,9 +73,9 @@ def _hero(run: RunFiles) -> str:
         return f'<header class="hero">{title}</header>'
     heard = _metric(run, "audio_to_image_r1")
     kind = "drawings" if run.is_shipped else "pictures"
-    minutes = tables.clock(sum(v for k, v in run.summary["seconds"].items() if "stage" in k and "shuffled" not in k))
     runs = run.summary["seeds"]
-    trained = f"{minutes} of training{f' for {runs} seeds' if runs > 1 else ''}"
+    spent = sum(run.summary["seconds"].get(stage, 0.0) for stage in ("stage1", "stage2")) / runs
+    trained = f"{tables.clock(spent)} of training" + (f" (numbers are means of {runs} seeds)" if runs > 1 else "")
     cores = run.summary.get("about", {}).get("hardware", {}).get("cores")
     where = f" on {cores} CPU cores" if cores and not run.log.get("gpu") else ""
     style = "in a style it never saw" if run.is_shipped else "it never saw"
@@ -185,7 +185,7 @@ def _space(run: RunFiles) -> str:
     legend = "".join(f'<span class="dot {modality}">{modality}</span>' for modality in vectors)
     gaps = ", ".join(f"{pair.replace('-', ' to ')} {value:.2f}" for pair, value in measured["gap"].items())
     cosines = "".join(
-        f"<tr><td>{pair}</td><td>{same:.2f}</td><td>{other:.2f}</td></tr>"
+        f"<tr><td>{pair}</td><td>{same:.2f}</td><td>{round(other, 2) + 0:.2f}</td></tr>"
         for pair, same, other in charts.gap_numbers(vectors, labels)
     )
     ties = " Thin lines tie each sound to its picture." if "audio" in vectors else ""
@@ -225,7 +225,7 @@ def _how(run: RunFiles) -> str:
     facts = [("versions", escape(versions)), ("commit", escape(str(about.get("commit") or "not in a git checkout")))]
     if hardware:
         facts.append(("machine", escape(f"{hardware['processor']}, {hardware['cores']} cores")))
-    facts += [(escape(name), escape(str(value))) for name, value in run.log.get("settings", {}).items()]
+    facts += [(escape(name), escape(str(value))) for name, value in run.log.get("notes", {}).items()]
     lead = "These commands, and nothing else, made everything on this page."
     return _section("What ran", lead, tables.commands_list(commands) + tables.card(facts), "commands")
 
@@ -239,8 +239,8 @@ def _honest(run: RunFiles) -> str:
     if run.is_shipped:
         words = (
             "<p>The pictures are emoji drawings by five independent artists; the style held out is never trained on. "
-            "The sounds are sampled instruments and a few sampled effects, rendered note by note: a held-out note is an "
-            "unseen pitch, and its neighbours may come from the same recording. They are not recordings of "
+            "The sounds are sampled instruments and a few sampled effects, rendered note by note: a held-out note is "
+            "an unseen pitch, and its neighbours may come from the same recording. They are not recordings of "
             "performances. Some couplings are loose: a church stands for a pipe organ, a microphone for a sung vowel, "
             "a postal horn for a French horn.</p><p>The model is tiny and knows only these things. It shows that the "
             "method works end to end on two CPU cores; it says nothing about how well a large model does.</p>"
