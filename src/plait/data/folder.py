@@ -1,4 +1,4 @@
-"""A folder of one's own -> data set: pictures, sounds and videos with names or captions, split for training and testing.
+"""A folder of one's own -> data set: pictures, sounds and videos with names or captions, split.
 
     folder/dog/a.jpg, folder/dog/bark.wav     a sub-folder's name is the label and the words of what lies in it
     folder/captions.csv or .jsonl             columns `file` and `text` (or `caption`), and `label` if wanted
@@ -95,7 +95,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
             f"; {len(result.left_out)} files were left out, the first: {result.left_out[0]}" if result.left_out else ""
         )
         raise ValueError(
-            f"expected pictures or sounds in named sub-folders of {folder}, or a captions.csv beside them, got none{seen}"
+            f"expected pictures or sounds in named sub-folders of {folder}, or a captions.csv there, got none{seen}"
         )
     _split(result.samples, digests, test_share)
     return result
@@ -112,14 +112,13 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
     kind = kind_of(path)
     if kind not in ("image", "audio", "video"):
         raise ValueError("no picture, sound or video")
-    top = name.split("/")[0] if "/" in name else None
+    top = name.partition("/")[0] if "/" in name else None
     if caption is None and top is None:
         raise ValueError("no words for it; put it into a named sub-folder or into captions.csv")
     _decode(path, kind)
-    label = (caption and caption.label) or top
+    label = caption.label if caption and caption.label else top
     text = caption.text if caption else " ".join((top or "").replace("_", " ").replace("-", " ").split())
-    media: dict[str, str] = {kind: str(path.resolve())}
-    return Sample(id=name, text=text, label=label, source=path.parent.name, **media)
+    return Sample.from_row({"id": name, "text": text, kind: str(path.resolve()), "label": label, "source": "folder"})
 
 
 def _decode(path: Path, kind: Modality) -> None:

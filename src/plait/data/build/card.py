@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from plait.types import Sample
 
 SPLIT_MEANING = {
     "train": "for training",
-    "test": f"drawings: the style `{emoji.HELD_OUT_STYLE}` (four things: `{emoji.SECOND_HELD_OUT_STYLE}`); sounds: every note whose MIDI number leaves "
-    f"{HELD_OUT_PHASE} when divided by {HELD_OUT_EVERY}, in every font and program at once",
+    "test": f"drawings: the style `{emoji.HELD_OUT_STYLE}` (four things: `{emoji.SECOND_HELD_OUT_STYLE}`); notes: those "
+    f"whose MIDI number leaves {HELD_OUT_PHASE} when divided by {HELD_OUT_EVERY}, in every font and program at once; "
+    "Tux Paint: a tenth of the stamps",
     "unseen_font": "every note of a soundfont that is not in training",
     "unseen_style": "drawings under share-alike licences, kept for evaluation only",
 }
@@ -34,10 +36,10 @@ WORDING = (
     "held-out note is an unseen pitch, not an unseen recording.",
     "Three couplings of drawing and sound are loose: church (pipe organ), microphone (a sung vowel), postal horn "
     "(French horn). The pictures and the sounds of a thing come from unrelated sources.",
-    "Maracas and wind chime are left out: velocity changes only their loudness, so every held-out clip equals a training "
-    "clip.",
-    f"Accordion, banjo, flute and long drum are not drawn in the style `{emoji.HELD_OUT_STYLE}`: their held-out drawing is "
-    f"the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, a style that training sees on other things.",
+    "Maracas and wind chime are left out: velocity changes only their loudness, so every held-out clip equals a "
+    "training clip.",
+    f"Accordion, banjo, flute and long drum are not drawn in the style `{emoji.HELD_OUT_STYLE}`: their held-out drawing "
+    f"is the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, a style that training sees on other things.",
 )
 
 
@@ -80,8 +82,8 @@ def attribution(samples: Sequence[Sample]) -> str:
     lines = [
         "# Attribution",
         "",
-        "Drawings were rasterised on white at a small size and compressed; notes were rendered from the soundfonts, brought "
-        "to 16 kHz mono, scaled to one peak and, in the shipped files, compressed. Nothing else was changed.",
+        "Drawings were rasterised on white at a small size and compressed; notes were rendered from the soundfonts, "
+        "brought to 16 kHz mono, scaled to one peak and, in the shipped files, compressed. Nothing else was changed.",
         "",
         "| source | author | licence | items |",
         "|---|---|---|---|",
@@ -109,7 +111,8 @@ def _notices(samples: Sequence[Sample]) -> list[str]:
     lines += [f"- {text}" for name, text in texts.items() if name in held]
     lines.append("- Unicode License v3: https://www.unicode.org/license.txt, Copyright © 2004-2026 Unicode, Inc.")
     if "MIT" in held:
-        lines += ["- MIT (Fluent Emoji, MuseScore_General, FluidR3Mono), with these notices:", "", MIT_NOTICES]
+        notices = (files("plait.data.build") / "mit_notices.txt").read_text(encoding="utf-8").strip()
+        lines += ["- MIT (Fluent Emoji, MuseScore_General, FluidR3Mono), with these notices:", "", notices]
     return lines
 
 
@@ -133,9 +136,10 @@ def _readme(about: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"- {about['concepts']} concepts, {about['test_concepts']} of them with a held-out drawing; words are Unicode CLDR "
-        "short names (`text`) and keywords (`captions`).",
-        f"- {len(about['sounding'])} concepts have held-out drawings and held-out clips: {', '.join(about['sounding'])}.",
+        f"- {about['concepts']} concepts, {about['test_concepts']} of them with a held-out drawing; words are Unicode "
+        "CLDR short names (`text`) and keywords (`captions`).",
+        f"- {len(about['sounding'])} concepts have held-out drawings and held-out clips: "
+        f"{', '.join(about['sounding'])}.",
         f"- Clips last {instruments.SECONDS:g} s at {instruments.SAMPLING_RATE} Hz, mono, peak {instruments.PEAK}.",
         "- Styles: " + ", ".join(f"{style} {n}" for style, n in about["styles"].items()) + ".",
         "- Licences: "
@@ -144,37 +148,15 @@ def _readme(about: dict[str, Any]) -> str:
         "",
         "## Leak check",
         "",
-        f"Held-out drawings removed because a training drawing is nearly the same (differences below {SAME_DRAWING} of the "
-        "ink): " + (", ".join(leak["drawings_removed"]) or "none") + ".",
+        f"Held-out drawings removed because a training drawing is nearly the same (differences below {SAME_DRAWING} "
+        "of the ink): " + (", ".join(leak["drawings_removed"]) or "none") + ".",
         "",
-        f"{leak['copies']} rendered clips were copies of others, or look-alikes of the same thing at the same note (peak cross-correlation over "
-        f"{COPY_CORRELATION}), and dropped. Then held-out clips whose peak "
-        f"cross-correlation with a training clip of the same thing reaches {leak['max_correlation_allowed']} were removed: "
+        f"{leak['copies']} rendered clips were copies of others, or look-alikes of the same thing at the same note (peak "
+        f"cross-correlation over {COPY_CORRELATION}), and dropped. Then held-out clips whose peak cross-correlation with a "
+        f"training clip of the same thing reaches {leak['max_correlation_allowed']} were removed: "
         + (", ".join(f"{concept} {n}" for concept, n in leak["removed"].items() if n) or "none")
         + f". The largest correlation left is {worst:.2f}. Concepts dropped for want of clean held-out clips: "
         + (", ".join(leak["dropped"]) or "none")
         + ". Rendered clips were compared before compression; after it, no test file equals a training file.",
     ]
     return "\n".join(lines) + "\n"
-
-
-MIT_NOTICES = """\
-Fluent Emoji: Copyright (c) Microsoft Corporation.
-MuseScore_General: adaptation Copyright (c) 2018-2021 S. Christian Collins; drumline samples (CC0) by S. Christian Collins
-and Amir Oosman; open crash samples (CC0) by Sam Gossner.
-FluidR3Mono: mono version Copyright (c) 2014-2017 Michael Cowgill; Temple Blocks Copyright (c) 2002 Ethan Winer; drumline
-cymbals Copyright (c) 2016 Michael Schorsch. Fluid (R3): Copyright (c) 2000-2002, 2008 Frank Wen <getfrank@gmail.com>.
-unicode-emoji-json: Copyright (c) Mu-An Chiou.
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
-files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy,
-modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
-Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE,
-ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE."""

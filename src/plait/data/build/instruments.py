@@ -1,7 +1,8 @@
 """Sampled instruments and sounds: soundfont + program + note + velocity -> one second of 16 kHz mono audio.
 
 Sounds are rendered note by note from General MIDI soundfonts: sampled real instruments and effects at many pitches, not
-recordings of performances. Velocity mostly changes loudness, so after peak normalisation it adds little: splits go by note.
+recordings of performances. Velocity mostly changes loudness, so after peak normalisation it adds little: splits go
+by note.
 """
 
 from __future__ import annotations

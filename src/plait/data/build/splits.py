@@ -1,7 +1,8 @@
 """Which clips train and which test: held-out notes, no copies, no look-alikes across the border.
 
-A note is held out in every font, program and velocity at once. Soundfonts share samples between programs, kits and fonts,
-so copies and look-alikes are dropped first and, after the split, test clips that correlate with a training clip at any lag are removed.
+A note is held out in every font, program and velocity at once. Soundfonts share samples between programs, kits and
+fonts, so copies and look-alikes are dropped first and, after the split, test clips that correlate with a training clip
+at any lag are removed.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def is_held_out(note: int) -> bool:
 
 @dataclass
 class LeakReport:
-    """What the leak check saw: clips dropped as copies or look-alikes, test clips removed, worst correlation left, per concept;
-    and held-out drawings removed because a training drawing is nearly the same."""
+    """What the leak check saw: clips dropped as copies or look-alikes, test clips removed and the correlation left,
+    per concept; held-out drawings removed because a training drawing is nearly the same."""
 
     copies: int = 0
     removed: dict[str, int] = field(default_factory=dict)

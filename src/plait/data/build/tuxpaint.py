@@ -26,7 +26,7 @@ STYLE = "tuxpaint"
 
 
 def samples(out: Path, size: int) -> Iterator[Sample]:
-    """Every captioned PNG stamp outside the symbols as an image sample, followed by its sound effect when it has one."""
+    """Every captioned PNG stamp outside the symbols as an image sample, then its sound effect when it has one."""
     root = unpacked(PACKAGE) / "usr" / "share" / "tuxpaint" / "stamps"
     for path in sorted(root.rglob("*.png")):
         stem = path.with_suffix("").relative_to(root).as_posix()
@@ -74,7 +74,7 @@ def _picture(path: Path, stem: str, caption: str, out: Path, size: int) -> Sampl
     target = out / "images" / STYLE / f"{stem}.webp"
     target.parent.mkdir(parents=True, exist_ok=True)
     page.convert("RGB").resize((size, size), Image.Resampling.LANCZOS).save(target, "WEBP", quality=85, method=6)
-    group = stem.split("/")[0]
+    group = stem.partition("/")[0]
     meta = {"style": STYLE, "group": group}
     return Sample(f"{STYLE}/{stem}", image=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption))
 
@@ -86,7 +86,7 @@ def _sound(path: Path, stem: str, caption: str, out: Path) -> Sample:
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = _resample(samples.mean(axis=1)[: MAX_SECONDS * rate], rate)
     soundfile.write(target, mono, instruments.SAMPLING_RATE, subtype="PCM_16", format="FLAC")
-    meta = {"group": stem.split("/")[0], "recording": STYLE}
+    meta = {"group": stem.partition("/")[0], "recording": STYLE}
     return Sample(
         f"{STYLE}/{stem}/sound", audio=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption)
     )
