@@ -58,7 +58,8 @@ class Route:
         """
         if modality_ids.dim() != 2 or modality_ids.is_floating_point():
             raise ValueError(
-                f"expected integer modality ids (batch, seq), got {modality_ids.dtype} of shape {tuple(modality_ids.shape)}"
+                "expected integer modality ids (batch, seq), "
+                f"got {modality_ids.dtype} of shape {tuple(modality_ids.shape)}"
             )
         flat = modality_ids.reshape(-1).long()
         if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < len(modalities):

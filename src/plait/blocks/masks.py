@@ -15,9 +15,8 @@ def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """mask: (batch, keys) bool -> (batch, 1, 1, keys): 0 where attended, the lowest finite number elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)[
-        :, None, None
-    ]
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    return bias[:, None, None]
 
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:

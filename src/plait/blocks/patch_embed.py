@@ -1,4 +1,4 @@
-"""Image patches to vectors. A convolution whose kernel equals its stride is a matrix product over patches, channels last."""
+"""Image patches to vectors: a convolution whose kernel equals its stride is a matrix product over patches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PatchMerge(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
         k = self.kernel_size[0]
-        patches = x.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)
+        patches = input.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth per sample (arXiv 1603.09382): rows of x (batch, ...) are 0 with probability `rate`, else scaled up."""
+    """Stochastic depth per sample (arXiv 1603.09382): rows of x (batch, ...) are 0 at `rate`, else scaled up."""
     if rate == 0.0 or not training:
         return x
     keep = torch.rand(x.shape[0], *(1 for _ in x.shape[1:]), device=x.device) >= rate

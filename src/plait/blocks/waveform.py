@@ -1,4 +1,4 @@
-"""Waveforms to frames: strided convolutions with LayerNorm, then convolutional positions (wav2vec 2.0, arXiv 2006.11477)."""
+"""Waveforms to frames: strided convolutions with LayerNorm, convolutional positions (wav2vec 2.0, arXiv 2006.11477)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class FrameConv(nn.Conv1d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, time, in) -> (batch, 1 + (time - kernel) // stride, out)."""
-        rows = x.transpose(1, 2).unsqueeze(2)  # (batch, in, 1, time), channels last in memory
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (batch, time, in) -> (batch, 1 + (time - kernel) // stride, out)."""
+        rows = input.transpose(1, 2).unsqueeze(2)  # (batch, in, 1, time), channels last in memory
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         out = F.conv2d(rows, weight, self.bias, stride=(1, self.stride[0]))
         return out.squeeze(2).transpose(1, 2)
@@ -63,7 +63,7 @@ class WaveformEncoder(nn.Module):
 
 
 class ConvPositions(nn.Module):
-    """Positions from content: blocks of grouped Conv1d, LayerNorm without parameters, GELU (data2vec, arXiv 2202.03555).
+    """Positions from content: blocks of grouped Conv1d, bare LayerNorm and GELU (data2vec, arXiv 2202.03555).
 
     width: total receptive field, spread over `depth` blocks of kernel max(3, width // depth).
     """

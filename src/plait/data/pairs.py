@@ -81,7 +81,7 @@ class PicturesWithWords:
             if first.label == second.label or frozenset((first.label, second.label)) in self.held_out:
                 continue
             picture = compose(self.pictures[rows[i]], self.pictures[other], seed=int(rng.integers(1 << 31)))
-            pixels[i] = _to_tensor(picture.resize(pixels.shape[:1:-1]))
+            pixels[i] = _to_tensor(picture.resize((pixels.shape[3], pixels.shape[2])))
             captions[i] = f"{first.text} and {second.text}"
             ids[i] = -1 - int(i)
         images = (

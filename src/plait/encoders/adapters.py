@@ -1,6 +1,6 @@
 """Modality adapters: raw inputs of one modality -> embeddings with CLS in front, a mask and attention biases.
 
-    ids | pixels | waveform -> [cls ; units] + positions, mask, relative-position bias -> trunk   (ONE-PEACE, section 3.1)
+ids | pixels | waveform -> [cls ; units] + positions, mask, relative-position bias -> trunk (ONE-PEACE, section 3.1)
 
 `keep` selects visible units for masked encoding: (batch, kept) positions in the CLS-prefixed sequence, 0 first, padded
 with -1. Padding entries read position kept - 1 and are masked, as the published code does it.
@@ -153,11 +153,11 @@ class ImageAdapter(nn.Module):
         return resize_absolute(self.position_embedding, self.rel_bucket_size)
 
     def forward(self, pixel_values: Tensor, keep: Tensor | None = None, *, is_second: bool = False) -> Adapted:
-        """pixel_values: (batch, 3, side, side); is_second: the second image of a pair, which adds its own type vector."""
+        """pixel_values: (batch, 3, side, side); is_second: of a pair, which adds the second type vector."""
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"expected images of {self.image_size} x {self.image_size} pixels, got {tuple(pixel_values.shape[-2:])}; "
-                "resize them, or load the model with another rel_bucket_size"
+                f"expected images of {self.image_size} x {self.image_size} pixels, "
+                f"got {tuple(pixel_values.shape[-2:])}; resize them, or load the model with another rel_bucket_size"
             )
         patches = self.stem(pixel_values).flatten(1, 2)
         x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
@@ -225,7 +225,7 @@ class AudioAdapter(nn.Module):
         biases = self.bias(index) if keep is None else ()
         if keep is not None:
             keep, kept_mask = resolve_keep(keep)
-            # Positions of visible frames come from visible frames alone: the convolutions run on the shortened sequence.
+            # Positions of visible frames come from visible frames alone: convolutions run on the shortened sequence.
             features, mask, biases = gather_units(features, keep[:, 1:] - 1), kept_mask[:, 1:], self.bias(index, keep)
         positions = self.positions(features, None if self.leaky_padding else mask)
         x = torch.cat([self.cls_embedding.expand(len(features), 1, -1), features], dim=1)

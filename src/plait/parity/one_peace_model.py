@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from plait.encoders.adapters import Adapted, AudioAdapter, ImageAdapter, TextAdapter
+from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
 from plait.models.one_peace.loading import from_official
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
@@ -23,9 +25,11 @@ from plait.training.stages import freeze
 from plait.weights.files import read_checkpoint
 
 Outputs = dict[str, Any]
+M = TypeVar("M", bound=OnePeacePreTrainedModel)
+Part = TypeVar("Part", bound=nn.Module)
 
 
-def build(case: Case, model_class: type[OnePeacePreTrainedModel] | None = None) -> OnePeacePreTrainedModel:
+def build(case: Case, model_class: type[M]) -> M:
     """The case's model through the public loader, with the official quirks."""
     model = from_official(
         replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config)),
@@ -35,25 +39,36 @@ def build(case: Case, model_class: type[OnePeacePreTrainedModel] | None = None) 
         official=True,
     )
     model.set_attn_implementation(case.attn)
-    return model
+    return narrowed(model, model_class)
+
+
+def narrowed(module: nn.Module, kind: type[Part]) -> Part:
+    """The same module, known to be of `kind`."""
+    if not isinstance(module, kind):
+        raise ValueError(f"expected a {kind.__name__} in this case's weights, got a {type(module).__name__}")
+    return module
 
 
 def encode(model: OnePeaceModel, inputs: Mapping[str, Tensor], *names: str, **options: Any) -> Encoded:
     """One pass over the named modalities of a case's inputs."""
-    given: dict[str, Tensor | None] = {}
     if "text" in names:
-        given["input_ids"] = inputs["src_tokens"]
+        options["input_ids"] = inputs["src_tokens"]
     if "image" in names:
-        given["pixel_values"] = inputs["src_images"]
+        options["pixel_values"] = inputs["src_images"]
     if "audio" in names:
-        given["input_values"], given["frame_mask"] = inputs["src_audios"], frame_mask(inputs)
-    return model.encode(**given, **options)
+        options["input_values"], options["frame_mask"] = inputs["src_audios"], frame_mask(inputs)
+    return model.encode(**options)
 
 
 def frame_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
     """(batch, frames) bool, True = real, from the stored mask that counts CLS and says True for padding."""
     padding = inputs.get("audio_padding_masks")
     return None if padding is None else ~padding[:, 1:]
+
+
+def padding(adapted: Adapted) -> Tensor:
+    """(batch, seq) bool, True = padding, as the official code counts."""
+    return adapted.x.new_zeros(adapted.x.shape[:2], dtype=torch.bool) if adapted.mask is None else ~adapted.mask
 
 
 def hidden(encoded: Encoded) -> Outputs:
@@ -64,12 +79,12 @@ def hidden(encoded: Encoded) -> Outputs:
 @runner("one_peace", "forward_text")
 @torch.no_grad()
 def forward_text(case: Case) -> Outputs:
-    model = build(case)
+    model = build(case, OnePeaceModel)
     encoded = encode(model, case.inputs, "text", output_hidden_states=True)
     adapted = encoded.adapted["text"]
     return hidden(encoded) | {
         "out.adapter.x": adapted.x,
-        "out.adapter.padding_mask": ~adapted.mask,
+        "out.adapter.padding_mask": padding(adapted),
         "out.adapter.attn_bias": adapted.biases[0][0],
         "out.features": encoded.features["text"],
         "out.embedding": model.project(encoded.features["text"], "text"),
@@ -79,11 +94,11 @@ def forward_text(case: Case) -> Outputs:
 @runner("one_peace", "forward_image")
 @torch.no_grad()
 def forward_image(case: Case) -> Outputs:
-    model = build(case)
+    model = build(case, OnePeaceModel)
     encoded = encode(model, case.inputs, "image", output_hidden_states=True)
     adapted = encoded.adapted["image"]
     return hidden(encoded) | {
-        "out.stem": model.adapters["image"].stem(case.inputs["src_images"]).permute(0, 3, 1, 2),
+        "out.stem": narrowed(model.adapters["image"], ImageAdapter).stem(case.inputs["src_images"]).permute(0, 3, 1, 2),
         "out.adapter.x": adapted.x,
         "out.adapter.attn_bias": adapted.biases[0][0],
         "out.features": encoded.features["image"],
@@ -94,8 +109,8 @@ def forward_image(case: Case) -> Outputs:
 @runner("one_peace", "forward_audio")
 @torch.no_grad()
 def forward_audio(case: Case) -> Outputs:
-    model = build(case)
-    adapter = model.adapters["audio"]
+    model = build(case, OnePeaceModel)
+    adapter = narrowed(model.adapters["audio"], AudioAdapter)
     encoded = encode(model, case.inputs, "audio", output_hidden_states=True)
     conv = adapter.waveform(case.inputs["src_audios"])
     frames = adapter.feature_proj(adapter.feature_norm(conv))
@@ -115,7 +130,7 @@ def forward_audio(case: Case) -> Outputs:
 
 def joint(case: Case, other: str) -> Outputs:
     """Text with one other modality."""
-    encoded = encode(build(case), case.inputs, "text", other, output_hidden_states=True)
+    encoded = encode(build(case, OnePeaceModel), case.inputs, "text", other, output_hidden_states=True)
     return hidden(encoded) | {f"out.{m}_features": x for m, x in encoded.features.items()}
 
 
@@ -134,7 +149,7 @@ def forward_al(case: Case) -> Outputs:
 @runner("one_peace", "embeddings_val")
 @torch.no_grad()
 def embeddings_val(case: Case) -> Outputs:
-    model = build(case)
+    model = build(case, OnePeaceModel)
     text, image, audio = (
         model.project(encode(model, case.inputs, m).features[m], m) for m in ("text", "image", "audio")
     )
@@ -155,17 +170,16 @@ def embeddings_val(case: Case) -> Outputs:
 @runner("one_peace", "masked_encoding")
 @torch.no_grad()
 def masked_encoding(case: Case) -> Outputs:
-    model = build(case)
+    model = build(case, OnePeaceModel)
     keep = {m: case.inputs[f"{m}_preserve_ids"] for m in model.modalities}
     outputs: Outputs = {}
     for m in model.modalities:
         encoded = encode(model, case.inputs, m, keep={m: keep[m]})
         adapted = encoded.adapted[m]
-        real = keep[m] >= 0
         outputs |= {
             f"out.{m}.x": adapted.x,
             f"out.{m}.attn_bias": adapted.biases[0],
-            f"out.{m}.padding_mask": ~(real if adapted.mask is None else adapted.mask),
+            f"out.{m}.padding_mask": padding(adapted),
             f"out.{m}.features": encoded.features[m],
         }
     for name, other in (("vl", "image"), ("al", "audio")):
@@ -297,7 +311,7 @@ def checkpoint_upgrade(case: Case) -> Outputs:
     official = key_map(model.config, base="model.").backward(model.state_dict())
     rules = key_map(model.config, base="model.")
     source = rules.backward(rules.forward(case.weights())[0])  # the whole file, index buffers included
-    image = adapters["image"]
+    image, text = narrowed(adapters["image"], ImageAdapter), narrowed(adapters["text"], TextAdapter)
     encoded = encode(model.model, case.inputs, "image")
     outputs = model(case.inputs["src_tokens"], case.inputs["src_images"])
     return {
@@ -305,7 +319,7 @@ def checkpoint_upgrade(case: Case) -> Outputs:
         "out.pos_embed_interp": image.positions(),
         "out.rel_pos_table": image.bias.tables[0],
         "out.rel_pos_table_last": image.bias.tables[-1],
-        "out.text_rel_pos_table_last": adapters["text"].bias.tables[-1],
+        "out.text_rel_pos_table_last": text.bias.tables[-1],
         "out.logits": outputs["logits"],
         "config.keys_after": sorted(official),
         "config.dropped_keys": sorted(set(source) - set(official)),
@@ -324,8 +338,6 @@ def official_groups(case: Case) -> Outputs:
     }  # fmt: skip
     decay, scale = case.config["weight_decay"], case.config["layer_decay"]
     num_layers = case.config["layers"]
-    from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
-
     config = OnePeaceConfig.from_official(tiny | {"head_type": "vl", "num_classes": 4}, official=True)
     vl = named_officially(OnePeaceForClassification(config))
     groups = {

@@ -1,6 +1,6 @@
-"""Bidirectional routed trunk: modalities share attention and keep feed-forward networks (ONE-PEACE, arXiv 2305.11172, 3.1).
+"""Bidirectional routed trunk: shared attention, feed-forward networks per way (ONE-PEACE, arXiv 2305.11172, 3.1).
 
-x, route, biases -> [norm -> attention -> scale -> +] -> [norm -> feed-forward of the way -> scale -> +] x layers -> norm
+x, route, biases -> [norm -> attention -> scale -> +, norm -> feed-forward of the way -> scale -> +] x layers -> norm
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RoutedEncoderLayer(nn.Module):
         mlp_dim: int,
         mlp_ways: Ways,
         *,
-        inner_norms: tuple[bool, bool] = (True, True),
+        inner_norms: Sequence[bool] = (True, True),
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -64,10 +64,10 @@ class RoutedEncoder(nn.Module):
         num_heads: int,
         mlp_dim: int,
         num_layers: int,
+        *,
         mlp_ways: Ways,
         norm_ways: Ways,
-        *,
-        inner_norms: tuple[bool, bool] = (True, True),
+        inner_norms: Sequence[bool] = (True, True),
         layer_scale: float | None = None,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -88,6 +88,7 @@ class RoutedEncoder(nn.Module):
         biases: Sequence[Tensor],
         key_mask: Tensor | None,
         attend: AttentionFunction,
+        *,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """x: (batch, seq, dim) -> (batch, seq, dim).

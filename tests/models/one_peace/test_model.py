@@ -15,9 +15,9 @@ from plait.processing.masking import image_mask
 from plait.training.stages import freeze
 
 SIZES = {
-    "dim": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 24, "layer_scale": 0.3, "vocab_size": 40, "text_bucket_size": 8,
-    "max_text_positions": 20, "image_bucket_size": 4, "image_rel_bucket_size": 4, "audio_bucket_size": 16,
-    "audio_conv_spec": ((8, 10, 5), (8, 3, 2), (8, 2, 2)), "audio_position_groups": 4,
+    "dim": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 24, "layer_scale": 0.3, "vocab_size": 40,
+    "text_bucket_size": 8, "max_text_positions": 20, "image_bucket_size": 4, "image_rel_bucket_size": 4,
+    "audio_bucket_size": 16, "audio_conv_spec": ((8, 10, 5), (8, 3, 2), (8, 2, 2)), "audio_position_groups": 4,
 }  # fmt: skip
 DECODER = {
     "dim": 12,

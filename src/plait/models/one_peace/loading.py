@@ -67,11 +67,13 @@ def from_official(
     return _assemble(config, chosen, native, dtype, device)
 
 
-def _vision_branch(checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, **changes: Any):
+def _vision_branch(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, **changes: Any
+) -> OnePeacePreTrainedModel:
     state, _ = vision_key_map().forward(checkpoint.state)
     layers = {key.split(".")[2] for key in state if key.startswith("trunk.layers.")}
     table = state["adapters.image.bias.tables.0"]
-    fields = {
+    fields: dict[str, Any] = {
         "dim": state["adapters.image.cls_embedding"].shape[-1],
         "num_layers": len(layers),
         "mlp_dim": state["trunk.layers.0.mlp.image.gate_proj.weight"].shape[0],

@@ -100,7 +100,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 class OnePeaceModel(OnePeacePreTrainedModel):
     """Encoder, projections and temperature: embeds text, images and audio into one space, and pairs of them jointly.
 
-    Build it from a config, or load it with `plait.load` / `from_pretrained`; it has the branches in `config.modalities`.
+    Build it from a config, or load it with `plait.load` / `from_pretrained`; its branches are `config.modalities`.
     """
 
     def __init__(self, config: OnePeaceConfig) -> None:
@@ -253,6 +253,8 @@ def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
         "gradient_scale": config.gradient_scale,
     }
     if modality == "text":
+        if config.pad_token_id is None:
+            raise ValueError("expected config.pad_token_id for a text branch, got None; the published one is 1")
         return TextAdapter(
             config.dim,
             config.num_heads,

@@ -20,6 +20,9 @@ from plait.processing.masking import preserve_ids
 Masks = Mapping[str, Tensor]
 """Masked units per pass and modality, (batch, units) bool without CLS: keys such as `text`, `image`, `vl_text`."""
 
+Gather = Callable[[Tensor], tuple[Tensor, int]]
+"""(batch, ...) -> (world * batch, ...) without gradient, and the place of the local rows in it."""
+
 IMAGE_TEXT_WEIGHTS = {"text": 0.5, "image": 1.0, "vl_text": 0.5, "vl_image": 0.5}
 AUDIO_TEXT_WEIGHTS = {"audio": 1.0, "al_text": 0.5, "al_audio": 0.5}
 
@@ -52,17 +55,17 @@ def image_text_losses(
     weights: Mapping[str, float] = IMAGE_TEXT_WEIGHTS,
     denoising: str = "contrast",
     chunk_size: int | None = None,
-    gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+    gather: Gather | None = None,
 ) -> PretrainingLosses:
     """Stage 1: itc + 0.5 text + 1.0 image + 0.5 joint text + 0.5 joint image denoising.
 
     input_ids: (batch, tokens); pixel_values: (batch, 3, side, side); masks: for `text`, `image`, `vl_text`, `vl_image`,
     None for contrast alone; ids: (batch,) identities, equal where several rows describe one thing;
-    gather: (batch, dim) -> (world * batch, dim) without gradient, and the place of the local rows in it.
+    gather: collects rows of all processes.
     """
     text = model.model.encode(input_ids)
     image = model.model.encode(pixel_values=pixel_values)
-    contrast = _contrast(model, (text, "text"), (image, "image"), ids, chunk_size, gather)
+    contrast = _contrast(model, (text, "text"), (image, "image"), ids=ids, chunk_size=chunk_size, gather=gather)
     losses = PretrainingLosses(contrast.loss, contrast)
     if masks is None:
         return losses
@@ -84,7 +87,7 @@ def audio_text_losses(
     weights: Mapping[str, float] = AUDIO_TEXT_WEIGHTS,
     denoising: str = "contrast",
     chunk_size: int | None = None,
-    gather: Callable[[Tensor], tuple[Tensor, int]] | None = None,
+    gather: Gather | None = None,
 ) -> PretrainingLosses:
     """Stage 2: atc + 1.0 audio + 0.5 joint text + 0.5 joint audio denoising; the text side has no gradient.
 
@@ -94,7 +97,7 @@ def audio_text_losses(
     with torch.no_grad():
         text = model.model.encode(input_ids)
     audio = model.model.encode(input_values=input_values, frame_mask=frame_mask)
-    contrast = _contrast(model, (text, "text"), (audio, "audio"), ids, chunk_size, gather)
+    contrast = _contrast(model, (text, "text"), (audio, "audio"), ids=ids, chunk_size=chunk_size, gather=gather)
     losses = PretrainingLosses(contrast.loss, contrast)
     losses.teachers |= {"text": text, "audio_full": audio}
     if masks is None:
@@ -105,13 +108,25 @@ def audio_text_losses(
     return _add_denoising(model, losses, inputs, {"audio": joint, "al": joint}, masks, weights, denoising)
 
 
-def _contrast(model, a: tuple[Encoded, str], b: tuple[Encoded, str], ids, chunk_size, gather) -> ContrastiveOutput:
-    vectors = [model.model.project(encoded.features[m], m) for encoded, m in (a, b)]
-    extra = {}
+def _contrast(
+    model: OnePeaceForPreTraining,
+    a: tuple[Encoded, str],
+    b: tuple[Encoded, str],
+    *,
+    ids: Tensor | None,
+    chunk_size: int | None,
+    gather: Gather | None,
+) -> ContrastiveOutput:
+    """Contrast of the CLS vectors of two passes, each with the modality to read."""
+    x, y = (model.model.project(encoded.features[m], m) for encoded, m in (a, b))
+    x_all, y_all, ids_all, offset = None, None, None, 0
     if gather is not None:
-        (extra["a_all"], extra["offset"]), (extra["b_all"], _) = gather(vectors[0]), gather(vectors[1])
-        extra["ids_all"] = None if ids is None else gather(ids)[0]
-    return contrastive_loss(*vectors, model.model.temperature(), ids=ids, chunk_size=chunk_size, **extra)
+        (x_all, offset), (y_all, _) = gather(x), gather(y)
+        ids_all = None if ids is None else gather(ids)[0]
+    scale = model.model.temperature()
+    return contrastive_loss(
+        x, y, scale, a_all=x_all, b_all=y_all, offset=offset, ids=ids, ids_all=ids_all, chunk_size=chunk_size
+    )
 
 
 def _add_denoising(
@@ -123,23 +138,20 @@ def _add_denoising(
     weights: Mapping[str, float],
     objective: str,
 ) -> PretrainingLosses:
+    """Run a masked pass against every teacher and add its losses to the total. inputs: of `denoise`, by modality."""
     if objective not in DENOISING:
         raise ValueError(f"expected a denoising objective among {sorted(DENOISING)}, got {objective!r}")
     for name, teacher in teachers.items():
         # A pass is called after its modality, or `vl` / `al` for text with image / audio.
         names = {m: m if name == m else f"{name}_{m}" for m in inputs if name in (m, "vl", "al")}
-        padding = {m: teacher.masks[m] for m in names}
-        keep = {
-            m: preserve_ids(masks[key], None if padding[m] is None else padding[m][:, 1:]) for m, key in names.items()
-        }
+        real = {m: None if (mask := teacher.masks[m]) is None else mask[:, 1:] for m in names}
+        keep = {m: preserve_ids(masks[key], real[m]) for m, key in names.items()}
         given = {field: value for m in names for field, value in inputs[m].items()}
         student = model.denoise(keep, teacher, **given)
         losses.teachers[name], losses.students[name] = teacher, student
         for m, key in names.items():
-            real = None if padding[m] is None else padding[m][:, 1:]
-            loss = DENOISING[objective](
-                student.student[m][:, 1:], teacher.features[m][:, 1:].detach(), masks[key], real
-            )
+            target = teacher.features[m][:, 1:].detach()
+            loss = DENOISING[objective](student.student[m][:, 1:], target, masks[key], real[m])
             losses.denoising[key] = loss
             losses.total = losses.total + weights[key] * loss
     return losses

@@ -6,7 +6,7 @@ cfg {task, model {encoder, decoder, head ...}} -> fields of OnePeaceConfig; a fi
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from plait.models.one_peace.config import DecoderConfig
@@ -21,25 +21,31 @@ _HEAD_MODALITIES = {
 }
 
 # Run settings that stand beside the architecture and do not change what a loaded model computes.
-_IGNORED_MODEL = {
-    "_name", "criterion", "copy_rel_pos_table", "head_type", "vocab_size", "reset_logit_scale", "stage2_pretrain", "use_text_moe",
-    "freeze_finetune_updates", "pooler_dropout", "source_rel_bucket_size", "keys_after", "dropped_keys", "trainable", "frozen",
-    "trainable_without_grad", "params_without_grad", "generate_kwargs", "lora", "optimizer", "lr_scheduler", "attn_pooling",
-    "use_pooler", "use_image_features", "use_two_images", "head_scale_ratio", "num_classes", "logit_scale_init", "encoder", "decoder",
-    "seed", "note", "key_map", "missing_in_vit", "unexpected_in_vit", "label_smoothing", "task", "bpe_dir",
-}  # fmt: skip
-_IGNORED_ENCODER = {
-    "normalize_before", "learned_pos", "attention_dropout", "activation_dropout", "dropout", "max_positions", "layerdrop",
-    "checkpoint_activations", "fsdp_checkpoint_wrap_layer_preserve_frequency", "fsdp_checkpoint_wrap_layer_skip_frequency",
-    "offload_activations", "min_params_to_wrap", "use_text_moe", "use_image_moe", "use_audio_moe", "text_adapter", "image_adapter",
-    "audio_adapter", "embed_dim", "ffn_embed_dim", "layers", "attention_heads", "drop_path_rate", "magneto_scale_attn",
-    "scale_fc", "use_layer_scale", "layer_scale_init_value",
-}  # fmt: skip
-_IGNORED_ADAPTER = {
-    "bucket_size", "rel_bucket_size", "vision_encoder_type", "layernorm_embedding", "add_type_embedding", "shrink_alpha",
-    "dropout", "use_attn_bias", "feature_embed_dim", "feature_encoder_spec", "abs_pos_type", "conv_pos_depth", "conv_pos_width",
-    "conv_pos_groups", "conv_bias", "freeze_extractor",
-}  # fmt: skip
+_IGNORED_MODEL = frozenset(
+    """
+    _name criterion copy_rel_pos_table head_type vocab_size reset_logit_scale stage2_pretrain use_text_moe
+    freeze_finetune_updates pooler_dropout source_rel_bucket_size keys_after dropped_keys trainable frozen
+    trainable_without_grad params_without_grad generate_kwargs lora optimizer lr_scheduler attn_pooling use_pooler
+    use_image_features use_two_images head_scale_ratio num_classes logit_scale_init encoder decoder seed note
+    key_map missing_in_vit unexpected_in_vit label_smoothing task bpe_dir
+    """.split()  # noqa: SIM905
+)
+_IGNORED_ENCODER = frozenset(
+    """
+    normalize_before learned_pos attention_dropout activation_dropout dropout max_positions layerdrop
+    checkpoint_activations fsdp_checkpoint_wrap_layer_preserve_frequency fsdp_checkpoint_wrap_layer_skip_frequency
+    offload_activations min_params_to_wrap use_text_moe use_image_moe use_audio_moe text_adapter image_adapter
+    audio_adapter embed_dim ffn_embed_dim layers attention_heads drop_path_rate magneto_scale_attn scale_fc
+    use_layer_scale layer_scale_init_value
+    """.split()  # noqa: SIM905
+)
+_IGNORED_ADAPTER = frozenset(
+    """
+    bucket_size rel_bucket_size vision_encoder_type layernorm_embedding add_type_embedding shrink_alpha dropout
+    use_attn_bias feature_embed_dim feature_encoder_spec abs_pos_type conv_pos_depth conv_pos_width conv_pos_groups
+    conv_bias freeze_extractor
+    """.split()  # noqa: SIM905
+)
 # Options of the official code that no published model uses; a file that sets one of them is refused, not misread.
 _FIXED = {"scale_attn": False, "scale_heads": False, "activation_fn": "gelu", "conv_pos_pre_ln": False}
 
@@ -106,61 +112,15 @@ def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int,
     return layers
 
 
-_ORDER = [
-    "logit_scale",
-    "text_mask_token",
-    "image_mask_token",
-    "audio_mask_token",
-    "encoder_wrapper",
-    "decoder_wrapper",
-    "text_proj",
-    "image_proj",
-    "audio_proj",
-    "decoder_text_embed",
-    "text_mask_head",
-    "decoder_image_embed",
-    "image_mask_head",
-    "decoder_audio_embed",
-    "audio_mask_head",
-    "classify_head",
-    "text_adapter",
-    "image_adapter",
-    "audio_adapter",
-    "fusion_model",
-    "cls_pos_embed",
-    "cls_embedding",
-    "pos_embed",
-    "mask_embedding",
-    "type_embedding",
-    "type_embedding_2",
-    "embed_tokens",
-    "embed_images",
-    "embed_audios",
-    "embed_positions",
-    "rel_pos_table_list",
-    "layers",
-    "gamma_1",
-    "gamma_2",
-    "self_attn",
-    "self_attn_layer_norm",
-    "text_ffn",
-    "image_ffn",
-    "audio_ffn",
-    "final_layer_norm",
-    "text_layer_norm",
-    "image_layer_norm",
-    "audio_layer_norm",
-    "ln",
-    "k_proj",
-    "v_proj",
-    "q_proj",
-    "out_proj",
-    "conv_layers",
-    "wi_0",
-    "wi_1",
-    "weight",
-    "bias",
-]
+_ORDER = """
+    logit_scale text_mask_token image_mask_token audio_mask_token encoder_wrapper decoder_wrapper text_proj
+    image_proj audio_proj decoder_text_embed text_mask_head decoder_image_embed image_mask_head decoder_audio_embed
+    audio_mask_head classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding
+    pos_embed mask_embedding type_embedding type_embedding_2 embed_tokens embed_images embed_audios embed_positions
+    rel_pos_table_list layers gamma_1 gamma_2 self_attn self_attn_layer_norm text_ffn image_ffn audio_ffn
+    final_layer_norm text_layer_norm image_layer_norm audio_layer_norm ln k_proj v_proj q_proj out_proj conv_layers
+    wi_0 wi_1 weight bias
+""".split()  # noqa: SIM905
 
 
 def official_order(keys: Iterable[str]) -> list[str]:
@@ -208,7 +168,7 @@ def _decoder(decoder: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
-def _check(section: Mapping[str, Any], known: set[str], where: str) -> None:
+def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
     for name, value in section.items():
         if name in _FIXED:
             if value != _FIXED[name]:

@@ -83,6 +83,12 @@ class OnePeaceDecoder(nn.Module):
             layer_scale=sizes.layer_scale,
         )
 
+    def branch(self, modality: str) -> DecoderBranch:
+        """The way of one modality into and out of the decoder."""
+        branch = self.branches[modality]
+        assert isinstance(branch, DecoderBranch)
+        return branch
+
     def forward(
         self,
         features: Mapping[str, Tensor],
@@ -93,7 +99,7 @@ class OnePeaceDecoder(nn.Module):
     ) -> dict[str, Tensor]:
         """features, keep, masks (full length, True = real), lengths by modality -> (batch, length, dim) by modality."""
         parts = [
-            Adapted(self.branches[m](x, keep[m], lengths[m], self.grid if m == "image" else None), masks[m])
+            Adapted(self.branch(m)(x, keep[m], lengths[m], self.grid if m == "image" else None), masks[m])
             for m, x in features.items()
         ]
         x = torch.cat([part.x for part in parts], dim=1)
@@ -137,7 +143,7 @@ class OnePeaceForPreTraining(OnePeacePreTrainedModel):
         masks = {m: teacher.masks[m] for m in encoded.features}
         attend = attention_function(self.config._attn_implementation)
         decoded = self.decoder(encoded.features, keep, masks, lengths, attend)
-        student = {m: self.decoder.branches[m].head(x) for m, x in decoded.items()}
+        student = {m: self.decoder.branch(m).head(x) for m, x in decoded.items()}
         return Denoised(encoded, decoded, student)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
