@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from plait.types import Sample
 
@@ -84,14 +84,16 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for sample in samples:
+        row = sample.to_row()
+        for name in MEDIA:
+            if row.get(name) is not None:
+                row[name] = _relative(row[name], path.parent, sample.id, name)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    content = "".join(lines).encode()
     aside = path.with_name(f".{path.name}.part")
-    with _open_to_write(aside, path.suffix == ".gz") as file:
-        for sample in samples:
-            row = sample.to_row()
-            for name in MEDIA:
-                if row.get(name) is not None:
-                    row[name] = _relative(row[name], path.parent, sample.id, name)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     aside.replace(path)
     return path
 
@@ -103,15 +105,6 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             yield from enumerate(lines, start=1)
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"expected UTF-8 JSON lines in {file}, got: {error}; write the file again") from error
-
-
-def _open_to_write(path: Path, compressed: bool) -> TextIO:
-    if not compressed:
-        return path.open("w", encoding="utf-8")
-    import io
-
-    raw = gzip.GzipFile(path, "wb", mtime=0)
-    return io.TextIOWrapper(raw, encoding="utf-8")
 
 
 def _sample(line: str, folder: Path) -> Sample:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.data.flac import write_flac
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.packages import cache_root, sha256
 from plait.errors import import_extra
@@ -86,9 +87,8 @@ def _unpack_into(folder: Path) -> None:
         for number, clip in enumerate(clips):
             start = number * (index["clip_samples"] + index["gap_samples"])
             target = folder / clip
-            target.parent.mkdir(parents=True, exist_ok=True)
             piece = samples[start : start + index["clip_samples"]]
-            soundfile.write(target, piece, index["sampling_rate"], subtype="PCM_16", format="FLAC")
+            write_flac(target, piece, index["sampling_rate"])
     with gzip.open(source / "manifest.jsonl.gz", "rb") as rows:
         (folder / "manifest.jsonl").write_bytes(rows.read())
     for name in DOCUMENTS:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from plait.data.build import emoji, instruments, tuxpaint
 from plait.data.build.card import write_card
 from plait.data.build.splits import SAME_DRAWING, LeakReport, ink_difference, split_clips
+from plait.data.flac import write_flac
 from plait.data.manifest import write_manifest
-from plait.errors import import_extra
 from plait.types import Sample
 
 WEBP = {"quality": 85, "method": 6}
@@ -166,7 +166,7 @@ def _audio(plan: Plan, rich: bool, out: Path, seed: int, progress: bool) -> tupl
 def _clip(clip: instruments.Clip, split: str, out: Path) -> Sample:
     concept = emoji.concepts()[clip.concept]
     path = out / "audio" / concept.slug / f"{clip.key}.flac"
-    write_flac(path, clip.samples)
+    write_flac(path, clip.samples, instruments.SAMPLING_RATE)
     package = instruments.package()
     return Sample(
         id=f"{concept.slug}/{clip.key}",
@@ -186,10 +186,3 @@ def _clip(clip: instruments.Clip, split: str, out: Path) -> Sample:
             "group": concept.group,
         },
     )
-
-
-def write_flac(path: Path, samples: np.ndarray) -> None:
-    """Float samples `(n,)` -> 16-bit 16 kHz mono FLAC. Needs soundfile."""
-    soundfile = import_extra("soundfile")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, instruments.SAMPLING_RATE, subtype="PCM_16", format="FLAC")

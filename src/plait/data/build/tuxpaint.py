@@ -15,6 +15,7 @@ from PIL import Image
 
 from plait.data.build import instruments
 from plait.data.build.emoji import slugify
+from plait.data.flac import write_flac
 from plait.data.packages import lock, unpacked
 from plait.errors import import_extra
 from plait.types import Sample
@@ -81,11 +82,9 @@ def _picture(path: Path, stem: str, caption: str, out: Path, size: int) -> Sampl
 
 def _sound(path: Path, stem: str, caption: str, out: Path) -> Sample:
     target = out / "audio" / STYLE / f"{stem}.flac"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    soundfile = import_extra("soundfile")
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    samples, rate = import_extra("soundfile").read(path, dtype="float32", always_2d=True)
     mono = _resample(samples.mean(axis=1)[: MAX_SECONDS * rate], rate)
-    soundfile.write(target, mono, instruments.SAMPLING_RATE, subtype="PCM_16", format="FLAC")
+    write_flac(target, mono, instruments.SAMPLING_RATE)
     meta = {"group": stem.partition("/")[0], "recording": STYLE}
     return Sample(
         f"{STYLE}/{stem}/sound", audio=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption)

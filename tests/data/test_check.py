@@ -1,0 +1,69 @@
+"""`plait data check` finds what is wrong with a data set."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from plait.cli import main
+from plait.data.check import check
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name, color in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (8, 8), color).save(tmp_path / f"{name}.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def write(data, *rows):
+    (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def test_a_whole_data_set_has_no_problems(data):
+    write(
+        data,
+        {"id": "a", "image": "a.png", "text": "red", "split": "train", "license": "MIT", "label": "r"},
+        {"id": "b", "image": "b.png", "split": "test", "label": "b"},
+    )
+    report = check(data)
+    assert report.problems == [] and report.labels == 2
+    assert report.counts == {"train": {"text": 1, "image": 1}, "test": {"image": 1}}
+    assert report.licenses == {"MIT": 1, "not stated": 1}
+
+
+def test_leaks_missing_and_damaged_files_and_bad_rows_are_found(data, capsys):
+    write(
+        data,
+        {"id": "a", "image": "a.png", "split": "train"},
+        {"id": "copy", "image": "copy.png", "split": "test"},
+        {"id": "gone", "image": "gone.png"},
+        {"id": "bad", "image": "bad.png"},
+        {"id": 1.5},
+    )
+    report = check(data)
+    assert report.leaks == ["copy (test) is the same file as a (train)"]
+    assert len(report.missing) == len(report.damaged) == len(report.bad_rows) == 1
+    assert main(["data", "check", str(data), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_commands_say_what_was_wrong(tmp_path, capsys):
+    assert main(["data", "build", "nano"]) == 2
+    assert main(["data", "build", "full", "--shipped"]) == 2
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert "expected a manifest file" in capsys.readouterr().err
+
+
+def test_the_shipped_data_set_can_be_unpacked_and_a_folder_imported(data, capsys):
+    pytest.importorskip("soundfile", reason="needs plait[media]")
+    assert main(["data", "build", "mini", "--shipped", "--out", str(data / "mini")]) == 0
+    assert "300 image" in capsys.readouterr().out
+    assert main(["data", "from-folder", str(data / "mini" / "images" / "twemoji"), str(data / "out")]) == 1
+    assert "expected pictures or sounds in named sub-folders" in capsys.readouterr().err
+    assert main(["data", "from-folder", str(data / "mini" / "images" / ".."), str(data / "own")]) == 0
+    assert (data / "own" / "manifest.jsonl").is_file()

@@ -1,0 +1,124 @@
+"""A folder of one's own becomes a data set, or a sentence says why not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plait.data.check import check
+from plait.data.folder import from_folder, scan
+from plait.data.manifest import read_manifest
+
+soundfile = pytest.importorskip("soundfile", reason="needs plait[media]")
+
+
+def picture(path, color):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), color).save(path)
+
+
+def sound(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(seed).uniform(-0.5, 0.5, 800).astype("float32"), 16000)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "mine"
+    for i in range(5):
+        picture(root / "grey_cat" / f"{i}.png", (i, i, i))
+    for i in range(2):
+        picture(root / "dog" / f"{i}.png", (200, i, 0))
+        sound(root / "dog" / "sounds" / f"{i}.wav", i)
+    return root
+
+
+def test_sub_folders_name_what_lies_in_them(folder, tmp_path):
+    samples = read_manifest(from_folder(folder, tmp_path / "out"))
+    assert {(s.label, s.text) for s in samples} == {("grey_cat", "grey cat"), ("dog", "dog")}
+    assert sum(s.audio is not None for s in samples) == 2
+    assert check(tmp_path / "out").problems == []
+
+
+def test_each_label_and_modality_has_both_splits(folder):
+    splits = {(s.label, s.modalities[-1], s.split) for s in scan(folder).samples}
+    kinds = {("grey_cat", "image"), ("dog", "image"), ("dog", "audio")}
+    assert splits == {(*kind, split) for kind in kinds for split in ("train", "test")}
+
+
+def test_the_split_follows_the_content_not_the_name(folder):
+    before = {s.id: s.split for s in scan(folder).samples}
+    (folder / "dog" / "0.png").rename(folder / "dog" / "9.png")
+    after = {s.id: s.split for s in scan(folder).samples}
+    assert after["dog/9.png"] == before["dog/0.png"]
+
+
+def test_equal_files_are_on_one_side(folder):
+    for i in range(5):
+        (folder / "grey_cat" / f"copy{i}.png").write_bytes((folder / "grey_cat" / f"{i}.png").read_bytes())
+    splits = {s.id: s.split for s in scan(folder).samples}
+    assert all(splits[f"grey_cat/copy{i}.png"] == splits[f"grey_cat/{i}.png"] for i in range(5))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_captions_files_give_words(tmp_path, kind):
+    for i in range(4):
+        picture(tmp_path / f"{i}.png", (i, 9, 9))
+    rows = [{"file": f"{i}.png", "text": f"a picture, number {i}"} for i in range(4)]
+    if kind == "csv":
+        lines = ["file,text", *(f'{row["file"]},"{row["text"]}"' for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    (tmp_path / f"captions.{kind}").write_text("\n".join(lines) + "\n", "utf-8")
+    found = scan(tmp_path)
+    assert [s.text for s in found.samples] == [row["text"] for row in rows]
+    assert sorted(s.split or "" for s in found.samples) == ["test", "train", "train", "train"]
+    assert found.left_out == []
+
+
+def test_files_without_words_and_damaged_files_are_named(folder, tmp_path):
+    picture(folder / "stray.png", (1, 2, 3))
+    (folder / "dog" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (folder / "dog" / "notes.txt").write_text("notes")
+    left_out = "\n".join(scan(folder).left_out)
+    assert "stray.png: no words" in left_out and "dog/bad.png: " in left_out and "notes.txt: no picture" in left_out
+    with pytest.warns(UserWarning, match="left out"):
+        from_folder(folder, tmp_path / "out")
+
+
+def test_wrong_folders_are_explained(tmp_path, folder):
+    with pytest.raises(ValueError, match="expected a folder, got"):
+        scan(tmp_path / "absent")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="expected pictures or sounds in named sub-folders"):
+        scan(empty)
+    (empty / "readme.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"1 files were left out, the first: readme\.txt"):
+        scan(empty)
+    with pytest.raises(ValueError, match="test share"):
+        scan(folder, test_share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,text\n0.png,\n", r"captions\.csv, line 2: expected columns 'file' and 'text', got no 'text'"),
+        ("name,text\n0.png,a\n", r"line 2: .* got no 'file'"),
+        ("file,text\nabsent.png,a\n", r"line 2: expected the file absent\.png"),
+    ],
+)
+def test_a_wrong_captions_file_is_named_with_its_line(tmp_path, content, message):
+    picture(tmp_path / "0.png", (1, 1, 1))
+    (tmp_path / "captions.csv").write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=message):
+        scan(tmp_path)
+
+
+def test_an_existing_manifest_is_not_overwritten(folder, tmp_path):
+    out = from_folder(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected a directory without a manifest"):
+        from_folder(folder, out)
