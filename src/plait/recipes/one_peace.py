@@ -40,13 +40,13 @@ TEMPLATES = ("this is a sound of", "and", "a picture of")
 def stage1(
     data: str = "mini",
     preset: str = "nano",
-    steps: int = 2200,
+    steps: int = 2400,
     batch_size: int = 64,
     lr: float = 1e-3,
     denoise_every: int = 8,
     denoising: str = "contrast",
     composed: float = 0.15,
-    augmentation: float = 0.4,
+    augmentation: float = 0.6,
     bare_names: float = 0.5,
     full_vocabulary: bool = False,
 ) -> Recipe:
@@ -92,7 +92,7 @@ def stage1(
 def stage2(
     init: str,
     data: str = "mini",
-    steps: int = 260,
+    steps: int = 320,
     batch_size: int = 48,
     lr: float = 1e-3,
     denoise_every: int = 8,
