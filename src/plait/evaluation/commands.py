@@ -20,8 +20,8 @@ def _emergent(model: Path, data: Path, out: Path | None) -> Evaluation:
     from plait.evaluation.emergent import evaluate_emergent
 
     embedder = Embedder(model)
-    composed = None if out is None else out / "composed"
-    return evaluate_emergent(embedder, data, composed=composed, audio="audio" in embedder.modalities)
+    gallery = None if out is None else out / "gallery"
+    return evaluate_emergent(embedder, data, gallery=gallery, audio="audio" in embedder.modalities)
 
 
 TASKS: dict[str, Callable[[Path, Path, Path | None], Evaluation]] = {"emergent": _emergent}
@@ -33,7 +33,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="model directory")],
     data: Annotated[Path, typer.Option(help="data set directory (manifest.jsonl and its files)")],
     out: Annotated[
-        Path | None, typer.Option(help="keep evaluation.json, vectors.npz and composed pictures here")
+        Path | None, typer.Option(help="keep evaluation.json, vectors.npz and what was searched here")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:

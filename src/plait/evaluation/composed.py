@@ -6,8 +6,9 @@ note of the sounding thing + name (or drawing) of the other -> fused query -> re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,23 +34,33 @@ class ComposedSet:
     pictures: list[Image]
 
     @classmethod
-    def draw(cls, held_out: HeldOut, directory: str | Path | None = None) -> ComposedSet:
-        """Compose every held-out pair from held-out drawings, and keep the pictures in `directory` if one is given."""
+    def draw(cls, held_out: HeldOut) -> ComposedSet:
+        """Compose every held-out pair from held-out drawings."""
         from plait.media.image import load_image
 
-        pairs = held_out_pairs(held_out.sounding, list(held_out.names))
+        pairs = held_out_pairs(held_out.sounding, list(held_out.names)) if held_out.sounding else []
         drawing = {concept(row): row.image for row in reversed(held_out.drawings)}
         cache = {name: load_image(drawing[name]) for name in sorted({name for pair in pairs for name in pair})}
-        pictures = [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)]
-        if directory is not None:
-            Path(directory).mkdir(parents=True, exist_ok=True)
-            rows = []
-            for (a, b), picture in zip(pairs, pictures):
-                picture.save(Path(directory) / file_name((a, b)), quality=90)
-                caption = f"{held_out.names[a]} and {held_out.names[b]}"
-                rows.append(Sample(f"composed/{a}+{b}", image=file_name((a, b)), text=caption, split="test"))
-            write_manifest(Path(directory) / "manifest.jsonl", rows)
-        return cls(pairs, pictures)
+        return cls(pairs, [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)])
+
+    def write(self, held_out: HeldOut, directory: str | Path) -> None:
+        """Keep the pictures in `directory`, with a manifest of everything that a query of the evaluation may find.
+
+        manifest.jsonl lists held-out drawings and notes where they lie, and the composed pictures: ready to be indexed.
+        """
+        directory = Path(directory).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for row in [*held_out.drawings, *held_out.notes]:
+            there = {
+                name: os.path.relpath(path, directory) for name in ("image", "audio") if (path := getattr(row, name))
+            }
+            rows.append(replace(row, **there))
+        for (a, b), picture in zip(self.pairs, self.pictures):
+            picture.save(directory / file_name((a, b)), quality=90)
+            caption = f"{held_out.names[a]} and {held_out.names[b]}"
+            rows.append(Sample(f"composed/{a}+{b}", image=file_name((a, b)), text=caption, split="test"))
+        write_manifest(directory / "manifest.jsonl", rows)
 
 
 def file_name(pair: tuple[str, str]) -> str:

@@ -79,14 +79,15 @@ def evaluate_emergent(
     embedder: EmbedderLike,
     data: str | Path,
     *,
-    composed: str | Path | None = None,
+    gallery: str | Path | None = None,
     clips_per_pair: int = 5,
     audio: bool = True,
 ) -> Evaluation:
     """Measure every name of `NAMES` on a data set directory.
 
-    composed: directory that keeps the composed pictures (they are drawn in memory only when None). clips_per_pair:
-    held-out notes that ask for each composed pair. audio: False for a model that has not learnt sounds yet.
+    gallery: directory that keeps the composed pictures and a manifest of all that is searched (nothing is kept when
+    None). clips_per_pair: held-out notes that ask for each composed pair. audio: False for a model
+    that has not learnt sounds yet.
     """
     held_out = HeldOut.read(data)
     concepts = list(held_out.names)
@@ -97,6 +98,9 @@ def evaluate_emergent(
     result = Evaluation(dict.fromkeys(NAMES), vectors=vectors, labels={"text": concepts})
     result.labels["image"] = [concept(row) for row in held_out.drawings]
     _score_pictures(result)
+    pairs = ComposedSet.draw(held_out)
+    if gallery is not None:
+        pairs.write(held_out, gallery)
     if not audio or not held_out.notes:
         return result
     vectors["audio"] = embedder.embed(media("audio", held_out.notes))
@@ -107,7 +111,6 @@ def evaluate_emergent(
         unseen = embedder.embed(media("audio", held_out.unseen_notes))
         _score_sounds(result, held_out, unseen, held_out.unseen_notes, prefix="unseen_font_")
     result.examples["audio_to_image"] = _sound_examples(result, held_out)
-    pairs = ComposedSet.draw(held_out, composed)
     if pairs.pairs:
         by_note = dict(zip([row.id for row in held_out.notes], vectors["audio"]))
         by_name = dict(zip(concepts, vectors["text"]))

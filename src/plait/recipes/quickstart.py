@@ -41,7 +41,7 @@ def quickstart(
     log = Log(out / "quickstart.json", settings.to_json())
     again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
     print(f"Plait quickstart: a small ONE-PEACE from random weights, in {out}")
-    print(f"the denoising losses run at every step k = {k}" if k else "without denoising losses (k = 0)")
+    print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
     try:
         finished = _run(settings, seeds, log)
     except KeyboardInterrupt:

@@ -110,15 +110,15 @@ def plan_of(settings: Settings, seeds: int) -> Plan:
         _add_seed(plan, settings, seed, with_control=seeds > 1 and plan.has_sounds)
     final = "stage2" if plan.has_sounds else "stage1"
     plan.model = settings.out / "seed-0" / final / "model"
-    index, composed = settings.out / "index.lance", settings.out / "seed-0" / "evaluation" / "composed"
-    pictures = (str(composed),) if plan.has_sounds else ()
+    index, held_out_files = settings.out / "index.lance", settings.out / "seed-0" / "evaluation" / "gallery"
+    searched = held_out_files if settings.folder is None else settings.data
     plan.steps += [
         Step("info", "info", "the model, saved", ("info", str(plan.model)), needs=(f"seed-0 {final}",)),
         Step(
             "index",
             "index",
             "index",
-            ("index", "add", str(index), str(settings.data), *pictures, "--model", str(plan.model)),
+            ("index", "add", str(index), str(searched), "--model", str(plan.model)),
             index,
             index,
             needs=("data", f"seed-0 {final}", "seed-0 evaluate"),

@@ -128,8 +128,8 @@ def _fused(run: RunFiles) -> str:
     fused = _metric(run, "fused_to_image_r5")
     if not examples or run.data is None or run.seed is None or fused is None:
         return ""
-    data, composed = run.data, run.seed.composed
-    cards = "".join(sheets.fused_card(example, data, composed) for example in examples)
+    data, gallery = run.data, run.seed.gallery
+    cards = "".join(sheets.fused_card(example, data, gallery) for example in examples)
     lead = (
         "One query of two parts: the vector of a sound plus the vector of a word. The gallery holds "
         f"{fused['gallery']} pictures of two things that were never shown side by side in training. "

@@ -16,11 +16,11 @@ from plait.data.manifest import read_manifest
 
 @dataclass
 class Seed:
-    """One seed of a run: its evaluation, its vectors and the directory of the composed pictures."""
+    """One seed of a run: its evaluation, its vectors and the directory of its composed pictures."""
 
     evaluation: dict[str, Any]
     vectors: dict[str, np.ndarray]
-    composed: Path
+    gallery: Path
 
 
 @dataclass
@@ -112,4 +112,4 @@ def _json(path: Path) -> dict[str, Any]:
 def _seed(directory: Path) -> Seed:
     with np.load(directory / "vectors.npz") as stored:
         vectors = {name: stored[name] for name in stored.files}
-    return Seed(_json(directory / "evaluation.json"), vectors, directory / "composed")
+    return Seed(_json(directory / "evaluation.json"), vectors, directory / "gallery")

@@ -1,0 +1,187 @@
+"""`plait quickstart`: public commands in order, kept steps, exact continuation; once for real on a tiny folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from plait.errors import UsageError
+from plait.evaluation.emergent import evaluate_emergent
+from plait.recipes import quickstart as module
+from plait.recipes.quickstart import quickstart
+from plait.recipes.quickstart_steps import INTERRUPTED
+
+from .planted import Planted, write_data
+
+
+class Commands:
+    """Stands in for the public commands: makes what they make, and remembers what was asked."""
+
+    def __init__(self, sounds: bool = True) -> None:
+        self.sounds = sounds
+        self.ran: list[tuple[str, ...]] = []
+        self.before: Callable[[Sequence[str]], int] = lambda argv: 0
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        self.ran.append(tuple(argv))
+        code = self.before(argv)
+        if code:
+            return code
+        out = Path(argv[argv.index("--out") + 1]) if "--out" in argv else Path()
+        if argv[:2] == ("data", "build"):
+            write_data(out, sounds=self.sounds)
+        elif argv[:2] == ("data", "from-folder"):
+            write_data(Path(argv[3]), sounds=self.sounds)
+        elif argv[0] == "train":
+            (out / "model").mkdir(parents=True)
+            row = {"step": 1, "stage": out.name, "loss": 1.0}
+            (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        elif argv[0] == "eval":
+            noise = 1e6 if "shuffled" in str(out) else 0.05
+            data = argv[argv.index("--data") + 1]
+            evaluate_emergent(Planted(noise), data, gallery=out / "gallery").save(out)
+        elif argv[:2] == ("index", "add"):
+            Path(argv[2]).mkdir()
+        return 0
+
+    def names(self) -> list[str]:
+        """The verbs that ran, in order, with the recipe of a training."""
+        return [argv[1] if argv[0] == "train" else argv[0] for argv in self.ran]
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    fake = Commands()
+    monkeypatch.setattr(module, "invoke", fake)
+    return fake
+
+
+def test_the_steps_run_in_order_and_each_is_printed_first(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quickstart(out=tmp_path / "demo", k=5) == 0
+    stages = ["one_peace.stage1", "one_peace.stage2"]
+    assert commands.names() == ["data", "data", *stages, "eval", "info", "index", "search", "search"]
+    printed = capsys.readouterr().out
+    assert "k = 5" in printed
+    for argv in commands.ran:
+        assert "$ plait " + " ".join(argv[:2]) in printed
+    assert all("denoise_every=5" in argv for argv in commands.ran if argv[0] == "train")
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["seeds"] == 1
+    assert summary["metrics"]["shuffled_audio_to_image_r1"]["value"] is None
+    assert {"stage1", "stage2", "one_seed", "total"} <= set(summary["seconds"])
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 10_000
+
+
+def test_a_second_run_keeps_everything_and_searches_again(tmp_path: Path, commands: Commands) -> None:
+    quickstart(out=tmp_path / "demo")
+    before = json.loads((tmp_path / "demo" / "summary.json").read_text())["metrics"]
+    commands.ran.clear()
+    assert quickstart(out=tmp_path / "demo") == 0
+    assert commands.names() == ["search", "search"]
+    assert json.loads((tmp_path / "demo" / "summary.json").read_text())["metrics"] == before
+
+
+def test_more_seeds_add_runs_and_the_control_trained_alike(tmp_path: Path, commands: Commands) -> None:
+    quickstart(out=tmp_path / "demo")
+    commands.ran.clear()
+    assert quickstart(out=tmp_path / "demo", seeds=2) == 0
+    trained = [argv for argv in commands.ran if argv[0] == "train"]
+    assert [Path(argv[-1]).relative_to(tmp_path / "demo").as_posix() for argv in trained] == [
+        "seed-0/stage2-shuffled",
+        "seed-1/stage1",
+        "seed-1/stage2",
+        "seed-1/stage2-shuffled",
+    ]
+    real, control = trained[2], trained[3]
+    assert control[: control.index("shuffle_pairs=true") - 1] == real[: real.index("--seed")]
+    assert trained[1][trained[1].index("--seed") + 1] == "1"
+    metrics = json.loads((tmp_path / "demo" / "summary.json").read_text())["metrics"]
+    assert len(metrics["audio_to_image_r1"]["per_seed"]) == 2
+    assert len(metrics["shuffled_audio_to_image_r1"]["per_seed"]) == 2
+
+
+@pytest.mark.parametrize("how", ["signal", "ctrl-c"])
+def test_an_interrupted_run_says_how_to_continue_and_does(
+    how: str, tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(argv: Sequence[str]) -> int:
+        if "one_peace.stage2" in argv:
+            if how == "ctrl-c":
+                raise KeyboardInterrupt
+            return INTERRUPTED
+        return 0
+
+    commands.before = stop
+    assert quickstart(out=tmp_path / "demo") == INTERRUPTED
+    printed = capsys.readouterr().out
+    assert f"plait quickstart --seeds 1 --out {tmp_path / 'demo'} --k 8" in printed
+    commands.before = lambda argv: 0
+    commands.ran.clear()
+    assert quickstart(out=tmp_path / "demo") == 0
+    assert commands.names()[0] == "one_peace.stage2"
+
+
+def test_a_lost_model_is_made_again_with_all_that_depends_on_it(tmp_path: Path, commands: Commands) -> None:
+    quickstart(out=tmp_path / "demo")
+    (tmp_path / "demo" / "seed-0" / "stage1" / "model").rmdir()
+    commands.ran.clear()
+    assert quickstart(out=tmp_path / "demo") == 0
+    assert commands.names()[:5] == ["one_peace.stage1", "one_peace.stage2", "eval", "info", "index"]
+
+
+def test_other_settings_do_not_mix_with_an_old_run(tmp_path: Path, commands: Commands) -> None:
+    quickstart(out=tmp_path / "demo", k=8)
+    with pytest.raises(UsageError, match="expected k 8 to continue"):
+        quickstart(out=tmp_path / "demo", k=4)
+
+
+def test_without_sounds_stage_two_is_left_out_aloud(
+    tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands.sounds = False
+    (tmp_path / "mine").mkdir()
+    assert quickstart(tmp_path / "mine", out=tmp_path / "run") == 0
+    assert commands.names() == ["data", "data", "one_peace.stage1", "eval", "info", "index", "search"]
+    assert commands.ran[0][:3] == ("data", "from-folder", str(tmp_path / "mine"))
+    assert "stage 2 and everything that listens are left out" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bars"] == {}
+    assert summary["metrics"]["audio_to_image_r1"]["value"] is None
+
+
+def test_a_failing_command_stops_the_run_with_its_own_error(tmp_path: Path, commands: Commands) -> None:
+    def fail(argv: Sequence[str]) -> int:
+        if argv[0] == "eval":
+            raise ValueError("expected a model, got none")
+        return 0
+
+    commands.before = fail
+    with pytest.raises(ValueError, match="expected a model, got none"):
+        quickstart(out=tmp_path / "demo")
+    steps = json.loads((tmp_path / "demo" / "quickstart.json").read_text())["steps"]
+    assert steps["seed-0 stage2"]["is_done"]
+    assert not steps["seed-0 evaluate"]["is_done"]
+
+
+def test_for_real_on_a_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("red ball", "blue box", "green leaf")):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for i in range(3):
+            colour = [10 * i, 10 * i, 10 * i]
+            colour[number] = 200
+            Image.new("RGB", (32, 32), tuple(colour)).save(tmp_path / "mine" / name / f"{i}.png")
+    options = ["steps=2", "batch_size=3"]
+    assert quickstart(Path("mine"), k=2, stage1=options) == 0
+    summary = json.loads(Path("runs/mine/summary.json").read_text())
+    assert 0 <= summary["metrics"]["image_to_text_r1"]["value"] <= 1
+    assert summary["metrics"]["image_to_text_r1"]["chance"] == pytest.approx(1 / 3, abs=1e-3)
+    assert Path("runs/mine/report.html").is_file()
+    assert Path("runs/mine/search-word.html").is_file()
+    assert Path("runs/mine/seed-0/stage1/model/config.json").is_file()
