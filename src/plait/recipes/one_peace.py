@@ -46,8 +46,8 @@ def stage1(
     denoise_every: int = 8,
     denoising: str = "contrast",
     composed: float = 0.15,
-    augmentation: float = 0.6,
-    bare_names: float = 0.5,
+    augmentation: float = 0.7,
+    bare_names: float = 0.8,
     full_vocabulary: bool = False,
 ) -> Recipe:
     """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
@@ -94,7 +94,7 @@ def stage2(
     data: str = "mini",
     steps: int = 320,
     batch_size: int = 48,
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     denoise_every: int = 8,
     denoising: str = "contrast",
     augmentation: float = 0.5,

@@ -186,7 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_layers": 4,
         "mlp_dim": 384,
         "layer_scale": 0.3,
-        "init_std": 0.12,
+        "init_std": 0.15,
         "text_bucket_size": 16,
         "max_text_positions": 72,
         "image_bucket_size": 4,
