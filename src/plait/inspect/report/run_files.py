@@ -72,6 +72,16 @@ class RunFiles:
         rows = read_manifest(self.data)
         return {row.label: row.text for row in rows if row.label and row.text and row.image is not None}
 
+    def familiar_styles(self) -> list[str]:
+        """Names of things whose held-out drawing is in a style that training shows on other things."""
+        if self.data is None:
+            return []
+        pictures = [row for row in read_manifest(self.data) if row.image is not None]
+        trained = {row.meta.get("style") for row in pictures if row.split == "train"} - {None}
+        return sorted(
+            row.text or row.id for row in pictures if row.split == "test" and row.meta.get("style") in trained
+        )
+
     def data_facts(self) -> list[tuple[str, str]]:
         """Counts, splits and licences of the data set."""
         if self.data is None:
