@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.build import build, emoji, instruments
+from plait.data.build import build, emoji, instruments, tuxpaint
 from plait.data.build.builder import without_copied_drawings
 from plait.data.build.instruments import Clip, decimate, normalise
 from plait.data.build.splits import (
@@ -142,3 +142,9 @@ def test_builds_do_not_overwrite_and_know_their_names(tmp_path):
     with pytest.raises(ValueError, match="expected a new or empty directory"):
         build("mini", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_a_tenth_of_the_stamps_tests_whatever_their_order():
+    splits = [tuxpaint.split_of(f"stamp{i}".encode()) for i in range(2000)]
+    assert 150 < splits.count("test") < 250
+    assert tuxpaint.split_of(b"stamp7") == splits[7]

@@ -87,6 +87,16 @@ def test_a_client_that_fails_is_quoted(pinned, cache, tmp_path, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
+def test_a_wheel_for_another_python_in_the_cache_is_not_taken(cache):
+    wheels = {f"toy-1-{tag}-{tag}-linux_x86_64.whl": "0" * 64 for tag in ("cp39", packages.PYTHON_TAG)}
+    package = Package("toy", "pip", "1", "MIT", "nobody", wheels)
+    for name in wheels:
+        assert package.cached is None
+        (cache / name).write_bytes(b"")
+    assert package.cached == cache / list(wheels)[1]
+    assert package.folder == f"toy-1-{packages.PYTHON_TAG}"
+
+
 def test_an_unknown_package_is_named(cache):
     with pytest.raises(ValueError, match="expected a pinned package, got 'leftpad'"):
         fetch("leftpad")

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +31,7 @@ CLIENTS = {
     "pip": ("pip", "install pip into this environment"),
     "apt": ("apt-get", "run on Debian or Ubuntu, or put the .deb into the cache yourself"),
 }
+PYTHON_TAG = f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,15 @@ class Package:
 
     @property
     def folder(self) -> str:
-        """Name of the unpacked directory."""
-        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}"
+        """Name of the unpacked directory; wheels differ by Python."""
+        plain = f"{self.name.lstrip('@').replace('/', '-')}-{self.version}"
+        return f"{plain}-{PYTHON_TAG}" if self.client == "pip" else plain
+
+    @property
+    def cached(self) -> Path | None:
+        """The archive in the cache that fits this Python, if there is one."""
+        names = (name for name in self.sha256 if self.client != "pip" or f"-{PYTHON_TAG}-" in name)
+        return next((path for name in names if (path := cache_dir() / name).is_file()), None)
 
     def command(self, into: Path) -> list[str]:
         """The client's download command; its files land in `into`, which is also the working directory."""
@@ -53,7 +63,18 @@ class Package:
             return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
         if self.client == "pip":
             spec = f"{self.name}=={self.version}"
-            return ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(into), spec]
+            return [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+                "--dest",
+                str(into),
+                spec,
+            ]
         return ["apt-get", "download", f"{self.name}={self.version}"]
 
 
@@ -82,9 +103,8 @@ def fetch(name: str) -> Path:
     package = lock().get(name)
     if package is None:
         raise ValueError(f"expected a pinned package, got {name!r}; known: {', '.join(sorted(lock()))}")
-    for file in package.sha256:
-        if (path := cache_dir() / file).is_file():
-            return _checked(package, path)
+    if (cached := package.cached) is not None:
+        return _checked(package, cached)
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         got = _download(package, Path(scratch))
@@ -153,14 +173,15 @@ def sha256(path: Path) -> str:
 
 def _download(package: Package, scratch: Path) -> Path:
     program, remedy = CLIENTS[package.client]
-    if shutil.which(program) is None:
+    found = find_spec("pip") if program == "pip" else shutil.which(program)
+    if found is None:
         raise ValueError(f"expected the {program} program to fetch {package.name}, found none; {remedy}")
     done = subprocess.run(package.command(scratch), cwd=scratch, capture_output=True, text=True, check=False)
-    found = sorted(path for path in scratch.iterdir() if path.is_file())
-    if done.returncode or len(found) != 1:
+    files_found = sorted(path for path in scratch.iterdir() if path.is_file())
+    if done.returncode or len(files_found) != 1:
         reason = (done.stderr.strip() or done.stdout.strip() or "no file came").splitlines()[-1]
         raise ValueError(f"expected {program} to fetch {package.name} {package.version}, got: {reason}")
-    return found[0]
+    return files_found[0]
 
 
 def _checked(package: Package, path: Path) -> Path:

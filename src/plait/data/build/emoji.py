@@ -84,11 +84,15 @@ def concepts() -> dict[str, Concept]:
         path = unpacked(f"cldr-{package}-full") / "package" / key / "en" / "annotations.json"
         words |= _read(path)[key]["annotations"]
     groups = _read(unpacked("unicode-emoji-json") / "package" / "data-by-emoji.json")
-    found = {}
+    found: dict[str, Concept] = {}
+    slugs: set[str] = set()
     for char, about in groups.items():
         entry = words.get(char) or words.get(char.replace("\ufe0f", ""))
         if entry and "tts" in entry and not SKIN_TONES.search(char):
             name = entry["tts"][0]
+            if slugify(name) in slugs:  # "keycap: #" and "keycap: *" would share files
+                continue
+            slugs.add(slugify(name))
             keywords = tuple(word for word in entry.get("default", ()) if word != name)
             found[name] = Concept(char.replace("\ufe0f", ""), name, keywords, about["group"])
     return found

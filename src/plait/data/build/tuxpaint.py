@@ -34,16 +34,16 @@ def samples(out: Path, size: int) -> Iterator[Sample]:
         caption = _caption(path.with_suffix(".txt"))
         if caption is None or stem.startswith("symbols/") or path.stem.endswith(("_mirror", "_flip")):
             continue
-        yield _picture(path, stem, caption, out, size)
-        for suffix in (".ogg", ".wav"):
-            if (sound := path.with_suffix(suffix)).is_file():
-                yield _sound(sound, stem, caption, out)
-                break
+        sound = next((s for suffix in (".ogg", ".wav") if (s := path.with_suffix(suffix)).is_file()), None)
+        split = split_of(stem.encode() if sound is None else sound.read_bytes())
+        yield _picture(path, stem, caption, out, size, split)
+        if sound is not None:
+            yield _sound(sound, stem, caption, out, split)
 
 
-def split_of(stem: str) -> str:
-    """`test` for a tenth of the stamps, by hash of their name."""
-    return "test" if int(hashlib.sha256(stem.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
+def split_of(key: bytes) -> str:
+    """`test` for a tenth of the stamps, by hash of their sound (several stamps share one), or of their name."""
+    return "test" if int(hashlib.sha256(key).hexdigest(), 16) % TEST_SHARE == 0 else "train"
 
 
 def _caption(path: Path) -> str | None:
@@ -53,20 +53,20 @@ def _caption(path: Path) -> str | None:
     return lines[0].strip() or None if lines else None
 
 
-def _common(stem: str, caption: str) -> dict[str, str]:
+def _common(caption: str, split: str) -> dict[str, str]:
     package = lock()[PACKAGE]
     words = caption.rstrip(".").removeprefix("A ").removeprefix("An ").removeprefix("The ")
     return {
         "text": caption,
         "label": slugify(words),
-        "split": split_of(stem),
+        "split": split,
         "source": f"{package.name} {package.version}",
         "license": package.license,
         "author": package.author,
     }
 
 
-def _picture(path: Path, stem: str, caption: str, out: Path, size: int) -> Sample:
+def _picture(path: Path, stem: str, caption: str, out: Path, size: int, split: str) -> Sample:
     with Image.open(path) as stamp:
         drawing = stamp.convert("RGBA")
     side = max(drawing.size)
@@ -77,17 +77,17 @@ def _picture(path: Path, stem: str, caption: str, out: Path, size: int) -> Sampl
     page.convert("RGB").resize((size, size), Image.Resampling.LANCZOS).save(target, "WEBP", quality=85, method=6)
     group = stem.partition("/")[0]
     meta = {"style": STYLE, "group": group}
-    return Sample(f"{STYLE}/{stem}", image=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption))
+    return Sample(f"{STYLE}/{stem}", image=target.relative_to(out).as_posix(), meta=meta, **_common(caption, split))
 
 
-def _sound(path: Path, stem: str, caption: str, out: Path) -> Sample:
+def _sound(path: Path, stem: str, caption: str, out: Path, split: str) -> Sample:
     target = out / "audio" / STYLE / f"{stem}.flac"
     samples, rate = import_extra("soundfile").read(path, dtype="float32", always_2d=True)
     mono = _resample(samples.mean(axis=1)[: MAX_SECONDS * rate], rate)
     write_flac(target, mono, instruments.SAMPLING_RATE)
     meta = {"group": stem.partition("/")[0], "recording": STYLE}
     return Sample(
-        f"{STYLE}/{stem}/sound", audio=target.relative_to(out).as_posix(), meta=meta, **_common(stem, caption)
+        f"{STYLE}/{stem}/sound", audio=target.relative_to(out).as_posix(), meta=meta, **_common(caption, split)
     )
 
 
