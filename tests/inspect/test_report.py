@@ -111,6 +111,8 @@ def test_curves_of_all_seeds_are_drawn_and_a_torn_line_is_left_out(page: str) ->
     assert section.count("<figure") == 2
     assert "3 steps" in section
     assert "2 seeds" in section
+    assert ">contrast " in section
+    assert ">loss " not in section
 
 
 def test_training_time_is_per_seed(page: str) -> None:

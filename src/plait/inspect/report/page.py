@@ -170,6 +170,8 @@ def _curves(run: RunFiles) -> str:
     figures = []
     for stage, seeds in run.curves.items():
         names = list(dict.fromkeys(name for row in seeds[0] for name in row if name.startswith(_LOSSES)))
+        if "contrast" in names:
+            names.remove("loss")  # the sum jumps at every k-th step, when the denoising losses join it
         lines = {name: [[(row["step"], row[name]) for row in rows if name in row] for rows in seeds] for name in names}
         notes = [f"{seeds[0][-1]['step'] - seeds[0][0]['step'] + 1:,} steps"]
         rates = sorted(row["samples_per_second"] for row in seeds[0] if "samples_per_second" in row)
