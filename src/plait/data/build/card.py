@@ -24,7 +24,8 @@ from plait.types import Sample
 
 SPLIT_MEANING = {
     "train": "for training",
-    "test": f"drawings: the style `{emoji.HELD_OUT_STYLE}` (four things: `{emoji.SECOND_HELD_OUT_STYLE}`); notes: those "
+    "test": f"drawings: the style `{emoji.HELD_OUT_STYLE}` (four things: `{emoji.SECOND_HELD_OUT_STYLE}`); notes: "
+    "those "
     f"whose MIDI number leaves {HELD_OUT_PHASE} when divided by {HELD_OUT_EVERY}, in every font and program at once; "
     "Tux Paint: a tenth of the stamps",
     "unseen_font": "every note of a soundfont that is not in training",
@@ -38,8 +39,8 @@ WORDING = (
     "(French horn). The pictures and the sounds of a thing come from unrelated sources.",
     "Maracas and wind chime are left out: velocity changes only their loudness, so every held-out clip equals a "
     "training clip.",
-    f"Accordion, banjo, flute and long drum are not drawn in the style `{emoji.HELD_OUT_STYLE}`: their held-out drawing "
-    f"is the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, a style that training sees on other things.",
+    f"Accordion, banjo, flute and long drum are not drawn in the style `{emoji.HELD_OUT_STYLE}`: their held-out "
+    f"drawing is the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, a style that training sees on other things.",
 )
 
 
@@ -151,9 +152,10 @@ def _readme(about: dict[str, Any]) -> str:
         f"Held-out drawings removed because a training drawing is nearly the same (differences below {SAME_DRAWING} "
         "of the ink): " + (", ".join(leak["drawings_removed"]) or "none") + ".",
         "",
-        f"{leak['copies']} rendered clips were copies of others, or look-alikes of the same thing at the same note (peak "
-        f"cross-correlation over {COPY_CORRELATION}), and dropped. Then held-out clips whose peak cross-correlation with a "
-        f"training clip of the same thing reaches {leak['max_correlation_allowed']} were removed: "
+        f"{leak['copies']} rendered clips were copies of others, or look-alikes of the same thing at the same note "
+        f"(peak cross-correlation over {COPY_CORRELATION}), and dropped. Then held-out clips whose peak "
+        f"cross-correlation with a training clip of the same thing reaches {leak['max_correlation_allowed']} "
+        "were removed: "
         + (", ".join(f"{concept} {n}" for concept, n in leak["removed"].items() if n) or "none")
         + f". The largest correlation left is {worst:.2f}. Concepts dropped for want of clean held-out clips: "
         + (", ".join(leak["dropped"]) or "none")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,7 @@ def _caption(path: Path) -> str | None:
     return lines[0].strip() or None if lines else None
 
 
-def _common(caption: str, split: str) -> dict[str, str]:
+def _common(caption: str, split: str) -> dict[str, Any]:
     package = lock()[PACKAGE]
     words = caption.rstrip(".").removeprefix("A ").removeprefix("An ").removeprefix("The ")
     return {
