@@ -149,18 +149,18 @@ def render(font: Font, voices: dict[str, Voice], velocities: Iterable[int]) -> I
 
 def _play(synth: object, note: int, velocity: int) -> np.ndarray | None:
     """One note on channel 0 as float32 `(16000,)`, or None when nothing is heard."""
-    synth.sounds_off()  # ty: ignore[unresolved-attribute]
-    synth.generate(RENDER_RATE // 50)  # ty: ignore[unresolved-attribute]
-    synth.noteon(0, note, velocity)  # ty: ignore[unresolved-attribute]
+    synth.sounds_off()  # ty: ignore[missing-attribute]
+    synth.generate(RENDER_RATE // 50)  # ty: ignore[missing-attribute]
+    synth.noteon(0, note, velocity)  # ty: ignore[missing-attribute]
     held = int(HELD_SECONDS * RENDER_RATE)
     first = _stereo(synth, held)
-    synth.noteoff(0, note)  # ty: ignore[unresolved-attribute]
+    synth.noteoff(0, note)  # ty: ignore[missing-attribute]
     rest = _stereo(synth, int(SECONDS * RENDER_RATE) - held)
     return normalise(decimate(np.concatenate((first, rest)).mean(axis=1)))
 
 
 def _stereo(synth: object, count: int) -> np.ndarray:
-    return np.frombuffer(synth.generate(count), dtype=np.float32).reshape(-1, 2).copy()  # ty: ignore[unresolved-attribute]
+    return np.frombuffer(synth.generate(count), dtype=np.float32).reshape(-1, 2).copy()  # ty: ignore[missing-attribute]
 
 
 def normalise(samples: np.ndarray) -> np.ndarray | None:
