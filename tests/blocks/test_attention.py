@@ -23,6 +23,14 @@ def test_sdpa_equals_eager(with_bias, with_mask):
     torch.testing.assert_close(sdpa_attention(*args), eager_attention(*args), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_flex_equals_eager():
+    q, k, v, bias, mask = inputs()
+    want = eager_attention(q, k, v, bias, mask)
+    torch.testing.assert_close(attention_function("flex_attention")(q, k, v, bias, mask), want, atol=1e-5, rtol=1e-4)
+
+
 def test_masked_keys_are_never_attended_to():
     q, k, v, bias, mask = inputs()
     for attend in (eager_attention, sdpa_attention):
