@@ -8,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 
 import plait
-from plait.models.one_peace.config import PRESETS
 from plait.recipes.one_peace import data_directory, stage1, stage2, vocabulary
 from plait.training.commands import run_recipe
 from plait.types import Sample
@@ -88,7 +87,3 @@ def test_the_vocabulary_writes_any_text(data):
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"manifest\.jsonl"):
         data_directory(str(tmp_path))
-
-
-def test_presets_of_the_recipe_exist():
-    assert "nano" in PRESETS

@@ -24,7 +24,7 @@ STAGE2_TRAINABLE = (
 
 def decays(name: str, ndim: int, *, official: bool = False) -> bool:
     """Whether weight decay applies to the parameter called `name` (Plait's layout)."""
-    if ndim <= 1 or name.endswith((".bias",)):
+    if ndim <= 1 or name.endswith(".bias"):
         return False
     if official and _OFFICIAL_SLIP.search(name):
         return True
