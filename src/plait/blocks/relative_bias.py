@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 
 
+def gather_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Attention bias of every head.
+
+    table: (rows, heads); index: (query, key) integer. Returns (heads, query, key).
+    """
+    return torch.nn.functional.embedding(index, table).permute(2, 0, 1).contiguous()
+
+
 def token_table_rows(bucket_size: int) -> int:
     """Rows of a token table, the three CLS rows included."""
     return 2 * bucket_size + 2
