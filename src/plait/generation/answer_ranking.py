@@ -1,0 +1,54 @@
+"""Choosing among given answers: first-token probabilities -> the k most promising -> whole likelihoods -> order.
+
+Source: mPLUG-2's VideoQA (specification 7.1), after ALBEF's VQA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class RankedAnswers(NamedTuple):
+    """indices: (batch, k) into the answer list, best first; probabilities: (batch, k), summing to 1 over the k."""
+
+    indices: Tensor
+    probabilities: Tensor
+
+
+def rank_answers(
+    first_logits: Tensor,
+    answer_ids: Tensor,
+    losses: Callable[[Tensor], Tensor],
+    *,
+    k: int | None = None,
+    official: bool = False,
+) -> RankedAnswers:
+    """Order the answers of a list by their likelihood.
+
+        score(a) = sum_t log p(a_t | a_<t)          probabilities = softmax of the scores of the k candidates
+
+    first_logits: (batch, vocab) after the start token. answer_ids: (answers, length), start token included, so that
+    column 1 is what the answer begins with. losses: takes candidate indices (batch, k) and returns their summed
+    cross entropies (batch, k), every token after the start token counted. k: candidates scored in full, by default all;
+    more than there are answers is an error. `official` adds the log probability of the first token once more.
+    """
+    count = answer_ids.shape[0]
+    if not count or answer_ids.dim() != 2 or answer_ids.shape[1] < 2:
+        raise ValueError(
+            f"expected answer ids (answers, length >= 2) with a start token, got shape {tuple(answer_ids.shape)}; "
+            "pass at least one answer"
+        )
+    k = count if k is None else k
+    if not 1 <= k <= count:
+        raise ValueError(f"expected k of at most the {count} answers, got {k}; lower k or add answers")
+    first = first_logits.float().log_softmax(-1).index_select(1, answer_ids[:, 1].to(first_logits.device))
+    # stable, so that answers that begin alike keep the order of the list
+    order = first.argsort(dim=1, descending=True, stable=True)[:, :k]
+    scores = -losses(order).float()
+    if official:
+        scores = scores + first.gather(1, order)
+    probabilities, places = scores.softmax(-1).sort(dim=1, descending=True, stable=True)
+    return RankedAnswers(order.gather(1, places), probabilities)
