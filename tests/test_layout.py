@@ -34,7 +34,8 @@ SAME_LEVEL = {
     "search": {"embedder", "chat", "assistant"},
     "serving": {"embedder", "chat", "assistant"},
     "evaluation": {"embedder", "assistant", "chat"},
-    "parity": {"training"},  # golden optimiser steps, schedules and frozen sets run the code that trains
+    # golden optimiser steps, schedules and frozen sets run the code that trains, golden formats the readers
+    "parity": {"training", "evaluation"},
 }
 MAY_NAME_A_FAMILY = ("parity", "recipes")
 

@@ -39,18 +39,6 @@ _KINDS: dict[str, tuple[int, str]] = {
         text_benchmarks video_qa video_text_retrieval vqa_accuracy vqa_normalize
         """,
     ),
-    "formats": (
-        8,
-        """
-        ade20k agieval arc audiocaps avqa bbh clotho coco_captions coco_instances coco_karpathy_official didemo
-        esc50 flickr30k_karpathy_official fsd50k glue gqa imagenet kinetics lsmdc mm_vet mmbench mme mmlu mmmu
-        mplug2_video_caption mplug2_video_qa msrvtt_captions msrvtt_qa msrvtt_retrieval_1ka msvd_captions msvd_qa
-        nlvr2_official nocaps ok_vqa one_peace_audio one_peace_grounding one_peace_image_text_retrieval
-        one_peace_nlvr2 one_peace_vqa owl2_captions owl_eval pope q_bench qwen_style_vqa_list refcoco
-        retrieval_json_list scienceqa seed_bench snli_ve something_something_v2 textvqa tgif_frameqa vatex
-        vggsound video_judge_predictions vizwiz vqav2
-        """,
-    ),
 }
 
 LATER: dict[str, dict[str, int]] = {
