@@ -1,0 +1,76 @@
+"""Where a phrase is in an image: boxes as coordinate tokens of a decoder, or as four numbers of a head.
+
+boxes (cx, cy, w, h in [0, 1]) <-> tokens `first_id + floor(box * bins)` -> cross entropy weighted by how wrong they are
+
+Source: mPLUG's grounding as released (specification mPLUG-2, 7.3); GIoU: Rezatofighi et al. (arXiv 1902.09630);
+regression: DETR (arXiv 2005.12872), section 3.1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPSILON = 1e-5
+MAX_OFFSET = 5.0
+OUTSIDE = -10000.0
+"""Added to the logits of all but coordinate tokens."""
+
+
+def boxes_to_tokens(boxes: Tensor, bins: int, first_id: int) -> Tensor:
+    """boxes: (..., 4) in [0, 1], clamped -> ids of the same shape, `bins + 1` different ones."""
+    return (boxes.clamp(0, 1) * bins).floor().long() + first_id
+
+
+def tokens_to_boxes(tokens: Tensor, bins: int, first_id: int) -> Tensor:
+    """The inverse, up to the width of a bin: ids (..., 4) -> float boxes in [0, 1]."""
+    return (tokens - first_id).float() / bins
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """(cx, cy, w, h) -> (x0, y0, x1, y1), (..., 4)."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU minus the share of the hull that neither covers; a, b: (..., 4) corners -> (...).
+
+    Union and hull get 1e-5 so that empty boxes divide by something.
+    """
+    area_a = (a[..., 2:] - a[..., :2]).clamp_min(0).prod(-1)
+    area_b = (b[..., 2:] - b[..., :2]).clamp_min(0).prod(-1)
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp_min(0).prod(-1)
+    union = area_a + area_b - overlap
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp_min(0).prod(-1)
+    return overlap / (union + EPSILON) - (hull - union) / (hull + EPSILON)
+
+
+def coordinate_bias(vocab_size: int, bins: int, first_id: int) -> Tensor:
+    """(vocab,) to add to logits: 0 at the coordinate tokens, -10000 elsewhere."""
+    bias = torch.full((vocab_size,), OUTSIDE)
+    bias[first_id : first_id + bins + 1] = 0.0
+    return bias
+
+
+def coordinate_token_loss(logits: Tensor, tokens: Tensor, boxes: Tensor, bins: int, first_id: int) -> Tensor:
+    """mean over boxes and coordinates of CE * clamp(|p - t|, 0, 5) * (1 - GIoU(box of p, box)).
+
+    p is the most likely token of the teacher-forced logits; the two weights carry no gradient, so a coordinate that
+    is right already learns nothing. logits: (batch, 4, vocab) with `coordinate_bias` added, position k predicting
+    coordinate k; tokens: (batch, 4) of `boxes_to_tokens`; boxes: (batch, 4) as (cx, cy, w, h).
+    """
+    losses = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")  # (batch, 4)
+    with torch.no_grad():
+        chosen = logits.argmax(-1)
+        offset = (chosen - tokens).abs().float().clamp(0, MAX_OFFSET)
+        found = tokens_to_boxes(chosen, bins, first_id)
+        miss = 1 - generalized_iou(corners(found), corners(boxes))
+    return (losses * offset * miss[:, None]).mean()
+
+
+def box_regression_loss(predicted: Tensor, target: Tensor, *, l1: float = 5.0, giou: float = 2.0) -> Tensor:
+    """mean over boxes of l1 * |p - t|_1 + giou * (1 - GIoU). predicted, target: (boxes, 4) as (cx, cy, w, h)."""
+    distance = (predicted - target).abs().sum(-1)
+    return (l1 * distance + giou * (1 - generalized_iou(corners(predicted), corners(target)))).mean()
