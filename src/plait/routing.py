@@ -70,6 +70,15 @@ class Route:
         lengths = torch.bincount(flat, minlength=len(modalities)).tolist()
         return cls(tuple(modalities), tuple(lengths), order, torch.argsort(order))
 
+    @classmethod
+    def only(cls, modality: str) -> Route:
+        """Every token belongs to `modality`, however many there are: one way is called, nothing is counted or moved."""
+        return cls((modality,), (0,))
+
+    def grouped(self) -> Route:
+        """The route of tokens that were laid out once by `order`, as `(1, batch * seq, dim)`: segments only."""
+        return Route(self.modalities, self.lengths)
+
     def to(self, device: torch.device | str) -> Route:
         """The same route with its index tensors on `device`."""
         if self.order is None or self.inverse is None:
@@ -94,7 +103,7 @@ class Route:
             way = way_of.get(modality)
             if way is None:
                 if length:
-                    raise ValueError(f"expected tokens of {sorted(way_of)}, got {modality!r}; give that modality a way")
+                    raise _no_way(way_of, modality)
                 continue
             if spans and spans[-1][0] == way:
                 spans[-1] = (way, spans[-1][1], start + length)
@@ -121,6 +130,8 @@ class PerModality(nn.ModuleDict):
 
     def forward(self, x: Tensor, route: Route) -> Tensor:
         """x: (batch, seq, dim) -> (batch, seq, any dim); the sub-module must act on tokens independently."""
+        if len(route.modalities) == 1:
+            return self.of(route.modalities[0])(x)
         spans = route.spans(self.way_of)
         if not self.training:
             spans = [span for span in spans if span[2] > span[1]]
@@ -134,8 +145,14 @@ class PerModality(nn.ModuleDict):
         return grouped.index_select(0, route.inverse).unflatten(0, x.shape[:2])
 
     def of(self, modality: str) -> nn.Module:
-        """The copy that `modality` passes."""
+        """The copy that `modality` passes. Raises ValueError for a modality that has no way."""
+        if modality not in self.way_of:
+            raise _no_way(self.way_of, modality)
         return self[self.way_of[modality]]
+
+
+def _no_way(way_of: Mapping[str, str], modality: str) -> ValueError:
+    return ValueError(f"expected tokens of {sorted(way_of)}, got {modality!r}; give that modality a way")
 
 
 def partition(modalities: Sequence[str], shared: bool = False) -> dict[str, tuple[str, ...]]:

@@ -23,3 +23,17 @@ class GeGLU(nn.Module):
         """x: (..., dim) -> (..., dim)."""
         hidden = F.gelu(self.gate_proj(x)) * self.up_proj(x)
         return self.down_proj(hidden if self.norm is None else self.norm(hidden))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network of Llama: down(silu(gate(x)) * up(x)) (arXiv 2002.05202, without biases there)."""
+
+    def __init__(self, dim: int, mlp_dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, mlp_dim, bias=bias)
+        self.up_proj = nn.Linear(dim, mlp_dim, bias=bias)
+        self.down_proj = nn.Linear(mlp_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,308 @@
+"""mPLUG-Owl2: images become positions of a causal language model that keeps a way per modality (arXiv 2311.04257).
+
+pixel_values -> vision tower -> abstractor -> placed over the image positions of input_ids -> routed decoder -> logits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from plait.blocks.attention import attention_function
+from plait.blocks.norm import RMSNorm
+from plait.models.mplug_owl2.abstractor import Abstractor
+from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.models.mplug_owl2.positions import position_ids_of, query_scale, rotary
+from plait.models.mplug_owl2.vision import VisionTower
+from plait.routing import Route
+from plait.trunks.decoder import Pass, RoutedDecoder, eager_attention
+from plait.types import MODALITIES
+
+TEXT, IMAGE = MODALITIES.index("text"), MODALITIES.index("image")
+
+
+@dataclass
+class MPlugOwl2Output(ModelOutput):
+    """What `MPlugOwl2ForConditionalGeneration` returns; everything covers the sequence with images expanded.
+
+    loss: mean cross entropy of labels other than -100; logits: (batch, seq, vocab_size); hidden_states: before every
+    layer and after the final norm, (batch, seq, dim) each.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class MPlugOwl2PreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by the models of this family."""
+
+    config: MPlugOwl2Config
+    config_class = MPlugOwl2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["RoutedDecoderLayer", "VisionLayer", "AbstractorLayer"]  # noqa: RUF012
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # looked up in the config at every forward pass
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Published initialisation: the language model normal of `init_std`; tower and abstractor as torch draws them."""
+        if isinstance(module, nn.LayerNorm | RMSNorm):
+            init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
+        elif isinstance(module, VisionTower | Abstractor):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter)
+            for inner in module.modules():
+                if isinstance(inner, nn.Linear | nn.Conv2d):
+                    bound = inner.weight[0].numel() ** -0.5
+                    init.uniform_(inner.weight, -bound, bound)
+                    if inner.bias is not None:
+                        init.uniform_(inner.bias, -bound, bound)
+                    inner._is_hf_initialized = True
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=self.config.init_std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
+    """Vision tower, abstractor, embeddings and decoder: (batch, seq) ids and images to (batch, seq, dim) states."""
+
+    def __init__(self, config: MPlugOwl2Config) -> None:
+        super().__init__(config)
+        vision = config.vision_sizes
+        self.vision = VisionTower(vision)
+        self.abstractor = Abstractor(vision.dim, config.dim, config.abstractor_sizes, with_cls=vision.use_cls_token)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.decoder = RoutedDecoder(
+            config.dim,
+            config.num_heads,
+            config.mlp_dim,
+            config.num_layers,
+            config.ways or {},
+            config.routed,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            eps=config.eps,
+            qkv_bias=config.qkv_bias,
+            out_bias=config.out_bias,
+            mlp_bias=config.mlp_bias,
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token table."""
+        self.token_embedding = value
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (images, 3, height, width) -> (images, tokens_per_image, dim)."""
+        attend = attention_function(self.config._attn_implementation)
+        return self.abstractor(self.vision(pixel_values.to(self.dtype), attend), attend)
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Embeddings with image features in place: (batch, seq, dim), and (batch, seq) bool, True on image positions.
+
+        Raises ValueError where image positions and images do not agree.
+        """
+        if input_ids.shape[1] == 1 and pixel_values is None:
+            return self.token_embedding(input_ids), None
+        is_image = input_ids == self.config.image_token_id
+        positions, images = int(is_image.sum()), 0 if pixel_values is None else len(pixel_values)
+        per_image = self.config.tokens_per_image
+        if positions != images * per_image:
+            raise ValueError(
+                f"expected {images * per_image} image positions for {images} images of {per_image}, got {positions}; "
+                "give one <|image|> per image and let the processor expand it"
+            )
+        embeds = self.token_embedding(input_ids.masked_fill(is_image, 0))
+        if pixel_values is None and self.training:
+            # Gradients of tower and abstractor are 0, not None, so that all ranks issue the same collectives.
+            side = self.config.image_size
+            pixel_values = embeds.new_zeros(0, 3, side, side)
+        if pixel_values is None:
+            return embeds, None
+        features = self.encode_images(pixel_values).flatten(0, 1).to(embeds.dtype)
+        return embeds.masked_scatter(is_image[..., None], features), is_image
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        modality_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> MPlugOwl2Output:
+        """States after the final norm, in `hidden_states[-1]`.
+
+        input_ids: (batch, seq) with `image_token_id` on every position an image fills; pixel_values: (images, 3, side,
+        side) in reading order; or inputs_embeds: (batch, seq, dim) with modality_ids: (batch, seq) indices into
+        `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds, got both or none")
+        is_image = None
+        if inputs_embeds is None:
+            inputs_embeds, is_image = self.embed(input_ids, pixel_values)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seq = inputs_embeds.shape[1]
+        position_ids = position_ids_of(
+            position_ids, attention_mask, past, inputs_embeds.shape[:2], inputs_embeds.device
+        )
+        cos, sin = rotary(
+            self.config, position_ids, attention_mask, past, past_key_values, inputs_embeds, self.training
+        )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        run = Pass(
+            shape=(inputs_embeds.shape[0], seq),
+            cos=cos,
+            sin=sin,
+            attend=attend,
+            mask=create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids),
+            cache=past_key_values,
+            query_scale=None if self.training else query_scale(self.config, position_ids),
+        )
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
+        x = self.decoder(inputs_embeds, self.route(inputs_embeds, is_image, modality_ids), run, hidden)
+        return MPlugOwl2Output(past_key_values=past_key_values, hidden_states=tuple(hidden) if hidden else (x,))
+
+    def route(self, x: Tensor, is_image: Tensor | None, modality_ids: Tensor | None) -> Route:
+        """Which modality owns each token of x: (batch, seq, dim); in training every modality is listed."""
+        if not self.config.routed:
+            return Route.only("text")
+        if is_image is not None and modality_ids is None:
+            modality_ids = is_image.long() * (IMAGE - TEXT) + TEXT
+        if modality_ids is None:
+            return Route.segments({"text": x.shape[1]}, listed=self.config.modalities) if self.training else TEXT_ONLY
+        return Route.interleaved(modality_ids.cpu()).to(x.device)
+
+
+TEXT_ONLY = Route.only("text")
+
+
+class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, GenerationMixin):
+    """The chat model: images and text in, text out."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MPlugOwl2Config) -> None:
+        super().__init__(config)
+        self.model = MPlugOwl2Model(config)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table."""
+        return self.model.token_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token table."""
+        self.model.token_embedding = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replace the head."""
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        modality_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MPlugOwl2Output:
+        """Logits, and the loss where labels are given. Arguments as `MPlugOwl2Model.forward`, and:
+
+        labels: (batch, seq), -100 where nothing is learned (image positions are never learned); logits_to_keep: how many
+        of the last positions get logits, 0 for all.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            pixel_values,
+            modality_ids,
+            use_cache,
+            bool(output_hidden_states),
+        )
+        assert outputs.hidden_states is not None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.hidden_states[-1][:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MPlugOwl2Output(
+            loss, logits, outputs.past_key_values, outputs.hidden_states if output_hidden_states else None
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Images are read once, with the prompt; later steps are text."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs["pixel_values"] = inputs["modality_ids"] = None
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat rows for beams; images follow the rows they stand in, so a row's images repeat as a block."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and expand_size > 1 and input_ids is not None:
+            per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.tokens_per_image
+            blocks: Iterable[Tensor] = pixel_values.split(per_row.tolist())
+            pixel_values = torch.cat([block.repeat(expand_size, 1, 1, 1) for block in blocks])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})

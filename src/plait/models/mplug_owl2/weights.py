@@ -1,0 +1,261 @@
+"""Official mPLUG-Owl2 and Owl2.1 weights <-> Plait's layout, both ways bit for bit.
+
+official state (Llama or Qwen names) -> KeyMap -> strict load        Megatron, LoRA extras -> official names first
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from plait.blocks.rotary import inverse_frequencies
+from plait.models.mplug_owl2.abstractor import position_tables
+from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
+from plait.weights.state import LazyState, StateError, listed, meta_state
+
+_P = "{p:weight|bias}"
+
+
+def is_qwen(keys: Iterable[str]) -> bool:
+    """Whether these are official keys of Owl2.1."""
+    return any(key.startswith("transformer.h.") for key in keys)
+
+
+def key_map(config: MPlugOwl2Config, *, base: str = "model.") -> KeyMap:
+    """Rules between an official checkpoint and `MPlugOwl2ForConditionalGeneration` of `config`.
+
+    base: prefix of the `MPlugOwl2Model` inside the target. A config with trained_length is Owl2.1's layout.
+    """
+    qwen = config.trained_length is not None
+    outer = "transformer." if qwen else "model."
+    layer = _qwen_layer(config) if qwen else _llama_layer(config)
+    rules: list[Rule] = [
+        *prefixed(
+            layer, official="transformer.h.{i}." if qwen else "model.layers.{i}.", native=f"{base}decoder.layers.{{i}}."
+        ),
+        *prefixed(vision_rules(), official=f"{outer}vision_model.", native=f"{base}vision."),
+        *prefixed(abstractor_rules(config), official=f"{outer}visual_abstractor.", native=f"{base}abstractor."),
+        Rename("transformer.wte.weight" if qwen else "model.embed_tokens.weight", f"{base}token_embedding.weight"),
+        Rename("transformer.ln_f.weight" if qwen else "model.norm.weight", f"{base}decoder.norm.weight"),
+        Rename("lm_head.weight", "lm_head.weight"),
+        Drop(
+            "model.layers.{i}.self_attn.rotary_emb.inv_freq",
+            "rotary frequencies, which the configuration determines",
+            restore=None if qwen else partial(_restore_frequencies, config),
+        ),
+        Drop("transformer.h.{i}.attn.masked_bias", "a constant of an older release"),
+        Drop("transformer.rotary_emb.inv_freq", "rotary frequencies, which the configuration determines"),
+    ]
+    return KeyMap(rules)
+
+
+def _ways(config: MPlugOwl2Config) -> dict[int, str]:
+    """Official index of a way -> our name: 0 is text, 1 is the way of images."""
+    named = config.ways or {}
+    text = next(way for way, cell in named.items() if "text" in cell)
+    image = next((way for way, cell in named.items() if "image" in cell), text)
+    return {0: text, 1: image}
+
+
+def _routed_names(official: str, native: str, part: str, config: MPlugOwl2Config) -> list[Rule]:
+    if part not in config.routed:
+        return [Rename(f"{official}.{_P}", f"{native}.{_P}")]
+    return [Rename(f"{official}.multiway.{i}.{_P}", f"{native}.{way}.{_P}") for i, way in _ways(config).items()]
+
+
+def _llama_layer(config: MPlugOwl2Config) -> list[Rule]:
+    names = [
+        ("input_layernorm", "attn_norm", "norm"),
+        ("post_attention_layernorm", "mlp_norm", "norm"),
+        *((f"self_attn.{n}_proj", f"attn.{n}_proj", n) for n in "qkv"),
+        ("self_attn.o_proj", "attn.o_proj", "out"),
+    ]
+    rules = [rule for name in names for rule in _routed_names(*name, config)]
+    return [*rules, Rename(f"mlp.{{n:gate_proj|up_proj|down_proj}}.{_P}", f"mlp.{{n}}.{_P}")]
+
+
+def _qwen_layer(config: MPlugOwl2Config) -> list[Rule]:
+    ways = _ways(config).items() if "q" in config.routed else [(None, "")]
+    fused: list[Rule] = []
+    for index, way in ways:
+        source = "attn.c_attn" + ("" if index is None else f".multiway.{index}")
+        tail = "" if index is None else f".{way}"
+        fused.append(Split(f"{source}.{_P}", tuple(f"attn.{n}_proj{tail}.{_P}" for n in "qkv")))
+    return [
+        *fused,
+        Rename(f"attn.c_proj.{_P}", f"attn.o_proj.{_P}"),
+        Rename(f"ln_1.{_P}", f"attn_norm.{_P}"),
+        Rename(f"ln_2.{_P}", f"mlp_norm.{_P}"),
+        Rename(f"mlp.w1.{_P}", f"mlp.up_proj.{_P}"),
+        Rename(f"mlp.w2.{_P}", f"mlp.gate_proj.{_P}"),  # w2 goes through the SiLU
+        Rename(f"mlp.c_proj.{_P}", f"mlp.down_proj.{_P}"),
+    ]
+
+
+def vision_rules() -> list[Rule]:
+    """Rules of the vision tower alone."""
+    layer = "encoder.layers.{i}."
+    return [
+        Rename("embeddings.cls_token", "cls_embedding"),
+        Rename("embeddings.position_embedding", "position_embedding"),
+        Rename("embeddings.patch_embed.weight", "patch_embedding.weight"),
+        Rename(f"embeddings.pre_layernorm.{_P}", f"pre_norm.{_P}"),
+        Rename(f"{layer}self_attn.query_key_value.{_P}", f"layers.{{i}}.attn.qkv.{_P}"),
+        Rename(f"{layer}self_attn.dense.{_P}", f"layers.{{i}}.attn.out_proj.{_P}"),
+        Rename(f"{layer}input_layernorm.{_P}", f"layers.{{i}}.attn_norm.{_P}"),
+        Rename(f"{layer}post_attention_layernorm.{_P}", f"layers.{{i}}.mlp_norm.{_P}"),
+        Rename(f"{layer}mlp.{{n:fc1|fc2}}.{_P}", f"layers.{{i}}.{{n}}.{_P}"),
+        Rename(f"post_layernorm.{_P}", f"post_norm.{_P}"),
+    ]
+
+
+def abstractor_rules(config: MPlugOwl2Config) -> list[Rule]:
+    """Rules of the abstractor alone."""
+    outer, inner = "encoder.layers.{i}.crossattention.", "layers.{i}."
+    return [
+        Rename("query_embeds", "queries"),
+        Rename("vit_eos", "end"),
+        Rename(f"visual_fc.{_P}", f"proj.{_P}"),
+        Rename(f"{outer}attention.query.{_P}", f"{inner}q_proj.{_P}"),
+        Rename(f"{outer}attention.key.{_P}", f"{inner}k_proj.{_P}"),
+        Rename(f"{outer}attention.value.{_P}", f"{inner}v_proj.{_P}"),
+        Drop(
+            f"{outer}attention.{{n:q|k}}_pos_embed",
+            "a sine table, which the configuration determines",
+            restore=partial(_restore_tables, config),
+        ),
+        Rename(f"{outer}norm1.{_P}", f"{inner}query_norm.{_P}"),
+        Rename(f"{outer}normk.{_P}", f"{inner}key_norm.{_P}"),
+        Rename(f"{outer}output.out_proj.{_P}", f"{inner}out_proj.{_P}"),
+        Rename(f"{outer}output.norm2.{_P}", f"{inner}mlp_norm.{_P}"),
+        Rename(f"{outer}output.mlp.w1.{_P}", f"{inner}mlp.gate_proj.{_P}"),
+        Rename(f"{outer}output.mlp.w3.{_P}", f"{inner}mlp.up_proj.{_P}"),
+        Rename(f"{outer}output.mlp.w2.{_P}", f"{inner}mlp.down_proj.{_P}"),
+        Rename(f"{outer}output.mlp.ffn_ln.{_P}", f"{inner}mlp.norm.{_P}"),
+    ]
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in state)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _restore_frequencies(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    assert config.head_dim is not None and config.rope_parameters is not None
+    made = inverse_frequencies(config.head_dim, config.rope_parameters["rope_theta"])
+    layers = _layers(state, "model.decoder.layers.")
+    return {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": made for i in layers}
+
+
+def _restore_tables(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    sizes, vision = config.abstractor_sizes, config.vision_sizes
+    span = sizes.query_span or sizes.num_queries
+    shape = (sizes.num_queries, span, sizes.grid_size, sizes.grid_size, vision.use_cls_token)
+    tables = dict(zip("qk", map(torch.from_numpy, position_tables(vision.dim, shape))))
+    return {
+        f"encoder.layers.{i}.crossattention.attention.{n}_pos_embed": table
+        for i in _layers(state, "layers.")
+        for n, table in tables.items()
+    }
+
+
+def explain_keys(shapes: Mapping[str, Sequence[int]], config: MPlugOwl2Config) -> None:
+    """Prove on shapes alone that a key list converts both ways. Raises StateError listing what does not."""
+    official = meta_state({key: [shape, "float32"] for key, shape in shapes.items()})
+    rules = key_map(config)
+    native, _ = rules.forward(official)
+    back = rules.backward(native)
+    wrong = [key for key in official if key not in back or back[key].shape != official[key].shape]
+    wrong += [key for key in back if key not in official]
+    if wrong:
+        raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
+
+
+_MEGATRON_LAYER = (("self_attention.", "self_attn."),)
+_MEGATRON_VISION = (
+    ("self_attention.", "self_attn."),
+    ("mlp.dense_h_to_4h.", "mlp.fc1."),
+    ("mlp.dense_4h_to_h.", "mlp.fc2."),
+)
+_MEGATRON_ABSTRACTOR = (
+    ("self_attention.q_proj.", "attention.query."),
+    ("self_attention.k_proj.", "attention.key."),
+    ("self_attention.v_proj.", "attention.value."),
+    ("self_attention.o_proj.", "output.out_proj."),
+    ("norm2.", "output.norm2."),
+    ("mlp.", "output.mlp."),
+)
+
+
+def from_megatron(key: str) -> str:
+    """The official name of a tensor of the Megatron training checkpoint (its nested keys joined by dots).
+
+    Raises StateError for a name of another layout, such as that of a model-parallel shard.
+    """
+    part, _, rest = key.partition(".")
+    if part == "language_model":
+        return _megatron_language(key, rest)
+    if part == "vision_model":
+        rest, is_layer = _without(rest, "transformer.layers.")
+        if is_layer:
+            return "model.vision_model.encoder.layers." + _renamed(rest, _MEGATRON_VISION)
+        names = {"position_embeddings": "position_embedding"}
+        rest, is_final = _without(rest, "transformer.final_layernorm.")
+        return f"model.vision_model.{'post_layernorm.' if is_final else 'embeddings.'}{names.get(rest, rest)}"
+    if part == "vision_abstractor":
+        rest, is_layer = _without(rest, "transformer.layers.")
+        if is_layer:
+            index, _, inner = rest.partition(".")
+            return f"model.visual_abstractor.encoder.layers.{index}.crossattention." + _renamed(
+                inner, _MEGATRON_ABSTRACTOR, True
+            )
+        return "model.visual_abstractor." + {"learnable_queries": "query_embeds"}.get(rest, rest)
+    raise StateError(f"expected a Megatron key of language_model, vision_model or vision_abstractor, got {key}", [key])
+
+
+def _megatron_language(key: str, rest: str) -> str:
+    fixed = {
+        "embedding.word_embeddings.weight": "model.embed_tokens.weight",
+        "encoder.norm.weight": "model.norm.weight",
+        "encoder.lm_head.weight": "lm_head.weight",
+    }
+    if rest in fixed:
+        return fixed[rest]
+    inner, is_layer = _without(rest, "encoder.layers.")
+    if not is_layer:
+        raise StateError(f"expected a Megatron key under encoder.layers, got {key}; merge its shards first", [key])
+    return "model.layers." + _renamed(inner, _MEGATRON_LAYER)
+
+
+def _without(text: str, prefix: str) -> tuple[str, bool]:
+    return text.removeprefix(prefix), text.startswith(prefix)
+
+
+def _renamed(text: str, names: Sequence[tuple[str, str]], at_start: bool = False) -> str:
+    for theirs, ours in names:
+        if text.startswith(theirs) if at_start else theirs in text:
+            return text.replace(theirs, ours, 1)
+    return text
+
+
+def is_megatron(keys: Iterable[str]) -> bool:
+    """Whether these are keys of the Megatron training checkpoint."""
+    return any(key.startswith(("vision_abstractor.", "language_model.encoder.")) for key in keys)
+
+
+def official_names(state: LazyState) -> LazyState:
+    """The state under official names: a Megatron checkpoint renamed, what LoRA training saved beside it unwrapped."""
+    keys = list(state)
+    if is_megatron(keys):
+        return LazyState({from_megatron(key): partial(state.__getitem__, key) for key in keys})
+    names = {key: key.removeprefix("base_model.") for key in keys}
+    if any(name.startswith("model.model.") for name in names.values()):
+        names = {key: name.removeprefix("model.") for key, name in names.items()}
+    if all(key == name for key, name in names.items()):
+        return state
+    return LazyState({name: partial(state.__getitem__, key) for key, name in names.items()})
