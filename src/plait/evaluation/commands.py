@@ -1,4 +1,4 @@
-"""`plait eval TASK MODEL --data DIR`: measure a model on a task and print each number beside its chance."""
+"""`plait eval TASK MODEL --data DIR`: measure a model on a task; `--list` shows tasks, `compare` tests two results."""
 
 from __future__ import annotations
 
@@ -25,26 +25,115 @@ def _emergent(model: Path, data: Path, out: Path | None) -> Evaluation:
 
 
 TASKS: dict[str, Callable[[Path, Path, Path | None], Evaluation]] = {"emergent": _emergent}
-"""Task name -> function of (model directory, data directory, output directory)."""
+"""Tasks with a report of their own: name -> function of (model directory, data directory, output directory)."""
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help=f"what to measure: {', '.join(TASKS)}")],
-    model: Annotated[Path, typer.Argument(help="model directory")],
-    data: Annotated[Path, typer.Option(help="data set directory (manifest.jsonl and its files)")],
-    out: Annotated[
-        Path | None, typer.Option(help="keep evaluation.json, vectors.npz and what was searched here")
-    ] = None,
+    task: Annotated[str | None, typer.Argument(help="what to measure (--list shows all), or compare")] = None,
+    model: Annotated[str | None, typer.Argument(help="model directory, hf:DIR, or a result.json to compare")] = None,
+    other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
+    *,
+    data: Annotated[Path | None, typer.Option(help="data set directory with its annotation files and media")] = None,
+    split: Annotated[str | None, typer.Option(help="split; the published one by default")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first N items")] = None,
+    rule: Annotated[str | None, typer.Option(help="variant of the metric, such as release for VQA")] = None,
+    out: Annotated[Path | None, typer.Option(help="directory of the run: predictions, cache, result")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="score this file; no model is needed")] = None,
+    judge: Annotated[str | None, typer.Option(help="stored replies (.jsonl) or a model that grades")] = None,
+    batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
+    media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
+    skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure MODEL on TASK with the held-out part of a data set."""
-    if task not in TASKS:
-        raise UsageError(f"expected a task of {', '.join(TASKS)}, got {task!r}; plait eval --help lists them")
-    result = TASKS[task](model, data, out)
+    """Measure MODEL on TASK with the official files of a data set."""
+    if listing:
+        print(_listing(as_json))
+    elif task == "compare":
+        print(_compare(model, other, as_json))
+    elif task is None:
+        raise UsageError("expected a task, got none; plait eval --list shows them")
+    elif other is not None:
+        raise UsageError(f"expected TASK MODEL, got a third name {other!r}; only compare takes two results")
+    elif data is None:
+        raise UsageError(f"expected --data DIR for {task}, got none; pass the directory with its annotation files")
+    elif task in TASKS:
+        _run_own(task, _required(model, task), data, out, as_json)
+    else:
+        from plait.evaluation.run import Options
+
+        options = Options(split, limit, rule, batch_size, media, skip_missing, judge)
+        print(_run(task, model, data, out, predictions, options, as_json))
+
+
+def _required(model: str | None, task: str) -> str:
+    if model is None:
+        raise UsageError(f"expected a model for {task}, got none; pass a model directory, or --predictions FILE")
+    return model
+
+
+def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool) -> None:
+    result = TASKS[task](Path(model), data, out)
     if out is not None:
         result.save(out)
     stored = result.to_json()["metrics"]
     print(json.dumps(stored) if as_json else as_table(stored))
+
+
+def _run(
+    name: str, model: str | None, data: Path, out: Path | None, predictions: Path | None, options: Any, as_json: bool
+) -> str:
+    from plait.evaluation.registry import task_named
+    from plait.evaluation.result import headline
+    from plait.evaluation.run import PAGE, check_rule, evaluate, score_file
+
+    task = task_named(name)
+    check_rule(task, options.rule)
+    if predictions is not None:
+        if not predictions.is_file():
+            raise UsageError(f"expected a file of predictions, got {predictions}: no such file")
+        result = score_file(task, predictions, data, out, options)
+    else:
+        from plait.evaluation.runners import open_model
+
+        spec = _required(model, name)
+        out = out or Path("runs") / "eval" / f"{name}-{Path(spec.removeprefix('hf:')).name}"
+        result = evaluate(task, open_model(spec, task.ways), data, out, options)
+    if as_json:
+        return json.dumps(result, ensure_ascii=False)
+    lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]
+    lines += [f"  {kind}: {found['count']}" for kind, found in result["failures"].items()]
+    lines += [f"  note: {note}" for note in result["notes"]]
+    return "\n".join([*lines, *([f"  {out / PAGE}"] if out is not None else [])])
+
+
+def _compare(first: str | None, second: str | None, as_json: bool) -> str:
+    from plait.evaluation.compare import as_lines, compare
+
+    if first is None or second is None:
+        raise UsageError("expected two results, such as plait eval compare A/result.json B/result.json")
+    found = compare(first, second)
+    return json.dumps(found) if as_json else as_lines(found)
+
+
+def _listing(as_json: bool) -> str:
+    from dataclasses import asdict
+
+    from plait.evaluation.registry import TASKS as REGISTERED
+
+    if as_json:
+        return json.dumps([asdict(task) for task in REGISTERED.values()] + [{"name": name} for name in TASKS])
+    head = f"{'task':<24}{'split':<12}{'items':>8}  {'metric':<38} {'models that':<16}{'needs':<18}published"
+    lines = [head]
+    for task in REGISTERED.values():
+        metric = task.primary + (f" ({'|'.join(task.rules)})" if task.rules else "")
+        needs = task.needs or ("server for test" if task.submission else "")
+        known = "; ".join(f"{one.model} {one.value} [{one.status}]" for one in task.published[:2])
+        can = "|".join(task.ways)
+        lines.append(
+            f"{task.name:<24}{task.split:<12}{task.size or '':>8}  {metric:<38} {can:<16}{needs:<18}{known}".rstrip()
+        )
+    return "\n".join([*lines, f"{'emergent':<24}{'test':<12}{'':>8}  {'recall':<38} {'embed':<16}"])
 
 
 def as_table(metrics: dict[str, Any]) -> str:

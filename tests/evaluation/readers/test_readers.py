@@ -175,7 +175,17 @@ def test_mme_counts_two_questions_of_one_picture_and_knows_its_folders(tmp_path:
 
 
 def test_every_layout_is_covered_by_a_fixture() -> None:
-    apart = {"one_peace_aqa", "one_peace_fsd50k", "one_peace_vggsound", "imagenet_folder", "q_bench_iqa"}
+    apart = {
+        "plait_mini_pictures",
+        "plait_mini_sounds",
+        "arc_challenge",
+        "arc_easy",
+        "one_peace_aqa",
+        "one_peace_fsd50k",
+        "one_peace_vggsound",
+        "imagenet_folder",
+        "q_bench_iqa",
+    }
     fixtures = {path.name for path in FORMATS.iterdir() if path.is_dir()}
     assert {n for n in LAYOUTS if not n.startswith("glue_")} - apart == fixtures - {"glue"}
 

@@ -10,6 +10,7 @@ from plait.evaluation.readers import (  # noqa: F401  (each module registers its
     choices,
     classes,
     language,
+    mini,
     pairs,
     questions,
     regions,

@@ -21,8 +21,16 @@ def imagenet(source: Source) -> list[Item]:
     for file, index in _file_and_index(path):
         if names and not 0 <= index < len(names):
             raise ValueError(f"{path.name}: expected classes 0 to {len(names) - 1}, got {index} for {file}")
-        items.append(Item(Path(file).stem, image=file, label=index, label_name=names[index] if names else None))
+        item = Item(Path(file).stem, image=file, label=index, label_name=names[index] if names else None)
+        items.append(_named(item, names))
     return items
+
+
+def _named(item: Item, names: dict[int, str]) -> Item:
+    """The item with the names of all classes beside it, where the data set tells them."""
+    if names:
+        item.meta["classes"] = names
+    return item
 
 
 @layout("imagenet_folder", {"classes": ("classes.txt", "*synset*.txt")}, optional=("classes",))
@@ -33,12 +41,13 @@ def imagenet_folder(source: Source) -> list[Item]:
     if not folders:
         raise ValueError(f"expected folders of classes in {place}, got none; pass the directory above {source.split}")
     words = class_names(source.get("classes"), by_folder=True)
+    names = {index: words.get(folder.name, folder.name) for index, folder in enumerate(folders)}
     items = []
     for index, folder in enumerate(folders):
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES):
             image = path.relative_to(source.root).as_posix()
-            name = words.get(folder.name, folder.name)
-            items.append(Item(f"{folder.name}/{path.stem}", image=image, label=index, label_name=name))
+            name = names[index]
+            items.append(_named(Item(f"{folder.name}/{path.stem}", image=image, label=index, label_name=name), names))
     return items
 
 
@@ -77,7 +86,8 @@ def kinetics(source: Source) -> list[Item]:
     for row in (row for row in rows if row.get("split", wanted) == wanted):
         name, label = row.text("youtube_id"), row.optional("label")
         clip = f"{name}_{row.integer('time_start'):06d}_{row.integer('time_end'):06d}.mp4"
-        items.append(Item(name, video=clip, label_name=label, label=None if label is None else order[label]))
+        item = Item(name, video=clip, label_name=label, label=None if label is None else order[label])
+        items.append(_named(item, {index: name for name, index in order.items()}))
     return items
 
 
@@ -87,6 +97,7 @@ def kinetics(source: Source) -> list[Item]:
 def something_something(source: Source) -> list[Item]:
     """Something-Something v2: the template without brackets is the key of labels.json."""
     labels = read_record(source["labels"])
+    names = {labels.integer(name): name for name in labels}
     items = []
     for row in read_rows(source["annotations"]):
         item = Item(row.text("id"), video=f"{row.text('id')}.webm")
@@ -95,7 +106,7 @@ def something_something(source: Source) -> list[Item]:
             if item.label_name not in labels:
                 raise row.wrong("template", f"a template of {source['labels'].name}", item.label_name)
             item.label = labels.integer(item.label_name)
-        items.append(item)
+        items.append(_named(item, names))
     return items
 
 
@@ -128,7 +139,7 @@ def fsd50k(source: Source) -> list[Item]:
         if unknown := next((name for name in names if name not in index), None):
             raise row.wrong("labels", f"names of {source['vocabulary'].name}", unknown)
         item.labels = [index[name] for name in names]
-        items.append(item)
+        items.append(_named(item, {number: name for name, number in index.items()}))
     return items
 
 
@@ -142,7 +153,7 @@ def vggsound(source: Source) -> list[Item]:
         name = f"{row.text('youtube_id')}_{row.integer('start'):06d}"
         item = Item(name, audio=f"{name}.wav", label_name=row.text("label"), label=order[row.text("label")])
         item.media_start, item.media_end = clip_of(row, "start", VGGSOUND_SECONDS)
-        items.append(item)
+        items.append(_named(item, {index: name for name, index in order.items()}))
     return items
 
 

@@ -142,9 +142,7 @@ def _agieval_label(item: Item, row: Row, count: int) -> None:
         item.answer_index = letters.index(row.one_of("label", letters))
 
 
-@layout("arc", {"annotations": ("ARC-*-{split}.jsonl", "*{split}*.jsonl")}, aliases={"test": "Test", "dev": "Dev"})
-def arc(source: Source) -> list[Item]:
-    """ARC: three to five choices labelled A-E or 1-5."""
+def _arc(source: Source) -> list[Item]:
     items = []
     for row in read_rows(source["annotations"]):
         question = row.record("question")
@@ -155,3 +153,11 @@ def arc(source: Source) -> list[Item]:
             item.answer_index = labels.index(row.one_of("answerKey", labels))
         items.append(item)
     return items
+
+
+for _name, _pattern in (("arc", "ARC-*"), ("arc_challenge", "ARC-Challenge"), ("arc_easy", "ARC-Easy")):
+
+    @layout(_name, {"annotations": f"{_pattern}-{{split}}.jsonl"}, aliases={"test": "Test", "dev": "Dev"})
+    def arc(source: Source) -> list[Item]:
+        """ARC: three to five choices labelled A-E or 1-5."""
+        return _arc(source)

@@ -1,0 +1,284 @@
+"""Adapters of models to the protocols of `plait.evaluation.runners`: ours through `plait.models.auto`, peers through
+transformers' Auto classes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from plait.embedder import Embedder
+from plait.embedder.towers import fingerprint
+from plait.evaluation.runners import Ask
+from plait.evaluation.tasks import Capability, Decoding
+from plait.media.image import load_image
+
+ONE_PICTURE = {"blip", "blip-2", "instructblip", "git", "pix2struct", "kosmos-2", "vision-encoder-decoder"}
+"""Peers that take exactly one picture: several (frames of a video) are laid out in a grid."""
+PLACES_ITSELF = ONE_PICTURE | {"paligemma", "florence2", "fuyu"}
+"""Peers whose processor puts the picture in front of the words."""
+OURS = {"one_peace", "mplug2", "mplug_owl", "mplug_owl2"}
+
+Layout = Callable[[str, int], str]
+LAYOUTS: dict[str, Layout] = {
+    "mplug2": lambda words, pictures: words,
+    "mplug_owl": lambda words, pictures: "".join(["Human: <image>\n"] * pictures) + f"Human: {words}\nAI: ",
+    "mplug_owl2": lambda words, pictures: f"USER: {'<|image|>' * pictures}{words} ASSISTANT: ",
+}
+"""Our families: (words, number of pictures) -> the text that the release feeds."""
+
+
+class _Named:
+    """Name, family and hash of a model that lies in a directory."""
+
+    capabilities: tuple[Capability, ...] = ()
+
+    def __init__(self, place: str, config: Mapping[str, Any], model: Any) -> None:
+        self.name = Path(place).name
+        self.family = str(config.get("model_type") or getattr(getattr(model, "config", None), "model_type", "unknown"))
+        self.model = model
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs on the model's device, floating-point ones in its type."""
+        first = next(self.model.parameters())
+        tensors = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in tensors.items()}
+
+
+class EmbedderModel:
+    """`plait.Embedder` under the name of its directory."""
+
+    capabilities: tuple[Capability, ...] = ("embed",)
+
+    def __init__(self, place: str, config: Mapping[str, Any], embedder: Embedder | None = None) -> None:
+        self.embedder = embedder or Embedder(place)
+        self.name, self.family = Path(place).name, str(config.get("model_type", "embedder"))
+        self.modalities = self.embedder.accepts
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights."""
+        return self.embedder.fingerprint
+
+    def embed(self, items: Sequence[Any]) -> np.ndarray:
+        """Unit vectors (n, dim)."""
+        return self.embedder.embed(items, show_progress=False)
+
+
+class TextGenerator(_Named):
+    """Any image-text-to-text model, ours or a peer, and language models alone."""
+
+    capabilities: tuple[Capability, ...] = ("generate", "text")
+
+    def __init__(self, place: str, config: Mapping[str, Any], pair: tuple[Any, Any] | None = None) -> None:
+        model, self.processor = pair or _load_generator(place, config)
+        super().__init__(place, config, model.eval())
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        if self.family not in OURS and not getattr(model.config, "is_encoder_decoder", False):
+            self.tokenizer.padding_side = "left"
+        if self.tokenizer.pad_token is None and self.tokenizer.eos_token is not None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def prompt(self, ask: Ask) -> str:
+        """The text as it is fed: the release's layout for our families, the chat template of a peer that has one."""
+        pictures = len(ask.images)
+        if self.family in LAYOUTS:
+            return LAYOUTS[self.family](ask.words, pictures)
+        if pictures and self.family in PLACES_ITSELF:
+            return ask.words
+        if not pictures and not hasattr(self.processor, "image_processor"):
+            return ask.words  # a language model: few-shot prompts are text to be continued
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}] * pictures + [{"type": "text", "text": ask.words}]
+            chat = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return f"{getattr(self.processor, 'image_token', '<image>')}\n" * pictures + ask.words
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """One reply per question; questions with equally many pictures go through the model together."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i, ask in enumerate(asks):
+            groups[len(ask.images)].append(i)
+        replies = [""] * len(asks)
+        for members in groups.values():
+            for i, reply in zip(members, self._generate([asks[i] for i in members], decoding)):
+                replies[i] = reply
+        return replies
+
+    def _generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        inputs = self.placed(self._inputs(asks))
+        options: dict[str, Any] = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
+        with torch.inference_mode():
+            made = self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=decoding.num_beams,
+                max_new_tokens=decoding.max_new_tokens,
+                min_new_tokens=decoding.min_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **options,
+            )
+        read = inputs.get("input_ids")
+        if read is not None and made.shape[1] > read.shape[1] and torch.equal(made[:, : read.shape[1]], read):
+            made = made[:, read.shape[1] :]
+        return self.tokenizer.batch_decode(made, skip_special_tokens=True)
+
+    def _inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
+        texts = [self.prompt(ask) for ask in asks]
+        pictures = [[load_image(image) for image in ask.images] for ask in asks]
+        if not pictures[0]:
+            return self.tokenizer(texts, return_tensors="pt", padding=True)
+        if self.family in ONE_PICTURE:
+            pictures = [[grid(row)] for row in pictures]
+        nested = pictures if len(pictures[0]) > 1 else [row[0] for row in pictures]
+        return self.processor(images=nested, text=texts, return_tensors="pt", padding=True)
+
+
+def _load_generator(place: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    model_type = config.get("model_type")
+    if model_type in OURS or (Path(place).exists() and not Path(place).is_dir()):
+        from plait.models.auto import load
+
+        return load(place)
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISUAL
+
+    if model_type in VISUAL:
+        return AutoModelForImageTextToText.from_pretrained(place), AutoProcessor.from_pretrained(place)
+    return AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+
+
+def grid(pictures: Sequence[Any]) -> Any:
+    """Pictures in reading order in one, as square as they can be laid out, each scaled to the size of the first."""
+    from PIL import Image
+
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture.resize((width, height)), (i % columns * width, i // columns * height))
+    return sheet
+
+
+class Classifier(_Named):
+    """A transformers model with a classification head for pictures, sounds, videos or texts."""
+
+    capabilities: tuple[Capability, ...] = ("classify",)
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        import transformers
+
+        head = (config.get("architectures") or [""])[0]
+        self.kind = head.rpartition("For")[2].removesuffix("Classification")
+        model = getattr(transformers, f"AutoModelFor{self.kind}Classification").from_pretrained(place)
+        super().__init__(place, config, model.eval())
+        reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
+        self.reader: Any = getattr(transformers, reader).from_pretrained(place)
+        self.is_multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Media, texts or pairs of texts -> probabilities (n, classes); one score (n, 1) of a head for numbers."""
+        with torch.inference_mode():
+            logits = self.model(**self.placed(self._read(inputs))).logits.float()
+        if logits.shape[1] == 1:
+            return logits.cpu().numpy()
+        return (logits.sigmoid() if self.is_multi_label else logits.softmax(-1)).cpu().numpy()
+
+    def _read(self, inputs: Sequence[Any]) -> Mapping[str, Any]:
+        if self.kind == "Sequence":
+            first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
+            pairs = None if second[0] is None else list(second)
+            return self.reader(list(first), pairs, padding=True, truncation=True, return_tensors="pt")
+        if self.kind == "Audio":
+            from plait.media.audio import load_audio
+
+            clips = [load_audio(one, sampling_rate=self.reader.sampling_rate) for one in inputs]
+            return self.reader(clips, sampling_rate=self.reader.sampling_rate, padding=True, return_tensors="pt")
+        if self.kind == "Video":
+            from plait.media.video import load_frames
+
+            frames = [load_frames(one, self.model.config.num_frames) for one in inputs]
+            return self.reader(frames, return_tensors="pt")
+        return self.reader([load_image(one) for one in inputs], return_tensors="pt")
+
+
+class Detector(_Named):
+    """A transformers object detector."""
+
+    capabilities: tuple[Capability, ...] = ("detect",)
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        super().__init__(place, config, AutoModelForObjectDetection.from_pretrained(place).eval())
+        self.reader: Any = AutoImageProcessor.from_pretrained(place)
+
+    def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        """Boxes in pixels of every picture with label and score, all that the model gives."""
+        pictures = [load_image(image) for image in images]
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        with torch.inference_mode():
+            outputs = self.model(**self.placed(self.reader(pictures, return_tensors="pt")))
+        found = self.reader.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+        names = self.model.config.id2label
+        return [
+            [
+                {"label": names[int(label)], "score": float(score), "box": [round(float(x), 2) for x in box]}
+                for label, score, box in zip(one["labels"], one["scores"], one["boxes"])
+            ]
+            for one in found
+        ]
+
+
+class Segmenter(_Named):
+    """A transformers model for semantic segmentation."""
+
+    capabilities: tuple[Capability, ...] = ("segment",)
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+        super().__init__(place, config, AutoModelForSemanticSegmentation.from_pretrained(place).eval())
+        self.reader: Any = AutoImageProcessor.from_pretrained(place)
+
+    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """The class of every pixel (height, width) uint8, at the size of the picture."""
+        pictures = [load_image(image) for image in images]
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        with torch.inference_mode():
+            outputs = self.model(**self.placed(self.reader(pictures, return_tensors="pt")))
+        masks = self.reader.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return [mask.cpu().numpy().astype(np.uint8) for mask in masks]
+
+
+ADAPTERS = cast(
+    "dict[Capability, Callable[[str, Mapping[str, Any]], Any]]",
+    {
+        "embed": EmbedderModel,
+        "generate": TextGenerator,
+        "text": TextGenerator,
+        "classify": Classifier,
+        "detect": Detector,
+        "segment": Segmenter,
+    },
+)
+"""Capability -> what opens a directory."""

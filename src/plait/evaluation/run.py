@@ -1,0 +1,204 @@
+"""One evaluation: DIR -> items -> media checked -> predictions.jsonl -> scores -> result.json and result.html.
+
+Predictions are complete on disk before anything is scored, so that `score_file` gives the same result without the
+model. The directory of a run holds cache.jsonl (every answer), predictions.jsonl, result.json, result.html and, for
+benchmarks scored by a server, submission.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.evaluation.cache import ResponseCache
+from plait.evaluation.media_files import MediaFiles, missing_line, missing_media
+from plait.evaluation.readers import Item, read
+from plait.evaluation.readers.files import read_rows, unique
+from plait.evaluation.tasks import Task, Way
+
+PREDICTIONS, CACHE, RESULT, PAGE, SUBMISSION = (
+    "predictions.jsonl", "cache.jsonl", "result.json", "result.html", "submission.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a task is run. rule: a variant of the metric. template: how the user's media files are called.
+
+    skip_missing: items without media count as wrong instead of stopping the run. judge: stored replies or a model.
+    """
+
+    split: str | None = None
+    limit: int | None = None
+    rule: str | None = None
+    batch_size: int = 8
+    template: str | None = None
+    skip_missing: bool = False
+    judge: str | None = None
+    show_progress: bool | None = None
+
+
+@dataclass
+class Loaded:
+    """Items of a task with where they come from."""
+
+    items: list[Item]
+    files: MediaFiles
+    split: str
+    layout: str
+    total: int
+
+
+def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
+    """Read the annotation files of a task. ValueError where they are absent or malformed, or nothing is left."""
+    split = options.split or task.split
+    items, _, layout = read(data, task.layouts, split)
+    if task.media == ("image",):  # ScienceQA has questions without a picture: they are no part of the score
+        items = [item for item in items if item.pictures]
+    if not items:
+        raise ValueError(f"expected items in split {split!r} of {task.name} in {data}, got none; pass --split")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"expected --limit of at least 1, got {options.limit}")
+    return Loaded(items[: options.limit], MediaFiles(data, options.template), split, layout, len(items))
+
+
+def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
+    """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl.
+
+    Raises ValueError that lists missing media before the model is asked anything.
+    """
+    from plait.evaluation.ways import WAYS, Setting
+
+    way = way_of(task, model)
+    modalities = [m for m in task.media if m != "text"]
+    missing = set(missing_media(loaded.items, loaded.files, modalities))
+    if missing and not options.skip_missing:
+        raise ValueError(missing_line(sorted(missing), loaded.files.root))
+    present = [item for item in loaded.items if not missing & _names(item, modalities)]
+    about = {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "task": task.name,
+        "way": way,
+        "decoding": asdict(task.decoding_of(model.family)),
+        "frames": task.num_frames,
+    }
+    with ResponseCache(None if out is None else out / CACHE, about) as cache:
+        setting = Setting(task, model, loaded.files, cache, options.batch_size, options.show_progress)
+        rows = WAYS[way](present, setting) if present else []
+    rows += [
+        {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"}
+        for item in loaded.items
+        if missing & _names(item, modalities)
+    ]
+    if out is not None:
+        write_rows(out / PREDICTIONS, rows)
+    return rows
+
+
+def _names(item: Item, modalities: Sequence[Any]) -> set[str]:
+    from plait.evaluation.media_files import media_of
+
+    return {str(name) for _, name in media_of(item, modalities)}
+
+
+def way_of(task: Task, model: Any) -> Way:
+    """How this model predicts for this task. ValueError where it cannot."""
+    for capability, way in task.ways.items():
+        if capability in model.capabilities:
+            return way
+    raise ValueError(
+        f"expected a model that can {' or '.join(task.ways)} for {task.name}, got {model.name}, "
+        f"which can {', '.join(model.capabilities)}"
+    )
+
+
+def evaluate(
+    task: Task, model: Any, data: str | Path, out: Path | None, options: Options | None = None
+) -> dict[str, Any]:
+    """Run a task with an open model (see `plait.evaluation.runners`); returns the result that result.json holds."""
+    options = options or Options()
+    check_rule(task, options.rule)
+    started = time.perf_counter()
+    loaded = load_items(task, data, options)
+    rows = predict(task, model, loaded, options, out)
+    about = {
+        "name": model.name,
+        "family": model.family,
+        "fingerprint": model.fingerprint,
+        "way": way_of(task, model),
+        "decoding": asdict(task.decoding_of(model.family)),
+    }
+    return _finish(task, loaded, rows, about, options, out, time.perf_counter() - started)
+
+
+def score_file(
+    task: Task, predictions: Path, data: str | Path, out: Path | None, options: Options | None = None
+) -> dict[str, Any]:
+    """Score predictions.jsonl, or a submission file, without the model.
+
+    Raises ValueError for ids that come twice, that are not in the data, or that have no prediction.
+    """
+    options = options or Options()
+    check_rule(task, options.rule)
+    loaded = load_items(task, data, options)
+    rows = [dict(row) for row in _prediction_rows(predictions)]
+    beside = predictions.parent / RESULT
+    stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    about = stored.get("model", {"name": predictions.stem, "way": "stored predictions"})
+    return _finish(task, loaded, rows, about, options, out, 0.0)
+
+
+def _prediction_rows(path: Path) -> Sequence[Mapping[str, Any]]:
+    from plait.evaluation.readers.results import read_results
+
+    rows = read_rows(path)
+    if rows and "id" in rows[0] and "prediction" in rows[0]:
+        unique(path.name, (row.text("id") for row in rows))
+        return rows
+    return [{"id": key, "prediction": value, "raw": value, "prompt": ""} for key, value in read_results(path)]
+
+
+def check_rule(task: Task, rule: str | None) -> None:
+    """Raise UsageError for a rule that the task does not have."""
+    from plait.errors import UsageError
+
+    if rule is not None and rule not in task.rules:
+        have = f"one of {', '.join(task.rules)}" if task.rules else "no --rule"
+        raise UsageError(f"expected {have} for {task.name}, got {rule!r}")
+
+
+def _finish(
+    task: Task,
+    loaded: Loaded,
+    rows: list[dict[str, Any]],
+    model: Mapping[str, Any],
+    options: Options,
+    out: Path | None,
+    seconds: float,
+) -> dict[str, Any]:
+    from plait.evaluation.result import build_result, write_page, write_result
+    from plait.evaluation.scoring import Scoring, score
+    from plait.evaluation.submissions import write_submission
+
+    rule = options.rule or (task.rules[0] if task.rules else None)
+    scored = score(task, Scoring(loaded.items, rows, rule, options.judge, loaded.files, out))
+    result = build_result(task, loaded, rows, scored, model, rule, options, seconds)
+    if out is not None:
+        if task.submission:
+            result["submission"] = write_submission(task, loaded.items, rows, out).name
+        write_result(out / RESULT, result)
+        write_page(out / PAGE, result, rows)
+    return result
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON lines in one step: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,164 @@
+"""Models behind small protocols, so that ours and peers stand in the same table.
+
+plait DIR | hf:DIR -> open_model -> Embeds | Generates | Classifies | Detects | Segments
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from plait.evaluation.tasks import Capability, Decoding
+from plait.types import Modality
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question: its words, and pictures (files, bytes or PIL images) in their order."""
+
+    words: str
+    images: tuple[Any, ...] = ()
+
+
+class Model(Protocol):
+    """What every model tells: a name for reports, its family, a hash of its weights, what it can do."""
+
+    name: str
+    family: str
+    capabilities: tuple[Capability, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal weights."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Model, Protocol):
+    """Maps media and texts into one space."""
+
+    modalities: tuple[Modality, ...]
+
+    def embed(self, items: Sequence[Any]) -> np.ndarray:
+        """Items as `plait.Embedder` takes them -> unit vectors (n, dim)."""
+        ...
+
+
+@runtime_checkable
+class Generates(Model, Protocol):
+    """Answers in words."""
+
+    def prompt(self, ask: Ask) -> str:
+        """The exact text that the model reads, placeholders included."""
+        ...
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """One reply per question, without special tokens."""
+        ...
+
+
+@runtime_checkable
+class Classifies(Model, Protocol):
+    """Scores the classes of a trained head."""
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Media, texts or pairs of texts -> probabilities (n, classes)."""
+        ...
+
+
+@runtime_checkable
+class Grounds(Model, Protocol):
+    """Boxes for words, from a grounding head."""
+
+    def ground(self, asks: Sequence[Ask]) -> np.ndarray:
+        """One picture and its words each -> boxes (n, 4): x1, y1, x2, y2 as fractions of width and height."""
+        ...
+
+
+@runtime_checkable
+class Detects(Model, Protocol):
+    """Boxes of known classes."""
+
+    def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        """Per picture a list of {"label", "score", "box": [x1, y1, x2, y2] in pixels}."""
+        ...
+
+
+@runtime_checkable
+class Segments(Model, Protocol):
+    """A class for every pixel."""
+
+    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """Per picture its classes (height, width) uint8."""
+        ...
+
+
+PROTOCOLS: dict[Capability, type] = {
+    "embed": Embeds, "generate": Generates, "text": Generates, "classify": Classifies, "ground": Grounds,
+    "detect": Detects, "segment": Segments,
+}  # fmt: skip
+
+
+def open_model(spec: str | Path, wanted: Iterable[Capability]) -> Any:
+    """Open a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of ours.
+
+    wanted: capabilities that the task can use. Raises ValueError where the model has none of them.
+    """
+    place = str(spec).removeprefix("hf:")
+    config = _config(Path(place))
+    kinds = kinds_of(config, Path(place))
+    wanted = list(wanted)
+    chosen = next((kind for kind in wanted if kind in kinds), None)
+    if chosen is None:
+        raise ValueError(
+            f"expected a model that can {' or '.join(wanted)}, got {place}, which can {' or '.join(kinds)}"
+        )
+    from plait.evaluation import adapters
+
+    return adapters.ADAPTERS[chosen](place, config)
+
+
+def _config(place: Path) -> dict[str, Any]:
+    path = place / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+_HEADS: tuple[tuple[str, Capability], ...] = (
+    ("ForImageClassification", "classify"),
+    ("ForSequenceClassification", "classify"),
+    ("ForAudioClassification", "classify"),
+    ("ForVideoClassification", "classify"),
+    ("ForObjectDetection", "detect"),
+    ("ForSemanticSegmentation", "segment"),
+)
+_OURS: dict[str, tuple[Capability, ...]] = {
+    "one_peace": ("embed",),
+    "mplug2": ("generate",),
+    "mplug_owl": ("generate", "text"),
+    "mplug_owl2": ("generate", "text"),
+}
+
+
+def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
+    """What a model can do, from its configuration; every kind that applies."""
+    if (place / "modules.json").is_file():
+        return ("embed",)
+    model_type = config.get("model_type", "")
+    if model_type in _OURS:
+        return _OURS[model_type]
+    name = (config.get("architectures") or [""])[0]
+    for ending, kind in _HEADS:
+        if name.endswith(ending):
+            return (kind,)
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return ("generate", "text")
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return ("text",)
+    return ("embed",)

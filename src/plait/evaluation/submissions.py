@@ -1,0 +1,76 @@
+"""Files that test servers take, in the exact layout of each benchmark."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.evaluation.readers import Item
+from plait.evaluation.readers.choices import LETTERS
+from plait.evaluation.tasks import Task
+
+Pairs = Sequence[tuple[Item, str]]
+
+
+def captions(pairs: Pairs, path: Path) -> Path:
+    """COCO and NoCaps: [{image_id, caption}]."""
+    return _json(path, [{"image_id": _number(item.id), "caption": text} for item, text in pairs])
+
+
+def vqa(pairs: Pairs, path: Path) -> Path:
+    """VQA v2: [{question_id, answer}]."""
+    return _json(path, [{"question_id": _number(item.id), "answer": text} for item, text in pairs])
+
+
+def vizwiz(pairs: Pairs, path: Path) -> Path:
+    """VizWiz: [{image, answer}]."""
+    return _json(path, [{"image": item.image, "answer": text} for item, text in pairs])
+
+
+def seed(pairs: Pairs, path: Path) -> Path:
+    """SEED-Bench: JSON lines question_id, prediction (a letter)."""
+    path = path.with_suffix(".jsonl")
+    lines = [json.dumps({"question_id": item.id, "prediction": text[:1].upper()}) for item, text in pairs]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def mmmu(pairs: Pairs, path: Path) -> Path:
+    """MMMU: {id: answer}."""
+    return _json(path, {item.id: text for item, text in pairs})
+
+
+def mmbench(pairs: Pairs, path: Path) -> Path:
+    """MMBench: a table index, question, A, B, C, D, prediction. Tab-separated; spreadsheets open it as it is."""
+    path = path.with_suffix(".tsv")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["index", "question", "A", "B", "C", "D", "prediction"])
+        for item, text in pairs:
+            choices = dict(zip(LETTERS, item.choices or []))
+            table.writerow([item.id, item.question, *(choices.get(letter, "") for letter in "ABCD"), text])
+    return path
+
+
+WRITERS: Mapping[str, Callable[[Pairs, Path], Path]] = {
+    "captions": captions, "vqa": vqa, "vizwiz": vizwiz, "seed": seed, "mmmu": mmmu, "mmbench": mmbench,
+}  # fmt: skip
+
+
+def write_submission(task: Task, items: Sequence[Item], rows: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Write the submission file of a task into `out`; an item without a reply gets an empty one."""
+    replies = {row["id"]: row.get("prediction") or "" for row in rows}
+    out.mkdir(parents=True, exist_ok=True)
+    return WRITERS[task.submission]([(item, replies.get(item.id, "")) for item in items], out / "submission.json")
+
+
+def _json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdigit() else text

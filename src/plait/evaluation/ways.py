@@ -1,0 +1,267 @@
+"""How predictions are made: items x model -> prediction rows, every answer through the response cache.
+
+    prompt: words + pictures -> reply           retrieve: vectors both ways -> rank and nearest ids
+    zero_shot: media x class sentences -> scores    choose_text: media x one text per choice -> index
+    class_scores: a trained head -> scores      locate, detect, segment: boxes, boxes of classes, masks
+
+A row has id, prediction (what is scored), raw (what the model said) and prompt.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.evaluation.cache import ResponseCache, collect, key_of
+from plait.evaluation.media_files import MediaFiles, media_of
+from plait.evaluation.prompts import words_for
+from plait.evaluation.readers import Item
+from plait.evaluation.runners import Ask
+from plait.evaluation.tasks import Task, Way
+from plait.metrics.retrieval import ranks
+from plait.types import Modality
+
+Row = dict[str, Any]
+_NEAREST = 10
+_CHUNK = 512
+
+
+@dataclass
+class Setting:
+    """Everything a way needs beside the items."""
+
+    task: Task
+    model: Any
+    files: MediaFiles
+    cache: ResponseCache
+    batch_size: int = 8
+    show_progress: bool | None = None
+
+    def media(self, item: Item, modalities: Sequence[Modality]) -> list[tuple[Modality, Path | bytes]]:
+        """The files of an item; ValueError for one that is missing."""
+        found: list[tuple[Modality, Path | bytes]] = []
+        for modality, name in media_of(item, modalities):
+            if (file := self.files.find(name, modality)) is None:
+                raise ValueError(f"expected the {modality} of item {item.id} below {self.files.root}, got no {name}")
+            found.append((modality, file))
+        return found
+
+    def relative(self, file: Path | bytes) -> str | bytes:
+        """How a file is called in keys: independent of where the data set lies."""
+        return file if isinstance(file, bytes) else file.relative_to(self.files.root).as_posix()
+
+    def collect(self, questions: Mapping[str, Any], ask: Callable[[list[Any]], Sequence[Any]], what: str) -> Mapping:
+        """`plait.evaluation.cache.collect` with this setting's cache and batch size."""
+        size, bar = self.batch_size, self.show_progress
+        return collect(questions, ask, self.cache, batch_size=size, what=what, show_progress=bar)
+
+
+def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Ask every item's question and take the reply, stripped."""
+    task, model = setting.task, setting.model
+    decoding = task.decoding_of(model.family)
+    questions, prompts, keys = {}, [], []
+    for item in items:
+        files = setting.media(item, [m for m in task.media if m in ("image", "video")])
+        words = words_for(task.prompt, model.family, item)
+        count = sum(1 if modality == "image" else task.num_frames for modality, _ in files)
+        prompts.append(model.prompt(Ask(words, ("",) * count)))
+        key = key_of("prompt", prompts[-1], [setting.relative(file) for _, file in files])
+        questions[key] = (words, files)
+        keys.append(key)
+
+    def ask(batch: list[Any]) -> list[str]:
+        return model.generate([Ask(words, _pictures(files, task)) for words, files in batch], decoding)
+
+    replies = setting.collect(questions, ask, task.name)
+    return [
+        {"id": item.id, "prediction": replies[key].strip(), "raw": replies[key], "prompt": text}
+        for item, key, text in zip(items, keys, prompts)
+    ]
+
+
+def _pictures(files: Sequence[tuple[Modality, Path | bytes]], task: Task) -> tuple[Any, ...]:
+    from plait.media.video import load_frames
+
+    pictures: list[Any] = []
+    for modality, file in files:
+        pictures += load_frames(file, task.num_frames) if modality == "video" else [file]
+    return tuple(pictures)
+
+
+def locate(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """A box for words: asked for in words, or from a grounding head where the model has one."""
+    from plait.media.image import load_image
+
+    if not hasattr(setting.model, "ground"):
+        rows = prompt(items, setting)
+    else:
+        rows = _ground(items, setting)
+    for item, row in zip(items, rows):
+        ((_, file),) = setting.media(item, ["image"])
+        row["image_size"] = list(item.image_size or load_image(file).size)
+    return rows
+
+
+def _ground(items: Sequence[Item], setting: Setting) -> list[Row]:
+    questions, keys = {}, []
+    for item in items:
+        ((_, file),) = setting.media(item, ["image"])
+        key = key_of("ground", item.text, setting.relative(file))
+        questions[key] = Ask(item.text or "", (file,))
+        keys.append(key)
+    boxes = setting.collect(questions, lambda asks: setting.model.ground(asks).tolist(), setting.task.name)
+    return [
+        {"id": i.id, "prediction": ", ".join(f"{x:.6f}" for x in boxes[k]), "raw": boxes[k], "prompt": i.text}
+        for i, k in zip(items, keys)
+    ]
+
+
+def _vectors(values: Sequence[tuple[Modality, Any]], setting: Setting, what: str) -> np.ndarray:
+    """Unit vectors (n, dim) of media files and texts, equal ones embedded once."""
+    keys = [key_of(m, value if m == "text" else setting.relative(value)) for m, value in values]
+
+    def ask(batch: list[Any]) -> list[str]:
+        made = setting.model.embed([{modality: value} for modality, value in batch])
+        return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in made]
+
+    kept = setting.collect(dict(zip(keys, values)), ask, what)
+    return np.stack([np.frombuffer(base64.b64decode(kept[key]), "<f4") for key in keys])
+
+
+def retrieve(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Every medium looks for its captions and every caption for its medium; ties count against the model."""
+    captions = [(i, text) for i, item in enumerate(items) for text in item.captions or []]
+    if not captions:
+        raise ValueError(f"expected captions to retrieve for {setting.task.name}, got none in this split")
+    media = _vectors([setting.media(item, setting.task.media)[0] for item in items], setting, "media")
+    texts = _vectors([("text", text) for _, text in captions], setting, "captions")
+    owner = np.array([i for i, _ in captions])
+    names = [f"{items[i].id}#{n}" for n, (i, _) in enumerate(captions)]
+    kinds = (setting.task.media[0], "text")
+    there = _ranked([item.id for item in items], media, texts, names, np.arange(len(items)), owner, kinds)
+    back = _ranked(names, texts, media, [item.id for item in items], owner, np.arange(len(items)), kinds[::-1])
+    return there + back
+
+
+def _ranked(
+    ids: Sequence[str],
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    names: Sequence[str],
+    mine: Any,
+    theirs: Any,
+    kinds: Any,
+) -> list[Row]:
+    """Rank of the best right one and the nearest ids, chunk by chunk: memory does not grow with the queries."""
+    rows: list[Row] = []
+    for start in range(0, len(queries), _CHUNK):
+        similarity = queries[start : start + _CHUNK] @ gallery.T
+        found = ranks(similarity, mine[start : start + _CHUNK, None] == theirs[None, :])
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_NEAREST]
+        for name, rank, near in zip(ids[start : start + _CHUNK], found, nearest):
+            key = f"{kinds[0]}>{kinds[1]}:{name}"
+            rows.append({"id": key, "prediction": int(rank), "raw": [names[i] for i in near], "prompt": ""})
+    return rows
+
+
+def zero_shot(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Scores of every class: similarity of the medium with a sentence about the class; -1 for one without a name."""
+    names = class_names(items)
+    sentences = [setting.task.labels.format(label=names[i].replace("_", " ").split(",")[0]) for i in sorted(names)]
+    media = _vectors([setting.media(item, setting.task.media)[0] for item in items], setting, "media")
+    classes = _vectors([("text", sentence) for sentence in sentences], setting, "classes")
+    scores = np.full((len(items), max(names) + 1), -1.0)
+    scores[:, sorted(names)] = media @ classes.T
+    return _scored(items, scores, setting.task.labels)
+
+
+def class_names(items: Sequence[Item]) -> dict[int, str]:
+    """Names of classes by index, from the data set's own list or else as the items spell them."""
+    names: dict[int, str] = {}
+    for item in items:
+        if "classes" in item.meta:
+            return item.meta["classes"]
+        if item.labels is not None and item.label_names is not None:
+            names |= dict(zip(item.labels, item.label_names))
+        elif isinstance(item.label, int) and item.label_name is not None:
+            names[item.label] = item.label_name
+    if not names:
+        raise ValueError("expected class names for zero-shot classification, got none; add the file that lists them")
+    return names
+
+
+def class_scores(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Scores of every class by a trained head; of texts, or of one medium."""
+    questions, keys = {}, []
+    for item in items:
+        if "text" in setting.task.media:
+            value: Any = item.text if item.text_pair is None else (item.text, item.text_pair)
+            key = key_of("classes", item.text, item.text_pair)
+        else:
+            value = setting.media(item, setting.task.media)[0][1]
+            key = key_of("classes", setting.relative(value))
+        questions[key] = value
+        keys.append(key)
+    found = setting.collect(questions, lambda batch: setting.model.class_scores(batch).tolist(), setting.task.name)
+    return _scored(items, np.array([found[key] for key in keys]), "")
+
+
+def _scored(items: Sequence[Item], scores: np.ndarray, sentence: str) -> list[Row]:
+    """Rows with the five best classes, first index first among equals; all scores are kept in `raw`."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5].tolist()
+    raw = [[round(float(x), 6) for x in row] for row in scores]
+    return [{"id": i.id, "prediction": b, "raw": r, "prompt": sentence} for i, b, r in zip(items, best, raw)]
+
+
+def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """The choice whose sentence " {question} answer: {choice}" lies nearest to the medium (ONE-PEACE's AVQA rule)."""
+    texts = [[f" {item.question} answer: {choice}" for choice in item.choices or []] for item in items]
+    media = _vectors([setting.media(item, setting.task.media)[0] for item in items], setting, "media")
+    flat = _vectors([("text", text) for row in texts for text in row], setting, "choices")
+    rows, start = [], 0
+    for item, row, vector in zip(items, texts, media):
+        scores = flat[start : start + len(row)] @ vector
+        start += len(row)
+        raw = [round(float(score), 6) for score in scores]
+        rows.append({"id": item.id, "prediction": int(np.argmax(scores)), "raw": raw, "prompt": row[0]})
+    return rows
+
+
+def detect(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Boxes of known classes."""
+    found = _per_picture(items, setting, setting.model.detect)
+    return [{"id": item.id, "prediction": boxes, "raw": "", "prompt": ""} for item, boxes in zip(items, found)]
+
+
+def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Masks, kept as PNG in base64."""
+    found = _per_picture(items, setting, lambda images: [_png(mask) for mask in setting.model.segment(images)])
+    return [{"id": item.id, "prediction": mask, "raw": "", "prompt": ""} for item, mask in zip(items, found)]
+
+
+def _per_picture(items: Sequence[Item], setting: Setting, ask: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
+    files = [setting.media(item, ["image"])[0][1] for item in items]
+    keys = [key_of(setting.task.name, setting.relative(file)) for file in files]
+    found = setting.collect(dict(zip(keys, files)), ask, setting.task.name)
+    return [found[key] for key in keys]
+
+
+def _png(mask: np.ndarray) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+WAYS: dict[Way, Callable[[Sequence[Item], Setting], list[Row]]] = {
+    "prompt": prompt, "retrieve": retrieve, "zero_shot": zero_shot, "choose_text": choose_text,
+    "class_scores": class_scores, "locate": locate, "detect": detect, "segment": segment,
+}  # fmt: skip
