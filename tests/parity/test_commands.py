@@ -81,7 +81,7 @@ def test_our_values_are_written(copies: Path, tmp_path: Path, capsys: pytest.Cap
     "args, message",
     [
         (["no/such/directory"], "expected a directory of golden cases"),
-        (["{goldens}", "--system", "two_peace"], "expected one of the systems one_peace"),
+        (["{goldens}", "--system", "two_peace"], "expected one of the systems"),
         (["{goldens}", "--case", "losess"], "got none named 'losess'"),
     ],
 )

@@ -20,3 +20,25 @@ def test_the_end_value_holds(schedule, middle: float, end: float) -> None:
 
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert cosine(0, 10, peak=3.0) == linear(0, 10, peak=3.0) == constant(0, 10, peak=3.0) == 3.0
+
+
+def test_a_stepped_cosine_warms_up_from_its_own_start() -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "start": 1.0, "warmup": 10, "decay": 20}
+    rates = [stepped_cosine(step, **settings) for step in (0, 5, 10, 20, 30, 99)]
+    assert rates == pytest.approx([1.0, 1.5, 2.0, 1.25, 0.5, 0.5])
+
+
+def test_released_captioning_dents_the_rate_in_its_first_epoch_only() -> None:
+    settings = {
+        "peak": 2.0,
+        "floor": 0.5,
+        "start": 0.5,
+        "warmup": 10,
+        "epochs": 2,
+        "steps_per_epoch": 50,
+        "per_step": True,
+    }
+    even = [released_rate(i, **settings, step_size=1) for i in range(100)]
+    dented = [released_rate(i, **settings, step_size=20) for i in range(100)]
+    assert [i for i, (a, b) in enumerate(zip(even, dented, strict=True)) if a != b] == [21, 41]
+    assert even[0] == even[1] == 0.5

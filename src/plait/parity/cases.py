@@ -180,13 +180,26 @@ def _walk(directory: Path) -> Iterator[Place]:
             yield from _walk(child)
 
 
-def hide(value: Any, inputs: tuple[str, ...]) -> Any:
-    """`value` with every leaf replaced by None, except under the fields named in `inputs`."""
+def hide(value: Any, inputs: tuple[str, ...], under: str = "") -> Any:
+    """`value` with every leaf replaced by None, except under the fields named in `inputs`.
+
+    `name` is a field at any depth, `parent.name` one directly inside (or in a row of) the field `parent`.
+    """
     if isinstance(value, dict):
-        return {key: item if key in inputs else hide(item, inputs) for key, item in value.items()}
+        return {key: item if is_input(key, under, inputs) else hide(item, inputs, key) for key, item in value.items()}
     if isinstance(value, list):
-        return [hide(item, inputs) for item in value]
+        return [hide(item, inputs, under) for item in value]
     return None
+
+
+def is_input(key: str, under: str, inputs: tuple[str, ...]) -> bool:
+    """Whether the field `key` of the field `under` is declared as input, by itself or as `under.key`."""
+    return key in inputs or f"{under}.{key}" in inputs
+
+
+def fields_of(document: Any) -> dict[str, Any]:
+    """The top-level fields of a JSON document; the rows of a list are the fields "0", "1", ..."""
+    return {str(i): row for i, row in enumerate(document)} if isinstance(document, list) else document or {}
 
 
 def read_json(path: Path) -> Any:

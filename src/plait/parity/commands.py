@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from plait.errors import UsageError
-from plait.parity.cases import Case, Place, Settings, discover
+from plait.parity.cases import Case, Place, Settings, discover, fields_of
 
 if TYPE_CHECKING:
     from plait.parity.compare import CaseResult
@@ -111,8 +111,10 @@ def write_actual(case: Case, actual: Mapping[str, Any], out: Path) -> None:
         (folder / "actual.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any]:
-    document = {key: actual.get(key, value) for key, value in (case.document or {}).items()}
+def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
+    document = {key: actual.get(key, value) for key, value in fields_of(case.document).items()}
+    if isinstance(case.document, list):
+        return list(document.values())
     entries = {key: actual[f"config.{key}"] for key in case.config_entries if f"config.{key}" in actual}
     if entries:
         document["config"] = entries

@@ -6,6 +6,7 @@ Floating-point values: |ours - stored| <= absolute + relative * |stored|. Intege
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from plait.parity.cases import Case, hide, read_json
+from plait.parity.cases import Case, fields_of, is_input, read_json
 from plait.parity.runners import NotRun, Runner, Tolerance
 
 FLOAT32 = Tolerance(2e-5, 1e-4)
@@ -128,7 +129,7 @@ def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, v
     if name.startswith("config."):
         stored = read_json(case.path / "config.json")[name.removeprefix("config.")]
         return compare_json(name, value, stored, tolerance)
-    stored = case.stored_document()[name.removeprefix("json.")]
+    stored = fields_of(case.stored_document())[name.removeprefix("json.")]
     return compare_json(name, value, stored, tolerance, runner.json_inputs)
 
 
@@ -138,7 +139,7 @@ def tolerance_of(case: Case, runner: Runner, name: str) -> Tolerance:
     if chosen is None:
         chosen = GRADIENT if ".grad" in name else FLOAT32
     factor = 1.0 if case.settings.device == "cpu" else ACCELERATOR_FACTOR
-    return Tolerance(chosen.absolute * factor, chosen.relative * factor)
+    return Tolerance(chosen.absolute * factor, chosen.relative * factor, chosen.steps)
 
 
 def compare_tensors(
@@ -151,7 +152,7 @@ def compare_tensors(
     if actual.is_floating_point() and not stored.is_floating_point():
         return Comparison(name, f"expected {stored.dtype}, got {actual.dtype}")
     if not stored.is_floating_point():
-        wrong = actual.to(torch.int64) != stored.to(torch.int64)
+        wrong = (actual.to(torch.int64) - stored.to(torch.int64)).abs() > tolerance.steps
         count = int((wrong if valid is None else wrong[valid.cpu()]).sum())
         return Comparison(name, f"{count} of {wrong.numel()} values differ" if count else None)
     a, b = actual.double(), stored.double()
@@ -187,7 +188,8 @@ def compare_json(name: str, actual: Any, stored: Any, tolerance: Tolerance, inpu
 
 def _leaves(path: str, ours: Any, theirs: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        ours, theirs = ({k: v for k, v in d.items() if k not in skip} for d in (ours, theirs))
+        under = re.sub(r"\[\d+\]", "", path).rpartition(".")[2]
+        ours, theirs = ({k: v for k, v in d.items() if not is_input(k, under, skip)} for d in (ours, theirs))
         if ours.keys() == theirs.keys():
             for key in theirs:
                 yield from _leaves(f"{path}.{key}", ours[key], theirs[key], skip)
@@ -216,10 +218,7 @@ def _is_number(value: Any) -> bool:
 
 def _output_fields(document: Any, inputs: tuple[str, ...]) -> list[str]:
     """Top-level fields of a document that hold an expected value somewhere."""
-    if document is None:
-        return []
-    outputs = hide(document, ())
-    return [key for key in outputs if key not in (*inputs, "note")]
+    return [key for key in fields_of(document) if key not in (*inputs, "note")]
 
 
 def _stored_tensor(case: Case, name: str) -> Tensor:

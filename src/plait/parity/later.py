@@ -11,9 +11,9 @@ _KINDS: dict[str, tuple[int, str]] = {
         5,
         """
         beam_search checkpoint_key_renames clip_text_tower decoder_grounding_head decoder_lm decoder_prefix
-        frame_sampling fusion_ image_encoder keys local_temporal lr_schedule mlm_ mplug1_ optimizer_groups
-        patch_embed_inflation pos_embed_resize preprocess_ randaugment_ops retrieval_metrics scst_loss
-        temporal_block text_encoder text_preprocess universal_layers_ video_encoder videocaption_ videoqa_
+        fusion_ image_encoder keys local_temporal mlm_ mplug1_ optimizer_groups
+        patch_embed_inflation pos_embed_resize
+        temporal_block text_encoder universal_layers_ video_encoder videocaption_ videoqa_
         """,
     ),
     "mplug_owl": (
@@ -26,8 +26,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     "mplug_owl2": (
         7,
         """
-        abstractor_ eval_postprocess keys label_masking length_sampler llama_layer multiway_modules owl21_ owl2_
-        preprocess_images prompts_tokenize qwen_layer sincos_tables trainable_params vision_
+        eval_postprocess label_masking length_sampler owl21_ owl2_ preprocess_images prompts_tokenize trainable_params
         """,
     ),
     "metrics": (

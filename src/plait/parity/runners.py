@@ -18,10 +18,11 @@ from plait.parity.later import LATER
 
 
 class Tolerance(NamedTuple):
-    """Largest accepted error: `absolute + relative * |expected|`."""
+    """Largest accepted error: `absolute + relative * |expected|`, of integers `steps`."""
 
     absolute: float
     relative: float
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class NotRun:
 
 RunFunction = Callable[[Case], Mapping[str, Any]]
 """Returns our values: `out.NAME` tensors, `config.NAME` expected entries of config.json, `keys.NAME` (True, or a
-`NotRun`) for key lists, and the top-level fields of the JSON document under their own names. `valid.out.NAME` is a
-boolean tensor, broadcast from the left, of the positions that mean something: under other attention implementations
-than eager only those are compared. A `NotRun` may stand for any output."""
+`NotRun`) for key lists, and the top-level fields of the JSON document under their own names ("0", "1", ... of a list).
+`valid.out.NAME` is a boolean tensor, broadcast from the left, of the positions that mean something: under other
+attention implementations than eager only those are compared. A `NotRun` may stand for any output."""
 
 PropertyCheck = Callable[[Case, Mapping[str, Any]], list[str]]
 """Returns the violated properties of our values, as sentences that start with the name of the output."""

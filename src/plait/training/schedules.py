@@ -34,3 +34,46 @@ def constant(step: int, total: int, *, peak: float, floor: float = 0.0, warmup: 
 
 def _warm(step: int, warmup: int, floor: float, peak: float) -> float:
     return floor + (peak - floor) * step / warmup
+
+
+def stepped_cosine(step: int, *, peak: float, floor: float, start: float, warmup: int, decay: int) -> float:
+    """Warm-up from `start` to `peak` in `warmup` steps, half a cosine down to `floor` in `decay` more, then `floor`.
+
+    Unlike `cosine`, the warm-up need not begin at the floor. Source: mPLUG-2's scheduler (specification, section 12).
+    """
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, decay))
+    return floor + 0.5 * (peak - floor) * (1.0 + math.cos(math.pi * progress))
+
+
+def released_rate(
+    iteration: int,
+    *,
+    peak: float,
+    floor: float,
+    start: float,
+    warmup: int,
+    epochs: int,
+    steps_per_epoch: int,
+    per_step: bool,
+    step_size: int,
+) -> float:
+    """The learning rate in force at an iteration of the released loops of mPLUG-2 (`per_step`) and mPLUG.
+
+    The scheduler runs behind the optimiser, so iteration i + 1 uses lr(i) and iteration 0 uses `start`. In epoch 0, up
+    to `warmup * step_size` iterations, every `step_size`-th one asks for lr(i / step_size): mPLUG's warm-up, and in
+    mPLUG-2 (whose captioning has 100 there) a dent of one iteration. mPLUG otherwise counts epochs.
+    """
+    before, epoch = iteration - 1, iteration // steps_per_epoch
+    if before < 0:
+        return start
+    last = before if per_step else before // step_size * step_size
+    if not per_step and epoch == 0:
+        last = min(last, warmup * step_size)
+    resets = last < steps_per_epoch and last % step_size == 0 and last <= warmup * step_size
+    if per_step:
+        step, decay = (last // step_size if resets else last), epochs * steps_per_epoch - warmup
+    else:
+        step, decay = (last // step_size if epoch == 0 else warmup + epoch), epochs
+    return stepped_cosine(step, peak=peak, floor=floor, start=start, warmup=warmup, decay=decay)

@@ -1,0 +1,185 @@
+"""RandAugment on 8-bit frames: two operations at one magnitude, the same for every frame of a clip.
+
+Colours change by tables, geometry by a bilinear inverse map; what comes from outside is mid-grey.
+Source: RandAugment (arXiv 1909.13719); specification mPLUG-2, section 11.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from functools import reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Frame = npt.NDArray[np.uint8]
+"""(height, width, 3)."""
+
+FILL = 128
+MAX_LEVEL = 10
+CLIP_LEVEL, IMAGE_LEVEL = 5, 7
+CLIP_OPS = (
+    "Identity", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
+)  # fmt: skip
+PRETRAINING_OPS = (*CLIP_OPS, "HorizontalFlip")
+IMAGE_OPS = (
+    "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY",
+    "Rotate",
+)  # fmt: skip
+
+_LUMA = (0.114, 0.587, 0.299)
+"""Weights of the channels in the mean that `Contrast` turns around: published for BGR, applied to RGB."""
+_MAX_TRANSLATION, _MAX_SHEAR, _MAX_DEGREES = 10.0, 0.3, 30.0
+_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+def augment_clip(
+    frames: Tensor, ops: tuple[str, ...], rng: random.Random, *, count: int = 2, level: float = CLIP_LEVEL
+) -> Tensor:
+    """`count` distinct operations at `level`, geometry always to the positive side. frames: uint8 (time, h, w, 3)."""
+    names = rng.sample(ops, count)
+    changed = [reduce(lambda frame, name: apply(name, frame, level), names, frame) for frame in frames.numpy()]
+    return torch.from_numpy(np.stack(changed))
+
+
+def augment_image(
+    image: Image, ops: tuple[str, ...], rng: random.Random, *, count: int = 2, level: float = IMAGE_LEVEL
+) -> Image:
+    """`count` draws with repetition, each applied half of the time, geometry to a random side. image: RGB."""
+    from PIL import Image as PILImage
+
+    frame: Frame = np.array(image, dtype=np.uint8)
+    for name in rng.choices(ops, k=count):
+        if rng.random() < 0.5:
+            frame = apply(name, frame, level, -1 if rng.random() < 0.5 else 1)
+    return PILImage.fromarray(frame)
+
+
+def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: bool = False) -> Frame:
+    """One operation at `level` of 10; `sign` -1 turns, shears or moves to the other side. Same shape and type.
+
+    Colour factor = level / 10 * 1.8 + 0.1, shear = level / 10 * 0.3, translation = level / 10 * 10 pixels, rotation =
+    level / 10 * 30 degrees counter-clockwise. `official` lets sharpened values beyond 0..255 wrap around.
+    Raises ValueError for an unknown name.
+    """
+    if name not in _OPS:
+        raise ValueError(f"expected an operation among {', '.join(_OPS)}, got {name!r}")
+    if name == "Sharpness":
+        return _sharpness(frame, level / MAX_LEVEL, wrap=official)
+    return _OPS[name](frame, level / MAX_LEVEL * (sign if name in _SIGNED else 1))
+
+
+def _factor(share: float) -> float:
+    return share * 1.8 + 0.1
+
+
+def _contrast(frame: Frame, share: float) -> Frame:
+    mean = float((frame.mean(axis=(0, 1)) * _LUMA).sum())
+    return _table((np.arange(256) - mean) * _factor(share) + mean)[frame]
+
+
+def _brightness(frame: Frame, share: float) -> Frame:
+    return _table(np.arange(256, dtype=np.float32) * _factor(share))[frame]
+
+
+def _table(values: npt.NDArray[np.floating]) -> Frame:
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def _sharpness(frame: Frame, share: float, *, wrap: bool = False) -> Frame:
+    """Away from a blur by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+    factor = _factor(share)
+    if factor == 1.0 or min(frame.shape[:2]) < 3:
+        return frame
+    height, width = frame.shape[:2]
+    wide = frame.astype(np.float32)
+    around = sum(wide[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
+    inner = wide[1:-1, 1:-1]
+    blur = np.rint((around + 4 * inner) / 13)
+    sharp = frame.copy()
+    values = (blur + factor * (inner - blur)).astype(np.int64)  # truncates towards zero
+    sharp[1:-1, 1:-1] = (values % 256 if wrap else values.clip(0, 255)).astype(np.uint8)
+    return sharp
+
+
+def _shear_x(frame: Frame, share: float) -> Frame:
+    return _warp(frame, ((1, share * _MAX_SHEAR, 0), (0, 1, 0)))
+
+
+def _shear_y(frame: Frame, share: float) -> Frame:
+    return _warp(frame, ((1, 0, 0), (share * _MAX_SHEAR, 1, 0)))
+
+
+def _translate_x(frame: Frame, share: float) -> Frame:
+    return _warp(frame, ((1, 0, -share * _MAX_TRANSLATION), (0, 1, 0)))
+
+
+def _translate_y(frame: Frame, share: float) -> Frame:
+    return _warp(frame, ((1, 0, 0), (0, 1, -share * _MAX_TRANSLATION)))
+
+
+def _rotate(frame: Frame, share: float) -> Frame:
+    angle = math.radians(share * _MAX_DEGREES)
+    cos, sin = math.cos(angle), math.sin(angle)
+    x, y = frame.shape[1] / 2, frame.shape[0] / 2
+    return _warp(frame, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)))
+
+
+def _warp(frame: Frame, forward: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Frame:
+    """Bilinear affine map: output(x, y) = input at the inverse of `forward`."""
+    height, width = frame.shape[:2]
+    (a, b, c), (d, e, f) = np.linalg.inv(np.array([*forward, (0, 0, 1)], dtype=np.float64))[:2]
+    columns, rows = np.arange(width), np.arange(height)[:, None]
+    x, y = a * columns + b * rows + c, d * columns + e * rows + f
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    right, below = (x - left)[..., None], (y - top)[..., None]
+    upper = _at(frame, top, left) * (1 - right) + _at(frame, top, left + 1) * right
+    lower = _at(frame, top + 1, left) * (1 - right) + _at(frame, top + 1, left + 1) * right
+    return np.rint(upper * (1 - below) + lower * below).astype(np.uint8)
+
+
+def _at(frame: Frame, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Pixels (height, width, 3) at these places, mid-grey outside of the frame."""
+    height, width = frame.shape[:2]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    found = frame[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(np.float64)
+    return np.where(inside[..., None], found, FILL)
+
+
+def _autocontrast(frame: Frame, share: float) -> Frame:
+    return _by_pillow("autocontrast", frame)
+
+
+def _equalize(frame: Frame, share: float) -> Frame:
+    return _by_pillow("equalize", frame)
+
+
+def _by_pillow(name: str, frame: Frame) -> Frame:
+    from PIL import Image as PILImage
+    from PIL import ImageOps
+
+    return np.array(getattr(ImageOps, name)(PILImage.fromarray(frame)), dtype=np.uint8)
+
+
+_OPS: dict[str, Callable[[Frame, float], Frame]] = {
+    "Identity": lambda frame, share: frame,
+    "AutoContrast": _autocontrast,
+    "Equalize": _equalize,
+    "Contrast": _contrast,
+    "Brightness": _brightness,
+    "Sharpness": _sharpness,
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+    "Rotate": _rotate,
+    "HorizontalFlip": lambda frame, share: np.ascontiguousarray(frame[:, ::-1]),
+}

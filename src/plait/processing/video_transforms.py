@@ -1,0 +1,146 @@
+"""Clips to tensors: frames (time, height, width, 3) uint8 -> resize, crop, flip, augment -> (3, time, size, size).
+
+Every random choice of a clip is drawn once and used for all of its frames. Source: specification mPLUG-2, section 11.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, normalize, to_tensor
+from plait.processing.randaugment import CLIP_OPS, IMAGE_OPS, PRETRAINING_OPS, augment_clip, augment_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Resample = Literal["nearest", "bicubic"]
+"""How evaluation clips are resized: `nearest` as published, or `bicubic` with antialiasing."""
+
+_PRETRAINING_MARGIN = 1.14
+
+
+class Crop(NamedTuple):
+    """A rectangle in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+def stack_frames(frames: Sequence[Image]) -> Tensor:
+    """PIL frames of one size -> uint8 (time, height, width, 3). Raises ValueError without frames or on mixed sizes."""
+    if not frames or len({frame.size for frame in frames}) != 1:
+        sizes = sorted({frame.size for frame in frames})
+        raise ValueError(f"expected frames of one size, got {sizes or 'no frames'}; pass the frames of one clip")
+    return torch.from_numpy(np.stack([np.array(frame.convert("RGB"), dtype=np.uint8) for frame in frames]))
+
+
+def evaluation_clip(
+    frames: Tensor,
+    size: int,
+    resample: Resample = "nearest",
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Tensor:
+    """Resize to a square whatever the aspect ratio, then normalise. frames: uint8 (time, height, width, 3)."""
+    if resample not in ("nearest", "bicubic"):
+        raise ValueError(f"expected resample nearest or bicubic, got {resample!r}")
+    pixels = frames.permute(0, 3, 1, 2).float()
+    if resample == "nearest":
+        pixels = F.interpolate(pixels, size=(size, size), mode="nearest")
+    else:
+        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
+    return normalize(pixels / 255, mean, std).transpose(0, 1).contiguous()
+
+
+def training_clip(
+    frames: Tensor, size: int, rng: random.Random, *, augment: bool = True, official: bool = False
+) -> Tensor:
+    """Random crop of half to all of the area, flip, two operations of RandAugment, normalise.
+
+    `official`: bicubic without antialiasing, truncated to integers that may leave 0..255 and wrap there when they are
+    augmented; else with antialiasing, rounded and clamped.
+    """
+    crop = random_crop(frames.shape[1], frames.shape[2], rng)
+    values = crop_and_resize(frames, crop, size, official=official)
+    if augment:
+        values = augment_clip(wrap(values), CLIP_OPS, rng)
+    return clip_to_tensor(values)
+
+
+def pretraining_clip(frames: Tensor, size: int, rng: random.Random) -> Tensor:
+    """Nearest resize to 1.14 * size, two operations of RandAugment (flip among them), a random crop of `size`."""
+    large = int(_PRETRAINING_MARGIN * size)
+    pixels = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(large, large), mode="nearest")
+    values = augment_clip(pixels.permute(0, 2, 3, 1).to(torch.uint8), PRETRAINING_OPS, rng)
+    top, left = rng.randint(0, large - size), rng.randint(0, large - size)
+    return clip_to_tensor(values[:, top : top + size, left : left + size])
+
+
+def training_image(
+    image: Image, size: int, rng: random.Random, *, scale: tuple[float, float] = (0.5, 1.0), augment: bool = True
+) -> Tensor:
+    """The same for an RGB image, with PIL's bicubic filter: random crop, flip, RandAugment -> (3, size, size)."""
+    from PIL.Image import Resampling, Transpose
+
+    crop = random_crop(image.height, image.width, rng, scale=scale)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    image = image.resize((size, size), Resampling.BICUBIC, box=box)
+    if crop.flip:
+        image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    if augment:
+        image = augment_image(image, IMAGE_OPS, rng)
+    return normalize(to_tensor(image))
+
+
+def random_crop(
+    height: int,
+    width: int,
+    rng: random.Random,
+    *,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crop:
+    """A random part of the area with a random aspect ratio (log-uniform), mirrored half of the time.
+
+    After ten draws that do not fit, the largest central crop of an allowed ratio (Inception, arXiv 1409.4842).
+    """
+    flip = rng.random() < 0.5
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Crop(rng.randint(0, height - h), rng.randint(0, width - w), h, w, flip)
+    w = min(width, max(1, round(height * ratio[1])))
+    h = min(height, max(1, round(width / ratio[0])))
+    return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
+
+
+def crop_and_resize(frames: Tensor, crop: Crop, size: int, *, official: bool = False) -> Tensor:
+    """int64 (time, size, size, 3) of a crop of frames (time, height, width, 3); rules as in `training_clip`."""
+    part = frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    pixels = part.permute(0, 3, 1, 2).float()
+    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=not official)
+    values = (pixels if official else pixels.round().clamp(0, 255)).long()  # `long` truncates towards zero
+    return (values.flip(-1) if crop.flip else values).permute(0, 2, 3, 1).contiguous()
+
+
+def wrap(values: Tensor) -> Tensor:
+    """Integers to uint8, modulo 256: what an unchecked cast does with values that bicubic ringing pushed outside."""
+    return values.remainder(256).to(torch.uint8)
+
+
+def clip_to_tensor(values: Tensor) -> Tensor:
+    """Integer frames (time, height, width, 3) -> (3, time, height, width) float32, / 255 and normalised."""
+    return normalize(values.permute(0, 3, 1, 2).float() / 255).transpose(0, 1).contiguous()

@@ -1,0 +1,135 @@
+"""Uncased BERT's WordPieces: text -> cleaned words -> pieces -> ids, and the targets that mPLUG-2 learns to write.
+
+Source: BERT (arXiv 1810.04805); cleaning and targets: specification mPLUG-2, sections 7 and 11.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+MAX_POSITIONS = 512
+
+_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
+
+
+class Target(NamedTuple):
+    """What a decoder learns to write: ids with [CLS] and end, and the first positions that belong to the prompt."""
+
+    ids: list[int]
+    prompt_length: int = 0
+
+
+def build_tokenizer(
+    vocabulary: Sequence[str] | None = None, max_length: int = MAX_POSITIONS
+) -> PreTrainedTokenizerFast:
+    """A transformers tokenizer that lower-cases, strips accents and frames a text as `[CLS] ... [SEP]`.
+
+    vocabulary: pieces in the order of their ids, the five special ones among them; None is uncased BERT's.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=build_backend(vocabulary),
+        model_max_length=max_length,
+        padding_side="right",
+        split_special_tokens=True,  # "[SEP]" in a caption is text
+        model_input_names=["input_ids", "attention_mask"],
+        unk_token=UNK,
+        sep_token=SEP,
+        pad_token=PAD,
+        cls_token=CLS,
+        mask_token=MASK,
+    )
+
+
+def build_backend(vocabulary: Sequence[str] | None = None) -> tokenizers.Tokenizer:
+    """The same as an object of the `tokenizers` library. Raises ValueError where a special piece is missing."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    ids = {piece: i for i, piece in enumerate(pieces() if vocabulary is None else vocabulary)}
+    missing = [piece for piece in (PAD, UNK, CLS, SEP) if piece not in ids]
+    if missing:
+        raise ValueError(f"expected a vocabulary with {PAD}, {UNK}, {CLS} and {SEP}, got none of {', '.join(missing)}")
+    backend = Tokenizer(models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.BertProcessing((SEP, ids[SEP]), (CLS, ids[CLS]))
+    backend.encode_special_tokens = True
+    return backend
+
+
+@lru_cache(maxsize=1)
+def pieces() -> tuple[str, ...]:
+    """Uncased BERT's 30522 pieces in the order of their ids."""
+    data = files("plait.processing").joinpath("data", "bert_uncased.txt.gz").read_bytes()
+    return tuple(gzip.decompress(data).decode("utf-8").split("\n")[:-1])
+
+
+def clean_caption(text: str, max_words: int = 30) -> str:
+    """A caption as the published loaders normalise it: lower case, no punctuation, single spaces, `max_words` words."""
+    text = _plain(text).replace("<person>", "person")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+    return _first_words(text, max_words)
+
+
+def clean_question(text: str, max_words: int = 30) -> str:
+    """A question likewise, but runs of spaces stay and count as words: the published loader splits at each one."""
+    return _first_words(_plain(text).rstrip(" "), max_words)
+
+
+def _plain(text: str) -> str:
+    return _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
+
+
+def _first_words(text: str, count: int) -> str:
+    words = text.split(" ")
+    return " ".join(words[:count]) if len(words) > count else text
+
+
+def content_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Ids of a text without [CLS] and [SEP]."""
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+def special_id(backend: tokenizers.Tokenizer, piece: str) -> int:
+    """Id of a special piece. Raises ValueError where the vocabulary has none."""
+    found = backend.token_to_id(piece)
+    if found is None:
+        raise ValueError(f"expected a vocabulary with {piece}, got none; use one of build_tokenizer")
+    return found
+
+
+def framed(backend: tokenizers.Tokenizer, content: Sequence[int], max_length: int | None = None) -> list[int]:
+    """`[CLS] content [SEP]`, content cut so that at most `max_length` ids remain."""
+    kept = list(content) if max_length is None else list(content)[: max_length - 2]
+    return [special_id(backend, CLS), *kept, special_id(backend, SEP)]
+
+
+def answer_target(backend: tokenizers.Tokenizer, answer: str, *, official: bool = False) -> Target:
+    """`[CLS] answer [SEP]`; `official` ends with [SEP] twice, as the released data (both supervised)."""
+    end = [special_id(backend, SEP)] if official else []
+    return Target(framed(backend, [*content_ids(backend, answer), *end]))
+
+
+def caption_target(
+    backend: tokenizers.Tokenizer, caption: str, prompt: str = "", *, max_length: int = 20, official: bool = False
+) -> Target:
+    """`[CLS] prompt caption [SEP]` of at most `max_length` ids, of which [CLS] and prompt are not supervised.
+
+    `official` glues caption to prompt without a space ("a video ofa man"), and ends with [SEP] twice where it fits.
+    """
+    text = prompt + caption if official else f"{prompt} {caption}".strip()
+    end = [special_id(backend, SEP)] if official else []
+    ids = framed(backend, [*content_ids(backend, text), *end], max_length)
+    return Target(ids, min(len(content_ids(backend, prompt)) + 1, len(ids)) if prompt else 0)
