@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.training.schedules import constant, cosine, linear
+from plait.training.schedules import constant, cosine, linear, released_rate, stepped_cosine
 
 
 @pytest.mark.parametrize("schedule", [cosine, linear, constant])
