@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     "mplug_owl2": (
         7,
         """
-        eval_postprocess label_masking length_sampler owl21_ owl2_ preprocess_images prompts_tokenize trainable_params
+        eval_postprocess label_masking length_sampler preprocess_images prompts_tokenize
         """,
     ),
     "metrics": (

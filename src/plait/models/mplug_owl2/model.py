@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plait.blocks.attention import attention_function
 from plait.blocks.norm import RMSNorm
 from plait.models.mplug_owl2.abstractor import Abstractor
+from plait.models.mplug_owl2.beams import PromptCountingBeams
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.positions import position_ids_of, query_scale, rotary
 from plait.models.mplug_owl2.vision import VisionTower
@@ -212,7 +213,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
 TEXT_ONLY = Route.only("text")
 
 
-class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, GenerationMixin):
+class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCountingBeams, GenerationMixin):
     """The chat model: images and text in, text out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
