@@ -56,7 +56,12 @@ def embedded(model: Model, batch: Expanded) -> dict[str, Any]:
     embeds, is_image = model.model.embed(batch.input_ids, batch.pixel_values)
     embeds = embeds.masked_fill(batch.added[..., None], 0)
     ids = torch.zeros_like(batch.input_ids) if is_image is None else is_image.long()
-    return {"inputs_embeds": embeds, "modality_ids": ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+    return {
+        "inputs_embeds": embeds,
+        "modality_ids": ids,
+        "attention_mask": batch.attention_mask,
+        "labels": batch.labels,
+    }
 
 
 def whole(model: Model, batch: Expanded, cache: DynamicCache | None = None) -> Outputs:
@@ -96,11 +101,15 @@ def greedy(model: Model, ids: Tensor, count: int, **inputs: Any) -> Tensor:
 
 def follow(model: Model, cache: DynamicCache, new_ids: Tensor) -> Tensor:
     """Logits after each of `new_ids`, (batch, count, vocab), fed one by one to a filled cache."""
-    steps = [model(new_ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(new_ids.shape[1])]
+    steps = [
+        model(new_ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(new_ids.shape[1])
+    ]
     return torch.cat(steps, dim=1)
 
 
-def beams(model: Model, ids: Tensor, official_ids: Tensor, shape: Sequence[int], **options: Any) -> tuple[Tensor, Tensor]:
+def beams(
+    model: Model, ids: Tensor, official_ids: Tensor, shape: Sequence[int], **options: Any
+) -> tuple[Tensor, Tensor]:
     """Best sequences in official notation (prompt, new ids, end, padding of 0) of the stored shape, and their scores."""
     found: Any = model.generate(
         ids, do_sample=False, early_stopping=False, pad_token_id=0, num_return_sequences=shape[0],

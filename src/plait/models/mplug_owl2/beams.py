@@ -24,17 +24,21 @@ class PromptCountingBeams(GenerationMixin):
     _end_ids: Tensor
 
     def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.config.official:
-            return super()._beam_search(input_ids, *args, **kwargs)
         generation = kwargs.get("generation_config") or args[2]
-        run = copy.copy(self)  # what the hooks below need lives as long as this search
-        images = (input_ids == self.config.image_token_id).sum(dim=1)
-        extra = images - images // self.config.tokens_per_image
-        run._hidden_positions = extra.view(-1, generation.num_beams)[:, :1]
         ends = generation.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        run._end_ids = torch.tensor(ends, dtype=torch.long, device=input_ids.device)
-        return GenerationMixin._beam_search(run, input_ids, *args, **kwargs)
+        end_ids = torch.tensor(ends, dtype=torch.long, device=input_ids.device)
+        run = self
+        if self.config.official:
+            run = copy.copy(self)  # what the hooks below need lives as long as this search
+            images = (input_ids == self.config.image_token_id).sum(dim=1)
+            extra = images - images // self.config.tokens_per_image
+            run._hidden_positions, run._end_ids = extra.view(-1, generation.num_beams)[:, :1], end_ids
+        found = GenerationMixin._beam_search(run, input_ids, *args, **kwargs)
+        sequences = found if isinstance(found, Tensor) else found.sequences
+        if generation.pad_token_id is not None:
+            _pad_ended(sequences[:, input_ids.shape[1] :], end_ids, generation.pad_token_id)
+        return found
 
     def _update_finished_beams(self, **kwargs: Any) -> Any:
         if self.config.official:
@@ -50,3 +54,10 @@ class PromptCountingBeams(GenerationMixin):
         if self.config.official:
             kwargs["decoder_prompt_len"] = self._hidden_positions
         return GenerationMixin._check_early_stop_heuristic(**kwargs)
+
+
+def _pad_ended(new_ids: Tensor, end_ids: Tensor, pad_token_id: int) -> None:
+    """Put padding behind the first end id, in place: transformers fills with the end id where padding is id 0."""
+    ended = torch.isin(new_ids, end_ids).long().cumsum(dim=1)
+    behind = ended - torch.isin(new_ids, end_ids).long() > 0
+    new_ids.masked_fill_(behind, pad_token_id)
