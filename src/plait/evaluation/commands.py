@@ -31,9 +31,9 @@ TASKS: dict[str, Callable[[Path, Path, Path | None], Evaluation]] = {"emergent":
 def evaluate(
     task: Annotated[str | None, typer.Argument(help="what to measure (--list shows all), or compare")] = None,
     model: Annotated[str | None, typer.Argument(help="model directory, hf:DIR, or a result.json to compare")] = None,
-    other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
-    *,
     data: Annotated[Path | None, typer.Option(help="data set directory with its annotation files and media")] = None,
+    *,
+    other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
     split: Annotated[str | None, typer.Option(help="split; the published one by default")] = None,
     limit: Annotated[int | None, typer.Option(help="only the first N items")] = None,
     rule: Annotated[str | None, typer.Option(help="variant of the metric, such as release for VQA")] = None,

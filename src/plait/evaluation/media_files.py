@@ -6,10 +6,12 @@ the same kind (.avi for .mp4, .flac for .wav): annotation files and downloads di
 
 from __future__ import annotations
 
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from plait.evaluation.readers import Item
 from plait.evaluation.readers.item import Media
@@ -100,3 +102,38 @@ def missing_line(missing: list[str], root: Path) -> str:
         f"expected the media of every item below {root}, got none for {len(missing)}: {shown}{more}; "
         "add them, name them with --media, or count them as wrong with --skip-missing"
     )
+
+
+def frames_of(file: Path | bytes, count: int) -> list[Any]:
+    """`count` RGB frames spread evenly over a video, or over an animated GIF (TGIF's videos are such files).
+
+    Raises ValueError (one line) for what cannot be read.
+    """
+    from plait.media.video import load_frames
+
+    if isinstance(file, bytes):
+        head = file[:4]
+    else:
+        with file.open("rb") as opened:
+            head = opened.read(4)
+    return _gif_frames(file, count) if head == b"GIF8" else load_frames(file, count)
+
+
+def _gif_frames(file: Path | bytes, count: int) -> list[Any]:
+    from PIL import Image
+
+    from plait.media.limits import MAX_FRAMES, MAX_PIXELS
+
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("GIF",)) as animation:
+            total = getattr(animation, "n_frames", 1)
+            if animation.width * animation.height > MAX_PIXELS or total > MAX_FRAMES:
+                raise ValueError(f"more than {MAX_FRAMES} frames of {MAX_PIXELS} pixels")
+            frames = []
+            for i in range(count):
+                animation.seek(min(total - 1, int((i + 0.5) * total / count)))
+                frames.append(animation.convert("RGB"))
+            return frames
+    except (OSError, ValueError, EOFError) as error:
+        name = "bytes" if isinstance(file, bytes) else str(file)
+        raise ValueError(f"expected an animated picture, got {name}: {error}") from error

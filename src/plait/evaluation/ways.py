@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from plait.evaluation.cache import ResponseCache, collect, key_of
-from plait.evaluation.media_files import MediaFiles, media_of
+from plait.evaluation.media_files import MediaFiles, frames_of, media_of
 from plait.evaluation.prompts import words_for
 from plait.evaluation.readers import Item
 from plait.evaluation.runners import Ask
@@ -87,11 +87,9 @@ def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def _pictures(files: Sequence[tuple[Modality, Path | bytes]], task: Task) -> tuple[Any, ...]:
-    from plait.media.video import load_frames
-
     pictures: list[Any] = []
     for modality, file in files:
-        pictures += load_frames(file, task.num_frames) if modality == "video" else [file]
+        pictures += frames_of(file, task.num_frames) if modality == "video" else [file]
     return tuple(pictures)
 
 

@@ -22,11 +22,11 @@ def imagenet(source: Source) -> list[Item]:
         if names and not 0 <= index < len(names):
             raise ValueError(f"{path.name}: expected classes 0 to {len(names) - 1}, got {index} for {file}")
         item = Item(Path(file).stem, image=file, label=index, label_name=names[index] if names else None)
-        items.append(_named(item, names))
+        items.append(named(item, names))
     return items
 
 
-def _named(item: Item, names: dict[int, str]) -> Item:
+def named(item: Item, names: dict[int, str]) -> Item:
     """The item with the names of all classes beside it, where the data set tells them."""
     if names:
         item.meta["classes"] = names
@@ -47,7 +47,7 @@ def imagenet_folder(source: Source) -> list[Item]:
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES):
             image = path.relative_to(source.root).as_posix()
             name = names[index]
-            items.append(_named(Item(f"{folder.name}/{path.stem}", image=image, label=index, label_name=name), names))
+            items.append(named(Item(f"{folder.name}/{path.stem}", image=image, label=index, label_name=name), names))
     return items
 
 
@@ -87,7 +87,7 @@ def kinetics(source: Source) -> list[Item]:
         name, label = row.text("youtube_id"), row.optional("label")
         clip = f"{name}_{row.integer('time_start'):06d}_{row.integer('time_end'):06d}.mp4"
         item = Item(name, video=clip, label_name=label, label=None if label is None else order[label])
-        items.append(_named(item, {index: name for name, index in order.items()}))
+        items.append(named(item, {index: name for name, index in order.items()}))
     return items
 
 
@@ -106,7 +106,7 @@ def something_something(source: Source) -> list[Item]:
             if item.label_name not in labels:
                 raise row.wrong("template", f"a template of {source['labels'].name}", item.label_name)
             item.label = labels.integer(item.label_name)
-        items.append(_named(item, names))
+        items.append(named(item, names))
     return items
 
 
@@ -139,7 +139,7 @@ def fsd50k(source: Source) -> list[Item]:
         if unknown := next((name for name in names if name not in index), None):
             raise row.wrong("labels", f"names of {source['vocabulary'].name}", unknown)
         item.labels = [index[name] for name in names]
-        items.append(_named(item, {number: name for name, number in index.items()}))
+        items.append(named(item, {number: name for name, number in index.items()}))
     return items
 
 
@@ -153,7 +153,7 @@ def vggsound(source: Source) -> list[Item]:
         name = f"{row.text('youtube_id')}_{row.integer('start'):06d}"
         item = Item(name, audio=f"{name}.wav", label_name=row.text("label"), label=order[row.text("label")])
         item.media_start, item.media_end = clip_of(row, "start", VGGSOUND_SECONDS)
-        items.append(_named(item, {index: name for name, index in order.items()}))
+        items.append(named(item, {index: name for name, index in order.items()}))
     return items
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plait.evaluation.readers.files import Row, read_record, read_table
+from plait.evaluation.readers.classes import named
+from plait.evaluation.readers.files import Row, read_lines, read_record, read_table
 from plait.evaluation.readers.item import Item
 from plait.evaluation.readers.layout import Source, layout
 
@@ -82,7 +83,7 @@ def _sound(row: Row) -> Item:
     return Item(row.text("uniq_id"), audio=row.text("audio"), meta={"duration": float(row.number("duration"))})
 
 
-@layout("one_peace_audio", {"retrieval": "*_{split}.tsv", "texts": "*_texts.json"})
+@layout("one_peace_audio", {"retrieval": ("audiocaps_{split}.tsv", "clotho_{split}.tsv"), "texts": "*_texts.json"})
 def audio_text(source: Source) -> list[Item]:
     """Sounds with candidate texts from the map uniq_id -> list."""
     items = []
@@ -107,9 +108,15 @@ def audio_questions(source: Source) -> list[Item]:
     return items
 
 
-@layout("one_peace_fsd50k", {"fsd50k": "fsd50k_{split}.tsv"})
+def _classes(source: Source) -> dict[int, str]:
+    path = source.get("classes")
+    return {} if path is None else dict(enumerate(read_lines(path)))
+
+
+@layout("one_peace_fsd50k", {"fsd50k": "fsd50k_{split}.tsv", "classes": "*classes.txt"}, optional=("classes",))
 def sound_tags(source: Source) -> list[Item]:
-    """Sounds with several classes: comma-joined indices."""
+    """Sounds with several classes: comma-joined indices. A list of class names, one a line, may lie beside."""
+    classes = _classes(source)
     items = []
     for row in _rows(source["fsd50k"]):
         item = _sound(row)
@@ -117,16 +124,17 @@ def sound_tags(source: Source) -> list[Item]:
             item.labels = [int(part) for part in row.text("text").split(",")]
         except ValueError:
             raise row.wrong("text", "class indices joined by commas", row["text"]) from None
-        items.append(item)
+        items.append(named(item, classes))
     return items
 
 
-@layout("one_peace_vggsound", {"vggsound": "vggsound_{split}.tsv"})
+@layout("one_peace_vggsound", {"vggsound": "vggsound_{split}.tsv", "classes": "*classes.txt"}, optional=("classes",))
 def sound_class(source: Source) -> list[Item]:
-    """Sounds with one class."""
+    """Sounds with one class. A list of class names, one a line, may lie beside the table."""
+    classes = _classes(source)
     items = []
     for row in _rows(source["vggsound"]):
         item = _sound(row)
         item.label = row.integer("text")
-        items.append(item)
+        items.append(named(item, classes))
     return items

@@ -1,0 +1,244 @@
+"""The run itself: what is asked, kept, resumed, listed, written and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from whole_fixtures import fixture
+
+from plait.evaluation.cache import ResponseCache, collect, key_of
+from plait.evaluation.commands import evaluate as command
+from plait.evaluation.compare import as_lines, compare
+from plait.evaluation.media_files import MediaFiles, frames_of
+from plait.evaluation.registry import TASKS
+from plait.evaluation.run import Options, evaluate, score_file
+from plait.evaluation.runners import Ask
+from plait.evaluation.tasks import Decoding
+
+
+class Parrot:
+    """Answers with the number of letters it was asked; counts what it is asked, and may fail after some answers."""
+
+    name, family, fingerprint = "parrot", "parrot", "0"
+    capabilities = ("generate",)
+
+    def __init__(self, fail_after: int | None = None, reply: str | None = None) -> None:
+        self.asked: list[str] = []
+        self.fail_after, self.reply = fail_after, reply
+
+    def prompt(self, ask: Ask) -> str:
+        return f"[{len(ask.images)}] {ask.words}"
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        if self.fail_after is not None and len(self.asked) + len(asks) > self.fail_after:
+            raise RuntimeError("the lights went out")
+        self.asked += [self.prompt(ask) for ask in asks]
+        return [self.reply if self.reply is not None else f" {len(ask.words)}" for ask in asks]
+
+
+QUIET = Options(show_progress=False, batch_size=1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """The NLVR2 fixture with its pictures."""
+    return fixture(TASKS["nlvr2"], "nlvr2_official", tmp_path / "data")[0]
+
+
+def test_a_failed_run_goes_on_where_it_stopped(pictures: Path, tmp_path: Path) -> None:
+    first = Parrot(fail_after=1)
+    with pytest.raises(RuntimeError, match="lights"):
+        evaluate(TASKS["nlvr2"], first, pictures, tmp_path / "out", QUIET)
+    second = Parrot()
+    result = evaluate(TASKS["nlvr2"], second, pictures, tmp_path / "out", QUIET)
+    assert (len(first.asked), len(second.asked)) == (1, 1)
+    assert result["items"] == 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_run import Parrot, QUIET
+from plait.evaluation.registry import TASKS
+from plait.evaluation.run import evaluate
+
+class Mortal(Parrot):
+    def generate(self, asks, decoding):
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().generate(asks, decoding)
+
+evaluate(TASKS["nlvr2"], Mortal(), Path({data!r}), Path({out!r}), QUIET)
+"""
+
+
+def test_a_killed_run_loses_no_answer(pictures: Path, tmp_path: Path) -> None:
+    script = KILLED.format(tests=str(Path(__file__).parent), data=str(pictures), out=str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, env=dict(os.environ))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with (tmp_path / "out" / "cache.jsonl").open("ab") as file:
+        file.write(b'{"key": "torn')  # the kill may come in the middle of a line
+    survivor = Parrot()
+    evaluate(TASKS["nlvr2"], survivor, pictures, tmp_path / "out", QUIET)
+    assert len(survivor.asked) == 1
+
+
+def test_answers_of_another_model_are_refused(pictures: Path, tmp_path: Path) -> None:
+    evaluate(TASKS["nlvr2"], Parrot(), pictures, tmp_path / "out", QUIET)
+    other = Parrot()
+    other.fingerprint = "1"
+    with pytest.raises(ValueError, match="expected answers of the same model"):
+        evaluate(TASKS["nlvr2"], other, pictures, tmp_path / "out", QUIET)
+
+
+def test_a_damaged_cache_is_an_error(tmp_path: Path) -> None:
+    with ResponseCache(tmp_path / "c.jsonl", {"a": 1}) as cache:
+        cache.add({"k": "v"})
+    (tmp_path / "c.jsonl").write_bytes((tmp_path / "c.jsonl").read_bytes() + b"nonsense\n")
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 3: expected JSON"):
+        ResponseCache(tmp_path / "c.jsonl", {"a": 1})
+
+
+def test_equal_questions_are_asked_once_and_a_short_batch_is_an_error() -> None:
+    asked: list[Any] = []
+    with ResponseCache(None, {}) as cache:
+        found = collect({"a": 1, "b": 2}, lambda batch: asked.append(batch) or batch, cache, batch_size=5)
+        assert (found, asked) == ({"a": 1, "b": 2}, [[1, 2]])
+        collect({"b": 2, "c": 3}, lambda batch: asked.append(batch) or batch, cache, batch_size=5)
+        assert asked == [[1, 2], [3]]
+        with pytest.raises(ValueError, match="expected 1 answers of the model, got 0"):
+            collect({"d": 4}, lambda batch: [], cache, batch_size=5)
+    assert key_of("x", b"bytes") != key_of("x", b"other")
+
+
+def test_missing_media_are_listed_before_the_model_is_asked(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "test1-0-1-img0.png").unlink()
+    parrot = Parrot()
+    with pytest.raises(ValueError, match=r"got none for 1: test1-0-1-img0\.png; add them"):
+        evaluate(TASKS["nlvr2"], parrot, pictures, tmp_path / "out", QUIET)
+    assert parrot.asked == []
+    skipping = Options(show_progress=False, skip_missing=True)
+    result = evaluate(TASKS["nlvr2"], parrot, pictures, tmp_path / "out", skipping)
+    assert result["failures"]["media missing"] == {"count": 1, "ids": ["test1-0-1-0"]}
+    assert len(parrot.asked) == 1
+
+
+def test_an_empty_reply_is_wrong_and_counted(pictures: Path, tmp_path: Path) -> None:
+    result = evaluate(TASKS["nlvr2"], Parrot(reply=" "), pictures, tmp_path / "out", QUIET)
+    assert result["score"] == 0
+    assert result["failures"]["empty reply"]["count"] == 2
+    assert result["failures"]["unreadable"]["count"] == 2
+
+
+def test_the_result_says_what_was_asked_and_of_how_many(pictures: Path, tmp_path: Path) -> None:
+    limited = Options(show_progress=False, limit=1)
+    result = evaluate(TASKS["nlvr2"], Parrot(reply="Yes."), pictures, tmp_path / "out", limited)
+    words = "There are two dogs in total. Is this statement true? Answer yes or no."
+    assert result["prompt"] == f"[2] {words}"
+    assert (result["items"], result["items_in_split"], result["limit"]) == (1, 2, 1)
+    assert (result["score"], result["interval"]) == (100, [100, 100])
+    assert words in (tmp_path / "out" / "result.html").read_text()
+
+
+def test_predictions_are_scored_without_the_model(pictures: Path, tmp_path: Path) -> None:
+    first = evaluate(TASKS["nlvr2"], Parrot(reply="no"), pictures, tmp_path / "out", QUIET)
+    again = score_file(TASKS["nlvr2"], tmp_path / "out" / "predictions.jsonl", pictures, None, QUIET)
+    assert again["score"] == first["score"] == 50
+    assert again["model"] == first["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows + rows[:1], "expected every id once"),
+        (lambda rows: rows[:1], "expected a prediction for every item, got none for 1: test1-0-1-0"),
+        (lambda rows: [*rows, rows[0] | {"id": "else"}], "got the id 'else'"),
+    ],
+)
+def test_predictions_with_wrong_ids_are_refused(change: Any, message: str, pictures: Path, tmp_path: Path) -> None:
+    evaluate(TASKS["nlvr2"], Parrot(), pictures, tmp_path / "out", QUIET)
+    path = tmp_path / "out" / "predictions.jsonl"
+    rows = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        score_file(TASKS["nlvr2"], path, pictures, None, QUIET)
+
+
+def test_two_results_are_compared_item_by_item(pictures: Path, tmp_path: Path) -> None:
+    for name, reply in (("a", "yes"), ("b", "maybe")):
+        evaluate(TASKS["nlvr2"], Parrot(reply=reply), pictures, tmp_path / name, QUIET)
+    found = compare(tmp_path / "a" / "result.json", tmp_path / "b")
+    assert found["scores"] == [50, 0]
+    assert found["difference"] == 50
+    assert found["interval"] == [0, 100]
+    assert 0 < found["p_value"] <= 1
+    assert "paired bootstrap over 2 units" in as_lines(found)
+
+
+def test_results_of_other_items_do_not_compare(pictures: Path, tmp_path: Path) -> None:
+    evaluate(TASKS["nlvr2"], Parrot(), pictures, tmp_path / "a", QUIET)
+    evaluate(TASKS["nlvr2"], Parrot(), pictures, tmp_path / "b", Options(show_progress=False, limit=1))
+    with pytest.raises(ValueError, match="expected results on the same items, got 1"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_media_are_found_in_other_folders_and_with_other_endings(tmp_path: Path) -> None:
+    for name in ("clips/a.avi", "x/1/image.png", "y/2/image.png", "both/b.wav", "again/b.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    files = MediaFiles(tmp_path)
+    assert files.find("a.mp4", "video") == tmp_path / "clips/a.avi"
+    assert files.find("2/image.png", "image") == tmp_path / "y/2/image.png"
+    assert files.find("gone.jpg", "image") is None
+    assert MediaFiles(tmp_path, "clips/{stem}.avi").find("a.wav", "audio") == tmp_path / "clips/a.avi"
+    with pytest.raises(ValueError, match=r"expected one file b\.wav"):
+        files.find("b.wav", "audio")
+    with pytest.raises(ValueError, match="expected a media name inside"):
+        files.find("../secret.png", "image")
+
+
+def test_an_animated_gif_is_a_video(tmp_path: Path) -> None:
+    from whole_fixtures import video
+
+    video(tmp_path / "a.gif")
+    frames = frames_of(tmp_path / "a.gif", 2)
+    assert [frame.mode for frame in frames] == ["RGB", "RGB"]
+    assert not np.array_equal(np.asarray(frames[0]), np.asarray(frames[1]))
+    (tmp_path / "b.gif").write_bytes(b"GIF89a and then nothing")
+    with pytest.raises(ValueError, match="expected an animated picture"):
+        frames_of(tmp_path / "b.gif", 2)
+
+
+def test_the_command_lists_scores_and_compares(pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    command(listing=True)
+    assert "mPLUG-Owl2 137.3 [readme]" in capsys.readouterr().out
+    evaluate(TASKS["nlvr2"], Parrot(reply="yes"), pictures, tmp_path / "out", QUIET)
+    command("nlvr2", data=pictures, predictions=tmp_path / "out" / "predictions.jsonl", as_json=True)
+    assert json.loads(capsys.readouterr().out)["score"] == 50
+    command("compare", str(tmp_path / "out"), other=str(tmp_path / "out"))
+    assert "difference +0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "nlvr2", "model": "m"}, "expected --data DIR"),
+        ({"task": "nlvr2", "data": Path()}, "expected a model for nlvr2"),
+        ({"task": "compare", "model": "a"}, "expected two results"),
+        ({"task": "nlvr2", "data": Path(), "rule": "odd", "model": "m"}, "expected no --rule for nlvr2"),
+        ({}, "expected a task, got none"),
+    ],
+)
+def test_a_wrong_command_says_what_was_expected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        command(**arguments)
