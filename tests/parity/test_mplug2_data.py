@@ -14,8 +14,8 @@ from plait.parity.cases import Place, Settings
 from plait.parity.commands import run_case, select
 
 KINDS = (
-    "frame_sampling", "lr_schedule", "preprocess_image_eval", "preprocess_video_eval", "preprocess_video_train",
-    "randaugment_ops", "retrieval_metrics", "scst_loss", "text_preprocess",
+    "frame_sampling", "lr_schedule", "optimizer_groups", "preprocess_image_eval", "preprocess_video_eval",
+    "preprocess_video_train", "randaugment_ops", "retrieval_metrics", "scst_loss", "text_preprocess",
 )  # fmt: skip
 JSON_OUTPUTS = {"indices", "out", "ids", "max_length_8", "lr_used_at_iteration", "labels_before_shift", "ids_max20"}
 
@@ -48,7 +48,10 @@ def scramble(case: Path) -> None:
         save_file({n: v + 3 if n.startswith("out.") else v for n, v in stored.items()}, path)
     path = case / "examples.json"
     if path.exists():
-        path.write_text(json.dumps(_scrambled(json.loads(path.read_text()))))
+        document = json.loads(path.read_text())
+        if isinstance(document, dict):
+            document = {k: v + "x" if isinstance(v, str) else v for k, v in document.items()}
+        path.write_text(json.dumps(_scrambled(document)))
 
 
 def _scrambled(value, inside: bool = False):

@@ -11,7 +11,7 @@ _KINDS: dict[str, tuple[int, str]] = {
         5,
         """
         beam_search checkpoint_key_renames clip_text_tower decoder_grounding_head decoder_lm decoder_prefix
-        fusion_ image_encoder keys local_temporal mlm_ mplug1_ optimizer_groups
+        fusion_ image_encoder keys local_temporal mlm_ mplug1_
         patch_embed_inflation pos_embed_resize
         temporal_block text_encoder universal_layers_ video_encoder videocaption_ videoqa_
         """,
@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     "mplug_owl2": (
         7,
         """
-        eval_postprocess label_masking length_sampler preprocess_images prompts_tokenize
+        eval_postprocess length_sampler
         """,
     ),
     "metrics": (

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from plait.metrics.retrieval import recall_at_k
+from plait.models.mplug2.param_groups import official_group
 from plait.objectives.scst import scst_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
@@ -207,3 +208,8 @@ def retrieval_metrics(case: Case) -> Outputs:
         found[f"{side}_r_mean"] = sum(found[f"{side}_r{k}"] for k in (1, 5, 10)) / 3
     found["r_mean"] = (found["txt_r_mean"] + found["img_r_mean"]) / 2
     return {"result": found}
+
+
+@runner("mplug2", "optimizer_groups")
+def optimizer_groups(case: Case) -> Outputs:
+    return {name: official_group(name) for name in case.document}

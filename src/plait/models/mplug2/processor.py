@@ -1,0 +1,200 @@
+"""What goes into mPLUG-2 and what comes out: texts, images and clips -> tensors, ids -> texts.
+
+texts -> input_ids, attention_mask     images -> pixel_values     videos -> pixel_values_videos
+
+A video is sampled by presentation time: the frames on screen in the middle of `num_frames` equal parts.
+Source: specification mPLUG-2, section 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+from plait.media.image import load_image
+from plait.media.video import load_video
+from plait.processing import wordpiece
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, square
+from plait.processing.video_transforms import Resample, evaluation_clip, stack_frames
+from plait.processing.wordpiece import Target
+
+Picture = Image | str | Path | bytes
+Clip = str | Path | bytes | Tensor | Sequence[Image]
+"""A video file, or its frames: PIL images, or uint8 (time, height, width, 3)."""
+
+
+class MPlug2ImageProcessor(PilBackend):
+    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
+    size = {"height": 224, "width": 224}  # noqa: RUF012
+    resample = PILImageResampling.BICUBIC
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    image_mean = list(CLIP_MEAN)  # noqa: RUF012
+    image_std = list(CLIP_STD)  # noqa: RUF012
+
+
+class MPlug2Processor(ProcessorMixin):
+    """Tokenizer and image processor of one model, and how it reads clips.
+
+    num_frames: of a clip; video_resample: `nearest` as published, or `bicubic` with antialiasing; max_text_tokens: of
+    a question or phrase with [CLS] and [SEP], more is an error; official: targets as the released data has them.
+    """
+
+    def __init__(
+        self,
+        image_processor: MPlug2ImageProcessor,
+        tokenizer: PreTrainedTokenizerFast,
+        num_frames: int = 16,
+        video_resample: Resample = "nearest",
+        max_text_tokens: int = 64,
+        official: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"expected at least one frame, got num_frames {num_frames}")
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.num_frames, self.video_resample = num_frames, video_resample
+        self.max_text_tokens, self.official = max_text_tokens, official
+
+    @classmethod
+    def build(cls, image_size: int, vocabulary: Sequence[str] | None = None, **options: Any) -> MPlug2Processor:
+        """A processor for square inputs of `image_size` pixels; vocabulary: uncased BERT's by default."""
+        size = {"height": image_size, "width": image_size}
+        return cls(MPlug2ImageProcessor(size=size), wordpiece.build_tokenizer(vocabulary), **options)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images made, in pixels."""
+        return self.image_processor.size["height"]
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture] | None = None,
+        text: str | Sequence[str] | None = None,
+        videos: Clip | Sequence[Clip] | None = None,
+        *,
+        text_pair: str | Sequence[str] | None = None,
+        truncation: bool = False,
+        return_tensors: str = "pt",
+        **unknown: Any,
+    ) -> BatchFeature:
+        """Any mixture of modalities -> a batch of each.
+
+        text gives input_ids and attention_mask (batch, tokens), with text_pair as `[CLS] text [SEP] pair [SEP]` and
+        token_type_ids; images pixel_values (batch, 3, side, side); videos pixel_values_videos (batch, 3, frames, side,
+        side). Raises ValueError for arguments it does not know and for texts over the limit (unless `truncation`).
+        """
+        if set(unknown) - {"padding"}:
+            raise ValueError(f"expected images, text, videos, got {', '.join(sorted(set(unknown) - {'padding'}))}")
+        if return_tensors != "pt":
+            raise ValueError(f"expected return_tensors='pt', got {return_tensors!r}")
+        batch: dict[str, Tensor] = {}
+        if text is not None:
+            pairs = None if text_pair is None else _listed(text_pair, str)
+            batch |= self.tokenize(_listed(text, str), pairs, truncation=truncation)
+        if images is not None:
+            batch["pixel_values"] = torch.stack([self.pixels(picture) for picture in _listed(images, Picture)])
+        if videos is not None:
+            batch["pixel_values_videos"] = torch.stack([self.clip(one) for one in _clips(videos)])
+        if not batch:
+            raise ValueError("expected images, text or videos, got none")
+        return BatchFeature(batch)
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """One image, decoded where it is a file -> (3, side, side)."""
+        processor = self.image_processor
+        return square(load_image(picture), self.image_size, processor.image_mean, processor.image_std)
+
+    def clip(self, video: Clip) -> Tensor:
+        """One video -> (3, num_frames, side, side). Frames given as such are all taken."""
+        if isinstance(video, str | Path | bytes):
+            video = load_video(video, self.num_frames).frames
+        frames = video if isinstance(video, Tensor) else stack_frames(video)
+        if frames.dtype != torch.uint8 or frames.dim() != 4 or frames.shape[-1] != 3:
+            raise ValueError(
+                f"expected frames uint8 (time, height, width, 3), got {frames.dtype} {tuple(frames.shape)}"
+            )
+        processor = self.image_processor
+        return evaluation_clip(frames, self.image_size, self.video_resample, processor.image_mean, processor.image_std)
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncation: bool = False
+    ) -> dict[str, Tensor]:
+        """Texts, cleaned as published, -> input_ids and attention_mask (batch, tokens), with `pairs` token_type_ids."""
+        cleaned = [wordpiece.clean_question(text, max_words=10**6) for text in texts]
+        others = () if pairs is None else ([wordpiece.clean_question(text, max_words=10**6) for text in pairs],)
+        cut = {"truncation": True, "max_length": self.max_text_tokens} if truncation else {}
+        rows = self.tokenizer(cleaned, *others, return_token_type_ids=pairs is not None, **cut)
+        for text, ids in zip(texts, rows["input_ids"], strict=True):
+            if len(ids) > self.max_text_tokens:
+                raise ValueError(
+                    f"expected a text of at most {self.max_text_tokens} tokens, got {len(ids)} in {text[:40]!r}...; "
+                    "shorten it, or pass truncation=True"
+                )
+        padded = self.tokenizer.pad(rows, return_tensors="pt")
+        return {name: torch.as_tensor(padded[name]) for name in rows}
+
+    def answers(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Answers as a decoder learns to write them: input_ids and attention_mask (answers, length)."""
+        backend = self.tokenizer.backend_tokenizer
+        cleaned = [wordpiece.clean_caption(text, max_words=10**6) for text in texts]
+        return self.collate([wordpiece.answer_target(backend, text, official=self.official) for text in cleaned])
+
+    def captions(self, texts: Sequence[str], prompt: str = "", max_length: int = 20) -> dict[str, Tensor]:
+        """Captions likewise, with `labels` that leave out prompt and padding. Cut to `max_length` ids."""
+        backend = self.tokenizer.backend_tokenizer
+        targets = [
+            wordpiece.caption_target(
+                backend, wordpiece.clean_caption(text, max_words=80), prompt, max_length=max_length,
+                official=self.official,
+            )
+            for text in texts
+        ]  # fmt: skip
+        return self.collate(targets)
+
+    def collate(self, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Targets -> input_ids, attention_mask and labels (batch, length), right-padded; labels not shifted."""
+        width = max(len(target.ids) for target in targets)
+        ids = torch.full((len(targets), width), self.tokenizer.pad_token_id)
+        labels = torch.full_like(ids, -100)
+        for target, id_row, label_row in zip(targets, ids, labels, strict=True):
+            length = len(target.ids)
+            id_row[:length] = torch.tensor(target.ids)
+            label_row[target.prompt_length : length] = id_row[target.prompt_length : length]
+        lengths = torch.tensor([len(target.ids) for target in targets])
+        return {"input_ids": ids, "attention_mask": torch.arange(width) < lengths[:, None], "labels": labels}
+
+    def decode_text(self, ids: Sequence[int] | Tensor) -> str:
+        """Generated ids -> text up to the first [SEP]; `official` deletes special tokens and keeps what follows."""
+        row = [i for i in (ids.tolist() if isinstance(ids, Tensor) else list(ids)) if i >= 0]
+        start = 1 if row[:1] == [self.tokenizer.cls_token_id] else 0
+        end = self.tokenizer.sep_token_id
+        if not self.official and end in row:
+            row = row[: row.index(end)]
+        return self.tokenizer.decode(row[start:], skip_special_tokens=True).strip()
+
+
+def _listed(value: Any, single: Any) -> list[Any]:
+    return [value] if isinstance(value, single) else list(value)
+
+
+def _clips(value: Any) -> list[Clip]:
+    """A batch of clips: a list of them, or one: a file, a tensor of frames, a list of PIL frames."""
+    if isinstance(value, Tensor):
+        return [value] if value.dim() == 4 else list(value)
+    if isinstance(value, str | Path | bytes):
+        return [value]
+    frames = list(value)
+    return [frames] if frames and isinstance(frames[0], Image) else frames
