@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     "mplug_owl2": (
         7,
         """
-        eval_postprocess length_sampler
+        eval_postprocess
         """,
     ),
     "metrics": (

@@ -1,0 +1,186 @@
+"""Conversations: turns -> prompt -> ids with one -200 per image -> labels on the answers (sections 9.2 to 9.4, 11).
+
+Published prompts and templates are data; the official label rule and one that holds for every tokenizer stand side by
+side (`official_labels`, `answer_labels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from plait.models.mplug_owl2.placeholders import IGNORED, IMAGE_PLACEHOLDER
+
+IMAGE = "<|image|>"
+VIDEO = "<|video|>"
+Encode = Callable[[str], list[int]]
+"""A piece of text to ids, the bos id included where the tokenizer adds one."""
+
+Turn = tuple[str, str | None]
+"""A question and its answer, None while it is open."""
+
+_HUMAN = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns become text.
+
+    style: TWO (system text, then two alternating separators), TWO_NO_SYS (without it), SINGLE (one separator).
+    """
+
+    system: str
+    roles: tuple[str, str] = ("USER", "ASSISTANT")
+    style: str = "TWO"
+    sep: str = " "
+    sep2: str | None = "</s>"
+    version: str = "v1"
+
+    @property
+    def stop(self) -> str:
+        """The text that ends an answer."""
+        return self.sep2 or self.sep
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Turns to text; an open last turn ends in the assistant's role and a colon, without a space."""
+        seps = (self.sep, self.stop)
+        text = "" if self.style == "TWO_NO_SYS" else self.system + self.sep
+        for question, answer in turns:
+            text += f"{self.roles[0]}: {question}{seps[0]}{self.roles[1]}:"
+            if answer is not None:
+                text += f" {answer}{seps[1]}"
+        return text
+
+
+TEMPLATES = {
+    "mplug_owl2": Template(_HUMAN, style="TWO_NO_SYS"),
+    "v1": Template(_HUMAN.replace("human", "user")),
+    "vicuna_v1": Template(_HUMAN.replace("human", "user")),
+    "v0": Template(_HUMAN, ("Human", "Assistant"), "SINGLE", "###", None, "v0"),
+}
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] if m['content'] is string else m['content'][0]['text'] }} "
+    "{% else %}{{ 'USER: ' if m['role'] == 'user' else ' ASSISTANT: ' }}"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<|image|>{% elif p['type'] == 'video' %}<|video|>{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '</s>' if m['role'] == 'assistant' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+"""The default template in transformers' language."""
+
+_WORD = "Answer the question using a single word or phrase."
+_LETTER = "Answer with the option’s letter from the given choices directly."
+EVALUATION_PROMPTS = {
+    "caption": f"USER: {IMAGE}Provide a one-sentence caption for the provided image. ASSISTANT: ",
+    "vqa": f"USER: {IMAGE}{{question}} {_WORD} ASSISTANT: ",
+    "mmbench": f"USER: {IMAGE}{{hint}}\n{{question}}\n{{options}}\n{_LETTER} ASSISTANT: ",
+    "mme": f"USER: {IMAGE}{{question}}\n{_WORD} ASSISTANT: ",
+    "mmmu": f"USER: {{question}}\n{{options}}\n{_LETTER} ASSISTANT: ",
+    "mmmu_open": f"USER: {{question}}\n{_WORD} ASSISTANT: ",
+}
+"""Published evaluation prompts (section 11), with the trailing space the official scripts have."""
+
+EVALUATION_GENERATION: dict[str, dict[str, float]] = {
+    "caption": {"max_new_tokens": 60, "min_new_tokens": 8, "length_penalty": 0},
+    **{task: {"max_new_tokens": 10, "min_new_tokens": 1, "length_penalty": 1} for task in ("vqa", "mmbench", "mme")},
+    **{task: {"max_new_tokens": 20, "min_new_tokens": 1, "length_penalty": 1} for task in ("mmmu", "mmmu_open")},
+}
+"""Published settings of `generate` per prompt, all greedy."""
+
+
+def evaluation_prompt(task: str, *, question: str = "", options: Sequence[str] = (), hint: str | None = None) -> str:
+    """The published prompt of a task. options: texts of the choices, lettered from A. Raises ValueError for no task."""
+    if task not in EVALUATION_PROMPTS:
+        raise ValueError(f"expected a task among {', '.join(EVALUATION_PROMPTS)}, got {task!r}")
+    if task == "mme":
+        question = question.replace("Please answer yes or no.", "").strip()
+    lettered = "\n".join(f"{chr(ord('A') + i)}. {text}" for i, text in enumerate(options))
+    return EVALUATION_PROMPTS[task].format(question=question, options=lettered, hint=hint or "N/A")
+
+
+def tokenize(text: str, encode: Encode, bos_token_id: int | None) -> list[int]:
+    """Text with `<|image|>` to ids with -200, every piece between images tokenized on its own, as published.
+
+    A leading bos is kept once where the text begins with words; a text that begins with an image has it behind.
+    """
+    pieces = [encode(piece) if piece else [] for piece in text.split(IMAGE)]
+    first = pieces[0]
+    starts_with_bos = bos_token_id is not None and first[:1] == [bos_token_id]
+    ids = first[:1] if starts_with_bos else []
+    for i, piece in enumerate(pieces):
+        ids += ([IMAGE_PLACEHOLDER] if i else []) + piece[int(starts_with_bos) :]
+    return ids
+
+
+def image_first(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Messages as the official training code rewrites them: one placeholder, at the front, on a line of its own."""
+    rewritten = []
+    for message in messages:
+        value = message["value"]
+        if IMAGE in value:
+            value = (IMAGE + "\n" + value.replace(IMAGE, "").strip()).strip()
+        rewritten.append({**message, "value": value})
+    return rewritten
+
+
+def turns_of(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
+    """Turns of a `conversations` list (`from`: human or gpt). A leading answer is dropped.
+
+    Raises ValueError where roles do not alternate.
+    """
+    messages = list(messages)
+    if messages and messages[0]["from"] == "gpt":
+        messages = messages[1:]
+    for i, message in enumerate(messages):
+        expected = ("human", "gpt")[i % 2]
+        if message["from"] != expected:
+            raise ValueError(f"expected message {i} from {expected}, got {message['from']!r}; alternate the roles")
+    values: list[str | None] = [message["value"] for message in messages]
+    values += [None] * (len(values) % 2)
+    return [(question or "", answer) for question, answer in zip(values[::2], values[1::2])]
+
+
+def official_labels(
+    ids: Sequence[int], text: str, template: Template, encode: Encode, bos_token_id: int | None, *,
+    pad_token_id: int = 0, max_length: int = 2048,
+) -> list[int]:  # fmt: skip
+    """Labels by the official rule, which knows Llama's tokenizer: answers and their end, or nothing where lengths differ."""
+    labels, end = list(ids), 1
+    labels[:1] = [IGNORED] * len(labels[:1])
+    opening = f"{template.sep}{template.roles[1]}: "
+    for part in text.split(template.stop):
+        halves = part.split(opening)
+        if not part or len(halves) != 2:
+            break
+        length = len(tokenize(part, encode, bos_token_id))
+        asked = len(tokenize(halves[0] + opening, encode, bos_token_id)) - 2
+        labels[end : end + asked] = [IGNORED] * len(labels[end : end + asked])
+        end += length
+    labels[end:] = [IGNORED] * len(labels[end:])
+    if end < max_length and end != sum(i != pad_token_id for i in ids):
+        return [IGNORED] * len(ids)
+    return labels
+
+
+def answer_labels(
+    ids: Sequence[int], turns: Sequence[Turn], template: Template, encode: Encode, bos_token_id: int | None
+) -> list[int]:
+    """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt that asks for it ends."""
+    labels = [IGNORED] * len(ids)
+    for i, (question, answer) in enumerate(turns):
+        if answer is None:
+            continue
+        asked = tokenize(template.prompt([*turns[:i], (question, None)]), encode, bos_token_id)
+        answered = tokenize(template.prompt(turns[: i + 1]), encode, bos_token_id)
+        start, stop = _common(ids, asked), _common(ids, answered)
+        labels[start:stop] = ids[start:stop]
+    return labels
+
+
+def _common(ids: Sequence[int], prefix: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))
