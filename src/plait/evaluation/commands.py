@@ -29,8 +29,8 @@ TASKS: dict[str, Callable[[Path, Path, Path | None], Evaluation]] = {"emergent":
 
 
 def evaluate(
-    task: Annotated[str | None, typer.Argument(help="what to measure (--list shows all), or compare")] = None,
-    model: Annotated[str | None, typer.Argument(help="model directory, hf:DIR, or a result.json to compare")] = None,
+    task: Annotated[str | None, typer.Argument(help="what to measure (--list), compare, or leaderboard")] = None,
+    model: Annotated[str | None, typer.Argument(help="model directory, hf:DIR, or results")] = None,
     data: Annotated[Path | None, typer.Option(help="data set directory with its annotation files and media")] = None,
     *,
     other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
@@ -53,6 +53,8 @@ def evaluate(
         print(_compare(model, other, as_json))
     elif task is None:
         raise UsageError("expected a task, got none; plait eval --list shows them")
+    elif task == "leaderboard":
+        print(_leaderboard(model, out))
     elif other is not None:
         raise UsageError(f"expected TASK MODEL, got a third name {other!r}; only compare takes two results")
     elif data is None:
@@ -114,6 +116,14 @@ def _compare(first: str | None, second: str | None, as_json: bool) -> str:
         raise UsageError("expected two results, such as plait eval compare A/result.json B/result.json")
     found = compare(first, second)
     return json.dumps(found) if as_json else as_lines(found)
+
+
+def _leaderboard(results: str | None, out: Path | None) -> Path:
+    from plait.evaluation.leaderboard import write_leaderboard
+
+    if results is None or not Path(results).is_dir() or out is None:
+        raise UsageError("expected plait eval leaderboard RESULTS_DIR --out FILE.md, with a directory that exists")
+    return write_leaderboard(Path(results), out)
 
 
 def _listing(as_json: bool) -> str:

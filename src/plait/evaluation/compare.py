@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-RESAMPLES = 10_000
+from plait.evaluation.scoring.base import group_sums
+
+RESAMPLES = 2_000
 
 
 def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -28,11 +30,10 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
     if a["units"].keys() != b["units"].keys():
         apart = len(a["units"].keys() ^ b["units"].keys())
         raise ValueError(f"expected results on the same items, got {apart} that only one of them has")
-    difference = np.array([a["units"][unit] - b["units"][unit] for unit in a["units"]])
-    generator = np.random.default_rng(seed)
-    means = np.array(
-        [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(resamples)]
-    )
+    difference = {unit: a["units"][unit] - b["units"][unit] for unit in a["units"]}
+    sums, counts = group_sums(difference, a.get("groups", {}))
+    drawn = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {
         "task": a["task"],
@@ -40,10 +41,10 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
         "rule": a["rule"],
         "models": [a["model"].get("name"), b["model"].get("name")],
         "scores": [a["score"], b["score"]],
-        "difference": float(difference.mean()),
+        "difference": float(sums.sum() / counts.sum()),
         "interval": [float(low), float(high)],
         "p_value": float(min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))),
-        "units": len(difference),
+        "units": len(sums),
     }
 
 

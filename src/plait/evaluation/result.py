@@ -34,7 +34,7 @@ def build_result(
 ) -> dict[str, Any]:
     """The result of one evaluation, ready to be written.
 
-    `units` are the values whose mean is the score, by item or by group of items that hang together: what intervals and
+    `units` are the values by item whose mean is the score, `groups` the items that hang together: what intervals and
     paired tests resample.
     """
     from plait.evaluation.summary import about
@@ -61,6 +61,7 @@ def build_result(
         "prompt": next((row.get("prompt", "") for row in rows if row.get("prompt")), ""),
         "distinct_prompts": len(prompts),
         "units": scored.units,
+        "groups": scored.groups,
         "predictions_sha256": hashlib.sha256(json.dumps([dict(r) for r in rows], sort_keys=True).encode()).hexdigest(),
         "published": [asdict(number) for number in task.published],
         "seconds": round(seconds, 2),

@@ -11,17 +11,17 @@ import numpy as np
 
 from plait.evaluation.media_files import MediaFiles
 from plait.evaluation.readers import Item
-from plait.metrics.retrieval import bootstrap_interval
 
 
 @dataclass
 class Scored:
-    """Scores by name. units: values, by item or group of items, whose mean is the primary score (empty where it is no
-    such mean). categories: the primary score of parts. unreadable: ids of replies without an answer. notes: what a
-    reader of the score must know."""
+    """Scores by name. units: values by item whose mean is the primary score (empty where it is no such mean). groups:
+    item -> what it shares with others (a picture, a concept), so that intervals draw groups whole. categories: the
+    primary score of parts. unreadable: ids of replies without an answer. notes: what a reader must know."""
 
     scores: dict[str, float]
     units: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
     categories: dict[str, float] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Scored:
         """95 % bootstrap interval of the primary score, or None where there is nothing to resample."""
         if self.resampled is not None:
             return list(self.resampled)
-        return list(bootstrap_interval(self.units.values())) if self.units else None
+        return list(clustered_interval(self.units, self.groups)) if self.units else None
 
 
 @dataclass
@@ -78,6 +78,28 @@ class NoAnswersError(ValueError):
     """The split holds no answers: predictions can be submitted, not scored."""
 
 
+def clustered_interval(
+    units: Mapping[str, float], groups: Mapping[str, str], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean over units, in which groups of units are drawn whole.
+
+    A unit without a group is a group of its own. The mean is over all units of the drawn groups.
+    """
+    sums, counts = group_sums(units, groups)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def group_sums(units: Mapping[str, float], groups: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of units per group, groups in order of first appearance: (groups,), (groups,)."""
+    totals: dict[str, list[float]] = {}
+    for name, value in units.items():
+        totals.setdefault(groups.get(name, name), []).append(value)
+    return np.array([sum(one) for one in totals.values()]), np.array([len(one) for one in totals.values()])
+
+
 Scorer = Callable[[Scoring], Scored]
 SCORERS: dict[str, Scorer] = {}
 """Every scorer by name."""
@@ -103,7 +125,13 @@ def accuracy(hits: Mapping[str, float], items: Sequence[Item]) -> Scored:
     """Mean of hits by item id, in percent, over items; units are groups of items where they hang together."""
     values = {item.id: 100.0 * hits[item.id] for item in items}
     by_category = means((item.category, values[item.id]) for item in items if item.category)
-    return Scored({"accuracy": float(np.mean(list(values.values())))}, units=values, categories=by_category)
+    score = float(np.mean(list(values.values())))
+    return Scored({"accuracy": score}, units=values, groups=groups_of(items), categories=by_category)
+
+
+def groups_of(items: Sequence[Item]) -> dict[str, str]:
+    """Item -> group, for the items that have one."""
+    return {item.id: item.group for item in items if item.group is not None}
 
 
 def means(pairs: Iterable[tuple[Any, float]]) -> dict[str, float]:

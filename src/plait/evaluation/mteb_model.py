@@ -1,0 +1,101 @@
+"""Plait's embedding models in mteb (pip install 'plait[mteb]'): any `plait.Embedder` as an encoder of that benchmark.
+
+```python
+import mteb
+from plait.evaluation.mteb_model import MtebEncoder
+
+mteb.evaluate(MtebEncoder("one-peace-dir"), tasks=mteb.get_tasks(tasks=["Flickr30kT2IRetrieval"]))
+```
+
+batches of text, image, audio lists -> items -> Embedder -> (n, dim)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.embedder import Embedder
+from plait.errors import import_extra
+from plait.types import MODALITIES
+
+Array = np.ndarray[Any, Any]
+
+
+class MtebEncoder:
+    """An encoder as mteb's `EncoderProtocol` describes it: a model directory, hub id or an open `Embedder`."""
+
+    def __init__(
+        self,
+        model_name: str | Path | Embedder,
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        is_open = isinstance(model_name, Embedder)
+        self.embedder = model_name if is_open else Embedder(model_name, device=device, **options)
+        self._name = "plait/embedder" if is_open else f"plait/{Path(str(model_name)).name}"
+        self._revision = revision
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        **_: Any,
+    ) -> Array:
+        """Unit vectors (n, dim) of batches `{"text": [...], "image": [...], "audio": [...]}`; several keys are fused.
+
+        What else mteb passes (task, split, prompt type) changes nothing: these models have no instructions.
+        """
+        items = [item for batch in inputs for item in items_of(batch)]
+        return self.embedder.embed(items, batch_size=batch_size, show_progress=bool(show_progress_bar))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of all pairs: (n, dim), (m, dim) -> tensor (n, m)."""
+        first, second = _rows(embeddings1), _rows(embeddings2)
+        return first @ second.T
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of pairs in order: (n, dim), (n, dim) -> tensor (n,)."""
+        return (_rows(embeddings1) * _rows(embeddings2)).sum(-1)
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """Name, revision (hash of the weights unless given) and modalities, as mteb writes them beside results."""
+        meta = import_extra("mteb.models.model_meta").ModelMeta
+        modalities = [modality for modality in self.embedder.modalities if modality in ("text", "image", "audio")]
+        known = {"name": self._name, "revision": self._revision or self.embedder.fingerprint, "modalities": modalities}
+        return meta.create_empty(known)
+
+
+def items_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One mapping per item of a batch of lists; ValueError where a batch holds no modality that we know."""
+    present = [modality for modality in MODALITIES if batch.get(modality) is not None]
+    if not present:
+        raise ValueError(f"expected a batch with one of {', '.join(MODALITIES)}, got {', '.join(batch)}")
+    return [
+        {modality: _value(modality, batch[modality][i]) for modality in present} for i in range(len(batch[present[0]]))
+    ]
+
+
+def _value(modality: str, value: Any) -> Any:
+    """Sounds come as {"array", "sampling_rate"}, or as a decoder that gives both."""
+    if modality == "audio" and not isinstance(value, str | Path | bytes | np.ndarray):
+        clip = np.asarray(value["array"], np.float32)
+        return clip.mean(axis=0) if clip.ndim == 2 else clip, int(value["sampling_rate"])
+    return value
+
+
+def _rows(values: Any) -> Any:
+    import torch
+
+    if isinstance(values, Sequence) and values and isinstance(values[0], np.ndarray):
+        values = np.stack(values)
+    rows = torch.atleast_2d(torch.as_tensor(values, dtype=torch.float32))
+    return torch.nn.functional.normalize(rows, dim=-1)

@@ -1,0 +1,45 @@
+"""The leaderboard shows what was measured and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plait.evaluation.commands import evaluate
+from plait.evaluation.leaderboard import leaderboard
+
+
+def result(name: str, score: float, limit: int | None = None) -> dict:
+    return {
+        "task": "esc50",
+        "about": "ESC-50",
+        "split": "all",
+        "rule": None,
+        "primary": "top1",
+        "score": score,
+        "interval": [score - 1, score + 1],
+        "items": 10,
+        "items_in_split": 20,
+        "limit": limit,
+        "model": {"name": name},
+        "date": "2026-01-01",
+        "environment": {"commit": "abc"},
+    }
+
+
+def test_rows_are_sorted_by_score_and_say_where_they_come_from(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, score in (("weak", 10.0), ("strong", 90.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result(name, score, limit=10)))
+    evaluate("leaderboard", str(tmp_path), out=tmp_path / "board.md")
+    page = (tmp_path / "board.md").read_text()
+    assert page.index("strong") < page.index("weak")
+    assert "| strong | 90.00 | 89.00 to 91.00 | 10 of 20 | 2026-01-01 | abc | `strong.json` |" in page
+    assert "## esc50 (all)" in page
+
+
+def test_a_directory_without_results_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"expected result\.json files of plait eval"):
+        leaderboard(tmp_path)
