@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from plait.assistant import Assistant
     from plait.embedder import Embedder
     from plait.models.auto import load
     from plait.search import Index
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Assistant": "plait.assistant",
     "Embedder": "plait.embedder",
     "Index": "plait.search",
     "Sample": "plait.types",
     "load": "plait.models.auto",
 }
 
-__all__ = ["Embedder", "Index", "Sample", "__version__", "load"]
+__all__ = ["Assistant", "Embedder", "Index", "Sample", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

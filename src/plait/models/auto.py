@@ -73,6 +73,18 @@ def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[Any, Any]:
     )
 
 
+def skills(model: Any, processor: Any) -> Any:
+    """What the model's family lets a `plait.Assistant` do (its `SKILLS`). Raises ValueError for a family without."""
+    name = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    build = getattr(import_module(name), "SKILLS", None) if name else None
+    if build is None:
+        raise ValueError(
+            f"expected a model that can caption, answer, ground or classify, got {type(model).__name__}; "
+            "pass a model of another family"
+        )
+    return build(model, processor)
+
+
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype from its name; every common spelling is known and any other is an error."""
     if dtype is None or isinstance(dtype, torch.dtype):
