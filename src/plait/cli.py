@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("plait.recipes.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
     "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
+    "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),
     "parity": Verb("plait.parity.commands:parity", "run golden cases and say what holds"),
 }
 

@@ -7,6 +7,7 @@ Importing this module also registers every family with transformers' Auto classe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +15,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from plait.weights.files import Checkpoint, read_checkpoint
 
-FAMILIES = {"one_peace": "plait.models.one_peace.family"}
+FAMILIES = {
+    "one_peace": "plait.models.one_peace.family",
+    "mplug_owl2": "plait.models.mplug_owl2.family",
+}
 """model_type -> the module that builds the family: `is_official`, `from_official`, `from_directory`, `CONFIG` ..."""
 
 DTYPES = {
@@ -47,7 +51,7 @@ def load(
     place = Path(path)
     if not place.exists():
         place = _from_hub(str(path))
-    if place.is_dir() and (place / "config.json").exists():
+    if place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place):
         family = _family(AutoConfig.from_pretrained(place).model_type, place)
         return family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
     return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
@@ -85,6 +89,13 @@ def skills(model: Any, processor: Any) -> Any:
     return build(model, processor)
 
 
+def _is_official_directory(place: Path) -> bool:
+    """Whether a family knows this config.json as one of its official ones, whose fields are not ours."""
+    written = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    checks = (getattr(_family(name, None), "is_official_config", None) for name in FAMILIES)
+    return any(check is not None and check(written) for check in checks)
+
+
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A dtype from its name; every common spelling is known and any other is an error."""
     if dtype is None or isinstance(dtype, torch.dtype):
@@ -118,7 +129,10 @@ def _register() -> None:
         AutoConfig.register(model_type, family.CONFIG, exist_ok=True)
         AutoModel.register(family.CONFIG, family.BASE_MODEL, exist_ok=True)
         AutoProcessor.register(family.CONFIG, family.PROCESSOR, exist_ok=True)
-        AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
+        if hasattr(family, "FEATURE_EXTRACTOR"):
+            AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
+        if hasattr(family, "GENERATIVE_MODEL"):
+            AutoModelForImageTextToText.register(family.CONFIG, family.GENERATIVE_MODEL, exist_ok=True)
         AutoImageProcessor.register(
             family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
         )
