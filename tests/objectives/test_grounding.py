@@ -39,14 +39,30 @@ def test_giou_is_one_for_equal_boxes_and_negative_for_distant_ones() -> None:
     torch.testing.assert_close(corners(torch.tensor([0.25, 0.25, 0.5, 0.5])), a)
 
 
+ON_GRID = torch.tensor([[0.5, 0.4, 0.3, 0.2], [0.25, 0.75, 0.5, 0.5]])
+"""Boxes that tokens hold exactly."""
+
+
 def test_right_coordinates_cost_nothing_and_wrong_ones_by_their_distance() -> None:
-    tokens = boxes_to_tokens(BOXES, BINS, FIRST)
-    assert coordinate_token_loss(logits_of(tokens), tokens, BOXES, BINS, FIRST) == 0
+    tokens = boxes_to_tokens(ON_GRID + 1e-6, BINS, FIRST)
+    assert coordinate_token_loss(logits_of(tokens), tokens, ON_GRID, BINS, FIRST) < 1e-9
     near, far = tokens.clone(), tokens.clone()
     near[:, 0] += 1
     far[:, 0] += 4
-    near_loss = coordinate_token_loss(logits_of(near), tokens, BOXES, BINS, FIRST)
-    assert 0 < near_loss < coordinate_token_loss(logits_of(far), tokens, BOXES, BINS, FIRST)
+    near_loss = coordinate_token_loss(logits_of(near), tokens, ON_GRID, BINS, FIRST)
+    assert 0 < near_loss < coordinate_token_loss(logits_of(far), tokens, ON_GRID, BINS, FIRST)
+
+
+def test_only_officially_a_box_is_weighted_by_the_errors_of_others() -> None:
+    tokens = boxes_to_tokens(ON_GRID + 1e-6, BINS, FIRST)
+    chosen = tokens.clone()
+    chosen[1, 0] += 4
+    for official, learns in ((False, False), (True, True)):
+        logits = logits_of(chosen, 1.0).requires_grad_()
+        coordinate_token_loss(logits, tokens, ON_GRID, BINS, FIRST, official=official).backward()
+        assert logits.grad is not None
+        assert bool(logits.grad[0].abs().max() > 1e-6) == learns
+        assert logits.grad[1].abs().max() > 1e-6
 
 
 def test_only_coordinate_tokens_are_possible() -> None:

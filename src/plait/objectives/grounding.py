@@ -54,20 +54,24 @@ def coordinate_bias(vocab_size: int, bins: int, first_id: int) -> Tensor:
     return bias
 
 
-def coordinate_token_loss(logits: Tensor, tokens: Tensor, boxes: Tensor, bins: int, first_id: int) -> Tensor:
-    """mean over boxes and coordinates of CE * clamp(|p - t|, 0, 5) * (1 - GIoU(box of p, box)).
+def coordinate_token_loss(
+    logits: Tensor, tokens: Tensor, boxes: Tensor, bins: int, first_id: int, *, official: bool = False
+) -> Tensor:
+    """mean over boxes and coordinates of CE * clamp(|p - t|, 0, 5) * (1 - GIoU(p, t)).
 
-    p is the most likely token of the teacher-forced logits; the two weights carry no gradient, so a coordinate that
-    is right already learns nothing. logits: (batch, 4, vocab) with `coordinate_bias` added, position k predicting
-    coordinate k; tokens: (batch, 4) of `boxes_to_tokens`; boxes: (batch, 4) as (cx, cy, w, h).
+    p is the box of the most likely tokens of the teacher-forced logits, t the true box; the two weights carry no
+    gradient. `official` averages the weights over the batch first, so that a box is weighted by the errors of others.
+    logits: (batch, 4, vocab) with `coordinate_bias` added, position k predicting coordinate k; tokens: (batch, 4) of
+    `boxes_to_tokens`; boxes: (batch, 4) as (cx, cy, w, h) in [0, 1].
     """
     losses = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")  # (batch, 4)
     with torch.no_grad():
-        chosen = logits.argmax(-1)
-        offset = (chosen - tokens).abs().float().clamp(0, MAX_OFFSET)
-        found = tokens_to_boxes(chosen, bins, first_id)
-        miss = 1 - generalized_iou(corners(found), corners(boxes))
-    return (losses * offset * miss[:, None]).mean()
+        found = tokens_to_boxes(logits.argmax(-1), bins, first_id)
+        offset = (found - boxes).abs().clamp(0, MAX_OFFSET)
+        weights = offset * (1 - generalized_iou(corners(found), corners(boxes)))[:, None]
+        if official:
+            weights = weights.mean(0, keepdim=True)
+    return (losses * weights).mean()
 
 
 def box_regression_loss(predicted: Tensor, target: Tensor, *, l1: float = 5.0, giou: float = 2.0) -> Tensor:
