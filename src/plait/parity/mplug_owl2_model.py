@@ -40,12 +40,12 @@ def build(case: Case) -> Model:
 def expanded(model: Model, inputs: Mapping[str, Tensor], prefix: str = "") -> Expanded:
     """The inputs of a case as our model takes them."""
     config = model.config
-    assert config.image_token_id is not None
+    assert config.image_id is not None
     return expand_placeholders(
         inputs[f"{prefix}input_ids"],
         inputs.get(f"{prefix}images"),
         tokens_per_image=config.tokens_per_image,
-        image_token_id=config.image_token_id,
+        image_token_id=config.image_id,
         attention_mask=inputs.get(f"{prefix}attention_mask"),
         labels=inputs.get(f"{prefix}labels"),
     )

@@ -112,6 +112,7 @@ class Abstractor(nn.Module):
         self.proj = nn.Linear(dim, out_dim)
         self.end = nn.Parameter(torch.randn(1, 1, out_dim))
 
+    @torch.compiler.disable
     def tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
         """Position tables for so many features. Raises ValueError where they form no square grid."""
         patches = num_positions - self.with_cls

@@ -31,7 +31,7 @@ class PromptCountingBeams(GenerationMixin):
         run = self
         if self.config.official:
             run = copy.copy(self)  # what the hooks below need lives as long as this search
-            images = (input_ids == self.config.image_token_id).sum(dim=1)
+            images = (input_ids == self.config.image_id).sum(dim=1)
             extra = images - images // self.config.tokens_per_image
             run._hidden_positions, run._end_ids = extra.view(-1, generation.num_beams)[:, :1], end_ids
         found = GenerationMixin._beam_search(run, input_ids, *args, **kwargs)

@@ -64,7 +64,7 @@ class MPlugOwl2Config(PreTrainedConfig):
     dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, eps, *_bias: the decoder, a Llama;
     rope_parameters: as in transformers; trained_length: sequence length behind which Qwen's dynamic NTK base and log-n
         query scale set in (in evaluation), None for neither; use_ntk, use_log_n: which of the two;
-    image_token_id: stands for every position an image fills (it has no embedding), by default the id behind the
+    image_id: stands for every position an image fills (it has no embedding), by default the id behind the
         vocabulary; init_std: of fresh weights; official: quirks of the official code (4.31's beam lengths, ...).
     """
 
@@ -100,7 +100,7 @@ class MPlugOwl2Config(PreTrainedConfig):
     use_log_n: bool = True
     vision: VisionConfig | Mapping[str, Any] | None = None
     abstractor: AbstractorConfig | Mapping[str, Any] | None = None
-    image_token_id: int | None = None
+    image_id: int | None = None
     image_aspect: str = "resize"
     init_std: float = 0.02
     official: bool = False
@@ -122,7 +122,7 @@ class MPlugOwl2Config(PreTrainedConfig):
         self.num_kv_heads = self.num_kv_heads or self.num_heads
         self.head_dim = self.head_dim or self.dim // self.num_heads
         self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
-        self.image_token_id = self.vocab_size if self.image_token_id is None else self.image_token_id
+        self.image_id = self.vocab_size if self.image_id is None else self.image_id
         for name, kind in (("vision", VisionConfig), ("abstractor", AbstractorConfig)):
             given = getattr(self, name)
             setattr(self, name, asdict(given if isinstance(given, kind) else kind(**(given or {}))))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,7 +134,11 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         """
         if input_ids.shape[1] == 1 and pixel_values is None:
             return self.token_embedding(input_ids), None
-        is_image = input_ids == self.config.image_token_id
+        return self._embed_with_images(input_ids, pixel_values)
+
+    @partial(torch.compiler.disable, recursive=False)  # it counts on the host
+    def _embed_with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        is_image = input_ids == self.config.image_id
         positions, images = int(is_image.sum()), 0 if pixel_values is None else len(pixel_values)
         per_image = self.config.tokens_per_image
         if positions != images * per_image:
@@ -166,7 +171,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
     ) -> MPlugOwl2Output:
         """States after the final norm, in `hidden_states[-1]`.
 
-        input_ids: (batch, seq) with `image_token_id` on every position an image fills; pixel_values: (images, 3, side,
+        input_ids: (batch, seq) with `config.image_id` on every position an image fills; pixel_values: (images, 3, side,
         side) in reading order; or inputs_embeds: (batch, seq, dim) with modality_ids: (batch, seq) indices into
         `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side.
         """
@@ -207,10 +212,16 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             modality_ids = is_image.long() * (IMAGE - TEXT) + TEXT
         if modality_ids is None:
             return Route.segments({"text": x.shape[1]}, listed=self.config.modalities) if self.training else TEXT_ONLY
-        return Route.interleaved(modality_ids.cpu()).to(x.device)
+        return interleaved(modality_ids)
 
 
 TEXT_ONLY = Route.only("text")
+
+
+@torch.compiler.disable
+def interleaved(modality_ids: Tensor) -> Route:
+    """The route of (batch, seq) modality ids, counted on the host."""
+    return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 
 class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCountingBeams, GenerationMixin):
@@ -300,7 +311,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         """Repeat rows for beams; images follow the rows they stand in, so a row's images repeat as a block."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1 and input_ids is not None:
-            per_row = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.tokens_per_image
+            per_row = (input_ids == self.config.image_id).sum(dim=1) // self.config.tokens_per_image
             blocks: Iterable[Tensor] = pixel_values.split(per_row.tolist())
             pixel_values = torch.cat([block.repeat(expand_size, 1, 1, 1) for block in blocks])
         input_ids, kwargs = super()._expand_inputs_for_generation(

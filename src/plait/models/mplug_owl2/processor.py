@@ -1,0 +1,255 @@
+"""What goes into mPLUG-Owl2: prompts and PIL images -> ids with a place for every image position, pixels, labels.
+
+text with <|image|> -> pieces tokenized apart -> tokens_per_image ids per image -> padded batch        images -> pixel_values
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import PILImageResampling
+
+from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.models.mplug_owl2.conversation import (
+    CHAT_TEMPLATE,
+    IMAGE,
+    TEMPLATES,
+    VIDEO,
+    Template,
+    answer_labels,
+    image_first,
+    official_labels,
+    tokenize,
+    turns_of,
+)
+from plait.models.mplug_owl2.images import pixels
+from plait.models.mplug_owl2.placeholders import IGNORED, IMAGE_PLACEHOLDER
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+
+Row = tuple[list[int], list[int] | None, list[Image]]
+"""Ids with -200 for every image, labels or None, the images."""
+
+_KNOWN = {"padding", "truncation", "add_special_tokens", "padding_side", "return_token_type_ids"}
+
+
+class MPlugOwl2ImageProcessor(PilBackend):
+    """Images to pixels by one of the published modes, `resize` (stretch), `pad` or `crop`; see `images.py`."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
+    size = {"height": 448, "width": 448}  # noqa: RUF012
+    image_aspect = "resize"
+    resample = PILImageResampling.BICUBIC
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    image_mean = list(CLIP_MEAN)  # noqa: RUF012
+    image_std = list(CLIP_STD)  # noqa: RUF012
+
+    def __init__(self, image_aspect: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.image_aspect = image_aspect or type(self).image_aspect
+
+    def __call__(self, images: Image | Sequence[Image], **_: Any) -> BatchFeature:
+        """One or several images -> pixel_values (images, 3, side, side)."""
+        chosen = [images] if isinstance(images, Image) else list(images)
+        return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in chosen])})
+
+    def pixels(self, image: Image) -> Tensor:
+        """An image of any size to (3, side, side)."""
+        return pixels(image, self.size["height"], self.image_aspect, self.image_mean, self.image_std)
+
+
+class MPlugOwl2Processor(ProcessorMixin):
+    """Tokenizer, image processor and conversation template of one model.
+
+    tokens_per_image, image_token_id: as in the model's configuration; template: a name of `conversation.TEMPLATES`;
+    answer_end: the text that ends an answer, by default the tokenizer's end token.
+    """
+
+    def __init__(
+        self,
+        image_processor: MPlugOwl2ImageProcessor,
+        tokenizer: Any,
+        tokens_per_image: int = 65,
+        image_token_id: int = 32000,
+        template: str = "mplug_owl2",
+        answer_end: str | None = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.tokens_per_image, self.image_token_id = tokens_per_image, image_token_id
+        self.template, self.answer_end = template, answer_end or tokenizer.eos_token
+        chat_template = chat_template or CHAT_TEMPLATE.replace("'</s>'", repr(self.answer_end))
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: MPlugOwl2Config, tokenizer: Any, **options: Any) -> MPlugOwl2Processor:
+        """The processor of a model of `config` with its tokenizer; options: of the constructor."""
+        side = {"height": config.image_size, "width": config.image_size}
+        assert config.image_id is not None
+        aspect = "crop" if config.image_aspect == "square" else config.image_aspect
+        return cls(
+            MPlugOwl2ImageProcessor(size=side, image_aspect=aspect),
+            tokenizer,
+            tokens_per_image=config.tokens_per_image,
+            image_token_id=config.image_id,
+            **options,
+        )
+
+    @property
+    def conversation(self) -> Template:
+        """The template with the end of an answer in place."""
+        chosen = TEMPLATES[self.template]
+        return chosen if chosen.sep2 is None else replace(chosen, sep2=self.answer_end)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: None = None,
+        *,
+        max_length: int | None = None,
+        padding_side: str = "left",
+        return_tensors: str = "pt",
+        **unknown: Any,
+    ) -> BatchFeature:
+        """Prompts with media -> input_ids, attention_mask (batch, seq), and pixel_values (images, 3, side, side).
+
+        images: PIL images in reading order of the `<|image|>` placeholders, flat or a list per prompt; videos: for
+        `<|video|>`, each a list of frames, which become consecutive images; max_length: of the ids before images are
+        expanded, the rest is cut on the right together with the images that stand there.
+        Raises ValueError for unknown arguments and where media and placeholders do not agree.
+        """
+        if set(unknown) - _KNOWN:
+            raise ValueError(f"expected images, text, videos, got {', '.join(sorted(set(unknown) - _KNOWN))}")
+        if text is None or audio is not None or return_tensors != "pt":
+            raise ValueError(
+                "expected text, no audio and return_tensors='pt', got others; images alone: image_processor"
+            )
+        texts = [text] if isinstance(text, str) else list(text)
+        rows: list[Row] = [(self.encode(prompt), None, held) for prompt, held in _with_media(texts, images, videos)]
+        return self._batch(rows, max_length, padding_side)
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids, -200 for every image. Ends with whatever the text ends with: no end token is added."""
+        return tokenize(text, self._encode_piece, self.tokenizer.bos_token_id)
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        return self.tokenizer(piece)["input_ids"]
+
+    def supervised(
+        self,
+        conversations: Sequence[Sequence[Mapping[str, str]]],
+        images: Any = None,
+        *,
+        max_length: int | None = 2048,
+        official: bool = False,
+    ) -> BatchFeature:
+        """Training samples: `[{"from": "human", "value": "<|image|>..."}, {"from": "gpt", "value": ...}]` each.
+
+        Returns what `__call__` does, right-padded, with labels (batch, seq): answers and their ends, -100 elsewhere.
+        official: rewrite messages and mask labels as the released script, which keeps one image per message.
+        """
+        rewritten = [image_first(messages) if official else list(messages) for messages in conversations]
+        turns = [turns_of(messages) for messages in rewritten]
+        template, bos = self.conversation, self.tokenizer.bos_token_id
+        rows: list[Row] = []
+        for given, (text, held) in zip(turns, _with_media([template.prompt(t) for t in turns], images, None)):
+            ids = self.encode(text)
+            if official:
+                labels = official_labels(
+                    ids, text, template, self._encode_piece, bos, pad_token_id=self.tokenizer.pad_token_id
+                )
+            else:
+                labels = answer_labels(ids, given, template, self._encode_piece, bos)
+            rows.append((ids, labels, held))
+        return self._batch(rows, max_length, "right")
+
+    def _batch(self, rows: Sequence[Row], max_length: int | None, side: str) -> BatchFeature:
+        expanded = [self._expand(row, max_length) for row in rows]
+        width = max(len(ids) for ids, _, _ in expanded)
+        pad = self.tokenizer.pad_token_id or 0
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": []}
+        for ids, labels, _ in expanded:
+            fill = width - len(ids)
+            columns["input_ids"].append(_pad(ids, fill, pad, side))
+            columns["attention_mask"].append(_pad([1] * len(ids), fill, 0, side))
+            if labels is not None:
+                columns.setdefault("labels", []).append(_pad(labels, fill, IGNORED, side))
+        batch = {name: torch.tensor(values) for name, values in columns.items()}
+        pictures = [image for _, _, held in expanded for image in held]
+        if pictures:
+            batch["pixel_values"] = torch.stack([self.image_processor.pixels(image) for image in pictures])
+        return BatchFeature(batch)
+
+    def _expand(self, row: Row, max_length: int | None) -> Row:
+        ids, labels, held = row
+        ids = ids[:max_length]
+        labels = None if labels is None else labels[:max_length]
+        held = held[: ids.count(IMAGE_PLACEHOLDER)]
+        targets = ids if labels is None else labels
+        long, learned = [], []
+        for i, target in zip(ids, targets):
+            count = self.tokens_per_image if i == IMAGE_PLACEHOLDER else 1
+            long += [self.image_token_id if i == IMAGE_PLACEHOLDER else i] * count
+            learned += [IGNORED if i == IMAGE_PLACEHOLDER else target] * count
+        return long, None if labels is None else learned, held
+
+    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
+        """Generated ids (batch, new) to answers, special tokens left out."""
+        return [self.decode(row, **options) for row in sequences]
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        """Ids to text, special tokens left out and blanks stripped."""
+        kept = [int(i) for i in ids if int(i) not in (self.image_token_id, IMAGE_PLACEHOLDER)]
+        return self.tokenizer.decode(kept, **{"skip_special_tokens": True, **options}).strip()
+
+
+def _pad(values: list[int], count: int, fill: int, side: str) -> list[int]:
+    return [fill] * count + values if side == "left" else values + [fill] * count
+
+
+def _with_media(texts: Sequence[str], images: Any, videos: Any) -> Iterator[tuple[str, list[Image]]]:
+    """Every text with videos turned into images, and its images. Raises ValueError unless all media have a place."""
+    pictures, clips = list(_flat(images)), [list(frames) for frames in videos or ()]
+    if clips and isinstance(clips[0][0], list):
+        clips = [clip for row in clips for clip in row]
+    wanted = {name: sum(text.count(name) for text in texts) for name in (IMAGE, VIDEO)}
+    for name, got in ((IMAGE, len(pictures)), (VIDEO, len(clips))):
+        if wanted[name] != got:
+            kind = name.strip("<|>")
+            raise ValueError(
+                f"expected {wanted[name]} {kind}s for {wanted[name]} {name} placeholders, got {got}; "
+                f"pass one {kind} per placeholder"
+            )
+    pictures.reverse()
+    clips.reverse()
+    for text in texts:
+        held: list[Image] = []
+        pieces = re.split(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})", text)
+        for i, piece in enumerate(pieces):
+            if piece == IMAGE:
+                held.append(pictures.pop())
+            elif piece == VIDEO:
+                frames = clips.pop()
+                held += frames
+                pieces[i] = IMAGE * len(frames)
+        yield "".join(pieces), held
+
+
+def _flat(images: Any) -> Iterator[Image]:
+    if isinstance(images, Image):
+        yield images
+    elif images is not None:
+        for item in images:
+            yield from _flat(item)
