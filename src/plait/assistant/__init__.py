@@ -158,9 +158,9 @@ class Assistant:
             if task == "answer":
                 return self.skills.answer(kind, prepared, texts, options)
             if task == "rank":
-                return self.skills.rank(kind, prepared, texts, list(candidates or ()))
+                return _scored(self.skills.rank(kind, prepared, texts, list(candidates or ())))
             if task == "classify":
-                return self.skills.classify(kind, prepared, candidates)
+                return _scored(self.skills.classify(kind, prepared, candidates))
             boxes = self.skills.ground(prepared, texts)
         return [_in_pixels(box, one.size) for box, one in zip(boxes, batch, strict=True)]
 
@@ -232,6 +232,10 @@ def _batches(ready: Iterable[Ready], size: int) -> Iterator[list[Ready]]:
 def _is_clip(items: Sequence[Any]) -> bool:
     """A tuple of PIL images is one clip; a list of them is several images."""
     return isinstance(items, tuple) and bool(items) and all(hasattr(item, "getpixel") for item in items)
+
+
+def _scored(ranked: Iterable[Iterable[tuple[str, float]]]) -> list[list[Scored]]:
+    return [[Scored(text, share) for text, share in row] for row in ranked]
 
 
 def _in_pixels(box: Sequence[float], size: tuple[int, int]) -> Box:

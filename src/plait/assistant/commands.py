@@ -71,9 +71,7 @@ def answer(
 def ground(
     model: ModelArgument,
     media: MediaArgument,
-    phrase: Annotated[
-        str, typer.Argument(help="what to find; a manifest's own phrases come first")
-    ] = "",
+    phrase: Annotated[str, typer.Argument(help="what to find; a manifest's own phrases come first")] = "",
     *,
     batch_size: BatchOption = 8,
     device: DeviceOption = None,

@@ -52,7 +52,7 @@ class Skills(Protocol):
 
     def rank(
         self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
-    ) -> list[list[Scored]]:
+    ) -> Sequence[Sequence[tuple[str, float]]]:
         """All `answers` for each question, best first, with probabilities that sum to 1."""
         ...
 
@@ -60,6 +60,8 @@ class Skills(Protocol):
         """A box for each phrase in its image: x0, y0, x1, y1 as shares of width and height."""
         ...
 
-    def classify(self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None) -> list[list[Scored]]:
+    def classify(
+        self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> Sequence[Sequence[tuple[str, float]]]:
         """Labels for each item, best first: those of its head, or (where it can) the given ones."""
         ...

@@ -1,0 +1,133 @@
+"""What mPLUG-2 offers a `plait.Assistant`: each task class does its own, all through one small interface.
+
+decoded items -> processor -> model.generate | rank_answers | ground | forward | get_*_features -> texts, boxes, labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from plait.models.mplug2.processor import MPlug2Processor
+from plait.objectives.grounding import corners
+
+
+class Offer(NamedTuple):
+    """The tasks of a class and what it looks at."""
+
+    tasks: frozenset[str]
+    kinds: frozenset[str]
+
+
+OFFERS = {
+    "MPlug2ForConditionalGeneration": Offer(
+        frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})
+    ),
+    "MPlug2ForRetrieval": Offer(frozenset({"classify"}), frozenset({"image", "video"})),
+    "MPlug2ForImageClassification": Offer(frozenset({"classify"}), frozenset({"image"})),
+    "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"})),
+    "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"})),
+    "MPlug2ForGrounding": Offer(frozenset({"ground"}), frozenset({"image"})),
+}
+"""Class of the model -> its offer. A pretraining directory is loaded as one of them."""
+
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class MPlug2Skills:
+    """See `plait.assistant.skills.Skills`.
+
+    The model has, as far as its class offers the task:
+    `generate(pixel_values= | pixel_values_videos=, [input_ids=, attention_mask=], [num_beams=, min_length=,
+    max_length=])` -> ids (batch, length); `rank_answers(answer_ids=, answer_mask=, ...the same)` -> `RankedAnswers`;
+    `ground(pixel_values=, input_ids=, attention_mask=)` -> boxes (batch, 4) as (cx, cy, w, h); a forward with `.logits`
+    and `config.id2label`; `get_image_features`, `get_video_features`, `get_text_features` and `temperature()`.
+    Raises ValueError for a class without an offer.
+    """
+
+    def __init__(self, model: Any, processor: MPlug2Processor) -> None:
+        self.name = type(model).__name__
+        if self.name not in OFFERS:
+            raise ValueError(
+                f"expected one of {', '.join(OFFERS)}, got {self.name}; load the directory as one of these classes"
+            )
+        self.model, self.processor = model, processor
+        self.tasks, self.kinds = OFFERS[self.name]
+        self.num_frames = processor.num_frames
+        has_head = self.name.endswith("Classification")
+        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
+
+    def prepare(self, kind: str, value: Image | Sequence[Image] | str) -> Tensor | str:
+        """A picture -> (3, side, side), frames -> (3, time, side, side); a text stays."""
+        if isinstance(value, str):
+            return value
+        return self.processor.pixels(value) if isinstance(value, Image) else self.processor.clip(value)
+
+    def check_text(self, text: str) -> None:
+        """Raise ValueError for a text over the processor's limit."""
+        self.processor.tokenize([text])
+
+    def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
+        """Beam search from the media alone."""
+        ids = self.model.generate(**self._pixels(kind, prepared), **options)
+        return [self.processor.decode_text(row) for row in ids]
+
+    def answer(
+        self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], options: Mapping[str, Any]
+    ) -> list[str]:
+        """Beam search from media and question."""
+        ids = self.model.generate(**self._pixels(kind, prepared), **self._tokens(questions), **options)
+        return [self.processor.decode_text(row) for row in ids]
+
+    def rank(
+        self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
+    ) -> list[list[tuple[str, float]]]:
+        """Every answer by its likelihood."""
+        return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(questions))
+
+    def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """Boxes as shares of width and height."""
+        boxes = self.model.ground(**self._pixels("image", prepared), **self._tokens(phrases))
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in corners(boxes).clamp(0, 1).tolist()]
+
+    def classify(
+        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """By the head, by similarity to the labels as texts, or by the likelihood of the labels as captions."""
+        if self.labels:
+            if labels is not None:
+                raise ValueError(f"expected no labels for {self.name}, got some; its head has its own")
+            inputs = self._tokens(prepared) if kind == "text" else self._pixels(kind, prepared)
+            return _best_first(self.model(**inputs).logits.float().softmax(-1), self.labels)
+        if labels is None:
+            raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
+        if self.name != "MPlug2ForRetrieval":
+            return self._ranked(labels, **self._pixels(kind, prepared))
+        features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
+        texts = self.model.get_text_features(**self._tokens(labels))
+        return _best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
+
+    def _ranked(self, answers: Sequence[str], **inputs: Tensor) -> list[list[tuple[str, float]]]:
+        targets = self.processor.answers(answers)
+        ids, mask = (targets[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        found = self.model.rank_answers(answer_ids=ids, answer_mask=mask, **inputs)
+        rows = zip(found.indices.tolist(), found.probabilities.tolist(), strict=True)
+        return [[(answers[i], share) for i, share in zip(*row, strict=True)] for row in rows]
+
+    def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {name: value.to(self.model.device) for name, value in self.processor.tokenize(texts).items()}
+
+
+def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
+    shares, places = probabilities.sort(dim=-1, descending=True, stable=True)
+    return [
+        [(labels[i], share) for i, share in zip(*row, strict=True)]
+        for row in zip(places.tolist(), shares.tolist(), strict=True)
+    ]
