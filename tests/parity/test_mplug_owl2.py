@@ -1,0 +1,91 @@
+"""Every golden case of mPLUG-Owl2 holds, none of our values depends on a stored one, and other cases run too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plait.parity.cases import DOCUMENTS, Place, Settings, discover
+from plait.parity.commands import run_case, select
+from plait.parity.runners import Runner, find
+
+ROOT = Path(__file__).parents[1] / "goldens"
+CASES = [place.name for place in discover(ROOT) if place.system == "mplug_owl2"]
+BUILT = [name for name in CASES if isinstance(find("mplug_owl2", name), Runner)]
+DIRECTORIES = [name for name in BUILT if (ROOT / "mplug_owl2" / name).is_dir()]
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", BUILT)
+def test_golden_case_holds(goldens: Path, name: str, attn: str) -> None:
+    (place,) = select(goldens, "mplug_owl2", name)
+    result = run_case(place, Settings(attn))
+    assert result.verdict == "ok", result.notes
+    assert result.compared == result.stored > 0
+
+
+def other(value: object, inputs: tuple[str, ...]) -> object:
+    """The same structure with every expected leaf replaced."""
+    if isinstance(value, dict):
+        return {key: item if key in inputs else other(item, inputs) for key, item in value.items()}
+    return [other(item, inputs) for item in value] if isinstance(value, list) else "scrambled"
+
+
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_our_values_do_not_depend_on_stored_ones(tmp_path: Path, name: str) -> None:
+    source, scrambled = ROOT / "mplug_owl2" / name, tmp_path / "mplug_owl2" / name
+    shutil.copytree(source, scrambled)
+    runner = find("mplug_owl2", name)
+    assert isinstance(runner, Runner)
+    if (scrambled / "tensors.safetensors").exists():
+        tensors = load_file(scrambled / "tensors.safetensors")
+        changed = {k: torch.full_like(v, 7) if k.startswith("out.") else v for k, v in tensors.items()}
+        save_file(changed, scrambled / "tensors.safetensors")
+    for document in (scrambled / d for d in DOCUMENTS if (scrambled / d).exists()):
+        document.write_text(json.dumps(other(json.loads(document.read_text()), runner.json_inputs)))
+    for directory, out in ((source, "a"), (scrambled, "b")):
+        run_case(Place("mplug_owl2", name, directory), Settings(), tmp_path / out)
+    first, second = (sorted((tmp_path / out).rglob("actual.*")) for out in "ab")
+    assert [path.name for path in first] == [path.name for path in second] != []
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
+
+
+def other_case(tmp_path: Path, name: str, config: dict | None = None, **tensors: torch.Tensor) -> list[str]:
+    """What is not covered in a case of a known kind with sizes of its own; stored values are zeros."""
+    path = tmp_path / "mplug_owl2" / name
+    path.mkdir(parents=True)
+    (path / "CASE.md").write_text("# other sizes\n")
+    (path / "config.json").write_text(json.dumps(config or {}))
+    save_file({key.replace("__", "."): value for key, value in tensors.items()}, path / "tensors.safetensors")
+    result = run_case(Place("mplug_owl2", name, path), Settings())
+    assert result.stored > 0
+    return [note for note in result.notes if "values differ" not in note]
+
+
+def test_tables_of_other_sizes_run(tmp_path: Path) -> None:
+    shapes = {
+        "out.k_pos_24_8_cls": (3, 24),
+        "out.k_pos_nocls": (3, 16),
+        "out.q_pos_24_9": (9, 6),
+        "out.q_small": (4, 8),
+        "out.k_small": (9, 8),
+    }
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    config = {"step": 4, "nocls_dim": 16}
+    assert not other_case(tmp_path, "sincos_tables_b", config, **tensors, **{"in.rows": torch.tensor([1, 5, 64])})
+
+
+def test_images_of_other_sizes_run(tmp_path: Path) -> None:
+    config = {"crop_size": {"height": 20, "width": 20}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3}
+    image = torch.randint(0, 255, (9, 30, 3), dtype=torch.uint8)
+    outputs = {
+        "out.pad.x": torch.zeros(3, 20, 20),
+        "out.resize32.x": torch.zeros(3, 16, 16),
+        "out.padded_uint8.x": torch.zeros(30, 30, 3, dtype=torch.uint8),
+    }
+    assert not other_case(tmp_path, "preprocess_images_b", config, **outputs, **{"in.image.x": image})
