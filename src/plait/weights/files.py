@@ -198,7 +198,7 @@ def _find_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
     """Where the weights are: under one of STATE_NAMES, at most three deep, otherwise the value itself."""
     if not isinstance(value, dict):
         raise PickleError(f"a pickle of {getattr(value, 'name', type(value).__name__):.80} instead of a state dict")
-    found = _search_state(value, depth=3)
+    found = _search_state(value, depth=3) or _nested_state(value)
     if found is None:
         keys = ", ".join(f"{key!s:.40}" for key in list(value)[:8] if isinstance(key, str))
         raise PickleError(f"no tensors under {', '.join(STATE_NAMES)} or at the top; keys: {keys or 'none'}")
@@ -211,6 +211,23 @@ def _search_state(value: dict[Any, Any], depth: int) -> tuple[str, Mapping[Any, 
         if inner is not None:
             return f"{name}.{inner[0]}".removesuffix("."), inner[1]
     return ("", value) if any(isinstance(entry, LazyTensor) for entry in value.values()) else None
+
+
+def _nested_state(value: dict[Any, Any]) -> tuple[str, Mapping[Any, Any]] | None:
+    """Weights in dictionaries of dictionaries under `model`, as Megatron stores them: their keys joined by dots."""
+    inner = value.get("model")
+    flat: dict[str, Any] = {}
+
+    def collect(entries: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        for key, entry in entries.items():
+            if isinstance(entry, LazyTensor):
+                flat[f"{prefix}{key}"] = entry
+            elif isinstance(entry, dict) and depth:
+                collect(entry, f"{prefix}{key}.", depth - 1)
+
+    if isinstance(inner, dict):
+        collect(inner, "", 6)
+    return ("model", flat) if flat else None
 
 
 def _find_config(value: dict[Any, Any], notes: list[str]) -> tuple[dict[str, Any] | None, str]:
