@@ -116,26 +116,28 @@ def convert(
 
 def _account(checkpoint: Checkpoint, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """Official keys that are not in the model, with the reason, and keys of the model that come from none."""
-    _, report = _rules(checkpoint, model).forward(checkpoint.state)  # names only: nothing is read
-    own = {key.removeprefix("model.") for key in model.state_dict()}
-    dropped = dict(report.dropped)
-    for key, targets in report.moved.items():
-        if own.isdisjoint(targets):
-            dropped[key] = "belongs to a branch or head that was not kept"
-    reached = {target for targets in report.moved.values() for target in targets}
-    return dropped, tuple(sorted(own - reached))
-
-
-def _rules(checkpoint: Checkpoint, model: Any) -> KeyMap:
-    """The family's key rules that explain every key of the file."""
     from plait.models.auto import FAMILIES
 
     weights = import_module(FAMILIES[model.config.model_type].replace(".family", ".weights"))
+    state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
+    _, report = _rules(checkpoint, state, model, weights).forward(state)  # names only: nothing is read
+    own = {key.removeprefix("model.") for key in model.state_dict()}
+    dropped = dict(report.dropped)
+    moved = {key: {t.removeprefix("model.") for t in targets} for key, targets in report.moved.items()}
+    for key, targets in moved.items():
+        if own.isdisjoint(targets):
+            dropped[key] = "belongs to a branch or head that was not kept"
+    reached = {target for targets in moved.values() for target in targets}
+    return dropped, tuple(sorted(own - reached))
+
+
+def _rules(checkpoint: Checkpoint, state: Mapping[str, Any], model: Any, weights: Any) -> KeyMap:
+    """The family's key rules that explain every key of the file."""
     candidates = [weights.key_map(model.config)]
     if hasattr(weights, "vision_key_map"):
         candidates.append(weights.vision_key_map())
     for rules in candidates:
-        if all(rules.explain(checkpoint.state).values()):
+        if all(rules.explain(state).values()):
             return rules
     raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")
 
