@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.models.mplug_owl2.lora import with_lora
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.official import is_official_config
 from plait.models.mplug_owl2.weights import is_megatron, is_qwen, key_map, official_names
@@ -37,15 +38,18 @@ def from_official(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     branch: Sequence[str] | None = None,
+    lora: str | Path | None = None,
     **changes: Any,
 ) -> MPlugOwl2ForConditionalGeneration:
     """A model from an official file or directory; the keys decide which variant it is.
 
-    official_config: the config.json where the file has none; changes: fields of `MPlugOwl2Config` to set. Raises
+    official_config: the config.json where the file has none; lora: an output directory of the released LoRA script to
+    merge; changes: fields of `MPlugOwl2Config` to set. Raises
     ValueError (StateError) listing missing, unexpected and misshapen keys.
     """
     _no_branch(branch)
     state = official_names(checkpoint.state)
+    state = state if lora is None else with_lora(state, lora)
     config = official_settings(checkpoint.config if official_config is None else official_config, state, **changes)
     native, report = key_map(config).forward(state)
     for key, reason in report.dropped.items():

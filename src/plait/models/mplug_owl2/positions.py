@@ -65,6 +65,9 @@ def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, c
     lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
     if mask is not None and mask.dim() == 2:
         lengths = (mask != 0).sum(dim=1)
+    elif mask is not None:  # (batch, 1, seq, keys), prepared for a static cache: what the last query attends
+        last = mask[:, 0, -1]
+        lengths = (last if last.dtype == torch.bool else last == 0).sum(dim=-1).expand(x.shape[0])
     alpha = ntk_alpha(lengths, trained_length)
     if cache is not None:
         cache.ntk_alpha = alpha
