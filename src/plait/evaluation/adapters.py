@@ -140,6 +140,24 @@ class TextGenerator(_Named):
             made = made[:, read.shape[1] :]
         return self.tokenizer.batch_decode(made, skip_special_tokens=True)
 
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Summed log-probability (float32) of every continuation after its text, from one forward pass of the batch."""
+        heads = [self.tokenizer(text)["input_ids"] for text, _ in pairs]
+        tails = [self.tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in pairs]
+        longest = max(len(head) + len(tail) for head, tail in zip(heads, tails))
+        ids = torch.full((len(pairs), longest), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, (head, tail) in enumerate(zip(heads, tails)):
+            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)  # padded on the right: nothing attends to it
+            mask[row, : len(head) + len(tail)] = 1
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits.float()
+        chances = logits.log_softmax(-1).cpu()
+        return [
+            float(chances[row, len(head) - 1 + torch.arange(len(tail)), torch.tensor(tail)].sum())
+            for row, (head, tail) in enumerate(zip(heads, tails))
+        ]
+
     def _inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
         texts = [self.prompt(ask) for ask in asks]
         pictures = [[load_image(image) for image in ask.images] for ask in asks]

@@ -79,8 +79,7 @@ class ResponseCache:
 
 def key_of(*parts: Any) -> str:
     """A short key for a question: what is asked, of which media."""
-    text = json.dumps([hashlib.sha256(p).hexdigest() if isinstance(p, bytes) else p for p in parts], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
 def collect(

@@ -63,6 +63,15 @@ class Generates(Model, Protocol):
 
 
 @runtime_checkable
+class Ranks(Model, Protocol):
+    """Tells how likely it finds continuations of a text."""
+
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """(text, continuation) -> summed log-probability of the continuation's tokens."""
+        ...
+
+
+@runtime_checkable
 class Classifies(Model, Protocol):
     """Scores the classes of a trained head."""
 

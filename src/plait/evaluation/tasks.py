@@ -13,7 +13,9 @@ from plait.types import Modality
 
 Capability = Literal["embed", "generate", "text", "classify", "ground", "detect", "segment"]
 """What a model can do for a task: vectors, text about media, text about text, class scores, boxes, masks."""
-Way = Literal["retrieve", "zero_shot", "choose_text", "prompt", "class_scores", "locate", "detect", "segment"]
+Way = Literal[
+    "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "locate", "detect", "segment"
+]
 """How predictions are made; see `plait.evaluation.ways`."""
 Status = Literal["readme", "paper", "web", "recalled"]
 """Where a published number was read: the model's read-me, the paper, a third-party table, from memory (unverified)."""

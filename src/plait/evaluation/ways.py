@@ -1,6 +1,7 @@
 """How predictions are made: items x model -> prediction rows, every answer through the response cache.
 
-    prompt: words + pictures -> reply           retrieve: vectors both ways -> rank and nearest ids
+    prompt: words + pictures -> reply           rank_choices: likelihood of every choice -> index
+    retrieve: vectors both ways -> rank and nearest ids
     zero_shot: media x class sentences -> scores    choose_text: media x one text per choice -> index
     class_scores: a trained head -> scores      locate, detect, segment: boxes, boxes of classes, masks
 
@@ -10,6 +11,7 @@ A row has id, prediction (what is scored), raw (what the model said) and prompt.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.media_files import MediaFiles, frames_of, media_of
 from plait.evaluation.prompts import words_for
 from plait.evaluation.readers import Item
+from plait.evaluation.readers.choices import LETTERS
 from plait.evaluation.runners import Ask
 from plait.evaluation.tasks import Task, Way
 from plait.metrics.retrieval import ranks
@@ -52,9 +55,10 @@ class Setting:
             found.append((modality, file))
         return found
 
-    def relative(self, file: Path | bytes) -> str | bytes:
-        """How a file is called in keys: independent of where the data set lies."""
-        return file if isinstance(file, bytes) else file.relative_to(self.files.root).as_posix()
+    def relative(self, file: Path | bytes) -> str:
+        """How a file is called in keys: independent of where the data set lies; bytes by their hash."""
+        is_bytes = isinstance(file, bytes)
+        return hashlib.sha256(file).hexdigest() if is_bytes else file.relative_to(self.files.root).as_posix()
 
     def collect(self, questions: Mapping[str, Any], ask: Callable[[list[Any]], Sequence[Any]], what: str) -> Mapping:
         """`plait.evaluation.cache.collect` with this setting's cache and batch size."""
@@ -91,6 +95,25 @@ def _pictures(files: Sequence[tuple[Modality, Path | bytes]], task: Task) -> tup
     for modality, file in files:
         pictures += frames_of(file, task.num_frames) if modality == "video" else [file]
     return tuple(pictures)
+
+
+def rank_choices(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """The choice that the model finds likeliest after the question; for letter prompts the choices are the letters."""
+    template = setting.task.prompt
+    questions, keys, prompts = {}, [], []
+    for item in items:
+        words = words_for(template, setting.model.family, item)
+        tails = list(LETTERS[: len(item.choices or [])]) if template.endswith("letters") else item.choices or []
+        pairs = [(words, f" {tail}") for tail in tails]
+        keys.append([key_of("likelihood", *pair) for pair in pairs])
+        questions |= dict(zip(keys[-1], pairs))
+        prompts.append(words)
+    found = setting.collect(questions, setting.model.log_likelihood, setting.task.name)
+    scores = [[found[key] for key in row] for row in keys]
+    return [
+        {"id": item.id, "prediction": int(np.argmax(row)), "raw": row, "prompt": words}
+        for item, row, words in zip(items, scores, prompts)
+    ]
 
 
 def locate(items: Sequence[Item], setting: Setting) -> list[Row]:
@@ -261,5 +284,5 @@ def _png(mask: np.ndarray) -> str:
 
 WAYS: dict[Way, Callable[[Sequence[Item], Setting], list[Row]]] = {
     "prompt": prompt, "retrieve": retrieve, "zero_shot": zero_shot, "choose_text": choose_text,
-    "class_scores": class_scores, "locate": locate, "detect": detect, "segment": segment,
+    "rank_choices": rank_choices, "class_scores": class_scores, "locate": locate, "detect": detect, "segment": segment,
 }  # fmt: skip

@@ -62,7 +62,7 @@ def glue_items(path: Path, task: GlueTask) -> list[Item]:
 
 
 def _register(name: str, task: GlueTask) -> None:
-    patterns = tuple(pattern for file in task.files for pattern in (f"{task.folder}/{file}", file))
+    patterns = tuple(f"{task.folder}/{file}" for file in task.files)
 
     @layout(f"glue_{name}", {name: patterns}, aliases={"val": "dev"})
     def read(source: Source) -> list[Item]:

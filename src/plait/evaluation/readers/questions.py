@@ -94,7 +94,9 @@ def vizwiz(source: Source) -> list[Item]:
     return items
 
 
-@layout("textvqa", {"annotations": "TextVQA_*_{split}.json", "ocr": "TextVQA_*OCR*_{split}.json"}, optional=("ocr",))
+@layout(
+    "textvqa", {"annotations": "TextVQA_[0-9]*_{split}.json", "ocr": "TextVQA_*OCR*_{split}.json"}, optional=("ocr",)
+)
 def textvqa(source: Source) -> list[Item]:
     """TextVQA: image = image_id + .jpg; OCR tokens, where their file is there, joined by image_id."""
     tokens = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from plait.evaluation.tasks import Decoding, Task, numbers
 
-LETTER = Decoding(max_new_tokens=5)
 _GLUE = {
     "sst2": (872, "accuracy"),
     "cola": (1043, "matthews"),
@@ -23,11 +22,10 @@ TASKS = (
         ("mmlu",),
         "test",
         ("text",),
-        {"text": "prompt"},
-        "choice_letters",
+        {"text": "rank_choices"},
+        "choices",
         "accuracy",
         prompt="few_shot_letters",
-        decoding=LETTER,
         size=14042,
         published=numbers("readme", owl2="53.4"),
     ),
@@ -65,11 +63,10 @@ TASKS = (
             (name,),
             "test",
             ("text",),
-            {"text": "prompt"},
-            "choice_letters",
+            {"text": "rank_choices"},
+            "choices",
             "accuracy",
-            prompt="text_letters",
-            decoding=LETTER,
+            prompt="plain",
             size=size,
             published=numbers("readme", owl2=value),
         )

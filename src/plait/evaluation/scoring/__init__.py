@@ -13,7 +13,7 @@ __all__ = ["SCORERS", "Scored", "Scoring", "score"]
 
 def score(task: Task, scoring: Scoring) -> Scored:
     """Score the predictions of a task. Raises ValueError for ids that are missing, double or unknown."""
-    from plait.evaluation.scoring import classes, retrieval  # noqa: F401  (they register)
+    from plait.evaluation.scoring import answers, classes, heads, letters, retrieval, words  # noqa: F401  (they register)
 
     if task.scorer != "retrieval":
         scoring.check_ids()

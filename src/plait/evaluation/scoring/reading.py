@@ -1,0 +1,148 @@
+"""What a reply says, by the rules that benchmarks published: option letters, open answers, yes or no.
+
+A rule that finds nothing gives None, where some originals draw at random or ask a judge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+LETTERS = "ABCDEFGHIJ"
+_TOOLKIT_MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_FORMS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
+_NUMBER_FORMS = (
+    re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
+    re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+"),
+    re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
+)
+_EDGE = ",.!?;:'"
+_KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+
+
+def _first_character(reply: str, choices: Sequence[str]) -> str | None:
+    return reply.strip()[:1] or None
+
+
+def _scienceqa(reply: str, choices: Sequence[str]) -> str | None:
+    found = re.findall(r"The answer is ([A-Z]).", reply)
+    if len(reply) == 1 or (reply[:1] in tuple(LETTERS[:5]) and reply[1:3] == ". "):
+        found = [reply[0]]
+    return found[0] if len(found) == 1 and found[0] in LETTERS[: len(choices)] else None
+
+
+def _mmbench_2023(reply: str, choices: Sequence[str]) -> str | None:
+    words = reply.split()
+    for form in ("{}", *_FORMS):
+        if form == "{}" and "A" in words and len(words) > 3:
+            continue  # a sentence with the article A
+        found = [c for c in LETTERS[:5] if form.format(c) in words]
+        if len(found) == 1:
+            return found[0]
+    return _by_text(reply, choices)
+
+
+def _by_text(reply: str, choices: Sequence[str]) -> str | None:
+    found = [c for c, text in zip(LETTERS, choices) if text.lower() in reply.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def _mmbench_toolkit(reply: str, choices: Sequence[str]) -> str | None:
+    letters = LETTERS[: len(choices)]
+    words = reply.translate(_TOOLKIT_MARKS).split()
+    found = [c for c in letters if c in words]
+    if len(found) == 1 and found[0] in words[-4:]:
+        return found[0]
+    bold = re.findall(r"answer is \*\*([A-Z])\*\*", reply)
+    if len(bold) == 1 and bold[0] in letters:
+        return bold[0]
+    return _by_text(reply, choices) if len(reply) <= 2 * sum(map(len, choices)) else None
+
+
+def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
+    text = f" {reply.strip(_EDGE)} "
+    letters = LETTERS[: len(choices)]
+    for form in ("({})", " {} "):
+        if found := [c for c in letters if form.format(c) in text]:
+            return max(found, key=lambda c: text.rfind(form.format(c)))
+    if len(text.split()) > 5:
+        low = text.lower()
+        if found := [c for c, choice in zip(letters, choices) if choice.lower() in low]:
+            return max(found, key=lambda c: low.rfind(choices[letters.index(c)].lower()))
+    return None
+
+
+def _agieval(reply: str, choices: Sequence[str]) -> str | None:
+    return next((c for c in reply if c in LETTERS[:6]), None)
+
+
+LETTER_RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {
+    "first_character": _first_character,
+    "scienceqa": _scienceqa,
+    "mmbench_2023": _mmbench_2023,
+    "mmbench_toolkit": _mmbench_toolkit,
+    "mmmu_official": _mmmu_official,
+    "agieval_first_capital": _agieval,
+}
+"""Rules by name; see the golden case letter_extraction."""
+
+
+def letter(reply: str, choices: Sequence[str], rule: str) -> str | None:
+    """The letter that a rule reads out of a reply, or None. Raises ValueError for an unknown rule."""
+    if rule not in LETTER_RULES:
+        raise ValueError(f"expected a rule of {', '.join(LETTER_RULES)}, got {rule!r}")
+    return LETTER_RULES[rule](reply, choices)
+
+
+def open_answer_hit(reply: str, answers: Sequence[str]) -> bool:
+    """MMMU: an open answer is right when a candidate in the reply contains a right text or equals a right number."""
+    right = [one for answer in answers for one in _normal(answer)]
+    for candidate in open_candidates(reply):
+        if isinstance(candidate, str):
+            if any(isinstance(one, str) and one in candidate for one in right):
+                return True
+        elif candidate in right:
+            return True
+    return False
+
+
+def open_candidates(reply: str) -> list[str | float]:
+    """MMMU: what a free reply may mean: tails after key words, and the numbers in them; each once."""
+    parts = _key_parts(reply)
+    texts = parts + [number for part in parts for form in _NUMBER_FORMS for number in form.findall(part)]
+    return list(dict.fromkeys(one for text in texts for one in _normal(text)))
+
+
+def _key_parts(reply: str) -> list[str]:
+    text = reply.strip().strip(".").lower()
+    sentences = re.split(r"\.\s(?=[A-Z])|\n", text)
+    found = []
+    for i, sentence in enumerate(sentences):
+        keys = (*_KEYS, "=") if i == len(sentences) - 1 else _KEYS
+        tails = [sentence.split(key)[-1].strip() for key in keys if key in sentence]
+        tails = [tail for tail in tails if tail]
+        shortest = min(tails, key=len, default="")
+        if shortest and shortest not in ":,.!?;'":
+            found.append(shortest)
+    return found or [text]
+
+
+def _normal(text: str) -> list[str | float]:
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        low = text.lower()
+        return [f" {low}", f"{low} "] if len(low) == 1 else [low]
+
+
+def mme_label(reply: str) -> str:
+    """MME: yes or no where the reply is that word or has it in its first four characters, else other."""
+    low = reply.lower()
+    return low if low in ("yes", "no") else next((word for word in ("yes", "no") if word in low[:4]), "other")
+
+
+def pope_label(reply: str) -> str:
+    """POPE: no where the first sentence has one of the words No, not, no; else yes."""
+    words = reply.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"

@@ -1,0 +1,145 @@
+"""Scorers: what is read out of replies, and how units, groups and categories come together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plait.evaluation.readers import Item
+from plait.evaluation.registry import TASKS
+from plait.evaluation.scoring import SCORERS, Scored, Scoring, score
+from plait.evaluation.scoring.answers import verdict
+from plait.evaluation.scoring.base import clustered_interval
+from plait.evaluation.scoring.caption_metric import caption_scores, tokens
+from plait.evaluation.scoring.metric import average_precisions, box_iou, confusion, segmentation_scores, spearman
+from plait.evaluation.scoring.reading import letter, open_answer_hit
+from plait.evaluation.scoring.vqa import vqa_accuracy
+from plait.evaluation.scoring.words import grade
+
+
+def scored(name: str, items: list[Item], replies: list[Any], **more: Any) -> Scored:
+    rows = [{"id": item.id, "prediction": reply, "raw": reply} for item, reply in zip(items, replies)]
+    return score(TASKS[name], Scoring(items, rows, **more))
+
+
+def test_three_vqa_rules_give_three_scores() -> None:
+    answers = ["two"] * 10
+    assert [vqa_accuracy("2", answers, rule) for rule in ("official", "release", "evalai")] == [0, 0, 1]
+    assert vqa_accuracy("two", answers, "official") == 1
+    mixed = ["a dog"] * 2 + ["dog"] + ["cat"] * 7
+    assert vqa_accuracy("The dog.", mixed, "official") == pytest.approx(0.9)
+    assert vqa_accuracy("The dog.", mixed, "release") == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="expected a rule of official, release, evalai"):
+        vqa_accuracy("a", answers, "mine")
+
+
+def test_the_rule_is_told_with_the_score() -> None:
+    items = [Item("1", question="q", answers=["two"] * 10, question_type="how many")]
+    assert scored("vqav2", items, ["2"], rule="evalai").scores == {"accuracy": 100}
+    assert scored("vqav2", items, ["2"], rule="official").categories == {"how many": 0}
+
+
+def test_rotated_questions_count_once_and_only_when_all_are_right() -> None:
+    items = [
+        Item(str(base + turn * 1_000_000), choices=["x", "y"], answer_index=turn, group=str(base), category="c")
+        for base in (1, 2)
+        for turn in (0, 1)
+    ]
+    found = scored("mmbench", items, ["A", "B", "A", "A"])
+    assert found.scores == {"circular": 50, "vanilla": 100}
+    assert found.units == {"1": 100, "2": 0}
+    assert scored("mmbench", items, ["A", "B", "A", "hm"]).unreadable == ["1000002"]
+
+
+def test_mme_adds_pictures_with_both_questions_right() -> None:
+    items = [
+        Item(f"color/{p}/{q}", answers=[("Yes", "No")[q]], category="color", group=p) for p in "ab" for q in (0, 1)
+    ]
+    found = scored("mme", items, ["Yes", "no, none", "yes", "yes"])
+    assert found.scores["perception"] == found.categories["color"] == 125
+    assert np.mean(list(found.units.values())) == pytest.approx(125)
+
+
+def test_boxes_are_read_by_the_named_rule() -> None:
+    items = [Item("1", image="a", text="dog", boxes=[[10, 20, 60, 70]], image_size=(100, 100))]
+    for rule, reply in (
+        ("fraction", "[0.1, 0.2, 0.6, 0.7]"),
+        ("thousandth", "100,200,600,700"),
+        ("pixel", "10 20 60 70"),
+    ):
+        assert scored("refcoco", items, [reply], rule=rule).scores == {"acc@0.5": 100}
+    assert scored("refcoco", items, ["over there"]).unreadable == ["1"]
+    assert box_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(1 / 3)
+    assert box_iou([2, 2, 0, 0], [0, 0, 2, 2]) == 0
+
+
+def test_a_split_without_answers_is_submitted_not_scored() -> None:
+    found = scored("vqav2", [Item("1", question="q")], ["x"])
+    assert found.scores == {}
+    assert found.notes == ["submitted, not scored: this split has no answers of item 1"]
+
+
+def test_a_judge_reads_stored_replies_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "judge.jsonl"
+    replies = ["{'pred': 'yes', 'score': 4.8}", "{'pred': 'no', 'score': 1}", "I think so"]
+    rows = [{"id": str(i), "judge": "somebody", "reply": reply} for i, reply in enumerate(replies)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = [Item(str(i), question="q", answers=["a"], group="v") for i in range(3)]
+    found = scored("msvd_qa", items, ["a", "b", "c"], rule="judge", judge=str(path))
+    assert found.scores == {"accuracy": 50, "score": 2.5}
+    assert (found.unreadable, found.notes) == (["2"], ["judge somebody"])
+    with pytest.raises(ValueError, match=r"expected a reply for every item .* got none for id 9"):
+        scored("msvd_qa", [Item("9", answers=["a"])], ["a"], rule="judge", judge=str(path))
+    assert "needs --judge" in scored("mm_vet", items, ["a"] * 3).notes[0]
+
+
+def test_verdicts_are_literals_and_never_run() -> None:
+    assert verdict("{'pred': 'Yes', 'score': '3'}") == (True, 3)
+    assert verdict("__import__('os')") is None
+    assert verdict("{'pred': 'perhaps', 'score': 1}") is None
+    assert [grade(text) for text in ("0.5 because", "1.0", "2", "good")] == [0.5, 1.0, None, None]
+
+
+def test_intervals_draw_groups_whole() -> None:
+    units = {str(i): float(i < 50) for i in range(100)}
+    alone = clustered_interval(units, {})
+    whole = clustered_interval(units, {str(i): str(i // 10) for i in range(100)})
+    assert whole[1] - whole[0] > 2 * (alone[1] - alone[0])
+
+
+def test_captions_are_scored_on_their_tokens() -> None:
+    said = " ".join(tokens("A man's dog isn't at the U.S. zoo, Mr. Smith!"))
+    assert said == "a man 's dog is n't at the u.s. zoo mr. smith"
+    found = caption_scores({"1": "a red car", "2": "two dogs"}, {"1": ["A red car."], "2": ["Two dogs run.", "A cat"]})
+    assert found.corpus["BLEU-1"] == pytest.approx(1)
+    assert found.cider[0] > found.cider[1] > 0
+
+
+def test_letters_and_open_answers_are_read_by_the_benchmark() -> None:
+    choices = ["a dog", "a cat"]
+    assert letter("B. a cat", choices, "scienceqa") == "B"
+    assert letter("It is a cat", choices, "mmbench_2023") == "B"
+    assert letter("nothing", choices, "mmmu_official") is None
+    assert open_answer_hit("so the result is 1,200.", ["1200"])
+    assert not open_answer_hit("it is blue", ["red"])
+    with pytest.raises(ValueError, match="expected a rule of first_character"):
+        letter("A", choices, "mine")
+
+
+def test_measures_over_a_set() -> None:
+    scores, targets = np.array([[0.9, 0], [0.8, 0], [0.1, 0]]), np.array([[1, 0], [0, 0], [1, 0]], bool)
+    found = average_precisions(scores, targets)
+    assert found[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(found[1])
+    assert spearman(np.array([1, 2, 2, 4]), np.array([1, 3, 3, 9])) == pytest.approx(1)
+    table = confusion(np.array([0, 1, 1, 9]), np.array([0, 0, 1, 255]), 2)
+    assert segmentation_scores(table) == {"mIoU": 50, "mAcc": 75, "aAcc": pytest.approx(200 / 3)}
+
+
+def test_every_task_has_its_scorer() -> None:
+    scored("nlvr2", [Item("1", label="True")], ["yes"])  # scorers register when something is scored
+    assert {task.scorer for task in TASKS.values()} <= SCORERS.keys()
