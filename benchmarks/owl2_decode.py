@@ -1,7 +1,7 @@
 """What the second way costs: mPLUG-Owl2's decoder against transformers' Llama of the same size and the same weights.
 
-A decoding step behind a prompt with an image (only the text way may run), and the prefill of prompts with images between
-words. sdpa, fp32, one thread; vision is left out of both arms.
+A decoding step behind a prompt with an image (only the text way may run), and the prefill of prompts with images
+between words. sdpa, fp32, one thread; vision is left out of both arms.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ def models() -> tuple[MPlugOwl2ForConditionalGeneration, LlamaForCausalLM]:
     owl = MPlugOwl2ForConditionalGeneration(config).eval()
     llama = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-            intermediate_size=HIDDEN, rms_norm_eps=config.eps, eos_token_id=None,
-        )  # fmt: skip
+            vocab_size=VOCAB,
+            hidden_size=DIM,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=HIDDEN,
+            rms_norm_eps=config.eps,
+            eos_token_id=None,
+        )
     ).eval()
     names = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm", "self_attn": "attn"}
     routed = ("attn_norm", "mlp_norm", "attn.k_proj", "attn.v_proj")

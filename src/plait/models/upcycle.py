@@ -60,7 +60,8 @@ def upcycle(
     small = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768, "patch_size": 16}
     if vision is None:
         fields: dict[str, Any] = {**small, "image_size": image_size or 128} if small_vision else {}
-        tower: Any = VisionConfig(**{**fields, **({"image_size": image_size} if image_size else {})})
+        fields |= {"image_size": image_size} if image_size else {}
+        tower: Any = VisionConfig(**fields)
         sizes = tower
     else:
         tower, sizes = vision, clip_tower(Path(vision), image_size)[0]

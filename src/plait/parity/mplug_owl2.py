@@ -99,9 +99,7 @@ def sincos_tables(case: Case) -> Outputs:
         elif big:
             table = sincos_2d(int(big[2]), int(big[3]), with_cls=big[4] is not None)[rows]
         elif name == "out.k_pos_nocls":
-            table = sincos_2d(case.config["nocls_dim"], int(rows.max()) // 32 + 1 if rows.max() > 1024 else 32)[
-                rows - 1
-            ]
+            table = sincos_2d(case.config["nocls_dim"], grid)[rows - 1]
         elif name.startswith("out.q_small"):
             table = sincos_1d(width, torch.arange(count).float().numpy())
         else:
@@ -236,7 +234,7 @@ def keys(case: Case) -> Outputs:
 
 
 def megatron_agrees(mapping: Mapping[str, Any]) -> bool:
-    """Whether our names for the tensors of a Megatron checkpoint are the listed ones, and all that are left explained."""
+    """Whether our names for the tensors of a Megatron checkpoint are the listed ones, the rest being explained."""
     rules = key_map(MPlugOwl2Config())
     for official, path in mapping.items():
         if path == "computed":

@@ -40,12 +40,11 @@ def build(case: Case) -> Model:
 def expanded(model: Model, inputs: Mapping[str, Tensor], prefix: str = "") -> Expanded:
     """The inputs of a case as our model takes them."""
     config = model.config
-    assert config.image_id is not None
     return expand_placeholders(
         inputs[f"{prefix}input_ids"],
         inputs.get(f"{prefix}images"),
         tokens_per_image=config.tokens_per_image,
-        image_token_id=config.image_id,
+        image_token_id=config.image_token,
         attention_mask=inputs.get(f"{prefix}attention_mask"),
         labels=inputs.get(f"{prefix}labels"),
     )
@@ -83,7 +82,7 @@ def whole(model: Model, batch: Expanded, cache: DynamicCache | None = None) -> O
     return outputs
 
 
-def caches(model: Model, cache: DynamicCache, name: str = "{n}_cache.{i}") -> Outputs:
+def caches(model: Model, cache: Any, name: str = "{n}_cache.{i}") -> Outputs:
     """Keys and values of every layer; Owl2.1 stores the sequence before the heads."""
     qwen = model.config.trained_length is not None
     return {
@@ -93,7 +92,7 @@ def caches(model: Model, cache: DynamicCache, name: str = "{n}_cache.{i}") -> Ou
     }
 
 
-def greedy(model: Model, ids: Tensor, count: int, **inputs: Any) -> Tensor:
+def greedy(model: Any, ids: Tensor, count: int, **inputs: Any) -> Tensor:
     """`count` new ids for a prompt in our notation, by `generate`."""
     found = model.generate(ids, max_new_tokens=count, do_sample=False, **inputs)
     return found[:, ids.shape[1] :]
@@ -107,10 +106,8 @@ def follow(model: Model, cache: DynamicCache, new_ids: Tensor) -> Tensor:
     return torch.cat(steps, dim=1)
 
 
-def beams(
-    model: Model, ids: Tensor, official_ids: Tensor, shape: Sequence[int], **options: Any
-) -> tuple[Tensor, Tensor]:
-    """Best sequences in official notation (prompt, new ids, end, padding of 0) of the stored shape, and their scores."""
+def beams(model: Any, ids: Tensor, official_ids: Tensor, shape: Sequence[int], **options: Any) -> tuple[Tensor, Tensor]:
+    """Best sequences in official notation (prompt, new ids, end, padding of 0) and their scores."""
     found: Any = model.generate(
         ids, do_sample=False, early_stopping=False, pad_token_id=0, num_return_sequences=shape[0],
         return_dict_in_generate=True, output_scores=True, **options,
@@ -229,7 +226,7 @@ def ntk_logn(case: Case) -> Outputs:
     for name in dict.fromkeys(key.partition("_")[0] for key in case.inputs):
         ids, cache = case.inputs[f"{name}_ids"], DynamicCache()
         result = model(ids, case.inputs.get(f"{name}_mask"), past_key_values=cache, use_cache=True)
-        outputs |= {f"out.{name}_alpha": cache.ntk_alpha, f"out.{name}_logits": result.logits}  # ty: ignore[unresolved-attribute]
+        outputs |= {f"out.{name}_alpha": cache.ntk_alpha, f"out.{name}_logits": result.logits}  # ty: ignore[missing-attribute]
         if f"{name}_mask" in case.inputs:
             outputs[f"valid.out.{name}_logits"] = case.inputs[f"{name}_mask"] != 0
         outputs |= caches(model, cache, name + "_{n}_cache{i}")

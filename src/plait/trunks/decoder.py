@@ -1,6 +1,6 @@
 """Causal routed decoder: one stack of layers, some of whose sub-modules exist once per way (mPLUG-Owl2, section 3.2).
 
-x, route -> tokens grouped by way, once -> [norm -> attention -> +, norm -> feed-forward -> +] x layers -> put back -> norm
+x, route -> tokens grouped by way, once -> [norm -> attention -> +, norm -> feed-forward -> +] x layers -> norm
 
 Attention is where ways meet: queries, keys and values return to sequence order there and only there. Where all tokens
 belong to one way (every decoding step, every batch of text) nothing is grouped and only that way's weights are touched.
@@ -34,7 +34,7 @@ class KeyValueCache(Protocol):
 
 
 Attend = Callable[..., tuple[Tensor, Any]]
-"""An attention function of transformers: `(module, q, k, v, mask, scaling=...) -> ((batch, seq, heads, head_dim), _)`."""
+"""As in transformers: `(module, q, k, v, mask, scaling=...) -> ((batch, seq, heads, head_dim), _)`."""
 
 
 @dataclass(slots=True)

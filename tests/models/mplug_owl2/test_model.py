@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from .tiny import PROMPTS, config, images, model_and_processor, redraw
 
 import plait
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.placeholders import expand_placeholders
 from plait.models.mplug_owl2.resize import resized
+
+from .tiny import PROMPTS, config, images, model_and_processor, redraw
 
 QWEN = {"routed": ("q", "k", "v"), "trained_length": 24, "qkv_bias": True}
 NEW = 9

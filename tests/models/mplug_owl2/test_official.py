@@ -1,4 +1,4 @@
-"""Official directories and files: both variants, Megatron, LoRA outputs, conversion; one clear line for what does not fit."""
+"""Official directories and files: both variants, Megatron, LoRA outputs, conversion; one line for what does not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logits(model, case: str) -> torch.Tensor:
 
     ids, pixels, _ = stored_logits(case)
     made = expand_placeholders(
-        ids, pixels, tokens_per_image=model.config.tokens_per_image, image_token_id=model.config.image_id
+        ids, pixels, tokens_per_image=model.config.tokens_per_image, image_token_id=model.config.image_token
     )
     with torch.no_grad():
         return model(made.input_ids, pixel_values=made.pixel_values).logits

@@ -22,7 +22,7 @@ from plait.models.mplug_owl2.conversation import (
 )
 from plait.models.mplug_owl2.images import padded_square, pixels, stretched_square
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.sampling import even_chunks, length_grouped, modality_grouped
+from plait.models.mplug_owl2.sampling import length_grouped, modality_grouped
 from plait.models.mplug_owl2.tokenizer import llama_tokenizer
 
 from .tiny import GOLDENS, byte_tokenizer, config, images

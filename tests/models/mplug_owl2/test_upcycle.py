@@ -1,4 +1,4 @@
-"""An upcycled Llama answers text exactly as its source, for grouped keys, tied heads and long-context rotary scaling."""
+"""An upcycled Llama answers text exactly as its source: grouped keys, tied heads, long-context rotary scaling."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def stretched(count: int, span: int) -> np.ndarray:
 
 
 def sincos_2d(dim: int, grid: int, span: int | None = None, *, with_cls: bool = False) -> np.ndarray:
-    """(grid * grid [+ 1], dim): the column in the first half of the width, the row in the second; a zero row for CLS."""
+    """(grid * grid [+ 1], dim): the column in the first half of the width, the row in the second; CLS is a zero row."""
     line = stretched(grid, span or grid)
     columns, rows = np.meshgrid(line, line)  # row-major: the column runs fastest
     table = np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)

@@ -1,4 +1,4 @@
-"""Beam search as the official code ran it (transformers 4.31): a hypothesis is as long as its prompt and answer together.
+"""Beam search as the official code ran it (transformers 4.31): a hypothesis is as long as prompt and answer together.
 
 Since then transformers counts generated tokens only. The difference matters for a length_penalty other than 0.
 """
@@ -20,15 +20,16 @@ class PromptCountingBeams(GenerationMixin):
     the largest length counts all its ids.
     """
 
+    config: Any
     _hidden_positions: Tensor
     _end_ids: Tensor
 
-    def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _beam_search(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         generation = kwargs.get("generation_config") or args[2]
         ends = generation.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         end_ids = torch.tensor(ends, dtype=torch.long, device=input_ids.device)
-        run = self
+        run: Any = self
         if self.config.official:
             run = copy.copy(self)  # what the hooks below need lives as long as this search
             images = (input_ids == self.config.image_id).sum(dim=1)
@@ -40,7 +41,7 @@ class PromptCountingBeams(GenerationMixin):
             _pad_ended(sequences[:, input_ids.shape[1] :], end_ids, generation.pad_token_id)
         return found
 
-    def _update_finished_beams(self, **kwargs: Any) -> Any:
+    def _update_finished_beams(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
         if self.config.official:
             cur_len, penalty = kwargs["cur_len"], kwargs["length_penalty"]
             last = kwargs["topk_running_sequences"][..., cur_len]
@@ -50,7 +51,7 @@ class PromptCountingBeams(GenerationMixin):
             kwargs["length_penalty"] = 0.0
         return super()._update_finished_beams(**kwargs)
 
-    def _check_early_stop_heuristic(self, **kwargs: Any) -> Tensor:
+    def _check_early_stop_heuristic(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
         if self.config.official:
             kwargs["decoder_prompt_len"] = self._hidden_positions
         return GenerationMixin._check_early_stop_heuristic(**kwargs)

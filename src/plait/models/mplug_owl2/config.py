@@ -131,19 +131,25 @@ class MPlugOwl2Config(PreTrainedConfig):
     @property
     def vision_sizes(self) -> VisionConfig:
         """`vision`, typed."""
-        return VisionConfig(**dict(self.vision)) if not isinstance(self.vision, VisionConfig) else self.vision
+        sizes = self.vision
+        return sizes if isinstance(sizes, VisionConfig) else VisionConfig(**(sizes or {}))
 
     @property
     def abstractor_sizes(self) -> AbstractorConfig:
         """`abstractor`, typed."""
         sizes = self.abstractor
-        return AbstractorConfig(**dict(sizes)) if not isinstance(sizes, AbstractorConfig) else sizes
+        return sizes if isinstance(sizes, AbstractorConfig) else AbstractorConfig(**(sizes or {}))
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """All modalities that have a way, in the shared order."""
         owned = {m for cell in (self.ways or {}).values() for m in cell}
         return tuple(m for m in MODALITIES if m in owned)
+
+    @property
+    def image_token(self) -> int:
+        """`image_id`, never None."""
+        return self.vocab_size if self.image_id is None else self.image_id
 
     @property
     def tokens_per_image(self) -> int:

@@ -149,7 +149,7 @@ def official_labels(
     ids: Sequence[int], text: str, template: Template, encode: Encode, bos_token_id: int | None, *,
     pad_token_id: int = 0, max_length: int = 2048,
 ) -> list[int]:  # fmt: skip
-    """Labels by the official rule, which knows Llama's tokenizer: answers and their end, or nothing where lengths differ."""
+    """Labels by the official rule, made for Llama's tokenizer: answers and their ends, nothing where lengths differ."""
     labels, end = list(ids), 1
     labels[:1] = [IGNORED] * len(labels[:1])
     opening = f"{template.sep}{template.roles[1]}: "
@@ -170,7 +170,7 @@ def official_labels(
 def answer_labels(
     ids: Sequence[int], turns: Sequence[Turn], template: Template, encode: Encode, bos_token_id: int | None
 ) -> list[int]:
-    """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt that asks for it ends."""
+    """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt asking for it ends."""
     labels = [IGNORED] * len(ids)
     for i, (question, answer) in enumerate(turns):
         if answer is None:

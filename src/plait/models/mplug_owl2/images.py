@@ -1,4 +1,4 @@
-"""Images as mPLUG-Owl2 was trained and evaluated on them: square -> shortest edge and crop -> CLIP's mean and deviation.
+"""Images as mPLUG-Owl2 was trained and evaluated on them: square -> shortest edge, crop -> CLIP's mean and deviation.
 
 PIL image -> resize (stretch to a square) | pad (square of the mean colour) | crop (borders are lost) -> (3, side, side)
 Two bicubic steps of Pillow on 8-bit values, as published (section 9.1).

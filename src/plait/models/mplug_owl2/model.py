@@ -68,7 +68,7 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation: the language model normal of `init_std`; tower and abstractor as torch draws them."""
+        """Published initialisation: language model normal of `init_std`, tower and abstractor as torch draws them."""
         if isinstance(module, nn.LayerNorm | RMSNorm):
             init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm):
@@ -82,7 +82,7 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
                     init.uniform_(inner.weight, -bound, bound)
                     if inner.bias is not None:
                         init.uniform_(inner.bias, -bound, bound)
-                    inner._is_hf_initialized = True
+                    setattr(inner, "_is_hf_initialized", True)  # noqa: B010 (transformers asks for it)
         elif isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=self.config.init_std)
             if isinstance(module, nn.Linear) and module.bias is not None:
@@ -118,7 +118,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         """The token table."""
         return self.token_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the token table."""
         self.token_embedding = value
 
@@ -138,7 +138,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
 
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        is_image = input_ids == self.config.image_id
+        is_image = torch.eq(input_ids, self.config.image_token)
         positions, images = int(is_image.sum()), 0 if pixel_values is None else len(pixel_values)
         per_image = self.config.tokens_per_image
         if positions != images * per_image:
@@ -175,11 +175,11 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         side) in reading order; or inputs_embeds: (batch, seq, dim) with modality_ids: (batch, seq) indices into
         `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("expected either input_ids or inputs_embeds, got both or none")
         is_image = None
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             inputs_embeds, is_image = self.embed(input_ids, pixel_values)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("expected either input_ids or inputs_embeds, got both or none")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -239,7 +239,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         """The token table."""
         return self.model.token_embedding
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the token table."""
         self.model.token_embedding = value
 
@@ -247,9 +247,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         """The head."""
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Replace the head."""
-        self.lm_head = value
+        self.lm_head = new_embeddings
 
     def forward(
         self,
@@ -268,8 +268,8 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
     ) -> MPlugOwl2Output:
         """Logits, and the loss where labels are given. Arguments as `MPlugOwl2Model.forward`, and:
 
-        labels: (batch, seq), -100 where nothing is learned (image positions are never learned); logits_to_keep: how many
-        of the last positions get logits, 0 for all.
+        labels: (batch, seq), -100 where nothing is learned (image positions never are); logits_to_keep: how many of the
+        last positions get logits, 0 for all.
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -295,19 +295,19 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+        self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
         """Images are read once, with the prompt; later steps are text."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        inputs = GenerationMixin.prepare_inputs_for_generation(
+            self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["pixel_values"] = inputs["modality_ids"] = None
         return inputs
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor | None, dict[str, Any]]:
+        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
         """Repeat rows for beams; images follow the rows they stand in, so a row's images repeat as a block."""
         pixel_values = kwargs.pop("pixel_values", None)
         if pixel_values is not None and expand_size > 1 and input_ids is not None:

@@ -43,7 +43,7 @@ def expand_placeholders(
     """Expand a batch of official ids.
 
     images: (images, 3, side, side), one for each placeholder in reading order; or a list of (k, 3, side, side) (or one
-    tensor of five dimensions), all k for one placeholder. A row without placeholder owns one entry too: its dummy image.
+    tensor of five dimensions), all k for one placeholder. A row without placeholder may own an entry too, a dummy.
     Raises ValueError where placeholders and images do not agree.
     """
     if images is None:

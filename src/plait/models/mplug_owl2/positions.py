@@ -54,7 +54,7 @@ def rotary(
 
 
 def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, cache: Any, x: Tensor) -> Tensor:
-    """Qwen's NTK factor per sample, (batch,): chosen from the prompt's own length, then kept beside the keys it rotated.
+    """Qwen's NTK factor per sample, (batch,): chosen by the prompt's own length, then kept beside the keys it rotated.
 
     A new implementation ties the factor to the cache: the official code keeps it in the module, where two generations
     at once would mix it up.

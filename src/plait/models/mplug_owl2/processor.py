@@ -1,6 +1,6 @@
 """What goes into mPLUG-Owl2: prompts and PIL images -> ids with a place for every image position, pixels, labels.
 
-text with <|image|> -> pieces tokenized apart -> tokens_per_image ids per image -> padded batch        images -> pixel_values
+text with <|image|> -> pieces tokenized apart -> tokens_per_image ids per image -> padded batch
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MPlugOwl2ImageProcessor(PilBackend):
         super().__init__(**kwargs)
         self.image_aspect = image_aspect or type(self).image_aspect
 
-    def __call__(self, images: Image | Sequence[Image], **_: Any) -> BatchFeature:
+    def __call__(self, images: Any, **_: Any) -> BatchFeature:  # ty: ignore[incompatible-method-override]
         """One or several images -> pixel_values (images, 3, side, side)."""
         chosen = [images] if isinstance(images, Image) else list(images)
         return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in chosen])})
@@ -95,13 +95,12 @@ class MPlugOwl2Processor(ProcessorMixin):
     def from_config(cls, config: MPlugOwl2Config, tokenizer: Any, **options: Any) -> MPlugOwl2Processor:
         """The processor of a model of `config` with its tokenizer; options: of the constructor."""
         side = {"height": config.image_size, "width": config.image_size}
-        assert config.image_id is not None
         aspect = "crop" if config.image_aspect == "square" else config.image_aspect
         return cls(
             MPlugOwl2ImageProcessor(size=side, image_aspect=aspect),
             tokenizer,
             tokens_per_image=config.tokens_per_image,
-            image_token_id=config.image_id,
+            image_token_id=config.image_token,
             **options,
         )
 

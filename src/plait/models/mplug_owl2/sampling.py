@@ -13,7 +13,7 @@ import torch
 def length_grouped(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """A shuffled order whose global batches (world_size * batch_size) hold what was shuffled together, longest first."""
+    """A shuffled order; global batches of world_size * batch_size hold what was shuffled together, longest first."""
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     order = []
     for mega in _cut(shuffled, world_size * batch_size):
@@ -45,7 +45,7 @@ def modality_grouped(
 
 
 def even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
-    """Deal sorted indices to chunks of equal size and nearly equal total length; every n-th where sizes cannot agree."""
+    """Deal sorted indices to chunks of equal size and nearly equal length; every n-th where sizes cannot agree."""
     if len(indices) % num_chunks:
         return [list(indices[i::num_chunks]) for i in range(num_chunks)]
     size = len(indices) // num_chunks

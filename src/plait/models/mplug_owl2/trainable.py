@@ -15,7 +15,7 @@ TOWER, ABSTRACTOR = "model.vision.", "model.abstractor."
 
 
 def pretraining_names(model: nn.Module) -> list[str]:
-    """The paper's first stage: tower, abstractor and the ways that images brought; the language model stays as it was."""
+    """The paper's first stage: tower, abstractor and the ways that images brought; the language model stays."""
     added = [
         f"{name}.{way}."
         for name, module in model.named_modules()
@@ -50,7 +50,7 @@ def lora_saved(train_vision: bool = False) -> list[str]:
 
 
 def decays(model: nn.Module) -> Callable[[str, Tensor], bool]:
-    """A test `(name, parameter)` -> True for weight decay: all but biases and LayerNorms, as the released script groups.
+    """A test `(name, parameter)` -> True for weight decay: all but biases and LayerNorms, as the released script does.
 
     RMS norms of the language model, tables and learned vectors do decay there.
     """
@@ -59,7 +59,7 @@ def decays(model: nn.Module) -> Callable[[str, Tensor], bool]:
 
 
 def vision_depth(num_layers: int) -> Callable[[str], int]:
-    """Depth of a parameter for layer-wise decay: 0 for the tower's inputs, l + 1 for its layer l, the end for the rest."""
+    """Depth for layer-wise decay: 0 for the tower's inputs, l + 1 for its layer l, num_layers + 1 for the rest."""
 
     def depth(name: str) -> int:
         if not name.startswith(TOWER):

@@ -52,7 +52,7 @@ def upcycle(
         sizes, tower = clip_tower(Path(vision), image_size)
     else:
         sizes = vision or VisionConfig()
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     reader = abstractor or AbstractorConfig(grid_size=sizes.grid)

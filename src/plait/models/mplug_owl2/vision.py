@@ -1,6 +1,6 @@
 """The vision tower: patches -> positions -> norm -> pre-norm layers (CLIP ViT-L/14 in Owl2, a ViT-bigG in Owl2.1).
 
-pixel_values -> patch embedding -> (+ class position) + position table -> norm -> layers -> (final norm) -> all positions
+pixel_values -> patches -> (+ class position) + position table -> norm -> layers -> (final norm) -> all positions
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class FusedAttention(nn.Module):
-    """Self-attention whose fused projection holds q, k and v of one head side by side: rows are (heads, 3, head_dim)."""
+    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class VisionTower(nn.Module):
         return self.pre_norm(x + self.positions(grid))
 
     def positions(self, grid: tuple[int, int] | torch.Size) -> Tensor:
-        """The position table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position."""
+        """The table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position."""
         table = self.position_embedding
         if self.sizes.use_cls_token or tuple(grid) == (TABLE_WIDTH, TABLE_WIDTH):
             return table
