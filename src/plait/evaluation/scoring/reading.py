@@ -96,7 +96,7 @@ def letter(reply: str, choices: Sequence[str], rule: str) -> str | None:
 
 def open_answer_hit(reply: str, answers: Sequence[str]) -> bool:
     """MMMU: an open answer is right when a candidate in the reply contains a right text or equals a right number."""
-    right = [one for answer in answers for one in _normal(answer)]
+    right = [one for answer in answers for one in normal_form(answer)]
     for candidate in open_candidates(reply):
         if isinstance(candidate, str):
             if any(isinstance(one, str) and one in candidate for one in right):
@@ -110,7 +110,7 @@ def open_candidates(reply: str) -> list[str | float]:
     """MMMU: what a free reply may mean: tails after key words, and the numbers in them; each once."""
     parts = _key_parts(reply)
     texts = parts + [number for part in parts for form in _NUMBER_FORMS for number in form.findall(part)]
-    return list(dict.fromkeys(one for text in texts for one in _normal(text)))
+    return list(dict.fromkeys(one for text in texts for one in normal_form(text)))
 
 
 def _key_parts(reply: str) -> list[str]:
@@ -127,7 +127,8 @@ def _key_parts(reply: str) -> list[str]:
     return found or [text]
 
 
-def _normal(text: str) -> list[str | float]:
+def normal_form(text: str) -> list[str | float]:
+    """MMMU: a number rounded to two decimals, else lower case; a single character stands beside a space."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
