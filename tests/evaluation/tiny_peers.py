@@ -162,13 +162,18 @@ def segmenter(place: Path) -> None:
     SegformerImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(place)
 
 
-def save(model: Any, place: Path) -> None:
-    """Draw every weight anew, larger than a library would, so that inputs matter, and save."""
+def redraw(model: Any) -> None:
+    """Draw every weight anew, larger than a library would, so that inputs matter."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+
+
+def save(model: Any, place: Path) -> None:
+    """Redraw and save."""
+    redraw(model)
     model.save_pretrained(place)
 
 

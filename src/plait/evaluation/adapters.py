@@ -12,11 +12,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from plait.assistant import Assistant
 from plait.embedder import Embedder
 from plait.embedder.towers import fingerprint
 from plait.evaluation.runners import Ask
 from plait.evaluation.tasks import Capability, Decoding
 from plait.media.image import load_image
+from plait.types import Sample
 
 ONE_PICTURE = {"blip", "blip-2", "instructblip", "git", "pix2struct", "kosmos-2", "vision-encoder-decoder"}
 """Peers that take exactly one picture: several (frames of a video) are laid out in a grid."""
@@ -26,7 +28,6 @@ OURS = {"one_peace", "mplug2", "mplug_owl", "mplug_owl2"}
 
 Layout = Callable[[str, int], str]
 LAYOUTS: dict[str, Layout] = {
-    "mplug2": lambda words, pictures: words,
     "mplug_owl": lambda words, pictures: "".join(["Human: <image>\n"] * pictures) + f"Human: {words}\nAI: ",
     "mplug_owl2": lambda words, pictures: f"USER: {'<|image|>' * pictures}{words} ASSISTANT: ",
 }
@@ -161,6 +162,8 @@ class TextGenerator(_Named):
     def _inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
         texts = [self.prompt(ask) for ask in asks]
         pictures = [[load_image(image) for image in ask.images] for ask in asks]
+        if self.family in OURS:
+            return self.processor(images=pictures, text=texts, return_tensors="pt")
         if not pictures[0]:
             return self.tokenizer(texts, return_tensors="pt", padding=True)
         if self.family in ONE_PICTURE:
@@ -195,6 +198,63 @@ def grid(pictures: Sequence[Any]) -> Any:
     for i, picture in enumerate(pictures):
         sheet.paste(picture.resize((width, height)), (i % columns * width, i // columns * height))
     return sheet
+
+
+class AssistantModel(_Named):
+    """A model of ours with skills (`plait.Assistant`): captions, answers, boxes and classes of its head.
+
+    Several pictures are one clip. The assistant words nothing: what is asked is the question itself.
+    """
+
+    def __init__(self, place: str, config: Mapping[str, Any], assistant: Assistant | None = None) -> None:
+        self.assistant = assistant or Assistant(place)
+        super().__init__(place, config, self.assistant.model)
+        tasks = set(self.assistant.tasks)
+        known: dict[Capability, bool] = {
+            "generate": bool({"caption", "answer"} & tasks),
+            "ground": "ground" in tasks,
+            "classify": "classify" in tasks and bool(self.assistant.skills.labels),
+        }
+        self.capabilities = tuple(name for name, can in known.items() if can)
+
+    def prompt(self, ask: Ask) -> str:
+        """The question itself; nothing for a caption."""
+        return ask.words
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """Answers, or captions where there are no words."""
+        options: dict[str, Any] = {
+            "num_beams": decoding.num_beams,
+            "min_length": decoding.min_new_tokens,
+            "max_length": decoding.max_new_tokens,
+        }
+        items = [_seen(ask) for ask in asks]
+        if not any(ask.words for ask in asks):
+            return self.assistant.caption(items, **options)
+        return self.assistant.answer(items, [ask.words for ask in asks], **options)
+
+    def ground(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Boxes (n, 4) as fractions of width and height."""
+        pictures = [load_image(ask.images[0]) for ask in asks]
+        boxes = self.assistant.ground(pictures, [ask.words for ask in asks])
+        return np.array([np.array(box) / (2 * picture.size) for box, picture in zip(boxes, pictures)])
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Probabilities (n, classes) in the order of the head's labels."""
+        order = {label: i for i, label in enumerate(self.assistant.skills.labels)}
+        scores = np.zeros((len(inputs), len(order)))
+        for row, found in enumerate(self.assistant.classify([_item(one) for one in inputs])):
+            for label, share in found:
+                scores[row, order[label]] = share
+        return scores
+
+
+def _seen(ask: Ask) -> Any:
+    return tuple(load_image(image) for image in ask.images) if len(ask.images) > 1 else ask.images[0]
+
+
+def _item(value: Any) -> Any:
+    return Sample("text", text=value) if isinstance(value, str) else value
 
 
 class Classifier(_Named):

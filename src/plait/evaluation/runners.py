@@ -120,6 +120,10 @@ def open_model(spec: str | Path, wanted: Iterable[Capability]) -> Any:
     """
     place = str(spec).removeprefix("hf:")
     config = _config(Path(place))
+    if config.get("model_type") in SKILLED:
+        from plait.evaluation.adapters import AssistantModel
+
+        return AssistantModel(place, config)
     kinds = kinds_of(config, Path(place))
     wanted = list(wanted)
     chosen = next((kind for kind in wanted if kind in kinds), None)
@@ -145,9 +149,10 @@ _HEADS: tuple[tuple[str, Capability], ...] = (
     ("ForObjectDetection", "detect"),
     ("ForSemanticSegmentation", "segment"),
 )
+SKILLED = ("mplug2",)
+"""Families that answer through `plait.Assistant`."""
 _OURS: dict[str, tuple[Capability, ...]] = {
     "one_peace": ("embed",),
-    "mplug2": ("generate",),
     "mplug_owl": ("generate", "text"),
     "mplug_owl2": ("generate", "text"),
 }

@@ -1,0 +1,177 @@
+"""Models behind the protocols: batches change nothing, prompts are laid out as each family wants them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_peers import BUILDERS, letters_tokenizer, redraw
+from whole_fixtures import fixture
+
+from plait.evaluation.adapters import AssistantModel, TextGenerator, grid
+from plait.evaluation.registry import TASKS
+from plait.evaluation.run import Options, evaluate
+from plait.evaluation.runners import Ask, kinds_of, open_model
+from plait.evaluation.tasks import Decoding
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+DECODING = Decoding(max_new_tokens=4)
+RED, BLUE = (Image.new("RGB", (20, 10), colour) for colour in ("red", "blue"))
+ASKS = [Ask("what?", (RED,)), Ask("what is this, please?", (BLUE,)), Ask("two", (RED, BLUE)), Ask("?", (BLUE,))]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("peers")
+
+    def get(name: str) -> Any:
+        if not (root / name).exists():
+            BUILDERS[name](root / name)
+        return open_model(f"hf:{root / name}", ("generate", "text"))
+
+    return get
+
+
+def owl2() -> TextGenerator:
+    """A tiny mPLUG-Owl2 with random weights."""
+    from transformers import PreTrainedTokenizerFast
+
+    from plait.models import auto
+
+    family = import_module(auto.FAMILIES["mplug_owl2"])
+    small = {"dim": 16, "num_heads": 2, "num_layers": 1, "mlp_dim": 16}
+    tokenizer: PreTrainedTokenizerFast = letters_tokenizer()
+    config = family.CONFIG(
+        **small,
+        vocab_size=len(tokenizer),
+        num_kv_heads=2,
+        vision={**small, "image_size": 16, "patch_size": 4},
+        abstractor={"num_queries": 3, "num_heads": 2, "num_layers": 1, "mlp_dim": 16, "grid_size": 4},
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    model = family.GENERATIVE_MODEL(config)
+    redraw(model)
+    pair = (model, family.PROCESSOR.from_config(config, tokenizer))
+    return TextGenerator("owl2", {"model_type": "mplug_owl2"}, pair)
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2", "owl2"])
+def test_batches_do_not_change_replies(name: str, opened: Any) -> None:
+    model = owl2() if name == "owl2" else opened(name)
+    alone = [model.generate([ask], DECODING)[0] for ask in ASKS]
+    assert model.generate(ASKS, DECODING) == alone
+    assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("name", ["llava", "language", "owl2"])
+def test_a_question_without_pictures_is_answered(name: str, opened: Any) -> None:
+    model = owl2() if name == "owl2" else opened(name)
+    assert model.generate([Ask("hello"), Ask("hi")], DECODING) == [
+        model.generate([Ask(words)], DECODING)[0] for words in ("hello", "hi")
+    ]
+
+
+def test_prompts_are_laid_out_as_released(opened: Any) -> None:
+    assert owl2().prompt(ASKS[2]) == "USER: <|image|><|image|>two ASSISTANT: "
+    assert opened("llava").prompt(ASKS[2]) == "<image>\n<image>\ntwo"
+    assert opened("blip2").prompt(ASKS[2]) == "two"
+    assert opened("language").prompt(Ask("go on")) == "go on"
+
+
+def test_likelihoods_do_not_depend_on_the_batch(opened: Any) -> None:
+    model = opened("language")
+    pairs = [("one and", " two"), ("a much longer text before", " b"), ("x", " yz")]
+    together, alone = model.log_likelihood(pairs), [model.log_likelihood([pair])[0] for pair in pairs]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert all(value < 0 for value in together)
+
+
+@pytest.mark.parametrize("task", ["textvqa", "msvd_qa", "coco_caption"])
+@pytest.mark.parametrize("peer", ["blip2", "owl2"])
+def test_other_families_run_the_same_tasks(task: str, peer: str, opened: Any, tmp_path: Path) -> None:
+    model = owl2() if peer == "owl2" else opened(peer)
+    data, split = fixture(TASKS[task], TASKS[task].layouts[0], tmp_path / "data")
+    result = evaluate(TASKS[task], model, data, tmp_path / "out", Options(split=split, show_progress=False))
+    assert result["score"] is not None
+    assert result["prompt"].startswith("USER: <|image|>") == (peer == "owl2")
+
+
+def test_frames_of_a_video_become_a_grid_for_models_with_one_picture() -> None:
+    sheet = grid([RED, BLUE, RED])
+    assert sheet.size == (40, 20)
+    assert [sheet.getpixel(at) for at in ((0, 0), (30, 5), (5, 15), (30, 15))] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        (255, 0, 0),
+        (0, 0, 0),
+    ]
+    assert grid([RED]) is RED
+
+
+class Skilled:
+    """Stands for a `plait.Assistant`: tells what it was asked."""
+
+    tasks = ("answer", "caption", "classify", "ground")
+    skills = SimpleNamespace(labels=("cat", "dog"))
+    model = torch.nn.Linear(1, 1)
+
+    def caption(self, items: list[Any], **options: int) -> list[str]:
+        return [f"{type(item).__name__} {options}" for item in items]
+
+    def answer(self, items: list[Any], questions: list[str], **options: int) -> list[str]:
+        return [f"{question} {len(item) if isinstance(item, tuple) else 1}" for item, question in zip(items, questions)]
+
+    def ground(self, items: list[Any], phrases: list[str]) -> list[tuple[float, ...]]:
+        return [(2.0, 1.0, 10.0, 5.0) for _ in items]
+
+    def classify(self, items: list[Any]) -> list[list[tuple[str, float]]]:
+        return [[("dog", 0.75), ("cat", 0.25)] for _ in items]
+
+
+def test_a_model_with_skills_answers_captions_grounds_and_classifies() -> None:
+    stand_in: Any = Skilled()
+    model = AssistantModel("mplug2", {"model_type": "mplug2"}, stand_in)
+    assert model.capabilities == ("generate", "ground", "classify")
+    assert model.generate([Ask("what?", (RED, BLUE)), Ask("who?", (RED,))], DECODING) == ["what? 2", "who? 1"]
+    assert model.generate([Ask("", (RED,))], DECODING) == ["Image {'num_beams': 1, 'min_length': 1, 'max_length': 4}"]
+    assert model.ground([Ask("dog", (RED,))]) == pytest.approx(np.array([[0.1, 0.1, 0.5, 0.5]]))
+    assert model.class_scores([RED, "text"]).tolist() == [[0.25, 0.75]] * 2
+
+
+def test_a_grounding_head_is_scored_like_words(tmp_path: Path) -> None:
+    stand_in: Any = Skilled()
+    data, _ = fixture(TASKS["refcoco"], "refcoco", tmp_path / "data")
+    model = AssistantModel("mplug2", {"model_type": "mplug2"}, stand_in)
+    result = evaluate(TASKS["refcoco"], model, data, tmp_path / "out", Options(show_progress=False))
+    assert result["score"] == 0
+    assert result["failures"] == {}
+    assert result["model"]["way"] == "locate"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "mplug_owl2"}, ("generate", "text")),
+        ({"model_type": "llava"}, ("generate", "text")),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, ("classify",)),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, ("text",)),
+        ({"model_type": "yolos", "architectures": ["YolosForObjectDetection"]}, ("detect",)),
+        ({"model_type": "clip", "architectures": ["CLIPModel"]}, ("embed",)),
+    ],
+)
+def test_a_configuration_tells_what_a_model_can_do(config: dict[str, Any], expected: tuple[str, ...]) -> None:
+    assert kinds_of(config, Path("nowhere")) == expected
+
+
+def test_a_model_that_cannot_do_a_task_is_refused(tmp_path: Path) -> None:
+    BUILDERS["clip"](tmp_path / "clip")
+    with pytest.raises(ValueError, match=r"expected a model that can generate, got .*, which can embed"):
+        open_model(f"hf:{tmp_path / 'clip'}", TASKS["vqav2"].ways)
