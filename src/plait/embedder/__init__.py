@@ -50,8 +50,8 @@ class Embedder:
     """Turn texts, images, videos and audio, or mixtures of them, into unit vectors of one space.
 
     Args:
-        model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), an official
-            checkpoint, or a pair `(model, processor)`.
+        model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), `"nano"` (it ships
+            with Plait), an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.

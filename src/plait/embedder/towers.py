@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from plait.models import shipped
 from plait.types import MODALITIES, Modality
 
 _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
@@ -157,9 +158,11 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
 
 
 def locate(model: str | Path) -> Path:
-    """The model directory or file; a hub id such as `openai/clip-vit-base-patch32` is fetched into the hub's cache."""
+    """The model directory or file; `nano` ships with Plait; a hub id such as `openai/clip-vit-base-patch32` is got."""
     if Path(model).exists():
         return Path(model).resolve()
+    if (own := shipped(model)) is not None:
+        return own
     if isinstance(model, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
         from huggingface_hub import snapshot_download
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from plait.models import shipped
 from plait.types import MODALITIES
 
 
@@ -35,8 +36,8 @@ class ModelInfo:
 
 
 def model_info(path: str | Path) -> ModelInfo:
-    """Read the facts of the model directory `path`. Raises ValueError where it is not a model directory."""
-    path = Path(path)
+    """Read the facts of the model directory `path`, or of a shipped one by name. ValueError where it is none."""
+    path = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if path.is_file():
         raise ValueError(f"expected a model directory, got the file {path}; plait convert makes a directory of it")
     config_file, weights = path / "config.json", sorted(path.glob("*.safetensors"))

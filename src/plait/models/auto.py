@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from plait.models import shipped
 from plait.weights.files import Checkpoint, read_checkpoint
 
 FAMILIES = {
@@ -42,15 +43,15 @@ def load(
 ) -> tuple[Any, Any]:
     """Load a model and its processor.
 
-    path: an official checkpoint file, a model directory, or the id of one on the hub; dtype: of the parameters, by
-    default the file's; branch: modalities to read and keep, such as `("image",)`; options: `official=True` for the
-    official quirks, and other fields of the family's configuration.
+    path: an official checkpoint file, a model directory, `"nano"` (it ships with Plait), or the id of one on the hub;
+    dtype: of the parameters, by default the file's; branch: modalities to read and keep, such as `("image",)`;
+    options: `official=True` for the official quirks, and other fields of the family's configuration.
     Raises ValueError where the file is of no known family or its weights do not fit.
     """
     dtype = resolve_dtype(dtype)
     place = Path(path)
     if not place.exists():
-        place = _from_hub(str(path))
+        place = shipped(path) or _from_hub(str(path))
     if place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place):
         family = _family(AutoConfig.from_pretrained(place).model_type, place)
         return family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
@@ -59,7 +60,7 @@ def load(
 
 def load_processor(path: str | Path) -> Any:
     """The processor of a model directory, without its model."""
-    place = Path(path)
+    place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
     return _family(AutoConfig.from_pretrained(place).model_type, place).PROCESSOR.from_pretrained(place)

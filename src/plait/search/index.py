@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from plait.embedder import Embedder
+from plait.models import name_of_shipped
 from plait.search.ledger import AddReport, Ledger
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.search.table import create_table, one_line, open_table, table_exists, to_arrow, writing
@@ -67,11 +68,12 @@ class Index:
         """A new, empty index in the directory `path`. Raises ValueError when there is one already."""
         embedder = embedder if isinstance(embedder, Embedder) else Embedder(embedder)
         source = embedder.source
+        own = name_of_shipped(source) if source else None  # by its name: the package may be installed elsewhere later
         description = {
             "fingerprint": embedder.fingerprint,
             "modalities": list(embedder.accepts),
-            "model": str(source) if source else None,
-            "model_beside": os.path.relpath(source, Path(path).resolve()) if source else None,
+            "model": own or (str(source) if source else None),
+            "model_beside": os.path.relpath(source, Path(path).resolve()) if source and not own else None,
         }
         create_table(Path(path), description, embedder.dim)
         return cls.open(path, embedder)
@@ -96,6 +98,8 @@ class Index:
     def model_path(self) -> Path:
         """Where the model of the index was, or is beside an index that moved with it. Raises ValueError when gone."""
         recorded, beside = self.description["model"], self.description["model_beside"]
+        if recorded and beside is None:
+            return Path(recorded)
         places = [Path(recorded), self.path.resolve() / beside] if recorded else []
         found = next((place for place in places if place.exists()), None)
         if found is None:
