@@ -23,12 +23,6 @@ _KINDS: dict[str, tuple[int, str]] = {
         published_keys stage1_steps tokenize_ trainable_parameters video_ vision_
         """,
     ),
-    "mplug_owl2": (
-        7,
-        """
-        eval_postprocess
-        """,
-    ),
     "metrics": (
         8,
         """
