@@ -94,6 +94,13 @@ def letter(reply: str, choices: Sequence[str], rule: str) -> str | None:
     return LETTER_RULES[rule](reply, choices)
 
 
+def mmmu_release_letter(reply: str, choices: Sequence[str]) -> str | None:
+    """MMMU's letter as the parser in the release of mPLUG-Owl2 reads it: also `B. text`, an option repeated whole."""
+    found = _mmmu_official(reply, choices)
+    lettered = [c for c in LETTERS[: len(choices)] if f" {c}. " in f" {reply}"]
+    return found or (lettered[-1] if lettered else None)
+
+
 def open_answer_hit(reply: str, answers: Sequence[str]) -> bool:
     """MMMU: an open answer is right when a candidate in the reply contains a right text or equals a right number."""
     right = [one for answer in answers for one in normal_form(answer)]
