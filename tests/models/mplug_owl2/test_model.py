@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
 import plait
 from plait.models.mplug_owl2.config import MPlugOwl2Config
@@ -67,10 +68,13 @@ def test_compiling_changes_nothing() -> None:
 
 
 @torch.no_grad()
-def test_a_decoding_step_is_one_graph() -> None:
-    model, processor = model_and_processor()
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("changes", [{}, QWEN])
+def test_a_decoding_step_is_one_graph(changes, is_static) -> None:
+    model, processor = model_and_processor(**changes)
     batch = processor(text=PROMPTS[0], images=images()[:1])
-    cache = model(**batch, use_cache=True).past_key_values
+    cache = StaticCache(model.config, max_cache_len=60) if is_static else DynamicCache()
+    model(**batch, past_key_values=cache, use_cache=True)
     torch._dynamo.reset()
     step = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
     token = torch.tensor([[5]])
@@ -231,3 +235,31 @@ def test_left_padding_stays_in_front_of_an_image() -> None:
     ids, mask = torch.tensor([[0, 0, -200, 5]]), torch.tensor([[0, 0, 1, 1]])
     made = expand_placeholders(ids, torch.zeros(1, 3, 2, 2), tokens_per_image=3, image_token_id=99, attention_mask=mask)
     assert made.attention_mask.tolist() == [[0, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa", "flash_attention_2"])
+def test_images_are_read_with_any_attention_of_the_decoder(attn) -> None:
+    model, _ = model_and_processor()
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = model.model.encode_images(pixels)
+    model.config._attn_implementation = attn
+    torch.testing.assert_close(model.model.encode_images(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_beams_count_what_they_generated_and_the_official_ones_their_prompt_too() -> None:
+    """With a strong preference for length the two conventions choose differently; without one they agree."""
+    model, processor = model_and_processor()
+    batch = processor(text="<|image|>what is this thing?", images=images()[:1])
+    length = batch["input_ids"].shape[1]
+    scores: dict[tuple[bool, float], torch.Tensor] = {}
+    for official in (False, True):
+        model.config.official = official
+        for penalty in (0.0, 1.0):
+            found = model.generate(
+                **batch, num_beams=3, num_return_sequences=3, max_new_tokens=4, min_new_tokens=4, do_sample=False,
+                length_penalty=penalty, return_dict_in_generate=True, output_scores=True,
+            )  # fmt: skip
+            scores[official, penalty] = found.sequences_scores
+    torch.testing.assert_close(scores[False, 0.0], scores[True, 0.0])
+    torch.testing.assert_close(scores[False, 1.0], scores[False, 0.0] / 4)
+    torch.testing.assert_close(scores[True, 1.0], scores[True, 0.0] / (length - 3 + 4))  # an image counts as one id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import pytest
@@ -23,7 +24,7 @@ from plait.models.mplug_owl2.conversation import (
 from plait.models.mplug_owl2.images import padded_square, pixels, stretched_square
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.sampling import length_grouped, modality_grouped
-from plait.models.mplug_owl2.tokenizer import llama_tokenizer
+from plait.models.mplug_owl2.tokenizer import find_tokenizer, llama_tokenizer
 
 from .tiny import GOLDENS, byte_tokenizer, config, images
 
@@ -196,3 +197,15 @@ def test_grouped_orders_are_permutations_with_full_batches_of_one_modality() -> 
     assert sorted(length_grouped([1] * 7, 2, 2)) == list(range(7))
     with pytest.raises(ValueError, match="other than 0, got 0 at 1"):
         modality_grouped([1, 0], 1, 1)
+
+
+def test_a_qwen_vocabulary_becomes_a_tokenizer_without_bos(tmp_path) -> None:
+    pieces = [bytes([i]) for i in range(256)] + [b"he", b"ll", b"hell", b"hello"]
+    lines = [f"{base64.b64encode(piece).decode()} {rank}" for rank, piece in enumerate(pieces)]
+    (tmp_path / "qwen.tiktoken").write_text("\n".join(lines))
+    tokenizer = find_tokenizer(tmp_path)
+    assert tokenizer("hello a")["input_ids"] == [259, 32, 97]
+    assert tokenizer.bos_token is None and tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer("<|endoftext|>")["input_ids"] == [tokenizer.eos_token_id] == [260]
+    assert tokenizer.decode([259, 32, 97]) == "hello a"
+    assert find_tokenizer(tmp_path / "none") is None

@@ -124,7 +124,8 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (images, 3, height, width) -> (images, tokens_per_image, dim)."""
-        attend = attention_function(self.config._attn_implementation)
+        # No masks here, so sdpa picks the flash kernel by itself where the decoder asks for one by name.
+        attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
         return self.abstractor(self.vision(pixel_values.to(self.dtype), attend), attend)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -132,7 +133,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
 
         Raises ValueError where image positions and images do not agree.
         """
-        if input_ids.shape[1] == 1 and pixel_values is None:
+        if input_ids.shape[1] == 1 and pixel_values is None and not self.training:
             return self.token_embedding(input_ids), None
         return self._embed_with_images(input_ids, pixel_values)
 

@@ -60,7 +60,8 @@ def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, c
     at once would mix it up.
     """
     kept = getattr(cache, "ntk_alpha", None)
-    if kept is not None and past:
+    # A compiled step never asks how full a static cache is: that number lives on the device.
+    if kept is not None and (torch.compiler.is_compiling() or past):
         return kept
     lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
     if mask is not None and mask.dim() == 2:
