@@ -39,7 +39,7 @@ def coco_captions(source: Source) -> list[Item]:
 def nocaps(source: Source) -> list[Item]:
     """NoCaps: as COCO, with the domain of every image as its category."""
     items = _coco(source, "file_name")
-    if bare := next((item for item in items if item.category is None), None):
+    if (bare := next((item for item in items if item.category is None), None)) is not None:
         raise ValueError(f"{source['annotations'].name}: expected a 'domain' for every image, got none for {bare.id}")
     return items
 
@@ -130,7 +130,7 @@ def listed(path: Path | None, known: Iterable[str], where: Path) -> list[str]:
     if path is None:
         return known
     names, have = read_lines(path), set(known)
-    if missing := next((name for name in names if name not in have), None):
+    if (missing := next((name for name in names if name not in have), None)) is not None:
         raise ValueError(
             f"{path.name}, row {names.index(missing) + 1}: expected a name of {where.name}, got {missing!r}"
         )

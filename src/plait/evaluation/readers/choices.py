@@ -93,7 +93,8 @@ def _size(image: bytes, row: Row) -> tuple[int, int]:
 def seed_bench(source: Source) -> list[Item]:
     """SEED-Bench: image and video questions; segment = seconds of a video."""
     record = read_record(source["annotations"])
-    names = {number: name for name, number in record.record("question_type").items()}
+    kinds = record.record("question_type")
+    names = {kinds.integer(name): name for name in kinds}
     items = []
     for row in record.records("questions"):
         kind = row.one_of("data_type", ("image", "video"))
@@ -104,7 +105,10 @@ def seed_bench(source: Source) -> list[Item]:
             item.answer_index = LETTERS.index(row.one_of("answer", "ABCD"))
         item.category = names[row.one_of("question_type_id", names)]
         if row.get("segment"):
-            item.media_start, item.media_end = row.items_of("segment")
+            segment = row.items_of("segment")
+            if len(segment) != 2 or not all(isinstance(second, int | float) for second in segment):
+                raise row.wrong("segment", "start and end in seconds", segment)
+            item.media_start, item.media_end = segment
         items.append(item)
     return items
 

@@ -136,7 +136,7 @@ def fsd50k(source: Source) -> list[Item]:
             continue
         names = row.text("labels").split(",")
         item = Item(row.text("fname"), audio=f"FSD50K.{folder}_audio/{row.text('fname')}.wav", label_names=names)
-        if unknown := next((name for name in names if name not in index), None):
+        if (unknown := next((name for name in names if name not in index), None)) is not None:
             raise row.wrong("labels", f"names of {source['vocabulary'].name}", unknown)
         item.labels = [index[name] for name in names]
         items.append(named(item, {number: name for name, number in index.items()}))

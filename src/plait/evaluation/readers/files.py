@@ -24,7 +24,7 @@ class Row(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._fields:
-            have = ", ".join(map(str, list(self._fields)[:12])) or "none"
+            have = " ".join(", ".join(map(str, list(self._fields)[:12])).split()) or "none"
             raise ValueError(f"{self.place}: expected field {name!r}, got the fields {have}; is this the right file?")
         return self._fields[name]
 

@@ -26,7 +26,7 @@ def _vqa(source: Source) -> list[Item]:
     if (path := source.get("annotations")) is None:
         return list(items.values())
     record = read_record(path)
-    names = record.get("question_types") or {}
+    names = dict(record.record("question_types")) if record.get("question_types") else {}
     answered = set()
     for row in record.records("annotations"):
         if (item := items.get(row.text("question_id"))) is None:
@@ -35,7 +35,7 @@ def _vqa(source: Source) -> list[Item]:
         kind = row.text("question_type")
         item.question_type, item.answer_type = names.get(kind, kind), row.text("answer_type")
         answered.add(item.id)
-    if bare := next((key for key in items if key not in answered), None):
+    if (bare := next((key for key in items if key not in answered), None)) is not None:
         raise ValueError(f"{path.name}: expected answers to every question, got none for question_id {bare}")
     return list(items.values())
 

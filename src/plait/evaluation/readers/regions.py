@@ -52,9 +52,13 @@ def refcoco(source: Source) -> list[Item]:
 
 def _read_pickle(path: Path) -> list[Row]:
     """Records of a pickle of plain containers, read without running anything."""
+    from plait.weights.standins import PickleError
     from plait.weights.unpickle import PickleReader
 
-    return rows_of(_plain(PickleReader(memoryview(path.read_bytes())).load()), path.name)
+    try:
+        return rows_of(_plain(PickleReader(memoryview(path.read_bytes())).load()), path.name)
+    except PickleError as error:
+        raise ValueError(f"{path.name}: expected a pickle of plain lists and dictionaries, got {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from plait.evaluation.scoring.base import Scored, Scoring, accuracy, means, scor
 
 @scorer("top_k")
 def top_k(scoring: Scoring) -> Scored:
-    """Top-1 and top-5 accuracy in percent, and the mean of the classes' top-1."""
+    """Top-1 and top-5 accuracy in percent, the mean of the classes' top-1, and top-1 of a uniform guess."""
     scoring.keep(lambda item: item.label is not None, "class")
     found = scoring.predictions
     best = {item.id: found[item.id] or [] for item in scoring.items}
@@ -24,6 +24,7 @@ def top_k(scoring: Scoring) -> Scored:
         "top1": scored.scores["accuracy"],
         "top5": 100 * float(np.mean(within)),
         "mean_per_class": float(np.mean(list(per_class.values()))),
+        "chance_top1": 100 / max((len(row["raw"] or []) for row in scoring.rows), default=1),
     }
     scored.categories = per_class if len(per_class) <= 100 else {}
     return scored
