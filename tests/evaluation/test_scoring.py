@@ -16,9 +16,9 @@ from plait.evaluation.scoring.answers import verdict
 from plait.evaluation.scoring.base import clustered_interval
 from plait.evaluation.scoring.caption_metric import caption_scores, tokens
 from plait.evaluation.scoring.metric import average_precisions, box_iou, confusion, segmentation_scores, spearman
-from plait.evaluation.scoring.reading import letter, open_answer_hit
-from plait.evaluation.scoring.vqa import vqa_accuracy
 from plait.evaluation.scoring.words import grade
+from plait.metrics.replies import letter, open_answer_hit
+from plait.metrics.vqa import vqa_accuracy
 
 
 def scored(name: str, items: list[Item], replies: list[Any], **more: Any) -> Scored:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from plait.evaluation.scoring.reading import (
+from plait.metrics.replies import (
     mme_label,
     mmmu_release_letter,
     normal_form,
     open_answer_hit,
     open_candidates,
 )
-from plait.evaluation.scoring.vqa import evalai, plain_words, vqa_accuracy, without_punctuation
+from plait.metrics.vqa import evalai, plain_words, vqa_accuracy, without_punctuation
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 

@@ -9,7 +9,7 @@ import numpy as np
 from plait.evaluation.judge import Judge, video_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
 from plait.evaluation.scoring.caption_metric import caption_scores
-from plait.evaluation.scoring.vqa import vqa_accuracy
+from plait.metrics.vqa import vqa_accuracy
 
 
 @scorer("captions")

@@ -9,7 +9,7 @@ import numpy as np
 from plait.evaluation.readers import Item
 from plait.evaluation.readers.choices import LETTERS
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, means, scorer
-from plait.evaluation.scoring.reading import letter, open_answer_hit
+from plait.metrics.replies import letter, open_answer_hit
 
 
 def _read(scoring: Scoring, rule: str) -> tuple[dict[str, float], list[str]]:

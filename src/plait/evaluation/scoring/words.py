@@ -10,7 +10,7 @@ import numpy as np
 from plait.evaluation.judge import Judge, grade_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
 from plait.evaluation.scoring.metric import box_iou
-from plait.evaluation.scoring.reading import mme_label, pope_label
+from plait.metrics.replies import mme_label, pope_label
 
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",

@@ -24,7 +24,7 @@ RULES = ("official", "release", "evalai")
 @cache
 def contractions() -> dict[str, str]:
     """Spellings without apostrophe -> with it, as the tools list them."""
-    text = (files("plait.evaluation.scoring") / "contractions.txt").read_text(encoding="utf-8")
+    text = (files("plait.metrics") / "contractions.txt").read_text(encoding="utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
 
