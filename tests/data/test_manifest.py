@@ -95,3 +95,10 @@ def test_media_that_are_no_paths_cannot_be_written(tmp_path):
 def test_any_line_is_a_sample_or_a_value_error(tmp_path_factory, line):
     with contextlib.suppress(ValueError):
         assert _sample(line, tmp_path_factory.getbasetemp()).id
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("plait.data.manifest.MAX_LINE", 100)
+    write(tmp_path / "m.jsonl", {"id": "a"}, {"id": "b", "text": "x" * 100})
+    with pytest.raises(ValueError, match="more than 100 characters in line 2"):
+        read_manifest(tmp_path / "m.jsonl")

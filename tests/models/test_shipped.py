@@ -36,7 +36,7 @@ def test_a_shipped_model_is_small_and_has_a_card_with_a_licence() -> None:
             assert section in card
 
 
-def test_a_name_is_a_shipped_model_only_where_nothing_else_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_shipped_only_where_nothing_else_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shipped("nanoo") is None
     assert name_of_shipped(tmp_path) is None
     assert name_of_shipped(shipped("nano") or "") == "nano"

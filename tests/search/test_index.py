@@ -159,7 +159,7 @@ def test_manifests_are_read_with_their_captions(tmp_path: Path, embedder: Embedd
     assert found["b"]["caption"] == "beep"
     assert found["d"]["path"] is None
     (media / "manifest.jsonl").write_text('{"id": "z", "text": "red"}\n{"image": "red.png"}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .*manifest.jsonl"):
+    with pytest.raises(ValueError, match=r"manifest.jsonl, line 2: field 'id'"):
         made.add(media)
     taken = made.add(Sample(id="a", image=media / "blue.png"))
     assert "taken" in taken.skipped[0].reason

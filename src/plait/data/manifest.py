@@ -7,8 +7,10 @@ paths are relative to the manifest's directory; reading makes them absolute, wri
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,8 @@ MEDIA = ("image", "video", "audio")
 STRINGS = ("text", "image", "video", "audio", "question", "label", "split", "source", "license", "author")
 STRING_LISTS = ("answers", "captions")
 OBJECT_LISTS = ("messages",)
+MAX_LINE = 1 << 26
+"""Characters of one row, so that a small compressed file cannot fill the memory."""
 
 
 @dataclass
@@ -64,7 +68,7 @@ def read_manifest(
         try:
             sample = _sample(line, file.parent)
             if (first := seen.setdefault(sample.id, number)) != number:
-                raise ValueError(f"field 'id': {sample.id!r} is already on line {first}; give every row its own id")
+                raise ValueError(f"field 'id': {sample.id!r:.80} is already on line {first}; give every row its own id")
         except ValueError as error:
             message = f"{file}, line {number}: {error}"
             if on_bad == "raise":
@@ -102,8 +106,13 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as lines:
-            yield from enumerate(lines, start=1)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            for number in itertools.count(1):
+                if not (line := lines.readline(MAX_LINE)):
+                    return
+                if len(line) == MAX_LINE and not line.endswith("\n"):
+                    raise EOFError(f"more than {MAX_LINE} characters in line {number}")
+                yield number, line
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"expected UTF-8 JSON lines in {file}, got: {error}; write the file again") from error
 
 
@@ -112,6 +121,8 @@ def _sample(line: str, folder: Path) -> Sample:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object, got broken JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets within brackets
+        raise ValueError(f"expected one JSON object, got one beyond the reader ({error!s:.80})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object, got {type(row).__name__}")
     _check_row(row)
@@ -123,7 +134,7 @@ def _sample(line: str, folder: Path) -> Sample:
 
 def _check_row(row: dict[str, Any]) -> None:
     if not isinstance(row.get("id"), str | int) or row["id"] == "":
-        raise ValueError(f"field 'id': expected a unique name, got {row.get('id')!r}; give every row an id")
+        raise ValueError(f"field 'id': expected a unique name, got {row.get('id')!r:.80}; give every row an id")
     for name in STRINGS:
         value = row.get(name)
         if value is not None and not isinstance(value, str):
@@ -144,7 +155,7 @@ def _check_row(row: dict[str, Any]) -> None:
 def _check_list(row: dict[str, Any], name: str, kind: type) -> None:
     value = row.get(name)
     if value is not None and not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
-        raise ValueError(f"field {name!r}: expected a list of {kind.__name__} values, got {value!r}")
+        raise ValueError(f"field {name!r}: expected a list of {kind.__name__} values, got {value!r:.80}")
 
 
 def _is_box(box: Any) -> bool:

@@ -6,7 +6,6 @@ path | folder | manifest.jsonl | Sample -> expand -> candidates (cheap) -> entry
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plait.data.manifest import NAMES, read_manifest
 from plait.embedder.items import kind_of_file
 from plait.types import Modality, Sample
 
@@ -67,7 +67,7 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
     Raises ValueError for a path that does not exist and for a manifest row that cannot be read.
     """
     if isinstance(source, Sample):
-        yield from _of_sample(source, None)
+        yield from _of_sample(source)
     elif isinstance(source, str | Path):
         yield from _of_path(Path(source), problem)
     elif isinstance(source, Iterable) and not isinstance(source, bytes | dict):
@@ -79,11 +79,11 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
 
 def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
     if path.is_dir():
-        manifest = path / "manifest.jsonl"
-        yield from _of_manifest(manifest) if manifest.is_file() else _of_folder(path, problem)
+        is_data_set = any((path / name).is_file() for name in NAMES)
+        yield from _of_manifest(path) if is_data_set else _of_folder(path, problem)
     elif not path.exists():
         raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
-    elif path.suffix == ".jsonl":
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _of_manifest(path)
     else:
         yield Candidate(path=path)
@@ -106,25 +106,16 @@ def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
 
 
 def _of_manifest(path: Path) -> Iterator[Candidate]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                sample = Sample.from_row(row if isinstance(row, dict) else {})
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"expected a manifest row with an id, got line {number} of {path}: {error}") from error
-            yield from _of_sample(sample, path.parent)
+    for sample in read_manifest(path):
+        yield from _of_sample(sample)
 
 
-def _of_sample(sample: Sample, folder: Path | None) -> Iterator[Candidate]:
+def _of_sample(sample: Sample) -> Iterator[Candidate]:
     media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
     for modality in media:
         value = getattr(sample, modality)
         is_file = modality != "text" and isinstance(value, str | Path)
-        path = (folder / value if folder else Path(value)) if is_file else None
-        yield Candidate(path, sample, modality)
+        yield Candidate(Path(value) if is_file else None, sample, modality)
 
 
 def entry_of(candidate: Candidate) -> Entry:

@@ -86,11 +86,16 @@ class Transpose(Rename):
     dims: tuple[int, ...] = (1, 0)
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [tensor.permute(self.dims) for tensor in tensors]
+        return [self._permuted(tensor, self.dims) for tensor in tensors]
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
         order = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
-        return [tensor.permute(order) for tensor in tensors]
+        return [self._permuted(tensor, order) for tensor in tensors]
+
+    def _permuted(self, tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+        if sorted(order) != list(range(tensor.ndim)):
+            raise ValueError(f"expected {self.source} with dimensions for {self.dims}, got {tuple(tensor.shape)}")
+        return tensor.permute(order)
 
 
 @dataclass(frozen=True)
@@ -340,9 +345,9 @@ def _names(pattern: str) -> list[str]:
 
 
 def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, name: str) -> list[Tensor]:
-    whole = tensor.shape[dim]
+    whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     expected = sizes or (whole // parts,) * parts
-    if len(expected) != parts or sum(expected) != whole:
+    if len(expected) != parts or sum(expected) != whole or min(expected) < 0:
         raise ValueError(
             f"expected {name} to split into {parts} parts {expected} along {dim}, got {tuple(tensor.shape)}"
         )
@@ -350,12 +355,21 @@ def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, na
 
 
 def _join(tensors: list[Tensor], dim: int, sizes: tuple[int, ...] | None, name: str) -> Tensor:
-    got = tuple(tensor.shape[dim] for tensor in tensors)
+    got = tuple(tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1 for tensor in tensors)
     expected = sizes or got[:1] * len(tensors)
     dtypes = {tensor.dtype for tensor in tensors}
-    if got != expected or len(dtypes) > 1:
-        raise ValueError(f"expected parts of {name} with sizes {expected} and one dtype, got {got} and {dtypes}")
+    others = {_without(tensor.shape, dim) for tensor in tensors}
+    if got != expected or -1 in got or len(dtypes) > 1 or len(others) > 1:
+        raise ValueError(
+            f"expected parts of {name} with sizes {expected} along {dim}, alike otherwise, of one dtype, "
+            f"got {[tuple(tensor.shape) for tensor in tensors]} and {dtypes}"
+        )
     return torch.cat(tensors, dim)
+
+
+def _without(shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """`shape` without the size of dimension `dim`."""
+    return tuple(size for place, size in enumerate(shape) if place != dim % max(len(shape), 1))
 
 
 def _same(tensor: Tensor) -> Tensor:
