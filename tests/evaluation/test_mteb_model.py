@@ -52,6 +52,6 @@ def test_mteb_runs_it(encoder: MtebEncoder, tmp_path: Path) -> None:
 
     rows = Dataset.from_dict({"text": ["red", "blue", "green"]})
     task = mteb.get_task("STS12")
-    batches = loader.create_dataloader(rows, task.metadata, batch_size=2)
+    batches = loader.create_dataloader(rows, task_metadata=task.metadata, batch_size=2)
     made = encoder.encode(batches, task_metadata=task.metadata, hf_split="test", hf_subset="default")
     assert made.shape == (3, 8)
