@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,3 +68,14 @@ def test_loading_ahead_keeps_the_order_and_the_depth() -> None:
     assert len(asked) <= 12
     with ahead(load, range(4), depth=2) as results:
         assert list(results) == [0, 1, 4, 9]
+
+
+def test_the_loading_thread_keeps_to_one_core() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ahead(lambda _: torch.get_num_threads(), range(3), depth=1) as seen:
+            assert list(seen) == [1, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -83,6 +83,7 @@ def step_loader(
 def ahead(load: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[Iterator[T]]:
     """Iterate over `load(step)` in order, loaded by one background thread up to `depth` steps before it is needed."""
     pool = ThreadPoolExecutor(1, "plait-batches")
+    _keep_to_one_core(pool)
 
     def results() -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
@@ -97,6 +98,22 @@ def ahead(load: Callable[[int], T], steps: Iterable[int], depth: int) -> Generat
         yield results()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _keep_to_one_core(pool: ThreadPoolExecutor) -> None:
+    """Let torch use one core in the pool's thread: a second team of OpenMP threads fights the training for cores.
+
+    `set_num_threads` binds the calling thread and what later threads begin with; the latter is put back.
+    """
+    import torch
+
+    def keep() -> None:
+        torch.get_num_threads()  # a thread's first question binds it to the number of the others
+        torch.set_num_threads(1)
+
+    threads = torch.get_num_threads()
+    pool.submit(keep).result()
+    torch.set_num_threads(threads)
 
 
 class Shuffled:
