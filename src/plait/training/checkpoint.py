@@ -1,10 +1,11 @@
 """Checkpoints that a kill at any moment cannot break.
 
-write to a hidden directory -> fsync every file -> marker with their sizes -> rename -> fsync the parent -> prune
+copy to the host -> write to a hidden directory -> fsync every file -> marker with their sizes -> rename -> prune
 
-A checkpoint is `step-00000120/` with model.safetensors, optimizer.pt (read back with weights_only), state.json and the
-marker COMPLETE. A directory without a marker was never finished and counts for nothing; one whose files do not have
-the sizes the marker states was damaged later and is an error.
+A checkpoint is `step-00000120/` with the tensors of model, objective and optimiser (`plait.training.pieces`, a file
+per process), state.json and the marker COMPLETE. A directory without a marker was never finished and counts for
+nothing; one whose files do not have the sizes the marker states was damaged later and is an error. Training goes on
+while a background thread writes; any number of processes reads what any number wrote.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
+
+from plait.training.parallel import World
+from plait.training.pieces import Piece, Pieces, piece_of, write_pieces
 
 _MARKER = "COMPLETE"
 
@@ -28,7 +33,8 @@ _MARKER = "COMPLETE"
 class Position:
     """How far a run is. stage: index of the current stage; step: steps done in it; total: steps done in the run.
 
-    The order of samples and every random number follow from these and the seed, so nothing else has to be kept.
+    The order of samples and every random number follow from these and the seed. loss_scale, good_steps: of float16
+    runs, see `plait.training.optim.LossScale`. score: the metric by which the best checkpoint is chosen, low is good.
     """
 
     stage: int = 0
@@ -36,16 +42,28 @@ class Position:
     total: int = 0
     seconds: float = 0.0
     seed: int = 0
+    loss_scale: float = 65536.0
+    good_steps: int = 0
+    score: float | None = None
 
 
 class CheckpointStore:
-    """The checkpoints of one run, oldest removed beyond `keep_last`."""
+    """The checkpoints of one run: the last `keep_last`, and the one with the lowest score where scores are given.
 
-    def __init__(self, directory: Path, keep_last: int = 2) -> None:
+    is_async: write in the background; `poll` and `wait` finish what was begun and raise its errors.
+    Every process of `world` calls every method, in the same order.
+    """
+
+    def __init__(
+        self, directory: Path, keep_last: int = 2, *, world: World | None = None, is_async: bool = False
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"expected keep_last of at least 1, got {keep_last}; a run needs one checkpoint to resume")
         self.directory = directory
         self.keep_last = keep_last
+        self.world = world or World()
+        self.is_async = is_async
+        self._writing: _Writing | None = None
 
     def steps(self) -> list[int]:
         """Steps of all finished checkpoints, ascending."""
@@ -55,35 +73,94 @@ class CheckpointStore:
         """Where the checkpoint of `step` lives."""
         return self.directory / f"step-{step:08d}"
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position) -> Path:
-        """Write a checkpoint, unless this step has one. Raises OSError (disk full) and leaves older ones intact."""
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        position: Position,
+        objective: nn.Module | None = None,
+    ) -> Path:
+        """Begin a checkpoint, unless this step has one; without `is_async` also finish it.
+
+        What is stored is copied before this returns. Raises OSError (disk full) and leaves older ones intact.
+        """
+        self.wait()
         final = self.path(position.total)
         if (final / _MARKER).exists():
             return final
-        self.directory.mkdir(parents=True, exist_ok=True)
         unfinished = self.directory / f".writing-{final.name}"
-        self._clear_unfinished()
-        unfinished.mkdir()
-        try:
-            save_model(model, str(unfinished / "model.safetensors"))
-            if optimizer is not None:
-                torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
-            (unfinished / "state.json").write_text(json.dumps(asdict(position)))
-            sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
-            (unfinished / _MARKER).write_text(json.dumps(sizes))
-            for path in (*unfinished.iterdir(), unfinished):
-                sync(path)
-        except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            shutil.rmtree(unfinished, ignore_errors=True)
+        if self.world.is_main:
+            self._make(unfinished)
+        self.world.barrier()
+        pieces = {"model": _pieces(tensors_of(model), self.world)}
+        if objective is not None:
+            pieces["objective"] = _pieces(tensors_of(objective), self.world)
+        numbers: dict[str, Any] = {}
+        if optimizer is not None:
+            state, numbers = _optimizer_state(model, optimizer)
+            pieces["optimizer"] = _pieces(state, self.world)
+        state = {"position": asdict(position), "optimizer": numbers, "processes": self.world.size}
+        self._writing = _Writing(unfinished, final, lambda: self._write(unfinished, pieces, state))
+        if not self.is_async:
+            self.wait()
+        return final
+
+    def failed(self) -> bool:
+        """Whether the write under way has failed in this process."""
+        return self._writing is not None and self._writing.error is not None
+
+    def is_written(self) -> bool:
+        """Whether this process's part of the write under way is on the disk."""
+        return self._writing is not None and self._writing.is_done()
+
+    def wait(self) -> None:
+        """Finish the write under way. Raises OSError in every process when it failed in one."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        error = writing.wait()
+        failures = self.world.mean([float(error is not None)], torch.device("cpu"))[0]
+        if failures:
+            if self.world.is_main:
+                shutil.rmtree(writing.unfinished, ignore_errors=True)
             raise OSError(
-                f"expected to write a checkpoint in {self.directory}, got: {' '.join(str(error).split())}; "
+                f"expected to write a checkpoint in {self.directory}, got: "
+                f"{' '.join(str(error or 'a failure in another process').split())}; "
                 "check the free space and run again, earlier checkpoints are intact"
             ) from error
+        if self.world.is_main:
+            self._finish(writing.unfinished, writing.final)
+        self.world.barrier()
+
+    def _make(self, unfinished: Path) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.glob(".writing-*"):
+            shutil.rmtree(path)
+        unfinished.mkdir()
+
+    def _write(self, unfinished: Path, pieces: dict[str, dict[str, Piece]], state: dict[str, Any]) -> None:
+        rank, size = self.world.rank, self.world.size
+        for name, own in pieces.items():
+            write_pieces(unfinished / f"{name}-{rank:05d}-of-{size:05d}.safetensors", own)
+            sync(unfinished / f"{name}-{rank:05d}-of-{size:05d}.safetensors")
+        if rank == 0:
+            (unfinished / "state.json").write_text(json.dumps(state))
+            sync(unfinished / "state.json")
+
+    def _finish(self, unfinished: Path, final: Path) -> None:
+        """The main process, when every process has written its part."""
+        sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
+        (unfinished / _MARKER).write_text(json.dumps(sizes))
+        sync(unfinished / _MARKER)
+        sync(unfinished)
         unfinished.rename(final)
         sync(self.directory)
-        for step in self.steps()[: -self.keep_last]:
-            shutil.rmtree(self.path(step))
-        return final
+        steps = self.steps()
+        scores = {step: score for step in steps if (score := self.position(step).score) is not None}
+        best = min(scores, key=lambda step: scores[step]) if scores else None
+        for step in steps[: -self.keep_last]:
+            if step != best:
+                shutil.rmtree(self.path(step))
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None when there is none. Raises ValueError when it is damaged."""
@@ -102,30 +179,96 @@ class CheckpointStore:
 
     def position(self, step: int) -> Position:
         """The position stored with the checkpoint of `step`."""
-        return Position(**json.loads((self.path(step) / "state.json").read_text()))
+        return Position(**json.loads((self.path(step) / "state.json").read_text())["position"])
 
-    def load_model(self, step: int, model: nn.Module) -> None:
-        """Load weights and buffers in place. Raises ValueError when the model has other names or shapes."""
-        try:
-            load_model(model, str(self.path(step) / "model.safetensors"), strict=True)
-        except RuntimeError as error:
-            raise ValueError(
-                f"expected {self.path(step)} to hold this model, got other tensors: {' '.join(str(error).split())}; "
-                "train another model in another run directory"
-            ) from error
+    def load_model(self, step: int, model: nn.Module, name: str = "model") -> None:
+        """Load weights and buffers in place. Raises ValueError when the model has other names or shapes.
 
-    def load_optimizer(self, step: int) -> dict[str, Any] | None:
-        """The optimiser state, None at the border between two stages, where the next one starts a fresh optimiser."""
-        path = self.path(step) / "optimizer.pt"
-        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        name: "model", or "objective" for what an objective keeps.
+        """
+        targets = tensors_of(model)
+        with Pieces(self.path(step), name) as pieces, torch.no_grad():
+            shapes = {key: tuple(value.shape) for key, value in targets.items()}
+            wrong = sorted(key for key in shapes.keys() | pieces.shapes if shapes.get(key) != pieces.shapes.get(key))
+            if wrong:
+                first = wrong[0]
+                raise ValueError(
+                    f"expected {self.path(step)} to hold this model, got other tensors: {first} is "
+                    f"{pieces.shapes.get(first, 'absent')} there and {shapes.get(first, 'absent')} here "
+                    f"({len(wrong)} differ); train another model in another run directory"
+                )
+            for key, value in targets.items():
+                value.copy_(pieces.read(key, value))
+
+    def load_optimizer(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Load the optimiser's state in place; False at the border between two stages, where none is stored."""
+        numbers = json.loads((self.path(step) / "state.json").read_text())["optimizer"]
+        parameters = dict(model.named_parameters())
+        with Pieces(self.path(step), "optimizer") as pieces:
+            for key in pieces.shapes:
+                name, _, field = key.rpartition("/")
+                parameter = parameters[name]
+                value = pieces.read(key, parameter)
+                on_host = field == "step"  # where reading it waits for no device
+                optimizer.state[parameter][field] = value if on_host else value.to(parameter.device)
+            for name, fields in numbers.items():
+                optimizer.state[parameters[name]].update(fields)
+            return bool(pieces.shapes or numbers)
 
     def clear(self) -> None:
         """Remove every checkpoint."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _clear_unfinished(self) -> None:
-        for path in self.directory.glob(".writing-*"):
-            shutil.rmtree(path)
+
+class _Writing:
+    """One process's part of a checkpoint, written by a thread that is not waited for at exit."""
+
+    def __init__(self, unfinished: Path, final: Path, write: Callable[[], None]) -> None:
+        self.unfinished, self.final = unfinished, final
+        self.error: Exception | None = None
+        self._write = write
+        self._thread = threading.Thread(target=self._run, name="plait-checkpoint", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except (OSError, SafetensorError, RuntimeError) as error:
+            self.error = error
+
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> Exception | None:
+        self._thread.join()
+        return self.error
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, each once under its first name."""
+    seen: dict[int, str] = {}
+    state = module.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if seen.setdefault(id(value), name) == name}
+
+
+def _pieces(tensors: dict[str, Tensor], world: World) -> dict[str, Piece]:
+    found = {name: piece_of(tensor, world.is_main) for name, tensor in tensors.items()}
+    return {name: piece for name, piece in found.items() if piece is not None}
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors as `parameter/field`, and the plain numbers, by parameter."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        for field, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{field}"] = value
+            else:
+                numbers.setdefault(name, {})[field] = value
+    return tensors, numbers
 
 
 def write_directory(directory: Path, write: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,20 @@ from tqdm import tqdm
 
 from plait.errors import import_extra
 from plait.training.checkpoint import sync
+
+
+class NonFiniteLossError(ValueError):
+    """The loss became nan or infinite; the message names the step, its samples and what is left."""
+
+    def __init__(
+        self, loss: float, norm: float, number: int, stage: str, names: Sequence[str], saved: Sequence[int]
+    ) -> None:
+        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+        kept = f"the checkpoint of step {saved[-1]} is intact" if saved else "no checkpoint was written yet"
+        super().__init__(
+            f"expected a finite loss and gradient, got loss {loss} and gradient norm {norm} at step {number} of stage "
+            f"{stage!r} with samples {shown}; check them or lower the rate; {kept}"
+        )
 
 
 class MetricsLog:
@@ -112,8 +126,11 @@ class ProgressLine:
         self._next = self._start + self._pause
         self._drawn = False
 
-    def update(self, done: int, loss: float) -> None:
-        """Show that `done` steps of the stage are over; cheap between two drawings."""
+    def update(self, done: int, loss: float, memory: float | None = None, mfu: float | None = None) -> None:
+        """Show that `done` steps of the stage are over; cheap between two drawings.
+
+        memory: peak GiB; mfu: share of the device's peak FLOPs that went into the model.
+        """
         now = time.monotonic()
         if not self.is_shown or (now < self._next and done < self.total):
             return
@@ -129,7 +146,11 @@ class ProgressLine:
             unit="step",
             ascii=True,
             ncols=shutil.get_terminal_size((110, 24)).columns - 1 if self._is_terminal else 110,
-            postfix=f"loss {loss:.4g}, {rate:.0f} samples/s",
+            postfix=", ".join(
+                [f"loss {loss:.4g}", f"{rate:.0f} samples/s"]
+                + ([] if mfu is None else [f"MFU {100 * mfu:.0f}%"])
+                + ([] if memory is None else [f"{memory:.2g} GiB"])
+            ),
         )
         self.stream.write(f"\r{line}" if self._is_terminal else f"{line}\n")
         self.stream.flush()

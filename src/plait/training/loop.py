@@ -12,18 +12,22 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
 from plait.training.data_order import ahead, step_loader
-from plait.training.logging import MetricsLog, ProgressLine, to_floats
-from plait.training.optim import AdamW, parameter_groups
+from plait.training.layers import compiled, recomputed
+from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, to_floats
+from plait.training.momentum import MomentumObjective
+from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
     ObjectiveModule,
     World,
@@ -34,14 +38,18 @@ from plait.training.parallel import (
     stop_signals,
     without_gradient_sync,
 )
+from plait.training.sharding import place_model, sync_whole_gradients
 from plait.training.stages import Batch, Options, Source, Stage, freeze
 
-DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
 """Names of the dtype of matrix products (autocast); weights, optimiser and reductions stay in float32."""
-
-
-class NonFiniteLossError(ValueError):
-    """The loss became nan or infinite; the message names the step and its samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,38 +82,43 @@ def train(
     if dtype not in DTYPES:
         raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
     options, run_dir = options or Options(), Path(run_dir)
-    with process_group(device) as (world, place), stop_signals() as signals:
-        store = CheckpointStore(run_dir / "checkpoints", options.keep_last)
+    with process_group(device) as (world, place), stop_signals() as signals, ExitStack() as undo:
+        store = CheckpointStore(run_dir / "checkpoints", options.keep_last, world=world, is_async=True)
         if not resume and world.is_main:
             store.clear()
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         world.barrier()
-        model.to(place).train()
-        position, optimizer_state = _restore(store, model, seed)
+        costs = [mean_seconds(model, stage, place, DTYPES[dtype], world.size) for stage in stages]
+        undo.enter_context(recomputed(model, options.recompute))
+        undo.enter_context(compiled(model, options.compile))
+        whole = place_model(model, stages, options, world, place, DTYPES[dtype])
+        newest, position = _restore(store, model, seed)
         log = MetricsLog(run_dir / "metrics.jsonl", position.total, options.tensorboard) if world.is_main else None
-        run = _Run(model, store, log, world, place, DTYPES[dtype], options, signals, position)
+        scale = LossScale(DTYPES[dtype] == torch.float16, position.loss_scale, position.good_steps)
+        run = _Run(model, whole, store, log, world, place, DTYPES[dtype], options, signals, position, scale, costs)
         try:
             while position.stage < len(stages) and run.stopped_by is None:
-                run.stage(stages[position.stage], optimizer_state)
-                optimizer_state = None
+                run.stage(stages[position.stage], newest)
+                newest = None
         finally:
+            store.wait()
             if log is not None:
                 log.close()
         finished = position.stage == len(stages)
         return TrainResult(position.total, position.seconds, None if finished else run.stopped_by)
 
 
-def _restore(store: CheckpointStore, model: nn.Module, seed: int) -> tuple[Position, Any]:
+def _restore(store: CheckpointStore, model: nn.Module, seed: int) -> tuple[int | None, Position]:
     newest = store.latest()
     if newest is None:
-        return Position(seed=seed), None
+        return None, Position(seed=seed)
     position = store.position(newest)
     if position.seed != seed:
         raise ValueError(
             f"expected seed {position.seed} to continue {store.directory.parent}, got {seed}; pass resume=False"
         )
     store.load_model(newest, model)
-    return position, store.load_optimizer(newest)
+    return newest, position
 
 
 @dataclass(slots=True)
@@ -126,10 +139,12 @@ class _Current:
     source: Source
     total: int
     optimizer: torch.optim.Optimizer
+    momentum: MomentumObjective | None
     module: nn.Module
     parameters: list[nn.Parameter]
     generator: torch.Generator
     line: ProgressLine
+    peak_seconds: float | None
 
 
 @dataclass
@@ -137,6 +152,7 @@ class _Run:
     """What stays the same from stage to stage, and what moves: `position` and the steps not looked at yet."""
 
     model: nn.Module
+    whole: ObjectiveModule
     store: CheckpointStore
     log: MetricsLog | None
     world: World
@@ -145,14 +161,17 @@ class _Run:
     options: Options
     signals: list[signal.Signals]
     position: Position
+    scale: LossScale
+    peak_seconds: list[float | None]
     stopped_by: signal.Signals | None = None
+    scores: list[float] = field(default_factory=list)
     unseen: list[_Done] = field(default_factory=list)
     last_look: float = 0.0
     last_save: float = 0.0
 
-    def stage(self, stage: Stage, optimizer_state: Any) -> None:
+    def stage(self, stage: Stage, newest: int | None) -> None:
         """Train one stage from `position` to its end, or until a signal."""
-        first, now = self.position.step, self._begin(stage, optimizer_state)
+        first, now = self.position.step, self._begin(stage, newest)
         load = step_loader(
             now.source,
             (self.position.seed, self.position.stage),
@@ -166,9 +185,9 @@ class _Run:
         self.last_look = self.last_save = time.monotonic()
         with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch) as batches:
             for step, (rows, parts) in enumerate(batches, start=first):
-                lr = _set_learning_rate(now.optimizer, stage, step, now.total)
+                lr = set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
-                for hook in stage.after_step:
+                for hook in (*([stage.objective.after] if now.momentum else []), *stage.after_step):
                     hook(self.model, step)
                 self.position.step, self.position.total = step + 1, self.position.total + 1
                 self.unseen.append(_Done(self.position.total, rows, lr, values))
@@ -177,31 +196,33 @@ class _Run:
                 if self.stopped_by is not None:
                     break
 
-    def _begin(self, stage: Stage, optimizer_state: Any) -> _Current:
-        """Freeze what the stage does not train and build its optimiser, restored when the stage goes on."""
+    def _begin(self, stage: Stage, newest: int | None) -> _Current:
+        """Freeze what the stage does not train and build its optimiser; both go on from a checkpoint in mid-stage."""
         source = stage.batches()
         total = stage.total_steps(len(source))
         if self.position.step >= total:
             raise ValueError(f"expected more than {self.position.step} steps to continue {stage.name!r}, got {total}")
         freeze(self.model, stage.trainable)
-        if self.position.step == 0:
-            seed_everything(self.position.seed, self.position.stage, *b"before")
-            for prepare in stage.before:
-                prepare(self.model)
+        seed_everything(self.position.seed, self.position.stage, *b"before")
+        for prepare in stage.before if self.position.step == 0 else ():
+            prepare(self.model)
+        momentum = stage.objective if isinstance(stage.objective, MomentumObjective) else None
         optimizer = (stage.optimizer or adamw)(self.model, stage)
-        if optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
+        if momentum is not None:
+            momentum.begin(self.model)
+            momentum.to(self.device)
+        if newest is not None and self.position.step > 0:
+            self.store.load_optimizer(newest, self.model, optimizer)
+            if momentum is not None:
+                self.store.load_model(newest, momentum, "objective")
         is_shown = self.log is not None and self.options.progress
-        return _Current(
-            stage,
-            source,
-            total,
-            optimizer,
-            distributed(ObjectiveModule(self.model, stage.objective), self.world),
-            [p for p in self.model.parameters() if p.requires_grad],
-            torch.Generator(self.device),
-            ProgressLine(stage.name, total, self.position.step, stage.batch_size, is_shown),
-        )
+        line = ProgressLine(stage.name, total, self.position.step, stage.batch_size, is_shown)
+        self.whole.objective[0] = stage.objective
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        peak_seconds = self.peak_seconds[self.position.stage]
+        module = distributed(self.whole, self.world)
+        generator = torch.Generator(self.device)
+        return _Current(stage, source, total, optimizer, momentum, module, trained, generator, line, peak_seconds)
 
     def _step(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> dict[str, Any]:
         """One optimiser step; loss and metrics as means over the micro batches, and the norm of the gradient."""
@@ -213,80 +234,71 @@ class _Run:
             with without_gradient_sync(now.module, micro < len(parts)):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     loss, metrics = now.module(batch, step, now.generator)
-                (loss / len(parts)).backward()
+                (loss * self.scale.factor / len(parts)).backward()
             for name, value in {"loss": loss, **metrics}.items():
                 value = value.detach() if isinstance(value, Tensor) else value
                 values[name] = values.get(name, 0.0) + value / len(parts)
-        values["gradient_norm"] = nn.utils.clip_grad_norm_(now.parameters, now.stage.clip or math.inf)
-        now.optimizer.step()
+        if isinstance(now.module, FSDPModule):
+            sync_whole_gradients(now.parameters, self.world)
+        factor = self.scale.factor
+        norm = values["gradient_norm"] = clip_gradients(now.parameters, now.stage.clip, factor)
+        if self.scale.is_on:
+            values["loss_scale"] = factor
+        if self.scale.takes(norm):
+            now.optimizer.step()
         return values
 
     def _look(self, now: _Current, is_end: bool) -> None:
         """Fetch the values of the steps since the last look (one wait for the GPU), log the last, save when due."""
         values = to_floats([done.values for done in self.unseen], self.device)
         clock = time.monotonic()
-        own = [*(row["loss"] for row in values), float(bool(self.signals)), float(self._is_due(clock))]
-        *losses, stops, due = self.world.mean(own, self.device)
+        flags = [bool(self.signals), self._is_due(clock), self.store.is_written(), self.store.failed()]
+        own = [*(row["loss"] for row in values), *(float(flag) for flag in flags)]
+        *losses, stops, due, written, failed = self.world.mean(own, self.device)
+        if written == 1 or failed:
+            self.store.wait()
         for done, loss, row in zip(self.unseen, losses, values, strict=True):
-            self._check_finite(now, done, loss, row["gradient_norm"])
-        self.position.seconds += clock - self.last_look
-        if self.log is not None:
-            rate = len(self.unseen) * now.stage.batch_size / max(clock - self.last_look, 1e-9)
-            timing = {"lr": self.unseen[-1].lr, "samples_per_second": rate, "seconds": self.position.seconds}
-            self.log.write(
-                {"step": self.position.total, "stage": now.stage.name, **values[-1], "loss": losses[-1], **timing}
-            )
-            self.log.flush()
-        now.line.update(self.position.step, losses[-1])
+            is_skipped = self.scale.is_on and self.scale.value > self.scale.smallest
+            if not math.isfinite(loss) or not (math.isfinite(row["gradient_norm"]) or is_skipped):
+                self.store.wait()
+                names, steps = now.source.names(done.rows), self.store.steps()
+                raise NonFiniteLossError(loss, row["gradient_norm"], done.number, now.stage.name, names, steps)
+        self._log(now, {**values[-1], "loss": losses[-1]}, clock - self.last_look)
+        self.scores += [row[self.options.best] for row in values if self.options.best in row]
         self.unseen.clear()
         if is_end:
             self.position.stage, self.position.step = self.position.stage + 1, 0
         if stops:
             self.stopped_by = self.signals[0] if self.signals else signal.SIGTERM
         if stops or due or is_end:
-            self._save(None if is_end else now.optimizer)
+            self._save(now, is_end)
         self.last_look = time.monotonic()
+
+    def _log(self, now: _Current, values: dict[str, float], seconds: float) -> None:
+        self.position.seconds += seconds
+        seconds = max(seconds, 1e-9)
+        rate, memory = len(self.unseen) * now.stage.batch_size / seconds, peak_memory(self.device)
+        timing = {"samples_per_second": rate, "memory_gib": memory, "seconds": self.position.seconds}
+        if now.peak_seconds is not None:
+            timing["mfu"] = len(self.unseen) * now.peak_seconds / seconds
+        if self.log is not None:
+            row = {"step": self.position.total, "stage": now.stage.name, **values, "lr": self.unseen[-1].lr}
+            self.log.write({**row, **timing})
+            self.log.flush()
+        now.line.update(self.position.step or now.total, values["loss"], memory, timing.get("mfu"))
 
     def _is_due(self, clock: float) -> bool:
         every = self.options.checkpoint_steps
         is_step = every is not None and any(done.number % every == 0 for done in self.unseen)
         return is_step or clock - self.last_save >= self.options.checkpoint_seconds
 
-    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _save(self, now: _Current, is_end: bool) -> None:
+        """Begin a checkpoint; at the end of a stage without what only that stage needs."""
         if self.log is not None:
             self.log.sync()
-            self.store.save(self.model, optimizer, self.position)
-        self.world.barrier()
+        position = self.position
+        position.loss_scale, position.good_steps = self.scale.value, self.scale.good_steps
+        position.score = sum(self.scores) / len(self.scores) if self.scores else None
+        self.scores.clear()
+        self.store.save(self.model, *((None, position) if is_end else (now.optimizer, position, now.momentum)))
         self.last_save = time.monotonic()
-
-    def _check_finite(self, now: _Current, done: _Done, loss: float, gradient_norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(gradient_norm):
-            return
-        names = now.source.names(done.rows)
-        shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
-        steps = self.store.steps()
-        kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was written yet"
-        raise NonFiniteLossError(
-            f"expected a finite loss and gradient, got loss {loss} and gradient norm {gradient_norm} at step "
-            f"{done.number} of stage {now.stage.name!r} with samples {shown}; check them or lower the rate; {kept}"
-        )
-
-
-def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """The published AdamW over what the stage trains, grouped by decay and layer."""
-    groups = parameter_groups(
-        model.named_parameters(),
-        weight_decay=stage.weight_decay,
-        no_decay=stage.no_decay,
-        layer_id=stage.layer_id,
-        num_layers=stage.num_layers,
-        layer_decay=stage.layer_decay,
-    )
-    return AdamW(groups, stage.peak_lr, betas=stage.betas, eps=stage.eps, weight_decay=stage.weight_decay)
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, total: int) -> float:
-    lr = stage.schedule(step, total, peak=stage.peak_lr, floor=stage.floor, warmup=stage.warmup_steps(total))
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    return lr

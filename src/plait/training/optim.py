@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from plait.training.stages import Stage
 
 
 class AdamW(torch.optim.Optimizer):
@@ -55,8 +60,9 @@ class AdamW(torch.optim.Optimizer):
         if not params:
             return
         states = [self._state(p) for p in params]
-        grads = [p.grad.to(s["exp_avg"].dtype) for p, s in zip(params, states, strict=True) if p.grad is not None]
-        means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        means, squares = [local(s["exp_avg"]) for s in states], [local(s["exp_avg_sq"]) for s in states]
+        grads = [local(p.grad).to(m.dtype) for p, m in zip(params, means, strict=True) if p.grad is not None]
+        params = [local(p) for p in params]  # every number is updated by itself: shards need no neighbours
         (beta1, beta2), lr = group["betas"], group["lr"]
         torch._foreach_add_([s["step"] for s in states], 1)
         torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
@@ -108,3 +114,85 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """The published AdamW over what the stage trains, grouped by decay and layer."""
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=stage.weight_decay,
+        no_decay=stage.no_decay,
+        layer_id=stage.layer_id,
+        num_layers=stage.num_layers,
+        layer_decay=stage.layer_decay,
+    )
+    return AdamW(groups, stage.peak_lr, betas=stage.betas, eps=stage.eps, weight_decay=stage.weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, total: int) -> float:
+    """Give every group the rate of `step`, times its "lr_scale"; returns the rate."""
+    lr = stage.schedule(step, total, peak=stage.peak_lr, floor=stage.floor, warmup=stage.warmup_steps(total))
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    return lr
+
+
+@dataclass(slots=True)
+class LossScale:
+    """The factor on a float16 loss that keeps small gradients above zero, by the rule of `torch.amp.GradScaler`.
+
+    An overflow (a gradient that is not finite) halves it and skips the step; `interval` good steps in a row double it.
+    The norm of the gradient is computed anyway and is the same in every process, sharded or not, so it decides; state
+    are two numbers of the checkpoint. `is_on` False: factor 1, nothing skipped. Source: arXiv 1710.03740, section 3.2.
+    """
+
+    is_on: bool
+    value: float = 65536.0
+    good_steps: int = 0
+    interval: int = 2000
+    smallest: float = 2.0**-14
+
+    @property
+    def factor(self) -> float:
+        """What to multiply the loss with."""
+        return self.value if self.is_on else 1.0
+
+    def takes(self, gradient_norm: Tensor) -> bool:
+        """Whether the step with this norm may be taken; moves the scale on. Waits for the device when on.
+
+        When the scale has fallen to `smallest`, overflows are no longer forgiven: the step is taken and found out.
+        """
+        if not self.is_on or self.value <= self.smallest:
+            return True
+        if not math.isfinite(float(gradient_norm)):
+            self.value, self.good_steps = self.value / 2, 0
+            return False
+        self.good_steps += 1
+        if self.good_steps == self.interval:
+            self.value, self.good_steps = self.value * 2, 0
+        return True
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, factor: float = 1.0) -> Tensor:
+    """Divide gradients by `factor` and scale them down to norm `largest` (0 for no limit); returns the norm before.
+
+    The norm runs over all parameters, and over all shards where they are spread over processes.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
+    whole = [g for g in grads if not isinstance(g, DTensor)]
+    norm = nn.utils.get_total_norm(whole) if whole or not sharded else torch.zeros((), device=sharded[0].device)
+    if sharded:
+        squares = nn.utils.get_total_norm(sharded).square()
+        dist.all_reduce(squares)
+        norm = (norm.square() + squares).sqrt()
+    norm = norm / factor
+    scale = torch.clamp(largest / (norm + 1e-6), max=1.0) / factor if largest else 1.0 / factor
+    if grads and (largest or factor != 1.0):
+        torch._foreach_mul_([*sharded, *whole], scale)
+    return norm
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be spread over processes; shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

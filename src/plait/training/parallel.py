@@ -1,4 +1,4 @@
-"""Several processes train one model: what torchrun says in the environment -> a process group -> DDP.
+"""Several processes train one model: what torchrun says in the environment -> a process group -> DDP (or FSDP2).
 
 The objective is wrapped together with the model, so an objective may call any method of the model and DDP still sees
 one forward pass. Parameters that a rank's batch does not touch are found in the graph, so ranks with different
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from plait.training.stages import Batch, Metrics, Objective
@@ -69,7 +70,7 @@ def process_group(device: str | torch.device | None = None) -> Generator[tuple[W
         torch.cuda.set_device(kind)
     starts = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if starts:
-        dist.init_process_group("nccl" if kind.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo")
     try:
         yield current_world(), kind
     finally:
@@ -84,19 +85,44 @@ def current_world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """All processes' rows without gradient, and where this process's rows start among them.
+def gather_rows(x: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
+    """All processes' rows, and where this process's rows start among them.
 
-    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). For the contrastive loss of
-    ONE-PEACE, whose gathered copies carry no gradient: DDP's mean of the gradients is then that of one large batch.
+    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). Without gradient, as in
+    ONE-PEACE, whose gathered copies carry none. With gradient, every process's rows receive the sum of what all
+    processes' losses send them, as in CLIP. Either way the mean of the gradients over processes, which DDP and FSDP
+    take, is the gradient of one large batch: no further factor.
     """
     world = current_world()
-    x = x.detach().contiguous()
+    x = (x if with_gradient else x.detach()).contiguous()
     if world.size == 1:
         return x, 0
-    gathered = torch.empty(world.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-    dist.all_gather_into_tensor(gathered, x)
-    return gathered, world.rank * len(x)
+    return _GatherRows.apply(x, world.size), world.rank * len(x)
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather forward, reduce-scatter (sum) backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
+        gathered = torch.empty(size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+        dist.all_gather_into_tensor(gathered, x)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].contiguous()
+        own = torch.empty_like(grad[: len(grad) // dist.get_world_size()])
+        dist.reduce_scatter_tensor(own, grad)
+        return own, None
+
+
+def chunk_of(batch: int) -> int:
+    """Rows of contrastive logits to hold at a time, so that their memory does not grow with the number of processes.
+
+    batch: rows of this process. A chunk of batch / world rows against world * batch columns has batch ** 2 numbers.
+    """
+    return max(1, batch // current_world().size)
 
 
 class ObjectiveModule(nn.Module):
@@ -105,16 +131,16 @@ class ObjectiveModule(nn.Module):
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         self.model = model
-        self.objective = objective
+        self.objective = [objective]  # in a list: its own state (a momentum twin) is none of DDP's business
 
     def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """The objective's (loss, metrics)."""
-        return self.objective(self.model, batch, step, generator)
+        return self.objective[0](self.model, batch, step, generator)
 
 
 def distributed(module: ObjectiveModule, world: World) -> nn.Module:
-    """`module` itself in a world of one, else under DDP (gradients are means over processes)."""
-    if world.size == 1:
+    """`module` itself in a world of one or when it is sharded, else under DDP (gradients are means over processes)."""
+    if world.size == 1 or isinstance(module, FSDPModule):
         return module
     return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
 
@@ -122,7 +148,10 @@ def distributed(module: ObjectiveModule, world: World) -> nn.Module:
 @contextmanager
 def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
     """Keep gradients local (all but the last micro batch of an accumulated step)."""
-    if active and isinstance(module, DistributedDataParallel):
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not active)
+        yield
+    elif active and isinstance(module, DistributedDataParallel):
         with cast("Any", module).no_sync():
             yield
     else:

@@ -59,8 +59,10 @@ class Stage:
     batch_size: samples of an optimiser step over all processes; each process loads batch_size / (world *
     accumulation) at a time. warmup: steps, or a fraction of the stage when below 1. floor: lowest learning rate.
     clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
+    objective: a function, or a `plait.training.momentum.MomentumObjective` where it keeps state between steps.
     before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
-    after every optimiser step; what it keeps (a momentum twin) belongs in the model, where checkpoints find it.
+    after every optimiser step; what it keeps belongs in the model or in the objective, where checkpoints find it.
+    period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th step: 8).
     no_decay, layer_id, num_layers and layer_decay: as in `plait.training.optim.parameter_groups`. optimizer:
     `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies its rate.
     schedule: one of `plait.training.schedules`.
@@ -89,6 +91,7 @@ class Stage:
     after_step: tuple[Callable[[nn.Module, int], None], ...] = ()
     optimizer: Callable[[nn.Module, Stage], torch.optim.Optimizer] | None = None
     schedule: Callable[..., float] = cosine
+    period: int = 1
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -131,17 +134,31 @@ class Recipe:
 class Options:
     """How a run proceeds, never what it computes.
 
-    A checkpoint is due after checkpoint_seconds or checkpoint_steps, whichever comes first. log_every: steps between
-    two looks at the loss; None is every step on the CPU and every tenth on a GPU, which is not waited for in between.
+    A checkpoint is due after checkpoint_seconds or checkpoint_steps, whichever comes first; it is written in the
+    background. keep_last: checkpoints to keep; best: name of a metric; the checkpoint before which its mean was lowest
+    is kept too. log_every: steps between two looks at the loss; None is every step on the CPU and every tenth on a
+    GPU, which is not waited for in between. compile: a torch backend for every layer, such as inductor. recompute: 1
+    to keep only the inputs of every layer for the backward pass, n of every n-th, 0 of none. parallel: what several
+    processes share, "ddp" the gradients, "fsdp" also weights and optimiser.
     """
 
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
     keep_last: int = 2
+    best: str | None = None
     log_every: int | None = None
     prefetch: int = 2
     progress: bool = True
     tensorboard: bool = False
+    compile: str | None = None
+    recompute: int = 0
+    parallel: str = "ddp"
+
+    def __post_init__(self) -> None:
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"expected parallel to be ddp or fsdp, got {self.parallel!r}")
+        if self.recompute < 0:
+            raise ValueError(f"expected recompute of 0 (no layer), 1 (every layer) or more, got {self.recompute}")
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,0 +1,203 @@
+"""What a step costs before it is taken: FLOPs and the bytes the backward pass keeps, counted on fake tensors.
+
+stage -> one micro batch -> model with fake weights (shapes without memory) -> objective -> FlopCounter, saved tensors
+
+The batch's whole numbers and masks stay real, so an objective that looks at them (lengths, masks, identities) runs as
+it does in training; everything of floating point has a shape and no values.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from plait.training.layers import blocks_of, plain, recomputed
+from plait.training.momentum import MomentumObjective
+from plait.training.stages import Source, Stage, freeze
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "V100": 125.0,
+}
+"""Dense half-precision tensor-core throughput by a part of the device's name (vendor data sheets; H100: SXM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """flops: forward and backward of one process's whole step; activations: bytes one micro batch keeps."""
+
+    flops: int
+    activations: int
+
+
+def step_cost(
+    model: nn.Module,
+    stage: Stage,
+    source: Source,
+    step: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    processes: int = 1,
+    recompute: int = 0,
+) -> StepCost:
+    """The cost of `step` of `stage`. `model` may be on the meta device; it keeps its values, and what it trains.
+
+    Raises ValueError when the objective looks at values of floating point, which do not exist here.
+    """
+    size = stage.batch_size // (processes * stage.accumulation)
+    batch = source.load([int(row) for row in source.rows(0, step, stage.batch_size)][:size], np.random.default_rng(0))
+    freeze(model, stage.trainable)
+    whole, fake = _Whole(model, stage), FakeTensorMode(allow_non_fake_inputs=True)
+    state = {name: _fake(value, fake) for name, value in [*whole.named_parameters(), *whole.named_buffers()]}
+    kept, counter = _Kept(state.values()), FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        stack.enter_context(plain(model))
+        stack.enter_context(recomputed(model, recompute))
+        for block in list(blocks_of(model).values())[:: recompute or 1] if recompute else []:
+            stack.callback(block.register_forward_pre_hook(kept.inputs, with_kwargs=True).remove)
+        for context in (_Mixed(fake), counter, saved_tensors_hooks(kept.pack, _same)):
+            stack.enter_context(context)
+        batch = tree_map_only(Tensor, lambda x: _fake(x, fake) if x.is_floating_point() else x, batch)
+        stack.enter_context(torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext())
+        try:
+            loss, _ = functional_call(whole, state, (batch, step, torch.Generator()))
+            kept.is_open = False
+            loss.backward()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"expected the objective of stage {stage.name!r} to run without values, got: "
+                f"{' '.join(str(error).split())[:200]}; read no floating-point value inside it"
+            ) from error
+    return StepCost(counter.get_total_flops() * stage.accumulation, kept.bytes)
+
+
+def mean_flops(model: nn.Module, stage: Stage, source: Source, **how: Any) -> float:
+    """FLOPs of a step in one process, the mean over the stage's `period`. how: see `step_cost`."""
+    first, other = (step_cost(model, stage, source, step, **how).flops for step in (0, min(1, stage.period - 1)))
+    return (first + (stage.period - 1) * other) / stage.period
+
+
+def mean_seconds(
+    model: nn.Module, stage: Stage, device: torch.device, dtype: torch.dtype, processes: int
+) -> float | None:
+    """Seconds a step would take at the device's peak, by which MFU is measured; None where the peak is not known."""
+    peak = peak_flops(device, dtype)
+    if peak is None:
+        return None
+    try:
+        return mean_flops(model, stage, stage.batches(), dtype=dtype, processes=processes) / peak
+    except ValueError as error:
+        print(f"plait: MFU is not shown: {error}", file=sys.stderr)
+        return None
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """What the device could do in a second with matrix products of `dtype`, None where that is not known."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most GiB in use so far: of the GPU's memory, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class _Whole(nn.Module):
+    """Model, and objective with whatever it keeps, as one module."""
+
+    def __init__(self, model: nn.Module, stage: Stage) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = stage.objective
+        if isinstance(stage.objective, MomentumObjective):
+            self.objective = copy.deepcopy(stage.objective)
+            self.objective.begin(model)
+
+    def forward(self, *args: Any) -> Any:
+        return self.objective(self.model, *args)
+
+
+class _Kept:
+    """Sums the bytes of storages saved for the backward pass, each once, without weights."""
+
+    def __init__(self, weights: Any) -> None:
+        self.bytes = 0
+        self.is_open = True
+        self._seen = {x.untyped_storage()._cdata: x.untyped_storage() for x in weights}
+
+    def pack(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if self.is_open and storage._cdata not in self._seen:
+            self._seen[storage._cdata] = storage  # kept, so that its number is not given to another
+            self.bytes += storage.nbytes()
+        return x
+
+    def inputs(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """What a recomputed layer keeps: its inputs."""
+        tree_map_only(Tensor, self.pack, (args, kwargs))
+
+
+class _Mixed(TorchDispatchMode):
+    """Calls with a fake tensor among the arguments run on shapes, all others on values."""
+
+    def __init__(self, fake: FakeTensorMode) -> None:
+        super().__init__()
+        self.fake = fake
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        if func in _INDEXING:  # a real mask says how many it picks, a fake one could not
+            args = tree_map_only(list, _masks_to_numbers, args, is_leaf=lambda x: isinstance(x, list))
+        args, kwargs = tree_map_only(Tensor, self._shape_of, (args, kwargs))
+        with self.fake:
+            return func(*args, **kwargs)
+
+    def _shape_of(self, x: Tensor) -> Tensor:
+        return x if isinstance(x, FakeTensor) else _fake(x, self.fake)
+
+
+_INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+def _masks_to_numbers(indices: list[Any]) -> list[Any]:
+    expanded: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        expanded += index.nonzero().unbind(1) if is_mask else [index]
+    return expanded
+
+
+def _fake(x: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Shape, strides and dtype of `x` as a tensor of the CPU without values; a leaf that trains where `x` does."""
+    empty = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    return FakeTensor(mode, empty, torch.device("cpu")).requires_grad_(x.requires_grad)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
