@@ -2,7 +2,7 @@
 
 Packages come through the ordinary clients (`npm pack`, `pip download --no-deps`, `apt-get download`), so their
 registries, mirrors and proxies stay the user's own choice. The lock records version, SHA-256 and licence
-of each, never an address. Archives are unpacked in Python: `.tgz`, `.whl` (zip)
+of each, never an address. Archives are unpacked in Python: `.tgz`, `.tar.gz`, `.whl` (zip)
 and `.deb` (an `ar` archive around `data.tar.xz`).
 """
 
@@ -47,14 +47,14 @@ class Package:
 
     @property
     def folder(self) -> str:
-        """Name of the unpacked directory; wheels differ by Python."""
+        """Name of the unpacked directory; compiled wheels differ by Python."""
         plain = f"{self.name.lstrip('@').replace('/', '-')}-{self.version}"
-        return f"{plain}-{PYTHON_TAG}" if self.client == "pip" else plain
+        return plain if all(map(_fits_any_python, self.sha256)) else f"{plain}-{PYTHON_TAG}"
 
     @property
     def cached(self) -> Path | None:
         """The archive in the cache that fits this Python, if there is one."""
-        names = (name for name in self.sha256 if self.client != "pip" or f"-{PYTHON_TAG}-" in name)
+        names = (name for name in self.sha256 if _fits_any_python(name) or f"-{PYTHON_TAG}-" in name)
         return next((path for name in names if (path := cache_dir() / name).is_file()), None)
 
     def command(self, into: Path) -> list[str]:
@@ -62,19 +62,11 @@ class Package:
         if self.client == "npm":
             return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
         if self.client == "pip":
-            spec = f"{self.name}=={self.version}"
-            return [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-                "--dest",
-                str(into),
-                spec,
-            ]
+            form = (
+                "--no-binary=:all:" if any(name.endswith(".tar.gz") for name in self.sha256) else "--only-binary=:all:"
+            )
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            return [*pip, form, "--dest", str(into), f"{self.name}=={self.version}"]
         return ["apt-get", "download", f"{self.name}={self.version}"]
 
 
@@ -131,7 +123,7 @@ def unpacked(name: str) -> Path:
 
 
 def unpack(archive: Path, into: Path) -> None:
-    """Unpack a `.tgz`, `.whl` or `.deb` into a directory. Members that would land outside it are refused."""
+    """Unpack a `.tgz`, `.tar.gz`, `.whl` or `.deb` into a directory. Members that would land outside it are refused."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             wheel.extractall(into)
@@ -163,6 +155,10 @@ def ar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"expected {size} bytes of ar member, got {len(body)}; delete the file and fetch again")
         file.read(size % 2)
         yield header[:16].decode("ascii").rstrip().rstrip("/"), body
+
+
+def _fits_any_python(archive: str) -> bool:
+    return not archive.endswith(".whl") or archive.endswith("-none-any.whl")
 
 
 def sha256(path: Path) -> str:

@@ -30,6 +30,11 @@ def is_held_out(note: int) -> bool:
     return note % HELD_OUT_EVERY == HELD_OUT_PHASE
 
 
+def split_by_hash(key: bytes, test_share: int = 10) -> str:
+    """`test` for one key in `test_share`, `train` for the others; the same on every machine."""
+    return "test" if int(hashlib.sha256(key).hexdigest(), 16) % test_share == 0 else "train"
+
+
 @dataclass
 class LeakReport:
     """What the leak check saw: clips dropped as copies or look-alikes, test clips removed and the correlation left,

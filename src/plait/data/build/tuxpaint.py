@@ -1,12 +1,11 @@
 """Tux Paint stamps: photographs cut out by people, one English caption each, some with a sound effect (GPL-2).
 
-Only the `full` data set holds them. A tenth of the stamps, chosen by hash, is for testing; a stamp's picture and its
-sound go to the same split.
+Only the `full` data set holds them. A tenth of the stamps, by hash of their sound (several share one) or of their
+name, is for testing; a stamp's picture and its sound go to the same split.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image
 
 from plait.data.build import instruments
 from plait.data.build.emoji import slugify
+from plait.data.build.splits import split_by_hash
 from plait.data.flac import write_flac
 from plait.data.packages import lock, unpacked
 from plait.errors import import_extra
@@ -23,7 +23,6 @@ from plait.types import Sample
 
 PACKAGE = "tuxpaint-stamps-default"
 MAX_SECONDS = 10
-TEST_SHARE = 10
 STYLE = "tuxpaint"
 
 
@@ -36,15 +35,10 @@ def samples(out: Path, size: int) -> Iterator[Sample]:
         if caption is None or stem.startswith("symbols/") or path.stem.endswith(("_mirror", "_flip")):
             continue
         sound = next((s for suffix in (".ogg", ".wav") if (s := path.with_suffix(suffix)).is_file()), None)
-        split = split_of(stem.encode() if sound is None else sound.read_bytes())
+        split = split_by_hash(stem.encode() if sound is None else sound.read_bytes())
         yield _picture(path, stem, caption, out, size, split)
         if sound is not None:
             yield _sound(sound, stem, caption, out, split)
-
-
-def split_of(key: bytes) -> str:
-    """`test` for a tenth of the stamps, by hash of their sound (several stamps share one), or of their name."""
-    return "test" if int(hashlib.sha256(key).hexdigest(), 16) % TEST_SHARE == 0 else "train"
 
 
 def _caption(path: Path) -> str | None:
