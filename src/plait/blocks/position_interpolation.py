@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def resize_absolute(table: Tensor, width: int, num_special: int = 1) -> Tensor:
+def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str = "bicubic") -> Tensor:
     """Resize a grid of position vectors to `width` x `width`; the leading special rows (CLS) stay.
 
     table: (num_special + old * old, dim). Returns (num_special + width * width, dim), computed in float32.
@@ -28,7 +28,7 @@ def resize_absolute(table: Tensor, width: int, num_special: int = 1) -> Tensor:
     if old == width:
         return table
     special, grid = table[:num_special], table[num_special:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(width, width), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=(width, width), mode=mode, align_corners=False)
     return torch.cat([special, grid.flatten(2).squeeze(0).T.to(table.dtype)])
 
 

@@ -10,10 +10,7 @@ _KINDS: dict[str, tuple[int, str]] = {
     "mplug2": (
         5,
         """
-        beam_search checkpoint_key_renames clip_text_tower decoder_grounding_head decoder_lm decoder_prefix
-        fusion_ image_encoder keys local_temporal mlm_ mplug1_
-        patch_embed_inflation pos_embed_resize
-        temporal_block text_encoder universal_layers_ video_encoder videocaption_ videoqa_
+        checkpoint_key_renames keys mplug1_ videocaption_ videoqa_
         """,
     ),
     "mplug_owl": (

@@ -1,0 +1,192 @@
+"""The dual vision encoder: a CLIP ViT whose blocks may add local temporal modules, for images and videos alike.
+
+pixels -> patches (+ class token, positions) -> norm -> [temporal -> attention -> temporal -> MLP] x layers
+-> class tokens averaged over frames, patches in frame order -> norm
+
+Frames exchange information through the patch tokens of the temporal modules only; without them (`temporal=False`, or a
+picture) every frame passes a plain ViT with the same weights. Source: mPLUG-2 (arXiv 2302.00402), section 3.2;
+specification mPLUG-2, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from plait.blocks.attention import AttentionFunction
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def inflate_patches(weight: Tensor, frames: int, how: Literal["centre", "mean"] = "centre") -> Tensor:
+    """A patch embedding for `frames` frames out of one for images, which answers a still clip alike.
+
+    weight: (dim, channels, patch, patch) -> (dim, channels, frames, patch, patch). `centre` puts the image's kernel in
+    the middle and zeros around it, `mean` a share of it in every frame (I3D, arXiv 1705.07750).
+    """
+    if how == "mean":
+        return weight[:, :, None].repeat(1, 1, frames, 1, 1) / frames
+    inflated = weight.new_zeros(*weight.shape[:2], frames, *weight.shape[2:])
+    inflated[:, :, frames // 2] = weight
+    return inflated
+
+
+class LocalTemporal(nn.Module):
+    """A bottleneck with a depthwise convolution over three frames, position by position; fresh it adds nothing."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.down_proj = nn.Linear(dim, dim // 2)
+        self.conv = nn.Conv1d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
+        self.up_proj = nn.Linear(dim // 2, dim)
+        nn.init.zeros_(self.up_proj.weight)
+        nn.init.zeros_(self.up_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, frames, positions, dim) -> the same, to be added to x."""
+        hidden = self.down_proj(self.norm(x))
+        previous = F.pad(hidden[:, :-1], (0, 0, 0, 0, 1, 0))
+        following = F.pad(hidden[:, 1:], (0, 0, 0, 0, 0, 1))
+        before, here, after = self.conv.weight[:, 0].unbind(1)  # (dim / 2,) each: channels stay last, nothing is copied
+        mixed = (hidden * here).addcmul(previous, before).addcmul(following, after)
+        return self.up_proj(quick_gelu(mixed + self.conv.bias))
+
+
+class PackedAttention(nn.Module):
+    """Self-attention with one projection for queries, keys and values, in this order."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attend: AttentionFunction, bias: Tensor | None = None) -> Tensor:
+        """x: (batch, positions, dim) -> the same."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out_proj(attend(q, k, v, bias, None).transpose(1, 2).flatten(2))
+
+
+class ClipBlock(nn.Module):
+    """CLIP's pre-norm layer; with `temporal` a local temporal module before attention and one before the MLP."""
+
+    def __init__(self, dim: int, num_heads: int, *, temporal: bool = False) -> None:
+        super().__init__()
+        self.temporal1 = LocalTemporal(dim) if temporal else None
+        self.attn_norm = nn.LayerNorm(dim)
+        self.attn = PackedAttention(dim, num_heads)
+        self.temporal2 = LocalTemporal(dim) if temporal else None
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor, frames: int | None, attend: AttentionFunction, bias: Tensor | None = None) -> Tensor:
+        """x: (batch * frames, 1 + positions, dim) -> the same.
+
+        frames: of a clip, for the temporal modules; None skips them.
+        """
+        if frames is not None and self.temporal1 is not None:
+            x = _add_temporal(x, self.temporal1, frames)
+        x = x + self.attn(self.attn_norm(x), attend, bias)
+        if frames is not None and self.temporal2 is not None:
+            x = _add_temporal(x, self.temporal2, frames)
+        return x + self.fc2(quick_gelu(self.fc1(self.mlp_norm(x))))
+
+
+def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
+    patches = x[:, 1:].unflatten(0, (-1, frames))
+    return torch.cat([x[:, :1], (patches + module(patches)).flatten(0, 1)], dim=1)
+
+
+class DualVisionEncoder(nn.Module):
+    """Clips, or pictures as clips of one frame, to tokens.
+
+    dim, num_heads, num_layers, patch_size: of the ViT; grid: patches along one side; temporal: whether blocks have
+    local temporal modules; temporal_kernel, temporal_stride: frames that one patch spans and from one to the next.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        *,
+        patch_size: int,
+        grid: int,
+        temporal: bool = True,
+        temporal_kernel: int = 1,
+        temporal_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"expected a width divisible by the number of heads, got {dim} and {num_heads}")
+        self.grid = grid
+        self.patch_embedding = nn.Conv3d(
+            3,
+            dim,
+            (temporal_kernel, patch_size, patch_size),
+            stride=(temporal_stride, patch_size, patch_size),
+            padding=(temporal_kernel // 2, 0, 0),
+            bias=False,
+        )
+        self.class_embedding = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.position_embedding = nn.Parameter(torch.randn(1 + grid * grid, dim) * dim**-0.5)
+        self.pre_norm = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(ClipBlock(dim, num_heads, temporal=temporal) for _ in range(num_layers))
+        self.post_norm = nn.LayerNorm(dim)
+        self.gradient_checkpointing = False
+
+    def embed(self, clips: Tensor) -> tuple[Tensor, int]:
+        """clips: (batch, 3, frames, side, side) -> (batch * frames', 1 + positions, dim) and frames'.
+
+        Raises ValueError where the pictures do not fit the position table.
+        """
+        side = self.grid * self.patch_embedding.kernel_size[1]
+        if clips.dim() != 5 or tuple(clips.shape[-2:]) != (side, side):
+            raise ValueError(
+                f"expected clips (batch, 3, frames, {side}, {side}), got {tuple(clips.shape)}; resize the pictures, "
+                "or load the model with image_size="
+            )
+        if self.patch_embedding.kernel_size[0] == 1 and self.patch_embedding.stride[0] == 1:
+            frames = clips.transpose(1, 2)
+            weight = self.patch_embedding.weight[:, :, 0]
+            x = F.conv2d(frames.flatten(0, 1), weight, stride=self.patch_embedding.stride[1:])
+            count = frames.shape[1]
+        else:
+            x = self.patch_embedding(clips).transpose(1, 2)
+            count = x.shape[1]
+            x = x.flatten(0, 1)
+        x = x.flatten(2).transpose(1, 2)  # (batch * frames', positions, dim)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        return self.pre_norm(x + self.position_embedding), count
+
+    def forward(
+        self, clips: Tensor, attend: AttentionFunction, *, temporal: bool = True, hidden: list[Tensor] | None = None
+    ) -> Tensor:
+        """clips: (batch, 3, frames, side, side) -> (batch, 1 + frames' * positions, dim), class token first.
+
+        temporal: whether the temporal modules run. hidden: a list to which the states before the first block and after
+        every block are appended, (batch * frames', 1 + positions, dim).
+        """
+        x, frames = self.embed(clips)
+        if hidden is not None:
+            hidden.append(x)
+        given = frames if temporal else None
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, given, attend, use_reentrant=False)
+            else:
+                x = layer(x, given, attend)
+            if hidden is not None:
+                hidden.append(x)
+        x = x.unflatten(0, (-1, frames))
+        tokens = torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
+        return self.post_norm(tokens)

@@ -1,0 +1,92 @@
+"""Which modules a task uses: the one table that the forward pass, partial loading and `plait plan mplug2 TASK` read.
+
+(task, medium) -> Path: parts, in the order of the data -> modules built, weights read, steps taken
+
+Sources: figures 1 and 2 of mPLUG-2 (arXiv 2302.00402), the released video tasks, mPLUG's released image tasks
+(specification mPLUG-2, section 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Part = Literal["vision", "temporal", "universal", "text", "fusion", "decoder", "masked_lm"]
+Head = Literal["projections", "matching", "classifier"]
+Task = Literal["caption", "answer", "retrieve", "ground", "entail", "compare", "classify", "pretrain"]
+Medium = Literal["text", "image", "video"]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+TASKS: tuple[Task, ...] = get_args(Task)
+
+_SEE: tuple[Part, ...] = ("vision", "universal")
+_ALL: tuple[Part, ...] = ("vision", "universal", "text", "fusion", "decoder")
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way of one task through the network.
+
+    parts: modules in the order of the data; heads: behind them; about: what happens, for people.
+    """
+
+    parts: tuple[Part, ...]
+    heads: tuple[Head, ...] = ()
+    about: str = ""
+
+    def uses(self, part: Part) -> bool:
+        """Whether the part is on the way."""
+        return part in self.parts
+
+
+def _both(parts: tuple[Part, ...], heads: tuple[Head, ...], about: str) -> dict[Medium, Path]:
+    """The same way for pictures and clips; clips pass the temporal modules too."""
+    return {"image": Path(parts, heads, about), "video": Path(("vision", "temporal", *parts[1:]), heads, about)}
+
+
+TABLE: dict[Task, dict[Medium, Path]] = {
+    "caption": _both((*_SEE, "decoder"), (), "the decoder writes, looking at the vision tokens"),
+    "answer": _both(_ALL, (), "the decoder writes or ranks answers, looking at fused vision and question"),
+    "retrieve": _both(
+        (*_SEE, "text", "fusion"), ("projections", "matching"), "class tokens are compared; the best pairs are fused"
+    ),
+    "ground": {"image": Path(_ALL, (), "the decoder writes four coordinate tokens")},
+    "entail": _both((*_SEE, "text", "fusion"), ("classifier",), "the fused class token of the text is classified"),
+    "compare": {
+        "image": Path((*_SEE, "text", "fusion"), ("classifier",), "the text is fused with each of two pictures")
+    },
+    "classify": {
+        "text": Path(("text", "universal"), ("classifier",), "the class token of the text is classified"),
+        **_both(_SEE, ("classifier",), "the class token of the vision tokens is classified"),
+    },
+    "pretrain": {
+        **_both((*_ALL, "masked_lm"), ("projections", "matching"), "contrast, matching, masked and instruction LM"),
+        "text": Path(("text", "universal", "masked_lm"), (), "masked language modelling on text alone"),
+    },
+}
+"""Task -> medium -> path. A task without a medium cannot be done with it."""
+
+
+def path(task: str, medium: str) -> Path:
+    """The path of a task for a medium. Raises ValueError for a cell that is not in the table."""
+    cell = next((p for t, row in TABLE.items() if t == task for m, p in row.items() if m == medium), None)
+    if cell is None:
+        cells = ", ".join(f"{t} {m}" for t, row in TABLE.items() for m in row)
+        raise ValueError(f"expected a task and medium among {cells}, got {task} {medium}")
+    return cell
+
+
+def media(task: Task) -> tuple[Medium, ...]:
+    """What the task can be done with."""
+    return tuple(TABLE[task])
+
+
+def parts_of(tasks: tuple[Task, ...], modalities: tuple[str, ...]) -> frozenset[Part]:
+    """The parts that a model for all of `tasks` with these modalities needs.
+
+    modalities: of text, image, video; a part that none of their paths passes is not needed.
+    """
+    paths = [row[m] for t in tasks for row in [TABLE[t]] for m in row if m in modalities]
+    if not paths:
+        raise ValueError(f"expected a modality for {', '.join(tasks)}, got {', '.join(modalities) or 'none'}")
+    return frozenset(part for one in paths for part in one.parts)

@@ -1,0 +1,308 @@
+"""mPLUG-2's network: the parts that a task needs, and the way of pictures, clips and texts through them.
+
+pictures | clips -> vision encoder -> (projection) -> universal layers --+
+                                                                          +-> fusion -> states -> decoder (tasks)
+texts -> embeddings -> text layers -> universal layers ------------------+
+
+Which of these steps exist and are taken is read from `composition.TABLE`. Source: mPLUG-2 (arXiv 2302.00402), figure 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from plait.blocks.attention import AttentionFunction, attention_function
+from plait.encoders.temporal import DualVisionEncoder, LocalTemporal
+from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path
+from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.decoder import TextDecoder
+from plait.models.mplug2.fusion import FusionModule
+from plait.trunks.bert import BertEmbeddings, BertLayer, LMHead
+from plait.trunks.universal import Reader, UniversalLayers
+
+
+@dataclass
+class Encoded(ModelOutput):
+    """What the network makes of its inputs, None where a path does without.
+
+    vision: (batch, patches, dim) behind the universal layers; text: (batch, tokens, dim) likewise; text_mask:
+    (batch, tokens) bool; fused_vision, fused_text: behind the fusion module.
+    """
+
+    vision: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    fused_vision: Tensor | None = None
+    fused_text: Tensor | None = None
+
+    def states(self) -> tuple[Tensor, Tensor | None]:
+        """What a decoder attends to, (batch, seq, dim), and which of it is real, (batch, seq) bool or None for all."""
+        if self.fused_vision is None or self.fused_text is None:
+            assert self.vision is not None
+            return self.vision, None
+        seen = self.fused_vision.new_ones(self.fused_vision.shape[:2], dtype=torch.bool)
+        mask = None if self.text_mask is None else torch.cat([seen, self.text_mask], dim=1)
+        return torch.cat([self.fused_vision, self.fused_text], dim=1), mask
+
+
+class MPlug2PreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by the mPLUG-2 models."""
+
+    config: MPlug2Config
+    config_class = MPlug2Config
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["ClipBlock", "BertLayer"]  # noqa: RUF012
+
+    TASKS: tuple[Task, ...] = ()
+    """What the class can do; `config.task` picks one."""
+    MEDIA: tuple[str, ...] = ("text", "image", "video")
+    """What the class can look at or read."""
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # looked up in the config at every forward pass
+
+    @classmethod
+    def parts(cls, config: MPlug2Config) -> frozenset[Part]:
+        """The parts that a model of this class and configuration has. Raises ValueError for another class's task."""
+        tasks = cls.TASKS if config.task is None else tuple(t for t in cls.TASKS if t == config.task)
+        if not tasks:
+            raise ValueError(f"expected a task of {cls.__name__}, {', '.join(cls.TASKS)}, got {config.task!r}")
+        media = tuple(m for m in cls.MEDIA if m == "text" or m in config.modalities)
+        return parts_of(tasks, media)
+
+    def medium(self, pixel_values: Tensor | None, pixel_values_videos: Tensor | None) -> str:
+        """image or video. Raises ValueError unless exactly one is given."""
+        if (pixel_values is None) == (pixel_values_videos is None):
+            raise ValueError("expected either pixel_values or pixel_values_videos, got both or neither")
+        return "video" if pixel_values is None else "image"
+
+    @property
+    def attend(self) -> AttentionFunction:
+        """The attention implementation that the configuration names."""
+        return attention_function(self.config._attn_implementation or "sdpa")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """BERT's normal initialisation; fresh temporal modules add nothing; latents N(0, 1) as published."""
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv3d):
+            init.normal_(module.weight, std=self.config.init_std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(cast("Tensor", module.bias))
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LocalTemporal):  # after its children
+            init.zeros_(module.up_proj.weight)
+            init.zeros_(module.up_proj.bias)
+        elif isinstance(module, UniversalLayers) and module.latents is not None:
+            init.normal_(module.latents, std=1.0)
+        elif isinstance(module, DualVisionEncoder):
+            init.normal_(module.class_embedding, std=self.config.init_std)
+            init.normal_(module.position_embedding, std=self.config.init_std)
+        elif hasattr(module, "temperature_parameter"):
+            init.constant_(cast("Tensor", module.temperature_parameter), self.config.temperature_init)
+
+
+class VisionAdapter(nn.Module):
+    """Vision tokens to the width of the rest: linear, norm, dropout."""
+
+    def __init__(self, vision_dim: int, dim: int, eps: float, dropout: float) -> None:
+        super().__init__()
+        self.proj = nn.Linear(vision_dim, dim)
+        self.norm = nn.LayerNorm(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (batch, seq, vision_dim) -> (batch, seq, dim)."""
+        return self.dropout(self.norm(self.proj(x)))
+
+
+class TextEncoder(nn.Module):
+    """Embeddings and the layers that text alone passes; the universal layers follow."""
+
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(
+            config.vocab_size,
+            config.dim,
+            config.max_positions,
+            config.num_types,
+            eps=config.eps,
+            dropout=config.dropout,
+        )
+        sizes = (config.dim, config.num_heads, config.mlp_dim)
+        self.layers = nn.ModuleList(BertLayer(*sizes, **rates(config)) for _ in range(config.num_text_layers))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        key_mask: Tensor | None,
+        attend: AttentionFunction,
+        token_type_ids: Tensor | None = None,
+        hidden: list[Tensor] | None = None,
+    ) -> Tensor:
+        """input_ids, token_type_ids: (batch, tokens); key_mask: (batch, tokens) bool -> (batch, tokens, dim).
+
+        hidden: a list to which the embeddings and the output of every layer are appended.
+        """
+        x = self.embeddings(input_ids, token_type_ids)
+        if hidden is not None:
+            hidden.append(x)
+        for layer in self.layers:
+            x = layer(x, attend, key_mask=key_mask)
+            if hidden is not None:
+                hidden.append(x)
+        return x
+
+
+def rates(config: MPlug2Config) -> dict[str, Any]:
+    """What every BERT-like layer of a configuration has in common."""
+    return {"eps": config.eps, "dropout": config.dropout, "attention_dropout": config.attention_dropout}
+
+
+class MPlug2Model(MPlug2PreTrainedModel):
+    """The parts of the network and the paths through them.
+
+    parts: which to build, by default those of `config.task`, or all.
+    """
+
+    TASKS = ("caption", "answer", "retrieve", "ground", "entail", "compare", "classify")
+
+    def __init__(self, config: MPlug2Config, parts: frozenset[Part] | None = None) -> None:
+        super().__init__(config)
+        self.has = frozenset(p for p in PARTS if p in (self.parts(config) if parts is None else parts))
+        sizes, common = config.vision_sizes, (config.dim, config.num_heads, config.mlp_dim)
+        if "vision" in self.has:
+            self.vision = DualVisionEncoder(
+                sizes.dim,
+                sizes.num_heads,
+                sizes.num_layers,
+                patch_size=sizes.patch_size,
+                grid=sizes.grid,
+                temporal=sizes.temporal and ("temporal" in self.has or config.official),
+                temporal_kernel=sizes.temporal_kernel,
+                temporal_stride=sizes.temporal_stride,
+            )
+        if "vision" in self.has and config.has_projection:
+            self.vision_adapter = VisionAdapter(sizes.dim, config.dim, config.eps, config.dropout)
+        if "text" in self.has:
+            self.text = TextEncoder(config)
+        if "universal" in self.has and config.num_universal_layers:
+            readers: dict[Reader, bool] = {"text": "text" in self.has, "visual": "vision" in self.has}
+            self.universal = UniversalLayers(
+                *common,
+                config.num_universal_layers,
+                num_latents=config.num_latents,
+                sharing=cast("Any", config.universal_sharing),
+                readers=tuple(reader for reader, wanted in readers.items() if wanted),
+                **rates(config),
+            )
+        if "fusion" in self.has:
+            self.fusion = FusionModule(*common, config.num_fusion_layers, stride=config.fusion_stride, **rates(config))
+        if "decoder" in self.has:
+            self.decoder = TextDecoder(
+                *common,
+                config.num_decoder_layers,
+                vocab_size=config.vocab_size,
+                max_positions=config.max_positions,
+                num_types=config.num_types,
+                **rates(config),
+            )
+        if "masked_lm" in self.has:
+            self.masked_lm = LMHead(config.dim, config.vocab_size, config.eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table of the text encoder, or of the decoder in a model without one."""
+        owner = self.text if "text" in self.has else self.decoder
+        return owner.embeddings.token_embedding
+
+    def see(self, pixel_values: Tensor | None = None, pixel_values_videos: Tensor | None = None) -> Tensor:
+        """Vision tokens behind the universal layers (batch, 1 + patches, dim), class token first.
+
+        pixel_values: (batch, 3, side, side), which pass no temporal module; pixel_values_videos: (batch, 3, frames,
+        side, side). `config.official` sends pictures through the temporal modules as clips of one frame.
+        """
+        self._require("vision")
+        medium = self.medium(pixel_values, pixel_values_videos)
+        if medium not in self.config.modalities:
+            raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
+        if pixel_values is not None:
+            x = self.vision(pixel_values[:, :, None], self.attend, temporal=bool(self.config.official))
+        else:
+            x = self.vision(cast("Tensor", pixel_values_videos), self.attend)
+        x = self.vision_adapter(x) if self.config.has_projection else x
+        return self.universal.see(x, self.attend) if self.config.num_universal_layers else x
+
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Text states behind the universal layers (batch, tokens, dim), and which are real, (batch, tokens) bool.
+
+        attention_mask: (batch, tokens), by default ids other than padding.
+        """
+        self._require("text")
+        mask = input_ids.ne(self.config.pad_token_id or 0) if attention_mask is None else attention_mask.bool()
+        x = self.text(input_ids, mask, self.attend, token_type_ids)
+        return (self.universal.read(x, mask, self.attend) if self.config.num_universal_layers else x), mask
+
+    def fuse(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision and text after reading each other; shapes as given."""
+        self._require("fusion")
+        return self.fusion(text, text_mask, vision, self.attend)
+
+    def run(
+        self,
+        way: Path,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Encoded:
+        """The encoding part of a path. Raises ValueError for inputs that it lacks or has no use for."""
+        if way.uses("text") != (input_ids is not None):
+            raise ValueError(f"expected {'input_ids' if way.uses('text') else 'no input_ids'} where {way.about}")
+        out = Encoded()
+        if way.uses("vision"):
+            out.vision = self.see(pixel_values, pixel_values_videos)
+        if input_ids is not None:
+            out.text, out.text_mask = self.read(input_ids, attention_mask, token_type_ids)
+        if way.uses("fusion") and out.vision is not None and out.text is not None:
+            out.fused_vision, out.fused_text = self.fuse(out.text, out.text_mask, out.vision)
+        return out
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: object,
+    ) -> Encoded:
+        """Encode what is given: text alone, a picture or clip alone, or both, fused. Shapes as in `see` and `read`."""
+        if pixel_values is None and pixel_values_videos is None:
+            way = path("classify", "text")
+        else:
+            medium = self.medium(pixel_values, pixel_values_videos)
+            way = path("entail" if input_ids is not None else "classify", medium)
+        return self.run(way, pixel_values, pixel_values_videos, input_ids, attention_mask, token_type_ids)
+
+    def _require(self, part: Part) -> None:
+        if part not in self.has:
+            raise ValueError(
+                f"expected a model with its {part} part, got one with {', '.join(p for p in PARTS if p in self.has)}; "
+                "load it with another task="
+            )

@@ -1,0 +1,206 @@
+"""BERT's post-norm parts, shared by a text encoder, a fusion module and a causal decoder (arXiv 1810.04805).
+
+ids -> embeddings -> [self-attention -> cross-attention (where there is one) -> MLP, each + residual -> norm] x layers
+
+Keys and values are made apart from queries, so that a decoder can keep them: its own in a `Cache` of fixed memory,
+those of encoder states once per item for all beams.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.blocks.attention import AttentionFunction
+from plait.blocks.masks import mask_bias
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of one attention, both (batch, heads, seq, head_dim)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Cache:
+    """Self-attention keys and values of every decoder layer, in memory taken once for `max_length` positions."""
+
+    def __init__(self, num_layers: int, max_length: int) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self.layers: list[KeysValues | None] = [None] * num_layers
+
+    def append(self, layer: int, new: KeysValues) -> KeysValues:
+        """Write `new` behind what the layer holds; returns everything up to there. The last layer moves `length`."""
+        stop = self.length + new.keys.shape[2]
+        if stop > self.max_length:
+            raise ValueError(f"expected at most {self.max_length} positions in the cache, got {stop}; build it larger")
+        held = self.layers[layer]
+        if held is None:
+            shape = (*new.keys.shape[:2], self.max_length, new.keys.shape[3])
+            held = self.layers[layer] = KeysValues(new.keys.new_empty(shape), new.values.new_empty(shape))
+        held.keys[:, :, self.length : stop] = new.keys
+        held.values[:, :, self.length : stop] = new.values
+        if layer == len(self.layers) - 1:
+            self.length = stop
+        return KeysValues(held.keys[:, :, :stop], held.values[:, :, :stop])
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row i continues what was row `rows[i]`. rows: (batch,) int64."""
+        for held in self.layers:
+            if held is not None:
+                for tensor in held:
+                    tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, rows)
+
+
+class BertEmbeddings(nn.Module):
+    """Token + type + learned absolute position, then norm and dropout."""
+
+    def __init__(
+        self, vocab_size: int, dim: int, max_positions: int, num_types: int = 2, *, eps: float = 1e-12,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, dim)
+        self.position_embedding = nn.Embedding(max_positions, dim)
+        self.type_embedding = nn.Embedding(num_types, dim)
+        self.norm = nn.LayerNorm(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, start: int = 0) -> Tensor:
+        """input_ids, token_type_ids: (batch, seq) -> (batch, seq, dim); start: position of the first token.
+
+        Raises ValueError for more positions than the table has.
+        """
+        stop, most = start + input_ids.shape[1], self.position_embedding.num_embeddings
+        if stop > most:
+            raise ValueError(f"expected at most {most} tokens, got {stop}; shorten the text")
+        types = self.type_embedding.weight[0] if token_type_ids is None else self.type_embedding(token_type_ids)
+        x = self.token_embedding(input_ids) + types + self.position_embedding.weight[start:stop]
+        return self.dropout(self.norm(x))
+
+
+class BertAttention(nn.Module):
+    """Attention of x to given keys, output projection, residual, norm."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, eps: float = 1e-12, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"expected a width divisible by the number of heads, got {dim} and {num_heads}")
+        self.num_heads, self.attention_dropout = num_heads, attention_dropout
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
+        self.out_proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, states: Tensor) -> KeysValues:
+        """states: (batch, seq, dim) -> keys and values of every head."""
+        return KeysValues(self._heads(self.k_proj(states)), self._heads(self.v_proj(states)))
+
+    def forward(
+        self, x: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
+    ) -> Tensor:
+        """x: (rows, seq, dim) -> the same.
+
+        to: of as many rows, or of fewer that `rows // batch` neighbours share (the beams of an item), then without
+        bias; bias: broadcastable to (batch, heads, seq, keys); key_mask: (batch, keys) bool.
+        """
+        q = self._heads(self.q_proj(x))
+        shared = len(q) // len(to.keys)
+        if shared > 1:  # beams become queries of one item: its keys are read once and never copied
+            q = q.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
+        if self.training and self.attention_dropout:
+            out = self._dropped(q, to, bias, key_mask)
+        else:
+            out = attend(q, to.keys, to.values, bias, key_mask)
+        if shared > 1:
+            out = out.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
+        out = self.out_proj(out.transpose(1, 2).flatten(2))
+        return self.norm(x + self.dropout(out))
+
+    def _dropped(self, q: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        """Dropout on the attention probabilities, in training only."""
+        if key_mask is not None:
+            masked = mask_bias(key_mask, q.dtype) / 2
+            bias = masked if bias is None else bias.to(q.dtype) + masked
+        return F.scaled_dot_product_attention(q, to.keys, to.values, attn_mask=bias, dropout_p=self.attention_dropout)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class BertLayer(nn.Module):
+    """One layer; `cross`: whether it can attend to other states."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        *,
+        cross: bool = False,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        rates = {"eps": eps, "dropout": dropout, "attention_dropout": attention_dropout}
+        self.attn = BertAttention(dim, num_heads, **rates)
+        self.cross_attn = BertAttention(dim, num_heads, **rates) if cross else None
+        self.fc1 = nn.Linear(dim, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim, eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        attend: AttentionFunction,
+        *,
+        bias: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        own: KeysValues | None = None,
+        other: KeysValues | None = None,
+        other_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x: (batch, seq, dim) -> the same.
+
+        bias, key_mask: of the self-attention; own: its keys where they are kept, else those of x; other, other_mask:
+        keys of the cross-attention, which is skipped without them.
+        """
+        x = self.attn(x, self.attn.project(x) if own is None else own, bias, key_mask, attend)
+        if other is not None:
+            if self.cross_attn is None:
+                raise ValueError("expected a layer with cross-attention, got one without; build it with cross=True")
+            x = self.cross_attn(x, other, None, other_mask, attend)
+        return self.mlp_norm(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
+
+
+class LMHead(nn.Module):
+    """Hidden states to logits over the token table it is given: dense, GELU, norm, product with the table, bias."""
+
+    def __init__(self, dim: int, vocab_size: int, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """x: (..., dim), table: (vocab, dim) -> (..., vocab)."""
+        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
+
+
+def causal_bias(queries: int, keys: int, like: Tensor) -> Tensor | None:
+    """(1, 1, queries, keys): 0 up to the position of each of the last `queries` positions, hugely negative after it.
+
+    None where nothing is hidden: a single query sees all keys.
+    """
+    if queries == 1:
+        return None
+    hidden = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu(keys - queries + 1)
+    return like.new_zeros(1, 1, queries, keys).masked_fill_(hidden, torch.finfo(like.dtype).min / 2)
