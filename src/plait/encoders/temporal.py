@@ -142,6 +142,7 @@ class DualVisionEncoder(nn.Module):
         self.pre_norm = nn.LayerNorm(dim)
         self.layers = nn.ModuleList(ClipBlock(dim, num_heads, temporal=temporal) for _ in range(num_layers))
         self.post_norm = nn.LayerNorm(dim)
+        self.has_temporal = temporal
         self.gradient_checkpointing = False
 
     def embed(self, clips: Tensor) -> tuple[Tensor, int]:

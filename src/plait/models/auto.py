@@ -23,6 +23,7 @@ from plait.weights.files import Checkpoint, read_checkpoint
 
 FAMILIES = {
     "one_peace": "plait.models.one_peace.family",
+    "mplug2": "plait.models.mplug2.family",
     "mplug_owl2": "plait.models.mplug_owl2.family",
 }
 """model_type -> the module that builds the family: `is_official`, `from_official`, `from_directory`, `CONFIG` ..."""

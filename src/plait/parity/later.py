@@ -7,12 +7,6 @@ from __future__ import annotations
 
 _KINDS: dict[str, tuple[int, str]] = {
     "one_peace": (8, "classify_ vision_ metrics"),
-    "mplug2": (
-        5,
-        """
-        checkpoint_key_renames keys mplug1_ videocaption_ videoqa_
-        """,
-    ),
     "mplug_owl": (
         6,
         """

@@ -82,6 +82,12 @@ class MPlug2PreTrainedModel(PreTrainedModel):
         media = tuple(m for m in cls.MEDIA if m == "text" or m in config.modalities)
         return parts_of(tasks, media)
 
+    @classmethod
+    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
+        """Fresh modules behind the network, by the name of their attribute: where a file lacks them, training begins
+        with these."""
+        return {}
+
     def medium(self, pixel_values: Tensor | None, pixel_values_videos: Tensor | None) -> str:
         """image or video. Raises ValueError unless exactly one is given."""
         if (pixel_values is None) == (pixel_values_videos is None):
@@ -110,8 +116,11 @@ class MPlug2PreTrainedModel(PreTrainedModel):
         elif isinstance(module, DualVisionEncoder):
             init.normal_(module.class_embedding, std=self.config.init_std)
             init.normal_(module.position_embedding, std=self.config.init_std)
-        elif hasattr(module, "temperature_parameter"):
+        elif hasattr(module, "temperature_parameter"):  # the heads of `alignment`
             init.constant_(cast("Tensor", module.temperature_parameter), self.config.temperature_init)
+            for queue in (getattr(module, name, None) for name in ("vision_queue", "text_queue")):
+                if isinstance(queue, Tensor):
+                    init.copy_(queue, nn.functional.normalize(torch.randn_like(queue), dim=0))
 
 
 class VisionAdapter(nn.Module):

@@ -1,0 +1,349 @@
+"""Retrieval: class tokens of vision and text in one space, the best pairs fused and matched; its training step.
+
+vision, text -> projections -> unit vectors -> queue contrast -> hard negatives -> fusion -> match head
+
+Serves pictures (ITC, ITM) and clips (VTC, VTM) alike, in finetuning and in pretraining. Source: mPLUG (arXiv
+2205.12005), section 3.3; mPLUG-2 (arXiv 2302.00402), section 3.4; specification mPLUG-2, 10.1 and 7.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
+from plait.models.mplug2.momentum import Teacher, follow
+from plait.objectives.contrastive import contrastive_loss
+from plait.objectives.distillation import update_teacher
+from plait.objectives.matching import QueueContrast, enqueue, hard_negatives, matching_loss, queue_contrast
+
+NOT_SCORED = -100.0
+"""Score of a pair that was not among the best candidates."""
+
+EMPTY_ID = -100
+Gather = Callable[[Tensor], Tensor]
+"""Rows of all processes from those of this one, without gradient."""
+
+
+@dataclass
+class AlignmentOutput(ModelOutput):
+    """loss: contrast + matching; match_logits: (3 * batch, 2), positives first, then texts with a wrong picture, then
+    wrong texts; negative_vision, negative_text: (batch,) whom each text and each picture was paired with."""
+
+    loss: Tensor | None = None
+    contrast_loss: Tensor | None = None
+    match_loss: Tensor | None = None
+    match_logits: Tensor | None = None
+    vision_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    negative_vision: Tensor | None = None
+    negative_text: Tensor | None = None
+
+
+class Pairs(NamedTuple):
+    """A batch of pictures or clips, each with its text; shapes as in `MPlug2Model`."""
+
+    pixel_values: Tensor | None
+    pixel_values_videos: Tensor | None
+    input_ids: Tensor
+    attention_mask: Tensor | None
+
+    def encode(self, network: MPlug2Model) -> tuple[Tensor, Tensor, Tensor]:
+        """Vision (batch, patches, dim) and text (batch, tokens, dim), apart, and which tokens are real."""
+        vision = network.see(self.pixel_values, self.pixel_values_videos)
+        text, mask = network.read(self.input_ids, self.attention_mask)
+        return vision, text, mask
+
+
+class RetrievalScores(NamedTuple):
+    """similarity: (visions, texts) cosines; vision_to_text: (visions, texts) and text_to_vision: (texts, visions),
+    logits of a match, -100 for candidates that were too far away to be scored."""
+
+    similarity: Tensor
+    vision_to_text: Tensor
+    text_to_vision: Tensor
+
+
+class Alignment(nn.Module):
+    """Projections, temperature and match head; with queues also momentum projections and what they filled.
+
+    queue_size: 0 for a model that is not trained with queues; then neither queues nor momentum projections exist.
+    """
+
+    temperature_parameter: nn.Parameter
+    vision_queue: Tensor
+    text_queue: Tensor
+    id_queue: Tensor
+    queue_pointer: Tensor
+
+    def __init__(self, dim: int, projection_dim: int, temperature: float, queue_size: int) -> None:
+        super().__init__()
+        self.vision_proj = nn.Linear(dim, projection_dim)
+        self.text_proj = nn.Linear(dim, projection_dim)
+        self.match_head = nn.Linear(dim, 2)
+        self.temperature_parameter = nn.Parameter(torch.tensor(temperature))
+        self.queue_size = queue_size
+        if queue_size:
+            self.teacher_vision_proj = nn.Linear(dim, projection_dim)
+            self.teacher_text_proj = nn.Linear(dim, projection_dim)
+            self.freeze_teacher()
+            for name in ("vision_queue", "text_queue"):
+                self.register_buffer(name, F.normalize(torch.randn(projection_dim, queue_size), dim=0))
+            self.register_buffer("id_queue", torch.full((1, queue_size), EMPTY_ID))
+            self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
+
+    def freeze_teacher(self) -> None:
+        """Take the momentum projections out of training."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("teacher_"):
+                parameter.requires_grad_(False)
+
+    def embed(self, states: Tensor, kind: str, *, teacher: bool = False) -> Tensor:
+        """states: (batch, seq, dim) -> unit vectors (batch, projection_dim) of the class token; kind: vision, text."""
+        proj = getattr(self, f"{'teacher_' if teacher else ''}{kind}_proj")
+        return F.normalize(proj(states[:, 0]), dim=-1)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the momentum projections towards the projections."""
+        for kind in ("vision", "text"):
+            slow, fast = getattr(self, f"teacher_{kind}_proj"), getattr(self, f"{kind}_proj")
+            update_teacher(slow.parameters(), fast.parameters(), momentum)
+
+    def contrast(
+        self, vision: Tensor, text: Tensor, vision_momentum: Tensor, text_momentum: Tensor, ids: Tensor, alpha: float
+    ) -> QueueContrast:
+        """Contrast with the momentum features of the batch and the queues; see `queue_contrast`."""
+        return queue_contrast(
+            vision,
+            text,
+            vision_momentum,
+            text_momentum,
+            self.vision_queue.clone(),
+            self.text_queue.clone(),
+            self.temperature_parameter,
+            ids=ids,
+            queue_ids=self.id_queue[0].clone(),
+            alpha=alpha,
+        )
+
+    def enqueue(self, vision: Tensor, text: Tensor, ids: Tensor) -> None:
+        """Put momentum features (batch, projection_dim) and identities (batch,) into the queues."""
+        pointer = int(self.queue_pointer)
+        enqueue(self.vision_queue, vision, pointer)
+        enqueue(self.text_queue, text, pointer)
+        self.queue_pointer[0] = enqueue(self.id_queue, ids, pointer)
+
+
+def alignment_of(config: MPlug2Config) -> Alignment:
+    """The heads that a configuration describes."""
+    return Alignment(config.dim, config.projection_dim, config.temperature_init, config.queue_size)
+
+
+class MPlug2AlignedModel(MPlug2PreTrainedModel):
+    """What retrieval and pretraining share: the heads of alignment, their teacher and their losses."""
+
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__(config)
+        parts = self.parts(config)
+        self.model = MPlug2Model(config, parts)
+        self.alignment = alignment_of(config)
+        kept = parts - {"fusion", "decoder", "masked_lm"}
+        self.teacher = Teacher(config, kept).freeze() if config.queue_size else None
+
+    def post_init(self) -> None:
+        """A fresh teacher begins as its student."""
+        super().post_init()
+        if self.teacher is not None:
+            self.update_teacher(0.0)
+
+    @classmethod
+    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
+        """See `MPlug2PreTrainedModel.heads`."""
+        return {"alignment": alignment_of(config)}
+
+    def temperature(self) -> Tensor:
+        """Divisor of similarities."""
+        return self.alignment.temperature_parameter
+
+    def update_teacher(self, momentum: float | None = None) -> None:
+        """Move the teacher towards the student; call it before every training step. Momentum 0 copies.
+
+        Raises ValueError for a model without one.
+        """
+        if self.teacher is None:
+            raise ValueError("expected a model with a teacher, got one without; load it with queue_size=")
+        momentum = self.config.momentum if momentum is None else momentum
+        follow(self.teacher, self.model, momentum)
+        self.alignment.update_teacher(momentum)
+
+    def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
+        """Logits (pairs, 2) of pairs of encoded texts and pictures, class 1 = they match."""
+        return self.alignment.match_head(self.model.fuse(text, text_mask, vision)[1][:, 0])
+
+    def align(
+        self,
+        pairs: Pairs,
+        encoded: tuple[Tensor, Tensor, Tensor] | None = None,
+        *,
+        ids: Tensor | None = None,
+        alpha: float = 0.0,
+        gather: Gather | None = None,
+        noise: Tensor | None = None,
+        matching: bool = True,
+    ) -> AlignmentOutput:
+        """Contrast and, if wanted, matching of a batch of pairs.
+
+        encoded: what `pairs.encode(self.model)` gives, where that is known; the others as in
+        `MPlug2ForRetrieval.forward`.
+        """
+        vision, text, mask = pairs.encode(self.model) if encoded is None else encoded
+        a, b = self.alignment.embed(vision, "vision"), self.alignment.embed(text, "text")
+        own, count = torch.arange(len(a), device=a.device) if ids is None else ids, len(a)
+        if self.teacher is None:
+            contrast, to_text = self._contrast_in_batch(a, b, own)
+            to_vision = to_text.T
+        else:
+            found = self._contrast_with_queues(a, b, pairs, ids, alpha, gather)
+            contrast, to_text, to_vision = found.loss, found.vision_to_text, found.text_to_vision
+        if not matching:
+            return AlignmentOutput(loss=contrast, contrast_loss=contrast, vision_embeds=a, text_embeds=b)
+        drawn = (None, None) if noise is None else noise.split(count)
+        wrong_vision = hard_negatives(to_vision[:, :count].detach(), own, noise=drawn[0])
+        wrong_text = hard_negatives(to_text[:, :count].detach(), own, noise=drawn[1])
+        logits = self.match(
+            torch.cat([text, text, text[wrong_text]]),
+            torch.cat([mask, mask, mask[wrong_text]]),
+            torch.cat([vision, vision[wrong_vision], vision]),
+        )
+        match = matching_loss(logits, count)
+        return AlignmentOutput(
+            loss=contrast + match,
+            contrast_loss=contrast,
+            match_loss=match,
+            match_logits=logits,
+            vision_embeds=a,
+            text_embeds=b,
+            negative_vision=wrong_vision,
+            negative_text=wrong_text,
+        )
+
+    def _contrast_in_batch(self, a: Tensor, b: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and similarities over temperature (batch, batch) without teacher and queues."""
+        loss = contrastive_loss(a, b, 1 / self.temperature(), ids=ids).loss
+        return loss, a.detach() @ b.detach().T / self.temperature().detach()
+
+    def _contrast_with_queues(
+        self,
+        a: Tensor,
+        b: Tensor,
+        pairs: Pairs,
+        ids: Tensor | None,
+        alpha: float,
+        gather: Gather | None,
+    ) -> QueueContrast:
+        """Contrast with the teacher's features, which then go into the queues.
+
+        Without ids every pair is its own identity, and no place of a queue is a partner.
+        """
+        assert self.teacher is not None
+        with torch.no_grad():
+            vision, text, _ = pairs.encode(self.teacher)
+            slow_vision = self.alignment.embed(vision, "vision", teacher=True)
+            slow_text = self.alignment.embed(text, "text", teacher=True)
+        own = torch.arange(len(a), device=a.device) if ids is None else ids
+        found = self.alignment.contrast(a, b, slow_vision, slow_text, own, alpha)
+        stored = torch.full_like(own, EMPTY_ID) if ids is None else ids
+        every = gather or _alone
+        self.alignment.enqueue(every(slow_vision), every(slow_text), every(stored))
+        return found
+
+
+def _alone(rows: Tensor) -> Tensor:
+    return rows
+
+
+class MPlug2ForRetrieval(MPlug2AlignedModel):
+    """Text against pictures or clips: unit vectors to compare, and a match score for the best pairs.
+
+    With `config.queue_size` it also has the teacher and queues of its training step.
+    """
+
+    TASKS = ("retrieve",)
+
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.see(pixel_values), "vision")
+
+    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
+        """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.see(None, pixel_values_videos), "vision")
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
+        """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.read(input_ids, attention_mask)[0], "text")
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        alpha: float = 0.0,
+        gather: Gather | None = None,
+        noise: Tensor | None = None,
+        **_: object,
+    ) -> AlignmentOutput:
+        """The training step: contrast + matching of a batch of pairs (at least two identities).
+
+        Shapes as in `MPlug2Model`. ids: (batch,) integers, equal for pairs of one picture; alpha: weight of the
+        teacher's targets; gather: rows of all processes, for the queues; noise: (2 * batch,) uniform numbers that draw
+        the negatives, first pictures for texts, then texts for pictures.
+        """
+        if input_ids is None:
+            raise ValueError("expected input_ids, got none; pass the texts of the pairs")
+        pairs = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask)
+        return self.align(pairs, ids=ids, alpha=alpha, gather=gather, noise=noise)
+
+    @torch.no_grad()
+    def score(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        k: int = 128,
+        add_similarity: bool = False,
+    ) -> RetrievalScores:
+        """Similarities of all pairs, and match scores of the `k` nearest candidates of every query.
+
+        add_similarity: the score is the match logit plus the similarity, as in mPLUG's zero-shot video retrieval.
+        """
+        if input_ids is None:
+            raise ValueError("expected input_ids, got none; pass the texts")
+        vision = self.model.see(pixel_values, pixel_values_videos)
+        text, mask = self.model.read(input_ids, attention_mask)
+        similarity = self.alignment.embed(vision, "vision") @ self.alignment.embed(text, "text").T
+        to_text = torch.full_like(similarity, NOT_SCORED)
+        for i, near in enumerate(similarity.topk(min(k, len(text)), dim=1).indices):
+            pairs = self.match(text[near], mask[near], vision[i].expand(len(near), -1, -1))
+            to_text[i, near] = pairs[:, 1] + (similarity[i, near] if add_similarity else 0)
+        to_vision = torch.full_like(similarity.T, NOT_SCORED)
+        for j, near in enumerate(similarity.T.topk(min(k, len(vision)), dim=1).indices):
+            pairs = self.match(text[j].expand(len(near), -1, -1), mask[j].expand(len(near), -1), vision[near])
+            to_vision[j, near] = pairs[:, 1] + (similarity[near, j] if add_similarity else 0)
+        return RetrievalScores(similarity, to_text, to_vision)

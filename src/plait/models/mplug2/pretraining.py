@@ -1,0 +1,137 @@
+"""Joint pretraining on pairs of text with pictures or clips, and on text alone: one network, all objectives.
+
+pairs -> vision, text -> contrast (ITC, VTC) -> hard negatives -> fusion -> matching (ITM, VTM)
+      -> masked text, vision -> fusion -> masked language modelling
+      -> (instruction, vision -> fusion ->) vision -> decoder -> prefix or instruction language modelling
+texts -> masked text -> universal layers -> masked language modelling
+
+Each batch has one kind of medium. Every objective has a weight; one of 0 is not computed. No pretraining code of
+mPLUG-2 was released: this follows its paper (arXiv 2302.00402), section 3.4, and mPLUG's parts where they exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from plait.models.mplug2.alignment import Gather, MPlug2AlignedModel, Pairs
+from plait.models.mplug2.config import MPlug2Config
+from plait.objectives.captioning import next_token_loss
+from plait.objectives.masked import masked_lm_loss
+
+Objective = Literal["contrast", "match", "masked", "generate"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+
+@dataclass
+class PreTrainingOutput(ModelOutput):
+    """loss: weighted sum of those computed, None for the others."""
+
+    loss: Tensor | None = None
+    contrast_loss: Tensor | None = None
+    match_loss: Tensor | None = None
+    masked_loss: Tensor | None = None
+    generate_loss: Tensor | None = None
+
+
+class MPlug2ForPreTraining(MPlug2AlignedModel):
+    """All parts, all heads; `task=` of `plait.load` makes a model for one task out of it."""
+
+    TASKS = ("pretrain",)
+
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        masked_input_ids: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        instruction_ids: Tensor | None = None,
+        instruction_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        alpha: float = 0.0,
+        weights: Mapping[str, float] | None = None,
+        gather: Gather | None = None,
+        noise: Tensor | None = None,
+        **_: object,
+    ) -> PreTrainingOutput:
+        """The losses of one batch.
+
+        pixel_values or pixel_values_videos, or neither for a batch of texts; input_ids, attention_mask: (batch,
+        tokens) of the texts, contrasted and matched; masked_input_ids, masked_labels: the same with some tokens
+        hidden, and what they were (-100 elsewhere); decoder_input_ids, decoder_attention_mask, labels: (batch, length)
+        to be written, labels not shifted; instruction_ids, instruction_mask: (batch, tokens) that tell what to write,
+        without them the decoder sees vision alone; weights: of `OBJECTIVES`, 1 for those not named; ids, alpha, gather
+        and noise as in `MPlug2ForRetrieval.forward`. An objective whose inputs are missing is left out.
+        Raises ValueError where nothing is left.
+        """
+        scale = dict.fromkeys(OBJECTIVES, 1.0) | dict(weights or {})
+        unknown = set(scale) - set(OBJECTIVES)
+        if unknown:
+            raise ValueError(f"expected weights of {', '.join(OBJECTIVES)}, got {', '.join(sorted(unknown))}")
+        out = PreTrainingOutput()
+        if pixel_values is None and pixel_values_videos is None:
+            if masked_input_ids is not None and scale["masked"]:
+                out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, None)
+            return self._summed(out, scale)
+        vision = self.model.see(pixel_values, pixel_values_videos)
+        if input_ids is not None and (scale["contrast"] or scale["match"]):
+            pairs = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask)
+            text, mask = self.model.read(input_ids, attention_mask)
+            options = {"ids": ids, "alpha": alpha, "gather": gather, "noise": noise}
+            aligned = self.align(pairs, (vision, text, mask), matching=bool(scale["match"]), **options)
+            out.contrast_loss, out.match_loss = aligned.contrast_loss, aligned.match_loss
+        if masked_input_ids is not None and scale["masked"]:
+            out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision)
+        if decoder_input_ids is not None and scale["generate"]:
+            states, mask = self._instructed(vision, instruction_ids, instruction_mask)
+            seen = None if decoder_attention_mask is None else decoder_attention_mask.bool()
+            logits = self.model.decoder(
+                decoder_input_ids, states, self.attend, attention_mask=seen, states_mask=mask
+            )  # fmt: skip
+            if labels is None:
+                raise ValueError("expected labels beside decoder_input_ids, got none")
+            out.generate_loss = next_token_loss(logits, labels)
+        return self._summed(out, scale)
+
+    def _masked(self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, vision: Tensor | None) -> Tensor:
+        """Loss of hidden tokens, read beside vision (batch, patches, dim) or alone."""
+        if labels is None:
+            raise ValueError("expected masked_labels beside masked_input_ids, got none")
+        text, seen = self.model.read(ids, mask)
+        if vision is not None:
+            _, text = self.model.fuse(text, seen, vision)
+        hidden = labels >= 0  # only these rows meet the vocabulary
+        table = self.model.text.embeddings.token_embedding.weight
+        return masked_lm_loss(self.model.masked_lm(text[hidden], table)[None], labels[hidden][None])
+
+    def _instructed(self, vision: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the decoder looks at: vision, or vision and instruction after reading each other."""
+        if ids is None:
+            return vision, None
+        text, seen = self.model.read(ids, mask)
+        fused_vision, fused_text = self.model.fuse(text, seen, vision)
+        patches = seen.new_ones(vision.shape[:2])
+        return torch.cat([fused_vision, fused_text], dim=1), torch.cat([patches, seen], dim=1)
+
+    def _summed(self, out: PreTrainingOutput, scale: Mapping[str, float]) -> PreTrainingOutput:
+        """`out` with the weighted sum of its losses."""
+        found = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
+        if not found:
+            raise ValueError("expected inputs of an objective with a weight above 0, got none")
+        out.loss = torch.stack([scale[name] * loss for name, loss in found.items()]).sum()
+        return out
