@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "classify": Verb("plait.assistant.commands:classify", "name what images, videos or texts show"),
     "data": Verb("plait.data.commands:app", "data sets: build, check, from-folder"),
     "plan": Verb("plait.recipes.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
+    "study": Verb("plait.recipes.studies:study", "try what a paper claims, at small scale, one command"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
     "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
     "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),
