@@ -93,17 +93,10 @@ class Alignment(nn.Module):
         if queue_size:
             self.teacher_vision_proj = nn.Linear(dim, projection_dim)
             self.teacher_text_proj = nn.Linear(dim, projection_dim)
-            self.freeze_teacher()
             for name in ("vision_queue", "text_queue"):
                 self.register_buffer(name, F.normalize(torch.randn(projection_dim, queue_size), dim=0))
             self.register_buffer("id_queue", torch.full((1, queue_size), EMPTY_ID))
             self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
-
-    def freeze_teacher(self) -> None:
-        """Take the momentum projections out of training."""
-        for name, parameter in self.named_parameters():
-            if name.startswith("teacher_"):
-                parameter.requires_grad_(False)
 
     def embed(self, states: Tensor, kind: str, *, teacher: bool = False) -> Tensor:
         """states: (batch, seq, dim) -> unit vectors (batch, projection_dim) of the class token; kind: vision, text."""
@@ -156,7 +149,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         self.model = MPlug2Model(config, parts)
         self.alignment = alignment_of(config)
         kept = parts - {"fusion", "decoder", "masked_lm"}
-        self.teacher = Teacher(config, kept).freeze() if config.queue_size else None
+        self.teacher = Teacher(config, kept) if config.queue_size else None
 
     def post_init(self) -> None:
         """A fresh teacher begins as its student."""

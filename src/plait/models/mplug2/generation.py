@@ -35,8 +35,10 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
         self.model = MPlug2Model(config, self.parts(config))
-        self.teacher = Teacher(config, self.parts(config)).freeze() if config.distill else None
+        self.teacher = Teacher(config, self.parts(config)) if config.distill else None
         self.post_init()
+        if self.teacher is not None:
+            follow(self.teacher, self.model, 0.0)  # a fresh teacher begins as its student
 
     def encode(
         self,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plait.models.mplug2.alignment import Alignment, MPlug2ForRetrieval
+from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.composition import PARTS
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
@@ -188,13 +188,11 @@ def assemble(
             state[key] = partial(_copy, resize_positions(source.select([origin]), config), origin)
         elif key in fresh:
             state[key] = partial(fresh.__getitem__, key)
-            logger.warning("not in the file, starts fresh: %s", key)
+    if started := sorted({key.partition(".")[0] for key in fresh if key in state and key not in resized}):
+        logger.warning("not in the file, or in part, so fresh: %s", ", ".join(started))
     load_strict(model, LazyState(state), dtype=dtype, assign=True)
     model.requires_grad_(True)
-    if isinstance(teacher := getattr(model, "teacher", None), nn.Module):
-        teacher.requires_grad_(False)
-    if isinstance(alignment := getattr(model, "alignment", None), Alignment):
-        alignment.freeze_teacher()
+    model.freeze_teacher()
     model.config.architectures = [model_class.__name__]
     return model.to(device).eval()
 

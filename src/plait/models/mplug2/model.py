@@ -82,6 +82,24 @@ class MPlug2PreTrainedModel(PreTrainedModel):
         media = tuple(m for m in cls.MEDIA if m == "text" or m in config.modalities)
         return parts_of(tasks, media)
 
+    def post_init(self) -> None:
+        """Fresh weights, and a teacher that does not train."""
+        super().post_init()
+        self.freeze_teacher()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it, which makes every parameter trainable, except that the teacher stays frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_teacher()
+        return loaded
+
+    def freeze_teacher(self) -> None:
+        """Take the parameters of momentum copies, called `teacher` or `teacher_*`, out of training."""
+        for name, parameter in self.named_parameters():
+            if any(part == "teacher" or part.startswith("teacher_") for part in name.split(".")):
+                parameter.requires_grad_(False)
+
     @classmethod
     def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
         """Fresh modules behind the network, by the name of their attribute: where a file lacks them, training begins

@@ -15,15 +15,11 @@ from plait.objectives.distillation import update_teacher
 
 
 class Teacher(MPlug2Model):
-    """A network that never trains: no gradients, no dropout."""
+    """A network that never trains; gradients are switched off by the model that holds it."""
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode whatever is asked."""
         return super().train(False)
-
-    def freeze(self) -> Self:
-        """Take all parameters out of training."""
-        return self.requires_grad_(False)
 
 
 @torch.no_grad()

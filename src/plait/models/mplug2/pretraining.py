@@ -79,34 +79,21 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         and noise as in `MPlug2ForRetrieval.forward`. An objective whose inputs are missing is left out.
         Raises ValueError where nothing is left.
         """
-        scale = dict.fromkeys(OBJECTIVES, 1.0) | dict(weights or {})
-        unknown = set(scale) - set(OBJECTIVES)
-        if unknown:
-            raise ValueError(f"expected weights of {', '.join(OBJECTIVES)}, got {', '.join(sorted(unknown))}")
-        out = PreTrainingOutput()
-        if pixel_values is None and pixel_values_videos is None:
-            if masked_input_ids is not None and scale["masked"]:
-                out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, None)
-            return self._summed(out, scale)
-        vision = self.model.see(pixel_values, pixel_values_videos)
-        if input_ids is not None and (scale["contrast"] or scale["match"]):
+        scale, out = _complete(weights), PreTrainingOutput()
+        has_pictures = pixel_values is not None or pixel_values_videos is not None
+        vision = self.model.see(pixel_values, pixel_values_videos) if has_pictures else None
+        if masked_input_ids is not None and scale["masked"]:
+            out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision)
+        if vision is not None and input_ids is not None and (scale["contrast"] or scale["match"]):
             pairs = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask)
             text, mask = self.model.read(input_ids, attention_mask)
             options = {"ids": ids, "alpha": alpha, "gather": gather, "noise": noise}
             aligned = self.align(pairs, (vision, text, mask), matching=bool(scale["match"]), **options)
             out.contrast_loss, out.match_loss = aligned.contrast_loss, aligned.match_loss
-        if masked_input_ids is not None and scale["masked"]:
-            out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision)
-        if decoder_input_ids is not None and scale["generate"]:
-            states, mask = self._instructed(vision, instruction_ids, instruction_mask)
-            seen = None if decoder_attention_mask is None else decoder_attention_mask.bool()
-            logits = self.model.decoder(
-                decoder_input_ids, states, self.attend, attention_mask=seen, states_mask=mask
-            )  # fmt: skip
-            if labels is None:
-                raise ValueError("expected labels beside decoder_input_ids, got none")
-            out.generate_loss = next_token_loss(logits, labels)
-        return self._summed(out, scale)
+        if vision is not None and decoder_input_ids is not None and scale["generate"]:
+            encoded = self._instructed(vision, instruction_ids, instruction_mask)
+            out.generate_loss = self._written(encoded, decoder_input_ids, decoder_attention_mask, labels)
+        return _summed(out, scale)
 
     def _masked(self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, vision: Tensor | None) -> Tensor:
         """Loss of hidden tokens, read beside vision (batch, patches, dim) or alone."""
@@ -128,10 +115,31 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         patches = seen.new_ones(vision.shape[:2])
         return torch.cat([fused_vision, fused_text], dim=1), torch.cat([patches, seen], dim=1)
 
-    def _summed(self, out: PreTrainingOutput, scale: Mapping[str, float]) -> PreTrainingOutput:
-        """`out` with the weighted sum of its losses."""
-        found = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
-        if not found:
-            raise ValueError("expected inputs of an objective with a weight above 0, got none")
-        out.loss = torch.stack([scale[name] * loss for name, loss in found.items()]).sum()
-        return out
+    def _written(
+        self, encoded: tuple[Tensor, Tensor | None], ids: Tensor, mask: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """Next-token loss of texts about encoded states."""
+        if labels is None:
+            raise ValueError("expected labels beside decoder_input_ids, got none")
+        seen = None if mask is None else mask.bool()
+        states, states_mask = encoded
+        logits = self.model.decoder(ids, states, self.attend, attention_mask=seen, states_mask=states_mask)
+        return next_token_loss(logits, labels)
+
+
+def _complete(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """A weight for every objective. Raises ValueError for one that does not exist."""
+    scale = dict.fromkeys(OBJECTIVES, 1.0) | dict(weights or {})
+    unknown = set(scale) - set(OBJECTIVES)
+    if unknown:
+        raise ValueError(f"expected weights of {', '.join(OBJECTIVES)}, got {', '.join(sorted(unknown))}")
+    return scale
+
+
+def _summed(out: PreTrainingOutput, scale: Mapping[str, float]) -> PreTrainingOutput:
+    """`out` with the weighted sum of its losses."""
+    found = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
+    if not found:
+        raise ValueError("expected inputs of an objective with a weight above 0, got none")
+    out.loss = torch.stack([scale[name] * loss for name, loss in found.items()]).sum()
+    return out
