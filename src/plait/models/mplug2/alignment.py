@@ -162,6 +162,11 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         """See `MPlug2PreTrainedModel.heads`."""
         return {"alignment": alignment_of(config)}
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What has features in the shared space."""
+        return ("text", *self.config.modalities)
+
     def temperature(self) -> Tensor:
         """Divisor of similarities."""
         return self.alignment.temperature_parameter
@@ -176,6 +181,18 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         momentum = self.config.momentum if momentum is None else momentum
         follow(self.teacher, self.model, momentum)
         self.alignment.update_teacher(momentum)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.see(pixel_values), "vision")
+
+    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
+        """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.see(None, pixel_values_videos), "vision")
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
+        """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
+        return self.alignment.embed(self.model.read(input_ids, attention_mask)[0], "text")
 
     def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
         """Logits (pairs, 2) of pairs of encoded texts and pictures, class 1 = they match."""
@@ -274,18 +291,6 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
         self.post_init()
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(pixel_values), "vision")
-
-    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
-        """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(None, pixel_values_videos), "vision")
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
-        """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.read(input_ids, attention_mask)[0], "text")
 
     def forward(
         self,
