@@ -180,16 +180,23 @@ def spread_choice(count: int, size: int, rng: np.random.Generator) -> np.ndarray
     return np.concatenate(rounds)[:size]
 
 
-def augment(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Random affine, colour, mirror and cut-out on white. images: (batch, 3, side, side) in [0, 1] -> like it."""
+def augment(
+    images: Tensor, strength: float, rng: np.random.Generator, *, frames: int = 1, mirrors: bool = True
+) -> Tensor:
+    """Random affine, colour, mirror and cut-out on white. images: (batch, 3, side, side) in [0, 1] -> like it.
+
+    frames: so many images in a row belong to one clip and get the same changes; mirrors: whether half are mirrored.
+    """
     batch, _, side, _ = images.shape
+    clips = batch // frames
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (batch, *shape)).astype(np.float32))
+        drawn = torch.from_numpy(rng.uniform(low, high, (clips, *shape)).astype(np.float32))
+        return drawn if frames == 1 else drawn.repeat_interleave(frames, 0)
 
     scale = draw(1 - 0.25 * strength, 1 + 0.2 * strength)
     angle = draw(-0.3 * strength, 0.3 * strength)
-    mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
+    mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0) if mirrors else torch.ones(batch)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     shift = draw(-0.12 * strength, 0.12 * strength, 2)
     theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(batch, 2, 3)
@@ -198,9 +205,9 @@ def augment(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor
     mix = torch.eye(3) + draw(-0.22 * strength, 0.22 * strength, 3, 3)
     out = (1 - torch.einsum("bij,bjhw->bihw", mix, 1 - out)).clamp_(0, 1)
     size = max(1, int(side * 0.25 * strength))
-    for i in np.flatnonzero(rng.random(batch) < 0.5 * strength):
+    for i in np.flatnonzero(rng.random(clips) < 0.5 * strength):
         top, left = rng.integers(0, side - size, 2)
-        out[i, :, top : top + size, left : left + size] = 1.0
+        out[i * frames : (i + 1) * frames, :, top : top + size, left : left + size] = 1.0
     return out
 
 

@@ -1,0 +1,108 @@
+"""mPLUG-2's losses on one batch, as `plait.training` calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.models.mplug2.param_groups import parameter_groups
+from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining
+from plait.objectives.distillation import ramped_alpha
+from plait.objectives.masked import mask_tokens
+from plait.training.parallel import gather_rows
+from plait.training.stages import Stage
+
+
+class PreTraining:
+    """Contrast, matching, masked and prefix language modelling of one batch.
+
+    mask_id, vocab_size, num_special: of the tokenizer, whose first ids are the special ones; weights: of the
+    objectives; alpha: of the teacher's targets, ramped up over `ramp` steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        mask_id: int,
+        vocab_size: int,
+        special_ids: frozenset[int],
+        weights: Mapping[str, float] | None = None,
+        alpha: float = 0.4,
+        ramp: int = 0,
+        probability: float = 0.15,
+    ) -> None:
+        self.mask_id, self.vocab_size = mask_id, vocab_size
+        self.special_ids = torch.tensor(sorted(special_ids))
+        self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The weighted sum, and every part of it as a metric."""
+        assert isinstance(model, MPlug2ForPreTraining)
+        if model.teacher is not None and self._moved != step:
+            model.update_teacher()
+            self._moved = step  # once per step, whatever the number of micro batches
+        ids = batch["input_ids"]
+        drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
+        words = batch["attention_mask"].bool().cpu() & ~torch.isin(ids.cpu(), self.special_ids)
+        hidden, labels = mask_tokens(
+            ids.cpu(),
+            words,
+            mask_id=self.mask_id,
+            vocab_size=self.vocab_size,
+            probability=self.probability,
+            generator=drawing,
+        )
+        alpha = self.alpha * min(1.0, step / self.ramp) if self.ramp else self.alpha
+        out = model(
+            **batch,
+            masked_input_ids=hidden.to(ids.device),
+            masked_labels=labels.to(ids.device),
+            alpha=alpha,
+            weights=self.weights,
+            gather=lambda rows: gather_rows(rows)[0].detach(),
+        )
+        parts = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
+        return out.loss, {name: value.detach() for name, value in parts.items()}
+
+
+def supervised(
+    model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """The loss that a task class computes from labels."""
+    out = model(**batch)
+    return out.loss, {}
+
+
+class Distilled:
+    """Generation with momentum distillation: alpha ramps up over the first epoch. Source: specification mPLUG-2, 9."""
+
+    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
+        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective`."""
+        assert isinstance(model, MPlug2ForConditionalGeneration)
+        if model.teacher is None:
+            return supervised(model, batch, step, generator)
+        if self._moved != step:
+            model.update_teacher()
+            self._moved = step
+        epoch, place = divmod(step, self.steps_per_epoch)
+        alpha = ramped_alpha(self.alpha, epoch, place, self.steps_per_epoch)
+        return model(**batch, alpha=alpha).loss, {"alpha": alpha}
+
+
+def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest."""
+    groups = parameter_groups(model.named_parameters(), weight_decay=stage.weight_decay, vision_scale=vision_scale)
+    return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps)

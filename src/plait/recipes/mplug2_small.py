@@ -1,0 +1,194 @@
+"""A small mPLUG-2 on drawings and sentences that packages carry: the stages of the study, each a `Recipe`.
+
+pretraining (pictures with names) -> answering | text, image, video classification; arms and controls by options
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from plait.data.build.snippets import movie_snippets
+from plait.data.drawn_tasks import KINDS, MOTIONS, Drawings
+from plait.data.manifest import read_manifest
+from plait.data.mini import cached_mini
+from plait.data.pairs import PicturesWithWords
+from plait.models.mplug2.config import MPlug2Config, VisionConfig
+from plait.models.mplug2.instructions import TEMPLATES
+from plait.models.mplug2.loading import from_directory
+from plait.models.mplug2.model import MPlug2PreTrainedModel
+from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.processor import MPlug2Processor
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+from plait.recipes import mplug2_batches as batches
+from plait.recipes.mplug2_objectives import PreTraining, supervised
+from plait.training.data_order import Shuffled
+from plait.training.stages import Recipe, Stage
+from plait.types import Sample
+
+SIDE, FRAMES = 64, 4
+STILL_TASKS = ("name", "kind", "is_kind", "is_there", "count", "beside")
+CLIP_TASKS = ("order", "motion")
+FEELINGS = ("negative", "positive")
+
+
+@cache
+def drawings() -> Drawings:
+    """The shipped drawings."""
+    return Drawings([s for s in read_manifest(cached_mini()) if s.image is not None], SIDE, FRAMES)
+
+
+@cache
+def snippets(split: str) -> tuple[Sample, ...]:
+    """Movie snippets of a split."""
+    return tuple(sample for sample in movie_snippets() if sample.split == split)
+
+
+def texts() -> list[str]:
+    """Everything that is read or written in the study but the snippets."""
+    rows = drawings().rows
+    words = [text for row in rows for text in (row.text or "", *(row.captions or ()))]
+    asked = [e.question for t in drawings().tasks for e in drawings().examples(t, "train", 60)]
+    return [*words, *asked, *TEMPLATES.values(), *KINDS.values(), *MOTIONS, "one two three four yes no or"]
+
+
+def processor(size: int = SIDE) -> MPlug2Processor:
+    """Reads the pieces that the study's texts need."""
+    kept = batches.vocabulary(texts())
+    common = batches.vocabulary((s.text or "" for s in snippets("train")), min_count=4)
+    pieces = [*kept, *(piece for piece in common if piece not in set(kept))]
+    return MPlug2Processor.build(size, pieces, num_frames=FRAMES, max_text_tokens=48)
+
+
+def config(made: MPlug2Processor, **changes: Any) -> MPlug2Config:
+    """Sizes of the small model: 4 layers of vision, 2 + 2 of text, 2 of fusion, 2 of the decoder, width 128."""
+    tokenizer = made.tokenizer
+    ids = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
+    sizes: dict[str, Any] = {
+        "vision": VisionConfig(dim=128, num_heads=4, num_layers=4, patch_size=8, image_size=made.image_size),
+        "dim": 128, "num_heads": 4, "mlp_dim": 512, "num_text_layers": 2, "num_universal_layers": 2,
+        "num_latents": 16, "num_fusion_layers": 2, "stored_fusion_layers": 2, "num_decoder_layers": 2,
+        "max_positions": 64, "projection_dim": 64, "num_frames": FRAMES, "dropout": 0.0, "attention_dropout": 0.0,
+        "vocab_size": len(tokenizer), "init_std": 0.06, "grounding_bins": 1, "grounding_start_id": 5,
+    }  # fmt: skip
+    return MPlug2Config(**sizes | {f"{name}_token_id": value for name, value in ids.items()} | changes)
+
+
+def pretraining(
+    steps: int, *, batch_size: int = 48, lr: float = 1e-3, universal_sharing: str = "shared", augmentation: float = 0.7
+) -> Recipe:
+    """Pictures with names: contrast, matching, masked and prefix language modelling."""
+    made = processor()
+    sizes = config(made, universal_sharing=universal_sharing)
+    objective = PreTraining(
+        mask_id=made.tokenizer.mask_token_id,
+        vocab_size=len(made.tokenizer),
+        special_ids=frozenset(made.tokenizer.convert_tokens_to_ids(list(batches.SPECIAL))),
+        probability=0.3,
+    )
+    source = partial(
+        PicturesWithWords,
+        [drawings().rows[number] for number in drawings().numbers("train")],
+        partial(batches.pretraining_texts, made),
+        SIDE,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        augmentation=augmentation,
+        composed=0.1,
+        bare_names=0.8,
+    )
+    stage = _stage("pretraining", objective, source, steps, batch_size, lr)
+    return Recipe(lambda: MPlug2ForPreTraining(sizes), [stage], partial(save, made))
+
+
+def answering(
+    init: Path, steps: int, *, batch_size: int = 32, lr: float = 7e-4, tasks: Sequence[str] = (), **options: Any
+) -> Recipe:
+    """Questions about pictures and clips, and captions, by one decoder; options of `batches.source_of`."""
+    made = MPlug2Processor.from_pretrained(init)
+    stills = tuple(t for t in ("caption", *STILL_TASKS) if not tasks or t in tasks)
+    clips = tuple(t for t in CLIP_TASKS if not tasks or t in tasks)
+    alone = [(1, (task,)) for task in stills if task in ("caption", "name", "kind", "is_kind")]
+    scenes = tuple(task for task in stills if task in batches.SCENES)
+    groups = [*alone, *([(4, scenes)] if scenes else []), *([(4, clips)] if clips else [])]
+    source = batches.source_of(drawings(), made, groups, **options)
+    stage = _stage("answering", supervised, source, steps, batch_size, lr)
+    return Recipe(lambda: load(init, "answer"), [stage], partial(save, made))
+
+
+def seeing(
+    init: Path,
+    task: str,
+    steps: int,
+    *,
+    batch_size: int = 48,
+    lr: float = 7e-4,
+    single_frame: bool = False,
+    shuffle: bool = False,
+) -> Recipe:
+    """Classification of pictures (`kind`) or clips (`motion`) with a head."""
+    made = MPlug2Processor.from_pretrained(init)
+    labels = tuple(KINDS.values()) if task == "kind" else tuple(MOTIONS)
+    collate = partial(batches.collate_classes, made, labels, 0.7, single_frame, shuffle)
+    source = partial(batches.FreshExamples, drawings(), [(1, (task,))], collate)
+    medium = "video" if task == "motion" and not single_frame else "image"
+    stage = _stage("classification", supervised, source, steps, batch_size, lr)
+    return Recipe(
+        lambda: load(init, "classify", branch=(medium,), id2label=dict(enumerate(labels))), [stage], partial(save, made)
+    )
+
+
+def reading(init: Path, steps: int, *, batch_size: int = 64, lr: float = 7e-4, shuffle: bool = False) -> Recipe:
+    """Whether a movie snippet is positive, read by the text layers and universal layers."""
+    made = MPlug2Processor.from_pretrained(init)
+    collate = partial(batches.collate_texts, made, FEELINGS, shuffle)
+    source = partial(Shuffled, snippets("train"), collate)
+    stage = _stage("classification", supervised, source, steps, batch_size, lr)
+    return Recipe(
+        lambda: load(init, "classify", branch=("text",), id2label=dict(enumerate(FEELINGS))),
+        [stage],
+        partial(save, made),
+    )
+
+
+def load(init: Path, task: str, **changes: Any) -> MPlug2PreTrainedModel:
+    """A model for a task out of a directory."""
+    return from_directory(init, task=None if task == "answer" else task, model_class=_class(task), **changes)
+
+
+def _class(task: str) -> type[MPlug2PreTrainedModel] | None:
+    from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+
+    return MPlug2ForConditionalGeneration if task == "answer" else None
+
+
+def _stage(
+    name: str, objective: Any, source: Callable[[], Any], steps: int, batch_size: int, lr: float, **changes: Any
+) -> Stage:
+    return Stage(
+        name=name,
+        objective=objective,
+        batches=source,
+        batch_size=batch_size,
+        steps=steps,
+        peak_lr=lr,
+        floor=lr / 100,
+        betas=(0.9, 0.98),
+        weight_decay=0.02,
+        clip=1.0,
+        **changes,
+    )
+
+
+def save(made: MPlug2Processor, model: nn.Module, directory: Path) -> None:
+    """Weights, configuration and processor."""
+    from transformers.utils.logging import disable_progress_bar
+
+    assert isinstance(model, MPlug2PreTrainedModel)
+    disable_progress_bar()
+    model.save_pretrained(directory)
+    made.save_pretrained(directory)
