@@ -1,6 +1,8 @@
-"""`plait plan RECIPE`: which modules every stage trains, and the memory that parameters, gradients and optimiser take.
+"""`plait plan RECIPE`: which modules every stage trains, and the memory that parameters, gradients and optimiser take;
+`plait plan FAMILY TASK`: which modules a task of a family with a composition table runs, and what that costs.
 
 recipe -> its model on the meta device (no memory) -> per stage: part of the model, trainable, frozen, bytes
+family, task -> its planner -> per medium: part of the model, parameters, FLOPs, weights left behind
 """
 
 from __future__ import annotations
@@ -8,10 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plait.errors import UsageError
 from plait.inspect.info import part_of
 from plait.inspect.table import format_bytes, format_count, format_table
 
@@ -38,18 +42,60 @@ class StagePlan:
 
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe such as one_peace.stage1, or a family.")],
-    task: Annotated[str | None, typer.Argument(help="With a family: its stage, such as stage1.")] = None,
+    task: Annotated[str | None, typer.Argument(help="With a family: a task (caption) or a stage (stage1).")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Print what each stage of a recipe trains and the memory it needs, without building the model."""
+    """Print what a recipe's stages train, or what a family's task runs, and the memory; no weights are read or made."""
+    if task is not None and (planner := task_planner(recipe, task)) is not None:
+        tasks = planner.plan_tasks(task, dict(_setting(text) for text in settings or []))
+        print(
+            json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
+        )
+        return
     plans = plan_recipe(f"{recipe}.{task}" if task else recipe, settings or [])
     if as_json:
         print(json.dumps([asdict(one) for one in plans], indent=2))
         return
     print("\n\n".join(describe(one) for one in plans))
+
+
+def task_planner(family: str, task: str) -> Any:
+    """The planner of a family that knows this task, or None: then it is one of its recipes."""
+    from plait.models.auto import FAMILIES
+
+    planner = getattr(import_module(FAMILIES[family]), "PLANNER", None) if family in FAMILIES else None
+    return planner if planner is not None and task in planner.TABLE else None
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"expected KEY=VALUE, got {text}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
+
+
+def describe_task(one: Any) -> str:
+    """What a task needs and leaves behind, as a table for people. one: a plan of the family's planner."""
+    rows = [
+        (part, format_count(count), f"{one.flops[part] / 1e9:.1f} G" if part in one.flops else "-")
+        for part, count in one.parameters.items()
+    ]
+    rows.append(("all", format_count(one.total), f"{sum(one.flops.values()) / 1e9:.1f} G"))
+    memory = f"memory: {format_bytes(4 * one.total)} in float32, {format_bytes(2 * one.total)} in bfloat16"
+    if one.cross_bytes:
+        memory += f"; keys of what the decoder looks at: {format_bytes(one.cross_bytes)} per item in float32"
+    lines = [f"{one.task} {one.medium}: {one.about}", format_table(("part", "parameters", "FLOPs"), rows), memory]
+    if one.official_total:
+        lines.append(f"official file of this size: {one.official_total / 1e6:,.1f} M parameters; not loaded of it:")
+        left = {**{f"{part}, which this task does without": n for part, n in one.unneeded.items()}, **one.dead}
+        lines += [f"  {format_count(count):>9}  {reason}" for reason, count in left.items()]
+    return "\n".join(lines)
 
 
 def plan_recipe(name: str, settings: list[str]) -> list[StagePlan]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.models.mplug2 import loading
+from plait.models.mplug2 import loading, plan
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.loading import is_official
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
@@ -14,12 +14,13 @@ from plait.models.mplug2.skills import MPlug2Skills
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlug2Config, MPlug2Model, MPlug2Processor
-IMAGE_PROCESSOR, SKILLS = MPlug2ImageProcessor, MPlug2Skills
+IMAGE_PROCESSOR, SKILLS, PLANNER = MPlug2ImageProcessor, MPlug2Skills, plan
 
 __all__ = [
     "BASE_MODEL",
     "CONFIG",
     "IMAGE_PROCESSOR",
+    "PLANNER",
     "PROCESSOR",
     "SKILLS",
     "from_directory",

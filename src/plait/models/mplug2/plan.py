@@ -1,0 +1,209 @@
+"""What a task takes: modules with parameters, FLOPs and memory, and what of an official file it leaves behind.
+
+composition.TABLE -> a model of the task on the meta device -> parameters and FLOPs per part
+sizes -> the official file of that size -> weights that no task runs, and those that this one does without
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from plait.models.mplug2.composition import PARTS, TABLE, path
+from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.loading import changed, class_for
+from plait.models.mplug2.model import MPlug2Model, rates
+from plait.models.mplug2.weights import NEVER_RUN
+from plait.trunks.bert import BertEmbeddings, BertLayer
+
+CLIP_TEXT = {1024: (768, 12, 768), 768: (512, 12, 512)}
+"""Width of the ViT -> width and layers of CLIP's text tower and width of the common space (ViT-L/14 and ViT-B/16)."""
+
+CLIP_VOCABULARY, CLIP_CONTEXT = 49408, 77
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is counted: one item with a question of `tokens`, and `beams` texts of `length` tokens written about it."""
+
+    tokens: int = 20
+    length: int = 20
+    beams: int = 5
+
+
+@dataclass
+class TaskPlan:
+    """parameters, flops: by part, in the order of the data; heads count as parts, with parameters only.
+    official_total: parameters of an official file of this size without momentum copies, 0 where there is none.
+
+    dead: reason -> parameters of the official file that no task runs; unneeded: part -> parameters that this task does
+    without; cross_bytes: keys of the encoder states in float32, made once per item.
+    """
+
+    task: str
+    medium: str
+    about: str
+    parameters: dict[str, int]
+    flops: dict[str, int]
+    dead: dict[str, int] = field(default_factory=dict)
+    unneeded: dict[str, int] = field(default_factory=dict)
+    cross_bytes: int = 0
+
+    official_total: int = 0
+
+    @property
+    def total(self) -> int:
+        """Parameters that the task needs."""
+        return sum(self.parameters.values())
+
+
+def plan_tasks(task: str, settings: Mapping[str, Any] | None = None) -> list[TaskPlan]:
+    """The plan of a task for every medium it can be done with.
+
+    settings: `preset` (large), fields of `Workload` and of the configuration, `image_size`. Raises ValueError for an
+    unknown task, preset or setting.
+    """
+    given = dict(settings or {})
+    sizes = {name: int(given.pop(name)) for name in ("tokens", "length", "beams") if name in given}
+    config = sized(str(given.pop("preset", "large")), **given)
+    return [plan_task(task, medium, config, Workload(**sizes)) for medium in media_of(task)]
+
+
+def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | None = None) -> TaskPlan:
+    """The plan of a cell of the composition table. Raises ValueError for a cell that does not exist."""
+    way = path(task, medium)
+    only = changed(config, {"task": task, "modalities": [] if medium == "text" else [medium]}, None, None)
+    with torch.device("meta"):
+        model = class_for(only, ())(only)
+    network = model.model
+    assert isinstance(network, MPlug2Model)
+    parameters = count_parts(network)
+    parameters |= {name: count for name, head in model.named_children() if name != "model" if (count := _count(head))}
+    flops = count_flops(network, set(way.parts), medium, work or Workload())
+    plan = TaskPlan(task, medium, way.about, parameters, flops)
+    if "decoder" in way.parts:
+        seq = _visual_tokens(only, medium) + ((work or Workload()).tokens if way.uses("text") else 0)
+        plan.cross_bytes = 4 * 2 * only.num_decoder_layers * seq * only.dim
+    everything = official_parts(config)
+    if everything is not None:
+        plan.dead = dead_weights(config)
+        plan.official_total = sum(everything.values()) + sum(plan.dead.values())
+        plan.unneeded = {
+            part: left for part, count in everything.items() if (left := count - parameters.get(part, 0)) > 0
+        }
+    return plan
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_parts(network: MPlug2Model) -> dict[str, int]:
+    """Parameters by part, in the order of the data; the projection of vision belongs to vision."""
+    counts: Counter[str] = Counter()
+    for name, parameter in network.named_parameters():
+        part = name.partition(".")[0].replace("vision_adapter", "vision")
+        counts["temporal" if part == "vision" and ".temporal" in name else part] += parameter.numel()
+    return {part: counts[part] for part in PARTS if counts[part]}
+
+
+def _visual_tokens(config: MPlug2Config, medium: str) -> int:
+    if medium == "text":
+        return 0
+    sizes = config.vision_sizes
+    frames = 1 if medium == "image" else (config.num_frames - 1) // sizes.temporal_stride + 1
+    return 1 + frames * sizes.grid**2
+
+
+def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Workload) -> dict[str, int]:
+    """Floating-point operations by part (a multiplication and an addition are two), of a model on the meta device."""
+    network.set_attn_implementation("eager")
+    network.eval().requires_grad_(False)
+    config, attend, flops = network.config, network.attend, {}
+    vision = text = torch.empty(0)
+    if "vision" in parts:
+        frames = 1 if medium == "image" else config.num_frames
+        clip = torch.empty(1, 3, frames, config.image_size, config.image_size, device="meta")
+        vision, flops["vision"] = measured(lambda: network.vision(clip, attend, temporal=False))
+        if "temporal" in parts:
+            flops["temporal"] = measured(lambda: network.vision(clip, attend))[1] - flops["vision"]
+        if config.has_projection:
+            vision, more = measured(lambda: network.vision_adapter(vision))
+            flops["vision"] += more
+        if config.num_universal_layers:
+            vision, flops["universal"] = measured(lambda: network.universal.see(vision, attend))
+    if "text" in parts:
+        ids = torch.zeros(1, work.tokens, dtype=torch.long, device="meta")
+        text, flops["text"] = measured(lambda: network.text(ids, None, attend))
+        if config.num_universal_layers:
+            text, more = measured(lambda: network.universal.read(text, None, attend))
+            flops["universal"] = flops.get("universal", 0) + more
+    if "fusion" in parts:
+        (vision, text), flops["fusion"] = measured(lambda: network.fusion(text, None, vision, attend))
+        vision = torch.cat([vision, text], dim=1)
+    if "decoder" in parts:
+        ids = torch.zeros(work.beams, work.length, dtype=torch.long, device="meta")
+        _, flops["decoder"] = measured(lambda: network.decoder(ids, vision.expand(work.beams, -1, -1), attend))
+        _, once = measured(lambda: network.decoder.cross_keys(vision))
+        flops["decoder"] -= (work.beams - 1) * once  # all beams share the keys of their item
+    return {part: flops[part] for part in PARTS if part in flops}
+
+
+def measured(step: Callable[[], Any]) -> tuple[Any, int]:
+    """What a step gives, and its FLOPs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out = step()
+    return out, counter.get_total_flops()
+
+
+def official_parts(config: MPlug2Config) -> dict[str, int] | None:
+    """Parameters by part of the modules that the released tasks run; None for sizes that nothing was released of."""
+    if config.vision_sizes.dim not in CLIP_TEXT or config.is_predecessor:
+        return None
+    whole = changed(config, {"task": None, "modalities": ["image", "video"]}, None, None)
+    with torch.device("meta"):
+        return count_parts(MPlug2Model(whole))
+
+
+def dead_weights(config: MPlug2Config) -> dict[str, int]:
+    """Parameters of an official file of this size, by the reason for which no task runs them.
+
+    The released model builds them all the same: CLIP's text tower, MLPs for vision beside the shared ones, fusion
+    layers below the first that runs, latents in the decoder.
+    """
+    width, layers, common = CLIP_TEXT[config.vision_sizes.dim]
+    clip_layer = 12 * width**2 + 13 * width  # attention and MLP of four widths, biases, two norms
+    clip = CLIP_VOCABULARY * width + CLIP_CONTEXT * width + layers * clip_layer + 2 * width + width * common + 1
+    mlp = 2 * config.dim * config.mlp_dim + config.mlp_dim + config.dim + 2 * config.dim
+    with torch.device("meta"):
+        layer = _count(BertLayer(config.dim, config.num_heads, config.mlp_dim, cross=True, **rates(config)))
+        embeddings = _count(BertEmbeddings(config.vocab_size, config.dim, config.max_positions, config.num_types))
+    count = {
+        "clip": clip,
+        "projection": config.vision_sizes.dim * common,
+        "visual_mlp": 2 * config.num_universal_layers * mlp,  # in the text encoder and, never called, in the decoder
+        "fusion_embeddings": embeddings,
+        "fusion_layer": (config.stored_fusion_layers - config.num_fusion_layers) * layer,
+        "latents": config.num_latents * config.dim,
+    }
+    return {NEVER_RUN[name]: number for name, number in count.items() if number}
+
+
+def media_of(task: str) -> tuple[str, ...]:
+    """What a task can be done with. Raises ValueError for a task that does not exist."""
+    row = next((row for name, row in TABLE.items() if name == task), None)
+    if row is None:
+        raise ValueError(f"expected a task among {', '.join(TABLE)}, got {task}")
+    return tuple(row)
+
+
+def sized(preset: str, **changes: Any) -> MPlug2Config:
+    """A preset with other fields; `image_size` changes the pictures."""
+    size = changes.pop("image_size", None)
+    return changed(MPlug2Config.preset(preset), changes, size, None)
