@@ -74,7 +74,8 @@ def encoded_outputs(case: Case, model: MPlug2ForConditionalGeneration, encoded: 
     """States behind the vision encoder, the universal layers and the fusion module."""
     network, outputs = model.model, {}
     if "out.vision_tokens" in case.outputs:
-        outputs["out.vision_tokens"] = network.vision(case.inputs["video"], network.attend)
+        clips = case.inputs["video"] if "video" in case.inputs else case.inputs["image"][:, :, None]
+        outputs["out.vision_tokens"] = network.vision(clips, network.attend)
     mask = case.inputs.get("question_mask")
     return outputs | {
         "out.image_embeds": encoded.vision,
