@@ -164,7 +164,11 @@ class Drawings:
         return Example("order", frames, f"what comes first, {asked[0]} or {asked[1]}?", names[0], tuple(asked))
 
     def _motion(self, split: str, rng: np.random.Generator) -> Example:
-        number, answer = self._any(split, rng), _choice(tuple(MOTIONS), rng)
+        return self.moving(self._any(split, rng), rng)
+
+    def moving(self, number: int, rng: np.random.Generator) -> Example:
+        """A clip in which the drawing of a row moves some way."""
+        answer = _choice(tuple(MOTIONS), rng)
         dx, dy, grows = MOTIONS[answer]
         way = rng.uniform(*REACH) * np.linspace(-0.5, 0.5, self.num_frames)  # symmetric: one frame tells nothing
         offset = rng.uniform(-0.5, 0.5, 2) * (1 - np.abs([dx, dy])) + rng.uniform(-0.2, 0.2, 2) * np.abs([dx, dy])

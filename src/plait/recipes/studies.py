@@ -15,7 +15,7 @@ import typer
 from plait.errors import UsageError
 from plait.training.commands import parse_settings
 
-STUDIES: dict[str, str] = {}
+STUDIES: dict[str, str] = {"mplug2": "plait.recipes.mplug2_study:study"}
 """Name -> `module:function`."""
 
 

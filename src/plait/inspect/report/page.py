@@ -5,7 +5,7 @@ summary.json, seed-0/evaluation, metrics.jsonl, quickstart.json -> sections -> r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,21 @@ def build_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         _how(run),
         _honest(run),
     ]
+    path = Path(run_dir) / "report.html" if out is None else Path(out)
+    return write_page(path, _title(run), sections)
+
+
+def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
+    """Write HTML sections as one self-contained page in the house's style; returns its path."""
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     for slot, content in {
-        "title": escape(_title(run)),
+        "title": escape(title),
         "style": (_HERE / "page.css").read_text(encoding="utf-8"),
         "script": (_HERE / "page.js").read_text(encoding="utf-8"),
         "braid": charts.braid(),
         "body": "\n".join(sections),
     }.items():
         page = page.replace(f"<!--{slot}-->", content)
-    path = Path(run_dir) / "report.html" if out is None else Path(out)
     partial = path.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
     return partial.replace(path)
@@ -71,7 +76,8 @@ def _title(run: RunFiles) -> str:
     return "Words find pictures" if run.summary else f"Run {run.directory.name}"
 
 
-def _section(title: str, lead: str, body: str, name: str) -> str:
+def section(title: str, lead: str, body: str, name: str) -> str:
+    """A heading, what it is about and its content, as HTML."""
     intro = f'<p class="lead">{lead}</p>' if lead else ""
     return f'<section id="{name}"><h2>{title}</h2>{intro}{body}</section>'
 
@@ -129,7 +135,7 @@ def _sounds(run: RunFiles) -> str:
         f"Press play. One held-out note of each of the {len(examples)} sounding things, chosen by its place in the "
         "list and not by its result, with the five nearest pictures, nearest first."
     )
-    return _section(
+    return section(
         "This sound found these pictures", lead, f'{sheets.legend(["right"])}<div class="cards">{cards}</div>', "sounds"
     )
 
@@ -147,7 +153,7 @@ def _fused(run: RunFiles) -> str:
         "Evenly spaced over all queries, failures included."
     )
     body = f'{sheets.legend(["right", "half"])}<div class="cards">{cards}</div>'
-    return _section("A sound and a word in one query", lead, body, "fused")
+    return section("A sound and a word in one query", lead, body, "fused")
 
 
 def _numbers(run: RunFiles) -> str:
@@ -163,7 +169,7 @@ def _numbers(run: RunFiles) -> str:
     if found:
         listing = tables.class_bars(found["units"], run.names(), found["chance"])
         body += f"<h3>First answer right, sound by sound (first seed, %)</h3>{listing}"
-    return _section("The numbers", lead, body, "numbers")
+    return section("The numbers", lead, body, "numbers")
 
 
 def _curves(run: RunFiles) -> str:
@@ -183,7 +189,7 @@ def _curves(run: RunFiles) -> str:
             f"<figure class='panel'><figcaption><b>{escape(stage)}</b> {' · '.join(notes)}</figcaption>"
             f"{charts.line_chart(lines, 'steps')}</figure>"
         )
-    return _section("How it learnt", "", f'<div class="panels">{"".join(figures)}</div>', "curves") if figures else ""
+    return section("How it learnt", "", f'<div class="panels">{"".join(figures)}</div>', "curves") if figures else ""
 
 
 def _space(run: RunFiles) -> str:
@@ -212,7 +218,7 @@ def _space(run: RunFiles) -> str:
         f'<th scope="col">different things</th></tr></thead><tbody>{cosines}</tbody></table>'
     )
     picture = charts.space_map(measured["points"], labels, run.names())
-    return _section(
+    return section(
         "One space", lead, f'<div class="space"><div class="panel">{legend}{picture}</div>{table}</div>', "space"
     )
 
@@ -240,7 +246,7 @@ def _how(run: RunFiles) -> str:
         facts.append(("machine", escape(f"{hardware['processor']}, {hardware['cores']} cores")))
     facts += [(escape(name), escape(str(value))) for name, value in run.log.get("notes", {}).items()]
     lead = "These commands, and nothing else, made everything on this page."
-    return _section("What ran", lead, tables.commands_list(commands) + tables.card(facts), "commands")
+    return section("What ran", lead, tables.commands_list(commands) + tables.card(facts), "commands")
 
 
 def _honest(run: RunFiles) -> str:
@@ -249,7 +255,7 @@ def _honest(run: RunFiles) -> str:
         return ""
     listing = tables.card([(escape(name), escape(words)) for name, words in facts])
     words = _HONEST.replace("<!--exceptions-->", _exceptions(run.familiar_styles())) if run.is_shipped else ""
-    return _section(
+    return section(
         "What the data is, and what this does not show", "", f'<div class="prose">{words}</div>{listing}', "data"
     )
 

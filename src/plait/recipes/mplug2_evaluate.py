@@ -1,0 +1,158 @@
+"""The held-out examples of the mPLUG-2 study, and every arm and baseline on them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from plait.data.drawn_tasks import KINDS, MOTIONS, Example
+from plait.models.mplug2.loading import from_directory
+from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.processor import MPlug2Processor
+from plait.recipes import mplug2_measures as measures
+from plait.recipes import mplug2_small as small
+from plait.recipes.mplug2_batches import collate_classes
+from plait.recipes.mplug2_measures import Row
+
+OURS, SHUFFLED, ONE_FRAME = "mPLUG-2", "shuffled labels", "one frame"
+COUNT = 400
+NUM_SHOWN = 2
+
+
+@cache
+def held_out(task: str) -> tuple[Example, ...]:
+    """Examples of a task on drawings of the held-out style."""
+    return tuple(small.drawings().examples(task, "test", COUNT, seed=7))
+
+
+def opened(home: Path, task: str | None) -> tuple[nn.Module, MPlug2Processor]:
+    """Model and processor of a run."""
+    path = home / "model"
+    model = small.load(path, "answer") if task == "answer" else from_directory(path)
+    return model.eval(), MPlug2Processor.from_pretrained(path)
+
+
+def answers(home: Path) -> list[Row]:
+    """Captions and questions: the trained model, the controls and what language alone gives."""
+    model, processor = opened(home / "answering", "answer")
+    shuffled, _ = opened(home / "answering-shuffled", "answer")
+    one_frame, _ = opened(home / "answering-one-frame", "answer")
+    rows = []
+    for task in ("caption", *small.STILL_TASKS, *small.CLIP_TASKS):
+        examples = held_out(task)
+        chance = 1 / len(examples[0].choices) if examples[0].choices else None
+
+        def hits(texts: list[str], examples: tuple[Example, ...] = examples) -> tuple[float, ...]:
+            return tuple(measures.same(t, e, processor) for t, e in zip(texts, examples, strict=True))
+
+        rows.append(Row(task, OURS, hits(measures.written(model, processor, examples)), chance))
+        rows.append(Row(task, "language only", measures.language_only(small.drawings(), task, examples), chance))
+        rows.append(
+            Row(task, "picture removed", hits(measures.written(model, processor, examples, blank=True)), chance)
+        )
+        if task in small.CLIP_TASKS:
+            single = measures.written(one_frame, processor, examples, single_frame=True)
+            rows.append(Row(task, ONE_FRAME, hits(single), chance))
+        rows.append(Row(task, SHUFFLED, hits(measures.written(shuffled, processor, examples)), chance))
+    return rows
+
+
+def reading(home: Path) -> list[Row]:
+    """Feelings of movie snippets: the text layers against tf-idf."""
+    test, training = small.snippets("test"), small.snippets("train")
+    labels = [small.FEELINGS.index(s.label or "") for s in test]
+    rows = []
+    for arm, name in ((OURS, "text"), (SHUFFLED, "text-shuffled")):
+        model, processor = opened(home / name, None)
+        starts = range(0, len(test), measures.BATCH)
+        inputs = [
+            processor.tokenize([s.text or "" for s in test[i : i + measures.BATCH]], truncation=True) for i in starts
+        ]
+        numbers = [labels[i : i + measures.BATCH] for i in starts]
+        rows.append(Row("text: feeling", arm, measures.classified(model, inputs, numbers), 0.5))
+    known, asked = ([(s.text or "", small.FEELINGS.index(s.label or "")) for s in part] for part in (training, test))
+    rows.insert(1, Row("text: feeling", "tf-idf", measures.tf_idf(known, asked), 0.5))
+    most = measures.majority([s.label or "" for s in test], [s.label or "" for s in training])
+    rows.insert(1, Row("text: feeling", "majority", most, 0.5))
+    return rows
+
+
+def seeing(home: Path, name: str, task: str) -> list[Row]:
+    """Classification with a head: pictures by kind, clips by motion."""
+    labels = tuple(KINDS.values()) if task == "kind" else tuple(MOTIONS)
+    examples = held_out(task)
+    arms = {OURS: name, ONE_FRAME: f"{name}-one-frame", SHUFFLED: f"{name}-shuffled"}
+    title, chance, rows = f"{name}: {task}", 1 / len(labels), []
+    for arm, folder in arms.items():
+        if not (home / folder).exists():
+            continue
+        model, processor = opened(home / folder, None)
+        inputs, numbers = [], []
+        for start in range(0, len(examples), measures.BATCH):
+            some = list(examples[start : start + measures.BATCH])
+            batch = collate_classes(processor, labels, 0.0, arm == ONE_FRAME, False, some, np.random.default_rng(start))
+            numbers.append(batch.pop("labels").tolist())
+            inputs.append(batch)
+        rows.append(Row(title, arm, measures.classified(model, inputs, numbers), chance))
+    training = [e.answer for e in small.drawings().examples(task, "train", measures.PRIOR_EXAMPLES, seed=1)]
+    rows.insert(1, Row(title, "majority", measures.majority([e.answer for e in examples], training), chance))
+    return rows
+
+
+def zero_shot(model_dir: Path) -> list[Row]:
+    """Composed clips and pictures against names, by the network that only ever saw pictures with names."""
+    model = from_directory(model_dir, model_class=MPlug2ForPreTraining).eval()
+    processor = MPlug2Processor.from_pretrained(model_dir)
+    stills, clips = gallery()
+    rows = []
+    for title, examples in (("pictures", stills), ("clips", clips)):
+        names = [name for name, _ in examples]
+        found = measures.zero_shot(model, processor, [e for _, e in examples], names)
+        chances = {"name_r1": 1 / len(names), "clip_r1": 1 / len(names), "kind": 1 / len(KINDS)}
+        about = {"name_r1": f"{title} -> names", "clip_r1": f"names -> {title}", "kind": f"{title}: kind"}
+        rows += [Row(about[key], "zero-shot", hits, chances[key]) for key, hits in found.items()]
+    return rows
+
+
+@cache
+def gallery() -> tuple[list[tuple[str, Example]], list[tuple[str, Example]]]:
+    """One held-out drawing of every thing, and a clip in which it moves, each with its name; answers are kinds."""
+    drawings = small.drawings()
+    stills, clips = [], []
+    for number in drawings.numbers("test"):
+        row = drawings.rows[number]
+        kind = KINDS[row.meta["group"]]
+        still = np.asarray(drawings.pictures[number])[None]
+        stills.append((row.text or "", Example("kind", still, "", kind)))
+        moving = drawings.moving(number, np.random.default_rng(number))
+        clips.append((row.text or "", Example("kind", moving.frames, "", kind)))
+    return stills, clips
+
+
+def gap(model_dir: Path) -> dict[str, float]:
+    """Gap between held-out drawings and their names."""
+    model = from_directory(model_dir, model_class=MPlug2ForPreTraining).eval()
+    processor = MPlug2Processor.from_pretrained(model_dir)
+    stills, _ = gallery()
+    return measures.gap(model, processor, [example for _, example in stills], [name for name, _ in stills])
+
+
+def shown(home: Path) -> list[dict[str, Any]]:
+    """Some held-out examples of every task with what was written and where the decoder looked, for the report."""
+    model, processor = opened(home / "answering", "answer")
+    found = []
+    for task in ("caption", *small.STILL_TASKS, *small.CLIP_TASKS):
+        examples = held_out(task)[:NUM_SHOWN]
+        for example, text in zip(examples, measures.written(model, processor, examples), strict=True):
+            look = measures.looked_at(model, processor, example, text or example.answer)
+            found.append(
+                {
+                    "task": task, "question": example.question, "answer": example.answer, "written": text,
+                    "frames": example.frames.tolist(), "look": look.round(5).tolist(),
+                }
+            )  # fmt: skip
+    return found
