@@ -74,7 +74,7 @@ def from_official(
     state = official_names(checkpoint.state)
     shapes = {key: tuple(state[key].shape) for key in state}
     settings = checkpoint.config if official_config is None else official_config
-    changes, image_size = dict(changes), changes.pop("image_size", None)
+    image_size = changes.pop("image_size", None)
     config = MPlug2Config.from_official(settings, shapes)
     if "prefix_ids" in state:
         config.grounding_start_id = int(state["prefix_ids"].flatten()[0])
@@ -105,7 +105,7 @@ def from_directory(
     """
     config = MPlug2Config.from_pretrained(path)
     stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
-    changes, image_size = dict(changes), changes.pop("image_size", None)
+    image_size = changes.pop("image_size", None)
     if model_class not in (None, stored) or task is not None:
         changes = {"task": task} | changes  # another class does not have the task of the one that wrote the directory
     config = changed(config, changes, image_size, branch)
