@@ -12,10 +12,20 @@ from PIL import Image
 from plait.errors import UsageError
 from plait.evaluation.emergent import evaluate_emergent
 from plait.recipes import quickstart as module
+from plait.recipes import quickstart_first as first
 from plait.recipes.quickstart import quickstart
 from plait.recipes.quickstart_steps import INTERRUPTED
 
 from .planted import Planted, write_data
+
+FIRST = ["index", "search", "search"]
+"""What runs before anything trains: a search by word and one by sound."""
+
+
+@pytest.fixture(autouse=True)
+def planted_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first, "WORD", "thing 2")
+    monkeypatch.setattr(first, "SOUND", "thing-2")
 
 
 class Commands:
@@ -45,7 +55,7 @@ class Commands:
             data = argv[argv.index("--data") + 1]
             evaluate_emergent(Planted(noise), data, gallery=out / "gallery").save(out)
         elif argv[:2] == ("index", "add"):
-            Path(argv[2]).mkdir()
+            Path(argv[2]).mkdir(parents=True)
         return 0
 
     def names(self) -> list[str]:
@@ -65,7 +75,7 @@ def test_the_steps_run_in_order_and_each_is_printed_first(
 ) -> None:
     assert quickstart(out=tmp_path / "demo", k=5) == 0
     stages = ["one_peace.stage1", "one_peace.stage2"]
-    assert commands.names() == ["data", "data", *stages, "eval", "info", "index", "search", "search"]
+    assert commands.names() == ["data", *FIRST, "data", *stages, "eval", "info", "index", "search", "search"]
     printed = capsys.readouterr().out
     assert "k = 5" in printed
     for argv in commands.ran:
@@ -83,7 +93,7 @@ def test_a_second_run_keeps_everything_and_searches_again(tmp_path: Path, comman
     before = json.loads((tmp_path / "demo" / "summary.json").read_text())["metrics"]
     commands.ran.clear()
     assert quickstart(out=tmp_path / "demo") == 0
-    assert commands.names() == ["search", "search"]
+    assert commands.names() == ["search", "search", "search", "search"]  # the first ones, and those with its own model
     assert json.loads((tmp_path / "demo" / "summary.json").read_text())["metrics"] == before
 
 
@@ -124,7 +134,7 @@ def test_an_interrupted_run_says_how_to_continue_and_does(
     commands.before = lambda argv: 0
     commands.ran.clear()
     assert quickstart(out=tmp_path / "demo") == 0
-    assert commands.names()[0] == "one_peace.stage2"
+    assert commands.names()[2:3] == ["one_peace.stage2"]  # after the two first searches
 
 
 def test_a_lost_model_is_made_again_with_all_that_depends_on_it(tmp_path: Path, commands: Commands) -> None:
@@ -132,7 +142,7 @@ def test_a_lost_model_is_made_again_with_all_that_depends_on_it(tmp_path: Path, 
     (tmp_path / "demo" / "seed-0" / "stage1" / "model").rmdir()
     commands.ran.clear()
     assert quickstart(out=tmp_path / "demo") == 0
-    assert commands.names()[:5] == ["one_peace.stage1", "one_peace.stage2", "eval", "info", "index"]
+    assert commands.names()[2:7] == ["one_peace.stage1", "one_peace.stage2", "eval", "info", "index"]
 
 
 def test_other_settings_do_not_mix_with_an_old_run(tmp_path: Path, commands: Commands) -> None:
@@ -145,10 +155,20 @@ def test_without_sounds_stage_two_is_left_out_aloud(
     tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands.sounds = False
-    (tmp_path / "mine").mkdir()
+    write_data(tmp_path / "mine")
     assert quickstart(tmp_path / "mine", out=tmp_path / "run") == 0
-    assert commands.names() == ["data", "data", "one_peace.stage1", "eval", "info", "index", "search"]
-    assert commands.ran[0][:3] == ("data", "from-folder", str(tmp_path / "mine"))
+    assert commands.names() == [
+        "index",
+        "search",
+        "data",
+        "data",
+        "one_peace.stage1",
+        "eval",
+        "info",
+        "index",
+        "search",
+    ]
+    assert commands.ran[2][:3] == ("data", "from-folder", str(tmp_path / "mine"))
     assert "stage 2 and everything that listens are left out" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bars"] == {}
@@ -185,3 +205,46 @@ def test_for_real_on_a_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.Mo
     assert Path("runs/mine/report.html").is_file()
     assert Path("runs/mine/search-word.html").is_file()
     assert Path("runs/mine/seed-0/stage1/model/config.json").is_file()
+
+
+def test_the_first_hit_is_real_and_comes_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the shipped data, with the shipped model: the word and the sound find their held-out drawings."""
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(first, "WORD", "trumpet")
+    monkeypatch.setattr(first, "SOUND", "bird")
+
+    def stop(argv: Sequence[str]) -> int:
+        if argv[:2] == ("data", "check"):
+            raise KeyboardInterrupt
+        return invoke(argv)
+
+    invoke = module.invoke
+    monkeypatch.setattr(module, "invoke", stop)
+    monkeypatch.chdir(tmp_path)
+    assert quickstart() == INTERRUPTED
+    printed = capsys.readouterr().out
+    best = [line for line in printed.splitlines() if line.startswith("1  ")]
+    assert len(best) == 2
+    assert "noto-v1/trumpet.webp" in best[0]
+    assert "noto-v1/bird.webp" in best[1]
+    assert "held out of its training" in printed
+    assert Path("runs/demo/first-1.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"), [("nothing", "no such folder"), ("empty", "got none"), ("file", "a file")]
+)
+def test_a_folder_that_holds_nothing_is_one_line_before_anything_runs(
+    made: str, message: str, tmp_path: Path, commands: Commands
+) -> None:
+    folder = tmp_path / "mine"
+    if made == "file":
+        folder.write_text("x")
+    elif made == "empty":
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "notes.txt").write_text("milk")
+    with pytest.raises(UsageError, match=message):
+        quickstart(folder, out=tmp_path / "run")
+    assert commands.ran == []

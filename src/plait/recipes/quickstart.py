@@ -1,6 +1,6 @@
 """`plait quickstart`: everything once, with public commands only, each printed before it runs.
 
-    data -> check -> stage 1 -> stage 2 -> evaluate -> info -> index -> search -> summary.json, report.html
+    data -> first search -> check -> stage 1 -> stage 2 -> evaluate -> info -> index -> search -> summary and report
 
 Every step is kept: a second run reuses what exists, and an interrupted run continues where it stopped.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from plait.errors import UsageError
+from plait.recipes.quickstart_first import caveat, first_steps
 from plait.recipes.quickstart_steps import INTERRUPTED, Plan, Settings, Step, plan_of, searches
 
 COMMAND = "plait.cli:command"
@@ -35,12 +36,12 @@ def quickstart(
     stage1: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 1")] = None,
     stage2: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 2")] = None,
 ) -> int:
-    """Train a small model on the shipped data (or a folder), measure it, search with it, and write a report."""
+    """Search at once with the shipped model, then train one on the shipped data (or a folder), measure it, report."""
     out = out or Path("runs") / ("demo" if folder is None else folder.resolve().name)
     settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()))
     log = Log(out / "quickstart.json", settings.to_json())
     again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
-    print(f"Plait quickstart: a small ONE-PEACE from random weights, in {out}")
+    print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
     print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
     try:
         finished = _run(settings, seeds, log)
@@ -55,8 +56,10 @@ def quickstart(
 def _run(settings: Settings, seeds: int, log: Log) -> bool:
     """All steps, the summary, searches and the report. False when a signal stopped a step."""
     changed: set[str] = set()
+    if not _first_hit(settings, log, changed):
+        return False
     for step in settings.data_steps():
-        if not _take(step, log, changed):
+        if step.name not in changed and not _take(step, log, changed):
             return False
     plan = plan_of(settings, seeds)
     if not plan.has_sounds:
@@ -69,6 +72,20 @@ def _run(settings: Settings, seeds: int, log: Log) -> bool:
         _take(step, log, changed)
     _report(settings, plan, log)
     _closing(settings, summary)
+    return True
+
+
+def _first_hit(settings: Settings, log: Log, changed: set[str]) -> bool:
+    """Search with the model that ships, before anything trains. False when a signal stopped it."""
+    start = time.monotonic()
+    ready = settings.data_steps()[:1] if settings.folder is None else []  # a folder is searched as it lies there
+    if not all(_take(step, log, changed) for step in ready):
+        return False
+    for step in first_steps(settings):
+        if not _take(step, log, changed):
+            return False
+    print(f"\n{caveat(settings.folder is None)}")
+    print(f"({time.monotonic() - start:.0f} s so far; the model of your own is trained now)")
     return True
 
 
