@@ -75,7 +75,8 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"expected \d+ bytes in .*optimizer-00000-of-00001.safetensors, got .*; remove .*step-00000004"):
+    said = r"expected \d+ bytes in .*optimizer-00000-of-00001.safetensors, got .*; remove .*step-00000004"
+    with pytest.raises(ValueError, match=said):
         store.latest()
 
 

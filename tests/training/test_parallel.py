@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,34 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from plait.training.logging import read_metrics
 from plait.training.parallel import current_world, gather_rows, map_tensors, process_group
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+from plait.training.pieces import Pieces
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Two processes with the environment that torchrun sets; what each of them saw."""
-    run_dir, port = tmp_path_factory.mktemp("world"), free_port()
-    script = Path(__file__).with_name("tiny_run.py")
-    processes = []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{name: str(value) for name, value in place.items()}, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), str(run_dir), "world"]
-        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=120)
-        finally:
-            process.kill()
-        assert process.returncode == 0, errors
+def launched(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """One torchrun launch of two processes; what each of them saw."""
+    run_dir = tmp_path_factory.mktemp("world")
+    stage = tiny.pair_stage(tiny.still(tiny.pair_loss), after_step=(tiny.stops_at(4),))
+    tiny.run(run_dir / "one-to-two", tiny.build_deep(), stages=[stage])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(Path(__file__).with_name("tiny_run.py")), str(run_dir), "world"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
     return run_dir, [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -69,6 +58,64 @@ def test_two_processes_equal_one_with_the_whole_batch(
 def test_ranks_with_different_modalities_go_on_and_stop_together(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [seen["lonely"] for seen in launched[1]] == [[5, 15], [5, 15]]  # rank 1 alone was sent SIGTERM
     assert len(read_metrics(launched[0] / "lonely" / "metrics.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "stages"),
+    [
+        ("fsdp-pairs", "pair_loss", [{}]),
+        ("fsdp-accumulated", "mixed_loss", [{}]),
+        ("fsdp-mixed", "mixed_loss", [{}]),
+        ("ddp-mixed", "mixed_loss", [{}]),
+        ("fsdp-frozen", "pair_loss", [{}, {"trainable": ("audio.*", "layers.*.audio.*", "scale")}]),
+        ("two-to-one", "pair_loss", [{}]),
+        ("one-to-two", "pair_loss", [{}]),
+    ],
+)
+def test_two_processes_equal_one_in_any_way_of_sharing(
+    tiny: ModuleType,
+    launched: tuple[Path, list[dict[str, Any]]],
+    tmp_path: Path,
+    name: str,
+    loss: str,
+    stages: list[dict[str, Any]],
+) -> None:
+    """Sharded or not, with other modalities in every process, and from a checkpoint that another world wrote."""
+    model, objective = tiny.build_deep(), tiny.still(getattr(tiny, loss))
+    tiny.run(tmp_path, model, stages=[tiny.pair_stage(objective, **changes) for changes in stages])
+    weights = launched[1][0][name]
+    if name == "two-to-one":
+        resumed = tiny.build_deep()
+        tiny.run(launched[0] / name, resumed, stages=[tiny.pair_stage(objective)])
+        weights = {key: value.tolist() for key, value in resumed.state_dict().items()}
+    together, alone = (read_metrics(path / "metrics.jsonl") for path in (launched[0] / name, tmp_path))
+    assert [row["loss"] for row in together] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
+    norms = [[row["gradient_norm"] for row in rows] for rows in (together, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(torch.tensor(weights[key]), value, atol=1e-6, rtol=1e-4)
+
+
+def test_a_sharded_checkpoint_has_a_file_per_process(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+    names = {path.name for path in (launched[0] / "fsdp-pairs" / "checkpoints" / "step-00000004").iterdir()}
+    assert {f"{kind}-0000{r}-of-00002.safetensors" for kind in ("model", "optimizer") for r in (0, 1)} <= names
+    counts = []
+    for name in ("fsdp-pairs", "one-to-two"):
+        with Pieces(launched[0] / name / "checkpoints" / "step-00000004", "model") as pieces:
+            counts.append({key: tuple(pieces.read(key).shape) for key in pieces.shapes})
+        stored = [load_file(path) for path in (launched[0] / name).glob("checkpoints/step-00000004/model-*")]
+        counts.append(sum(value.numel() for file in stored for value in file.values()))
+    assert counts[:2] == counts[2:]  # parts of the whole, none stored twice
+
+
+def test_one_peace_goes_on_when_one_process_has_text_and_the_other_images(
+    tiny: ModuleType, launched: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    tiny.run(tmp_path, tiny.one_peace(), stages=[tiny.pair_stage(tiny.text_or_image_loss, steps=3)])
+    alone = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    for name in ("one-peace-fsdp", "one-peace-ddp"):
+        together = [row["loss"] for row in read_metrics(launched[0] / name / "metrics.jsonl")]
+        assert together == pytest.approx(alone, rel=1e-4), name
 
 
 def test_one_process_is_a_world_of_its_own() -> None:

@@ -26,7 +26,8 @@ from plait.objectives.contrastive import contrastive_loss
 from plait.training import checkpoint
 from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
-from plait.training.parallel import current_world, gather_rows, process_group
+from plait.training.parallel import chunk_of, current_world, gather_rows, process_group
+from plait.training.sharding import gathered_state
 from plait.training.stages import Options, Stage
 
 NUM_SAMPLES = 20
@@ -54,6 +55,42 @@ class Net(nn.Module):
     def embed(self, x: Tensor, tower: str) -> Tensor:
         """x: (batch, 4) -> unit vectors (batch, 3) of the tower `image` or `audio`."""
         return F.normalize(getattr(self, tower)(torch.tanh(self.shared(x))), dim=-1)
+
+
+class Layer(nn.Module):
+    """A residual layer with weights of its own for each tower."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleDict({tower: nn.Linear(6, 6) for tower in ("image", "audio")})
+
+    def forward(self, x: Tensor, tower: str) -> Tensor:
+        """x: (batch, 6) -> (batch, 6)."""
+        return x + torch.tanh(self.ways[tower](x))
+
+
+class DeepNet(Net):
+    """The towers over shared layers, and a single number that no process can cut."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+        self.scale = nn.Parameter(torch.tensor(5.0))
+        self.register_buffer("shift", torch.linspace(0, 1, 6), persistent=False)
+
+    def embed(self, x: Tensor, tower: str) -> Tensor:
+        """x: (batch, 4) -> unit vectors (batch, 3)."""
+        x = torch.tanh(self.shared(x)) + self.get_buffer("shift")
+        for layer in self.layers:
+            x = layer(x, tower)
+        return F.normalize(getattr(self, tower)(x), dim=-1)
+
+
+def build_deep() -> DeepNet:
+    """The deep model: with its values in the first process, with shapes alone elsewhere."""
+    torch.manual_seed(0)
+    with torch.device("cpu" if current_world().is_main else "meta"):
+        return DeepNet()
 
 
 def build(dropout: float = 0.2) -> Net:
@@ -129,8 +166,53 @@ def pair_loss(model: nn.Module, batch: Any, step: int, generator: torch.Generato
     a, b = model.embed(batch["x"], "image"), model.embed(batch["y"], "audio")
     a_all, offset = gather_rows(a)
     b_all, _ = gather_rows(b)
-    loss = contrastive_loss(a, b, 5.0, a_all=a_all, b_all=b_all, offset=offset).loss
+    scale = model.scale if isinstance(model, DeepNet) else 5.0
+    loss = contrastive_loss(a, b, scale, a_all=a_all, b_all=b_all, offset=offset, chunk_size=chunk_of(len(a))).loss
     return loss, {"offset": offset}
+
+
+def mixed_loss(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+    """The first half of the global batch has pictures alone, the second sounds alone."""
+    assert isinstance(model, Net)
+    half = len(batch["x"]) * current_world().size // 2
+    towers = ("image", "audio") if half < len(batch["x"]) else (("image", "audio")[current_world().rank],)
+    parts = [model.embed(x, t)[:, 0].square().mean() for x, t in zip(batch["x"].split(half), towers, strict=True)]
+    return torch.stack(parts).mean(), {}
+
+
+def one_peace() -> nn.Module:
+    """A ONE-PEACE of three modalities whose layers count in thousands of numbers."""
+    from plait.models.one_peace.config import OnePeaceConfig
+    from plait.models.one_peace.model import OnePeaceModel
+
+    torch.manual_seed(0)
+    sizes = {"dim": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 16, "vocab_size": 30, "layer_scale": 0.5}
+    return OnePeaceModel(OnePeaceConfig.preset("nano", **sizes, audio_position_groups=4))
+
+
+def text_or_image_loss(
+    model: nn.Module, batch: Any, step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Any]]:
+    """Process 0 has text alone, process 1 images alone; one process has both."""
+    world = current_world()
+    drawing = torch.Generator().manual_seed(step)
+    ids, pixels = torch.randint(3, 30, (2, 5), generator=drawing), torch.randn(2, 3, 64, 64, generator=drawing)
+    parts = []
+    if world.rank == 0:
+        parts.append(model.get_text_features(ids)[:, 0].mean())
+    if world.rank == world.size - 1:
+        parts.append(model.get_image_features(pixels)[:, 0].mean())
+    return torch.stack(parts).mean(), {}
+
+
+def stops_at(count: int) -> Any:
+    """An after_step that asks for a stop when `count` steps are done."""
+
+    def stop(model: nn.Module, step: int) -> None:
+        if step + 1 == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
 
 
 def lonely_loss(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
@@ -142,17 +224,21 @@ def lonely_loss(model: nn.Module, batch: Any, step: int, generator: torch.Genera
     return model.embed(batch["x"], ("image", "audio")[rank])[:, 0].mean(), {}
 
 
-def pair_stage(objective: Any, accumulation: int = 1) -> Stage:
-    """Eight steps of a global batch of 8."""
+def pair_stage(objective: Any, accumulation: int = 1, steps: int = 8, **changes: Any) -> Stage:
+    """Steps of a global batch of 8."""
     return Stage(
         name="pairs",
-        steps=8,
+        steps=steps,
         batch_size=8,
         accumulation=accumulation,
         objective=objective,
         batches=lambda: Shuffled(points(), lambda samples, _: collate(samples, np.random.default_rng(0))),
         peak_lr=1e-2,
+        **changes,
     )
+
+
+FSDP = Options(checkpoint_steps=4, progress=False, parallel="fsdp")
 
 
 def world(run_dir: Path) -> None:
@@ -169,8 +255,33 @@ def world(run_dir: Path) -> None:
         run(run_dir / "pairs", model, stages=[pair_stage(still(pair_loss))])
         seen["weights"] = {name: value.tolist() for name, value in model.state_dict().items()}
         result = run(run_dir / "lonely", stages=[pair_stage(lonely_loss)])
+        seen |= sharded(run_dir)
         seen["lonely"] = [result.steps, result.interrupted]
     (run_dir / f"rank{here.rank}.json").write_text(json.dumps(seen))
+
+
+def sharded(run_dir: Path) -> dict[str, Any]:
+    """FSDP2: pairs, other modalities in every process, frozen stages, and runs that other worlds begin or end."""
+    seen: dict[str, Any] = {}
+    pairs, mixed = still(pair_loss), still(mixed_loss)
+    for name, stages in {
+        "fsdp-pairs": [pair_stage(pairs)],
+        "fsdp-accumulated": [pair_stage(mixed, accumulation=2)],
+        "fsdp-mixed": [pair_stage(mixed)],
+        "fsdp-frozen": [pair_stage(pairs), pair_stage(pairs, trainable=("audio.*", "layers.*.audio.*", "scale"))],
+        "two-to-one": [pair_stage(pairs, after_step=(stops_at(4),))],
+        "one-to-two": [pair_stage(pairs)],
+    }.items():
+        model = build_deep()
+        run(run_dir / name, model, stages=stages, options=FSDP)
+        seen[name] = {key: value.tolist() for key, value in gathered_state(model, current_world()).items()}
+    for name, options in {"one-peace-fsdp": FSDP, "one-peace-ddp": Options(progress=False)}.items():
+        run(run_dir / name, one_peace(), stages=[pair_stage(text_or_image_loss, steps=3)], options=options)
+    torch.manual_seed(0)
+    model = DeepNet()
+    run(run_dir / "ddp-mixed", model, stages=[pair_stage(mixed)])
+    seen["ddp-mixed"] = {key: value.tolist() for key, value in model.state_dict().items()}
+    return seen
 
 
 def still(objective: Any) -> Any:

@@ -187,7 +187,7 @@ class _Run:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
-                for hook in (*([stage.objective.after] if now.momentum else []), *stage.after_step):
+                for hook in (*([now.momentum.after] if now.momentum else []), *stage.after_step):
                     hook(self.model, step)
                 self.position.step, self.position.total = step + 1, self.position.total + 1
                 self.unseen.append(_Done(self.position.total, rows, lr, values))

@@ -59,8 +59,7 @@ def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: to
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for group in reversed(groups_of(model).values()):
         fully_shard(group, mesh=mesh, ignored_params=whole)
-    root: nn.Module = fully_shard(module, mesh=mesh, ignored_params=whole)
-    assert isinstance(root, FSDPModule)
+    root = fully_shard(module, mesh=mesh, ignored_params=whole)
     root.set_reduce_scatter_unused_params(True)  # else processes with other modalities wait for one another
     _materialise(model, device, values)
 
