@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from plait.data.drawn_tasks import KINDS, MOTIONS, Example
+from plait.models.auto import load_processor
 from plait.models.mplug2.loading import from_directory
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
@@ -33,7 +34,7 @@ def opened(home: Path, task: str | None) -> tuple[nn.Module, MPlug2Processor]:
     """Model and processor of a run."""
     path = home / "model"
     model = small.load(path, "answer") if task == "answer" else from_directory(path)
-    return model.eval(), MPlug2Processor.from_pretrained(path)
+    return model.eval(), load_processor(path)
 
 
 def answers(home: Path) -> list[Row]:
@@ -106,7 +107,7 @@ def seeing(home: Path, name: str, task: str) -> list[Row]:
 def zero_shot(model_dir: Path) -> list[Row]:
     """Composed clips and pictures against names, by the network that only ever saw pictures with names."""
     model = from_directory(model_dir, model_class=MPlug2ForPreTraining).eval()
-    processor = MPlug2Processor.from_pretrained(model_dir)
+    processor = load_processor(model_dir)
     stills, clips = gallery()
     rows = []
     for title, examples in (("pictures", stills), ("clips", clips)):
@@ -136,7 +137,7 @@ def gallery() -> tuple[list[tuple[str, Example]], list[tuple[str, Example]]]:
 def gap(model_dir: Path) -> dict[str, float]:
     """Gap between held-out drawings and their names."""
     model = from_directory(model_dir, model_class=MPlug2ForPreTraining).eval()
-    processor = MPlug2Processor.from_pretrained(model_dir)
+    processor = load_processor(model_dir)
     stills, _ = gallery()
     return measures.gap(model, processor, [example for _, example in stills], [name for name, _ in stills])
 

@@ -17,6 +17,7 @@ from plait.data.drawn_tasks import KINDS, MOTIONS, Drawings
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords
+from plait.models.auto import load_processor
 from plait.models.mplug2.config import MPlug2Config, VisionConfig
 from plait.models.mplug2.instructions import TEMPLATES
 from plait.models.mplug2.loading import from_directory
@@ -109,7 +110,7 @@ def answering(
     init: Path, steps: int, *, batch_size: int = 32, lr: float = 7e-4, tasks: Sequence[str] = (), **options: Any
 ) -> Recipe:
     """Questions about pictures and clips, and captions, by one decoder; options of `batches.source_of`."""
-    made = MPlug2Processor.from_pretrained(init)
+    made = load_processor(init)
     stills = tuple(t for t in ("caption", *STILL_TASKS) if not tasks or t in tasks)
     clips = tuple(t for t in CLIP_TASKS if not tasks or t in tasks)
     alone = [(1, (task,)) for task in stills if task in ("caption", "name", "kind", "is_kind")]
@@ -131,7 +132,7 @@ def seeing(
     shuffle: bool = False,
 ) -> Recipe:
     """Classification of pictures (`kind`) or clips (`motion`) with a head."""
-    made = MPlug2Processor.from_pretrained(init)
+    made = load_processor(init)
     labels = tuple(KINDS.values()) if task == "kind" else tuple(MOTIONS)
     collate = partial(batches.collate_classes, made, labels, 0.7, single_frame, shuffle)
     source = partial(batches.FreshExamples, drawings(), [(1, (task,))], collate)
@@ -144,7 +145,7 @@ def seeing(
 
 def reading(init: Path, steps: int, *, batch_size: int = 64, lr: float = 7e-4, shuffle: bool = False) -> Recipe:
     """Whether a movie snippet is positive, read by the text layers and universal layers."""
-    made = MPlug2Processor.from_pretrained(init)
+    made = load_processor(init)
     collate = partial(batches.collate_texts, made, FEELINGS, shuffle)
     source = partial(Shuffled, snippets("train"), collate)
     stage = _stage("classification", supervised, source, steps, batch_size, lr)
