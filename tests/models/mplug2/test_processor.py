@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +84,12 @@ def test_what_it_does_not_know_is_refused(processor: MPlug2Processor) -> None:
         processor()
     with pytest.raises(ValueError, match="uint8"):
         processor(videos=torch.zeros(2, 4, 4, 3))
+
+
+def test_save_and_load_round_trip(processor: MPlug2Processor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    again = MPlug2Processor.from_pretrained(tmp_path)
+    assert (again.num_frames, again.video_resample, again.max_text_tokens, again.image_size) == (3, "nearest", 8, 6)
+    one, text = picture(), ["who runs"]
+    a, b = (p(images=one, text=text, videos=[one] * 2) for p in (processor, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -103,6 +103,27 @@ def test_boxes_come_as_corners() -> None:
     assert finder.ground(prepared(finder), ["a man"]) == [(0.25, 0.0, 0.75, 1.0)]
 
 
+def test_an_instructed_model_is_told_what_to_do() -> None:
+    class Instructed(Recorder):
+        config = SimpleNamespace(model_type="mplug2", id2label={}, instructions=True)
+
+    model = type("MPlug2ForConditionalGeneration", (Instructed,), {})()
+    words = ["describe", "the", "image", "video", "answer", "question", "about", "name", "what", "shows"]
+    told = MPlug2Skills(model, MPlug2Processor.build(4, [*VOCABULARY, *words], max_text_tokens=12))
+
+    def asked() -> str:
+        return told.processor.tokenizer.decode(model.asked["input_ids"][0], skip_special_tokens=True)
+
+    told.caption("image", prepared(told), {})
+    assert asked() == "describe the image"
+    told.answer("image", prepared(told), ["who runs"], {})
+    assert asked() == "answer the question about the image who runs"
+    told.classify("image", prepared(told), ["man", "a man"])
+    assert asked() == "name what the image shows"
+    with pytest.raises(ValueError, match="at most 12 tokens"):
+        told.check_text("who is a man a man")
+
+
 def test_long_texts_and_other_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 6 tokens"):
         skills("MPlug2ForConditionalGeneration").check_text("who is a man a man")

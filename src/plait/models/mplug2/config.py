@@ -53,6 +53,8 @@ class MPlug2Config(PreTrainedConfig):
     num_decoder_layers, max_positions, vocab_size, num_types: decoder and embeddings;
     projection_dim, temperature_init, queue_size: the contrastive objective; queue_size 0 for no queues;
     momentum: of the teacher; distill: whether a generative model has one;
+    instructions: whether the model was trained to be told what to do (`models.mplug2.instructions`): then captions are
+        asked for, and questions framed, as they were in training;
     num_images: pictures per sample of a sequence classifier (2 as in NLVR2);
     grounding_bins, grounding_start_id: coordinate tokens are the `bins + 1` ids behind the start id;
     init_std: of fresh weights; official: repeat the quirks and bugs of the released code.
@@ -92,6 +94,7 @@ class MPlug2Config(PreTrainedConfig):
     queue_size: int = 0
     momentum: float = 0.995
     distill: bool = False
+    instructions: bool = False
     num_images: int = 1
     grounding_bins: int = 336
     grounding_start_id: int = 344

@@ -11,6 +11,7 @@ mPLUG-2 was released: this follows its paper (arXiv 2302.00402), section 3.4, an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from plait.models.mplug2.alignment import Gather, MPlug2AlignedModel, Pairs
 from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.objectives.captioning import next_token_loss
 from plait.objectives.masked import masked_lm_loss
 
@@ -47,6 +49,15 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
         self.post_init()
+
+    def writer(self) -> MPlug2ForConditionalGeneration:
+        """The same network, shared and not copied, as the class that captions and answers."""
+        config = copy.deepcopy(self.config)
+        config.task, config.distill = None, False
+        with torch.device("meta"):
+            other = MPlug2ForConditionalGeneration(config)
+        other.model = self.model
+        return other.eval()
 
     def forward(
         self,

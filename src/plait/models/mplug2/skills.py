@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from plait.models.mplug2.instructions import Medium, instruct
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.objectives.grounding import corners
 
@@ -32,8 +33,12 @@ OFFERS = {
     "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"})),
     "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"})),
     "MPlug2ForGrounding": Offer(frozenset({"ground"}), frozenset({"image"})),
+    "MPlug2ForPreTraining": Offer(frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})),
 }
-"""Class of the model -> its offer. A pretraining directory is loaded as one of them."""
+"""Class of the model -> its offer."""
+
+COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
+"""Classes that choose among labels by similarity."""
 
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -46,7 +51,8 @@ class MPlug2Skills:
     max_length=])` -> ids (batch, length); `rank_answers(answer_ids=, answer_mask=, ...the same)` -> `RankedAnswers`;
     `ground(pixel_values=, input_ids=, attention_mask=)` -> boxes (batch, 4) as (cx, cy, w, h); a forward with `.logits`
     and `config.id2label`; `get_image_features`, `get_video_features`, `get_text_features` and `temperature()`.
-    Raises ValueError for a class without an offer.
+    A model with `config.instructions` is told what to do as in its training. Raises ValueError for a class without an
+    offer.
     """
 
     def __init__(self, model: Any, processor: MPlug2Processor) -> None:
@@ -56,6 +62,8 @@ class MPlug2Skills:
                 f"expected one of {', '.join(OFFERS)}, got {self.name}; load the directory as one of these classes"
             )
         self.model, self.processor = model, processor
+        self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
+        self.instructed = bool(getattr(model.config, "instructions", False))
         self.tasks, self.kinds = OFFERS[self.name]
         self.num_frames = processor.num_frames
         has_head = self.name.endswith("Classification")
@@ -69,25 +77,27 @@ class MPlug2Skills:
 
     def check_text(self, text: str) -> None:
         """Raise ValueError for a text over the processor's limit."""
-        self.processor.tokenize([text])
+        self.processor.tokenize(self._asked("video", [text]) if text.strip() else [text])
 
     def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
-        """Beam search from the media alone."""
-        ids = self.model.generate(**self._pixels(kind, prepared), **options)
+        """Beam search from the media alone, or from them and the instruction to describe them."""
+        asked = self._tokens([instruct("caption", _medium(kind))] * len(prepared)) if self.instructed else {}
+        ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
 
     def answer(
         self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], options: Mapping[str, Any]
     ) -> list[str]:
         """Beam search from media and question."""
-        ids = self.model.generate(**self._pixels(kind, prepared), **self._tokens(questions), **options)
+        asked = self._tokens(self._asked(kind, questions))
+        ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
 
     def rank(
         self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
     ) -> list[list[tuple[str, float]]]:
         """Every answer by its likelihood."""
-        return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(questions))
+        return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(self._asked(kind, questions)))
 
     def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
         """Boxes as shares of width and height."""
@@ -105,8 +115,9 @@ class MPlug2Skills:
             return _best_first(self.model(**inputs).logits.float().softmax(-1), self.labels)
         if labels is None:
             raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
-        if self.name != "MPlug2ForRetrieval":
-            return self._ranked(labels, **self._pixels(kind, prepared))
+        if self.name not in COMPARING:
+            asked = self._tokens([instruct("classify", _medium(kind))] * len(prepared)) if self.instructed else {}
+            return self._ranked(labels, **self._pixels(kind, prepared), **asked)
         features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
         texts = self.model.get_text_features(**self._tokens(labels))
         return _best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
@@ -114,15 +125,22 @@ class MPlug2Skills:
     def _ranked(self, answers: Sequence[str], **inputs: Tensor) -> list[list[tuple[str, float]]]:
         targets = self.processor.answers(answers)
         ids, mask = (targets[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
-        found = self.model.rank_answers(answer_ids=ids, answer_mask=mask, **inputs)
+        found = self.writer.rank_answers(answer_ids=ids, answer_mask=mask, **inputs)
         rows = zip(found.indices.tolist(), found.probabilities.tolist(), strict=True)
         return [[(answers[i], share) for i, share in zip(*row, strict=True)] for row in rows]
+
+    def _asked(self, kind: str, questions: Sequence[str]) -> list[str]:
+        return [instruct("answer", _medium(kind), question, enabled=self.instructed) for question in questions]
 
     def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {name: value.to(self.model.device) for name, value in self.processor.tokenize(texts).items()}
+
+
+def _medium(kind: str) -> Medium:
+    return "video" if kind == "video" else "image"
 
 
 def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
