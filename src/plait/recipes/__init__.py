@@ -6,6 +6,12 @@ The function's docstring holds data, cost and the number to expect; its paramete
 from __future__ import annotations
 
 RECIPES: dict[str, str] = {
+    "mplug2.pretraining": "plait.recipes.mplug2:pretraining",
+    "mplug2.captioning": "plait.recipes.mplug2:captioning",
+    "mplug2.answering": "plait.recipes.mplug2:answering",
+    "mplug2.retrieval": "plait.recipes.mplug2:retrieval",
+    "mplug2.grounding": "plait.recipes.mplug2:grounding",
+    "mplug2.classification": "plait.recipes.mplug2:classification",
     "one_peace.stage1": "plait.recipes.one_peace:stage1",
     "one_peace.stage2": "plait.recipes.one_peace:stage2",
 }

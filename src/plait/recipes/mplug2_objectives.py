@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.param_groups import parameter_groups
 from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining
@@ -20,8 +21,8 @@ from plait.training.stages import Stage
 class PreTraining:
     """Contrast, matching, masked and prefix language modelling of one batch.
 
-    mask_id, vocab_size, num_special: of the tokenizer, whose first ids are the special ones; weights: of the
-    objectives; alpha: of the teacher's targets, ramped up over `ramp` steps.
+    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
+    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that do more than contrast.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class PreTraining:
         alpha: float = 0.4,
         ramp: int = 0,
         probability: float = 0.15,
+        every: int = 1,
     ) -> None:
+        self.every = every
         self.mask_id, self.vocab_size = mask_id, vocab_size
         self.special_ids = torch.tensor(sorted(special_ids))
         self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
@@ -60,13 +63,14 @@ class PreTraining:
             generator=drawing,
         )
         alpha = self.alpha * min(1.0, step / self.ramp) if self.ramp else self.alpha
+        contrast_alone = {"match": 0.0, "masked": 0.0, "generate": 0.0}
         out = model(
             **batch,
             masked_input_ids=hidden.to(ids.device),
             masked_labels=labels.to(ids.device),
             alpha=alpha,
-            weights=self.weights,
-            gather=lambda rows: gather_rows(rows)[0].detach(),
+            weights=contrast_alone if step % self.every else self.weights,
+            gather=_gathered,
         )
         parts = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
         return out.loss, {name: value.detach() for name, value in parts.items()}
@@ -78,6 +82,30 @@ def supervised(
     """The loss that a task class computes from labels."""
     out = model(**batch)
     return out.loss, {}
+
+
+class Aligned:
+    """Retrieval's contrast and matching; alpha ramps up over the first epoch."""
+
+    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
+        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective`."""
+        assert isinstance(model, MPlug2ForRetrieval)
+        if model.teacher is not None and self._moved != step:
+            model.update_teacher()
+            self._moved = step
+        alpha = ramped_alpha(self.alpha, *divmod(step, self.steps_per_epoch), self.steps_per_epoch)
+        out = model(**batch, alpha=alpha, gather=_gathered)
+        return out.loss, {"contrast": out.contrast_loss.detach(), "match": out.match_loss.detach()}
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    return gather_rows(rows)[0].detach()
 
 
 class Distilled:

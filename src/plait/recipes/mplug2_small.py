@@ -80,16 +80,25 @@ def config(made: MPlug2Processor, **changes: Any) -> MPlug2Config:
 
 
 def pretraining(
-    steps: int, *, batch_size: int = 48, lr: float = 1e-3, universal_sharing: str = "shared", augmentation: float = 0.7
+    steps: int,
+    *,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    universal_sharing: str = "shared",
+    augmentation: float = 0.7,
+    every: int = 4,
+    **sizes: Any,
 ) -> Recipe:
-    """Pictures with names: contrast, matching, masked and prefix language modelling."""
+    """Pictures with names: contrast at every step; matching, masked and prefix language modelling too at every
+    `every`-th. sizes: fields of the configuration."""
     made = processor()
-    sizes = config(made, universal_sharing=universal_sharing)
+    shape = config(made, universal_sharing=universal_sharing, **sizes)
     objective = PreTraining(
         mask_id=made.tokenizer.mask_token_id,
         vocab_size=len(made.tokenizer),
         special_ids=frozenset(made.tokenizer.convert_tokens_to_ids(list(batches.SPECIAL))),
         probability=0.3,
+        every=every,
     )
     source = partial(
         PicturesWithWords,
@@ -102,8 +111,8 @@ def pretraining(
         composed=0.1,
         bare_names=0.8,
     )
-    stage = _stage("pretraining", objective, source, steps, batch_size, lr)
-    return Recipe(lambda: MPlug2ForPreTraining(sizes), [stage], partial(save, made))
+    stage = _stage("pretraining", objective, source, steps, batch_size, lr, period=every)
+    return Recipe(lambda: MPlug2ForPreTraining(shape), [stage], partial(save, made))
 
 
 def answering(

@@ -1,0 +1,147 @@
+"""Every recipe of mPLUG-2 from a manifest to a model directory, on tiny drawings, clips and sentences."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import plait
+from plait.data.build.animated import write_clip
+from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.processor import MPlug2Processor
+from plait.processing import wordpiece
+from plait.recipes import mplug2
+from plait.recipes.mplug2_batches import SPECIAL, vocabulary
+from plait.recipes.mplug2_rows import Turns, rows_with
+from plait.training.commands import run_recipe
+from plait.training.data_order import Shuffled
+
+COLOURS = {"red": (250, 0, 0), "blue": (0, 0, 250), "green": (0, 200, 0), "black": (0, 0, 0)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    rows = []
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        Image.new("RGB", (20, 16), colour).save(root / f"{name}.png")
+        write_clip(root / f"{name}.mp4", np.full((6, 16, 16, 3), colour, np.uint8))
+        shared = {"question": "which colour", "answers": [name, name, "dark"], "label": name}
+        box = [[2.0 + number, 2.0, 12.0, 10.0]]
+        rows.append({"id": f"i{number}", "image": f"{name}.png", "text": name, "boxes": box, **shared})
+        rows.append({"id": f"v{number}", "video": f"{name}.mp4", "captions": [name, f"a {name} clip"], **shared})
+        rows.append({"id": f"t{number}", "text": f"the {name} thing", "label": "long" if number % 2 else "short"})
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A tiny pretraining directory with a vocabulary of its own."""
+    pieces = vocabulary([*COLOURS, "which colour a clip the thing dark describe image video of"])
+    processor = MPlug2Processor.build(12, pieces, num_frames=3, max_text_tokens=12)
+    ids = {f"{name}_token_id": pieces.index(p) for name, p in (("pad", "[PAD]"), ("bos", "[CLS]"), ("eos", "[SEP]"))}
+    torch.manual_seed(0)
+    config = MPlug2Config.preset("tiny", vocab_size=len(pieces), queue_size=8, **ids, grounding_start_id=10)
+    model = MPlug2ForPreTraining(config)
+    directory = tmp_path_factory.mktemp("start")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return str(directory)
+
+
+RECIPES = {
+    "pretraining": lambda init, data: mplug2.pretraining(data, init, steps=3, batch_size=4, queue_size=8),
+    "without instructions or queues": lambda init, data: mplug2.pretraining(
+        data, init, steps=3, batch_size=4, queue_size=0, instructions=False
+    ),
+    "captioning": lambda init, data: mplug2.captioning(init, f"{data}/videos.jsonl", steps=2, batch_size=4),
+    "answering": lambda init, data: mplug2.answering(init, f"{data}/images.jsonl", steps=2, batch_size=4),
+    "answering plainly": lambda init, data: mplug2.answering(
+        init, f"{data}/videos.jsonl", steps=2, batch_size=2, distill=False, instructions=True
+    ),
+    "retrieval": lambda init, data: mplug2.retrieval(init, f"{data}/images.jsonl", steps=2, batch_size=4, queue_size=8),
+    "grounding": lambda init, data: mplug2.grounding(init, data, steps=2, batch_size=4),
+    "text": lambda init, data: mplug2.classification(init, f"{data}/texts.jsonl", steps=2, batch_size=4),
+    "image": lambda init, data: mplug2.classification(init, data, medium="image", steps=2, batch_size=4),
+    "video": lambda init, data: mplug2.classification(init, data, medium="video", steps=2, batch_size=4),
+    "entailment": lambda init, data: mplug2.classification(
+        init, data, task="entail", medium="image", steps=2, batch_size=4
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts(data):
+    """The manifest cut by medium."""
+    from pathlib import Path
+
+    rows = [json.loads(line) for line in (Path(data) / "manifest.jsonl").read_text().splitlines()]
+    for name, letter in (("images", "i"), ("videos", "v"), ("texts", "t")):
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["id"].startswith(letter))
+        (Path(data) / f"{name}.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_and_saves_a_directory_that_loads(name, start, data, tmp_path):
+    run_recipe(lambda: RECIPES[name](start, data), tmp_path / "run", device="cpu")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) in (2, 3) and np.isfinite(losses).all()
+    model, processor = plait.load(tmp_path / "run" / "model")
+    assert type(model).__name__.startswith("MPlug2For")
+    assert isinstance(processor, MPlug2Processor)
+    fresh, _ = plait.load(start)
+    before, after = (dict(m.named_parameters()) for m in (fresh, model))
+    vision = "model.vision.layers.0.fc1.weight"
+    assert (vision in after) == (name != "text")
+    if vision in after:
+        assert not torch.equal(before[vision], after[vision])
+
+
+def test_labels_are_kept_with_the_classifier(start, data, tmp_path):
+    run_recipe(lambda: RECIPES["image"](start, data), tmp_path / "run", device="cpu")
+    model, _ = plait.load(tmp_path / "run" / "model")
+    assert model.config.id2label == dict(enumerate(sorted(COLOURS)))
+
+
+def test_the_vision_encoder_learns_ten_times_slower(start, data):
+    recipe = mplug2.captioning(start, f"{data}/videos.jsonl", steps=2, batch_size=4)
+    optimizer = recipe.stages[0].optimizer(recipe.model_builder(), recipe.stages[0])
+    scales = sorted({group["lr_scale"] for group in optimizer.param_groups})
+    assert scales == pytest.approx([0.1, 1.0])
+
+
+def test_sources_take_turns_and_each_keeps_its_own_order():
+    a = Shuffled([f"a{i}" for i in range(4)], lambda samples, rng: samples)
+    b = Shuffled([f"b{i}" for i in range(6)], lambda samples, rng: samples)
+    turns = Turns([a, b], [1, 2])
+    seen = [turns.load(turns.rows(0, step, 2), np.random.default_rng(0)) for step in range(9)]
+    assert [batch[0][0] for batch in seen] == list("abbabbabb")
+    assert {x for batch in seen[:6] if batch[0][0] == "a" for x in batch} == {"a0", "a1", "a2", "a3"}
+    drawn = [x for batch in (seen[1], seen[2], seen[4]) for x in batch]
+    assert sorted(drawn) == [f"b{i}" for i in range(6)]
+    with pytest.raises(ValueError, match="a share of at least 1 for each of 2 sources"):
+        Turns([a, b], [1])
+
+
+def test_wrong_rows_and_sizes_are_one_line(start, data):
+    with pytest.raises(ValueError, match="expected rows with boxes, video"):
+        rows_with(data, "boxes", medium="video")
+    with pytest.raises(ValueError, match="queue_size divisible by batch_size 5"):
+        mplug2.pretraining(data, start, batch_size=5, queue_size=8)
+    with pytest.raises(ValueError, match="task classify or entail, got 'dance'"):
+        mplug2.classification(start, data, task="dance")
+
+
+def test_a_vocabulary_reads_its_texts_and_spells_the_rest():
+    pieces = vocabulary(["Seven drummer", "drummer"], min_count=1)
+    assert pieces[: len(SPECIAL)] == list(SPECIAL)
+    tokenizer = wordpiece.build_tokenizer(pieces)
+    assert tokenizer.tokenize("drummers") == ["drummer", "##s"]
+    assert tokenizer.tokenize("seal") == ["s", "##e", "##a", "##l"]
+    assert len(vocabulary(["Seven drummer", "drummer"], min_count=2)) == len(pieces) - 1
