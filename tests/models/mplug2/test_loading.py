@@ -18,6 +18,7 @@ from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.loading import CLASSES
 from plait.models.mplug2.model import MPlug2Model
+from plait.models.mplug2.official import config_fields
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.weights import NEVER_RUN, key_map
 
@@ -271,6 +272,17 @@ def test_settings_nobody_knows_are_an_error(tmp_path: Path) -> None:
     config["bert_config"]["hidden_act"] = "relu"
     with pytest.raises(ValueError, match="expected hidden_act gelu, got 'relu'"):
         auto.load(written(tmp_path, state, config))
+
+
+def test_a_bert_configuration_may_be_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state, config = official("videoqa_b_projected_stride2")
+    named = {"bert_config": "configs/config_bert_stride3.json", "xclip": config["xclip"]}
+    fields = config_fields(named, {key: tuple(value.shape) for key, value in state.items()})
+    assert (fields["fusion_stride"], fields["num_fusion_layers"]) == (3, 6)
+    assert not caplog.text
+    fields = config_fields(named | {"bert_config": "mine.json"}, {k: tuple(v.shape) for k, v in state.items()})
+    assert fields["fusion_stride"] == 1000
+    assert "got mine" in caplog.text
 
 
 def test_untied_tables_are_an_error(tmp_path: Path) -> None:

@@ -175,6 +175,25 @@ def test_the_official_teacher_is_inert_and_leaves_fusion_behind(build, clips: Te
     assert torch.equal(model(**inputs).loss, model(**inputs, alpha=0.4).loss)
 
 
+def test_self_critical_training_weighs_texts_by_their_advantage(build, pictures: Tensor) -> None:
+    model = build(MPlug2ForConditionalGeneration, task="caption")
+    rewards = torch.tensor([[0.0, 0.5, 1.0], [2.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    scores = []
+
+    def reward(found) -> Tensor:
+        scores.extend([one.score for one in item] for item in found)
+        return rewards
+
+    lengths = {"num_beams": 3, "min_length": 2, "max_length": 5}
+    loss = model.self_critical_loss(model.encode(pictures), reward, **lengths)
+    advantage = rewards - rewards.mean(1, keepdim=True)
+    assert close(loss, -(torch.tensor(scores) * advantage).mean())
+    loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "temporal" not in name)
+    even = model.self_critical_loss(model.encode(pictures), lambda found: torch.ones(3, 3), **lengths)
+    assert abs(even.item()) < 1e-6
+
+
 def test_a_teacher_stays_in_evaluation(build) -> None:
     model = build(MPlug2ForConditionalGeneration, distill=True, dropout=0.5).train()
     assert model.model.training

@@ -5,13 +5,14 @@ The two released tasks of mPLUG-2, for images as well. Source: specification mPL
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers
+from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.models.mplug2.composition import path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import CachedStep
@@ -19,6 +20,7 @@ from plait.models.mplug2.model import Encoded, MPlug2Model, MPlug2PreTrainedMode
 from plait.models.mplug2.momentum import Teacher, follow
 from plait.objectives.captioning import IGNORED, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
+from plait.objectives.scst import scst_loss
 
 LENGTHS = {"caption": (4, 20), "answer": (1, 10)}
 """Fewest and most generated tokens per task, the end token included, as released."""
@@ -165,6 +167,35 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
             num_return=num_return,
             official=bool(self.config.official),
         )
+
+    def self_critical_loss(
+        self,
+        encoded: Encoded,
+        reward: Callable[[list[list[Hypothesis]]], Tensor],
+        *,
+        num_beams: int = 5,
+        min_length: int = 4,
+        max_length: int = 20,
+    ) -> Tensor:
+        """Self-critical training of captions: texts that beat the other texts of their item become likelier.
+
+        reward: the texts found for every item -> (batch, num_beams), for instance their CIDEr against references;
+        all items have `num_beams` texts. Source: `plait.objectives.scst`.
+        """
+        found = self.search(
+            encoded, num_beams=num_beams, num_return=num_beams, min_length=min_length, max_length=max_length
+        )
+        rows = [one.ids for item in found for one in item]
+        if len(rows) != num_beams * len(found):
+            raise ValueError(f"expected {num_beams} texts per item, got {[len(item) for item in found]}")
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+        sizes = torch.tensor([len(row) for row in rows], device=ids.device)
+        written = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
+        counts = torch.full((len(found),), num_beams, device=ids.device)
+        logits = self._decode(self.model, encoded, ids, written, counts)
+        written[:, 0] = False  # the start token was given
+        scores = score_sequences(logits, ids, written).view(len(found), num_beams)
+        return scst_loss(scores, reward(found).to(scores), sizes.view_as(scores), official=bool(self.config.official))
 
     @torch.no_grad()
     def generate(

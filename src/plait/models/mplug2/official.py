@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from plait.models.mplug2.config import VisionConfig
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,12 +26,15 @@ _IGNORED = frozenset(
     coco_root read_local_data generation answers_per_question train_root dataset label_file accum_steps
     add_prompt_features ans_list ocr object data_root task note seed max_input_length text_encoder text_decoder
     batch_size mlm_probability use_conv_dw no_randaug output_dir evaluate num_frames_train vision_heads max_length_test
+    test_frames num_frames_test num_frames_val nworkers checkpoint resume min_scale crop_min_scale max_words
+    text_drop_rate no_init_decocde do_two_optim do_amp do_accum dist_url device world_size distributed gpu rank
+    result_dir answer_file add_ocr_object
     """.split()  # noqa: SIM905
 )
 _READ = frozenset(
     """
-    image_res vision_width model_num_frames embed_dim temporal_stride temporal_downsampling temp queue_size momentum
-    grounding_bins grounding_prefix
+    image_res vision_width num_frames model_num_frames embed_dim temporal_stride temporal_downsampling temp queue_size
+    momentum grounding_bins grounding_prefix
     """.split()  # noqa: SIM905
 )
 _BERT = {
@@ -75,14 +81,11 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     if unknown:
         raise ValueError(f"expected settings of mPLUG-2, got {', '.join(sorted(unknown))}; remove them")
     fields = _from_shapes(shapes)
-    bert = official.get("bert_config")
-    if isinstance(bert, str):
-        bert = NAMED_BERTS.get(PurePosixPath(bert).name.removesuffix(".json"))
-    fields |= bert_fields(bert or {})
+    fields |= bert_fields(_bert(official.get("bert_config"), fields))
     fields["vision"] = _vision(official, shapes, fields["num_temporal"] > 0)
     fields["num_text_layers"] = fields["text_layers"] - fields["num_universal_layers"]
     names = {"embed_dim": "projection_dim", "temp": "temperature_init", "momentum": "momentum",
-             "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
+             "num_frames": "num_frames", "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
              "grounding_prefix": "grounding_start_id"}  # fmt: skip
     fields |= {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
     if "prefix_ids" in shapes:
@@ -91,6 +94,19 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     if "image_queue" in shapes:
         fields["projection_dim"] = shapes["image_queue"][0]
     return {name: value for name, value in fields.items() if name not in ("num_temporal", "text_layers")}
+
+
+def _bert(bert: Mapping[str, Any] | str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A bert configuration given itself or, in files of mPLUG-2, by the name of a released one."""
+    if not isinstance(bert, str):
+        return bert or {}
+    name = PurePosixPath(bert).name.removesuffix(".json")
+    if not fields["num_universal_layers"]:
+        return {}  # mPLUG has files of the same names with other numbers: those of its releases are assumed
+    if name not in NAMED_BERTS:
+        logger.warning("expected a bert_config among %s, got %s: fusion layers assumed as in the releases",
+                       ", ".join(NAMED_BERTS), name)  # fmt: skip
+    return NAMED_BERTS.get(name, {})
 
 
 def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
