@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from plait.cli import main
 from plait.models import auto
@@ -60,6 +61,20 @@ def test_a_directory_keeps_every_tensor(build, tmp_path: Path, name: str, queue_
         assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
         assert {n for n, p in again.named_parameters() if p.requires_grad} == trainable
     assert all(not n.startswith("teacher.") and ".teacher_" not in n for n in trainable)
+
+
+@pytest.mark.parametrize("name", ["MPlug2ForConditionalGeneration", "MPlug2ForRetrieval", "MPlug2ForGrounding"])
+def test_transformers_finds_the_network_in_a_directory(build, tmp_path: Path, name: str) -> None:
+    model = build(CLASSES[name])
+    saved(model, tmp_path)
+    network, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(network, MPlug2Model)
+    assert not report["missing_keys"]
+    state = model.model.state_dict()
+    assert network.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert type(AutoProcessor.from_pretrained(tmp_path)).__name__ == "MPlug2Processor"
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)).__name__ == "MPlug2ImageProcessor"
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", None])

@@ -289,6 +289,7 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
     TASKS = ("retrieve",)
 
     def __init__(self, config: MPlug2Config) -> None:
+        config.task = config.task or "retrieve"  # so that others who read the configuration build no decoder
         super().__init__(config)
         self.post_init()
 

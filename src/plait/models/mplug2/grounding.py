@@ -25,6 +25,7 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
     MEDIA = ("text", "image")
 
     def __init__(self, config: MPlug2Config) -> None:
+        config.task = config.task or "ground"
         super().__init__(config)
         last = config.grounding_start_id + config.grounding_bins + 1
         if last >= config.vocab_size:
