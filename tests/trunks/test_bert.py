@@ -57,6 +57,7 @@ def test_neighbours_share_keys_as_if_they_were_copied() -> None:
         x, ATTEND, other=one.cross_attn.project(states.repeat_interleave(3, 0)), other_mask=mask.repeat_interleave(3, 0)
     )
     assert torch.allclose(shared, copied, atol=1e-6)
+    assert torch.equal(shared, one(x, ATTEND, other=states, other_mask=mask))  # the keys are made inside
 
 
 @torch.no_grad()

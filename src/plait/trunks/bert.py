@@ -165,19 +165,20 @@ class BertLayer(nn.Module):
         bias: Tensor | None = None,
         key_mask: Tensor | None = None,
         own: KeysValues | None = None,
-        other: KeysValues | None = None,
+        other: KeysValues | Tensor | None = None,
         other_mask: Tensor | None = None,
     ) -> Tensor:
         """x: (batch, seq, dim) -> the same.
 
         bias, key_mask: of the self-attention; own: its keys where they are kept, else those of x; other, other_mask:
-        keys of the cross-attention, which is skipped without them.
+        what the cross-attention reads, states (batch, keys, dim) or the keys made of them; it is skipped without them.
         """
         x = self.attn(x, self.attn.project(x) if own is None else own, bias, key_mask, attend)
         if other is not None:
             if self.cross_attn is None:
                 raise ValueError("expected a layer with cross-attention, got one without; build it with cross=True")
-            x = self.cross_attn(x, other, None, other_mask, attend)
+            to = self.cross_attn.project(other) if isinstance(other, Tensor) else other
+            x = self.cross_attn(x, to, None, other_mask, attend)
         return self.mlp_norm(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 
 

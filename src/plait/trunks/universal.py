@@ -90,13 +90,10 @@ class UniversalLayers(nn.Module):
         assert self.latents is not None and self.norm is not None
         latents = self.latents.expand(len(x), -1, -1)
         for layer in layers[:-1]:
-            assert layer.cross_attn is not None
-            latents = layer(latents, attend, other=layer.cross_attn.project(x))
+            latents = layer(latents, attend, other=x)
             if hidden is not None:
                 hidden.append(latents)
-        last = layers[-1]
-        assert last.cross_attn is not None
-        out = last(x, attend, other=last.cross_attn.project(latents))
+        out = layers[-1](x, attend, other=latents)
         if hidden is not None:
             hidden.append(out)
         return self.dropout(self.norm(x + out))

@@ -54,7 +54,7 @@ class TextDecoder(nn.Module):
     def hidden(
         self,
         input_ids: Tensor,
-        cross: list[KeysValues],
+        cross: list[KeysValues] | Tensor,
         attend: AttentionFunction,
         *,
         attention_mask: Tensor | None = None,
@@ -63,8 +63,9 @@ class TextDecoder(nn.Module):
     ) -> Tensor:
         """Last hidden states (rows, seq, dim).
 
-        input_ids: (rows, seq), those behind what `cache` holds; cross: of as many items, or of fewer that neighbours
-        share; attention_mask: (rows, seq) bool, without cache only; cross_mask: (items, states) bool.
+        input_ids: (rows, seq), those behind what `cache` holds; cross: encoder states (items, states, dim), or their
+        keys for every layer, of as many items as rows, or of fewer that neighbours share; attention_mask: (rows, seq)
+        bool, without cache only; cross_mask: (items, states) bool.
         """
         start = 0 if cache is None else cache.length
         x = self.embeddings(input_ids, start=start)
@@ -72,9 +73,8 @@ class TextDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, BertLayer)
             own = None if cache is None else cache.append(i, layer.attn.project(x))
-            x = layer(
-                x, attend, bias=bias, key_mask=attention_mask, own=own, other=cross[i], other_mask=cross_mask
-            )  # fmt: skip
+            other = cross if isinstance(cross, Tensor) else cross[i]
+            x = layer(x, attend, bias=bias, key_mask=attention_mask, own=own, other=other, other_mask=cross_mask)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -91,9 +91,7 @@ class TextDecoder(nn.Module):
         states_mask: Tensor | None = None,
     ) -> Tensor:
         """Logits (rows, seq, vocab) of whole texts. states: (items, seq, dim), states_mask: (items, seq) bool."""
-        hidden = self.hidden(
-            input_ids, self.cross_keys(states), attend, attention_mask=attention_mask, cross_mask=states_mask
-        )
+        hidden = self.hidden(input_ids, states, attend, attention_mask=attention_mask, cross_mask=states_mask)
         return self.logits(hidden)
 
 

@@ -46,7 +46,7 @@ class FusionModule(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, BertLayer)
             if layer.cross_attn is not None:
-                text = layer(text, attend, key_mask=text_mask, other=layer.cross_attn.project(vision))
+                text = layer(text, attend, key_mask=text_mask, other=vision)
                 continue
             joint = torch.cat([vision, text], dim=1)
             seen = None if text_mask is None else nn.functional.pad(text_mask, (patches, 0), value=True)
