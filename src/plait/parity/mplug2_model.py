@@ -169,10 +169,7 @@ def aligned(case: Case) -> Outputs:
     model = build(case, MPlug2ForRetrieval, queue_size=case.config["queue_size"])
     model.update_teacher()
     text = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-    alpha = re.search(r"alpha=([0-9.]+)", (case.path / "CASE.md").read_text(encoding="utf-8"))
-    if alpha is None:
-        raise ValueError("expected CASE.md to say alpha=..., got none")
-    options = {"ids": inputs["idx"], "alpha": float(alpha[1]), "noise": inputs["multinomial_noise"]}
+    options = {"ids": inputs["idx"], "alpha": alpha_of(case), "noise": inputs["multinomial_noise"]}
     found = model(**seen(case), **text, **options)
     found.loss.backward()
     return {
@@ -185,6 +182,16 @@ def aligned(case: Case) -> Outputs:
         **gradients(case, model),
         **stored_after(case, model, "out.after."),
     }
+
+
+def alpha_of(case: Case) -> float:
+    """The weight of the teacher's targets, from the config or else from the words of CASE.md."""
+    if "alpha" in case.config:
+        return float(case.config["alpha"])
+    said = re.search(r"alpha=([0-9]*\.?[0-9]+)", (case.path / "CASE.md").read_text(encoding="utf-8"))
+    if said is None:
+        raise ValueError("expected config.json or CASE.md to say alpha, got none")
+    return float(said[1])
 
 
 @torch.no_grad()

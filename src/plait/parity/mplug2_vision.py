@@ -47,11 +47,14 @@ def at(module: nn.Module, path: str) -> nn.Module:
 @runner("mplug2", "temporal_block")
 def temporal_block(case: Case) -> Outputs:
     block = ClipBlock(case.config["d_model"], case.config["n_head"], temporal=True)
-    holder, rules = at(block, "layers.0."), KeyMap(prefixed(vision_rules(flat=False), VISUAL))
+    found = re.match(r".*resblocks\.(\d+)\.", next(iter(case.weights())))
+    if found is None:
+        raise ValueError(f"expected keys of a block, got {', '.join(case.weights())}")
+    holder, rules = at(block, f"layers.{found[1]}."), KeyMap(prefixed(vision_rules(flat=False), VISUAL))
     fill(case, holder, rules)
     y = block(case.inputs["x"].transpose(0, 1), case.config["T"], attention_function(case.attn)).transpose(0, 1)
     (y * case.inputs["cotangent"]).sum().backward()
-    return {"out.y": y} | gradients(case, holder, rules, f"{VISUAL}transformer.resblocks.0.")
+    return {"out.y": y} | gradients(case, holder, rules, found[0])
 
 
 def vision_encoder(case: Case, *, temporal: bool) -> tuple[DualVisionEncoder, KeyMap]:
