@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from plait.data.build.emoji import HELD_OUT_STYLE
 from plait.data.build.snippets import movie_snippets
 from plait.data.drawn_tasks import KINDS, MOTIONS, Drawings
 from plait.data.manifest import read_manifest
@@ -31,7 +32,8 @@ from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 
-SIDE, FRAMES = 64, 4
+SIDE, FRAMES = 48, 4
+THINGS_PER_KIND = 8
 STILL_TASKS = ("name", "kind", "is_kind", "is_there", "count", "beside")
 CLIP_TASKS = ("order", "motion")
 FEELINGS = ("negative", "positive")
@@ -39,8 +41,14 @@ FEELINGS = ("negative", "positive")
 
 @cache
 def drawings() -> Drawings:
-    """The shipped drawings."""
-    return Drawings([s for s in read_manifest(cached_mini()) if s.image is not None], SIDE, FRAMES)
+    """The shipped drawings of eight things of each kind: the first, by name, that are drawn in the held-out style."""
+    samples = [s for s in read_manifest(cached_mini()) if s.image is not None and s.meta["group"] in KINDS]
+    of_kind: dict[str, list[str]] = {}
+    for sample in sorted(samples, key=lambda s: s.label or ""):
+        if sample.split == "test" and sample.meta["style"] == HELD_OUT_STYLE:
+            of_kind.setdefault(sample.meta["group"], []).append(sample.label or "")
+    chosen = {label for labels in of_kind.values() for label in labels[:THINGS_PER_KIND]}
+    return Drawings([sample for sample in samples if sample.label in chosen], SIDE, FRAMES)
 
 
 @cache
