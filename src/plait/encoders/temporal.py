@@ -38,6 +38,15 @@ def inflate_patches(weight: Tensor, frames: int, how: Literal["centre", "mean"] 
     return inflated
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that is zero when fresh, so that a residual branch which ends with it adds nothing."""
+
+    def reset_parameters(self) -> None:
+        """Zeros, whatever the layers around it begin with."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
 class LocalTemporal(nn.Module):
     """A bottleneck with a depthwise convolution over three frames, position by position; fresh it adds nothing."""
 
@@ -46,9 +55,7 @@ class LocalTemporal(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.down_proj = nn.Linear(dim, dim // 2)
         self.conv = nn.Conv1d(dim // 2, dim // 2, 3, padding=1, groups=dim // 2)
-        self.up_proj = nn.Linear(dim // 2, dim)
-        nn.init.zeros_(self.up_proj.weight)
-        nn.init.zeros_(self.up_proj.bias)
+        self.up_proj = ZeroLinear(dim // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, frames, positions, dim) -> the same, to be added to x."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.generation import beam_search
+from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import RecomputedStep
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.model import MPlug2Model
@@ -51,6 +52,15 @@ def test_a_picture_is_a_clip_of_one_frame_without_temporal_modules(build, pictur
         if ".temporal" in name and ".up_proj." in name:
             parameter.zero_()  # a branch that adds nothing
     assert close(model.see(pictures), model.see(None, pictures[:, :, None]))
+
+
+@torch.no_grad()
+def test_a_fresh_model_sees_frames_as_pictures(clips: Tensor) -> None:
+    model = MPlug2Model(MPlug2Config.preset("tiny")).eval()
+    assert torch.equal(model.vision(clips, model.attend), model.vision(clips, model.attend, temporal=False))
+    scale = {name: p.std().item() for name, p in model.named_parameters() if p.ndim > 1 and "up_proj" not in name}
+    assert all(0.01 < std < 0.03 for name, std in scale.items() if "latents" not in name)
+    assert 0.8 < scale["universal.latents"] < 1.2
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from plait.blocks.attention import AttentionFunction, attention_function
-from plait.encoders.temporal import DualVisionEncoder, LocalTemporal
+from plait.encoders.temporal import DualVisionEncoder, ZeroLinear
 from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import TextDecoder
@@ -119,16 +119,16 @@ class MPlug2PreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """BERT's normal initialisation; fresh temporal modules add nothing; latents N(0, 1) as published."""
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv3d):
+        if isinstance(module, ZeroLinear):  # asked first: transformers initialises no tensor twice
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv3d):
             init.normal_(module.weight, std=self.config.init_std)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(cast("Tensor", module.bias))
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, LocalTemporal):  # after its children
-            init.zeros_(module.up_proj.weight)
-            init.zeros_(module.up_proj.bias)
         elif isinstance(module, UniversalLayers) and module.latents is not None:
             init.normal_(module.latents, std=1.0)
         elif isinstance(module, DualVisionEncoder):
