@@ -87,6 +87,17 @@ def test_equal_identities_are_partners_not_negatives(build, pictures: Tensor, te
         model(pictures, **texts, ids=torch.tensor([7, 7, 7]))
 
 
+def test_the_temperature_stays_in_bounds_except_in_official_models(build, pictures, texts) -> None:
+    for queue_size in (0, 6):
+        model = build(MPlug2ForRetrieval, queue_size=queue_size)
+        model.alignment.temperature_parameter.data.fill_(-0.1)
+        assert model.temperature().item() == pytest.approx(0.001)
+        assert model(pictures, **texts).contrast_loss.isfinite()
+    official = build(MPlug2ForRetrieval, official=True)
+    official.alignment.temperature_parameter.data.fill_(0.9)
+    assert official.temperature().item() == pytest.approx(0.9)
+
+
 def test_a_fresh_teacher_is_its_student(build) -> None:
     model = MPlug2ForRetrieval(MPlug2Config.preset("tiny", queue_size=6))
     student = dict(model.model.named_parameters())

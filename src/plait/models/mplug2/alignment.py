@@ -28,6 +28,7 @@ NOT_SCORED = -100.0
 """Score of a pair that was not among the best candidates."""
 
 EMPTY_ID = -100
+TEMPERATURES = (0.001, 0.5)
 Gather = Callable[[Tensor], Tensor]
 """Rows of all processes from those of this one, without gradient."""
 
@@ -111,7 +112,14 @@ class Alignment(nn.Module):
             update_teacher(slow.parameters(), fast.parameters(), momentum)
 
     def contrast(
-        self, vision: Tensor, text: Tensor, vision_momentum: Tensor, text_momentum: Tensor, ids: Tensor, alpha: float
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_momentum: Tensor,
+        text_momentum: Tensor,
+        temperature: Tensor,
+        ids: Tensor,
+        alpha: float,
     ) -> QueueContrast:
         """Contrast with the momentum features of the batch and the queues; see `queue_contrast`."""
         return queue_contrast(
@@ -121,7 +129,7 @@ class Alignment(nn.Module):
             text_momentum,
             self.vision_queue.clone(),
             self.text_queue.clone(),
-            self.temperature_parameter,
+            temperature,
             ids=ids,
             queue_ids=self.id_queue[0].clone(),
             alpha=alpha,
@@ -168,8 +176,9 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         return ("text", *self.config.modalities)
 
     def temperature(self) -> Tensor:
-        """Divisor of similarities."""
-        return self.alignment.temperature_parameter
+        """Divisor of similarities, kept in ALBEF's bounds; `config.official` lets it go anywhere, as released."""
+        learned = self.alignment.temperature_parameter
+        return learned if self.config.official else learned.clamp(*TEMPERATURES)
 
     def update_teacher(self, momentum: float | None = None) -> None:
         """Move the teacher towards the student; call it before every training step. Momentum 0 copies.
@@ -269,7 +278,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
             slow_vision = self.alignment.embed(vision, "vision", teacher=True)
             slow_text = self.alignment.embed(text, "text", teacher=True)
         own = torch.arange(len(a), device=a.device) if ids is None else ids
-        found = self.alignment.contrast(a, b, slow_vision, slow_text, own, alpha)
+        found = self.alignment.contrast(a, b, slow_vision, slow_text, self.temperature(), own, alpha)
         stored = torch.full_like(own, EMPTY_ID) if ids is None else ids
         every = gather or _alone
         self.alignment.enqueue(every(slow_vision), every(slow_text), every(stored))
