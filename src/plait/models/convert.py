@@ -48,12 +48,15 @@ def convert_command(
     *,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the file's without it.")] = None,
     branch: Annotated[list[str] | None, typer.Option(help="Modality to keep; repeatable; all without it.")] = None,
+    task: Annotated[str | None, typer.Option(help="Keep only what this task needs (mPLUG-2), such as caption.")] = None,
     official: Annotated[bool, typer.Option("--official", help="Keep the quirks of the official code.")] = False,
     official_config: Annotated[Path | None, typer.Option(help="JSON of the cfg, for files that hold none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Turn an official checkpoint into a model directory. Nothing in the file is executed."""
     options: dict[str, Any] = {"official": True} if official else {}
+    if task is not None:
+        options["task"] = task
     if official_config is not None:
         options["official_config"] = _read_config(official_config)
     if not as_json:
@@ -90,6 +93,8 @@ def convert(
 
     checkpoint = read_checkpoint(src)
     model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
+    if "task" in options and not getattr(model, "TASKS", ()):
+        raise UsageError(f"expected --task with a family that is loaded by task, got {model.config.model_type}")
     dropped, added = _account(checkpoint, model)
     done = Conversion(
         path=str(dst),

@@ -242,6 +242,20 @@ def test_convert_writes_a_directory_and_accounts_for_every_key(tmp_path: Path, c
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def test_convert_keeps_what_a_task_needs(tmp_path: Path, capsys) -> None:
+    state, config = official("videoqa_a")
+    source = str(written(tmp_path, state, config))
+    assert main(["convert", source, str(tmp_path / "out"), "--task", "caption", "--branch", "video", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert "text_encoder.embeddings.word_embeddings.weight" in record["dropped"]
+    model, _ = auto.load(tmp_path / "out")
+    assert model.config.task == "caption"
+    assert sum(p.numel() for p in model.parameters()) == record["parameters"]
+    assert {name.split(".")[1] for name, _ in model.named_parameters()} == {"vision", "universal", "decoder"}
+    assert main(["convert", source, str(tmp_path / "again"), "--task", "dance"]) == 1
+    assert "expected a task among caption" in capsys.readouterr().err
+
+
 RESTORED = (
     "position numbers, which the configuration determines",
     "a second name of the token table and of the bias",
