@@ -127,6 +127,13 @@ def test_grounding_trains_everything_it_runs(build, pictures: Tensor, texts: dic
     assert not torch.equal(official(pictures, **texts, boxes=boxes).loss, model(pictures, **texts, boxes=boxes).loss)
 
 
+def test_one_configuration_serves_several_classes() -> None:
+    config = MPlug2Config.preset("tiny")
+    models = [cls(config) for cls in (MPlug2ForRetrieval, MPlug2ForGrounding, MPlug2ForPreTraining)]
+    assert [model.config.task for model in models] == ["retrieve", "ground", None]
+    assert config.task is None
+
+
 def test_coordinate_tokens_must_fit_the_vocabulary(build) -> None:
     with pytest.raises(ValueError, match="expected coordinate tokens below vocab_size 112, got ids up to 112"):
         build(MPlug2ForGrounding, grounding_bins=7)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
+from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, for_task
 from plait.models.mplug2.momentum import Teacher, follow
 from plait.objectives.contrastive import contrastive_loss
 from plait.objectives.distillation import update_teacher
@@ -298,8 +298,7 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
     TASKS = ("retrieve",)
 
     def __init__(self, config: MPlug2Config) -> None:
-        config.task = config.task or "retrieve"  # so that others who read the configuration build no decoder
-        super().__init__(config)
+        super().__init__(for_task(config, "retrieve"))
         self.post_init()
 
     def forward(

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from plait.models.mplug2.composition import path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import CachedStep
-from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
+from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, for_task
 from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, tokens_to_boxes
 
 
@@ -25,7 +25,7 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
     MEDIA = ("text", "image")
 
     def __init__(self, config: MPlug2Config) -> None:
-        config.task = config.task or "ground"
+        config = for_task(config, "ground")
         super().__init__(config)
         last = config.grounding_start_id + config.grounding_bins + 1
         if last >= config.vocab_size:

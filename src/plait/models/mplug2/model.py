@@ -9,6 +9,7 @@ Which of these steps exist and are taken is read from `composition.TABLE`. Sourc
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -139,6 +140,15 @@ class MPlug2PreTrainedModel(PreTrainedModel):
             for queue in (getattr(module, name, None) for name in ("vision_queue", "text_queue")):
                 if isinstance(queue, Tensor):
                     init.copy_(queue, nn.functional.normalize(torch.randn_like(queue), dim=0))
+
+
+def for_task(config: MPlug2Config, task: Task) -> MPlug2Config:
+    """`config` with the only task of a class where it names none, so that whoever reads it builds no other parts."""
+    if config.task is not None:
+        return config
+    config = copy.deepcopy(config)
+    config.task = task
+    return config
 
 
 class VisionAdapter(nn.Module):
