@@ -17,6 +17,7 @@ _NUMBER_FORMS = (
     re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])"),
 )
 _EDGE = ",.!?;:'"
+_TRIVIAL = tuple(_EDGE)
 _KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 
 
@@ -26,9 +27,9 @@ def _first_character(reply: str, choices: Sequence[str]) -> str | None:
 
 def _scienceqa(reply: str, choices: Sequence[str]) -> str | None:
     found = re.findall(r"The answer is ([A-Z]).", reply)
-    if len(reply) == 1 or (reply[:1] in tuple(LETTERS[:5]) and reply[1:3] == ". "):
+    if reply[:1] in tuple(LETTERS[:5]) and reply[1:3] in ("", ". "):
         found = [reply[0]]
-    return found[0] if len(found) == 1 and found[0] in LETTERS[: len(choices)] else None
+    return found[0] if len(found) == 1 and found[0] in LETTERS[: min(len(choices), 5)] else None
 
 
 def _mmbench_2023(reply: str, choices: Sequence[str]) -> str | None:
@@ -43,7 +44,7 @@ def _mmbench_2023(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _by_text(reply: str, choices: Sequence[str]) -> str | None:
-    found = [c for c, text in zip(LETTERS, choices) if text.lower() in reply.lower()]
+    found = [c for c, text in zip(LETTERS, choices) if text and text.lower() in reply.lower()]
     return found[0] if len(found) == 1 else None
 
 
@@ -60,7 +61,9 @@ def _mmbench_toolkit(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
-    text = f" {reply.strip(_EDGE)} "
+    for mark in _EDGE:  # one after another: "D.'" keeps its period
+        reply = reply.strip(mark)
+    text = f" {reply} "
     letters = LETTERS[: len(choices)]
     for form in ("({})", " {} "):
         if found := [c for c in letters if form.format(c) in text]:
@@ -126,10 +129,10 @@ def _key_parts(reply: str) -> list[str]:
     found = []
     for i, sentence in enumerate(sentences):
         keys = (*_KEYS, "=") if i == len(sentences) - 1 else _KEYS
-        tails = [sentence.split(key)[-1].strip() for key in keys if key in sentence]
-        tails = [tail for tail in tails if tail]
-        shortest = min(tails, key=len, default="")
-        if shortest and shortest not in ":,.!?;'":
+        shortest = ""
+        for tail in (sentence.split(key)[-1].strip() for key in keys if key in sentence):
+            shortest = tail if not shortest or len(tail) < len(shortest) else shortest  # an empty tail starts anew
+        if shortest and shortest not in _TRIVIAL:
             found.append(shortest)
     return found or [text]
 

@@ -32,12 +32,14 @@ UNCOVERED = object()
 
 @dataclass
 class Comparison:
-    """What came out for one stored output. `problem` is None where it agrees."""
+    """What came out for one stored output. `problem` is None where it agrees; `skipped`: parts of it that could not be
+    computed here -> verdict."""
 
     name: str
     problem: str | None = None
     absolute: float = 0.0
     relative: float = 0.0
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -111,6 +113,7 @@ def _verdict(result: CaseResult, runner: Runner, skipped: set[str]) -> str:
 def _add(result: CaseResult, comparison: Comparison) -> None:
     result.absolute = max(result.absolute, comparison.absolute)
     result.relative = max(result.relative, comparison.relative)
+    result.notes += [f"{verdict}: {comparison.name}: {part}" for part, verdict in comparison.skipped.items()]
     if comparison.problem:
         result.notes.append(f"FAIL: {comparison.name}: {comparison.problem}")
 
@@ -170,10 +173,13 @@ def compare_tensors(
 def compare_json(name: str, actual: Any, stored: Any, tolerance: Tolerance, inputs: tuple[str, ...] = ()) -> Comparison:
     """Compare decoded JSON: same structure, numbers within tolerance where one is fractional, all else equal.
 
-    Fields in `inputs` and `note` are left out.
+    Fields in `inputs` and `note` are left out, and a `NotRun` among our values is noted.
     """
     result = Comparison(name)
     for path, ours, theirs in _leaves(name, actual, stored, (*inputs, "note")):
+        if isinstance(ours, NotRun):
+            result.skipped[f"{path.rpartition('.')[2]}: {ours.reason}"] = ours.verdict
+            continue
         if _is_number(ours) and _is_number(theirs) and isinstance(ours + theirs, float):
             error = _distance(ours, theirs)
             result.absolute = max(result.absolute, error)

@@ -14,15 +14,6 @@ _KINDS: dict[str, tuple[int, str]] = {
         published_keys stage1_steps tokenize_ trainable_parameters video_ vision_
         """,
     ),
-    "metrics": (
-        8,
-        """
-        anls audio_tagging bleu bootstrap caption_suite cider cider_d classification closed_vocabulary_accuracy
-        coco_detection glue gqa grounding image_text_retrieval letter_extraction meteor mm_vet mmbench_circular
-        mme mmmu owl_eval pope ptb_tokenizer q_bench rouge_l scienceqa seed_bench semantic_segmentation
-        text_benchmarks video_qa video_text_retrieval vqa_accuracy vqa_normalize
-        """,
-    ),
 }
 
 LATER: dict[str, dict[str, int]] = {

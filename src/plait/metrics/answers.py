@@ -1,0 +1,173 @@
+"""Free answers: exact match, ANLS, the suite of GQA, verdicts of a judge on video answers."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of equal strings without any normalisation: open video QA (mPLUG-2), FrameQA, BBH."""
+    if len(predictions) != len(answers) or not answers:
+        raise ValueError(f"expected as many predictions as answers, and some, got {len(predictions)}, {len(answers)}")
+    return sum(said == right for said, right in zip(predictions, answers, strict=True)) / len(answers)
+
+
+def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
+    """Average normalised Levenshtein similarity of one item (Biten et al. 2019), best over its answers.
+
+    s = 1 - distance / longer length of the lower-cased, stripped strings; 0 if s < threshold. Two empty strings are
+    equal: 1.
+    """
+    return max(_similarity(prediction.lower().strip(), answer.lower().strip(), threshold) for answer in answers)
+
+
+def _similarity(said: str, right: str, threshold: float) -> float:
+    longest = max(len(said), len(right))
+    value = 1.0 - edit_distance(said, right) / longest if longest else 1.0
+    return value if value >= threshold else 0.0
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Levenshtein distance: insertions, deletions and substitutions of characters."""
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(second, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+def gqa_normalised(reply: str) -> str:
+    """What models do before GQA's exact match: lower case, no final period."""
+    return reply.strip().lower().removesuffix(".")
+
+
+def gqa_scores(
+    questions: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, str],
+    choices: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+) -> dict[str, Any]:
+    """GQA's metrics (Hudson and Manning 2019) over balanced questions, in percent; strings must be equal.
+
+    questions: the questions file. predictions: question id -> answer; every balanced question and its entailed ones
+    need one. choices: question id -> `valid` and `plausible` answers. consistency: of each correctly answered question
+    with other entailed questions, the share of those answered right. distribution: chi-square of answers per global
+    group, weighted by group size (lower is better). Breakdowns are [percent, number].
+    """
+    balanced = {name: question for name, question in questions.items() if question["isBalanced"]}
+    _check_answered(questions, balanced, predictions)
+    hits = {name: float(predictions[name] == question["answer"]) for name, question in balanced.items()}
+    is_open = {name: question["types"]["structural"] == "query" for name, question in balanced.items()}
+    found: dict[str, Any] = {
+        "accuracy": _percent(hits.values()),
+        "binary": _percent(hit for name, hit in hits.items() if not is_open[name]),
+        "open": _percent(hit for name, hit in hits.items() if is_open[name]),
+        "consistency": _percent(_consistency(questions, balanced, predictions)),
+        "distribution": _distribution(balanced, predictions),
+    }
+    if choices is not None:
+        for figure, kind in (("validity", "valid"), ("plausibility", "plausible")):
+            found[figure] = _percent(
+                float(predictions[name] in _allowed(question, choices[name][kind]))
+                for name, question in balanced.items()
+            )
+    ways = {
+        "accuracyPerStructuralType": lambda question: question["types"]["structural"],
+        "accuracyPerSemanticType": lambda question: question["types"]["semantic"],
+        "accuracyPerSteps": _steps,
+        "accuracyPerLength": lambda question: len(question["question"].split()),
+    }
+    for figure, kind_of in ways.items():
+        parts: dict[str, list[float]] = defaultdict(list)
+        for name, question in balanced.items():
+            parts[str(kind_of(question))].append(hits[name])
+        found[figure] = {kind: [_percent(values), len(values)] for kind, values in parts.items()}
+    return found
+
+
+def _check_answered(
+    questions: Mapping[str, Any], balanced: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]
+) -> None:
+    asked = {*balanced, *(other for q in balanced.values() for other in q["entailed"] if other in questions)}
+    if missing := sorted(asked - predictions.keys()):
+        raise ValueError(f"expected a prediction for every question, got none for {len(missing)}: {missing[0]}")
+
+
+def _steps(question: Mapping[str, Any]) -> int:
+    """Length of the program, not counting existence checks and questions for a name."""
+    steps = (f"{step['operation']}: {step['argument']}" for step in question["semantic"])
+    return sum(not any(word in step for word in ("exist", "query: name", "choose name")) for step in steps)
+
+
+def _allowed(question: Mapping[str, Any], answers: Sequence[str]) -> Sequence[str]:
+    """Answers in scope; questions for a common attribute have the same three always."""
+    return ("color", "material", "shape") if "Common" in question["types"]["detailed"] else answers
+
+
+def _consistency(
+    questions: Mapping[str, Mapping[str, Any]],
+    balanced: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, str],
+) -> list[float]:
+    shares = []
+    for name, question in balanced.items():
+        others = [other for other in question["entailed"] if other != name]
+        if predictions[name] == question["answer"] and others:
+            shares.append(float(np.mean([predictions[other] == questions[other]["answer"] for other in others])))
+    return shares
+
+
+def _distribution(balanced: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]) -> float:
+    right: dict[str, Counter[str]] = defaultdict(Counter)
+    said: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, question in balanced.items():
+        group = question["groups"]["global"]
+        if group is not None:
+            right[group][question["answer"]] += 1
+            said[group][predictions[name]] += 1
+    total, weighted = 0, 0.0
+    for group, answers in right.items():
+        chi = sum((said[group].get(answer, 0) - count) ** 2 / count for answer, count in answers.items())
+        total += answers.total()
+        weighted += answers.total() * chi
+    return weighted / total / 100 if total else 0.0
+
+
+def _percent(values: Iterable[float]) -> float:
+    listed = list(values)
+    return 100.0 * float(np.mean(listed)) if listed else 0.0
+
+
+def judge_verdict(reply: str) -> tuple[bool, int] | None:
+    """(right, score) of a judge's reply, a dictionary literal with pred yes/no and score; None where it is none.
+
+    The score is truncated to a whole number, as in the public script of judge-assisted video QA.
+    """
+    try:
+        found = ast.literal_eval(reply.strip())
+        word = str(found["pred"]).lower()
+        return (word == "yes", int(found["score"])) if word in ("yes", "no") else None
+    except (ValueError, SyntaxError, KeyError, TypeError):
+        return None
+
+
+def judge_scores(replies: Sequence[str]) -> dict[str, float]:
+    """accuracy = yes / (yes + no); score = mean of the whole scores. Raises ValueError without a readable verdict."""
+    verdicts = [verdict for verdict in map(judge_verdict, replies) if verdict is not None]
+    if not verdicts:
+        raise ValueError("expected at least one verdict such as {'pred': 'yes', 'score': 4}, got none")
+    return {
+        "accuracy": sum(right for right, _ in verdicts) / len(verdicts),
+        "score": sum(score for _, score in verdicts) / len(verdicts),
+    }
+
+
+def answer_after_key(reply: str) -> str:
+    """BBH: the text after the last "the answer is ", stripped, without one final period."""
+    return re.split("the answer is ", reply)[-1].strip().removesuffix(".")

@@ -1,0 +1,80 @@
+"""Boxes: overlap of predicted and right ones, and how many of a set hit (referring expressions).
+
+    (n, 4) + (n, 4) boxes x1, y1, x2, y2 -> IoU, GIoU (n,) -> share with IoU >= 0.5
+
+Areas are (x2 - x1) * (y2 - y1), without the +1 of pixel counting; a box with x2 < x1 or y2 < y1 is never right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[Any] | Sequence[Sequence[float]]
+Floats = npt.NDArray[np.float64]
+
+
+def box_iou(predicted: Boxes, target: Boxes) -> Floats:
+    """Intersection over union of box pairs; 0 where the intersection has no positive width and height.
+
+    predicted, target: (n, 4) as x1, y1, x2, y2. Returns (n,). Raises ValueError for other shapes.
+    """
+    first, second = _pair(predicted, target)
+    inner, union, _ = _areas(first, second)
+    return np.divide(inner, union, out=np.zeros_like(inner), where=(inner > 0) & (union > 0))
+
+
+def box_giou(predicted: Boxes, target: Boxes) -> Floats:
+    """Generalised IoU of box pairs: IoU - (hull - union) / hull (Rezatofighi et al. 2019).
+
+    predicted, target: (n, 4) as x1, y1, x2, y2. Returns (n,); NaN where the hull has no area.
+    """
+    first, second = _pair(predicted, target)
+    _, union, hull = _areas(first, second)
+    penalty = np.divide(hull - union, hull, out=np.full_like(hull, np.nan), where=hull > 0)
+    return box_iou(first, second) - penalty
+
+
+def box_hits(predicted: Boxes, target: Boxes, threshold: float = 0.5) -> npt.NDArray[np.bool_]:
+    """Whether IoU reaches the threshold with a positive intersection: (n,). Exactly the threshold counts."""
+    iou = box_iou(predicted, target)
+    return (iou >= threshold) & (iou > 0)
+
+
+def accuracy_at_iou(predicted: Boxes, target: Boxes, threshold: float = 0.5) -> float:
+    """Share of predicted boxes that hit: acc@0.5 of RefCOCO, RefCOCO+ and RefCOCOg."""
+    return float(box_hits(predicted, target, threshold).mean())
+
+
+def is_inverted(boxes: Boxes) -> npt.NDArray[np.bool_]:
+    """Boxes with x2 < x1 or y2 < y1: (n,)."""
+    array = np.asarray(boxes, dtype=np.float64)
+    return (array[:, 2] < array[:, 0]) | (array[:, 3] < array[:, 1])
+
+
+def xywh_to_xyxy(boxes: Boxes) -> Floats:
+    """Corner boxes (n, 4) from x, y, width, height, as COCO and the RefCOCO files store them."""
+    array = np.asarray(boxes, dtype=np.float64)
+    return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+
+
+def _pair(predicted: Boxes, target: Boxes) -> tuple[Floats, Floats]:
+    first, second = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 2 or first.shape[1] != 4:
+        raise ValueError(
+            f"expected predicted and target boxes of one shape (n, 4), got {first.shape} and {second.shape}; "
+            "give one box x1, y1, x2, y2 per expression"
+        )
+    return first, second
+
+
+def _areas(first: Floats, second: Floats) -> tuple[Floats, Floats, Floats]:
+    """Intersection, union and smallest box around both; an inverted box meets nothing."""
+    corner, end = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
+    inner = np.clip(end - corner, 0, None).prod(axis=1)
+    union = (first[:, 2:] - first[:, :2]).prod(axis=1) + (second[:, 2:] - second[:, :2]).prod(axis=1) - inner
+    outer = np.maximum(first[:, 2:], second[:, 2:]) - np.minimum(first[:, :2], second[:, :2])
+    return inner, union, outer.prod(axis=1)

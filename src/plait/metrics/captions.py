@@ -1,0 +1,184 @@
+"""Captions: token lists + references -> BLEU-1..4, ROUGE-L, CIDEr as the caption kit of COCO computes them.
+
+    words (n captions) + references (n x several) -> n-gram counts -> per item and corpus figures
+
+Everything is a fraction (CIDEr: times 10); papers print 100 times that. Tokens come from `plait.metrics.ptb`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from plait.metrics.ptb import ptb_tokens
+
+Words = Sequence[str]
+Gram = tuple[str, ...]
+Grams = Counter[Gram]
+ORDERS = range(1, 5)
+TINY, SMALL = 1e-15, 1e-9
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Corpus figures by name (bleu_1 to bleu_4, rouge_l, cider) and CIDEr per item, in the order of the items."""
+
+    corpus: dict[str, float]
+    cider: list[float]
+
+
+@dataclass(frozen=True)
+class DocumentFrequency:
+    """In how many of `num_documents` items an n-gram occurs among the references; unlisted ones occur in none."""
+
+    counts: Mapping[Gram, int]
+    num_documents: float
+
+    @classmethod
+    def of(cls, references: Iterable[Sequence[Words]]) -> DocumentFrequency:
+        """Counted over the references of a set, one document per item."""
+        items = list(references)
+        counts: Counter[Gram] = Counter()
+        for several in items:
+            counts.update({gram for words in several for n in ORDERS for gram in _grams_of(words, n)})
+        return cls(counts, len(items))
+
+
+def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+    """Raw captions (n) and raw references (n x several) -> all figures that need no Java.
+
+    Document frequencies come from these references: a part of a set has another CIDEr scale than the whole.
+    """
+    said = [ptb_tokens(text) for text in predictions]
+    right = [[ptb_tokens(text) for text in several] for several in references]
+    _check(said, right)
+    corpus = {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
+    corpus["rouge_l"] = sum(map(rouge_l, said, right)) / len(said)
+    items = cider(said, right)
+    corpus["cider"] = sum(items) / len(items)
+    return CaptionScores(corpus, items)
+
+
+def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]:
+    """Corpus BLEU-1 to BLEU-4 (Papineni et al. 2002): clipped counts summed over items, closest reference length.
+
+    said: n token lists; right: n lists of reference token lists. precision_n = (matches + 1e-15) / (guesses + 1e-9);
+    ties between reference lengths go to the shorter; penalty exp(1 - r/c) where c < r.
+    """
+    _check(said, right)
+    matches, guesses, length, wanted = [0] * 4, [0] * 4, 0, 0
+    for words, several in zip(said, right, strict=True):
+        length += len(words)
+        wanted += min((abs(len(reference) - len(words)), len(reference)) for reference in several)[1]
+        for n in ORDERS:
+            grams = _grams(words, n)
+            most: Grams = Counter()
+            for reference in several:
+                most |= _grams(reference, n)
+            guesses[n - 1] += max(0, len(words) - n + 1)
+            matches[n - 1] += (grams & most).total()
+    ratio = (length + TINY) / (wanted + SMALL)
+    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    product, scores = 1.0, []
+    for n in ORDERS:
+        product *= (matches[n - 1] + TINY) / (guesses[n - 1] + SMALL)
+        scores.append(product ** (1 / n) * penalty)
+    return scores
+
+
+def rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> float:
+    """ROUGE-L of one caption (Lin 2004): best precision and best recall of the longest common subsequence.
+
+    F = (1 + beta^2) P R / (R + beta^2 P), 0 if P or R is 0. The two may come from different references; an empty
+    caption is one empty token.
+    """
+    if not references:
+        raise ValueError("expected at least one reference, got none")
+    said = list(words) or [""]
+    common = [(_common(said, list(reference) or [""]), len(reference) or 1) for reference in references]
+    precision = max(found / len(said) for found, _ in common)
+    recall = max(found / length for found, length in common)
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def cider(
+    said: Sequence[Words],
+    right: Sequence[Sequence[Words]],
+    *,
+    frequency: DocumentFrequency | None = None,
+    plain: bool = False,
+    sigma: float = 6.0,
+) -> list[float]:
+    """CIDEr-D per item, which caption papers call CIDEr (Vedantam et al. 2015), on the scale 0 to 10.
+
+    tf-idf vectors of 1- to 4-grams, idf = ln(documents) - ln(max(1, frequency)); mean over n and over references of
+    the clipped cosine min(h, r) r / (|h| |r|), times exp(-(bigrams of h - of r)^2 / (2 sigma^2)).
+    frequency: stored counts, as a reward in training needs; by default those of the references at hand.
+    plain: CIDEr without clipping and without the length penalty.
+    """
+    _check(said, right)
+    table = DocumentFrequency.of(right) if frequency is None else frequency
+    unseen = math.log(table.num_documents)
+    idf = {gram: unseen - math.log(max(1, count)) for gram, count in table.counts.items()}
+    cosine = _cosine if plain else _clipped_cosine
+    scores = []
+    for words, several in zip(said, right, strict=True):
+        mine = [_weighted(words, n, idf, unseen) for n in ORDERS]
+        total = 0.0
+        for reference in several:
+            likeness = sum(
+                cosine(own, _weighted(reference, n, idf, unseen)) for n, own in zip(ORDERS, mine, strict=True)
+            )
+            gap = max(0, len(words) - 1) - max(0, len(reference) - 1)
+            total += likeness / 4 * (1.0 if plain else math.exp(-(gap**2) / (2 * sigma**2)))
+        scores.append(10 * total / len(several))
+    return scores
+
+
+Weighted = tuple[dict[Gram, float], float]
+
+
+def _weighted(words: Words, n: int, idf: Mapping[Gram, float], unseen: float) -> Weighted:
+    vector = {gram: count * idf.get(gram, unseen) for gram, count in _grams(words, n).items()}
+    return vector, math.sqrt(math.fsum(value * value for value in vector.values()))
+
+
+def _clipped_cosine(mine: Weighted, theirs: Weighted) -> float:
+    (own, own_norm), (other, other_norm) = mine, theirs
+    dot = sum(min(value, other[gram]) * other[gram] for gram, value in own.items() if gram in other)
+    return dot / (own_norm * other_norm) if own_norm and other_norm else dot
+
+
+def _cosine(mine: Weighted, theirs: Weighted) -> float:
+    (own, own_norm), (other, other_norm) = mine, theirs
+    dot = sum(value * other[gram] for gram, value in own.items() if gram in other)
+    return dot / (own_norm * other_norm) if own_norm and other_norm else dot
+
+
+def _grams_of(words: Words, n: int) -> Iterable[Gram]:
+    return zip(*(words[i:] for i in range(n)), strict=False)
+
+
+def _grams(words: Words, n: int) -> Grams:
+    return Counter(_grams_of(words, n))
+
+
+def _common(first: Words, second: Words) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for a in first:
+        before = 0
+        for i, b in enumerate(second, 1):
+            before, row[i] = row[i], before + 1 if a == b else max(row[i], row[i - 1])
+    return row[-1]
+
+
+def _check(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> None:
+    if not said or len(said) != len(right):
+        raise ValueError(f"expected references for each of {len(said)} captions, and some captions, got {len(right)}")
+    if (empty := next((i for i, several in enumerate(right) if not several), None)) is not None:
+        raise ValueError(f"expected at least one reference per caption, got none for caption {empty}")

@@ -1,0 +1,214 @@
+"""Multiple choice: replies or scores of options -> accuracy in percent, by each benchmark's published rule.
+
+Letters are read by `plait.metrics.replies.letter`; an unreadable reply is wrong, nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plait.metrics.replies import LETTERS, letter, open_answer_hit
+
+Row = Mapping[str, Any]
+ROTATION = 1_000_000
+"""MMBench numbers the rotations of question q as q + 1,000,000, q + 2,000,000 and so on."""
+SCIENCEQA_GROUPS = {
+    "acc_natural": lambda problem: problem["subject"] == "natural science",
+    "acc_social": lambda problem: problem["subject"] == "social science",
+    "acc_language": lambda problem: problem["subject"] == "language science",
+    "acc_has_text": lambda problem: bool(problem["hint"]),
+    "acc_has_image": lambda problem: bool(problem["image"]),
+    "acc_no_context": lambda problem: not problem["hint"] and not problem["image"],
+    "acc_grade_1_6": lambda problem: problem["grade"] in {f"grade{n}" for n in range(1, 7)},
+    "acc_grade_7_12": lambda problem: problem["grade"] in {f"grade{n}" for n in range(7, 13)},
+    "acc_average": lambda problem: True,
+}
+"""The table of ScienceQA (Lu et al. 2022): column -> whether a problem counts in it."""
+
+
+def percent(hits: Iterable[float]) -> float:
+    """Mean of hits in percent. Raises ValueError for none."""
+    values = list(hits)
+    if not values:
+        raise ValueError("expected at least one question, got none")
+    return 100.0 * float(np.mean(values))
+
+
+def percent_by(kinds: Iterable[Any], hits: Iterable[float]) -> dict[str, float]:
+    """Mean of hits in percent by kind, in order of first appearance."""
+    parts: dict[str, list[float]] = defaultdict(list)
+    for kind, hit in zip(kinds, hits, strict=True):
+        parts[str(kind)].append(hit)
+    return {kind: percent(values) for kind, values in parts.items()}
+
+
+def circular_hits(indices: Sequence[int], hits: Sequence[bool]) -> dict[int, bool]:
+    """MMBench: main index -> whether all its rotations are right. indices, hits: one per row."""
+    found: dict[int, bool] = {}
+    for index, hit in zip(indices, hits, strict=True):
+        found[index % ROTATION] = found.get(index % ROTATION, True) and bool(hit)
+    return found
+
+
+def mmbench_scores(rows: Sequence[Row], rule: str = "mmbench_2023") -> dict[str, Any]:
+    """Circular and vanilla accuracy of MMBench (Liu et al. 2023), by category and l2-category, in percent.
+
+    rows: `index`, options `A` to `D` (empty cells where there are fewer), `answer`, `category`, `l2-category`,
+    `prediction`. Vanilla looks at the unrotated row only.
+    """
+    said = [letter(str(row["prediction"]), _options(row), rule) for row in rows]
+    indices = [int(row["index"]) for row in rows]
+    hits = [found == row["answer"] for found, row in zip(said, rows, strict=True)]
+    circular = circular_hits(indices, hits)
+    vanilla = {index: hit for index, hit in zip(indices, hits, strict=True) if index < ROTATION}
+    main = {int(row["index"]): row for row in rows if int(row["index"]) < ROTATION}
+    if missing := circular.keys() - main.keys():
+        raise ValueError(f"expected the unrotated row of every question, got none for index {min(missing)}")
+
+    def by(column: str) -> dict[str, float]:
+        return percent_by((main[index][column] for index in circular), circular.values())
+
+    return {
+        "hit_per_question": {str(index): int(hit) for index, hit in circular.items()},
+        "circular_accuracy": percent(circular.values()),
+        "by_category": by("category"),
+        "by_l2_category": by("l2-category"),
+        "vanilla_accuracy": percent(vanilla.values()),
+        "vanilla_hit_per_question": {str(index): int(hit) for index, hit in vanilla.items()},
+    }
+
+
+def _options(row: Row) -> list[str]:
+    """Texts of the options; "" for an empty cell between others, cut after the last."""
+    cells = [_cell(row.get(key)) for key in LETTERS[:5]]
+    return cells[: max((i + 1 for i, cell in enumerate(cells) if cell), default=0)]
+
+
+def _cell(value: Any) -> str:
+    is_empty = value is None or (isinstance(value, float) and np.isnan(value))
+    return "" if is_empty else str(value)
+
+
+def mmmu_scores(rows: Sequence[Row], options: Sequence[str] | None = None, rule: str = "official") -> dict[str, float]:
+    """MMMU (Yue et al. 2023) in percent: `overall` (micro average) and by subject, the middle of the id.
+
+    rows: `id`, `question_type` (multiple-choice or open), `answer` (one or several), `prediction`, perhaps `options`.
+    Rule official reads letters with its parser; rule release (Owl2's script) wants the letter alone.
+    """
+    if rule not in ("official", "release"):
+        raise ValueError(f"expected rule official or release, got {rule!r}")
+    hits = [_mmmu_hit(row, row.get("options") or options or [], rule) for row in rows]
+    subjects = (str(row["id"]).split("_", 1)[1].rsplit("_", 1)[0] for row in rows)
+    return {"overall": percent(hits), **percent_by(subjects, hits)}
+
+
+def _mmmu_hit(row: Row, options: Sequence[str], rule: str) -> bool:
+    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    if row["question_type"] == "open":
+        return open_answer_hit(row["prediction"], answers)
+    said = row["prediction"] if rule == "release" else letter(row["prediction"], options, "mmmu_official")
+    return said in answers
+
+
+def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) -> dict[str, Any]:
+    """ScienceQA: index read (-1 unreadable), accuracy over all problems and over those with an image, official table.
+
+    problems: problems.json by id, replies: id -> reply. The table adds one row per topic of a problem; its strings have
+    two decimals, -1 for a group without problems.
+    """
+    said = {name: _index(letter(reply, problems[name]["choices"], "scienceqa")) for name, reply in replies.items()}
+    hits = {name: said[name] == problems[name]["answer"] for name in replies}
+    table = {name: _column(problems, hits, counts) for name, counts in SCIENCEQA_GROUPS.items()}
+    for topic in dict.fromkeys(problems[name]["topic"] for name in replies):
+        table[f"acc_{topic}"] = _column(problems, hits, lambda problem, topic=topic: problem["topic"] == topic)
+    with_image = [hit for name, hit in hits.items() if problems[name]["image"]]
+    return {
+        "predicted_index": said,
+        "accuracy": percent(hits.values()),
+        "image_accuracy": percent(with_image) if with_image else float("nan"),
+        "official_table": table,
+    }
+
+
+def _index(found: str | None) -> int:
+    return -1 if found is None else LETTERS.index(found)
+
+
+def _column(problems: Mapping[str, Row], hits: Mapping[str, bool], counts: Any) -> str:
+    values = [hit for name, hit in hits.items() if counts(problems[name])]
+    return f"{percent(values):.2f}" if values else "-1"
+
+
+def seed_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """SEED-Bench v1: accuracy by question type, over all questions (micro), over image (1-9) and video (10-12) types.
+
+    rows: `question_type_id`, `answer` (a letter), `prediction`: its first character counts, in either case.
+    """
+    hits = [(letter(str(r["prediction"]), (), "first_character") or "").upper() == r["answer"].upper() for r in rows]
+    kinds = [int(row["question_type_id"]) for row in rows]
+    found = percent_by(kinds, hits)
+    scores: dict[str, Any] = {"per_type": {kind: found[kind] for kind in sorted(found, key=int)}}
+    scores["overall"] = percent(hits)
+    for name, is_part in (("image", lambda kind: kind <= 9), ("video", lambda kind: kind >= 10)):
+        part = [hit for kind, hit in zip(kinds, hits, strict=True) if is_part(kind)]
+        scores[name] = percent(part) if part else None
+    return scores
+
+
+def lowest_loss(losses: Sequence[Sequence[float]]) -> list[str]:
+    """SEED-Bench's ranking: the letter of the option with the lowest language-model loss, the first of equals."""
+    return [LETTERS[int(np.argmin(row))] for row in losses]
+
+
+def q_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """Q-Bench A1 (Wu et al. 2023): which are right, accuracy in percent, by question type and by concern.
+
+    rows: `candidates`, `correct_ans` (a text of these), `prediction`, `type`, `concern`. Letters by MMMU's parser.
+    """
+    hits = []
+    for row in rows:
+        said = letter(row["prediction"], row["candidates"], "mmmu_official")
+        hits.append(said is not None and row["candidates"][LETTERS.index(said)] == row["correct_ans"])
+    by = {kind: percent_by((row[kind] for row in rows), hits) for kind in ("type", "concern")}
+    return {"correct": hits, "accuracy": percent(hits), "by_type": by["type"], "by_concern": by["concern"]}
+
+
+def q_bench_quality(good_logit: float, poor_logit: float) -> float:
+    """Q-Bench A3: probability of the token good against poor, logits divided by 100."""
+    return 1.0 / (1.0 + float(np.exp((poor_logit - good_logit) / 100.0)))
+
+
+def mmlu_scores(subjects: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """MMLU (Hendrycks et al. 2021) in percent: per subject, micro (over questions), macro (mean of subjects).
+
+    Rows: `choice_logprobs` of the letters as next token, `answer` (a letter); the first of equal ones is said.
+    """
+    hits = {
+        subject: [LETTERS[int(np.argmax(row["choice_logprobs"]))] == row["answer"] for row in rows]
+        for subject, rows in subjects.items()
+    }
+    per_subject = {subject: percent(values) for subject, values in hits.items()}
+    micro = percent(hit for values in hits.values() for hit in values)
+    return {"per_subject": per_subject, "micro": micro, "macro": float(np.mean(list(per_subject.values())))}
+
+
+def arc_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """ARC in percent: acc of the highest summed log-probability, acc_norm of the highest per character.
+
+    Rows: `choice_logprobs` and `choice_texts` of the options, `answer_index`.
+    """
+    said = [int(np.argmax(row["choice_logprobs"])) for row in rows]
+    norm = [
+        int(np.argmax(np.divide(row["choice_logprobs"], [len(text) for text in row["choice_texts"]]))) for row in rows
+    ]
+    right = [row["answer_index"] for row in rows]
+    return {
+        "acc": percent(a == b for a, b in zip(said, right, strict=True)),
+        "acc_norm": percent(a == b for a, b in zip(norm, right, strict=True)),
+        "predictions": said,
+        "predictions_norm": norm,
+    }

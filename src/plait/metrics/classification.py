@@ -1,0 +1,62 @@
+"""Classes: scores or logits + right class -> accuracies, as fractions.
+
+The first index wins ties everywhere, as arg-max does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any] | Sequence[Any]
+Floats = npt.NDArray[np.float64]
+
+
+def predictions(scores: Array) -> npt.NDArray[np.int64]:
+    """Class with the highest score: (n, classes) -> (n,); the first of equals."""
+    return np.asarray(scores).argmax(axis=1).astype(np.int64)
+
+
+def top_k_hits(scores: Array, labels: Array, k: int) -> npt.NDArray[np.bool_]:
+    """Whether the right class is among the k best: scores (n, classes), labels (n,) -> (n,). k is clipped."""
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if values.ndim != 2 or right.shape != values.shape[:1]:
+        raise ValueError(f"expected scores (n, classes) and labels (n,), got {values.shape} and {right.shape}")
+    own = np.take_along_axis(values, right[:, None], axis=1)
+    before = (values > own) | ((values == own) & (np.arange(values.shape[1]) < right[:, None]))
+    return before.sum(axis=1) < k
+
+
+def top_k_accuracy(scores: Array, labels: Array, k: int = 1) -> float:
+    """Share of items whose class is among the k best: ImageNet, Kinetics, Something-Something, VGGSound."""
+    return float(top_k_hits(scores, labels, k).mean())
+
+
+def mean_per_class_accuracy(predicted: Array, labels: Array) -> float:
+    """Mean over the classes that occur of the share of their items that are right: transfer sets such as Flowers."""
+    said, right = np.asarray(predicted), np.asarray(labels)
+    return float(np.mean([(said[right == label] == label).mean() for label in np.unique(right)]))
+
+
+def average_views(view_logits: Array) -> Floats:
+    """Class probabilities of a video: mean over its views (clips x crops) of the softmax.
+
+    view_logits: (n, views, classes). Returns (n, classes).
+    """
+    logits = np.asarray(view_logits, dtype=np.float64)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=1)
+
+
+def closed_vocabulary_accuracy(logits: Array, targets: Array) -> float:
+    """Mean target value of the predicted class: VQA with a list of answers (ONE-PEACE 3,129).
+
+    logits: (n, classes). targets: (n, classes) of soft scores, such as min(1, 0.3 * annotators), or labels (n,).
+    """
+    said, values = predictions(logits), np.asarray(targets)
+    if values.ndim == 1:
+        return float((said == values).mean())
+    return float(np.take_along_axis(values, said[:, None], axis=1).mean())

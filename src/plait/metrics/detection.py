@@ -1,0 +1,62 @@
+"""Boxes and masks of COCO classes: AP and AR by pycocotools (extra `eval`), called, never imitated."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+
+from plait.errors import import_extra
+
+SUMMARY = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
+    "AR@1", "AR@10", "AR@100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+"""Names of COCOeval's twelve figures, in its order."""
+
+
+def coco_ap(
+    ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str = "bbox"
+) -> tuple[dict[str, float], dict[int, float | None]]:
+    """The twelve figures (`SUMMARY`, fractions, -1 without ground truth) and the AP of every category (None without).
+
+    ground_truth: an instances file (`images`, `annotations`, `categories`). results: a results list of `image_id`,
+    `category_id`, `score` and `bbox` x, y, width, height or `segmentation` (polygon or run lengths). kind: `bbox` or
+    `segm`. Raises ValueError for another kind, MissingExtra without pycocotools.
+    """
+    if kind not in ("bbox", "segm"):
+        raise ValueError(f"expected kind bbox or segm, got {kind!r}")
+    coco, evaluation = import_extra("pycocotools.coco"), import_extra("pycocotools.cocoeval")
+    with contextlib.redirect_stdout(io.StringIO()):  # the tool prints its progress
+        truth = coco.COCO()
+        truth.dataset = deepcopy(dict(ground_truth))
+        truth.dataset.setdefault("info", {})
+        truth.createIndex()
+        found = truth.loadRes(deepcopy(list(results))) if results else _nothing(coco, truth)
+        run = evaluation.COCOeval(truth, found, kind)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    summary = {name: float(value) for name, value in zip(SUMMARY, run.stats, strict=True)}
+    return summary, _by_category(run)
+
+
+def _nothing(coco: Any, truth: Any) -> Any:
+    """An index without detections: the tool cannot load an empty list."""
+    found = coco.COCO()
+    found.dataset = {**truth.dataset, "annotations": []}
+    found.createIndex()
+    return found
+
+
+def _by_category(run: Any) -> dict[int, float | None]:
+    precision = run.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories) of all areas, most detections
+    values = {}
+    for column, category in enumerate(run.params.catIds):
+        known = precision[:, :, column][precision[:, :, column] > -1]
+        values[category] = float(np.mean(known)) if known.size else None
+    return values

@@ -1,0 +1,63 @@
+"""GLUE: classes and scores of sentence pairs -> accuracy, F1, Matthews, Pearson, Spearman (Wang et al. 2019).
+
+Fractions; degenerate inputs (a constant prediction, no positive one) give 0 as the usual tools do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any] | Sequence[Any]
+Floats = npt.NDArray[np.float64]
+
+
+def accuracy(predicted: Array, labels: Array) -> float:
+    """Share of equal entries: (n,), (n,)."""
+    said, right = np.asarray(predicted), np.asarray(labels)
+    if said.shape != right.shape or not said.size:
+        raise ValueError(f"expected as many predictions as labels, and some, got {said.shape} and {right.shape}")
+    return float((said == right).mean())
+
+
+def f1(predicted: Array, labels: Array, positive: int = 1) -> float:
+    """F1 of one class: 2 TP / (2 TP + FP + FN). predicted, labels: (n,)."""
+    said, right = np.asarray(predicted) == positive, np.asarray(labels) == positive
+    total = float(said.sum() + right.sum())
+    return 2 * float((said & right).sum()) / total if total else 0.0
+
+
+def matthews(predicted: Array, labels: Array) -> float:
+    """Matthews correlation of any number of classes (Gorodkin 2004): the correlation of class indicators.
+
+    predicted, labels: (n,). 0 where one of the two is constant.
+    """
+    said, right = np.asarray(predicted), np.asarray(labels)
+    classes = np.unique(np.concatenate([said, right]))
+    a, b = (said[:, None] == classes).astype(np.float64), (right[:, None] == classes).astype(np.float64)
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    length = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / length if length else 0.0
+
+
+def pearson(first: Array, second: Array) -> float:
+    """Pearson correlation of two vectors (n,); 0 where one of them is constant."""
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = a - a.mean(), b - b.mean()
+    length = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / length if length else 0.0
+
+
+def spearman(first: Array, second: Array) -> float:
+    """Pearson correlation of the ranks; equal values share their mean rank."""
+    return pearson(mean_ranks(first), mean_ranks(second))
+
+
+def mean_ranks(values: Array) -> Floats:
+    """1-based ranks (n,), equal values at their mean rank."""
+    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

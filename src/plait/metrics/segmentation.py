@@ -1,0 +1,83 @@
+"""Semantic segmentation: class maps -> one pooled confusion table -> IoU and accuracy per class, mIoU, mAcc, aAcc."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any] | Sequence[Any]
+Floats = npt.NDArray[np.float64]
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Percentages. `class_iou` and `class_accuracy` (classes,) are NaN where undefined, and left out of the means."""
+
+    mean_iou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    class_iou: Floats
+    class_accuracy: Floats
+
+
+def confusion(
+    predicted: Array,
+    target: Array,
+    num_classes: int,
+    *,
+    ignore_index: int = IGNORED,
+    reduce_zero_label: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Pixel counts (classes, classes + 1) of target and predicted class; pixels to ignore are left out.
+
+    predicted, target: integers of one shape. The last column counts predictions that are no class: wrong.
+    reduce_zero_label (ADE20K): target 0 means unlabelled, others are decreased by one; predictions stay as they are.
+    """
+    said, right = np.asarray(predicted).astype(np.int64), np.asarray(target).astype(np.int64)
+    if said.shape != right.shape:
+        raise ValueError(f"expected maps of one shape, got {said.shape} and {right.shape}; predict at full size")
+    if reduce_zero_label:
+        right = np.where((right == 0) | (right == ignore_index), ignore_index, right - 1)
+    kept = right != ignore_index
+    said, right = said[kept], right[kept]
+    if right.size and not 0 <= right.min() <= right.max() < num_classes:
+        raise ValueError(f"expected target classes 0 to {num_classes - 1} or {ignore_index}, got {right.max()}")
+    said = np.where((said < 0) | (said >= num_classes), num_classes, said)
+    counts = np.bincount(right * (num_classes + 1) + said, minlength=num_classes * (num_classes + 1))
+    return counts.reshape(num_classes, num_classes + 1)
+
+
+def scores_of(table: npt.NDArray[Any]) -> SegmentationScores:
+    """Scores of a pooled confusion table: IoU_c = intersection / union, accuracy_c = intersection / target pixels."""
+    square = table[:, : table.shape[0]].astype(np.float64)
+    both, right, said = np.diag(square), table.sum(axis=1).astype(np.float64), square.sum(axis=0)
+    union = right + said - both
+    iou = np.divide(100 * both, union, out=np.full_like(both, np.nan), where=union > 0)
+    accuracy = np.divide(100 * both, right, out=np.full_like(both, np.nan), where=right > 0)
+    pixels = 100 * float(both.sum() / right.sum()) if right.sum() else float("nan")
+    return SegmentationScores(_mean(iou), _mean(accuracy), pixels, iou, accuracy)
+
+
+def segmentation_scores(
+    predicted: Iterable[Array],
+    targets: Iterable[Array],
+    num_classes: int,
+    *,
+    ignore_index: int = IGNORED,
+    reduce_zero_label: bool = False,
+) -> SegmentationScores:
+    """Scores over all pixels of all images pooled; images may differ in size. Arguments as in `confusion`."""
+    tables = (
+        confusion(said, right, num_classes, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
+        for said, right in zip(predicted, targets, strict=True)
+    )
+    return scores_of(sum(tables, np.zeros((num_classes, num_classes + 1), np.int64)))
+
+
+def _mean(values: Floats) -> float:
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

@@ -1,0 +1,137 @@
+"""Suites with a yes or no, a judge's grade or people's grades: MME, POPE, MM-Vet, OwlEval."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from plait.metrics.replies import mme_label, pope_label
+
+Row = Mapping[str, Any]
+MME_PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+)  # fmt: skip
+"""Categories of MME's headline number."""
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+MARKS = "ABCD"
+
+
+def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
+    """MME (Fu et al. 2023): per category 100 (acc + acc+), at most 200; their sums over perception and cognition.
+
+    acc: share of questions right; acc+: share of images whose questions are all right.
+    rows: `category`, `image`, `answer` (Yes or No), `prediction`.
+    """
+    images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        hit = mme_label(str(row["prediction"])) == str(row["answer"]).lower()
+        images[row["category"]][row["image"]].append(hit)
+    if unknown := images.keys() - {*MME_PERCEPTION, *MME_COGNITION}:
+        raise ValueError(f"expected categories of MME, got {min(unknown)!r}")
+    scores = {}
+    for category, found in images.items():
+        hits = [hit for both in found.values() for hit in both]
+        scores[category] = 100.0 * sum(hits) / len(hits) + 100.0 * sum(map(all, found.values())) / len(found)
+    return {
+        "scores": scores,
+        "perception": sum(scores.get(category, 0.0) for category in MME_PERCEPTION),
+        "cognition": sum(scores.get(category, 0.0) for category in MME_COGNITION),
+    }
+
+
+def pope_scores(replies: Sequence[str], labels: Sequence[str]) -> dict[str, float | int]:
+    """POPE (Li et al. 2023), fractions: accuracy, precision, recall and F1 of yes, share of yes, and the four counts.
+
+    labels: yes or no. A ratio without a denominator is 0.
+    """
+    said = np.array([pope_label(reply) == "yes" for reply in replies])
+    right = np.array([label.lower() == "yes" for label in labels])
+    if said.shape != right.shape or not said.size:
+        raise ValueError(f"expected as many replies as labels, and some, got {said.size} and {right.size}")
+    tp, fp = int((said & right).sum()), int((said & ~right).sum())
+    tn, fn = int((~said & ~right).sum()), int((~said & right).sum())
+    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+    return {
+        "accuracy": (tp + tn) / said.size,
+        "precision": precision,
+        "recall": recall,
+        "f1": _ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": (tp + fp) / said.size,
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+    }
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else 0.0
+
+
+def judge_grade(reply: str) -> float | None:
+    """MM-Vet: the number before the first space when it lies in [0, 1]; None where the judge must be asked again."""
+    try:
+        value = float(reply.split(" ", maxsplit=1)[0].strip())
+    except ValueError:
+        return None
+    return value if 0.0 <= value <= 1.0 else None
+
+
+def mm_vet_scores(capabilities: Mapping[str, Sequence[str]], grades: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """MM-Vet (Yu et al. 2023): 100 x mean grade, in total, per capability, per combination of capabilities.
+
+    capabilities: question -> what it needs. grades: question -> grade (0 to 1) of every run of the judge. std is the
+    population standard deviation of the totals over runs; combinations are means over runs, names sorted.
+    """
+    if missing := capabilities.keys() - grades.keys():
+        raise ValueError(f"expected grades of every question, got none for {min(missing)}")
+    table = {name: np.asarray(grades[name], dtype=np.float64) for name in capabilities}
+
+    def runs(names: Sequence[str]) -> list[float]:
+        return (100.0 * np.mean([table[name] for name in names], axis=0)).tolist()
+
+    parts = {part: [n for n, needs in capabilities.items() if part in needs] for part in _parts(capabilities)}
+    scores: dict[str, Any] = {}
+    for part, names in parts.items():
+        values = runs(names)
+        scores[part] = {"per_run": values, "mean": float(np.mean(values))}
+    total = runs(list(capabilities))
+    scores["total"] = {"per_run": total, "mean": float(np.mean(total)), "std": float(np.std(total))}
+    together: dict[str, list[str]] = defaultdict(list)
+    for name, needs in capabilities.items():
+        together["_".join(sorted(needs))].append(name)
+    scores["combinations"] = {needs: float(np.mean(runs(names))) for needs, names in together.items()}
+    return scores
+
+
+def _parts(capabilities: Mapping[str, Sequence[str]]) -> list[str]:
+    """Capabilities in order of first appearance."""
+    return list(dict.fromkeys(part for needs in capabilities.values() for part in needs))
+
+
+def owl_eval_table(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
+    """OwlEval (Ye et al. 2023): rate of each grade A to D over all grades of a selection of questions.
+
+    rows: `grades` (several graders pool), `category` (single_turn, multi_turn or both), `ability` (letters, comma
+    separated). Selections: all, every category, `ability_x`; those without a question are left out.
+    """
+    picked: dict[str, list[Row]] = {"all": list(rows), "single_turn": [], "multi_turn": []}
+    abilities: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        for category in row["category"]:
+            picked.setdefault(category, []).append(row)
+        for ability in str(row["ability"]).split(","):
+            abilities[f"ability_{ability.strip()}"].append(row)
+    picked |= {name: abilities[name] for name in sorted(abilities)}
+    return {name: _rates(questions) for name, questions in picked.items() if questions}
+
+
+def _rates(questions: Sequence[Row]) -> dict[str, float | int]:
+    given = [mark for question in questions for mark in question["grades"]]
+    if bad := next((mark for mark in given if mark not in MARKS), None):
+        raise ValueError(f"expected grades A, B, C or D, got {bad!r}")
+    rates: dict[str, float | int] = {mark: _ratio(given.count(mark), len(given)) for mark in MARKS}
+    return rates | {"grades": len(given), "questions": len(questions)}

@@ -1,0 +1,83 @@
+"""Several labels per item: scores (n, classes) + right labels (n, classes) -> average precisions (FSD50K, AudioSet)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any] | Sequence[Any]
+Floats = npt.NDArray[np.float64]
+
+
+def average_precision(scores: Array, targets: Array) -> float:
+    """Area under precision over recall as steps: sum of (R_n - R_(n-1)) P_n; equal scores form one threshold.
+
+    scores: (n,), targets: (n,) of 0 and 1. NaN without a positive.
+    """
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    if not right.any():
+        return float("nan")
+    order = np.argsort(-values, kind="stable")
+    hits = np.cumsum(right[order])
+    ends = np.append(np.flatnonzero(np.diff(values[order])), len(order) - 1)
+    precision, recall = hits[ends] / (ends + 1), hits[ends] / hits[-1]
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def average_precisions(scores: Array, targets: Array) -> Floats:
+    """`average_precision` of every class: (n, classes), (n, classes) -> (classes,); NaN for one without positives."""
+    values, right = _pair(scores, targets)
+    return np.array([average_precision(values[:, c], right[:, c]) for c in range(values.shape[1])])
+
+
+def mean_average_precision(scores: Array, targets: Array) -> float:
+    """Macro mAP: mean over the classes that have positives; the others are left out (report them)."""
+    found = average_precisions(scores, targets)
+    return float("nan") if np.isnan(found).all() else float(np.nanmean(found))
+
+
+def micro_average_precision(scores: Array, targets: Array) -> float:
+    """`average_precision` over all pairs of item and class at once."""
+    values, right = _pair(scores, targets)
+    return average_precision(values.ravel(), right.ravel())
+
+
+def label_ranking_precisions(scores: Array, targets: Array) -> Floats:
+    """Per item: mean over its right labels of the share of right ones among the labels ranked at or above it.
+
+    scores, targets: (n, classes). Returns (n,); NaN for an item without labels.
+    """
+    values, right = _pair(scores, targets)
+    at_or_above = values[:, None, :] >= values[:, :, None]  # (n, label, other)
+    share = (at_or_above & right[:, None, :]).sum(axis=2) / at_or_above.sum(axis=2)
+    with np.errstate(invalid="ignore"):
+        return (share * right).sum(axis=1) / right.sum(axis=1)
+
+
+def label_ranking_average_precision(scores: Array, targets: Array) -> float:
+    """LRAP: mean over the items that have labels; others say nothing and are left out."""
+    return float(np.nanmean(label_ranking_precisions(scores, targets)))
+
+
+def label_weighted_ranking_precision(scores: Array, targets: Array) -> float:
+    """lwlrap (DCASE 2019): LRAP weighted by the number of labels, which is the mean over all right labels."""
+    counts = _pair(scores, targets)[1].sum(axis=1)
+    kept = counts > 0
+    return float(np.average(label_ranking_precisions(scores, targets)[kept], weights=counts[kept]))
+
+
+def sigmoid(logits: Array) -> Floats:
+    """1 / (1 + exp(-x)) in double precision, without overflow."""
+    values = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(-np.abs(values))
+    return np.where(values >= 0, 1 / (1 + powers), powers / (1 + powers))
+
+
+def _pair(scores: Array, targets: Array) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    if values.ndim != 2 or values.shape != right.shape:
+        raise ValueError(f"expected scores and targets of one shape (n, classes), got {values.shape}, {right.shape}")
+    return values, right
