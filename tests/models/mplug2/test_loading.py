@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from plait.models import auto
 from plait.models.mplug2 import family
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.loading import CLASSES
+from plait.models.mplug2.loading import CLASSES, assemble, changed, class_for
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.official import config_fields
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
-from plait.models.mplug2.weights import NEVER_RUN, key_map
+from plait.models.mplug2.weights import NEVER_RUN, finetuning_name, key_map
+from plait.weights.state import LazyState, meta_state
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "mplug2"
 DECODED_VIDEO = "videocaption_a"
@@ -191,7 +193,6 @@ def test_an_official_file_starts_every_task(tmp_path: Path, caplog: pytest.LogCa
 def test_a_task_reads_only_its_own_tensors(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(build(MPlug2ForPreTraining), tmp_path)
     from plait.models.mplug2 import loading
-    from plait.weights.state import LazyState
 
     taken: set[str] = set()
 
@@ -344,9 +345,30 @@ def test_wrong_options_say_what_is_expected(build, tmp_path: Path) -> None:
             auto.load(tmp_path, **options)
 
 
-def test_presets_and_official_sizes_agree() -> None:
-    import gzip
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [
+        ("large_pretrain_inferred", "MPlug2ForConditionalGeneration"),
+        ("large_videoqa", "MPlug2ForConditionalGeneration"),
+        ("base_videocaption", "MPlug2ForConditionalGeneration"), ("mplug1_base_vqa", "MPlug2ForConditionalGeneration"),
+        ("mplug1_large_caption", "MPlug2ForConditionalGeneration"), ("mplug1_large_grounding", "MPlug2ForGrounding"),
+        ("mplug1_large_retrieval", "MPlug2ForRetrieval"),
+    ],
+)  # fmt: skip
+def test_listed_files_load_strictly_as_what_they_are(name: str, model_class: str) -> None:
+    """On the meta device: names and shapes, no numbers."""
+    listed = json.loads(gzip.decompress((GOLDENS / f"keys_{name}.json.gz").read_bytes()))["keys"]
+    shapes = {finetuning_name(key) or key: tuple(shape) for key, shape in listed.items()}
+    config = MPlug2Config.from_official(None, shapes)
+    native, _ = key_map(config).forward(meta_state({key: [shape, "float32"] for key, shape in shapes.items()}))
+    model = assemble(config, class_for(config, native), native, device="meta")
+    assert type(model).__name__ == model_class
+    assert config.is_predecessor == name.startswith("mplug1")
+    taught = assemble(changed(config, {"distill": True}, None, None), type(model), native, device="meta")
+    assert all(p.is_meta for p in taught.parameters())
 
+
+def test_presets_and_official_sizes_agree() -> None:
     for preset, name in (("large", "large_videoqa"), ("base", "base_videoqa")):
         listed = json.loads(gzip.decompress((GOLDENS / f"keys_{name}.json.gz").read_bytes()))["keys"]
         found = MPlug2Config.from_official(None, {key: tuple(shape) for key, shape in listed.items()}).to_dict()
