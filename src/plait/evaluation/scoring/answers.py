@@ -8,7 +8,7 @@ import numpy as np
 
 from plait.evaluation.judge import Judge, video_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
-from plait.evaluation.scoring.caption_metric import caption_scores
+from plait.metrics.captions import caption_scores
 from plait.metrics.vqa import vqa_accuracy
 
 
@@ -17,9 +17,10 @@ def captions(scoring: Scoring) -> Scored:
     """BLEU, ROUGE-L and CIDEr (times 100) of the COCO kit; CIDEr of a domain uses the weights of all references."""
     scoring.keep(lambda item: bool(item.captions), "reference captions")
     ids = [item.id for item in scoring.items]
-    found = caption_scores(dict(zip(ids, scoring.replies())), {item.id: item.captions or [] for item in scoring.items})
+    found = caption_scores(scoring.replies(), [item.captions or [] for item in scoring.items])
     cider = {name: 100 * value for name, value in zip(ids, found.cider)}
-    scores = {name: 100 * value for name, value in found.corpus.items()}
+    names = {"rouge_l": "ROUGE-L", **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}}
+    scores = {shown: 100 * found.corpus[name] for name, shown in names.items()}
     by_domain = means((item.category, cider[item.id]) for item in scoring.items if item.category)
     notes = [f"CIDEr weighs words by the references of these {len(ids)} items", "tokenizer=python, no METEOR, no SPICE"]
     return Scored({"CIDEr": float(np.mean(list(cider.values()))), **scores}, cider, {}, by_domain, [], notes)

@@ -10,16 +10,10 @@ import numpy as np
 
 from plait.evaluation.readers.regions import mask_classes
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, scorer
-from plait.evaluation.scoring.metric import (
-    average_precisions,
-    box_ap,
-    confusion,
-    f1,
-    matthews,
-    pearson,
-    segmentation_scores,
-    spearman,
-)
+from plait.evaluation.scoring.detection import box_ap
+from plait.metrics.glue import f1, matthews, pearson, spearman
+from plait.metrics.segmentation import confusion, scores_of
+from plait.metrics.tagging import average_precisions
 
 RESAMPLES = 200
 
@@ -81,10 +75,13 @@ def segmentation(scoring: Scoring) -> Scored:
         target = mask_classes(scoring.files.root / (item.mask or ""))
         tables.append(confusion(_mask(found[item.id], target.shape), target, 150))
     stacked = np.stack(tables)
-    scores = segmentation_scores(stacked.sum(axis=0))
-    return _set_score(
-        scores, "mIoU", lambda drawn: segmentation_scores(stacked[drawn].sum(axis=0))["mIoU"], len(tables)
-    )
+    found_scores = scores_of(stacked.sum(axis=0))
+    scores = {
+        "mIoU": found_scores.mean_iou,
+        "mAcc": found_scores.mean_accuracy,
+        "aAcc": found_scores.pixel_accuracy,
+    }
+    return _set_score(scores, "mIoU", lambda drawn: scores_of(stacked[drawn].sum(axis=0)).mean_iou, len(tables))
 
 
 def _mask(prediction: str | None, shape: tuple[int, ...]) -> np.ndarray:

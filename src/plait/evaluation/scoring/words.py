@@ -9,7 +9,7 @@ import numpy as np
 
 from plait.evaluation.judge import Judge, grade_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
-from plait.evaluation.scoring.metric import box_iou
+from plait.metrics.boxes import box_hits
 from plait.metrics.replies import mme_label, pope_label
 
 PERCEPTION = (
@@ -80,7 +80,7 @@ def grounding(scoring: Scoring) -> Scored:
             hits[item.id] = 0.0
             continue
         box = _to_pixels(numbers, scoring.rule or "fraction", sizes.get(item.id) or item.image_size)
-        hits[item.id] = float(box_iou(box, (item.boxes or [])[0]) >= 0.5)
+        hits[item.id] = float(box_hits([box], [(item.boxes or [])[0]])[0])
     scored = accuracy(hits, scoring.items)
     scored.scores = {"acc@0.5": scored.scores["accuracy"]}
     scored.unreadable = unreadable
