@@ -94,7 +94,7 @@ def pretraining(
     lr: float = 1e-3,
     universal_sharing: str = "shared",
     augmentation: float = 0.7,
-    every: int = 4,
+    every: int = 3,
     **sizes: Any,
 ) -> Recipe:
     """Pictures with names: contrast at every step; matching, masked and prefix language modelling too at every
@@ -124,15 +124,15 @@ def pretraining(
 
 
 def answering(
-    init: Path, steps: int, *, batch_size: int = 32, lr: float = 7e-4, tasks: Sequence[str] = (), **options: Any
+    init: Path, steps: int, *, batch_size: int = 32, lr: float = 3e-4, tasks: Sequence[str] = (), **options: Any
 ) -> Recipe:
     """Questions about pictures and clips, and captions, by one decoder; options of `batches.source_of`."""
     made = load_processor(init)
     stills = tuple(t for t in ("caption", *STILL_TASKS) if not tasks or t in tasks)
     clips = tuple(t for t in CLIP_TASKS if not tasks or t in tasks)
-    alone = [(1, (task,)) for task in stills if task in ("caption", "name", "kind", "is_kind")]
     scenes = tuple(task for task in stills if task in batches.SCENES)
-    groups = [*alone, *([(4, scenes)] if scenes else []), *([(4, clips)] if clips else [])]
+    alone = tuple(task for task in stills if task not in batches.SCENES)
+    groups = [(share, group) for share, group in ((3, alone), (4, scenes), (4, clips)) if group]
     source = batches.source_of(drawings(), made, groups, **options)
     stage = _stage("answering", supervised, source, steps, batch_size, lr)
     return Recipe(lambda: load(init, "answer"), [stage], partial(save, made))
