@@ -130,7 +130,7 @@ def answer_loss(
     assert isinstance(model, MPlugOwl2ForConditionalGeneration)
     logits, labels = answer_logits(model, batch)
     loss = F.cross_entropy(logits, labels)
-    return loss, {"right": (logits.detach().argmax(-1) == labels).float().mean(), "rows": len(batch["input_ids"])}
+    return loss, {"right": (logits.detach().argmax(-1) == labels).float().mean()}
 
 
 def answer_logits(model: MPlugOwl2ForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

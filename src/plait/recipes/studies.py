@@ -15,7 +15,10 @@ import typer
 from plait.errors import UsageError
 from plait.training.commands import parse_settings
 
-STUDIES: dict[str, str] = {"mplug2": "plait.recipes.mplug2_study:study"}
+STUDIES: dict[str, str] = {
+    "mplug2": "plait.recipes.mplug2_study:study",
+    "owl2": "plait.recipes.mplug_owl2_study:study",
+}
 """Name -> `module:function`."""
 
 
