@@ -133,7 +133,8 @@ def _measure(
     from plait.training.loop import DTYPES
 
     model, processor = loaded
-    sentences = small.snippets("test")[:NUM_SENTENCES]
+    held_out = small.snippets("test")
+    sentences = held_out[:: max(1, len(held_out) // NUM_SENTENCES)][:NUM_SENTENCES]  # the file is sorted by feeling
     drawings = small.drawings(model.config.image_size)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = measured(model, processor, drawings, sentences, news(), count, DTYPES[dtype])
