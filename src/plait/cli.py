@@ -47,6 +47,7 @@ VERBS: dict[str, Verb] = {
     "study": Verb("plait.recipes.studies:study", "try what a paper claims, at small scale, one command"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
     "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
+    "merge": Verb("plait.models.merge:merge_command", "model directory + LoRA adapter -> model directory"),
     "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),
     "parity": Verb("plait.parity.commands:parity", "run golden cases and say what holds"),
 }

@@ -47,6 +47,7 @@ class Assistant:
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
+        adapter: directory of a LoRA trained on the model, merged into it in memory.
 
     An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`; a list
     of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is listed in
@@ -59,6 +60,7 @@ class Assistant:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         batch_size: int = 8,
+        adapter: str | Path | None = None,
     ) -> None:
         import torch
 
@@ -75,7 +77,7 @@ class Assistant:
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             if dtype is None and place.type == "cpu":
                 dtype = torch.float32
-            self.model, self.processor = auto.load(model, dtype=dtype, device=place)
+            self.model, self.processor = auto.load(model, dtype=dtype, device=place, adapter=adapter)
         self.model.eval()
         self.skills: Skills = auto.skills(self.model, self.processor)
 

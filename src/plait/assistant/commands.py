@@ -18,6 +18,7 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="model dire
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, folder or manifest")]
 DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")]
+AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
 BatchOption = Annotated[int, typer.Option(help="items per forward pass", min=1)]
 BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
 LengthOption = Annotated[int | None, typer.Option(help="most tokens to write", min=1)]
@@ -35,12 +36,13 @@ def caption(
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
 ) -> None:
     """Describe images and videos."""
     options = _given(num_beams=num_beams, max_length=max_length)
-    _run("caption", model, media, "", on_bad, as_json, (batch_size, device, dtype), options=options)
+    _run("caption", model, media, "", on_bad, as_json, (batch_size, device, dtype, adapter), options=options)
 
 
 def answer(
@@ -57,6 +59,7 @@ def answer(
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +67,7 @@ def answer(
     candidates = _listed(answers, "answers")
     options = _given(num_beams=num_beams, max_length=max_length)
     task: Task = "answer" if candidates is None else "rank"
-    places = (batch_size, device, dtype)
+    places = (batch_size, device, dtype, adapter)
     _run(task, model, media, question, on_bad, as_json, places, candidates, options, top)
 
 
@@ -76,11 +79,12 @@ def ground(
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
 ) -> None:
     """Find what a phrase names in images: x0 y0 x1 y1 in pixels."""
-    _run("ground", model, media, phrase, on_bad, as_json, (batch_size, device, dtype))
+    _run("ground", model, media, phrase, on_bad, as_json, (batch_size, device, dtype, adapter))
 
 
 def classify(
@@ -94,12 +98,13 @@ def classify(
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
 ) -> None:
     """Name what images, videos or a manifest's texts show, with probabilities."""
     candidates = _listed(labels, "labels")
-    _run("classify", model, media, "", on_bad, as_json, (batch_size, device, dtype), candidates, top=top)
+    _run("classify", model, media, "", on_bad, as_json, (batch_size, device, dtype, adapter), candidates, top=top)
 
 
 def _run(
@@ -109,7 +114,7 @@ def _run(
     text: str,
     on_bad: str,
     as_json: bool,
-    places: tuple[int, str | None, str | None],
+    places: tuple[int, str | None, str | None, Path | None],
     candidates: list[str] | None = None,
     options: dict[str, int] | None = None,
     top: int = 5,
@@ -124,8 +129,8 @@ def _run(
         raise ValueError(bad.error)
     if others:
         typer.echo(f"passed over {others} files that are neither image nor video", err=True)
-    batch_size, device, dtype = places
-    assistant = Assistant(model, device=device, dtype=dtype, batch_size=batch_size)
+    batch_size, device, dtype, adapter = places
+    assistant = Assistant(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     skipped = 0
     with progress(len(requests), task, None) as bar:
         for result in assistant.stream(task, requests, candidates=candidates, options=options):

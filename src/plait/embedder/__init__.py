@@ -55,6 +55,7 @@ class Embedder:
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
+        adapter: directory of a LoRA trained on the model, merged into it in memory.
 
     A model without video takes the mean of the image vectors of 8 frames spread over the video.
     """
@@ -65,6 +66,7 @@ class Embedder:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         batch_size: int = 32,
+        adapter: str | Path | None = None,
     ) -> None:
         import torch
 
@@ -73,6 +75,7 @@ class Embedder:
         self.batch_size = _positive(batch_size, "batch_size")
         self.skipped: list[Skipped] = []
         self.source: Path | None = None
+        self.adapter = None if adapter is None else Path(adapter).resolve()
         self._dim: int | None = None
         self._fingerprint: str | None = None
         dtype = _torch_dtype(dtype)
@@ -87,7 +90,7 @@ class Embedder:
             place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             if dtype is None and place.type == "cpu":
                 dtype = torch.float32
-            self._tower = load_tower(self.source, dtype, place)
+            self._tower = load_tower(self.source, dtype, place, self.adapter)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:

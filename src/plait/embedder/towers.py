@@ -173,14 +173,17 @@ def locate(model: str | Path) -> Path:
     raise ValueError(f"expected a model directory, got {model}: no such file or directory")
 
 
-def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:
     """Read a model directory (Plait, transformers, sentence-transformers) or an official checkpoint onto `device`."""
-    tower = _sentence_or_pair(source, dtype, device)
+    tower = _sentence_or_pair(source, dtype, device, adapter)
     tower.model.to(device=device).eval()
     return tower
 
 
-def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.device) -> Tower:
+def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None) -> Tower:
+    is_theirs = (source / "modules.json").is_file() or _is_foreign(source)
+    if adapter is not None and is_theirs:
+        raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
     if (source / "modules.json").is_file():
         modules = _read_json(source / "modules.json")
         if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
@@ -190,7 +193,7 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
         return _transformers_pair(source, dtype)
     from plait.models import auto
 
-    return PairTower(*auto.load(source, dtype=dtype, device=device))
+    return PairTower(*auto.load(source, dtype=dtype, device=device, adapter=adapter))
 
 
 def _is_foreign(source: Path) -> bool:

@@ -360,3 +360,14 @@ ADAPTERS = cast(
     },
 )
 """Capability -> what opens a directory."""
+
+
+def with_lora(chosen: Capability, place: str, config: Mapping[str, Any], adapter: str | Path) -> Any:
+    """A model of ours with a LoRA merged in memory. Raises ValueError for a peer, which PEFT itself merges."""
+    if config.get("model_type") not in OURS and Path(place).is_dir():
+        raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
+    if chosen == "embed":
+        return EmbedderModel(place, config, Embedder(place, adapter=adapter))
+    from plait.models.auto import load
+
+    return TextGenerator(place, config, load(place, adapter=adapter))

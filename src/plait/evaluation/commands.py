@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from plait.evaluation.emergent import Evaluation
 
 
-def _emergent(model: Path, data: Path, out: Path | None) -> Evaluation:
+def _emergent(model: Path, data: Path, out: Path | None, adapter: Path | None = None) -> Evaluation:
     from plait.embedder import Embedder
     from plait.evaluation.emergent import evaluate_emergent
 
-    embedder = Embedder(model)
+    embedder = Embedder(model, adapter=adapter)
     gallery = None if out is None else out / "gallery"
     return evaluate_emergent(embedder, data, gallery=gallery, audio="audio" in embedder.modalities)
 
 
-TASKS: dict[str, Callable[[Path, Path, Path | None], Evaluation]] = {"emergent": _emergent}
-"""Tasks with a report of their own: name -> function of (model directory, data directory, output directory)."""
+TASKS: dict[str, Callable[..., Evaluation]] = {"emergent": _emergent}
+"""Tasks with a report of their own: name -> function of (model, data, output directory, adapter)."""
 
 
 def evaluate(
@@ -42,6 +42,7 @@ def evaluate(
     judge: Annotated[str | None, typer.Option(help="stored replies (.jsonl) or a model that grades")] = None,
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
     media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -60,12 +61,12 @@ def evaluate(
     elif data is None:
         raise UsageError(f"expected --data DIR for {task}, got none; pass the directory with its annotation files")
     elif task in TASKS:
-        _run_own(task, _required(model, task), data, out, as_json)
+        _run_own(task, _required(model, task), data, out, as_json, adapter)
     else:
         from plait.evaluation.run import Options
 
         options = Options(split, limit, rule, batch_size, media, skip_missing, judge)
-        print(_run(task, model, data, out, predictions, options, as_json))
+        print(_run(task, model, data, out, predictions, options, as_json, adapter))
 
 
 def _required(model: str | None, task: str) -> str:
@@ -74,8 +75,8 @@ def _required(model: str | None, task: str) -> str:
     return model
 
 
-def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool) -> None:
-    result = TASKS[task](Path(model), data, out)
+def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool, adapter: Path | None) -> None:
+    result = TASKS[task](Path(model), data, out, adapter)
     if out is not None:
         result.save(out)
     stored = result.to_json()["metrics"]
@@ -83,7 +84,14 @@ def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool)
 
 
 def _run(
-    name: str, model: str | None, data: Path, out: Path | None, predictions: Path | None, options: Any, as_json: bool
+    name: str,
+    model: str | None,
+    data: Path,
+    out: Path | None,
+    predictions: Path | None,
+    options: Any,
+    as_json: bool,
+    adapter: Path | None,
 ) -> str:
     from plait.evaluation.registry import task_named
     from plait.evaluation.result import headline
@@ -99,8 +107,9 @@ def _run(
         from plait.evaluation.runners import open_model
 
         spec = _required(model, name)
-        out = out or Path("runs") / "eval" / f"{name}-{Path(spec.removeprefix('hf:')).name}"
-        result = evaluate(task, open_model(spec, task.ways), data, out, options)
+        own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
+        out = out or Path("runs") / "eval" / own
+        result = evaluate(task, open_model(spec, task.ways, adapter), data, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)
     lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]

@@ -113,17 +113,19 @@ PROTOCOLS: dict[Capability, type] = {
 }  # fmt: skip
 
 
-def open_model(spec: str | Path, wanted: Iterable[Capability]) -> Any:
+def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None) -> Any:
     """Open a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of ours.
 
-    wanted: capabilities that the task can use. Raises ValueError where the model has none of them.
+    adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use. Raises
+    ValueError where the model has none of them.
     """
     place = str(spec).removeprefix("hf:")
     config = _config(Path(place))
     if config.get("model_type") in SKILLED:
+        from plait.assistant import Assistant
         from plait.evaluation.adapters import AssistantModel
 
-        return AssistantModel(place, config)
+        return AssistantModel(place, config, Assistant(place, adapter=adapter))
     kinds = kinds_of(config, Path(place))
     wanted = list(wanted)
     chosen = next((kind for kind in wanted if kind in kinds), None)
@@ -133,7 +135,9 @@ def open_model(spec: str | Path, wanted: Iterable[Capability]) -> Any:
         )
     from plait.evaluation import adapters
 
-    return adapters.ADAPTERS[chosen](place, config)
+    if adapter is None:
+        return adapters.ADAPTERS[chosen](place, config)
+    return adapters.with_lora(chosen, place, config, adapter)
 
 
 def _config(place: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,9 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from plait.models import shipped
+from plait.models.merge import apply_adapter, with_official_adapter
 from plait.weights.files import Checkpoint, read_checkpoint
+from plait.weights.state import StateError
 
 FAMILIES = {
     "one_peace": "plait.models.one_peace.family",
@@ -40,12 +43,14 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     branch: Sequence[str] | None = None,
+    adapter: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
     """Load a model and its processor.
 
     path: an official checkpoint file, a model directory, `"nano"` (it ships with Plait), or the id of one on the hub;
     dtype: of the parameters, by default the file's; branch: modalities to read and keep, such as `("image",)`;
+    adapter: directory of a LoRA trained on this model, which is merged into its weights in memory;
     options: `official=True` for the official quirks, and other fields of the family's configuration.
     Raises ValueError where the file is of no known family or its weights do not fit.
     """
@@ -53,10 +58,19 @@ def load(
     place = Path(path)
     if not place.exists():
         place = shipped(path) or _from_hub(str(path))
-    if place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place):
-        family = _family(AutoConfig.from_pretrained(place).model_type, place)
-        return family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
-    return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
+    if not is_model_directory(place):
+        options = options if adapter is None else {**options, "adapter": adapter}
+        return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
+    family = _family(AutoConfig.from_pretrained(place).model_type, place)
+    model, processor = family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
+    if adapter is not None:
+        apply_adapter(model, adapter, read_checkpoint(place).state)
+    return model, processor
+
+
+def is_model_directory(place: Path) -> bool:
+    """Whether this is a directory that `save_pretrained` wrote, not an official one."""
+    return place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place)
 
 
 def load_processor(path: str | Path) -> Any:
@@ -67,13 +81,25 @@ def load_processor(path: str | Path) -> Any:
     return _family(AutoConfig.from_pretrained(place).model_type, place).PROCESSOR.from_pretrained(place)
 
 
-def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[Any, Any]:
-    """A model and its processor from an official checkpoint; options as `load`. Raises ValueError for no family."""
+def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
+    """A model and its processor from an official checkpoint; options as `load`. Raises ValueError for no family.
+
+    adapter: a LoRA trained on the official model, whose names are official, or on the model that loads from it.
+    """
     keys = list(checkpoint.state)
     for name in FAMILIES:
         family = _family(name, None)
-        if family.is_official(keys):
+        if not family.is_official(keys):
+            continue
+        if adapter is None:
             return family.from_official(checkpoint, **options)
+        try:  # names alone are compared here, no weight is read
+            merged = replace(checkpoint, state=with_official_adapter(family, checkpoint.state, Path(adapter)))
+        except StateError:
+            model, processor = family.from_official(checkpoint, **options)
+            apply_adapter(model, adapter)
+            return model, processor
+        return family.from_official(merged, **options)
     raise ValueError(
         f"expected an official checkpoint of {', '.join(FAMILIES)}, got keys such as {', '.join(keys[:3]) or 'none'}"
     )

@@ -22,6 +22,7 @@ ModelOption = Annotated[
     typer.Option(help="model directory: Plait, CLIP / SigLIP / CLAP-like or sentence-transformers"),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
+AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
 WhereOption = Annotated[
     str | None,
     typer.Option(help="SQL filter, for example \"label = 'dog' AND meta.style = 'noto'\""),
@@ -40,6 +41,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 32,
     device: DeviceOption = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    adapter: AdapterOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +52,7 @@ def embed(
     if not paths and not text:
         raise UsageError("expected files, folders, manifests or --text to embed, got none")
     check_output(out, overwrite=overwrite)
-    embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size)
+    embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite)
     _print_report(report, f"{out}: {{added}} embedded", as_json, out=str(out), dim=embedder.dim)
 
@@ -60,12 +62,13 @@ def create(
     index: IndexPath,
     model: Annotated[Path, typer.Option(help="model directory or official checkpoint")],
     device: DeviceOption = None,
+    adapter: AdapterOption = None,
 ) -> None:
     """Make a new, empty index for a model."""
     from plait.embedder import Embedder
     from plait.search.index import Index
 
-    made = Index.create(index, Embedder(model, device=device))
+    made = Index.create(index, Embedder(model, device=device, adapter=adapter))
     print(f"{index}: an empty index of {made.description['dim']} dimensions")
 
 
@@ -76,6 +79,7 @@ def add(
     *,
     model: ModelOption = None,
     device: DeviceOption = None,
+    adapter: AdapterOption = None,
     keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -86,7 +90,9 @@ def add(
     from plait.embedder import Embedder
     from plait.search.index import Index
 
-    embedder = Embedder(model, device=device) if model else None
+    if adapter is not None and model is None:
+        raise UsageError("expected --model beside --adapter, got none; pass the model it was trained on")
+    embedder = Embedder(model, device=device, adapter=adapter) if model else None
     if embedder and not Index.exists(index):
         opened = Index.create(index, embedder)
     else:
@@ -173,6 +179,7 @@ def search(
     modality: Annotated[str | None, typer.Option(help="only results of this kind: text, image, video, audio")] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    adapter: AdapterOption = None,
     as_json: JsonOption = False,
     html: Annotated[
         Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
@@ -192,9 +199,10 @@ def search(
     if weights:
         query["weights"] = parse_weights(weights)
     opened = Index.open(index)
-    if model or device:
+    if model or device or adapter:
         source = model or opened.model_path
-        opened = Index.open(index, Embedder(source, device=device))
+        adapter = adapter or (None if model else opened.description.get("adapter"))
+        opened = Index.open(index, Embedder(source, device=device, adapter=adapter))
     hits = opened.search(query, k, where=where, modality=modality)
     print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
     if html:

@@ -73,6 +73,7 @@ class Index:
             "fingerprint": embedder.fingerprint,
             "modalities": list(embedder.accepts),
             "model": own or (str(source) if source else None),
+            "adapter": None if embedder.adapter is None else str(embedder.adapter),
             "model_beside": os.path.relpath(source, Path(path).resolve()) if source and not own else None,
         }
         create_table(Path(path), description, embedder.dim)
@@ -110,7 +111,7 @@ class Index:
     def embedder(self) -> Embedder:
         """The model of the index, loaded from the recorded directory when none was given."""
         if self._embedder is None:
-            self._use(Embedder(self.model_path))
+            self._use(Embedder(self.model_path, adapter=self.description.get("adapter")))
         assert self._embedder is not None
         return self._embedder
 

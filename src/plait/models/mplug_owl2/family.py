@@ -8,6 +8,7 @@ from typing import Any
 from plait.models.mplug_owl2 import loading
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.loading import is_official
+from plait.models.mplug_owl2.lora import with_adapter
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration, MPlugOwl2Model
 from plait.models.mplug_owl2.official import is_official_config
 from plait.models.mplug_owl2.processor import MPlugOwl2ImageProcessor, MPlugOwl2Processor
@@ -27,6 +28,7 @@ __all__ = [
     "from_official",
     "is_official",
     "is_official_config",
+    "with_adapter",
 ]
 
 

@@ -1,0 +1,146 @@
+"""`plait merge BASE ADAPTER DST`: weights and a LoRA become one model directory, and adapters applied while loading.
+
+BASE's files -> each weight + scale * B A, tensor by tensor -> DST (written beside it, then renamed)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from plait.weights.lora import Adapter
+    from plait.weights.state import LazyState
+
+INDEX = "model.safetensors.index.json"
+
+
+def merge_command(
+    base: Annotated[Path, typer.Argument(help="Model directory, or official checkpoint, that the adapter belongs to.")],
+    adapter: Annotated[Path, typer.Argument(help="PEFT directory with a LoRA.")],
+    dst: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
+) -> None:
+    """Add a LoRA adapter to the weights it was trained on: a model directory that needs no adapter."""
+    count = merge(base, adapter, dst)
+    typer.echo(f"{dst}: {base} with {count} weights changed by {adapter}")
+
+
+def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
+    """Write the model directory `dst`: `base` with the LoRA in the directory `adapter`; the number of weights changed.
+
+    The adapter's names are those of the model directory, or, beside an official checkpoint, the official ones.
+    Whole or not at all. Raises ValueError where `dst` exists or adapter and base do not belong together.
+    """
+    base, dst = Path(base), Path(dst)
+    if os.path.lexists(dst):
+        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
+    from plait.models import shipped
+    from plait.models.auto import is_model_directory
+    from plait.weights.lora import read_adapter
+
+    base = base if base.exists() else shipped(base) or base
+    read = read_adapter(adapter)
+    partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if is_model_directory(base):
+            _merge_directory(base, read, partial)
+        else:
+            _merge_official(base, read, partial)
+        _note(partial, base, read)
+        partial.rename(dst)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return len(read.change)
+
+
+def _merge_directory(base: Path, adapter: Adapter, out: Path) -> None:
+    """Copy a model directory, file by file, with the weights of the adapter changed."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from plait.weights.files import read_checkpoint
+
+    merged = adapter.merged(read_checkpoint(base).state)
+    files = _weight_files(base)
+    shutil.copytree(base, out, ignore=lambda _, names: [name for name in names if name in files])
+    for name in files:
+        with safe_open(str(base / name), "pt") as file:
+            keys, metadata = list(file.keys()), file.metadata()
+        save_file({key: merged[key].contiguous() for key in keys}, str(out / name), metadata)
+
+
+def _weight_files(base: Path) -> list[str]:
+    """Names of the safetensors files of a model directory. Raises ValueError without any."""
+    if (base / INDEX).is_file():
+        return sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    if not (base / "model.safetensors").is_file():
+        raise ValueError(f"expected safetensors weights in {base}, got none; convert the checkpoint first")
+    return ["model.safetensors"]
+
+
+def _merge_official(base: Path, adapter: Adapter, out: Path) -> None:
+    """Convert an official checkpoint with the adapter merged under official names."""
+    from plait.models import auto
+    from plait.weights.files import read_checkpoint
+
+    checkpoint = read_checkpoint(base)
+    model, processor = auto.from_official(checkpoint, adapter=adapter.path)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def _note(out: Path, base: Path, adapter: Adapter) -> None:
+    """Say in the card what was merged."""
+    card = out / "README.md"
+    before = card.read_text(encoding="utf-8") if card.is_file() else "# A merged model\n"
+    line = f"LoRA `{adapter.path.name}` merged into `{base.name}` by `plait merge`.\n"
+    card.write_text(f"{before.rstrip()}\n\n{line}", encoding="utf-8")
+
+
+def with_official_adapter(family: ModuleType, state: LazyState, directory: Path) -> LazyState:
+    """An official state with an adapter under official names merged, by the family's own rule where it has one.
+
+    A family's `with_adapter(state, directory)` knows other spellings and files beside the adapter. Raises StateError
+    where the names are others.
+    """
+    from plait.weights.lora import read_adapter
+
+    own: Callable[..., LazyState] | None = getattr(family, "with_adapter", None)
+    return own(state, directory) if own is not None else read_adapter(directory).merged(state)
+
+
+def apply_adapter(model: nn.Module, directory: str | Path, stored: Iterable[str] = ()) -> None:
+    """Merge a LoRA into a model in memory. stored: names in the file the model came from, which may hold more.
+
+    A call then costs what it did without adapter. Raises StateError where the adapter is another model's.
+    """
+    import torch
+
+    from plait.weights.lora import read_adapter
+
+    own = dict(model.named_parameters(remove_duplicate=False))
+    adapter = read_adapter(directory)
+    prefix = "model." if hasattr(model, "model") else ""
+    known = set(stored) | own.keys()
+    with torch.no_grad():
+        for name, change in adapter.fitted(known).items():
+            target = next((one for one in _spellings(name, prefix) if one in own), None)
+            if target is not None:  # else of a part that this class, or this branch of it, leaves in the file
+                own[target].copy_(change(own[target]))
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, ...]:
+    """A stored name, and as a model without or with a head around it has it."""
+    return name, name.removeprefix("model."), f"{prefix}{name}"

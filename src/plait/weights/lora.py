@@ -1,0 +1,139 @@
+"""LoRA adapters as files: a directory as PEFT writes it -> what it adds to which weight -> merged weights.
+
+adapter_config.json + adapter_model.safetensors -> Adapter (names known, tensors unread) -> W + scale * B A
+
+No model and no PEFT are needed, so a whole checkpoint can be merged tensor by tensor. Source: arXiv 2106.09685,
+section 4.1; scale alpha / r, with `use_rslora` alpha / sqrt(r) (arXiv 2312.03732).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from plait.weights.files import read_checkpoint
+from plait.weights.state import LazyState, StateError, listed
+
+CONFIG = "adapter_config.json"
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+_WHOLE = re.compile(r"\.modules_to_save(\.default)?\.")
+_SHIFTS: tuple[Callable[[str], str], ...] = (
+    lambda name: name,
+    lambda name: name.removeprefix("model."),
+    lambda name: f"model.{name}",
+)
+"""How the names of an adapter may differ from those of a checkpoint: trained on a model with or without heads."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter directory. change: weight name -> function (weight before) -> weight after, in its dtype."""
+
+    path: Path
+    base: str | None
+    change: Mapping[str, Callable[[Tensor], Tensor]]
+
+    def fitted(self, known: Collection[str]) -> dict[str, Callable[[Tensor], Tensor]]:
+        """`change` by the names of a checkpoint. Raises StateError where a weight is not among `known`."""
+        shift = max(_SHIFTS, key=lambda one: sum(one(name) in known for name in self.change))
+        fitted = {shift(name): change for name, change in self.change.items()}
+        strangers = sorted(name for name in fitted if name not in known)
+        if strangers:
+            raise StateError(
+                f"expected an adapter of this base in {self.path}, got {len(strangers)} of {len(fitted)} weights that "
+                f"it does not have: {listed(strangers)}; pass the base it was trained on",
+                strangers,
+            )
+        return fitted
+
+    def merged(self, state: Mapping[str, Tensor]) -> LazyState:
+        """`state` with the adapter added, tensor by tensor when read. Errors as `fitted`."""
+        readers: dict[str, Callable[[], Tensor]] = {name: partial(state.__getitem__, name) for name in state}
+        for name, change in self.fitted(state.keys()).items():
+            readers[name] = partial(_changed, readers[name], change)
+        return LazyState(readers)
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether this is a directory with a PEFT adapter."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def read_adapter(directory: str | Path) -> Adapter:
+    """Read a LoRA directory of PEFT; tensors are read when they are used.
+
+    Raises ValueError for what is no LoRA, or a kind that merges otherwise (DoRA, convolutions, biases of its own).
+    """
+    directory = Path(directory)
+    file = next((directory / name for name in FILES if (directory / name).is_file()), None)
+    if file is None or not is_adapter(directory):
+        raise ValueError(f"expected {CONFIG} and {' or '.join(FILES)} in {directory}, got others")
+    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    kind = str(settings.get("peft_type", "LORA")).upper()
+    if kind != "LORA" or settings.get("use_dora") or settings.get("lora_bias"):
+        what = kind if kind != "LORA" else "DoRA" if settings.get("use_dora") else "LoRA with biases"
+        raise ValueError(f"expected a plain LoRA adapter in {directory}, got {what}; merge it with PEFT itself")
+    found = read_checkpoint(file).state
+    change: dict[str, Callable[[Tensor], Tensor]] = {}
+    for key in found:
+        module, dot, kind = key.removeprefix(PREFIX).rpartition(".lora_")
+        if kind.startswith(("B", "embedding_B")):
+            continue  # read with its partner
+        if not dot:
+            change[_WHOLE.sub(".", key.removeprefix(PREFIX))] = partial(_replaced, found, key)
+        elif kind in ("A.weight", "embedding_A"):
+            scale = _scale(settings, module)
+            change[f"{module}.weight"] = partial(
+                _added, found, key, scale, kind == "embedding_A", bool(settings.get("fan_in_fan_out"))
+            )
+        else:
+            raise ValueError(f"expected a plain LoRA adapter in {directory}, got {key}; merge it with PEFT itself")
+    return Adapter(directory, settings.get("base_model_name_or_path"), change)
+
+
+def _scale(settings: Mapping[str, Any], module: str) -> float:
+    rank = _of_pattern(settings.get("rank_pattern") or {}, module, settings["r"])
+    alpha = _of_pattern(settings.get("alpha_pattern") or {}, module, settings["lora_alpha"])
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first pattern that the end of a module's name matches, as PEFT reads them."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _changed(read: Callable[[], Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(read())
+
+
+def _added(
+    found: Mapping[str, Tensor], key: str, scale: float, is_embedding: bool, is_transposed: bool, weight: Tensor
+) -> Tensor:
+    down, up = (
+        found[key].float(),
+        found[key.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")],
+    )
+    added = (up.float() @ down) * scale
+    added = (added.T if is_embedding or is_transposed else added).to(weight.device)
+    if added.shape != weight.shape:
+        raise ValueError(
+            f"expected {key} to fit a weight of shape {tuple(weight.shape)}, got {tuple(added.shape)}; "
+            "pass the base the adapter was trained on"
+        )
+    return (weight.float() + added).to(weight.dtype)
+
+
+def _replaced(found: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
+    value = found[key]
+    if value.shape != weight.shape:
+        raise ValueError(f"expected {key} of shape {tuple(weight.shape)}, got {tuple(value.shape)}; pass its own base")
+    return value.to(weight.device, weight.dtype)
