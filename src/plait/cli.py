@@ -42,7 +42,7 @@ VERBS: dict[str, Verb] = {
     "index": Verb("plait.search.commands:app", "build and change an index on disk: add"),
     "ground": Verb("plait.assistant.commands:ground", "find what a phrase names in images"),
     "classify": Verb("plait.assistant.commands:classify", "name what images, videos or texts show"),
-    "data": Verb("plait.data.commands:app", "data sets: build, check, from-folder"),
+    "data": Verb("plait.data.commands:app", "data sets: build, check, from-folder, pack"),
     "plan": Verb("plait.recipes.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "study": Verb("plait.recipes.studies:study", "try what a paper claims, at small scale, one command"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),

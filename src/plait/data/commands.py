@@ -1,14 +1,17 @@
-"""The verbs `plait data build | check | from-folder`."""
+"""The verbs `plait data build | check | from-folder | pack`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from plait.data.check import CheckReport
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
 
@@ -55,6 +58,8 @@ def check(
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:
         print(f"{path}: {report.rows} rows, {report.labels} labels; {_counts(report.counts)}")
+        if report.bytes:
+            print(_media(report))
         print("licences: " + ", ".join(f"{name} {count}" for name, count in sorted(report.licenses.items())))
         for line in report.problems[:LISTED]:
             print(line)
@@ -85,6 +90,38 @@ def from_folder(
         print(f"left out {line}")
     if len(found.left_out) > LISTED:
         print(f"left out {len(found.left_out) - LISTED} more files")
+
+
+@app.command()
+def pack(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="manifest, parquet, saved data set or other shards")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="directory to write; must not exist")],
+    *,
+    shard_mb: Annotated[int, typer.Option(help="size of a shard, in MB", min=1)] = 256,
+    on_bad: Annotated[str, typer.Option(help="rows that cannot be read: raise, or skip and list")] = "raise",
+) -> None:
+    """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
+    from plait.data.packing import pack_data
+
+    if on_bad not in ("raise", "skip"):
+        raise UsageError(f"expected --on-bad raise or skip, got {on_bad!r}")
+    rows, left_out = pack_data(data, out, shard_mb << 20, skip=on_bad == "skip")
+    print(f"{out}: {rows} rows in {len(list(out.glob('*.tar')))} shards")
+    if left_out:
+        print(f"left out {len(left_out)}:")
+    for line in left_out[:LISTED]:
+        print(f"  {line}")
+
+
+def _media(report: CheckReport) -> str:
+    parts = []
+    for name, size in report.bytes.items():
+        words = [f"{report.seconds[name]:.1f} s"] if name in report.seconds else []
+        if name in report.pixels:
+            low_x, low_y, high_x, high_y = report.pixels[name]
+            words.append(f"{low_x} x {low_y} to {high_x} x {high_y} pixels")
+        parts.append(f"{name} {', '.join([*words, f'{size / 1e6:.1f} MB'])}")
+    return "media: " + "; ".join(parts)
 
 
 def _counts(counts: dict[str, dict[str, int]]) -> str:

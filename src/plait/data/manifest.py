@@ -116,7 +116,23 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"expected UTF-8 JSON lines in {file}, got: {error}; write the file again") from error
 
 
-def _sample(line: str, folder: Path) -> Sample:
+def checked_sample(line: str, folder: Path | None, where: str) -> Sample:
+    """The sample of one line of JSON from elsewhere than a manifest; its errors begin with `where`."""
+    try:
+        return _sample(line, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def checked_row(row: dict[str, Any], folder: Path | None, where: str) -> Sample:
+    """The sample of one decoded row; its errors begin with `where`. folder: what media paths are relative to."""
+    try:
+        return _from_row(row, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _sample(line: str, folder: Path | None) -> Sample:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -125,9 +141,13 @@ def _sample(line: str, folder: Path) -> Sample:
         raise ValueError(f"expected one JSON object, got one beyond the reader ({error!s:.80})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object, got {type(row).__name__}")
+    return _from_row(row, folder)
+
+
+def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
     _check_row(row)
     for name in MEDIA:
-        if row.get(name) is not None:
+        if folder is not None and row.get(name) is not None:
             row[name] = str(folder / row[name])
     return Sample.from_row(row)
 

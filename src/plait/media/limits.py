@@ -5,13 +5,35 @@ from __future__ import annotations
 import io
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-Source = str | Path | bytes
-"""A path, or the bytes of a file."""
+
+class Packed(ABC):
+    """A file inside another one: a tar shard, a table."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What a message calls it."""
+
+    @abstractmethod
+    def size(self) -> int | None:
+        """Bytes, where that is known without reading; looked at before `read`."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The whole file. Raises OSError where what it lies in is gone."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | bytes | Packed
+"""A path, the bytes of a file, or a file inside another."""
 
 MAX_BYTES = 1 << 30
 """Bytes of one file."""
@@ -33,7 +55,7 @@ class MediaError(ValueError):
 
 def name_of(source: object) -> str:
     """What a message calls `source`."""
-    return str(source) if isinstance(source, str | Path) else f"{type(source).__name__} in memory"
+    return str(source) if isinstance(source, str | Path | Packed) else f"{type(source).__name__} in memory"
 
 
 def refusal(kind: str, source: object, got: object, remedy: str = "check the file") -> MediaError:
@@ -49,6 +71,8 @@ def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generat
 
     Links are followed; a loop of links, a directory, a pipe or a device is an error and never opened.
     """
+    if isinstance(source, Packed):
+        source = _unpacked(kind, source, max_bytes)
     if isinstance(source, bytes | bytearray | memoryview):
         _check_size(kind, source, len(source), max_bytes)
         yield io.BytesIO(source)
@@ -69,6 +93,18 @@ def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generat
         raise refusal(kind, source, reason, "check the path and its permissions") from error
     with file:
         yield file
+
+
+def _unpacked(kind: str, source: Packed, max_bytes: int) -> bytes:
+    """The bytes of a file inside another, its size checked before anything is read where it is known."""
+    if (size := source.size()) is not None:
+        _check_size(kind, source, size, max_bytes)
+    try:
+        found = source.read()
+    except OSError as error:
+        raise refusal(kind, source, error.strerror or error, "check the file it lies in") from error
+    _check_size(kind, source, len(found), max_bytes)
+    return found
 
 
 def _check_size(kind: str, source: object, size: int, max_bytes: int) -> None:

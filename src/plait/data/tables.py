@@ -1,0 +1,243 @@
+"""Tables as data sets: parquet files, and directories that `datasets` saved, read through the same `Sample`.
+
+file or directory -> light columns in memory (parquet) or mapped (arrow) -> Table[i] -> Sample, media read when decoded
+
+Columns are the fields of a manifest. Media are paths beside the file, bytes, or the `{bytes, path}` of `datasets`;
+class labels become their names; rows without an `id` are numbered. `datasets` itself is not needed to read.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from plait.data.manifest import MEDIA, checked_row
+from plait.errors import import_extra
+from plait.media.limits import Packed
+from plait.types import Sample
+
+SPLITS = ("train", "test", "validation", "val", "dev")
+CACHED_GROUPS = 4
+"""Row groups whose media are kept; a shuffled read of large parquet files is better packed into shards first."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows: light columns, and a function that gives a media column of the same rows."""
+
+    name: str
+    light: Any
+    media: Callable[[str], Any]
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Cell(Packed):
+    """A file in a cell of a table."""
+
+    column: Callable[[], Any]
+    row: int
+    where: str
+
+    @property
+    def name(self) -> str:
+        """File, row and medium."""
+        return self.where
+
+    def size(self) -> None:
+        """Not known before it is read."""
+
+    def read(self) -> bytes:
+        """The bytes of the cell."""
+        value = self.column()[self.row].as_py()
+        return value["bytes"] if isinstance(value, dict) else value
+
+
+class Table(Sequence[Sample]):
+    """The rows of parquet or arrow files, each made when asked for. A bad row is a ValueError with file and row."""
+
+    def __init__(self, parts: Sequence[_Part], names: Mapping[str, Sequence[str]], root: Path) -> None:
+        self.parts, self.names, self.root = list(parts), names, root
+        self.ends = list(accumulate(part.light.num_rows for part in self.parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        place = next(i for i, end in enumerate(self.ends) if number < end)
+        part, row = self.parts[place], number - (self.ends[place - 1] if place else 0)
+        where = f"{part.name}, row {row}"
+        light = part.light.slice(row, 1).to_pylist()[0]
+        values = {
+            key: self._named(key, value) for key, value in light.items() if value is not None and key not in MEDIA
+        }
+        values.setdefault("id", f"{Path(part.name).stem}-{row}")
+        if part.split is not None:
+            values.setdefault("split", part.split)
+        for modality in MEDIA:
+            if (found := self._medium(part, row, modality, light, where)) is not None:
+                values[modality] = found
+        kept = {name: values.pop(name) for name in MEDIA if isinstance(values.get(name), Cell)}
+        sample = checked_row(values, None, where)
+        for name, cell in kept.items():
+            setattr(sample, name, cell)
+        return sample
+
+    def _named(self, column: str, value: Any) -> Any:
+        if column in self.names and isinstance(value, int):
+            return self.names[column][value]
+        return str(value) if column == "label" and isinstance(value, int) else value
+
+    def _medium(self, part: _Part, row: int, modality: str, light: Mapping[str, Any], where: str) -> Any:
+        """A path, a cell that holds the file, or None where the row has no such medium."""
+        value = light.get(modality)
+        if isinstance(value, str):
+            return str(self.root / value)
+        if isinstance(value, dict):
+            path, is_held = value.get("path"), value.get("_held", True)
+            if path is not None and (not is_held or (self.root / path).is_file()):
+                return str(self.root / path)
+            value = is_held
+        return Cell(partial(part.media, modality), row, f"{where}, {modality}") if value else None
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+
+def is_saved_data_set(path: str | Path) -> bool:
+    """Whether this is a directory that `datasets` saved: one split, or several."""
+    return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def read_saved(directory: str | Path) -> Table:
+    """A directory of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; rows get the split they lie in."""
+    root = Path(directory)
+    if not (root / "dataset_dict.json").is_file():
+        parts, names = _saved_split(root, None)
+        return Table(parts, names, root)
+    splits = json.loads((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    found = [_saved_split(root / split, split) for split in splits]
+    return Table([part for parts, _ in found for part in parts], {k: v for _, n in found for k, v in n.items()}, root)
+
+
+def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, list[str]]]:
+    pyarrow, ipc = import_extra("pyarrow"), import_extra("pyarrow.ipc")
+    state = json.loads((root / "state.json").read_text(encoding="utf-8"))
+    if state.get("_indices_data_files"):
+        raise ValueError(f"expected a data set without indices in {root}, got one; save it again with datasets 2.15+")
+    features = json.loads((root / "dataset_info.json").read_text(encoding="utf-8")).get("features") or {}
+    parts = []
+    for file in (root / entry["filename"] for entry in state["_data_files"]):
+        if not file.is_file():
+            raise ValueError(f"expected the arrow file {file}, got no such file; copy the data set again")
+        with pyarrow.memory_map(str(file)) as mapped:
+            table = ipc.open_stream(mapped).read_all()
+        parts.append(_Part(str(file), _light(table), partial(_column, table), split))
+    return parts, _class_names(features)
+
+
+def _column(table: Any, name: str) -> Any:
+    return table.column(name)
+
+
+def read_parquet(path: str | Path) -> Table:
+    """A parquet file, or all below a directory; a file called train-..., test-... gives its rows that split."""
+    root = Path(path)
+    files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+    if not files:
+        raise ValueError(f"expected parquet files below {root}, got none")
+    parquet = import_extra("pyarrow.parquet")
+    parts: list[_Part] = []
+    names: dict[str, list[str]] = {}
+    for file in files:
+        try:
+            opened = parquet.ParquetFile(str(file), memory_map=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"expected a parquet file, got {file}: {' '.join(str(error).split())}") from error
+        written = (opened.schema_arrow.metadata or {}).get(b"huggingface")
+        names |= _class_names(json.loads(written)["info"].get("features") or {}) if written else {}
+        split = file.stem.partition("-")[0]
+        groups = _Groups(opened)
+        for number in range(opened.num_row_groups):
+            light = groups.light(number)
+            parts.append(_Part(str(file), light, partial(groups.media, number), split if split in SPLITS else None))
+    return Table(parts, names, root if root.is_dir() else root.parent)
+
+
+class _Groups:
+    """Row groups of one parquet file; the media of the last few that were read are kept."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def light(self, number: int) -> Any:
+        """All columns without the bytes of media: of `{bytes, path}` the path, of plain bytes whether there are any."""
+        types = import_extra("pyarrow").types
+        names, packed = [], []
+        for field in self.file.schema_arrow:
+            is_medium = field.name in MEDIA
+            if is_medium and (types.is_binary(field.type) or types.is_large_binary(field.type)):
+                packed.append(field.name)
+            else:
+                names.append(f"{field.name}.path" if is_medium and types.is_struct(field.type) else field.name)
+        table = self.file.read_row_group(number, columns=names)
+        for name in packed:
+            table = table.append_column(name, self._held(number, name))
+        return table
+
+    def _held(self, number: int, column: str) -> Any:
+        """Which rows of a column of bytes hold some; the bytes are read only where the file says that some are null."""
+        pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
+        group = self.file.metadata.row_group(number)
+        facts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+        if facts.statistics is not None and facts.statistics.null_count == 0:
+            return pyarrow.array([True] * group.num_rows)
+        return compute.is_valid(self.media(number, column))
+
+    def media(self, number: int, column: str) -> Any:
+        """A media column of one row group."""
+        with self._lock:  # a ParquetFile is for one thread
+            key = (number, column)
+            if key not in self._kept:
+                self._kept[key] = self.file.read_row_group(number, columns=[column]).column(0)
+                if len(self._kept) > CACHED_GROUPS:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+
+def _light(table: Any) -> Any:
+    """`table` with media bytes replaced by whether they are there: `{_held, path}`, or True."""
+    pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
+    for name in (name for name in MEDIA if name in table.column_names):
+        column, place = table.column(name), table.column_names.index(name)
+        kind = column.type
+        if pyarrow.types.is_struct(kind):
+            held = compute.is_valid(compute.struct_field(column, "bytes"))
+            path = compute.struct_field(column, "path")
+            arrays = [one.combine_chunks() for one in (held, path)]
+            arrays = [a.combine_chunks() if isinstance(a, pyarrow.ChunkedArray) else a for a in arrays]
+            table = table.set_column(place, name, pyarrow.StructArray.from_arrays(arrays, names=["_held", "path"]))
+        elif pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
+            table = table.set_column(place, name, compute.is_valid(column))
+    return table
+
+
+def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {
+        name: kind["names"]
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    }
