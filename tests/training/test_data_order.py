@@ -79,3 +79,17 @@ def test_the_loading_thread_keeps_to_one_core() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_batches_filled_to_a_budget_are_split_over_all_processes() -> None:
+    class Filled(Shuffled):
+        def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+            return list(range(batch_size * (step + 1)))
+
+    source = Filled(list(range(40)), lambda samples, rng: samples)
+    for step in range(3):
+        parts = [step_loader(source, (0, 0), batch_size=4, rank=rank, world_size=2)(step)[1] for rank in range(2)]
+        assert [row for part in parts for _, batch in part for row in batch] == list(range(4 * (step + 1)))
+    with pytest.raises(ValueError, match="expected batches of a multiple of 4 rows from the source, got 3"):
+        source.rows = lambda *_: [1, 2, 3]  # ty: ignore[invalid-assignment]
+        step_loader(source, (0, 0), batch_size=4, world_size=2)(0)

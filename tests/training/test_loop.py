@@ -20,7 +20,7 @@ from plait.training.loop import NonFiniteLossError, train
 from plait.training.schedules import linear
 from plait.training.stages import Options, Stage
 
-TIMING = ("seconds", "samples_per_second", "memory_gib")
+TIMING = ("seconds", "samples_per_second", "memory_gib", "data_wait")
 QUIET = Options(progress=False)
 
 

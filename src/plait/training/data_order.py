@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -35,14 +37,16 @@ def step_loader(
     key: (seed, stage). finish: applied to every batch after loading, in the loading thread.
     Raises ValueError when processes and micro batches do not divide the batch.
     """
-    size, left = divmod(batch_size, world_size * accumulation)
-    if left:
+    if batch_size % (world_size * accumulation):
         raise ValueError(
             f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
         )
 
     def load(step: int) -> tuple[Sequence[int], list[tuple[int, Any]]]:
         rows = source.rows(key[0], step, batch_size)
+        size, left = divmod(len(rows), world_size * accumulation)  # a source may give a multiple of batch_size
+        if left:
+            raise ValueError(f"expected batches of a multiple of {batch_size} rows from the source, got {len(rows)}")
         parts = []
         for start in range(rank * size * accumulation, (rank + 1) * size * accumulation, size):
             rng = np.random.default_rng([*key, step, start, 1])
@@ -53,20 +57,56 @@ def step_loader(
     return load
 
 
+@dataclass(slots=True)
+class Flow:
+    """Seconds spent loading batches, in the background, and waiting for them, which training could have used."""
+
+    loaded: float = 0.0
+    waited: float = 0.0
+
+    def loading(self, load: Callable[[int], T], step: int) -> T:
+        """`load(step)`, timed."""
+        start = time.monotonic()
+        try:
+            return load(step)
+        finally:
+            self.loaded += time.monotonic() - start
+
+    def waiting(self, future: Future[T]) -> T:
+        """The future's result, timed."""
+        start = time.monotonic()
+        try:
+            return future.result()
+        finally:
+            self.waited += time.monotonic() - start
+
+    def since(self, last: Flow) -> Flow:
+        """What came on top of `last`, which becomes the present state."""
+        added = Flow(self.loaded - last.loaded, self.waited - last.waited)
+        last.loaded, last.waited = self.loaded, self.waited
+        return added
+
+
 @contextmanager
-def ahead(load: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[Iterator[T]]:
-    """Iterate over `load(step)` in order, loaded by one background thread up to `depth` steps before it is needed."""
+def ahead(
+    load: Callable[[int], T], steps: Iterable[int], depth: int, flow: Flow | None = None
+) -> Generator[Iterator[T]]:
+    """Iterate over `load(step)` in order, loaded by one background thread up to `depth` steps before it is needed.
+
+    flow: adds up how long loading took and how long the iterator was waited for.
+    """
+    flow = flow or Flow()
     pool = ThreadPoolExecutor(1, "plait-batches")
     _keep_to_one_core(pool)
 
     def results() -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
         for step in steps:
-            waiting.append(pool.submit(load, step))
+            waiting.append(pool.submit(lambda step=step: flow.loading(load, step)))
             if len(waiting) > depth:
-                yield waiting.popleft().result()
+                yield flow.waiting(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield flow.waiting(waiting.popleft())
 
     try:
         yield results()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from plait.data.batching import bad_of
 from plait.errors import import_extra
 from plait.training.checkpoint import sync
 
@@ -101,6 +102,14 @@ def _whole_lines(path: Path) -> list[str]:
             raise ValueError(f"expected JSON in line {number} of {path}, got {line[:40]!r}; remove the line") from error
         whole.append(line)
     return whole
+
+
+def note_bad(run_dir: Path, rank: int, source: Any) -> None:
+    """Keep `run_dir`/bad_samples.txt (a file per process) what the source had to skip, one line each."""
+    lines = bad_of(source)
+    path = run_dir / ("bad_samples.txt" if rank == 0 else f"bad_samples-{rank}.txt")
+    if lines and len(lines) != (path.read_text(encoding="utf-8").count("\n") if path.exists() else 0):
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def to_floats(rows: list[dict[str, Any]], device: torch.device) -> list[dict[str, float]]:

@@ -23,11 +23,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
-from plait.training.data_order import ahead, step_loader
+from plait.training.data_order import Flow, ahead, step_loader
 from plait.training.layers import compiled, recomputed
-from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, to_floats
+from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, note_bad, to_floats
 from plait.training.momentum import MomentumObjective
-from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
+from plait.training.optim import DTYPES, LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
     ObjectiveModule,
     World,
@@ -40,16 +40,6 @@ from plait.training.parallel import (
 )
 from plait.training.sharding import place_model, sync_whole_gradients
 from plait.training.stages import Batch, Options, Source, Stage, freeze
-
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-"""Names of the dtype of matrix products (autocast); weights, optimiser and reductions stay in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +135,8 @@ class _Current:
     generator: torch.Generator
     line: ProgressLine
     peak_seconds: float | None
+    flow: Flow = field(default_factory=Flow)
+    seen_flow: Flow = field(default_factory=Flow)
 
 
 @dataclass
@@ -183,7 +175,7 @@ class _Run:
         )
         every = self.options.log_every or (1 if self.device.type == "cpu" else 10)
         self.last_look = self.last_save = time.monotonic()
-        with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch) as batches:
+        with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch, now.flow) as batches:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
@@ -277,14 +269,17 @@ class _Run:
     def _log(self, now: _Current, values: dict[str, float], seconds: float) -> None:
         self.position.seconds += seconds
         seconds = max(seconds, 1e-9)
-        rate, memory = len(self.unseen) * now.stage.batch_size / seconds, peak_memory(self.device)
+        flow, memory = now.flow.since(now.seen_flow), peak_memory(self.device)
+        rate = sum(len(done.rows) for done in self.unseen) / seconds
         timing = {"samples_per_second": rate, "memory_gib": memory, "seconds": self.position.seconds}
+        timing["data_wait"] = min(1.0, flow.waited / seconds)
         if now.peak_seconds is not None:
             timing["mfu"] = len(self.unseen) * now.peak_seconds / seconds
         if self.log is not None:
             row = {"step": self.position.total, "stage": now.stage.name, **values, "lr": self.unseen[-1].lr}
             self.log.write({**row, **timing})
             self.log.flush()
+        note_bad(self.store.directory.parent, self.world.rank, now.source)
         now.line.update(self.position.step or now.total, values["loss"], memory, timing.get("mfu"))
 
     def _is_due(self, clock: float) -> bool:

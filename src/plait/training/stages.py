@@ -40,7 +40,10 @@ class Source(Protocol):
         ...
 
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """The sample numbers of global batch `step`: a pure function, the same for every number of processes."""
+        """The sample numbers of global batch `step`: a pure function, the same for every number of processes.
+
+        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.batching`).
+        """
         ...
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> Batch:
