@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from plait.blocks.attention import attention_function
 from plait.blocks.norm import RMSNorm
 from plait.blocks.rotary import inverse_frequencies, rotary_tables
-from plait.models.mplug_owl2.abstractor import Abstractor, AbstractorLayer, sincos_1d, sincos_2d
+from plait.encoders.abstractor import AbstractorLayer
+from plait.models.mplug_owl2.abstractor import Abstractor, sincos_1d, sincos_2d
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.official import abstractor_sizes, vision_sizes
 from plait.models.mplug_owl2.vision import VisionTower
-from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from_megatron, key_map, vision_rules
+from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from_megatron, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.routing import PerModality, Route
 from plait.trunks.decoder import Pass, RoutedDecoderLayer, eager_attention, through
 from plait.weights.keymap import Drop, KeyMap, Rename
+from plait.weights.owl_towers import vision_rules
 from plait.weights.state import load_strict
 
 Outputs = dict[str, Any]
@@ -79,7 +81,7 @@ def abstractor(case: Case) -> Outputs:
     q = first.query_norm(model.queries.expand(len(features), -1, -1))
     return {
         **{f"out.hidden.{i + 1}": x for i, x in enumerate(hidden)},
-        "out.attn0_context": first.attend_to(q, features, model.tables(features.shape[1]), attend),
+        "out.attn0_context": first.attend_to(q, features, attend, model.tables(features.shape[1])),
         "out.mlp0": first.mlp(q),
         "out.last_hidden_state": last,
         "out.pooler_output": hidden[-1][:, 0],

@@ -21,9 +21,10 @@ from torch import Tensor
 from plait.blocks.position_interpolation import resize_absolute
 from plait.encoders.temporal import inflate_patches
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
-from plait.models.mplug2.weights import Singleton, embedding_rules, layer_rules, lm_head_rules, vision_rules
+from plait.models.mplug2.weights import embedding_rules, layer_rules, lm_head_rules, vision_rules
 from plait.weights.files import read_checkpoint
 from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, prefixed
+from plait.weights.singleton import Singleton
 from plait.weights.state import LazyState, StateError, listed
 
 _P = "{p:weight|bias}"

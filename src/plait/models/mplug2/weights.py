@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,6 +17,7 @@ from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.fusion import is_connected
 from plait.objectives.grounding import coordinate_bias
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, prefixed
+from plait.weights.singleton import Singleton
 from plait.weights.state import LazyState, StateError, listed, meta_state
 
 _P = "{p:weight|bias}"
@@ -34,29 +34,6 @@ NEVER_RUN = {
     "fusion_head": "a masked language head on the fusion module; Plait's is the text encoder's",
 }
 """Why tensors of the official files are dead."""
-
-
-@dataclass(frozen=True)
-class Singleton(Rename):
-    """The same numbers where one side has dimensions of size 1 that the other lacks, at the places named."""
-
-    official_dims: tuple[int, ...] = ()
-    native_dims: tuple[int, ...] = ()
-
-    def there(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [self._moved(tensors[0], self.official_dims, self.native_dims)]
-
-    def back(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [self._moved(tensors[0], self.native_dims, self.official_dims)]
-
-    def _moved(self, tensor: Tensor, away: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-        if any(dim >= tensor.ndim or tensor.shape[dim] != 1 for dim in away):
-            raise ValueError(f"expected {self.source} with size 1 at {away}, got {tuple(tensor.shape)}")
-        for dim in sorted(away, reverse=True):
-            tensor = tensor.squeeze(dim)
-        for dim in sorted(new):
-            tensor = tensor.unsqueeze(dim)
-        return tensor
 
 
 def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | None = None) -> KeyMap:

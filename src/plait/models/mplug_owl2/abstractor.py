@@ -13,9 +13,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from plait.blocks.attention import AttentionFunction
+from plait.encoders.abstractor import AbstractorLayer
 from plait.models.mplug_owl2.config import AbstractorConfig
 
 
@@ -49,54 +49,6 @@ def position_tables(dim: int, sizes: tuple[int, int, int, int, bool]) -> tuple[n
     return first, sincos_2d(dim, grid, grid_span, with_cls=with_cls)
 
 
-class NormedSwiGLU(nn.Module):
-    """w2(norm(silu(w1 x) * w3 x)), everything with biases."""
-
-    def __init__(self, dim: int, mlp_dim: int, eps: float) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(dim, mlp_dim)
-        self.up_proj = nn.Linear(dim, mlp_dim)
-        self.norm = nn.LayerNorm(mlp_dim, eps)
-        self.down_proj = nn.Linear(mlp_dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., dim) -> the same."""
-        return self.down_proj(self.norm(F.silu(self.gate_proj(x)) * self.up_proj(x)))
-
-
-class AbstractorLayer(nn.Module):
-    """One reading of the patches. The residual is the normalised query: nothing skips a layer unnormalised."""
-
-    def __init__(self, dim: int, sizes: AbstractorConfig) -> None:
-        super().__init__()
-        self.num_heads = sizes.num_heads
-        self.query_norm, self.key_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)  # eps 1e-5, as published
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
-        self.out_proj = nn.Linear(dim, dim)
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = NormedSwiGLU(dim, sizes.mlp_dim, sizes.eps)
-
-    def attend_to(
-        self, q: Tensor, features: Tensor, tables: tuple[Tensor, Tensor], attend: AttentionFunction
-    ) -> Tensor:
-        """q: (images, queries, dim) normalised -> merged heads before the output projection, the same shape."""
-        query_positions, key_positions = tables
-        both = torch.cat([q, self.key_norm(features)], dim=1)
-        heads = (
-            self.q_proj(q + query_positions),
-            self.k_proj(both + torch.cat([query_positions, key_positions])),
-            self.v_proj(both),
-        )
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in heads)
-        return attend(q, k, v, None, None).transpose(1, 2).flatten(2)
-
-    def forward(self, x: Tensor, features: Tensor, tables: tuple[Tensor, Tensor], attend: AttentionFunction) -> Tensor:
-        """x: (images, queries, dim), features: (images, positions, dim) -> like x."""
-        q = self.query_norm(x)
-        x = q + self.out_proj(self.attend_to(q, features, tables, attend))
-        return x + self.mlp(self.mlp_norm(x))
-
-
 class Abstractor(nn.Module):
     """Features of an image to `num_queries + 1` vectors of the language model's width.
 
@@ -108,7 +60,9 @@ class Abstractor(nn.Module):
         super().__init__()
         self.sizes, self.with_cls = sizes, with_cls
         self.queries = nn.Parameter(torch.randn(1, sizes.num_queries, dim))
-        self.layers = nn.ModuleList(AbstractorLayer(dim, sizes) for _ in range(sizes.num_layers))
+        self.layers = nn.ModuleList(
+            AbstractorLayer(dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps) for _ in range(sizes.num_layers)
+        )
         self.proj = nn.Linear(dim, out_dim)
         self.end = nn.Parameter(torch.randn(1, 1, out_dim))
 
@@ -133,7 +87,7 @@ class Abstractor(nn.Module):
         tables = self.tables(features.shape[1])
         x = self.queries.expand(len(features), -1, -1)
         for layer in self.layers:
-            x = layer(x, features, tables, attend)
+            x = layer(x, features, attend, tables)
             if hidden is not None:
                 hidden.append(x)
         return torch.cat([self.proj(x), self.end.expand(len(x), -1, -1)], dim=1)

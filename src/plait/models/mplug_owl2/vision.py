@@ -5,59 +5,17 @@ pixel_values -> patches -> (+ class position) + position table -> norm -> layers
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from plait.blocks.attention import AttentionFunction
+from plait.encoders.vit import VisionLayer
 from plait.models.mplug_owl2.config import VisionConfig
 
 TABLE_WIDTH = 16
 """Side of the position table of towers without class position, whatever their image size."""
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-class FusedAttention(nn.Module):
-    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
-
-
-class VisionLayer(nn.Module):
-    """Pre-norm transformer layer."""
-
-    def __init__(self, sizes: VisionConfig) -> None:
-        super().__init__()
-        self.attn_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.attn = FusedAttention(sizes.dim, sizes.num_heads)
-        self.mlp_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.fc1 = nn.Linear(sizes.dim, sizes.mlp_dim)
-        self.fc2 = nn.Linear(sizes.mlp_dim, sizes.dim)
-        self.activation = ACTIVATIONS[sizes.activation]
-
-    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
-        x = x + self.attn(self.attn_norm(x), attend)
-        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
 
 
 class VisionTower(nn.Module):
@@ -65,8 +23,6 @@ class VisionTower(nn.Module):
 
     def __init__(self, sizes: VisionConfig) -> None:
         super().__init__()
-        if sizes.activation not in ACTIVATIONS:
-            raise ValueError(f"expected activation among {', '.join(ACTIVATIONS)}, got {sizes.activation!r}")
         self.sizes = sizes
         rows = sizes.grid**2 + 1 if sizes.use_cls_token else TABLE_WIDTH**2
         self.patch_embedding = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size, bias=False)
@@ -75,7 +31,10 @@ class VisionTower(nn.Module):
         shape = (1, rows, sizes.dim) if sizes.use_cls_token else (rows, sizes.dim)  # as in the files
         self.position_embedding = nn.Parameter(torch.randn(shape))
         self.pre_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.layers = nn.ModuleList(VisionLayer(sizes) for _ in range(sizes.num_layers))
+        self.layers = nn.ModuleList(
+            VisionLayer(sizes.dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps, activation=sizes.activation)
+            for _ in range(sizes.num_layers)
+        )
         self.post_norm = nn.LayerNorm(sizes.dim, sizes.eps) if sizes.use_post_norm else None
         self.gradient_checkpointing = False
 

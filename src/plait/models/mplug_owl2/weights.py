@@ -16,6 +16,7 @@ from plait.blocks.rotary import inverse_frequencies
 from plait.models.mplug_owl2.abstractor import position_tables
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
+from plait.weights.owl_towers import shared_abstractor_rules, vision_rules
 from plait.weights.state import LazyState, StateError, listed, meta_state
 
 _P = "{p:weight|bias}"
@@ -97,47 +98,14 @@ def _qwen_layer(config: MPlugOwl2Config) -> list[Rule]:
     ]
 
 
-def vision_rules() -> list[Rule]:
-    """Rules of the vision tower alone."""
-    layer = "encoder.layers.{i}."
-    return [
-        Rename("embeddings.cls_token", "cls_embedding"),
-        Rename("embeddings.position_embedding", "position_embedding"),
-        Rename("embeddings.patch_embed.weight", "patch_embedding.weight"),
-        Rename(f"embeddings.pre_layernorm.{_P}", f"pre_norm.{_P}"),
-        Rename(f"{layer}self_attn.query_key_value.{_P}", f"layers.{{i}}.attn.qkv.{_P}"),
-        Rename(f"{layer}self_attn.dense.{_P}", f"layers.{{i}}.attn.out_proj.{_P}"),
-        Rename(f"{layer}input_layernorm.{_P}", f"layers.{{i}}.attn_norm.{_P}"),
-        Rename(f"{layer}post_attention_layernorm.{_P}", f"layers.{{i}}.mlp_norm.{_P}"),
-        Rename(f"{layer}mlp.{{n:fc1|fc2}}.{_P}", f"layers.{{i}}.{{n}}.{_P}"),
-        Rename(f"post_layernorm.{_P}", f"post_norm.{_P}"),
-    ]
-
-
 def abstractor_rules(config: MPlugOwl2Config) -> list[Rule]:
     """Rules of the abstractor alone."""
-    outer, inner = "encoder.layers.{i}.crossattention.", "layers.{i}."
-    return [
-        Rename("query_embeds", "queries"),
-        Rename("vit_eos", "end"),
-        Rename(f"visual_fc.{_P}", f"proj.{_P}"),
-        Rename(f"{outer}attention.query.{_P}", f"{inner}q_proj.{_P}"),
-        Rename(f"{outer}attention.key.{_P}", f"{inner}k_proj.{_P}"),
-        Rename(f"{outer}attention.value.{_P}", f"{inner}v_proj.{_P}"),
-        Drop(
-            f"{outer}attention.{{n:q|k}}_pos_embed",
-            "a sine table, which the configuration determines",
-            restore=partial(_restore_tables, config),
-        ),
-        Rename(f"{outer}norm1.{_P}", f"{inner}query_norm.{_P}"),
-        Rename(f"{outer}normk.{_P}", f"{inner}key_norm.{_P}"),
-        Rename(f"{outer}output.out_proj.{_P}", f"{inner}out_proj.{_P}"),
-        Rename(f"{outer}output.norm2.{_P}", f"{inner}mlp_norm.{_P}"),
-        Rename(f"{outer}output.mlp.w1.{_P}", f"{inner}mlp.gate_proj.{_P}"),
-        Rename(f"{outer}output.mlp.w3.{_P}", f"{inner}mlp.up_proj.{_P}"),
-        Rename(f"{outer}output.mlp.w2.{_P}", f"{inner}mlp.down_proj.{_P}"),
-        Rename(f"{outer}output.mlp.ffn_ln.{_P}", f"{inner}mlp.norm.{_P}"),
-    ]
+    tables = Drop(
+        "encoder.layers.{i}.crossattention.attention.{n:q|k}_pos_embed",
+        "a sine table, which the configuration determines",
+        restore=partial(_restore_tables, config),
+    )
+    return [Rename("query_embeds", "queries"), tables, *shared_abstractor_rules()]
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> list[int]:

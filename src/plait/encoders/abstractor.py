@@ -1,0 +1,81 @@
+"""The layer of the visual abstractors of mPLUG-Owl and mPLUG-Owl2: queries read themselves and the patches.
+
+queries -> norm -> attention over (queries, patches) -> + normalised queries -> norm -> gated MLP -> +
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.blocks.attention import AttentionFunction
+
+
+class NormedSwiGLU(nn.Module):
+    """w2(norm(silu(w1 x) * w3 x)), everything with biases."""
+
+    def __init__(self, dim: int, mlp_dim: int, eps: float) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, mlp_dim)
+        self.up_proj = nn.Linear(dim, mlp_dim)
+        self.norm = nn.LayerNorm(mlp_dim, eps)
+        self.down_proj = nn.Linear(mlp_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> the same."""
+        return self.down_proj(self.norm(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class AbstractorLayer(nn.Module):
+    """One reading of the patches. The residual is the normalised query: nothing skips a layer unnormalised.
+
+    dropout: of attention weights, in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, eps: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query_norm, self.key_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)  # eps 1e-5, as published
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
+        self.out_proj = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = NormedSwiGLU(dim, mlp_dim, eps)
+
+    def attend_to(
+        self,
+        q: Tensor,
+        features: Tensor,
+        attend: AttentionFunction,
+        tables: tuple[Tensor, Tensor] | None = None,
+        feature_mask: Tensor | None = None,
+    ) -> Tensor:
+        """q: (images, queries, dim) normalised -> merged heads before the output projection, the same shape.
+
+        tables: positions of queries (queries, dim) and features (positions, dim); feature_mask: (images, positions)
+        bool, True = read.
+        """
+        both = torch.cat([q, self.key_norm(features)], dim=1)
+        query, key = (q, both) if tables is None else (q + tables[0], both + torch.cat(tables))
+        heads = self.q_proj(query), self.k_proj(key), self.v_proj(both)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in heads)
+        mask = None if feature_mask is None else F.pad(feature_mask, (q.shape[2], 0), value=True)
+        if self.training and self.dropout:
+            keep = None if mask is None else mask[:, None, None]
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=self.dropout)
+        else:
+            x = attend(q, k, v, None, mask)
+        return x.transpose(1, 2).flatten(2)
+
+    def forward(
+        self,
+        x: Tensor,
+        features: Tensor,
+        attend: AttentionFunction,
+        tables: tuple[Tensor, Tensor] | None = None,
+        feature_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x: (images, queries, dim), features: (images, positions, dim) -> like x; the rest as `attend_to`."""
+        q = self.query_norm(x)
+        x = q + self.out_proj(self.attend_to(q, features, attend, tables, feature_mask))
+        return x + self.mlp(self.mlp_norm(x))
