@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -27,6 +28,7 @@ from plait.weights.state import StateError
 FAMILIES = {
     "one_peace": "plait.models.one_peace.family",
     "mplug2": "plait.models.mplug2.family",
+    "mplug_owl": "plait.models.mplug_owl.family",
     "mplug_owl2": "plait.models.mplug_owl2.family",
 }
 """model_type -> the module that builds the family: `is_official`, `from_official`, `from_directory`, `CONFIG` ..."""
@@ -161,9 +163,23 @@ def _register() -> None:
             AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
         if hasattr(family, "GENERATIVE_MODEL"):
             AutoModelForImageTextToText.register(family.CONFIG, family.GENERATIVE_MODEL, exist_ok=True)
+        for auto, head in getattr(family, "HEADS", {}).items():
+            getattr(transformers, auto).register(family.CONFIG, head, exist_ok=True)
         AutoImageProcessor.register(
             family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
         )
+
+
+def auto_class_of(model_class: type) -> str | None:
+    """The Auto class of transformers that loads a directory of this class of a family, None where none does."""
+    for name in FAMILIES.values():
+        family = import_module(name)
+        found = {"AutoModel": family.BASE_MODEL, **getattr(family, "HEADS", {})}
+        if hasattr(family, "GENERATIVE_MODEL"):
+            found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
+        if model_class in found.values():
+            return next(auto for auto, one in found.items() if one is model_class)
+    return None
 
 
 _register()

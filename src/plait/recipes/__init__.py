@@ -6,6 +6,7 @@ The function's docstring holds data, cost and the number to expect; its paramete
 from __future__ import annotations
 
 RECIPES: dict[str, str] = {
+    "finetune": "plait.recipes.finetune:finetune",
     "mplug2.pretraining": "plait.recipes.mplug2:pretraining",
     "mplug2.captioning": "plait.recipes.mplug2:captioning",
     "mplug2.answering": "plait.recipes.mplug2:answering",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.data.manifest import read_manifest
+from plait.data.sources import open_samples
 from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.models.mplug2.instructions import instruct
@@ -34,7 +34,7 @@ def rows_with(data: str, *fields: str, medium: str | None = None, split: str = "
 
     medium: image, video or text: rows of that medium only. Raises ValueError where none is left.
     """
-    rows = [sample for sample in read_manifest(data) if sample.split in (None, split)]
+    rows = [sample for sample in open_samples(data) if sample.split in (None, split)]
     kept = [
         sample
         for sample in rows

@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -22,11 +23,17 @@ import plait
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from plait.training.loop import Options, TrainResult
-    from plait.training.stages import Recipe
+    from torch import nn
+
+    from plait.training.loop import TrainResult
+    from plait.training.parallel import World
+    from plait.training.stages import Options, Recipe
 
 RECIPE_TABLE = "plait.recipes:RECIPES"
 """Recipes are above this room: they are found by name when a command runs, never imported."""
+
+REPORT = "plait.inspect.report:build_report"
+"""The page of curves, in a room beside this one that reads run directories and nothing else of training."""
 
 INTERRUPTED = 130
 
@@ -42,31 +49,41 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that exists, or begin it again.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one without it.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for mixed precision.")] = "float32",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files as well.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 60.0,
+    keep_last: Annotated[int, typer.Option(help="Checkpoints to keep.", min=1)] = 2,
+    best: Annotated[str | None, typer.Option(help="Metric whose lowest checkpoint is kept too.")] = None,
+    compile: Annotated[str | None, typer.Option(help="Torch backend for every layer, such as inductor.")] = None,
+    recompute: Annotated[int, typer.Option(help="1: keep only inputs of layers, n: of every n-th.", min=0)] = 0,
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
 ) -> int:
     """Train a recipe; run the same command again to continue a run that was stopped."""
     function = find_recipe(recipe)
     arguments = parse_settings(function, settings or [], seed)
     run_dir = out or Path("runs") / recipe
     config = {"recipe": recipe, "seed": seed, "dtype": dtype, "arguments": arguments}
-    from plait.training.loop import Options
+    from plait.training.stages import Options
 
+    options = Options(
+        tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds, keep_last=keep_last, best=best,
+        compile=compile, recompute=recompute, parallel=parallel,
+    )  # fmt: skip
+    is_new = not (run_dir / "config.json").exists()
     claim_run_dir(run_dir, config, resume)
-    result = run_recipe(
-        lambda: function(**arguments),
-        run_dir,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        resume=resume,
-        options=Options(tensorboard=tensorboard),
-    )
+    try:
+        build = partial(function, **arguments)
+        result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
+    except UsageError:
+        if is_new:  # so that the corrected command may have this directory
+            (run_dir / "config.json").unlink(missing_ok=True)
+        raise
     if result.interrupted is not None and _is_main():
         print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
     if result.interrupted is not None:
         return INTERRUPTED if result.interrupted == signal.SIGINT else 0
     if _is_main():
+        _resolve(REPORT)(run_dir)
         print(f"trained {result.steps} steps in {result.seconds:.0f} s; the model is in {run_dir / 'model'}")
     return 0
 
@@ -101,13 +118,35 @@ def run_recipe(
         recipe = build()
         seed_everything(seed, *b"model")
         model = recipe.model_builder()
+        if recipe.before is not None and world.is_main:
+            recipe.before(model, run_dir)
+        world.barrier()
         result = train(
             model, recipe.stages, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options
         )
+        if result.interrupted is None:
+            model = _whole(model, recipe, world)
         if result.interrupted is None and world.is_main:
+            if recipe.after is not None:
+                model = recipe.after(model, run_dir)
             write_directory(model_dir, lambda directory: recipe.save(model, directory))
         world.barrier()
     return result
+
+
+def _whole(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
+    """The model itself, or in the main process a whole copy of one that is spread over processes."""
+    from torch.distributed.tensor import DTensor
+
+    from plait.training.sharding import gathered_state
+
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return model
+    state = gathered_state(model, world)
+    if world.is_main:
+        model = recipe.model_builder()
+        model.load_state_dict(state)
+    return model
 
 
 def find_recipe(name: str) -> Callable[..., Recipe]:

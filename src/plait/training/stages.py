@@ -125,12 +125,15 @@ class Recipe:
     """What `plait train` runs. model_builder: () -> model, called once with every generator seeded.
 
     save: `(model, directory)` writes the final model directory, processor and card included. One callable, because
-    only the recipe knows what belongs beside the weights.
+    only the recipe knows what belongs beside the weights. before: `(model, run directory)`, called in the main process
+    when the model is built, also by a run that goes on. after: the same when it is trained; what it returns is saved.
     """
 
     model_builder: Callable[[], nn.Module]
     stages: Sequence[Stage]
     save: Callable[[nn.Module, Path], None]
+    before: Callable[[nn.Module, Path], None] | None = None
+    after: Callable[[nn.Module, Path], nn.Module] | None = None
 
 
 @dataclass(frozen=True, slots=True)

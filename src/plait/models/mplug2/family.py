@@ -7,18 +7,33 @@ from typing import Any
 
 from plait.models.mplug2 import loading, plan
 from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.loading import is_official
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
 from plait.models.mplug2.processor import MPlug2ImageProcessor, MPlug2Processor
 from plait.models.mplug2.skills import MPlug2Skills
+from plait.models.mplug2.tasks import (
+    MPlug2ForImageClassification,
+    MPlug2ForSequenceClassification,
+    MPlug2ForVideoClassification,
+)
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlug2Config, MPlug2Model, MPlug2Processor
 IMAGE_PROCESSOR, SKILLS, PLANNER = MPlug2ImageProcessor, MPlug2Skills, plan
 
+HEADS = {
+    "AutoModelForImageTextToText": MPlug2ForConditionalGeneration,
+    "AutoModelForImageClassification": MPlug2ForImageClassification,
+    "AutoModelForVideoClassification": MPlug2ForVideoClassification,
+    "AutoModelForSequenceClassification": MPlug2ForSequenceClassification,
+}
+"""Auto class of transformers -> the class it loads."""
+
 __all__ = [
     "BASE_MODEL",
     "CONFIG",
+    "HEADS",
     "IMAGE_PROCESSOR",
     "PLANNER",
     "PROCESSOR",

@@ -11,15 +11,20 @@ from plait.models.one_peace.loading import is_official
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
+from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 IMAGE_PROCESSOR, FEATURE_EXTRACTOR = OnePeaceImageProcessor, OnePeaceFeatureExtractor
 
+HEADS = {"AutoModelForImageClassification": OnePeaceForClassification}
+"""Auto class of transformers -> the class it loads."""
+
 __all__ = [
     "BASE_MODEL",
     "CONFIG",
     "FEATURE_EXTRACTOR",
+    "HEADS",
     "IMAGE_PROCESSOR",
     "PROCESSOR",
     "from_directory",

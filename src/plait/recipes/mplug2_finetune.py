@@ -1,0 +1,162 @@
+"""mPLUG-2 on one's own rows: its published finetuning stages, without queues and teacher, predictions by `Assistant`.
+
+rows -> `plait.recipes.mplug2` (stage, model class) -> job
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from plait.assistant import Assistant
+from plait.data.reading import Reader
+from plait.media.image import load_image
+from plait.media.video import load_frames
+from plait.models.auto import load_processor
+from plait.models.mplug2.loading import from_directory
+from plait.models.mplug2.model import MPlug2PreTrainedModel
+from plait.recipes import mplug2
+from plait.recipes.finetune import Job, Request
+from plait.recipes.finetune_measures import text_of
+from plait.training.stages import Recipe, Source
+from plait.types import Sample
+
+FULL_LR, LORA_LR = 2e-5, 5e-4
+BATCH = 8
+
+
+def retrieval(request: Request) -> Job:
+    """Contrast and matching; recall by the contrast alone."""
+    recipe = mplug2.retrieval(**_common(request), queue_size=0)
+    return _job(request, recipe, lambda model, processor, rows: _vectors(model, processor, request.medium, rows))
+
+
+def caption(request: Request) -> Job:
+    """Captions, scored by CIDEr."""
+    return _job(request, mplug2.captioning(**_common(request), prompt=""), _said("caption"))
+
+
+def vqa(request: Request) -> Job:
+    """Free answers."""
+    return _job(request, mplug2.answering(**_common(request), distill=False), _said("answer"))
+
+
+def ground(request: Request) -> Job:
+    """Boxes of phrases."""
+
+    def boxes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[list[float]]:
+        pictures = [load_image(sample.image) for sample in rows]
+        phrases = [sample.question or sample.text or "" for sample in rows]
+        found = Assistant((model, processor), batch_size=BATCH).ground(pictures, phrases)
+        sizes = [picture.size for picture in pictures]
+        return [[b[0] / w, b[1] / h, b[2] / w, b[3] / h] for b, (w, h) in zip(found, sizes, strict=True)]
+
+    return _job(request, mplug2.grounding(**_common(request)), boxes)
+
+
+def classify(request: Request) -> Job:
+    """A head over one medium; before it, what the model as it came finds most likely among the labels."""
+    recipe = mplug2.classification(**_common(request), medium=request.medium)
+    labels = sorted({sample.label or "" for sample in request.train})
+
+    def classes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+        assistant = Assistant((model, processor), batch_size=BATCH)
+        return [found[0].text for found in assistant.classify(_items(rows, processor.num_frames))]
+
+    def zero_shot(_: nn.Module, rows: Sequence[Sample]) -> list[str] | None:
+        whole, processor = from_directory(request.model), load_processor(request.model)
+        try:
+            assistant = Assistant((whole, processor), batch_size=BATCH)
+            found = assistant.classify(_items(rows, processor.num_frames), labels)
+        except ValueError:  # a class that has its own labels, or looks at other media, can do nothing here yet
+            return None
+        return [one[0].text for one in found]
+
+    return replace(_job(request, recipe, classes), zero_shot=zero_shot)
+
+
+JOBS: dict[str, Callable[[Request], Job]] = {
+    "retrieval": retrieval,
+    "classify": classify,
+    "caption": caption,
+    "vqa": vqa,
+    "ground": ground,
+}
+
+
+def _common(request: Request) -> dict[str, Any]:
+    lr = request.lr or (LORA_LR if request.lora else FULL_LR)
+    return {
+        "init": str(request.model), "data": request.data, "steps": request.steps, "epochs": request.epochs,
+        "batch_size": request.batch_size, "lr": lr, "vision_lr": lr if request.lora else lr / 10,
+    }  # fmt: skip
+
+
+def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
+    processor, stage = load_processor(request.model), recipe.stages[0]
+
+    def batches() -> Source:
+        shuffled: Any = stage.batches()
+        return Reader(request.train, shuffled.collate, lambda sample, _: sample, **request.reading)
+
+    def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
+        was_training = model.training
+        try:
+            with torch.no_grad():
+                return predict(model.eval(), processor, rows)
+        finally:
+            model.train(was_training)
+
+    stage = replace(stage, batches=batches, floor=stage.peak_lr / 20, warmup=0.1)
+    return Job(recipe.model_builder, stage, predicted, recipe.save, whole=_heads(recipe))
+
+
+def _heads(recipe: Recipe) -> tuple[str, ...]:
+    """Names of the modules of the task's class that are no part of the network, which start fresh."""
+    with torch.device("meta"):
+        model = recipe.model_builder()
+    assert isinstance(model, MPlug2PreTrainedModel)
+    return tuple(type(model).heads(model.config))
+
+
+def _said(task: str) -> Callable[[nn.Module, Any, Sequence[Sample]], list[str]]:
+    def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+        assistant = Assistant((model, processor), batch_size=BATCH)
+        items = _items(rows, processor.num_frames)
+        if task == "caption":
+            return assistant.caption(items)
+        return assistant.answer(items, [sample.question or "" for sample in rows])
+
+    return predict
+
+
+def _items(rows: Sequence[Sample], num_frames: int) -> list[Any]:
+    """Pictures, frames or texts of rows, as `Assistant` takes them."""
+    return [
+        load_image(sample.image)
+        if sample.image is not None
+        else load_frames(sample.video, num_frames)
+        if sample.video is not None
+        else sample
+        for sample in rows
+    ]
+
+
+def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of media and of texts."""
+    media, texts = [], []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        items = _items(part, processor.num_frames)
+        made = torch.stack([processor.pixels(x) if medium == "image" else processor.clip(x) for x in items])
+        given = {"pixel_values" if medium == "image" else "pixel_values_videos": made.to(model.device)}
+        media.append(getattr(model, f"get_{medium}_features")(**given).float().cpu().numpy())
+        words = processor.tokenize([text_of(sample) for sample in part], truncation=True)
+        found = model.get_text_features(**{name: value.to(model.device) for name, value in words.items()})
+        texts.append(found.float().cpu().numpy())
+    return np.concatenate(media), np.concatenate(texts)
