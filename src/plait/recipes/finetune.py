@@ -60,8 +60,8 @@ class Job:
     """What a family does for a task.
 
     build: () -> model; stage: everything trains; predict: (model, rows) -> what `finetune_measures` scores; zero_shot:
-    the same by the model as it came, where `predict` needs a head that is fresh; whole: modules that train in full
-    beside a LoRA; save: (model, directory).
+    the same by the model as it came, where `predict` needs a head that is fresh; whole: model -> modules that train in
+    full beside a LoRA; save: (model, directory).
     """
 
     build: Callable[[], nn.Module]
@@ -69,7 +69,7 @@ class Job:
     predict: Callable[[nn.Module, Sequence[Sample]], Any]
     save: Callable[[nn.Module, Path], None]
     zero_shot: Callable[[nn.Module, Sequence[Sample]], Any] | None = None
-    whole: tuple[str, ...] = ()
+    whole: Callable[[nn.Module], Sequence[str]] | None = None
 
 
 def finetune(
@@ -165,9 +165,9 @@ def _has_target(sample: Sample, task: str) -> bool:
 def _recipe(request: Request, job: Job) -> Recipe:
     stage = job.stage
     if request.lora:
-        from plait.training.adapters import TRAINABLE, TRAINABLE_WITH_WHOLE
+        from plait.training.adapters import TRAINABLE
 
-        stage = replace(stage, trainable=TRAINABLE_WITH_WHOLE if job.whole else TRAINABLE)
+        stage = replace(stage, trainable=TRAINABLE)
     before, after = partial(_before, request, job, stage), partial(_after, request, job)
     return Recipe(partial(_build, request, job), [stage], partial(_save, request, job), before, after)
 
@@ -180,7 +180,7 @@ def _build(request: Request, job: Job) -> nn.Module:
     if request.bits:
         quantise(model, request.bits)
     if request.lora:
-        add_lora(model, request.lora, whole=job.whole)
+        add_lora(model, request.lora, whole=job.whole(model) if job.whole else ())
     return model
 
 

@@ -98,10 +98,10 @@ def _common(request: Request) -> dict[str, Any]:
 
 
 def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
-    processor, stage = load_processor(request.model), recipe.stages[0]
+    processor, published = load_processor(request.model), recipe.stages[0]
 
     def batches() -> Source:
-        shuffled: Any = stage.batches()
+        shuffled: Any = published.batches()
         return Reader(request.train, shuffled.collate, lambda sample, _: sample, **request.reading)
 
     def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
@@ -112,14 +112,12 @@ def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Se
         finally:
             model.train(was_training)
 
-    stage = replace(stage, batches=batches, floor=stage.peak_lr / 20, warmup=0.1)
-    return Job(recipe.model_builder, stage, predicted, recipe.save, whole=_heads(recipe))
+    stage = replace(published, batches=batches, floor=published.peak_lr / 20, warmup=0.1)
+    return Job(recipe.model_builder, stage, predicted, recipe.save, whole=_heads)
 
 
-def _heads(recipe: Recipe) -> tuple[str, ...]:
-    """Names of the modules of the task's class that are no part of the network, which start fresh."""
-    with torch.device("meta"):
-        model = recipe.model_builder()
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules of a task's class that are no part of the network, which start fresh."""
     assert isinstance(model, MPlug2PreTrainedModel)
     return tuple(type(model).heads(model.config))
 

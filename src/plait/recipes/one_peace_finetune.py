@@ -101,7 +101,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
         stage=_stage(request, processor, collate, supervised),
         predict=predict,
         zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
-        whole=("head",),
+        whole=lambda model: ("head",),
         save=partial(_save, processor),
     )
 

@@ -24,9 +24,8 @@ from plait.errors import import_extra
 from plait.training.layers import blocks_of
 from plait.weights.lora import FILES, PREFIX, read_adapter
 
-TRAINABLE = ("*.lora_*",)
-TRAINABLE_WITH_WHOLE = (*TRAINABLE, "*.modules_to_save.*")
-"""`Stage.trainable` of a model with adapters, and with modules that train whole beside them."""
+TRAINABLE = (r"re:\.(lora_|modules_to_save\.)",)
+"""`Stage.trainable` of a model with adapters: these, and modules that train whole beside them."""
 
 NAME = "default"
 
@@ -65,7 +64,7 @@ def add_lora(
         use_rslora=rslora,
     )
     _inject(peft, model, config)
-    return TRAINABLE_WITH_WHOLE if whole else TRAINABLE
+    return TRAINABLE
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -105,7 +104,7 @@ def load_adapter(model: nn.Module, directory: str | Path, trains: bool = False) 
     missing = peft.set_peft_model_state_dict(model, state, adapter_name=NAME)
     if missing.unexpected_keys:
         raise ValueError(f"expected the adapter {directory} to fit, got {missing.unexpected_keys[0]} beside its layers")
-    return TRAINABLE_WITH_WHOLE if config.modules_to_save else TRAINABLE
+    return TRAINABLE
 
 
 def merge_adapter(model: nn.Module) -> None:
