@@ -7,13 +7,6 @@ from __future__ import annotations
 
 _KINDS: dict[str, tuple[int, str]] = {
     "one_peace": (8, "classify_ vision_ metrics"),
-    "mplug_owl": (
-        6,
-        """
-        abstractor bloom_ chat_prompt collate frame_indices generate_ lm_forward_ lora_merge preprocess_
-        published_keys stage1_steps tokenize_ trainable_parameters video_ vision_
-        """,
-    ),
 }
 
 LATER: dict[str, dict[str, int]] = {

@@ -15,9 +15,9 @@ from plait.models.mplug_owl2.conversation import TEMPLATES, Encode, image_first,
 from plait.models.mplug_owl2.images import padded_square, pixels, stretched_square
 from plait.models.mplug_owl2.placeholders import IGNORED
 from plait.models.mplug_owl2.sampling import even_chunks, length_grouped, modality_grouped
-from plait.models.mplug_owl2.tokenizer import llama_tokenizer
 from plait.parity.cases import Case
 from plait.parity.runners import NotRun, runner
+from plait.processing.llama_tokenizer import llama_tokenizer
 
 Outputs = dict[str, Any]
 NO_TOKENIZER = NotRun("absent", "tokenizer.model is not in the directory")

@@ -25,6 +25,15 @@ def middle_indices(num_frames: int, length: int) -> list[int]:
     return _repeat_last([(low + high) // 2 for low, high in _parts(num_frames, length)], num_frames)
 
 
+def centred_indices(num_frames: int, length: int) -> list[int]:
+    """Frames about the middles of `num_frames` equal parts as mPLUG-Owl takes them; short clips repeat frames.
+
+    Of (length - 1) / num_frames frames each, the first from half a part on, rounded to even (specification, section 8).
+    """
+    part = (length - 1) / num_frames
+    return [int(part / 2) + round(part * k) for k in range(num_frames)]
+
+
 def random_indices(num_frames: int, length: int, rng: random.Random, permute: Permute) -> list[int]:
     """A random frame of each part, the part's last one excluded as published.
 

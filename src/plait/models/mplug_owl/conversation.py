@@ -1,0 +1,235 @@
+"""Conversations: turns -> prompt -> ids with runs for media -> what is learned (specification mPLUG-Owl, section 8).
+
+Text is tokenized piece by piece, cut at media and roles, because SentencePiece puts a space before every piece. The
+released rule, which finds answers by the text "AI: ", and one that keeps turns apart stand side by side
+(`official_sample`, `training_pieces`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from plait.models.mplug_owl.placeholders import IGNORED, IMAGE_RUN, VIDEO_RUN
+
+IMAGE, VIDEO = "<image>", "<|video|>"
+RUNS = {IMAGE: IMAGE_RUN, VIDEO: VIDEO_RUN}
+Encode = Callable[[str], list[int]]
+"""A piece of text to ids without special tokens."""
+
+Turn = tuple[str, str | None]
+"""A question and its answer, None while it is open."""
+
+Piece = tuple[str, bool]
+"""A piece of text or a placeholder, and whether it is learned."""
+
+SYSTEM = (
+    "The following is a conversation between a curious human and AI assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+DEMO_SYSTEM = (
+    "The following is a conversation between a curious human and AI. "
+    "The AI gives helpful, detailed, and polite answers to the human's questions."
+)
+HUMAN, AI = "\nHuman: ", "AI: "
+_MEDIA = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
+_BLANKS = re.compile(r"<s>|</s>|<unk>|<pad>|\[PAD\]|<\|endoftext\|>")
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}" + SYSTEM + "{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}"
+    "{% elif m['role'] == 'assistant' %}"
+    "{{ '\nAI: ' + (m['content'] if m['content'] is string else m['content'][0]['text']) }}"
+    "{% elif m['content'] is string %}{{ '\nHuman: ' + m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}{{ '\nHuman: <image>' }}"
+    "{% elif p['type'] == 'video' %}{{ '\nHuman: <|video|>' }}{% endif %}{% endfor %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ '\nHuman: ' + p['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\nAI: ' }}{% endif %}"
+)
+"""The published template in transformers' language."""
+
+
+def prompt(turns: Sequence[Turn], system: str = SYSTEM) -> str:
+    """Turns to text; an open last turn ends in "AI: ", with a space. Media stand in lines of their own, ahead."""
+    text = system
+    for question, answer in turns:
+        media, words = split_media(question)
+        text += "".join(HUMAN + medium for medium in media)
+        text += HUMAN + words if words or not media else ""
+        text += f"\n{AI}" + (answer or "")
+    return text
+
+
+def split_media(message: str) -> tuple[list[str], str]:
+    """The placeholders of a message and its text without them."""
+    pieces = _MEDIA.split(message)
+    lines = "".join(pieces[::2]).strip("\n")
+    return pieces[1::2], lines
+
+
+def demo_prompt(messages: Sequence[tuple[str, str | None]], *, official: bool = False) -> tuple[str, str]:
+    """The demo's messages, (role, text or None), as its template writes them and as the model gets them.
+
+    official: keep one image of several in a message, as the released demo does.
+    """
+    raw, lines = DEMO_SYSTEM, [DEMO_SYSTEM]
+    for role, text in messages:
+        raw += f"\n{role}:" + ("" if text is None else f" {text}")
+        media, words = split_media(text or "")
+        lines += [f"{role}: {medium}" for medium in (media[:1] if official else media)]
+        lines.append(f"{role}: {words}")
+    return raw, "\n".join(lines)
+
+
+def clean_answer(text: str) -> str:
+    """Decoded text without the names of special tokens and blanks around it."""
+    return _BLANKS.sub("", text).strip()
+
+
+def tokenize(
+    text: str, encode: Encode, bos: int | None, tokens_per_media: int = 65, kinds: Sequence[str] = (IMAGE, VIDEO)
+) -> list[int]:
+    """Text to ids: bos, every piece between media by itself, a run of -1 or -2 for each medium."""
+    ids = [] if bos is None else [bos]
+    pattern = "|".join(re.escape(kind) for kind in kinds)
+    for piece in re.split(f"({pattern})", text):
+        ids += [RUNS[piece]] * tokens_per_media if piece in kinds else encode(piece) if piece else []
+    return ids
+
+
+def training_pieces(turns: Sequence[Turn], system: str = SYSTEM) -> list[Piece]:
+    """A conversation cut as it is tokenized for training; answers are learned."""
+    pieces: list[Piece] = [(system, False)]
+    for question, answer in turns:
+        media, words = split_media(question)
+        for medium in media:
+            pieces += [(HUMAN, False), (medium, False)]
+        pieces += [(HUMAN, False), (f"{words}\n", False)] if words or not media else [("\n", False)]
+        pieces += [(AI, False), (answer or "", True)]
+    return pieces
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ids with runs for media, and labels: what is learned, -100 elsewhere."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def training_row(
+    pieces: Sequence[Piece], encode: Encode, bos: int | None, eos: int, max_length: int, tokens_per_media: int = 65
+) -> Row:
+    """Pieces to at most `max_length` ids. Whole answers end in eos; a medium that does not fit ends the row."""
+    ids, labels = ([], []) if bos is None else ([bos], [IGNORED])
+    for piece, learned in pieces:
+        if piece in RUNS and not learned:
+            new = [RUNS[piece]] * tokens_per_media
+            if len(ids) + len(new) > max_length:
+                break
+        else:
+            new = encode(piece) + ([eos] if learned else []) if piece or learned else []
+        cut = new[: max_length - len(ids)]
+        ids, labels = ids + cut, labels + (cut if learned else [IGNORED] * len(cut))
+        if len(cut) < len(new):
+            break
+    return Row(ids, labels)
+
+
+@dataclass(frozen=True)
+class OfficialSample:
+    """One training sample as the released pipeline makes it; masks are aligned with input_ids[1:]."""
+
+    input_ids: list[int]
+    non_padding_mask: list[int]
+    non_media_mask: list[int]
+    prompt_mask: list[int]
+    seq_length: int
+    has_image: bool
+
+
+def official_sample(
+    text: str,
+    encode: Encode,
+    max_length: int,
+    *,
+    bos: int = 1,
+    eos: int = 2,
+    pad: int = 0,
+    tokens_per_media: int = 65,
+    official: bool = False,
+) -> OfficialSample:
+    """A conversation in the published text form to max_length + 1 ids and their masks (section 8.1).
+
+    official: tokenize a placeholder at the very start as text. Raises ValueError where the first piece does not fit.
+    """
+    has_image = IMAGE in text
+    ids, learned = ([bos], [0]) if bos > 0 else ([], [])
+    delimiters = f"({AI}|{HUMAN}|{IMAGE})" if has_image else f"({AI}|{HUMAN})"
+    pieces = [piece for piece in re.split(delimiters, text) if piece or not has_image]
+    for i, piece in enumerate(pieces):
+        if has_image and len(ids) >= max_length + 1:
+            break
+        stop = False
+        if piece == IMAGE and has_image and (i > 0 or not official):
+            if len(ids) + tokens_per_media > max_length + 1:
+                break
+            new, label = [IMAGE_RUN] * tokens_per_media, 0
+        elif i > 0 and pieces[i - 1] == AI:
+            new, label = encode(piece), 1
+            if len(ids) + len(new) >= max_length:
+                new, stop = new[: max_length - len(ids)], True
+            new = [*new, eos]
+        else:
+            new, label = encode(piece), 0
+            if i > 0 and len(ids) + len(new) >= max_length + 1:
+                new, stop = new[: max_length + 1 - len(ids)], True
+        ids, learned = ids + new, learned + [label] * len(new)
+        if stop and not has_image:
+            break
+    length, width = len(ids), max_length + 1
+    if length > width:
+        raise ValueError(f"expected a conversation of at most {width} ids up to its first turn, got {length}")
+    ids, learned = ids + [pad] * (width - length), learned + [0] * (width - length)
+    return OfficialSample(
+        ids,
+        [int(i < length - 1) for i in range(max_length)],
+        [int(i >= 0) if has_image else 1 for i in ids[1:]],
+        learned[1:],
+        length,
+        has_image,
+    )
+
+
+def official_labels(input_ids: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+    """Labels of a batch in official notation, (batch, seq): -100 wherever a mask is 0; the ids stay as they are.
+
+    masks: non_padding_mask, non_media_mask, prompt_mask, (batch, seq - 1) each.
+    """
+    keep = masks["non_padding_mask"] * masks["non_media_mask"] * masks["prompt_mask"]
+    return torch.cat([input_ids[:, :1], input_ids[:, 1:].masked_fill(keep != 1, IGNORED)], dim=1)
+
+
+def official_batch(samples: Sequence[Mapping[str, Tensor | None]]) -> dict[str, Tensor | None]:
+    """Samples stacked as the released collator does.
+
+    samples: input_ids, masks, and image (k, 3, side, side) where there is one; `num_images` counts images, also those
+    whose place was cut away. pixel_values is None where no sample has an image.
+    """
+    names = [name for name in samples[0] if name != "image"]
+    batch: dict[str, Tensor | None] = {
+        name: torch.stack([value for sample in samples if (value := sample[name]) is not None]) for name in names
+    }
+    images = [sample.get("image") for sample in samples]
+    held = [image for image in images if image is not None]
+    ids = batch["input_ids"]
+    return batch | {
+        "labels": None if ids is None else ids.clone(),
+        "pixel_values": torch.cat(held) if held else None,
+        "num_images": torch.tensor([0 if image is None else len(image) for image in images]),
+    }
