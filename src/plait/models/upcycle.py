@@ -53,8 +53,8 @@ def upcycle(
     dst = Path(dst)
     if os.path.lexists(dst):
         raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
+    from plait.encoders.clip_weights import clip_tower
     from plait.models.mplug_owl2.config import AbstractorConfig, VisionConfig
-    from plait.models.mplug_owl2.upcycle import clip_tower
     from plait.models.mplug_owl2.upcycle import upcycle as build
 
     small = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768, "patch_size": 16}
@@ -64,7 +64,7 @@ def upcycle(
         tower: Any = VisionConfig(**fields)
         sizes = tower
     else:
-        tower, sizes = vision, clip_tower(Path(vision), image_size)[0]
+        tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
     heads = max(1, sizes.dim // 64)
     reader = AbstractorConfig(
         num_queries=num_queries,

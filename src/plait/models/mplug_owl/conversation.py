@@ -192,6 +192,10 @@ def official_sample(
         ids, learned = ids + new, learned + [label] * len(new)
         if stop and not has_image:
             break
+    return _official(ids, learned, max_length, pad, has_image)
+
+
+def _official(ids: list[int], learned: list[int], max_length: int, pad: int, has_image: bool) -> OfficialSample:
     length, width = len(ids), max_length + 1
     if length > width:
         raise ValueError(f"expected a conversation of at most {width} ids up to its first turn, got {length}")

@@ -10,12 +10,14 @@ from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.official import is_official_config
 from plait.models.mplug_owl.processor import MPlugOwlImageProcessor, MPlugOwlProcessor
+from plait.models.mplug_owl.skills import MPlugOwlSkills
 from plait.models.mplug_owl.weights import is_official
 from plait.processing.llama_tokenizer import llama_tokenizer
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlugOwlConfig, MPlugOwlForConditionalGeneration, MPlugOwlProcessor
 IMAGE_PROCESSOR, GENERATIVE_MODEL = MPlugOwlImageProcessor, MPlugOwlForConditionalGeneration
+SKILLS = MPlugOwlSkills
 
 __all__ = [
     "BASE_MODEL",
@@ -23,6 +25,7 @@ __all__ = [
     "GENERATIVE_MODEL",
     "IMAGE_PROCESSOR",
     "PROCESSOR",
+    "SKILLS",
     "from_directory",
     "from_official",
     "is_official",

@@ -236,7 +236,8 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs.update(dict.fromkeys(MEDIA))
         if not self.takes_positions:
-            inputs["attention_mask"] = kwargs.get("attention_mask")
+            mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+            inputs["attention_mask"] = _as_long_as_the_cache(mask, cache)
         return inputs
 
     def _expand_inputs_for_generation(
@@ -254,6 +255,13 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         return input_ids, kwargs | {name: value for name, value in held.items() if value is not None}
+
+
+def _as_long_as_the_cache(mask: Tensor | None, cache: Any) -> Tensor | None:
+    """A mask (batch, seq) with zeros for what a static cache will hold later."""
+    if mask is None or cache is None or not cache.is_compileable:
+        return mask
+    return F.pad(mask, (0, cache.max_cache_len - mask.shape[1]))
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_absolute
+from plait.encoders.clip_weights import clip_tower
 from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
@@ -49,7 +49,8 @@ def upcycle(
     fields = llama_fields(source)
     tower: Mapping[str, Tensor] | None = None
     if isinstance(vision, str | Path):
-        sizes, tower = clip_tower(Path(vision), image_size)
+        found, tower = clip_tower(Path(vision), image_size)
+        sizes = VisionConfig(**found)
     else:
         sizes = vision or VisionConfig()
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
@@ -153,46 +154,6 @@ def _targets(key: str, config: MPlugOwl2Config) -> list[str] | None:
     if part == "mlp":  # the way stands before the projection: mlp.visual.gate_proj
         return [f"{prefix}mlp.{way}.{ours.removeprefix('mlp.')}.{kind}" for way in config.ways or {}]
     return [f"{prefix}{ours}.{way}.{kind}" for way in config.ways or {}]
-
-
-def clip_tower(directory: Path, image_size: int | None = None) -> tuple[VisionConfig, dict[str, Tensor]]:
-    """Sizes and weights of a CLIP vision tower, its position table resized to `image_size` pixels."""
-    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    written = written.get("vision_config", written)
-    sizes = VisionConfig(
-        dim=written["hidden_size"], num_heads=written["num_attention_heads"], num_layers=written["num_hidden_layers"],
-        mlp_dim=written["intermediate_size"], image_size=image_size or written["image_size"],
-        patch_size=written["patch_size"], activation=written.get("hidden_act", "quick_gelu"),
-        eps=written.get("layer_norm_eps", 1e-5),
-    )  # fmt: skip
-    found = read_checkpoint(directory).state
-    root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
-    state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
-    emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
-    table = resize_absolute(state["embeddings.position_embedding.weight"](), sizes.grid)
-    made = {
-        "cls_embedding": emb["class_embedding"][None, None],
-        "patch_embedding.weight": emb["patch_embedding.weight"],
-        "position_embedding": table[None],
-    }
-    for kind in ("weight", "bias"):
-        made |= {
-            f"pre_norm.{kind}": state[f"pre_layrnorm.{kind}"](),
-            f"post_norm.{kind}": state[f"post_layernorm.{kind}"](),
-        }
-        for i in range(sizes.num_layers):
-            theirs, ours = f"encoder.layers.{i}.", f"layers.{i}."
-            heads = [state[f"{theirs}self_attn.{n}_proj.{kind}"]().unflatten(0, (sizes.num_heads, -1)) for n in "qkv"]
-            made[f"{ours}attn.qkv.{kind}"] = torch.stack(heads, dim=1).flatten(0, 2)
-            for old, new in _CLIP_LAYER.items():
-                made[f"{ours}{new}.{kind}"] = state[f"{theirs}{old}.{kind}"]()
-    return sizes, made
-
-
-_CLIP_LAYER = {
-    "self_attn.out_proj": "attn.out_proj", "layer_norm1": "attn_norm", "layer_norm2": "mlp_norm",
-    "mlp.fc1": "fc1", "mlp.fc2": "fc2",
-}  # fmt: skip
 
 
 def _readers(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Callable[[], Tensor]]:
