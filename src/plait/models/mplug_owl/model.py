@@ -261,7 +261,7 @@ def _as_long_as_the_cache(mask: Tensor | None, cache: Any) -> Tensor | None:
     """A mask (batch, seq) with zeros for what a static cache will hold later."""
     if mask is None or cache is None or not cache.is_compileable:
         return mask
-    return F.pad(mask, (0, cache.max_cache_len - mask.shape[1]))
+    return F.pad(mask, (0, cache.layers[0].max_cache_len - mask.shape[1]))
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
