@@ -94,7 +94,7 @@ def test_one_peace_is_measured_before_and_after(
     assert main(command("nano", data, tmp_path, task, **settings)) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "finetune.json").read_text())
-    assert "before activations" in said and said.index("trivial") < said.index("before  ") < said.index("after")
+    assert "GFLOPs a step" in said and said.index("trivial") < said.index("before  ") < said.index("after")
     assert found["rows"]["test"] == (6 if settings.get("medium") != "audio" else 2)
     for one in ("trivial", "before", "after"):
         low, high = found[one]["interval"]

@@ -16,6 +16,7 @@ from plait.cli import main
 from plait.recipes import RECIPES
 from plait.recipes.one_peace import stage1
 from plait.recipes.plan import describe, plan_stage
+from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe, Stage
 
 
@@ -24,7 +25,16 @@ def model() -> nn.Module:
 
 
 def stage(name: str, **changes: Any) -> Stage:
-    return Stage(name=name, objective=lambda *_: None, batches=lambda: None, batch_size=8, **{"steps": 10, **changes})
+    def source() -> Shuffled:
+        return Shuffled(list(range(8)), lambda samples, rng: {"x": torch.ones(len(samples), 3)})
+
+    return Stage(name=name, objective=objective, batches=source, batch_size=8, **{"steps": 10, **changes})
+
+
+def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+    y = torch.tanh(batch["x"].repeat(1, 2)[:, :5])
+    loss = model["adapters"]["audio"](y).square().mean() + model["adapters"]["image"](batch["x"]).square().mean()
+    return loss, {}
 
 
 def two_stages(width: int = 4) -> Recipe:
@@ -60,7 +70,21 @@ def test_every_stage_of_a_recipe_is_planned(words: list[str], capsys: pytest.Cap
     plans = json.loads(capsys.readouterr().out)
     assert [sum(plan["trainable"].values()) for plan in plans] == [40, 24]
     assert main(["plan", *words, "--set", "width=5"]) == 0
-    assert "audio: 10 steps, batches of 8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "audio: 10 steps, batches of 8" in said and "GFLOPs a step" in said and "in all" in said
+
+
+def test_a_real_recipe_is_planned_with_activations_and_flops(capsys: pytest.CaptureFixture) -> None:
+    words = ["plan", "one_peace.stage1", "--set", "batch_size=8", "--json"]
+    words[2:2] = ["--set", "denoise_every=0"]
+    plans = {}
+    for name, more in {"whole": [], "half": ["--processes", "2", "--dtype", "bf16"]}.items():
+        assert main([*words, *more]) == 0
+        (plans[name],) = json.loads(capsys.readouterr().out)
+    assert 0.4 < plans["half"]["flops"] / plans["whole"]["flops"] < 0.6
+    assert plans["half"]["bytes"]["activations"] < 0.5 * plans["whole"]["bytes"]["activations"]
+    assert main([*words, "--processes", "3"]) == 2
+    assert main([*words, "--dtype", "int8"]) == 2
 
 
 @pytest.mark.usefixtures("tiny_recipe")

@@ -187,9 +187,9 @@ def _build(request: Request, job: Job) -> nn.Module:
 def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir: Path) -> None:
     """Print the plan, and measure the trivial answer and the model as it came; once in a run."""
     from plait.recipes.finetune_measures import score, trivial
-    from plait.recipes.plan import describe, plan_stage
+    from plait.recipes.plan import describe, plan_stage, with_cost
 
-    print(describe(plan_stage(model, stage)), flush=True)
+    print(describe(with_cost(plan_stage(model, stage), model, stage)), flush=True)
     path = run_dir / RESULT
     if not path.is_file():
         given = (job.zero_shot or job.predict)(model, request.test)

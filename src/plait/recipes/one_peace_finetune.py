@@ -55,7 +55,7 @@ def retrieval(request: Request) -> Job:
 
     return Job(
         build=lambda: from_directory(request.model, model_class=OnePeaceModel),
-        stage=_stage(request, processor, collate, partial(contrast, request.medium)),
+        stage=_stage(request, processor, collate, partial(contrast, request.medium), read=True),
         predict=lambda model, rows: (
             _vectors(model, processor, rows, request.medium), _text_vectors(model, processor, map(text_of, rows))
         ),
@@ -98,7 +98,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
 
     return Job(
         build=partial(with_head, request.model, labels),
-        stage=_stage(request, processor, collate, supervised),
+        stage=_stage(request, processor, collate, supervised, read=is_asked),
         predict=predict,
         zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
         whole=lambda model: ("head",),
@@ -145,13 +145,12 @@ def supervised(
     return out["loss"], {"right": (out["logits"].argmax(-1) == batch["labels"]).float().mean()}
 
 
-def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objective: Any) -> Stage:
+def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objective: Any, *, read: bool) -> Stage:
     lr = request.lr or (LORA_LR if request.lora else FULL_LR)
 
     def decode(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         return _part(processor, request.medium, sample)
 
-    idle = "|".join(m for m in ("image", "audio") if m != request.medium)
     return Stage(
         name=request.task,
         objective=objective,
@@ -162,9 +161,16 @@ def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objecti
         peak_lr=lr,
         floor=lr / 100,
         warmup=0.1,
-        trainable=(rf"re:^(?!.*\.({idle})\.)",),
+        trainable=(_used(request.medium, read, embeds=objective is not supervised),),
         no_decay=lambda name, parameter: not decays(name.replace(".modules_to_save.default", ""), parameter.ndim),
     )
+
+
+def _used(medium: str, reads_text: bool, embeds: bool) -> str:
+    """A pattern of everything but other modalities and, for a head, what embeds alone needs."""
+    idle = [m for m in ("text", "image", "audio") if m != medium and not (m == "text" and reads_text)]
+    unused = [rf"\.({'|'.join(idle)})\."] + ([] if embeds else ["projections", "logit_scale"])
+    return f"re:^(?!.*({'|'.join(unused)}))"
 
 
 def _part(processor: OnePeaceProcessor, medium: str, sample: Sample) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,11 @@ ADAM_BYTES = 8
 
 @dataclass
 class StagePlan:
-    """What one stage does to the parameters. Counts are parameters; activations come on top of `bytes`."""
+    """What one stage does to the parameters and costs. Counts are parameters; bytes and flops are of one process.
+
+    bytes: of parameters, gradients, optimiser and, where `flops` is set, of what a micro batch keeps for the backward
+    pass (activations). flops: of one optimiser step, forward and backward. note: why the last two are not known.
+    """
 
     stage: str
     batch_size: int
@@ -38,6 +42,8 @@ class StagePlan:
     trainable: dict[str, int] = field(default_factory=dict)
     frozen: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
+    flops: int | None = None
+    note: str = ""
 
 
 def plan(
@@ -46,16 +52,21 @@ def plan(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated.")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="Of matrix products: float32, bfloat16 or float16.")] = "float32",
+    processes: Annotated[int, typer.Option(help="Of a training on several, each with its share.", min=1)] = 1,
+    recompute: Annotated[int, typer.Option(help="As in plait train.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Print what a recipe's stages train, or what a family's task runs, and the memory; no weights are read or made."""
+    """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""
     if task is not None and (planner := task_planner(recipe, task)) is not None:
         tasks = planner.plan_tasks(task, dict(_setting(text) for text in settings or []))
         print(
             json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
         )
         return
-    plans = plan_recipe(f"{recipe}.{task}" if task else recipe, settings or [])
+    plans = plan_recipe(
+        f"{recipe}.{task}" if task else recipe, settings or [], dtype=dtype, processes=processes, recompute=recompute
+    )
     if as_json:
         print(json.dumps([asdict(one) for one in plans], indent=2))
         return
@@ -98,8 +109,8 @@ def describe_task(one: Any) -> str:
     return "\n".join(lines)
 
 
-def plan_recipe(name: str, settings: list[str]) -> list[StagePlan]:
-    """The plan of every stage of the recipe `name`. Raises ValueError for an unknown recipe or setting."""
+def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
+    """The plan of every stage of the recipe `name`. how: as `with_cost`. Raises ValueError for an unknown one."""
     import torch
 
     from plait.training.commands import find_recipe, parse_settings
@@ -108,7 +119,32 @@ def plan_recipe(name: str, settings: list[str]) -> list[StagePlan]:
     chosen = function(**parse_settings(function, settings, seed=0))
     with torch.device("meta"):
         model = chosen.model_builder()
-    return [plan_stage(model, stage) for stage in chosen.stages]
+    return [with_cost(plan_stage(model, stage), model, stage, **how) for stage in chosen.stages]
+
+
+def with_cost(
+    one: StagePlan, model: nn.Module, stage: Stage, *, dtype: str = "float32", processes: int = 1, recompute: int = 0
+) -> StagePlan:
+    """The plan with activations and FLOPs of the stage's first step, counted on one batch and shapes alone.
+
+    A step that needs values (a cut of the batch by them) is not counted; `note` says why.
+    """
+    from plait.training.account import step_cost
+    from plait.training.optim import DTYPES
+
+    if dtype not in DTYPES:
+        raise UsageError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    if stage.batch_size % (processes * stage.accumulation):
+        raise UsageError(
+            f"expected a batch_size that {processes} processes x {stage.accumulation} micro batches divide, got "
+            f"{stage.batch_size}"
+        )
+    how: dict[str, Any] = {"dtype": DTYPES[dtype], "processes": processes, "recompute": recompute}
+    try:
+        cost = step_cost(model, stage, stage.batches(), 0, **how)
+    except ValueError as error:
+        return replace(one, note=" ".join(str(error).split()))
+    return replace(one, bytes={**one.bytes, "activations": cost.activations}, flops=cost.flops)
 
 
 def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
@@ -135,13 +171,15 @@ def describe(one: StagePlan) -> str:
     rows = [(part, _count(one.trainable.get(part)), _count(one.frozen.get(part))) for part in parts]
     rows.append(("all", _count(sum(one.trainable.values())), _count(sum(one.frozen.values()))))
     memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in one.bytes.items())
-    return "\n".join(
-        [
-            f"{one.stage}: {one.length}, batches of {one.batch_size}",
-            format_table(("part", "trainable", "frozen"), rows),
-            f"memory: {memory}; {format_bytes(sum(one.bytes.values()))} before activations",
-        ]
-    )
+    total = format_bytes(sum(one.bytes.values()))
+    lines = [
+        f"{one.stage}: {one.length}, batches of {one.batch_size}",
+        format_table(("part", "trainable", "frozen"), rows),
+        f"memory: {memory}; {total} " + ("before activations" if one.flops is None else "in all"),
+    ]
+    if one.flops is not None:
+        lines.append(f"compute: {one.flops / 1e9:,.1f} GFLOPs a step")
+    return "\n".join(lines + ([f"activations and FLOPs are not known: {one.note}"] if one.note else []))
 
 
 def _count(number: Any) -> str:
