@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from plait.data.drawn_tasks import Example
+from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.recipes import mplug2_evaluate as evaluate
 from plait.recipes import mplug2_measures as measures
 from plait.recipes import mplug2_small as small
 from plait.recipes import mplug2_study as module
+from plait.recipes import mplug2_table as table
+from plait.recipes.mplug2_batches import asked, pixels_of
 from plait.types import Sample
 
 
@@ -38,7 +41,13 @@ def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys
     summary = json.loads((tmp_path / "summary.json").read_text())
     arms = {(row["task"], row["arm"]) for row in summary["rows"]}
     assert {("order", "one frame"), ("order", "language only"), ("text: feeling", "tf-idf")} <= arms
+    assert {("order", "free generation"), ("caption", "majority")} <= arms
+    assert not {("caption", "free generation"), ("name", "one frame")} & arms
+    assert {bar["task"] for bar in summary["bars"] if bar["against"] == "one frame"} == {
+        "order", "motion", "clip: motion",
+    }  # fmt: skip
     assert {task for task, arm in arms if arm == "shuffled labels"} == {task for task, _ in arms}
+    assert summary["cpu_seconds"] > 0 and "what was asked of it" in printed
     assert set(summary["gap"]) == {"pretraining", "pretraining-apart"}
     assert "universal layers apart" in printed and "which way does it move?" not in printed
     page = (tmp_path / "report.html").read_text()
@@ -48,10 +57,40 @@ def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys
     assert (tmp_path / "seed-0" / "results.json").stat().st_mtime_ns == before
 
 
-def test_language_alone_knows_priors_and_no_pictures(quick):
+def test_guessing_knows_priors_of_the_question_and_no_pictures(quick):
     drawings = small.drawings()
-    examples = drawings.examples("motion", "test", 300)
-    assert np.mean(measures.language_only(drawings, "motion", examples)) < 0.3
+    training, examples = (drawings.examples("motion", split, 300) for split in ("train", "test"))
+    allowed = [evaluate.choices(example) for example in examples]
+    assert np.mean(measures.guessed(training, examples, allowed, by_question=True)) < 0.3
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    known = [Example("order", frames, q, a) for q, a in (("a or b?", "a"), ("b or c?", "c"), ("b or c?", "c"))]
+    asked = [Example("order", frames, "a or b?", "a"), Example("order", frames, "a or c?", "a")]
+    own = [("a", "b"), ("a", "c")]
+    assert measures.guessed(known, asked, own, by_question=True) == (1.0, 0.0)  # a was asked about; c is likelier
+    assert measures.guessed(known, asked, [("a", "c"), ("b", "a")], by_question=False) == (0.0, 1.0)
+
+
+def test_a_guessed_caption_is_the_word_that_fits_most_often(quick):
+    frames = np.zeros((1, 4, 4, 3), np.uint8)
+    known = [Example("caption", frames, "", name, None, (name, "animal")) for name in ("bear", "cat", "bus")]
+    asked = [Example("caption", frames, "", "cow", None, ("cow", "animal"))]
+    assert measures.guessed(known, asked, [()], by_question=False) == (1.0,)
+
+
+def test_the_chosen_answer_is_what_ranking_alone_puts_first_among_the_own_choices(quick, monkeypatch):
+    made = small.processor()
+    torch.manual_seed(0)
+    model = MPlug2ForConditionalGeneration(small.config(made)).eval()
+    examples = small.drawings().examples("order", "test", 5)
+    allowed = [evaluate.choices(example) for example in examples]
+    monkeypatch.setattr(measures, "FEW", 2)
+    best = measures.chosen(model, made, examples, allowed)
+    for example, own, answer in zip(examples, allowed, best, strict=True):
+        ids = made.answers(own)
+        inputs = {**pixels_of([example], made), **made.tokenize(asked([example]))}
+        alone = model.rank_answers(ids["input_ids"], ids["attention_mask"], **inputs)
+        assert own[alone.indices[0, 0]] == answer
+    assert len(set(best)) > 1
 
 
 def test_tf_idf_learns_words(quick):
@@ -80,8 +119,34 @@ def test_summaries_average_seeds_and_keep_each(quick):
         {"rows": [row | {"hits": hits}], "zero_shot": [], "gap": {"pretraining": {"separability": gap}}, "examples": []}
         for hits, gap in (([1.0, 0.0, 1.0, 1.0], 1.0), ([1.0, 1.0, 0.0, 0.0], 0.8))
     ]
-    summary = module.summarise(results)
+    summary = table.summarise(results)
     (line,) = summary["rows"]
     assert line["per_seed"] == [0.75, 0.5] and line["value"] == pytest.approx(0.625)
     assert line["interval"][0] < 0.625 < line["interval"][1]
     assert summary["gap"]["pretraining"]["separability"] == pytest.approx(0.9)
+
+
+def test_bars_are_held_by_a_clear_difference_and_controls_by_its_absence():
+    def row(task, arm, share, chance=0.5):
+        return {"task": task, "arm": arm, "chance": chance, "hits": [float(i < 100 * share) for i in range(100)]}
+
+    good = [row("order", arm, share) for arm, share in (("mPLUG-2", 0.9), ("majority", 0.5), ("language only", 0.52))]
+    good += [row("order", "one frame", 0.88), row("order", "shuffled labels", 0.5)]
+    caption = [row("caption", arm, share, None) for arm, share in (("mPLUG-2", 0.4), ("language only", 0.1))]
+    found = {(bar["against"], bar["task"]): bar["held"] for bar in table.bars([*good, *caption])}
+    assert found["majority", "order"] and found["language only", "order"] and found["language only", "caption"]
+    assert found["language only", table.POOLED]
+    assert found["chance or majority", "order"]
+    leaking = [*good[:-1], row("order", "shuffled labels", 0.8)]
+    assert not next(bar for bar in table.bars(leaking) if bar["against"] == "chance or majority")["held"]
+    worse = [row("order", "mPLUG-2", 0.5), row("order", "one frame", 0.5)]
+    assert [bar["held"] for bar in table.bars(worse)] == [False]
+
+
+def test_cpu_time_adds_up_over_runs(tmp_path):
+    first = module.Spent(tmp_path / "out" / "cpu.txt")
+    first.mark -= 10
+    assert first.add() == pytest.approx(10, abs=0.5)
+    again = module.Spent(tmp_path / "out" / "cpu.txt")
+    again.mark -= 5
+    assert again.add() == pytest.approx(15, abs=0.5)

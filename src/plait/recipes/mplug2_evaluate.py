@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from plait.recipes import mplug2_small as small
 from plait.recipes.mplug2_batches import collate_classes
 from plait.recipes.mplug2_measures import Row
 
-OURS, SHUFFLED, ONE_FRAME = "mPLUG-2", "shuffled labels", "one frame"
+OURS, FREE, SHUFFLED, ONE_FRAME = "mPLUG-2", "free generation", "shuffled labels", "one frame"
+MAJORITY, LANGUAGE = "majority", "language only"
 COUNT = 400
 NUM_SHOWN = 2
 
@@ -37,28 +39,57 @@ def opened(home: Path, task: str | None) -> tuple[nn.Module, MPlug2Processor]:
     return model.eval(), load_processor(path)
 
 
+def choices(example: Example) -> tuple[str, ...]:
+    """What the answer may be: the choices of the question, or all names; nothing for a caption, which is written."""
+    if example.task == "caption":
+        return ()
+    return example.choices or names()
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Names of all things of the study."""
+    return tuple(sorted({row.text or "" for row in small.drawings().rows}))
+
+
 def answers(home: Path) -> list[Row]:
-    """Captions and questions: the trained model, the controls and what language alone gives."""
+    """Captions and questions: the trained model, the controls and what language alone gives.
+
+    Where an answer is one of a list the model chooses, and what it writes freely is a row of its own.
+    """
     model, processor = opened(home / "answering", "answer")
     shuffled, _ = opened(home / "answering-shuffled", "answer")
     one_frame, _ = opened(home / "answering-one-frame", "answer")
     rows = []
     for task in ("caption", *small.STILL_TASKS, *small.CLIP_TASKS):
         examples = held_out(task)
-        chance = 1 / len(examples[0].choices) if examples[0].choices else None
+        allowed = [choices(example) for example in examples]
+        chance = 1 / len(allowed[0]) if allowed[0] else None
+        training = small.drawings().examples(task, "train", measures.PRIOR_EXAMPLES, seed=1)
 
-        def hits(texts: list[str], examples: tuple[Example, ...] = examples) -> tuple[float, ...]:
-            return tuple(measures.same(t, e, processor) for t, e in zip(texts, examples, strict=True))
+        def hits(
+            network: nn.Module,
+            free: bool = False,
+            examples: tuple[Example, ...] = examples,
+            allowed: Sequence[tuple[str, ...]] = allowed,
+            **options: bool,
+        ) -> tuple[float, ...]:
+            if free or not allowed[0]:
+                texts = measures.written(network, processor, examples, **options)
+                return tuple(measures.same(t, e, processor) for t, e in zip(texts, examples, strict=True))
+            best = measures.chosen(network, processor, examples, allowed, **options)
+            return tuple(float(text == e.answer) for text, e in zip(best, examples, strict=True))
 
-        rows.append(Row(task, OURS, hits(measures.written(model, processor, examples)), chance))
-        rows.append(Row(task, "language only", measures.language_only(small.drawings(), task, examples), chance))
-        rows.append(
-            Row(task, "picture removed", hits(measures.written(model, processor, examples, blank=True)), chance)
-        )
+        found = {OURS: hits(model)}
+        if allowed[0]:
+            found[FREE] = hits(model, free=True)
+        found[MAJORITY] = measures.guessed(training, examples, allowed, by_question=False)
+        found[LANGUAGE] = measures.guessed(training, examples, allowed, by_question=True)
+        found["picture removed"] = hits(model, blank=True)
         if task in small.CLIP_TASKS:
-            single = measures.written(one_frame, processor, examples, single_frame=True)
-            rows.append(Row(task, ONE_FRAME, hits(single), chance))
-        rows.append(Row(task, SHUFFLED, hits(measures.written(shuffled, processor, examples)), chance))
+            found[ONE_FRAME] = hits(one_frame, single_frame=True)
+        found[SHUFFLED] = hits(shuffled)
+        rows += [Row(task, arm, values, chance) for arm, values in found.items()]
     return rows
 
 
@@ -78,7 +109,7 @@ def reading(home: Path) -> list[Row]:
     known, asked = ([(s.text or "", small.FEELINGS.index(s.label or "")) for s in part] for part in (training, test))
     rows.insert(1, Row("text: feeling", "tf-idf", measures.tf_idf(known, asked), 0.5))
     most = measures.majority([s.label or "" for s in test], [s.label or "" for s in training])
-    rows.insert(1, Row("text: feeling", "majority", most, 0.5))
+    rows.insert(1, Row("text: feeling", MAJORITY, most, 0.5))
     return rows
 
 
@@ -100,7 +131,7 @@ def seeing(home: Path, name: str, task: str) -> list[Row]:
             inputs.append(batch)
         rows.append(Row(title, arm, measures.classified(model, inputs, numbers), chance))
     training = [e.answer for e in small.drawings().examples(task, "train", measures.PRIOR_EXAMPLES, seed=1)]
-    rows.insert(1, Row(title, "majority", measures.majority([e.answer for e in examples], training), chance))
+    rows.insert(1, Row(title, MAJORITY, measures.majority([e.answer for e in examples], training), chance))
     return rows
 
 

@@ -6,8 +6,8 @@ model, held-out examples -> hits (0 or 1 per example) -> rows of the table; zero
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.blocks.attention import eager_attention
-from plait.data.drawn_tasks import KINDS, Drawings, Example
+from plait.data.drawn_tasks import KINDS, Example
 from plait.inspect.modality_gap import modality_gap
 from plait.models.mplug2.alignment import MPlug2AlignedModel
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
@@ -25,7 +25,7 @@ from plait.models.mplug2.tasks import MPlug2Classifier
 from plait.recipes.mplug2_batches import asked, pixels_of
 from plait.training.optim import AdamW
 
-BATCH = 50
+BATCH, FEW = 50, 8
 PRIOR_EXAMPLES = 3000
 HASH_SIZE = 1 << 13
 
@@ -54,18 +54,50 @@ def written(
     single_frame: bool = False,
     blank: bool = False,
 ) -> list[str]:
-    """What the model writes, greedily, for each example; blank: white pictures instead of the right ones."""
+    """What the model writes, greedily, for each example; options as in `_inputs`."""
     assert isinstance(model, MPlug2ForConditionalGeneration)
-    rng = np.random.default_rng(0)
     texts: list[str] = []
-    for start in range(0, len(examples), BATCH):
-        some = examples[start : start + BATCH]
-        if blank:
-            some = [Example(e.task, np.full_like(e.frames, 255), e.question, e.answer, e.choices) for e in some]
-        pixels = pixels_of(some, processor, rng, single_frame=single_frame)
-        ids = model.generate(**pixels, **processor.tokenize(asked(some)), num_beams=1, min_length=1, max_length=8)
+    for inputs in _inputs(processor, examples, single_frame, blank):
+        ids = model.generate(**inputs, num_beams=1, min_length=1, max_length=8)
         texts += [processor.decode_text(row) for row in ids]
     return texts
+
+
+@torch.no_grad()
+def chosen(
+    model: nn.Module,
+    processor: MPlug2Processor,
+    examples: Sequence[Example],
+    choices: Sequence[tuple[str, ...]],
+    *,
+    single_frame: bool = False,
+    blank: bool = False,
+) -> list[str]:
+    """The likeliest of each example's choices by the model's own `rank_answers`."""
+    assert isinstance(model, MPlug2ForConditionalGeneration)
+    size = BATCH if len(set(choices)) == 1 else FEW  # the choices of all questions of a batch are scored for each
+    best: list[str] = []
+    inputs_of = _inputs(processor, examples, single_frame, blank, size)
+    for start, inputs in zip(range(0, len(examples), size), inputs_of, strict=True):
+        own = choices[start : start + size]
+        answers = list(dict.fromkeys(choice for some in own for choice in some))
+        made = processor.answers(answers)
+        found = model.rank_answers(answer_ids=made["input_ids"], answer_mask=made["attention_mask"], **inputs)
+        for order, some in zip(found.indices.tolist(), own, strict=True):
+            best.append(next(answers[i] for i in order if answers[i] in some))
+    return best
+
+
+def _inputs(
+    processor: MPlug2Processor, examples: Sequence[Example], single_frame: bool, blank: bool, size: int = BATCH
+) -> Iterator[dict[str, Any]]:
+    """Batches of pixels and questions; single_frame: one frame of a clip; blank: white pictures for the right ones."""
+    rng = np.random.default_rng(0)
+    for start in range(0, len(examples), size):
+        some = examples[start : start + size]
+        if blank:
+            some = [replace(example, frames=np.full_like(example.frames, 255)) for example in some]
+        yield {**pixels_of(some, processor, rng, single_frame=single_frame), **processor.tokenize(asked(some))}
 
 
 def same(text: str, example: Example, processor: MPlug2Processor) -> float:
@@ -74,16 +106,23 @@ def same(text: str, example: Example, processor: MPlug2Processor) -> float:
     return float(text in {processor.decode_text(processor.answers([answer])["input_ids"][0]) for answer in wanted})
 
 
-def language_only(drawings: Drawings, task: str, examples: Sequence[Example]) -> tuple[float, ...]:
-    """Hits of the most frequent training answer to the same question, else of the task's most frequent one."""
-    seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for example in drawings.examples(task, "train", PRIOR_EXAMPLES, seed=1):
-        seen[example.question][example.answer] += 1
-        seen[""][example.answer] += 1
+def guessed(
+    training: Sequence[Example], examples: Sequence[Example], choices: Sequence[Sequence[str]], *, by_question: bool
+) -> tuple[float, ...]:
+    """Hits of the answer that was most frequent in training among each example's choices.
+
+    by_question: most frequent for the same question, where training had it; a caption may be any of its references.
+    """
+    seen: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for example in training:
+        for answer in example.references or (example.answer,):
+            seen[example.question][answer] += 1
+            seen[None][answer] += 1
     hits = []
-    for example in examples:
-        counts = seen.get(example.question) or seen[""]
-        hits.append(float(counts.most_common(1)[0][0] == example.answer))
+    for example, own in zip(examples, choices, strict=True):
+        counts = (seen.get(example.question) if by_question else None) or seen[None]
+        best = max(own or counts, key=lambda answer: counts[answer])
+        hits.append(float(best in (example.references or (example.answer,))))
     return tuple(hits)
 
 
@@ -230,8 +269,3 @@ def _recording(shares: list[Tensor], length: int) -> Callable[..., Tensor]:
         return eager_attention(q, k, v, bias, key_mask)
 
     return attend
-
-
-def table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain numbers."""
-    return [{"task": r.task, "arm": r.arm, "value": r.value, "n": len(r.hits), "chance": r.chance} for r in rows]

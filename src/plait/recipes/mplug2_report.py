@@ -54,7 +54,7 @@ def report(out: Path, summary: Mapping[str, Any]) -> Path:
         "</p>"
         for arm, figures in shared.items()
     )
-    seconds = f"{summary['seconds'] // 60} min {summary['seconds'] % 60} s with {summary['seeds']} seed(s)"
+    seconds = f"{round(summary['cpu_seconds'] / 60)} minutes of CPU time, {summary['seeds']} seed(s)"
     sections = [
         f'<header class="hero"><h1>{TITLE}</h1><p class="lead">{LEAD}</p></header>',
         section("What it saw and wrote", "", _examples(summary["examples"]), "examples"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,14 @@ from plait.evaluation.summary import about
 from plait.training.commands import INTERRUPTED, run_recipe
 from plait.training.stages import Options, Recipe
 
-SHUFFLED = "shuffled labels"
-OPEN_COUNT, CLOSED_COUNT, CLIP_COUNT = 299, 400, 400
-
 
 def study(
     out: Path,
     seeds: int = 1,
-    pretrain_steps: int = 900,
-    answer_steps: int = 1200,
-    control_steps: int = 300,
-    class_steps: int = 300,
+    pretrain_steps: int = 700,
+    answer_steps: int = 1400,
+    control_steps: int = 200,
+    class_steps: int = 200,
     universal: bool = True,
     device: str | None = None,
     dtype: str = "float32",
@@ -36,7 +33,7 @@ def study(
     universal: also pretrain with universal layers apart per modality at equal parameters, and compare the gap of the
     modalities. device, dtype: of training; `cuda` and `bfloat16` with more steps are the longer setting.
     """
-    started = time.monotonic()
+    spent = Spent(out / "cpu_seconds.txt")
     results = []
     for seed in range(seeds):
         home = out / f"seed-{seed}"
@@ -44,6 +41,7 @@ def study(
         for name, build in recipes.items():
             print(f"[seed {seed}] {name}", flush=True)
             result = run_recipe(build, home / name, seed=seed, device=device, dtype=dtype, options=Options())
+            spent.add()
             if result.interrupted is not None:
                 print(f"stopped and saved; run the same command again to continue {out}")
                 return INTERRUPTED
@@ -51,13 +49,29 @@ def study(
         if not path.exists():
             _write(path, measured(home, universal))
         results.append(json.loads(path.read_text(encoding="utf-8")))
-    summary = summarise(results) | {"seconds": round(time.monotonic() - started), "about": about()}
+    from plait.recipes.mplug2_report import report
+    from plait.recipes.mplug2_table import as_text, summarise
+
+    summary = summarise(results) | {"cpu_seconds": round(spent.add()), "about": about()}
     _write(out / "summary.json", summary)
     print(as_text(summary))
-    from plait.recipes.mplug2_report import report
-
     print(f"report: {report(out, summary)}")
     return 0
+
+
+class Spent:
+    """CPU seconds of this command, over all of its runs, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.mark = path, time.process_time()
+
+    def add(self) -> float:
+        """Add what was spent since the last call; returns the sum."""
+        now, before = time.process_time(), float(self.path.read_text()) if self.path.exists() else 0.0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(f"{before + now - self.mark:.1f}\n")
+        self.mark = now
+        return float(self.path.read_text())
 
 
 def plan(
@@ -98,48 +112,6 @@ def measured(home: Path, universal: bool) -> dict[str, Any]:
         "gap": {arm: evaluate.gap(home / arm / "model") for arm in arms},
         "examples": evaluate.shown(home),
     }
-
-
-def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds with 95 % bootstrap intervals over examples, each example the mean of its seeds."""
-    import numpy as np
-
-    def combined(name: str) -> list[dict[str, Any]]:
-        lines = []
-        for rows in zip(*(result[name] for result in results), strict=True):
-            hits = np.mean([row["hits"] for row in rows], axis=0)
-            drawn = np.random.default_rng(0).integers(0, len(hits), (1000, len(hits)))
-            low, high = np.percentile(hits[drawn].mean(1), [2.5, 97.5])
-            line = {"task": rows[0]["task"], "arm": rows[0]["arm"], "chance": rows[0]["chance"], "n": len(hits)}
-            per_seed = [float(np.mean(row["hits"])) for row in rows]
-            lines.append(line | {"value": float(hits.mean()), "interval": [low, high], "per_seed": per_seed})
-        return lines
-
-    arms = results[0]["gap"]
-    gaps = {arm: {key: float(np.mean([r["gap"][arm][key] for r in results])) for key in arms[arm]} for arm in arms}
-    return {
-        "seeds": len(results), "rows": combined("rows"), "zero_shot": combined("zero_shot"), "gap": gaps,
-        "examples": results[0]["examples"],
-    }  # fmt: skip
-
-
-def as_text(summary: dict[str, Any]) -> str:
-    """The table, one task per line: every arm's share of right answers in percent."""
-    lines = []
-    for title in ("rows", "zero_shot"):
-        rows = summary[title]
-        lines += ["", "after training" if title == "rows" else "zero-shot, after pretraining on pictures alone"]
-        for task in dict.fromkeys(row["task"] for row in rows):
-            own = [row for row in rows if row["task"] == task]
-            parts = [f"{row['arm']} {100 * row['value']:.1f}" for row in own]
-            low, high = (100 * bound for bound in own[0]["interval"])
-            chance = "" if own[0]["chance"] is None else f", chance {100 * own[0]['chance']:.1f}"
-            lines.append(f"  {task:<26}{'; '.join(parts)} (interval {low:.1f}-{high:.1f}, n {own[0]['n']}{chance})")
-    for arm, figures in summary["gap"].items():
-        name = "universal layers apart" if arm.endswith("apart") else "universal layers shared"
-        told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in figures.items())
-        lines.append(f"  {name}: {told}")
-    return "\n".join(lines)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
