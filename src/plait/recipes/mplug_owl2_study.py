@@ -1,6 +1,6 @@
 """`plait study owl2`: the modality-adaptive module against a shared decoder, on a small language model.
 
-language model -> warm-up -> arms tuned on the same batches -> held-out questions, text -> one table
+language model -> warm-up -> arms tuned on the same batches -> held-out questions, text -> table, attention
 """
 
 from __future__ import annotations
@@ -83,9 +83,14 @@ def study(
         if not (home / "start" / "results.json").exists():
             _measure(home / "start", START, small.begin(source, warm, small.Arm()), count, 0.0, device, dtype)
     summary = summarise(out, (START, *table), small.drawings(), count)
+    from plait.recipes.mplug_owl2_report import attention, report
+
+    trained = {name: out / "seed-0" / folder(name) for name in table if (out / "seed-0" / folder(name)).is_dir()}
+    summary |= {"attention": attention(out, trained)}
     summary |= {"seconds": round(time.monotonic() - started), "about": about()}
     write_json(out / "summary.json", summary)
     print(as_text(summary))
+    print(f"report: {report(out, summary, trained)}")
     return 0
 
 

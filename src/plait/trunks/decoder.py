@@ -43,7 +43,8 @@ class Pass:
 
     shape: (batch, seq); cos, sin: (batch, 1, seq, head_dim); mask: what `attend` takes, None for plain causal;
     query_scale: (batch, 1, seq, 1) or None; route: of the tokens as layers see them; order, inverse: (batch * seq,)
-    between sequence order and layer order, None where they are the same.
+    between sequence order and layer order, None where they are the same; weights: a list to which every layer appends
+    its attention weights (batch, heads, seq, keys), where `attend` returns them.
     """
 
     shape: tuple[int, int]
@@ -56,6 +57,7 @@ class Pass:
     route: Route = field(default_factory=lambda: Route.only("text"))
     order: Tensor | None = None
     inverse: Tensor | None = None
+    weights: list[Tensor] | None = None
 
     def to_layers(self, x: Tensor) -> Tensor:
         """(batch, seq, dim) -> what layers take: itself, or (1, batch * seq, dim) grouped by way."""
@@ -119,7 +121,9 @@ class RoutedAttention(nn.Module):
             q = q * run.query_scale.to(q.dtype)
         if run.cache is not None:
             k, v = run.cache.update(k, v, self.layer_idx)
-        out, _ = run.attend(self, q, k, v, run.mask, scaling=self.scaling, dropout=0.0)
+        out, weights = run.attend(self, q, k, v, run.mask, scaling=self.scaling, dropout=0.0)
+        if run.weights is not None:
+            run.weights.append(weights)
         return through(self.o_proj, run.to_layers(out.reshape(*run.shape, -1)), run.route)
 
     def _heads(self, proj: nn.Module, x: Tensor, run: Pass) -> Tensor:

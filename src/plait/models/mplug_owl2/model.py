@@ -38,13 +38,14 @@ class MPlugOwl2Output(ModelOutput):
     """What `MPlugOwl2ForConditionalGeneration` returns; everything covers the sequence with images expanded.
 
     loss: mean cross entropy of labels other than -100; logits: (batch, seq, vocab_size); hidden_states: before every
-    layer and after the final norm, (batch, seq, dim) each.
+    layer and after the final norm, (batch, seq, dim) each; attentions: weights per layer, (batch, heads, seq, keys).
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class MPlugOwl2PreTrainedModel(PreTrainedModel):
@@ -168,14 +169,21 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         modality_ids: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
+        output_attentions: bool = False,
         **_: Any,
     ) -> MPlugOwl2Output:
         """States after the final norm, in `hidden_states[-1]`.
 
         input_ids: (batch, seq) with `config.image_id` on every position an image fills; pixel_values: (images, 3, side,
         side) in reading order; or inputs_embeds: (batch, seq, dim) with modality_ids: (batch, seq) indices into
-        `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side.
+        `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side. output_attentions needs the
+        attention "eager", the others keep no weights.
         """
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"expected attention 'eager' to return weights, got {self.config._attn_implementation!r}; call "
+                "model.set_attn_implementation('eager')"
+            )
         is_image = None
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds, is_image = self.embed(input_ids, pixel_values)
@@ -200,10 +208,15 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             mask=create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids),
             cache=past_key_values,
             query_scale=None if self.training else query_scale(self.config, position_ids),
+            weights=[] if output_attentions else None,
         )
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(inputs_embeds, self.route(inputs_embeds, is_image, modality_ids), run, hidden)
-        return MPlugOwl2Output(past_key_values=past_key_values, hidden_states=tuple(hidden) if hidden else (x,))
+        return MPlugOwl2Output(
+            past_key_values=past_key_values,
+            hidden_states=tuple(hidden) if hidden else (x,),
+            attentions=None if run.weights is None else tuple(run.weights),
+        )
 
     def route(self, x: Tensor, is_image: Tensor | None, modality_ids: Tensor | None) -> Route:
         """Which modality owns each token of x: (batch, seq, dim); in training every modality is listed."""
@@ -264,6 +277,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MPlugOwl2Output:
@@ -284,6 +298,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
             modality_ids,
             use_cache,
             bool(output_hidden_states),
+            bool(output_attentions),
         )
         assert outputs.hidden_states is not None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -291,9 +306,8 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MPlugOwl2Output(
-            loss, logits, outputs.past_key_values, outputs.hidden_states if output_hidden_states else None
-        )
+        hidden = outputs.hidden_states if output_hidden_states else None
+        return MPlugOwl2Output(loss, logits, outputs.past_key_values, hidden, outputs.attentions)
 
     def prepare_inputs_for_generation(
         self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
