@@ -354,6 +354,13 @@ def test_kinds_that_merge_otherwise_are_named(family: tuple[str, Any, Tensor, Pa
             read_adapter(tmp_path)
 
 
+def test_adapters_of_a_base_in_bfloat16_stay_in_float32() -> None:
+    model = mplug_owl2().to(torch.bfloat16)
+    adapters.add_lora(model, 2)
+    kinds = {p.dtype for n, p in model.named_parameters() if ".lora_" in n}
+    assert kinds == {torch.float32} and writes(model).dtype == torch.bfloat16
+
+
 def test_without_peft_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(ImportError, match="peft"):

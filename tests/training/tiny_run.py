@@ -2,6 +2,7 @@
 
 python tiny_run.py RUN_DIR step:7     die by SIGKILL in the middle of the 7th step
 python tiny_run.py RUN_DIR sync:3     die by SIGKILL at the 3rd file that a checkpoint makes durable
+python tiny_run.py RUN_DIR time:0.08  die by SIGKILL so many seconds after training began, wherever that is
 python tiny_run.py RUN_DIR world      train under DDP as one of several processes and write what was seen
 """
 
@@ -12,6 +13,8 @@ import os
 import random
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +126,12 @@ def noisy_loss(model: nn.Module, batch: Any, step: int, generator: torch.Generat
     jitter = torch.randn((), generator=generator) + random.random() + np.random.random() + torch.rand(())
     loss = (model.embed(batch["x"], "image") - model.embed(batch["y"], "audio")).square().mean() * (1 + 0.1 * jitter)
     return loss, {"rows": float((2.0 ** batch["numbers"]).sum()), "is_even": step % 2 == 0}
+
+
+def slow_loss(*args: Any) -> tuple[Tensor, dict[str, Any]]:
+    """`noisy_loss` in steps of ten milliseconds, so that a moment drawn at random falls into most parts of a run."""
+    time.sleep(0.01)
+    return noisy_loss(*args)
 
 
 def stages(objective: Any = noisy_loss) -> list[Stage]:
@@ -299,6 +308,9 @@ if __name__ == "__main__":
     directory, (how, _, when) = Path(sys.argv[1]), sys.argv[2].partition(":")
     if how == "world":
         world(directory)
+    elif how == "time":
+        threading.Timer(float(when), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        run(directory, stages=stages(slow_loss))
     elif how == "sync":
         checkpoint.sync = die_after(int(when), checkpoint.sync)
         run(directory)

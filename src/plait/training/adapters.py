@@ -190,6 +190,9 @@ def _inject(peft: Any, model: nn.Module, config: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")  # `merge_adapter` refuses instead
         peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and parameter.is_floating_point():
+            parameter.data = parameter.data.float()  # small updates vanish in bfloat16
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
