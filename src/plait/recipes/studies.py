@@ -17,6 +17,7 @@ from plait.training.commands import parse_settings
 
 STUDIES: dict[str, str] = {
     "mplug2": "plait.recipes.mplug2_study:study",
+    "owl": "plait.recipes.mplug_owl_study:study",
     "owl2": "plait.recipes.mplug_owl2_study:study",
 }
 """Name -> `module:function`."""

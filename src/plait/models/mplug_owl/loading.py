@@ -101,7 +101,7 @@ def give_buffers_memory(language_model: nn.Module) -> None:
     for name, module in list(language_model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, last = name.rpartition(".")
-            fresh = type(module)(language_model.config)  # ty: ignore[too-many-positional-arguments]
+            fresh = type(module)(language_model.config)
             setattr(language_model.get_submodule(parent), last, fresh)
 
 

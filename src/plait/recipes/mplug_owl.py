@@ -1,0 +1,171 @@
+"""mPLUG-Owl's two stages: see first, with the language model frozen; then follow instructions, with a LoRA on it.
+
+Source: arXiv 2304.14178 and the released finetuning scripts; specification mPLUG-Owl, section 9. `data` is a manifest
+(file or directory); rows without a split, or of the split train, are used. Images, videos and text take part alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.errors import UsageError
+from plait.models.auto import load_processor
+from plait.models.mplug_owl.config import AbstractorConfig, VisionConfig
+from plait.models.mplug_owl.initial import around
+from plait.models.mplug_owl.loading import from_directory
+from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
+from plait.models.mplug_owl.processor import MPlugOwlProcessor
+from plait.models.mplug_owl.trainable import STAGE1, lora_targets
+from plait.recipes import mplug_owl_rows as rows
+from plait.training.data_order import Shuffled
+from plait.training.schedules import cosine, linear
+from plait.training.stages import Recipe, Stage
+
+Built = tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]
+
+TOWERS: dict[str, tuple[VisionConfig, AbstractorConfig]] = {
+    "published": (VisionConfig(), AbstractorConfig()),
+    "small": (
+        VisionConfig(dim=192, num_heads=6, num_layers=4, mlp_dim=768, image_size=64, patch_size=8),
+        AbstractorConfig(num_queries=8, num_heads=6, num_layers=2, mlp_dim=512),
+    ),
+    "tiny": (
+        VisionConfig(dim=32, num_heads=2, num_layers=2, mlp_dim=64, image_size=16, patch_size=4),
+        AbstractorConfig(num_queries=4, num_heads=2, num_layers=1, mlp_dim=48),
+    ),
+}
+"""Fresh towers by name: sizes of tower and abstractor."""
+
+
+def stage1(
+    data: str,
+    llm: str | None = None,
+    init: str | None = None,
+    tower: str = "published",
+    clip: str | None = None,
+    trains: str = "all",
+    temporal: bool = False,
+    steps: int = 50_000,
+    batch_size: int = 256,
+    lr: float = 1e-4,
+    warmup: int = 2000,
+    max_length: int = 512,
+    seed: int = 0,
+) -> Recipe:
+    """Captions of images and videos, language model frozen: rows with `image` or `video` and `captions` or `text`.
+
+    llm: directory of a causal language model to build an untrained Owl around, with a fresh `tower` (published, small,
+    tiny) or a CLIP vision model in the directory `clip`; or init: an Owl to go on from. trains: all (tower and
+    abstractor, as published), abstractor, or projection. temporal: whether it reads clips. Published: LAION-400M,
+    COYO-700M, CC and COCO, 50,000 steps of 2.1 M tokens, AdamW (0.9, 0.98), decay 0.1; no script was released.
+    """
+    if (llm is None) == (init is None):
+        raise UsageError("expected llm=DIR (a language model) or init=DIR (an Owl), got both or none")
+    if trains not in STAGE1:
+        raise UsageError(f"expected trains among {', '.join(STAGE1)}, got {trains!r}")
+    if tower not in TOWERS:
+        raise UsageError(f"expected a tower among {', '.join(TOWERS)}, got {tower!r}")
+    vision, reader = TOWERS[tower]
+    build: Callable[[], Built] = partial(
+        around, llm or "", vision=clip or vision, abstractor=reader, temporal=temporal, seed=seed
+    )
+    model, processor = loaded(init) if init is not None else build()
+    samples = rows.conversations(data, described=True)
+    stage = Stage(
+        name="stage1",
+        objective=answer_loss,
+        batches=partial(Shuffled, samples, partial(rows.collate, processor, max_length)),
+        batch_size=batch_size,
+        steps=steps,
+        peak_lr=lr,
+        warmup=warmup,
+        weight_decay=0.1,
+        clip=1.0,
+        schedule=cosine,
+        trainable=tuple(f"{prefix}*" for prefix in STAGE1[trains]),
+    )
+    return Recipe(lambda: model, [stage], partial(save, processor))
+
+
+def stage2(
+    init: str,
+    data: str,
+    lora: int = 8,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.05,
+    steps: int | None = None,
+    epochs: float | None = 3,
+    batch_size: int = 256,
+    lr: float = 2e-5,
+    warmup: int = 50,
+    max_length: int = 2048,
+) -> Recipe:
+    """Instructions, tower and abstractor frozen: rows with `messages`, or `question` and `answers`, media or none.
+
+    lora: rank of the adapters on queries and values (BLOOM: its fused projection), merged when it is saved; 0 trains
+    the whole language model (published rate 1e-5). Published: Alpaca, Vicuna, Baize and LLaVA-150k, batch 256 (the
+    script's 32 is a sample), decay 1e-4, linear decay after 50 steps, clipping 1.
+    """
+    from plait.training.adapters import TRAINABLE, add_lora, folded
+
+    model, processor = loaded(init)
+    if lora:
+        add_lora(model, lora, lora_alpha, targets=lora_targets(model), dropout=lora_dropout)
+    stage = Stage(
+        name="stage2",
+        objective=answer_loss,
+        batches=partial(Shuffled, rows.conversations(data), partial(rows.collate, processor, max_length)),
+        batch_size=batch_size,
+        steps=steps,
+        epochs=None if steps is not None else epochs,
+        peak_lr=lr,
+        warmup=warmup,
+        betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        clip=1.0,
+        schedule=linear,
+        trainable=TRAINABLE if lora else ("language_model.*",),
+    )
+    after: Any = (lambda trained, _: folded(trained)) if lora else None
+    return Recipe(lambda: model, [stage], partial(save, processor), after=after)
+
+
+def loaded(init: str | None) -> Built:
+    """Model and processor of a model directory, ready to train. Raises UsageError where there is none."""
+    place = Path(init or "")
+    if not (place / "config.json").is_file():
+        raise UsageError(f"expected init=DIR with an mPLUG-Owl, got {place}; plait train mplug_owl.stage1 makes one")
+    model = from_directory(place)
+    model.set_attn_implementation("sdpa")
+    return model, load_processor(place)
+
+
+def answer_loss(
+    model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of answers, and the share of their positions that are right; the head reads only where some are."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    targets = batch["labels"][:, 1:]
+    places = (targets != -100).any(dim=0).nonzero().flatten()
+    logits = model(**inputs, logits_to_keep=places, use_cache=False).logits.float()
+    targets = targets[:, places]
+    kept = targets != -100
+    loss = F.cross_entropy(logits[kept], targets[kept], reduction="sum") / kept.sum().clamp(min=1)
+    return loss, {"right": (logits.detach().argmax(-1) == targets)[kept].float().mean()}
+
+
+def save(processor: MPlugOwlProcessor, model: nn.Module, directory: Path) -> None:
+    """Weights, configuration and processor."""
+    from transformers.utils.logging import disable_progress_bar
+
+    assert isinstance(model, MPlugOwlForConditionalGeneration)
+    disable_progress_bar()
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)

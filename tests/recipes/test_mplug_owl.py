@@ -1,0 +1,119 @@
+"""mPLUG-Owl's stages on tiny models through the loop: what trains, what video and text rows do, what cannot be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from plait.errors import UsageError
+from plait.models.auto import load
+from plait.recipes.mplug_owl import answer_loss, stage1, stage2
+from plait.recipes.mplug_owl_rows import conversation_of
+from plait.training.commands import run_recipe
+from plait.types import Sample
+
+from ..models.mplug_owl2.tiny import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    place = tmp_path_factory.mktemp("llm")
+    config = LlamaConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("data")
+    rows = []
+    for i, color in enumerate(("red", "green", "navy", "white")):
+        Image.new("RGB", (20 + i, 30), color).save(place / f"{color}.png")
+        rows.append({"id": color, "image": f"{color}.png", "text": color})
+    write_video(place / "clip.mp4", [Image.new("RGB", (32, 32), c) for c in ("red", "navy", "red", "white")])
+    rows.append({"id": "clip", "video": "clip.mp4", "question": "what happens?", "answers": ["it blinks"]})
+    talk = [{"role": "user", "content": "hm?"}, {"role": "assistant", "content": "ok"}]
+    rows.append({"id": "talk", "messages": talk})
+    (place / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place / "manifest.jsonl"
+
+
+def write_video(path, frames) -> None:
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        file.mux(stream.encode())
+
+
+def parameters(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_two_stages_train_what_they_should_from_images_video_and_text(tmp_path, llm, data) -> None:
+    made: dict[str, dict[str, torch.Tensor]] = {}
+
+    def first():
+        recipe = stage1(str(data), llm=str(llm), tower="tiny", temporal=True, steps=2, batch_size=3, warmup=0, lr=1e-2)
+        made["before"] = parameters(recipe.model_builder())
+        return recipe
+
+    run_recipe(first, tmp_path / "one", options=None)
+    after = parameters(load(tmp_path / "one" / "model")[0])
+    changed = {name for name, value in after.items() if not torch.equal(value, made["before"][name])}
+    assert changed and all(name.startswith(("vision.", "abstractor.")) for name in changed)
+    assert {"abstractor.queries", "abstractor.proj.weight", "vision.cls_embedding"} <= changed
+
+    def second():
+        return stage2(str(tmp_path / "one" / "model"), str(data), lora=2, steps=2, batch_size=2, warmup=0, lr=1e-2)
+
+    run_recipe(second, tmp_path / "two", options=None)
+    final, processor = load(tmp_path / "two" / "model")
+    tuned = {name for name, value in parameters(final).items() if not torch.equal(value, after[name])}
+    assert tuned and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in tuned)
+    assert processor.temporal and processor.tokens_per_media == 5
+
+
+def test_the_loss_is_that_of_the_model(llm, data) -> None:
+    recipe = stage1(str(data), llm=str(llm), tower="tiny", steps=1, batch_size=4)
+    model, source = recipe.model_builder().eval(), recipe.stages[0].batches()
+    import numpy as np
+
+    batch = source.load([0, 1, 3], np.random.default_rng(0))
+    loss, metrics = answer_loss(model, batch, 0, torch.Generator())
+    assert torch.allclose(loss, model(**batch).loss, atol=1e-5) and 0 <= metrics["right"] <= 1
+
+
+def test_rows_become_conversations() -> None:
+    assert conversation_of(Sample("a", image="a.png", text="red")) == [("<image>Describe this image.", "red")]
+    asked = Sample("b", video="b.mp4", question="what?", answers=["this"])
+    assert conversation_of(asked) == [("<|video|>what?", "this")]
+    parts = [{"type": "text", "text": "which? "}, {"type": "image"}]
+    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
+    assert conversation_of(Sample("c", image="c.png", messages=talk)) == [("which? <image>", "red")]
+    with pytest.raises(ValueError, match="row d: expected messages from human and gpt in turn"):
+        conversation_of(Sample("d", messages=talk[1:]))
+
+
+def test_wrong_settings_give_one_clear_line(llm, data) -> None:
+    with pytest.raises(UsageError, match=r"expected llm=DIR .* or init=DIR"):
+        stage1(str(data))
+    with pytest.raises(UsageError, match="expected trains among all, abstractor, projection"):
+        stage1(str(data), llm=str(llm), trains="everything")
+    with pytest.raises(UsageError, match="expected a tower among"):
+        stage1(str(data), llm=str(llm), tower="huge")
+    with pytest.raises(UsageError, match="expected init=DIR with an mPLUG-Owl"):
+        stage2(str(data.parent), str(data))
