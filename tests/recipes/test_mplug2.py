@@ -17,6 +17,7 @@ from plait.models.mplug2.processor import MPlug2Processor
 from plait.processing import wordpiece
 from plait.recipes import mplug2
 from plait.recipes.mplug2_batches import SPECIAL, vocabulary
+from plait.recipes.mplug2_objectives import SelfCritical
 from plait.recipes.mplug2_rows import Turns, rows_with
 from plait.training.commands import run_recipe
 from plait.training.data_order import Shuffled
@@ -61,6 +62,20 @@ RECIPES = {
         data, init, steps=3, batch_size=4, queue_size=0, instructions=False
     ),
     "captioning": lambda init, data: mplug2.captioning(init, f"{data}/videos.jsonl", steps=2, batch_size=4),
+    "captioning as told": lambda init, data: mplug2.captioning(
+        init, f"{data}/images.jsonl", instructions=True, steps=2, batch_size=4
+    ),
+    "self-critical": lambda init, data: mplug2.self_critical(
+        init,
+        f"{data}/videos.jsonl",
+        num_beams=3,
+        min_length=1,
+        max_length=4,
+        steps=2,
+        batch_size=4,
+        lr=1e-3,
+        vision_lr=1e-3,
+    ),
     "answering": lambda init, data: mplug2.answering(init, f"{data}/images.jsonl", steps=2, batch_size=4),
     "answering plainly": lambda init, data: mplug2.answering(
         init, f"{data}/videos.jsonl", steps=2, batch_size=2, distill=False, instructions=True
@@ -107,6 +122,46 @@ def test_labels_are_kept_with_the_classifier(start, data, tmp_path):
     run_recipe(lambda: RECIPES["image"](start, data), tmp_path / "run", device="cpu")
     model, _ = plait.load(tmp_path / "run" / "model")
     assert model.config.id2label == dict(enumerate(sorted(COLOURS)))
+
+
+def test_a_model_is_told_what_to_do_as_in_its_training(start, data):
+    told = {"captioning as told", "answering plainly", "pretraining"}
+    for name in [*told, "captioning", "answering", "self-critical", "without instructions or queues"]:
+        assert RECIPES[name](start, data).model_builder().config.instructions == (name in told)
+
+
+def test_captions_become_likelier_that_score_better(start, data):
+    """One caption of each beam search is the only reference: self-critical steps make it the first one found."""
+    recipe = RECIPES["self-critical"](start, data)
+    torch.manual_seed(0)
+    model, stage = recipe.model_builder().train(), recipe.stages[0]
+    batch = stage.batches().load([0, 1], np.random.default_rng(0))
+    assert batch["references"] == [["red", "a red clip"], ["blue", "a blue clip"]]
+    pixels = {"pixel_values_videos": batch["pixel_values_videos"]}
+    found = model.search(model.encode(**pixels), num_beams=3, num_return=3, max_length=4)
+    batch["references"] = [[stage.objective.decode(item[-1].ids)] for item in found]
+    assert all(text for (text,) in batch["references"])
+    documents = [*batch["references"], ["another caption"], ["of the data"]]
+    objective = SelfCritical(stage.objective.decode, documents, num_beams=3, min_length=1, max_length=4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rewards = []
+    for step in range(8):
+        loss, metrics = objective(model, batch, step, torch.Generator())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rewards.append(float(metrics["cider"]))
+    assert rewards[-1] > rewards[0] > 0
+
+
+def test_pretraining_begins_as_clip_and_bert(data, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(mplug2, "start_from", lambda model, **files: begun.append((type(model).__name__, files)))
+    options = {"preset": "tiny", "steps": 1, "batch_size": 4, "queue_size": 0}
+    mplug2.pretraining(data, clip="ViT.pt", bert="bert", **options).model_builder()
+    assert begun == [("MPlug2ForPreTraining", {"clip": "ViT.pt", "bert": "bert"})]
+    with pytest.raises(ValueError, match=r"either init or clip and bert, got here and ViT\.pt"):
+        mplug2.pretraining(data, init="here", clip="ViT.pt", **options)
 
 
 def test_the_vision_encoder_learns_ten_times_slower(start, data):

@@ -123,11 +123,17 @@ def _clip(sample: Sample, processor: MPlug2Processor, draw: random.Random, augme
     return training_clip(frames, processor.image_size, draw)
 
 
-def caption_of(sample: Sample, rng: np.random.Generator) -> str:
-    """One of the row's captions, or its text. Raises ValueError, naming the row, without either."""
+def captions_of(sample: Sample) -> list[str]:
+    """The row's captions, or its text. Raises ValueError, naming the row, without either."""
     texts = sample.captions or ([sample.text] if sample.text else [])
     if not texts:
         raise ValueError(f"expected text or captions in row {sample.id!r}, got neither")
+    return list(texts)
+
+
+def caption_of(sample: Sample, rng: np.random.Generator) -> str:
+    """One of the row's captions. Raises as `captions_of`."""
+    texts = captions_of(sample)
     return texts[int(rng.integers(len(texts)))]
 
 
@@ -162,16 +168,24 @@ def plain_texts(processor: MPlug2Processor, samples: list[Sample], rng: np.rando
 
 
 def captions(
-    processor: MPlug2Processor, prompt: str, samples: list[Sample], rng: np.random.Generator
+    processor: MPlug2Processor, prompt: str, instructions: bool, samples: list[Sample], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Pictures or clips and a caption to be written behind the prompt."""
+    """Pictures or clips and a caption to be written behind the prompt; instructions: asked for like an answer."""
     made = processor.captions([caption_of(sample, rng) for sample in samples], prompt)
+    medium: Any = medium_of(samples[0])
+    told = processor.tokenize([instruct("caption", medium)] * len(samples)) if instructions else {}
     return {
         **pixels(samples, processor, rng),
+        **told,
         "decoder_input_ids": made["input_ids"],
         "decoder_attention_mask": made["attention_mask"],
         "labels": made["labels"],
     }
+
+
+def referenced(processor: MPlug2Processor, samples: list[Sample], rng: np.random.Generator) -> dict[str, Any]:
+    """Pictures or clips, and all captions of each as `references`: (batch) lists of texts."""
+    return {**pixels(samples, processor, rng), "references": [captions_of(sample) for sample in samples]}
 
 
 def answers(

@@ -21,7 +21,7 @@ def study(
     out: Path,
     seeds: int = 1,
     pretrain_steps: int = 700,
-    answer_steps: int = 1400,
+    answer_steps: int = 1200,
     control_steps: int = 200,
     class_steps: int = 200,
     universal: bool = True,
@@ -77,15 +77,13 @@ class Spent:
 def plan(
     home: Path, pretrain_steps: int, answer_steps: int, control_steps: int, class_steps: int, universal: bool
 ) -> dict[str, Callable[[], Recipe]]:
-    """Name of a run directory under `home` -> its recipe, in order; every later one begins with the first."""
+    """Name of a run directory under `home` -> its recipe, in order; all but the last begin with the first."""
     from plait.recipes import mplug2_small as small
 
     init = home / "pretraining" / "model"
     clips = partial(small.answering, init, tasks=small.CLIP_TASKS)
-    runs: dict[str, Callable[[], Recipe]] = {"pretraining": partial(small.pretraining, pretrain_steps)}
-    if universal:
-        runs["pretraining-apart"] = partial(small.pretraining, pretrain_steps, universal_sharing="apart")
-    return runs | {
+    runs: dict[str, Callable[[], Recipe]] = {
+        "pretraining": partial(small.pretraining, pretrain_steps),
         "answering": partial(small.answering, init, answer_steps),
         "answering-one-frame": partial(clips, max(1, answer_steps // 3), single_frame=True),
         "answering-shuffled": partial(small.answering, init, control_steps, shuffle_answers=True),
@@ -97,6 +95,9 @@ def plan(
         "clip-one-frame": partial(small.seeing, init, "motion", class_steps, single_frame=True),
         "clip-shuffled": partial(small.seeing, init, "motion", control_steps, shuffle=True),
     }
+    if universal:
+        runs["pretraining-apart"] = partial(small.pretraining, pretrain_steps, universal_sharing="apart")
+    return runs
 
 
 def measured(home: Path, universal: bool) -> dict[str, Any]:

@@ -236,3 +236,19 @@ def test_gradient_checkpointing_changes_no_gradient(build, clips: Tensor) -> Non
         model.see(None, clips).square().sum().backward()
         gradients.append(model.vision.layers[0].fc1.weight.grad.clone())
     assert close(*gradients)
+
+
+def test_the_predecessor_finishes_every_frame_before_it_averages(build, clips: Tensor) -> None:
+    """mPLUG's zero-shot clips: class tokens are averaged behind the last norm and the projection."""
+    sizes = {"dim": 12, "num_heads": 3, "num_layers": 2, "patch_size": 4, "image_size": 12, "temporal": False}
+    model = build(MPlug2Model, num_universal_layers=0, vision=sizes)
+    with torch.no_grad():
+        whole = model.see(None, clips)
+        frames = torch.stack([model.see(frame) for frame in clips.unbind(2)], dim=1)
+    torch.testing.assert_close(whole[:, 0], frames[:, :, 0].mean(1))
+    torch.testing.assert_close(whole[:, 1:], frames[:, :, 1:].flatten(1, 2))
+
+
+def test_a_setting_that_no_model_has_is_one_line() -> None:
+    with pytest.raises(ValueError, match="expected fields of MPlug2Config, got dept, hads; leave them out"):
+        MPlug2Config.preset("tiny", dept=3, hads=2, dim=24)

@@ -211,3 +211,8 @@ def test_presets_build(name):
 def test_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="preset among 4b"):
         OnePeaceConfig.preset("5b")
+
+
+def test_a_setting_that_no_model_has_is_one_line():
+    with pytest.raises(ValueError, match="expected fields of OnePeaceConfig, got dmi; leave them out"):
+        OnePeaceConfig.preset("nano", dmi=3)

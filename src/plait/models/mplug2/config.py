@@ -147,7 +147,16 @@ class MPlug2Config(PreTrainedConfig):
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
             raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **changes})
+        return cls(**{**PRESETS[name], **cls._fields(changes)})
+
+    @classmethod
+    def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`changes`. Raises ValueError for what is no field: transformers would keep and ignore it."""
+        plain = cls()
+        unknown = [name for name in changes if not hasattr(plain, name)]
+        if unknown:
+            raise ValueError(f"expected fields of {cls.__name__}, got {', '.join(unknown)}; leave them out")
+        return changes
 
     @classmethod
     def from_official(
@@ -156,7 +165,7 @@ class MPlug2Config(PreTrainedConfig):
         """The configuration of an official file from its settings, where it has some, and the shapes of its tensors."""
         from plait.models.mplug2.official import config_fields
 
-        return cls(**{**config_fields(official_config, shapes), **changes})
+        return cls(**{**config_fields(official_config, shapes), **cls._fields(changes)})
 
 
 _B16 = VisionConfig(dim=768, num_heads=12, num_layers=12, patch_size=16)

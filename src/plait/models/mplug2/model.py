@@ -275,12 +275,20 @@ class MPlug2Model(MPlug2PreTrainedModel):
         medium = self.medium(pixel_values, pixel_values_videos)
         if medium not in self.config.modalities:
             raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
-        if pixel_values is not None:
-            x = self.vision(pixel_values[:, :, None], self.attend, temporal=bool(self.config.official))
-        else:
-            x = self.vision(cast("Tensor", pixel_values_videos), self.attend)
+        clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
+        if pixel_values is None and self.config.is_predecessor:
+            return self._frame_by_frame(clips)
+        x = self.vision(clips, self.attend, temporal=pixel_values is None or bool(self.config.official))
         x = self.vision_adapter(x) if self.config.has_projection else x
         return self.universal.see(x, self.attend) if self.config.num_universal_layers else x
+
+    def _frame_by_frame(self, clips: Tensor) -> Tensor:
+        """mPLUG's zero-shot way of clips: every frame a picture of its own, finished; then the mean of class tokens and
+        all patches. clips: (batch, 3, frames, side, side) -> (batch, 1 + frames * patches, dim)."""
+        x = self.vision(clips.transpose(1, 2).flatten(0, 1)[:, :, None], self.attend)
+        x = self.vision_adapter(x) if self.config.has_projection else x
+        x = x.unflatten(0, (len(clips), -1))
+        return torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
 
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None

@@ -152,14 +152,23 @@ class OnePeaceConfig(PreTrainedConfig):
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
             raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **changes})
+        return cls(**{**PRESETS[name], **cls._fields(changes)})
+
+    @classmethod
+    def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`changes`. Raises ValueError for what is no field: transformers would keep and ignore it."""
+        plain = cls()
+        unknown = [name for name in changes if not hasattr(plain, name)]
+        if unknown:
+            raise ValueError(f"expected fields of {cls.__name__}, got {', '.join(unknown)}; leave them out")
+        return changes
 
     @classmethod
     def from_official(cls, official_config: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
         """The configuration that an official checkpoint's `cfg` (or its `model` section) describes."""
         from plait.models.one_peace.official import config_fields
 
-        return cls(**{**config_fields(official_config), **changes})
+        return cls(**{**config_fields(official_config), **cls._fields(changes)})
 
 
 def _as_lists(ways: Ways | None) -> dict[str, list[str]] | None:
