@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -214,6 +215,40 @@ def test_shards_train_as_their_manifest(data: Path, tmp_path: Path) -> None:
         assert main(command("nano", place, out, "retrieval", lora=2)) == 0
         losses.append([row["loss"] for row in read_metrics(out / "metrics.jsonl")])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("family", "task"), [("nano", "classify"), ("mplug2", "retrieval")])
+def test_a_plan_comes_before_everything(
+    family: str, task: str, data: Path, start: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = start if family == "mplug2" else family
+    words = ["plan", "finetune", *command(model, data, data, task, lora=2)[2:-4], "--json"]
+    assert main(words) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert plan["flops"] > 0 and 0 < sum(plan["trainable"].values()) < sum(plan["frozen"].values())
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "finetune.md"
+
+
+def test_the_example_of_the_document_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands, on three folders of pictures and with few steps."""
+    for row in read_manifest(data):
+        if row.image is not None:
+            place = tmp_path / "photos" / str(row.label)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / Path(row.image).name).write_bytes(Path(row.image).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    block = DOCUMENT.read_text(encoding="utf-8").split("```bash\n")[1].split("```")[0]
+    commands = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("plait ")]
+    assert 3 <= len(commands) <= 5
+    for words in commands:
+        more = ["--set", "steps=3", "--set", "batch_size=4"] if words[1] in ("train", "plan") else []
+        assert main([*words[1:], *more]) == 0, words
+    assert "after    accuracy" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "mine" / "model" / "README.md").is_file()
 
 
 def test_the_measures_of_trivial_answers() -> None:

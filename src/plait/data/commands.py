@@ -74,18 +74,27 @@ def check(
 
 @app.command("from-folder")
 def from_folder(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="media in named sub-folders, or a captions.csv")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="media in named sub-folders or with captions.csv; COCO, LLaVA .json"),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
     *,
     test_share: Annotated[float, typer.Option(help="share held out for testing")] = 0.2,
+    media: Annotated[Path | None, typer.Option(help="folder of the files that a .json names; default its own")] = None,
 ) -> None:
-    """Make a data set of a folder of your own. Files stay where they are."""
+    """Make a data set of a folder of your own, or of annotations. Files stay where they are."""
+    from plait.data.annotations import scan_annotations
     from plait.data.check import check as check_data_set
     from plait.data.folder import scan, write_scan
 
-    found = scan(folder, test_share, progress=True)
+    is_json = folder.is_file() and folder.suffix == ".json"
+    if media is not None and not is_json:
+        raise UsageError(f"expected --media beside a .json of annotations, got {folder}")
+    found = scan_annotations(folder, media, test_share) if is_json else scan(folder, test_share, progress=True)
     done = write_scan(found, out)
-    print(f"{done}: {_counts(check_data_set(done).counts)}")
+    report = check_data_set(done)
+    print(f"{done}: {_counts(report.counts)}; {len(report.leaks)} leaks by hash")
     for line in found.left_out[:LISTED]:
         print(f"left out {line}")
     if len(found.left_out) > LISTED:

@@ -1,7 +1,7 @@
 """A folder of one's own -> data set: pictures, sounds and videos with names or captions, split.
 
     folder/dog/a.jpg, folder/dog/bark.wav     a sub-folder's name is the label and the words of what lies in it
-    folder/captions.csv or .jsonl             columns `file` and `text` (or `caption`), and `label` if wanted
+    folder/captions.csv or .jsonl             columns `file` and `text` (or `caption`), `label` and `group` if wanted
 
 Files stay where they are; `out/manifest.jsonl` points to them.
 """
@@ -36,6 +36,7 @@ class Caption:
 
     text: str
     label: str | None
+    group: str | None = None
 
 
 @dataclass
@@ -81,6 +82,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
     captions = dict(_captions(root))
     result = Scan()
     digests: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for path in tqdm(sorted(_files(root)), desc="files", disable=not progress, unit=""):
         name = path.relative_to(root).as_posix()
         try:
@@ -89,6 +91,8 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
             result.left_out.append(f"{name}: {error}")
             continue
         digests[sample.id] = sha256(path)
+        if (group := sample.meta.get("group")) is not None:
+            groups[sample.id] = group
         result.samples.append(sample)
     if not result.samples:
         seen = (
@@ -97,7 +101,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
         raise ValueError(
             f"expected pictures or sounds in named sub-folders of {folder}, or a captions.csv there, got none{seen}"
         )
-    _split(result.samples, digests, test_share)
+    split_groups(result.samples, _joined(digests, groups), test_share)
     return result
 
 
@@ -115,13 +119,14 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
     top = name.partition("/")[0] if "/" in name else None
     if caption is None and top is None:
         raise ValueError("no words for it; put it into a named sub-folder or into captions.csv")
-    _decode(path, kind)
+    decode_file(path, kind)
     label = caption.label if caption and caption.label else top
     text = caption.text if caption else " ".join((top or "").replace("_", " ").replace("-", " ").split())
-    return Sample.from_row({"id": name, "text": text, kind: str(path.resolve()), "label": label, "source": "folder"})
+    row = {"id": name, "text": text, kind: str(path.resolve()), "label": label, "source": "folder"}
+    return Sample.from_row(row | ({"group": caption.group} if caption and caption.group else {}))
 
 
-def _decode(path: Path, kind: Modality) -> None:
+def decode_file(path: Path, kind: Modality) -> None:
     """Raise the loader's ValueError for a damaged file."""
     if kind == "image":
         load_image(path)
@@ -144,8 +149,9 @@ def _captions(root: Path) -> Iterator[tuple[Path, Caption]]:
                 raise ValueError(f"{where}: expected columns 'file' and 'text', got no {missing!r}; found {list(row)}")
             if not (root / name).is_file():
                 raise ValueError(f"{where}: expected the file {name} in {root}, got none; correct the name")
-            label = row.get("label")
-            yield (root / name).resolve(), Caption(text.strip(), str(label) if label else None)
+            label, group = row.get("label"), row.get("group")
+            own = Caption(text.strip(), str(label) if label else None, str(group) if group else None)
+            yield (root / name).resolve(), own
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -167,8 +173,27 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
             yield number, row
 
 
-def _split(samples: list[Sample], digests: dict[str, str], test_share: float) -> None:
-    """Set `split` of every sample: per label and modality the first distinct contents in hash order are for testing."""
+def _joined(digests: dict[str, str], groups: dict[str, str]) -> dict[str, str]:
+    """Sample -> what may not be split: its content, and everything of its group and of equal contents in others."""
+    parent = {digest: digest for digest in digests.values()}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    first: dict[str, str] = {}
+    for name, group in groups.items():
+        a, b = sorted((root(digests[name]), root(first.setdefault(group, digests[name]))))
+        parent[b] = a
+    return {name: root(digest) for name, digest in digests.items()}
+
+
+def split_groups(samples: list[Sample], digests: dict[str, str], test_share: float) -> None:
+    """Set `split` of every sample: per label and modality the first distinct groups in hash order are for testing.
+
+    digests: sample -> a hash that samples share which belong on one side.
+    """
     groups: dict[tuple[str | None, str], set[str]] = defaultdict(set)
     for sample in samples:
         groups[sample.label, sample.modalities[-1]].add(digests[sample.id])

@@ -1,0 +1,114 @@
+"""Annotation files that many data sets come with -> samples: COCO (captions, boxes) and LLaVA conversations.
+
+annotations.json + folder of media -> rows -> split by file -> `Scan`, as of a folder
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.data.folder import Scan, decode_file, split_groups
+from plait.data.packages import sha256
+from plait.media.kinds import kind_of
+from plait.types import Sample
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def scan_annotations(file: str | Path, media: str | Path | None = None, test_share: float = 0.2) -> Scan:
+    """Read a COCO or LLaVA JSON; media: the folder of its files, by default that of the JSON.
+
+    Rows of one file (and of files with the same bytes) are on the same side of the split. Files that are missing or
+    damaged are left out. Raises ValueError where the JSON is neither, or nothing is left.
+    """
+    path = Path(file)
+    root = path.parent if media is None else Path(media)
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON file of annotations, got {path}: {error}") from error
+    found = Scan()
+    groups: dict[str, str] = {}
+    known: dict[Path, str | ValueError] = {}
+    for row, name in _rows(written, path):
+        place = (root / name).resolve()
+        if place not in known:
+            known[place] = _digest(place)
+        digest = known[place]
+        if isinstance(digest, ValueError):
+            found.left_out.append(f"{row['id']}: {digest}")
+            continue
+        sample = Sample.from_row({**row, str(kind_of(place)): str(place), "source": path.name})
+        groups[sample.id] = digest
+        found.samples.append(sample)
+    if not found.samples:
+        first = f", the first: {found.left_out[0]}" if found.left_out else ""
+        raise ValueError(f"expected rows of {path} with media in {root}, got {len(found.left_out)} left out{first}")
+    split_groups(found.samples, groups, test_share)
+    return found
+
+
+def _digest(place: Path) -> str | ValueError:
+    """The SHA-256 of a file that decodes, or why it does not."""
+    kind = kind_of(place) if place.is_file() else None
+    if kind not in ("image", "video", "audio"):
+        return ValueError(f"expected a picture, sound or video {place}, got {'no such file' if kind is None else kind}")
+    try:
+        decode_file(place, kind)
+    except ValueError as error:
+        return error
+    return sha256(place)
+
+
+def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Rows without media, each with the name of its file."""
+    if isinstance(written, dict) and isinstance(written.get("images"), list):
+        return _coco(written, path)
+    if isinstance(written, list) and written and all(isinstance(one, dict) for one in written):
+        return _llava(written, path)
+    raise ValueError(
+        f"expected COCO (images, annotations) or LLaVA (conversations) in {path}, got a {type(written).__name__} of others"
+    )
+
+
+def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """A row per picture with its captions, and a row per box with the name of its category."""
+    try:
+        files = {image["id"]: image["file_name"] for image in written["images"]}
+        names = {one["id"]: one["name"] for one in written.get("categories") or ()}
+        captions: dict[Any, list[str]] = defaultdict(list)
+        boxes = []
+        for one in written.get("annotations") or ():
+            if "caption" in one:
+                captions[one["image_id"]].append(str(one["caption"]).strip())
+            elif "bbox" in one:
+                x, y, width, height = one["bbox"]
+                corners = [x, y, x + width, y + height]
+                boxes.append((one["id"], files[one["image_id"]], names.get(one.get("category_id")), corners))
+        for number, several in captions.items():
+            yield {"id": f"image-{number}", "text": several[0], "captions": several}, files[number]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected COCO annotations in {path}, got one without {error}") from error
+    for number, name, category, corners in boxes:
+        yield {"id": f"box-{number}", "text": category, "label": category, "boxes": [corners]}, name
+
+
+def _llava(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """A row per conversation: all turns as messages, the first question and answer by themselves as well."""
+    for number, one in enumerate(written):
+        turns, name = one.get("conversations"), one.get("image") or one.get("video")
+        if not isinstance(turns, list) or not isinstance(name, str):
+            missing = "conversations" if not isinstance(turns, list) else "image"
+            raise ValueError(f"{path}, entry {number}: expected image and conversations, got no {missing!r}")
+        messages = [
+            {"role": ROLES.get(str(turn.get("from")), "user"), "content": str(turn.get("value", ""))} for turn in turns
+        ]
+        asked = next((m["content"] for m in messages if m["role"] == "user"), "")
+        said = next((m["content"] for m in messages if m["role"] == "assistant"), None)
+        row: dict[str, Any] = {"id": str(one.get("id", number)), "messages": messages}
+        row["question"] = " ".join(asked.replace("<image>", " ").replace("<video>", " ").split())
+        yield ({**row, "answers": [said]} if said else row), name
