@@ -174,6 +174,21 @@ class MPlugOwl2Processor(ProcessorMixin):
             rows.append((ids, labels, held))
         return self._batch(rows, max_length, "right")
 
+    def captioned(self, captions: Sequence[str], images: Any = None, *, max_length: int | None = 256) -> BatchFeature:
+        """Pretraining samples, an image, its caption and the end: what `supervised` returns, the caption learned.
+
+        images: one PIL image each; without them only ids and labels are made, for pixels from elsewhere.
+        """
+        rows: list[Row] = []
+        pictures = [None] * len(captions) if images is None else list(_flat(images))
+        if len(pictures) != len(captions):
+            raise ValueError(f"expected an image per caption, got {len(pictures)} for {len(captions)} captions")
+        for caption, picture in zip(captions, pictures):
+            ids = self.encode(IMAGE + caption + self.answer_end)
+            silent = {IMAGE_PLACEHOLDER, self.tokenizer.bos_token_id}
+            rows.append((ids, [IGNORED if i in silent else i for i in ids], [] if picture is None else [picture]))
+        return self._batch(rows, max_length, "right")
+
     def _batch(self, rows: Sequence[Row], max_length: int | None, side: str) -> BatchFeature:
         expanded = [self._expand(row, max_length) for row in rows]
         width = max(len(ids) for ids, _, _ in expanded)

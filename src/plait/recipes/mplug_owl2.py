@@ -1,0 +1,215 @@
+"""mPLUG-Owl2's two stages: the visual ways beside a frozen language model, then everything on text and images.
+
+Source: arXiv 2311.04257 and the released finetuning scripts; specification mPLUG-Owl2, section 10. `data` is a manifest
+(file or directory); rows without a split, or of the split train, are used. `init` is a model directory: an official
+one, or what `plait upcycle LLAMA_DIR DST` writes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.errors import UsageError
+from plait.models.auto import load_processor
+from plait.models.mplug_owl2.loading import from_directory
+from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
+from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+from plait.models.mplug_owl2.resize import resized
+from plait.models.mplug_owl2.trainable import (
+    ABSTRACTOR,
+    TOWER,
+    lora_saved,
+    lora_targets,
+    pretraining_names,
+    vision_depth,
+)
+from plait.recipes import mplug_owl2_rows as rows
+from plait.recipes.mplug_owl2_small import answer_logits, save
+from plait.training.optim import parameter_groups
+from plait.training.parallel import current_world
+from plait.training.stages import Recipe, Stage
+
+Built = tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]
+PUBLISHED: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.05, "clip": 1.0}
+
+
+def pretrain(
+    init: str,
+    data: str,
+    image_size: int | None = 224,
+    num_queries: int | None = None,
+    train_vision: bool = True,
+    layer_decay: float = 0.9,
+    steps: int | None = 42_500,
+    epochs: float | None = None,
+    batch_size: int = 8192,
+    accumulation: int = 1,
+    lr: float = 1e-4,
+    floor: float = 1e-6,
+    warmup: float = 1000,
+    max_length: int = 256,
+    workers: int = 0,
+) -> Recipe:
+    """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
+
+    Rows with `image` and `captions` or `text`. image_size, num_queries: the checkpoint is resized to them, None for its
+    own; train_vision: False freezes the tower; layer_decay: rate of a tower layer relative to the next one. Published:
+    about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and DataComp, 42,500 steps of 8,192 pairs.
+    """
+    model, processor = loaded(init, image_size, num_queries)
+    names = pretraining_names(model)
+    samples = rows.described(data)
+    collate, decode = partial(rows.captioned, processor, max_length), partial(rows.read_caption, processor)
+    stage = Stage(
+        name="pretrain",
+        objective=answer_loss,
+        batches=lambda: rows.Reader(samples, collate, decode, workers=workers),
+        batch_size=batch_size,
+        steps=steps if epochs is None else None,
+        epochs=epochs,
+        peak_lr=lr,
+        floor=min(floor, lr),
+        warmup=_fitting(warmup, steps),
+        accumulation=accumulation,
+        trainable=tuple(name for name in names if train_vision or not name.startswith(TOWER)),
+        optimizer=partial(two_rates, 1.0),
+        **_layerwise(model, layer_decay),
+        **PUBLISHED,
+    )
+    return Recipe(lambda: model, [stage], partial(save, processor))
+
+
+def joint(
+    init: str,
+    data: str,
+    image_size: int | None = None,
+    num_queries: int | None = None,
+    lora: int = 0,
+    lora_alpha: float | None = None,
+    lora_dropout: float = 0.05,
+    train_vision: bool = True,
+    layer_decay: float = 0.9,
+    abstractor_lr: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = 1,
+    batch_size: int = 256,
+    micro_batch: int = 2,
+    accumulation: int = 1,
+    frames: int = 8,
+    lr: float | None = None,
+    floor: float = 1e-7,
+    warmup: float = 250,
+    max_length: int = 2048,
+    workers: int = 0,
+) -> Recipe:
+    """Instructions with images, clips or text alone; everything trains, or adapters, abstractor and tower.
+
+    Rows with `messages`, `question` and `answers`, or a medium with `text` or `captions`. image_size, num_queries: the
+    checkpoint is resized to them; lora: rank of adapters on every linear layer of the language model but its head
+    (published 128, alpha 256), merged when saved; train_vision: False freezes the tower, as the released scripts do;
+    abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length together; frames: of
+    a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448 pixels, one epoch.
+    """
+    from plait.training.adapters import TRAINABLE, add_lora, folded, has_adapter
+
+    model, processor = loaded(init, image_size, num_queries)
+    rate = lr or (1e-4 if lora else 2e-5)
+    trainable: tuple[str, ...] = () if train_vision else (f"re:^(?!{TOWER})",)
+
+    def build() -> MPlugOwl2ForConditionalGeneration:  # seeded: adapters begin with random numbers
+        if lora and not has_adapter(model):
+            alpha = 2.0 * lora if lora_alpha is None else lora_alpha
+            whole, targets = lora_saved(train_vision), lora_targets(model)
+            add_lora(model, lora, alpha, targets=targets, whole=whole, dropout=lora_dropout)
+        return model
+
+    samples = rows.conversations(data)
+    collate, decode = partial(rows.talked, processor, max_length), partial(rows.read_talk, frames)
+    stage = Stage(
+        name="joint",
+        objective=answer_loss,
+        batches=lambda: rows.Grouped(samples, collate, decode, micro_batch, workers=workers),
+        batch_size=batch_size,
+        steps=steps,
+        epochs=None if steps is not None else epochs,
+        peak_lr=rate,
+        floor=min(floor, rate),
+        warmup=_fitting(warmup, steps),
+        accumulation=accumulation,
+        trainable=TRAINABLE if lora else trainable,
+        optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
+        **_layerwise(model, layer_decay),
+        **PUBLISHED,
+    )
+    after: Any = (lambda trained, _: folded(trained)) if lora else None
+    return Recipe(build, [stage], partial(save, processor), after=after)
+
+
+def loaded(init: str, image_size: int | None = None, num_queries: int | None = None) -> Built:
+    """Model and processor of a model directory, resized where asked. Raises UsageError where there is none."""
+    place = Path(init)
+    if not (place / "config.json").is_file():
+        raise UsageError(f"expected init=DIR with an mPLUG-Owl2, got {init}; plait upcycle LLAMA_DIR DST makes one")
+    model, processor = from_directory(place), load_processor(place)
+    sizes = (image_size or model.config.image_size, num_queries or model.config.abstractor_sizes.num_queries)
+    if sizes != (model.config.image_size, model.config.abstractor_sizes.num_queries):
+        model = resized(model, image_size=sizes[0], num_queries=sizes[1])
+        processor = MPlugOwl2Processor.from_config(
+            model.config, processor.tokenizer, template=processor.template, answer_end=processor.answer_end
+        )
+    model.set_attn_implementation("sdpa")
+    return model, processor
+
+
+def answer_loss(
+    model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy, the mean over learned positions of all processes: every answer counts by its length.
+
+    The gradient, a mean over processes, is that of one process with the whole batch.
+    """
+    assert isinstance(model, MPlugOwl2ForConditionalGeneration)
+    logits, labels = answer_logits(model, batch)
+    world = current_world()
+    count = torch.tensor(float(len(labels)), device=logits.device)
+    if world.size > 1:
+        dist.all_reduce(count)
+    share = count.clamp_min(1) / world.size
+    loss = F.cross_entropy(logits, labels, reduction="sum") / share
+    return loss, {"right": (logits.detach().argmax(-1) == labels).sum() / max(1, len(labels))}
+
+
+def two_rates(abstractor_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW with layer-wise rates in the tower; the abstractor learns `abstractor_scale` times as fast as the rest."""
+    named = list(model.named_parameters())
+    how: dict[str, Any] = {
+        "weight_decay": stage.weight_decay, "no_decay": stage.no_decay, "layer_id": stage.layer_id,
+        "num_layers": stage.num_layers, "layer_decay": stage.layer_decay,
+    }  # fmt: skip
+    rest = parameter_groups([one for one in named if not one[0].startswith(ABSTRACTOR)], **how)
+    reader = parameter_groups([one for one in named if one[0].startswith(ABSTRACTOR)], **how)
+    for group in reader:
+        group["lr_scale"] *= abstractor_scale
+    return torch.optim.AdamW([*rest, *reader], stage.peak_lr, betas=stage.betas, eps=stage.eps)
+
+
+def _layerwise(model: MPlugOwl2ForConditionalGeneration, decay: float) -> dict[str, Any]:
+    num_layers = model.config.vision_sizes.num_layers
+    depth = vision_depth(num_layers)
+    return {
+        "layer_id": lambda name: depth(name.replace("modules_to_save.default.", "")),
+        "num_layers": num_layers,
+        "layer_decay": decay,
+    }
+
+
+def _fitting(warmup: float, steps: int | None) -> float:
+    """The published warm-up, but a tenth of a run that is shorter than five times that."""
+    return 0.1 if steps is not None and warmup >= 1 and steps < 5 * warmup else warmup
