@@ -11,6 +11,7 @@ import torch
 from plait.data.drawn_tasks import Example
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.recipes import mplug2_evaluate as evaluate
+from plait.recipes import mplug2_features as features
 from plait.recipes import mplug2_measures as measures
 from plait.recipes import mplug2_small as small
 from plait.recipes import mplug2_study as module
@@ -24,10 +25,16 @@ def snippets(split):
     return tuple(Sample(f"{split}{i}", text=text, label=label) for i, (text, label) in enumerate(texts))
 
 
+def colours(pictures):
+    """In place of features out of a package: the mean colour."""
+    return torch.from_numpy(np.stack([picture.mean((0, 1)) for picture in pictures])).float()
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(small, "snippets", snippets)
     monkeypatch.setattr(evaluate, "COUNT", 4)
+    monkeypatch.setattr(evaluate, "features", colours)
     monkeypatch.setattr(measures, "PRIOR_EXAMPLES", 20)
     evaluate.held_out.cache_clear()
     yield
@@ -95,7 +102,43 @@ def test_the_chosen_answer_is_what_ranking_alone_puts_first_among_the_own_choice
 
 def test_tf_idf_learns_words(quick):
     rows = [[(s.text, int(s.label == "positive")) for s in snippets(split)] for split in ("train", "test")]
-    assert np.mean(measures.tf_idf(*rows, steps=20)) == 1.0
+    assert np.mean(measures.tf_idf(*rows)) == 1.0
+
+
+def test_held_out_examples_are_all_different(quick, monkeypatch):
+    monkeypatch.setattr(evaluate, "COUNT", 200)
+    drawings = small.drawings()
+    assert len(evaluate.held_out("kind")) == len(drawings.numbers("test"))
+    shown = [example.frames.tobytes() for example in evaluate.held_out("kind")]
+    assert len(set(shown)) == len(shown)
+
+
+def test_a_line_on_features_learns_names_and_kinds_of_drawings(quick, monkeypatch):
+    drawings = small.drawings()
+    answer = {p.tobytes(): n for n, p in enumerate(map(np.asarray, drawings.pictures))}
+
+    def knowing(pictures):  # features that tell the thing apart from every other
+        labels = sorted({row.label for row in drawings.rows})
+        numbers = [labels.index(drawings.rows[answer[picture.tobytes()]].label) for picture in pictures]
+        return torch.eye(len(labels))[numbers]
+
+    monkeypatch.setattr(evaluate, "COUNT", 30)
+    monkeypatch.setattr(evaluate, "features", knowing)
+    for task in ("name", "kind"):
+        examples = evaluate.held_out(task)
+        assert np.mean(evaluate.imagenet(examples, evaluate.choices(examples[0]))) == 1.0
+
+
+def test_imagenet_features_pad_as_they_were_trained():
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 2, 6, 6), torch.randn(3, 2, 3, 3)
+    norm = {f"n.{key}": torch.rand(3) for key in ("running_mean", "running_var", "weight", "bias")}
+    found = features._conv(x, {"c.weight": weight, **norm}, "c", "n", stride=2)
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))  # the odd place goes behind
+    plain = torch.nn.functional.conv2d(padded, weight, stride=2)
+    scale = norm["n.weight"] / (norm["n.running_var"] + 1e-3).sqrt()
+    wanted = (plain - norm["n.running_mean"][:, None, None]) * scale[:, None, None] + norm["n.bias"][:, None, None]
+    torch.testing.assert_close(found, wanted)
 
 
 def test_separability_is_half_for_one_cloud_and_whole_for_two():

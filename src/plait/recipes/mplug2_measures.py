@@ -28,6 +28,7 @@ from plait.training.optim import AdamW
 BATCH, FEW = 50, 8
 PRIOR_EXAMPLES = 3000
 HASH_SIZE = 1 << 13
+Hits = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,19 @@ def classified(
     return tuple(hits)
 
 
-def tf_idf(training: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]], steps: int = 300) -> tuple[float, ...]:
-    """Hits of logistic regression on tf-idf of words and word pairs (hashed), the usual baseline for short texts."""
+def tf_idf(training: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]]) -> tuple[float, ...]:
+    """Hits of a line on tf-idf of words and word pairs (hashed), the usual baseline for short texts."""
     counts = [_hashed([text for text, _ in rows]) for rows in (training, test)]
     share = (counts[0] > 0).float().mean(0)
     idf = (1 / share.clamp_min(1 / len(training))).log() + 1
-    x, x_test = (nn.functional.normalize(count * idf, dim=1) for count in counts)
-    y = torch.tensor([label for _, label in training])
-    layer = nn.Linear(HASH_SIZE, int(y.max()) + 1)
+    labels = [[label for _, label in rows] for rows in (training, test)]
+    return line(counts[0] * idf, labels[0], counts[1] * idf, labels[1])
+
+
+def line(x: Tensor, labels: Sequence[int], x_test: Tensor, labels_test: Sequence[int], steps: int = 300) -> Hits:
+    """Hits of logistic regression on vectors (n, dim), each brought to length 1."""
+    x, x_test, y = (nn.functional.normalize(x, dim=1), nn.functional.normalize(x_test, dim=1), torch.tensor(labels))
+    layer = nn.Linear(x.shape[1], int(y.max()) + 1)
     nn.init.zeros_(layer.weight)
     optimizer = AdamW(layer.parameters(), lr=0.05, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
@@ -164,7 +170,7 @@ def tf_idf(training: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]],
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        return tuple((layer(x_test).argmax(1) == torch.tensor([label for _, label in test])).float().tolist())
+        return tuple((layer(x_test).argmax(1) == torch.tensor(labels_test)).float().tolist())
 
 
 def _hashed(texts: Sequence[str]) -> Tensor:
