@@ -56,8 +56,8 @@ def abstractor_rules() -> list[Rule]:
     ]
 
 
-def key_map() -> KeyMap:
-    """Rules between an official checkpoint and `MPlugOwlForConditionalGeneration`."""
+def key_map(config: MPlugOwlConfig | None = None) -> KeyMap:
+    """Rules between an official checkpoint and `MPlugOwlForConditionalGeneration`, the same for every `config`."""
     return KeyMap([
         *prefixed(tower_rules(), "vision_model.", "vision."),
         *abstractor_rules(),
@@ -92,6 +92,10 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
         other, weight = names[name.replace("lora_A", "lora_B")], name.replace(".lora_A", "")
         readers[weight] = partial(_merged, readers[weight], state, key, other, alpha or PUBLISHED_ALPHA)
     return LazyState(readers)
+
+
+official_names = plain_names
+"""The name by which `plait convert` finds a family's other spellings."""
 
 
 def _plain(key: str) -> str:
