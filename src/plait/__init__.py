@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plait.assistant import Assistant
+    from plait.chat import Chat
     from plait.embedder import Embedder
     from plait.models.auto import load
     from plait.search import Index
@@ -16,13 +17,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Assistant": "plait.assistant",
+    "Chat": "plait.chat",
     "Embedder": "plait.embedder",
     "Index": "plait.search",
     "Sample": "plait.types",
     "load": "plait.models.auto",
 }
 
-__all__ = ["Assistant", "Embedder", "Index", "Sample", "__version__", "load"]
+__all__ = ["Assistant", "Chat", "Embedder", "Index", "Sample", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

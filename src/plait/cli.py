@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "search": Verb("plait.search.commands:search", "query an index with text, images, sounds or any mixture", True),
     "caption": Verb("plait.assistant.commands:caption", "describe images and videos", True),
     "answer": Verb("plait.assistant.commands:answer", "answer a question about images and videos", True),
+    "chat": Verb("plait.chat.commands:chat", "talk with a model about images, videos and text", True),
     "train": Verb("plait.training.commands:train", "run a recipe: a published training stage, or your own", True),
     "eval": Verb("plait.evaluation.commands:evaluate", "measure a model on a task, with chance beside it", True),
     "embed": Verb("plait.search.commands:embed", "turn files into vectors"),

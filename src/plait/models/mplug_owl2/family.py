@@ -12,11 +12,13 @@ from plait.models.mplug_owl2.lora import with_adapter
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration, MPlugOwl2Model
 from plait.models.mplug_owl2.official import is_official_config
 from plait.models.mplug_owl2.processor import MPlugOwl2ImageProcessor, MPlugOwl2Processor
+from plait.models.mplug_owl2.skills import MPlugOwl2Skills
 from plait.models.mplug_owl2.tokenizer import find_tokenizer
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlugOwl2Config, MPlugOwl2Model, MPlugOwl2Processor
 IMAGE_PROCESSOR, GENERATIVE_MODEL = MPlugOwl2ImageProcessor, MPlugOwl2ForConditionalGeneration
+SKILLS = MPlugOwl2Skills
 
 __all__ = [
     "BASE_MODEL",
@@ -24,6 +26,7 @@ __all__ = [
     "GENERATIVE_MODEL",
     "IMAGE_PROCESSOR",
     "PROCESSOR",
+    "SKILLS",
     "from_directory",
     "from_official",
     "is_official",

@@ -24,6 +24,7 @@ from plait.models.mplug_owl2.conversation import (
     TEMPLATES,
     VIDEO,
     Template,
+    Turn,
     answer_labels,
     image_first,
     official_labels,
@@ -110,6 +111,11 @@ class MPlugOwl2Processor(ProcessorMixin):
         chosen = TEMPLATES[self.template]
         return chosen if chosen.sep2 is None else replace(chosen, sep2=self.answer_end)
 
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end an answer where no token of its own does, as in Owl2.1."""
+        return () if self.answer_end == self.tokenizer.eos_token else (self.answer_end,)
+
     def __call__(
         self,
         images: Any = None,
@@ -173,6 +179,14 @@ class MPlugOwl2Processor(ProcessorMixin):
                 labels = answer_labels(ids, given, template, self._encode_piece, bos)
             rows.append((ids, labels, held))
         return self._batch(rows, max_length, "right")
+
+    def expanded(self, conversations: Sequence[Sequence[Turn]]) -> BatchFeature:
+        """Turns with images' placeholders to ids, mask and labels as in `supervised`, for features from elsewhere."""
+        template, bos, rows = self.conversation, self.tokenizer.bos_token_id, []
+        for turns in conversations:
+            ids = self.encode(template.prompt(turns))
+            rows.append((ids, answer_labels(ids, turns, template, self._encode_piece, bos), []))
+        return self._batch(rows, None, "right")
 
     def captioned(self, captions: Sequence[str], images: Any = None, *, max_length: int | None = 256) -> BatchFeature:
         """Pretraining samples, an image, its caption and the end: what `supervised` returns, the caption learned.
