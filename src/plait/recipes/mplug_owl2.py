@@ -7,6 +7,8 @@ one, or what `plait upcycle LLAMA_DIR DST` writes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,9 @@ from plait.recipes import mplug_owl2_rows as rows
 from plait.recipes.mplug_owl2_small import answer_logits, save
 from plait.training.optim import parameter_groups
 from plait.training.parallel import current_world
-from plait.training.stages import Recipe, Stage
+from plait.training.stages import Recipe, Source, Stage
 
 Built = tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]
-PUBLISHED: dict[str, Any] = {"betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.05, "clip": 1.0}
 
 
 def pretrain(
@@ -47,7 +48,7 @@ def pretrain(
     num_queries: int | None = None,
     train_vision: bool = True,
     layer_decay: float = 0.9,
-    steps: int | None = 42_500,
+    steps: int | None = None,
     epochs: float | None = None,
     batch_size: int = 8192,
     accumulation: int = 1,
@@ -60,28 +61,19 @@ def pretrain(
     """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
 
     Rows with `image` and `captions` or `text`. image_size, num_queries: the checkpoint is resized to them, None for its
-    own; train_vision: False freezes the tower; layer_decay: rate of a tower layer relative to the next one. Published:
+    own; steps: 42,500 without epochs; train_vision: False freezes the tower; layer_decay: rate of a tower layer relative to the next one. Published:
     about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and DataComp, 42,500 steps of 8,192 pairs.
     """
+    steps = 42_500 if steps is None and epochs is None else steps
     model, processor = loaded(init, image_size, num_queries)
     names = pretraining_names(model)
     samples = rows.described(data)
     collate, decode = partial(rows.captioned, processor, max_length), partial(rows.read_caption, processor)
-    stage = Stage(
-        name="pretrain",
-        objective=answer_loss,
-        batches=lambda: rows.Reader(samples, collate, decode, workers=workers),
-        batch_size=batch_size,
-        steps=steps if epochs is None else None,
-        epochs=epochs,
-        peak_lr=lr,
-        floor=min(floor, lr),
-        warmup=_fitting(warmup, steps),
+    source = partial(rows.Reader, samples, collate, decode, workers=workers)
+    stage = replace(
+        _stage(model, "pretrain", source, batch_size, (lr, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
         trainable=tuple(name for name in names if train_vision or not name.startswith(TOWER)),
-        optimizer=partial(two_rates, 1.0),
-        **_layerwise(model, layer_decay),
-        **PUBLISHED,
     )
     return Recipe(lambda: model, [stage], partial(save, processor))
 
@@ -117,39 +109,34 @@ def joint(
     abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length together; frames: of
     a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448 pixels, one epoch.
     """
-    from plait.training.adapters import TRAINABLE, add_lora, folded, has_adapter
+    from plait.training.adapters import TRAINABLE, folded
 
     model, processor = loaded(init, image_size, num_queries)
     rate = lr or (1e-4 if lora else 2e-5)
-    trainable: tuple[str, ...] = () if train_vision else (f"re:^(?!{TOWER})",)
-
-    def build() -> MPlugOwl2ForConditionalGeneration:  # seeded: adapters begin with random numbers
-        if lora and not has_adapter(model):
-            alpha = 2.0 * lora if lora_alpha is None else lora_alpha
-            whole, targets = lora_saved(train_vision), lora_targets(model)
-            add_lora(model, lora, alpha, targets=targets, whole=whole, dropout=lora_dropout)
-        return model
-
     samples = rows.conversations(data)
     collate, decode = partial(rows.talked, processor, max_length), partial(rows.read_talk, frames)
-    stage = Stage(
-        name="joint",
-        objective=answer_loss,
-        batches=lambda: rows.Grouped(samples, collate, decode, micro_batch, workers=workers),
-        batch_size=batch_size,
-        steps=steps,
-        epochs=None if steps is not None else epochs,
-        peak_lr=rate,
-        floor=min(floor, rate),
-        warmup=_fitting(warmup, steps),
+    source = partial(rows.Grouped, samples, collate, decode, micro_batch, workers=workers)
+    stage = replace(
+        _stage(model, "joint", source, batch_size, (rate, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
-        trainable=TRAINABLE if lora else trainable,
+        trainable=TRAINABLE if lora else () if train_vision else (f"re:^(?!{TOWER})",),
         optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
-        **_layerwise(model, layer_decay),
-        **PUBLISHED,
     )
+    build = partial(_adapted, model, lora, lora_alpha, lora_dropout, train_vision)
     after: Any = (lambda trained, _: folded(trained)) if lora else None
     return Recipe(build, [stage], partial(save, processor), after=after)
+
+
+def _adapted(
+    model: MPlugOwl2ForConditionalGeneration, rank: int, alpha: float | None, dropout: float, train_vision: bool
+) -> MPlugOwl2ForConditionalGeneration:
+    """The model with its adapters, which begin with random numbers: called where generators are seeded."""
+    from plait.training.adapters import add_lora, has_adapter
+
+    if rank and not has_adapter(model):
+        whole, targets = lora_saved(train_vision), lora_targets(model)
+        add_lora(model, rank, alpha, targets=targets, whole=whole, dropout=dropout)
+    return model
 
 
 def loaded(init: str, image_size: int | None = None, num_queries: int | None = None) -> Built:
@@ -200,16 +187,37 @@ def two_rates(abstractor_scale: float, model: nn.Module, stage: Stage) -> torch.
     return torch.optim.AdamW([*rest, *reader], stage.peak_lr, betas=stage.betas, eps=stage.eps)
 
 
-def _layerwise(model: MPlugOwl2ForConditionalGeneration, decay: float) -> dict[str, Any]:
+def _stage(
+    model: MPlugOwl2ForConditionalGeneration,
+    name: str,
+    source: Callable[[], Source],
+    batch_size: int,
+    rates: tuple[float, float, float, float],
+    steps: int | None,
+    epochs: float | None,
+) -> Stage:
+    """A stage with the published optimiser. rates: peak, floor, warm-up, layer decay; steps go before epochs.
+
+    A run shorter than five times the warm-up warms up for a tenth of it.
+    """
+    peak, floor, warmup, decay = rates
     num_layers = model.config.vision_sizes.num_layers
     depth = vision_depth(num_layers)
-    return {
-        "layer_id": lambda name: depth(name.replace("modules_to_save.default.", "")),
-        "num_layers": num_layers,
-        "layer_decay": decay,
-    }
-
-
-def _fitting(warmup: float, steps: int | None) -> float:
-    """The published warm-up, but a tenth of a run that is shorter than five times that."""
-    return 0.1 if steps is not None and warmup >= 1 and steps < 5 * warmup else warmup
+    return Stage(
+        name=name,
+        objective=answer_loss,
+        batches=source,
+        batch_size=batch_size,
+        steps=steps,
+        epochs=None if steps is not None else epochs,
+        peak_lr=peak,
+        floor=min(floor, peak),
+        warmup=0.1 if steps is not None and warmup >= 1 and steps < 5 * warmup else warmup,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        clip=1.0,
+        optimizer=partial(two_rates, 1.0),
+        layer_id=lambda name: depth(name.replace("modules_to_save.default.", "")),
+        num_layers=num_layers,
+        layer_decay=decay,
+    )

@@ -179,11 +179,6 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side. output_attentions needs the
         attention "eager", the others keep no weights.
         """
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"expected attention 'eager' to return weights, got {self.config._attn_implementation!r}; call "
-                "model.set_attn_implementation('eager')"
-            )
         is_image = None
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds, is_image = self.embed(input_ids, pixel_values)
@@ -191,25 +186,8 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             raise ValueError("expected either input_ids or inputs_embeds, got both or none")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        seq = inputs_embeds.shape[1]
-        position_ids = position_ids_of(
-            position_ids, attention_mask, past, inputs_embeds.shape[:2], inputs_embeds.device
-        )
-        cos, sin = rotary(
-            self.config, position_ids, attention_mask, past, past_key_values, inputs_embeds, self.training
-        )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        run = Pass(
-            shape=(inputs_embeds.shape[0], seq),
-            cos=cos,
-            sin=sin,
-            attend=attend,
-            mask=create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids),
-            cache=past_key_values,
-            query_scale=None if self.training else query_scale(self.config, position_ids),
-            weights=[] if output_attentions else None,
-        )
+        run = self._pass(inputs_embeds, attention_mask, position_ids, past_key_values)
+        run.weights = self._kept_weights() if output_attentions else None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(inputs_embeds, self.route(inputs_embeds, is_image, modality_ids), run, hidden)
         return MPlugOwl2Output(
@@ -217,6 +195,31 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             hidden_states=tuple(hidden) if hidden else (x,),
             attentions=None if run.weights is None else tuple(run.weights),
         )
+
+    def _pass(self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Pass:
+        """What all layers of a forward pass over x: (batch, seq, dim) share."""
+        past = cache.get_seq_length() if cache is not None else 0
+        position_ids = position_ids_of(position_ids, mask, past, x.shape[:2], x.device)
+        cos, sin = rotary(self.config, position_ids, mask, past, cache, x, self.training)
+        return Pass(
+            shape=(x.shape[0], x.shape[1]),
+            cos=cos,
+            sin=sin,
+            attend=ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention),
+            mask=create_causal_mask(self.config, x, mask, cache, position_ids),
+            cache=cache,
+            query_scale=None if self.training else query_scale(self.config, position_ids),
+        )
+
+    def _kept_weights(self) -> list[Tensor]:
+        """A list for attention weights. Raises ValueError for an attention that returns none."""
+        chosen = self.config._attn_implementation
+        if chosen != "eager":
+            raise ValueError(
+                f"expected attention 'eager' to return weights, got {chosen!r}; call "
+                "model.set_attn_implementation('eager')"
+            )
+        return []
 
     def route(self, x: Tensor, is_image: Tensor | None, modality_ids: Tensor | None) -> Route:
         """Which modality owns each token of x: (batch, seq, dim); in training every modality is listed."""
