@@ -18,6 +18,7 @@ from transformers.image_utils import PILImageResampling
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.conversation import (
     CHAT_TEMPLATE,
+    HUMAN,
     IMAGE,
     SYSTEM,
     VIDEO,
@@ -68,9 +69,12 @@ class MPlugOwlImageProcessor(PilBackend):
 class MPlugOwlProcessor(ProcessorMixin):
     """Tokenizer, image processor and conversation of one model.
 
-    tokens_per_media, image_token_id, video_token_id: as in the model's configuration; temporal: whether the model takes
+    stop_strings: what ends an answer beside its end token, as models write on for the human; tokens_per_media,
+    image_token_id, video_token_id: as in the model's configuration; temporal: whether the model takes
     clips, else a video is read as images, one per frame; num_frames: that files are sampled to.
     """
+
+    stop_strings = (HUMAN.rstrip(),)
 
     def __init__(
         self,
