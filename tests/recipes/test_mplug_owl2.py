@@ -115,6 +115,20 @@ def test_a_lora_is_merged_into_what_is_saved(init, data, tmp_path):
     assert torch.equal(before[norm := "model.decoder.norm.weight"], after[norm])
 
 
+def test_the_example_trains_under_trainer_what_lora_means(init, data, tmp_path):
+    script = Path(__file__).parents[2] / "examples" / "owl2_trainer.py"
+    call = [sys.executable, str(script), init, data, str(tmp_path / "adapter"), "--steps", "2", "--rank", "2"]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(call, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "the adapter is in" in done.stdout
+    before, after = state(init), load(init, adapter=tmp_path / "adapter")[0].state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    linear = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert all(name.startswith("model.abstractor.") or any(part in name for part in linear) for name in moved)
+    assert any("abstractor" in name for name in moved) and any("decoder" in name for name in moved)
+
+
 def test_rates_fall_layer_by_layer_and_the_abstractor_has_its_own(init, data):
     for lora in (0, 2):
         recipe = module.joint(init, data, lora=lora, steps=1, batch_size=2, lr=1e-4, abstractor_lr=2e-5)

@@ -61,7 +61,8 @@ def pretrain(
     """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
 
     Rows with `image` and `captions` or `text`. image_size, num_queries: the checkpoint is resized to them, None for its
-    own; steps: 42,500 without epochs; train_vision: False freezes the tower; layer_decay: rate of a tower layer relative to the next one. Published:
+    own; steps: 42,500 without epochs; train_vision: False freezes the
+    tower; layer_decay: rate of a tower layer relative to the next one. Published:
     about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and DataComp, 42,500 steps of 8,192 pairs.
     """
     steps = 42_500 if steps is None and epochs is None else steps
