@@ -74,3 +74,31 @@ def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
     for script in EXAMPLES.glob("*.py"):
         assert f"]({script.name})" in readme
         assert f"def test_{script.stem}(" in Path(__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers
+def test_owl_with_trainer(tmp_path: Path) -> None:
+    import json
+    import runpy
+
+    import torch
+
+    from plait.models.auto import load
+    from plait.models.merge import merge
+
+    from .models.mplug_owl.tiny import images, model_and_processor
+
+    for part in model_and_processor():
+        part.save_pretrained(tmp_path / "owl")
+    images(1)[0].save(tmp_path / "a.png")
+    talk = [{"role": "user", "content": "hm?"}, {"role": "assistant", "content": "ok"}]
+    rows = [{"id": "a", "image": "a.png", "question": "what?", "answers": ["red"]}, {"id": "b", "messages": talk}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    example = runpy.run_path(str(EXAMPLES / "owl_with_trainer.py"))
+    loss = example["main"](tmp_path / "owl", tmp_path / "rows.jsonl", tmp_path / "lora", steps=2, batch_size=2, lr=1e-2)
+    assert 0 < loss < 50
+    assert merge(tmp_path / "owl", tmp_path / "lora", tmp_path / "merged") == 4
+    ids = torch.tensor([[0, 50, 60, 70]])
+    plain, merged = (load(tmp_path / name)[0](ids).logits for name in ("owl", "merged"))
+    adapted = load(tmp_path / "owl", adapter=tmp_path / "lora")[0](ids).logits
+    assert torch.allclose(merged, adapted, atol=1e-4) and not torch.allclose(merged, plain, atol=1e-4)

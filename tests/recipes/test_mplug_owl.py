@@ -117,29 +117,3 @@ def test_wrong_settings_give_one_clear_line(llm, data) -> None:
         stage1(str(data), llm=str(llm), tower="huge")
     with pytest.raises(UsageError, match="expected init=DIR with an mPLUG-Owl"):
         stage2(str(data.parent), str(data))
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft asks transformers
-def test_the_example_trains_with_trainer_and_peft(tmp_path, llm, data, monkeypatch) -> None:
-    import runpy
-    from pathlib import Path
-
-    from plait.models.merge import merge
-
-    def first():
-        return stage1(str(data), llm=str(llm), tower="tiny", temporal=True, steps=1, batch_size=2, warmup=0)
-
-    run_recipe(first, tmp_path / "one", options=None)
-    owl = tmp_path / "one" / "model"
-    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "owl_with_trainer.py"))
-    loss = example["main"](owl, data, tmp_path / "lora", steps=2, batch_size=2, lr=1e-2)
-    assert 0 < loss < 20
-    assert merge(owl, tmp_path / "lora", tmp_path / "merged") == 4
-    ids = torch.tensor([[0, 50, 60, 70]])
-    plain, merged, adapted = (
-        load(place, **options)[0](ids).logits
-        for place, options in (
-            (owl, {}), (tmp_path / "merged", {}), (owl, {"adapter": tmp_path / "lora"}),
-        )
-    )  # fmt: skip
-    assert torch.allclose(merged, adapted, atol=1e-5) and not torch.allclose(merged, plain, atol=1e-5)
