@@ -25,6 +25,8 @@ from plait.models.mplug2.processor import MPlug2Processor
 from plait.recipes import RECIPES
 from plait.recipes.finetune_measures import score, trivial
 from plait.recipes.mplug2_batches import SPECIAL, vocabulary
+from plait.training import checkpoint
+from plait.training.checkpoint import CheckpointStore
 from plait.training.logging import read_metrics
 from plait.types import Sample
 
@@ -207,6 +209,48 @@ def test_bad_rows_are_fatal_or_listed(data: Path, tmp_path: Path, capsys: pytest
     assert "expected at most 0 bad samples, got 1" in capsys.readouterr().err
 
 
+def test_what_breaks_is_one_line_and_nothing_is_lost(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, a loss that is no number, a missing shard, a wrong manifest."""
+    argv = [*command("nano", data, tmp_path / "run", "retrieval", lora=2, steps=8), "--checkpoint-seconds", "0"]
+
+    def fails(words: list[str]) -> str:
+        capsys.readouterr()
+        assert main(words) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait:")]
+        assert len(lines) == 1
+        return lines[0]
+
+    synced, written = checkpoint.sync, 0
+
+    def full(path: Path) -> None:
+        nonlocal written
+        written += 1
+        if written > 12:
+            raise OSError(28, "No space left on device")
+        synced(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sync", full)
+        said = fails(argv)
+        assert "No space left on device; check the free space and run again, earlier checkpoints are intact" in said
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps()
+    assert main(argv) == 0
+    assert main(command("nano", data, tmp_path / "whole", "retrieval", lora=2, steps=8)) == 0
+    losses = [[row["loss"] for row in read_metrics(tmp_path / n / "metrics.jsonl")] for n in ("run", "whole")]
+    assert losses[0] == losses[1]
+
+    said = fails(command("nano", data, tmp_path / "nan", "classify", lr=1e30, steps=8))
+    assert "expected a finite loss and gradient, got loss nan" in said and "with samples i" in said
+    assert main(["data", "pack", str(data), str(tmp_path / "shards"), "--shard-mb", "1"]) == 0
+    (tmp_path / "shards" / "shard-00000.tar").unlink()
+    assert "shard-00000.tar, got no such file" in fails(command("nano", tmp_path / "shards", tmp_path / "x", "vqa"))
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "text": "x"}\n{"id": "b", "image": 3}\n')
+    said = fails(command("nano", tmp_path / "manifest.jsonl", tmp_path / "y", "vqa"))
+    assert "manifest.jsonl, line 2: field 'image': expected a string, got int" in said
+
+
 def test_shards_train_as_their_manifest(data: Path, tmp_path: Path) -> None:
     assert main(["data", "pack", str(data), str(tmp_path / "shards")]) == 0
     losses = []
@@ -217,7 +261,7 @@ def test_shards_train_as_their_manifest(data: Path, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("family", "task"), [("nano", "classify"), ("mplug2", "retrieval")])
+@pytest.mark.parametrize(("family", "task"), [("nano", "classify"), ("mplug2", "caption")])
 def test_a_plan_comes_before_everything(
     family: str, task: str, data: Path, start: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

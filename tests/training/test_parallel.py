@@ -55,6 +55,10 @@ def test_two_processes_equal_one_with_the_whole_batch(
             torch.testing.assert_close(torch.tensor(seen[rank]["weights"][name]), value, atol=1e-6, rtol=1e-4)
 
 
+def test_one_process_plans_without_the_others(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [seen.get("planned", 0) > 0 for seen in launched[1]] == [True, False]
+
+
 def test_ranks_with_different_modalities_go_on_and_stop_together(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     assert [seen["lonely"] for seen in launched[1]] == [[5, 15], [5, 15]]  # rank 1 alone was sent SIGTERM
     assert len(read_metrics(launched[0] / "lonely" / "metrics.jsonl")) == 5

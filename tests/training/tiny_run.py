@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from plait.objectives.contrastive import contrastive_loss
 from plait.training import checkpoint
+from plait.training.account import step_cost
 from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
 from plait.training.parallel import chunk_of, current_world, gather_rows, process_group
@@ -260,6 +261,9 @@ def world(run_dir: Path) -> None:
             "offset": offset,
             "mean": here.mean([float(here.rank), 4.0], device),
         }
+        if here.is_main:  # a plan is made by one process and waits for no other
+            stage = pair_stage(pair_loss)
+            seen["planned"] = step_cost(build(dropout=0.0), stage, stage.batches(), 0, processes=2).flops
         model = build(dropout=0.0)
         run(run_dir / "pairs", model, stages=[pair_stage(still(pair_loss))])
         seen["weights"] = {name: value.tolist() for name, value in model.state_dict().items()}

@@ -71,7 +71,7 @@ def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     if isinstance(written, list) and written and all(isinstance(one, dict) for one in written):
         return _llava(written, path)
     raise ValueError(
-        f"expected COCO (images, annotations) or LLaVA (conversations) in {path}, got a {type(written).__name__} of others"
+        f"expected COCO (images, annotations) or LLaVA (conversations) in {path}, got another {type(written).__name__}"
     )
 
 

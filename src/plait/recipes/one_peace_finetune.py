@@ -115,7 +115,7 @@ def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassificati
     config.num_classes, config.pool_attention = len(labels), True
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     model = OnePeaceForClassification(config)
-    model.model.load_state_dict(encoder.state_dict())
+    model.model.load_state_dict(encoder.state_dict(), assign=True)
     return model
 
 

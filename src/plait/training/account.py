@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plait.training.layers import blocks_of, plain, recomputed
 from plait.training.momentum import MomentumObjective
+from plait.training.parallel import alone
 from plait.training.stages import Source, Stage, freeze
 
 PEAK_TFLOPS = {
@@ -70,6 +71,7 @@ def step_cost(
     state = {name: _fake(value, fake) for name, value in [*whole.named_parameters(), *whole.named_buffers()]}
     kept, counter = _Kept(state.values()), FlopCounterMode(display=False)
     with ExitStack() as stack:
+        stack.enter_context(alone())  # no process waits for another's shapes
         stack.enter_context(plain(model))
         stack.enter_context(recomputed(model, recompute))
         for block in list(blocks_of(model).values())[:: recompute or 1] if recompute else []:

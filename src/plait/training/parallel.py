@@ -78,9 +78,23 @@ def process_group(device: str | torch.device | None = None) -> Generator[tuple[W
             dist.destroy_process_group()
 
 
+_is_alone = False
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Inside, this process is a world of its own: what it does alone (a plan, a measurement) waits for no other."""
+    global _is_alone  # noqa: PLW0603 (a process group is global as well)
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
 def current_world() -> World:
-    """The world of the running process group, a world of one without a group."""
-    if not dist.is_initialized():
+    """The world of the running process group, a world of one without a group or `alone`."""
+    if _is_alone or not dist.is_initialized():
         return World()
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
@@ -100,13 +114,17 @@ def gather_rows(x: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
     return _GatherRows.apply(x, world.size), world.rank * len(x)
 
 
+_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By its name of torch 2.13, which warns about the older one."""
+
+
 class _GatherRows(torch.autograd.Function):
     """All-gather forward, reduce-scatter (sum) backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
         gathered = torch.empty(size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-        dist.all_gather_into_tensor(gathered, x)
+        _ALL_GATHER(gathered, x)
         return gathered
 
     @staticmethod
