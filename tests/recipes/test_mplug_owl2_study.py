@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,11 @@ def test_exact_answers_need_every_piece(llm):
     examples = small.drawings().examples("is_there", "test", 3)
     assert set(measures.answered(model, processor, examples, "removed")) <= {0, 1}
     assert measures.perplexity([(np.log(4) * 3, 3), (np.log(4), 1)]) == pytest.approx(4)
+
+
+def test_the_gpu_script_runs_its_tiny_setting(llm, tmp_path, monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu" / "owl2_study.py"
+    monkeypatch.setattr("sys.argv", ["owl2_study.py", "--llm", llm, "--out", str(tmp_path / "out"), "--tiny"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(script), run_name="__main__")
+    assert "shared minus adaptive" in capsys.readouterr().out
