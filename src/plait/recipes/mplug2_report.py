@@ -39,12 +39,13 @@ LEAD = (
 )
 HONEST = (
     "Drawings are emoji of independent artists; scenes and clips are composed of them, and motion is made, not filmed. "
-    "The network has a few million weights and knows only these forty things; one held-out drawing of each makes all test "
-    "pictures, so naming has forty examples. Where an answer is one of a list, the model ranks the list; free generation "
-    "is what it writes unasked for a list, and right when exactly the answer. Language only is the most frequent "
-    "training answer to the same question; one frame is a model trained on a frame of an unknown time; picture removed "
-    "shows the trained model white pages; shuffled labels is a model trained on answers of other examples; ImageNet "
-    "features are of an EfficientNet-Lite0 that saw a million labelled photographs, with a line on top."
+    "The network has a few million weights and knows only these forty things; all test pictures are made of one "
+    "held-out drawing of each, so naming has forty examples. Where an answer is one of a list, the model ranks the "
+    "list; free generation is what it writes without one, right when it is exactly the answer. Language only is the "
+    "most frequent training answer to the same question; one frame is a model trained on a frame of an unknown time; "
+    "picture removed shows the trained model white pages; shuffled labels is a model trained on answers of other "
+    "examples; ImageNet features are those of an EfficientNet-Lite0 trained on a million photographs, with a line on "
+    "top."
 )
 
 
