@@ -96,6 +96,24 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat() -> None:
     chat.ask("still there?")
 
 
+def test_an_interrupt_of_an_interrupt_leaves_the_chat_usable(monkeypatch) -> None:
+    chat = Chat(owl2.model_and_processor(), max_new_tokens=30)
+    pieces = chat.stream("go on")
+    said = next(pieces)
+    join = threading.Thread.join
+
+    def interrupted(thread, *args):
+        join(thread, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pieces.close()
+    assert chat.messages[-1]["content"] == said
+    chat.ask("still there?")
+
+
 def test_an_error_while_answering_reaches_the_reader_and_leaves_no_trace() -> None:
     chat = Chat(owl2.model_and_processor(), max_new_tokens=3)
 

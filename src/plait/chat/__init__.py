@@ -146,10 +146,10 @@ class Chat:
                 yield piece
         finally:
             stop.set()
-            thread.join()
             self._is_answering = False
             if said and not failed:
                 self.messages += [message, {"role": "assistant", "content": said}]
+            thread.join()  # last: a second interrupt may come while a step ends
 
     def _generate(self, inputs: Mapping[str, Any], room: int, queue: SimpleQueue[Any], stop: Event) -> None:
         import torch
