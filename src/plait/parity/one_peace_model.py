@@ -207,7 +207,7 @@ def pass_outputs(losses: PretrainingLosses, names: Mapping[str, str]) -> Outputs
     return outputs
 
 
-def official_gradients(case: Case, model: OnePeaceForPreTraining) -> dict[str, Tensor | None]:
+def official_gradients(case: Case, model: OnePeacePreTrainedModel) -> dict[str, Tensor | None]:
     """Gradients by official parameter name; None where nothing reached a parameter."""
     parameters = dict(model.named_parameters())
     rules = key_map(model.config, base="model.")
