@@ -33,7 +33,7 @@ def colours(pictures):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(small, "snippets", snippets)
-    monkeypatch.setattr(evaluate, "COUNT", 4)
+    monkeypatch.setattr(evaluate, "COUNT", 24)
     monkeypatch.setattr(evaluate, "features", colours)
     monkeypatch.setattr(measures, "PRIOR_EXAMPLES", 20)
     evaluate.held_out.cache_clear()
@@ -111,6 +111,9 @@ def test_held_out_examples_are_all_different(quick, monkeypatch):
     assert len(evaluate.held_out("kind")) == len(drawings.numbers("test"))
     shown = [example.frames.tobytes() for example in evaluate.held_out("kind")]
     assert len(set(shown)) == len(shown)
+    evaluate.held_out.cache_clear()
+    answers = [example.answer for example in evaluate.held_out("is_kind")]
+    assert answers.count("yes") == answers.count("no") > 20
 
 
 def test_a_line_on_features_learns_names_and_kinds_of_drawings(quick, monkeypatch):

@@ -33,9 +33,18 @@ NUM_SHOWN = 2
 
 @cache
 def held_out(task: str) -> tuple[Example, ...]:
-    """Examples of a task on drawings of the held-out style, no two alike: for some tasks there is one per drawing."""
+    """Examples of a task on drawings of the held-out style, no two alike: for some tasks there is one per drawing.
+
+    Where all questions have the same choices, every answer is right equally often.
+    """
     drawn = small.drawings().examples(task, "test", COUNT, seed=7)
-    return tuple({(example.question, example.frames.tobytes()): example for example in drawn}.values())
+    found = tuple({(example.question, example.frames.tobytes()): example for example in drawn}.values())
+    if len({example.choices for example in found}) > 1 or found[0].choices is None:
+        return found
+    of_answer: dict[str, list[Example]] = {answer: [] for answer in found[0].choices}
+    for example in found:
+        of_answer[example.answer].append(example)
+    return tuple(one for same in zip(*of_answer.values(), strict=False) for one in same)
 
 
 def opened(home: Path, task: str | None) -> tuple[nn.Module, MPlug2Processor]:

@@ -5,6 +5,7 @@ model, held-out examples -> hits (0 or 1 per example) -> rows of the table; zero
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,6 @@ from plait.training.optim import AdamW
 
 BATCH, FEW = 50, 8
 PRIOR_EXAMPLES = 3000
-HASH_SIZE = 1 << 13
 Hits = tuple[float, ...]
 
 
@@ -147,13 +147,45 @@ def classified(
     return tuple(hits)
 
 
-def tf_idf(training: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]]) -> tuple[float, ...]:
-    """Hits of a line on tf-idf of words and word pairs (hashed), the usual baseline for short texts."""
-    counts = [_hashed([text for text, _ in rows]) for rows in (training, test)]
-    share = (counts[0] > 0).float().mean(0)
-    idf = (1 / share.clamp_min(1 / len(training))).log() + 1
-    labels = [[label for _, label in rows] for rows in (training, test)]
-    return line(counts[0] * idf, labels[0], counts[1] * idf, labels[1])
+def tf_idf(training: Sequence[tuple[str, int]], test: Sequence[tuple[str, int]], steps: int = 300) -> Hits:
+    """Hits of logistic regression on tf-idf of words and word pairs, the usual baseline for short texts.
+
+    L2 penalty as of scikit-learn's default (C = 1). Words and pairs that training lacks are left out.
+    """
+    features = [[_words(text) for text, _ in rows] for rows in (training, test)]
+    seen = Counter(feature for own in features[0] for feature in own)
+    number = {feature: i for i, feature in enumerate(seen)}
+    idf = {feature: 1 + math.log((1 + len(training)) / (1 + count)) for feature, count in seen.items()}
+    bags = [_bags([{f: idf[f] for f in own if f in idf} for own in some], number) for some in features]
+    y, n = torch.tensor([label for _, label in training]), len(training)
+    table = torch.zeros(len(number), int(y.max()) + 1, requires_grad=True)
+    optimizer = torch.optim.Adam([table], lr=0.1)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(_summed(table, bags[0]), y) + table.square().sum() / (2 * n)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        said = _summed(table, bags[1]).argmax(1).tolist()
+    return tuple(float(found == label) for found, (_, label) in zip(said, test, strict=True))
+
+
+def _words(text: str) -> set[str]:
+    words = text.lower().split()
+    return {*words, *(f"{a} {b}" for a, b in pairwise(words))}
+
+
+def _bags(weights: Sequence[Mapping[str, float]], number: Mapping[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers of features, where each text begins, and weights of which each text's have length 1."""
+    norms = [math.sqrt(sum(value**2 for value in own.values())) for own in weights]
+    starts = torch.tensor([0, *(len(own) for own in weights[:-1])]).cumsum(0)
+    ids = torch.tensor([number[feature] for own in weights for feature in own], dtype=torch.long)
+    return ids, starts, torch.tensor([v / norm for own, norm in zip(weights, norms, strict=True) for v in own.values()])
+
+
+def _summed(table: Tensor, bags: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    ids, starts, weights = bags
+    return nn.functional.embedding_bag(ids, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def line(x: Tensor, labels: Sequence[int], x_test: Tensor, labels_test: Sequence[int], steps: int = 300) -> Hits:
@@ -171,17 +203,6 @@ def line(x: Tensor, labels: Sequence[int], x_test: Tensor, labels_test: Sequence
         optimizer.step()
     with torch.no_grad():
         return tuple((layer(x_test).argmax(1) == torch.tensor(labels_test)).float().tolist())
-
-
-def _hashed(texts: Sequence[str]) -> Tensor:
-    from zlib import crc32
-
-    counts = torch.zeros(len(texts), HASH_SIZE)
-    for row, text in zip(counts, texts, strict=True):
-        words = text.lower().split()
-        for feature in (*words, *(f"{a} {b}" for a, b in pairwise(words))):
-            row[crc32(feature.encode()) % HASH_SIZE] += 1
-    return counts
 
 
 @torch.no_grad()
