@@ -291,7 +291,7 @@ def test_the_example_of_the_document_runs(
     for words in commands:
         more = ["--set", "steps=3", "--set", "batch_size=4"] if words[1] in ("train", "plan") else []
         assert main([*words[1:], *more]) == 0, words
-    assert "after    accuracy" in capsys.readouterr().out
+    assert "after    recall@1" in capsys.readouterr().out
     assert (tmp_path / "runs" / "mine" / "model" / "README.md").is_file()
 
 
