@@ -136,7 +136,9 @@ def test_lora_outputs_merge_into_the_base(tmp_path) -> None:
     differing = [n for (n, a), b in zip(plain.named_parameters(), model.parameters()) if not torch.equal(a, b)]
     assert differing == ["model.abstractor.end", "model.decoder.layers.0.attn.k_proj.visual.weight"]
     torch.save({"base_model.model.other.lora_A.weight": down}, output / "adapter_model.bin")
-    with pytest.raises(StateError, match=r"expected an adapter of this base .* got 1 of 1 weights that it does not have: other\.weight"):
+    with pytest.raises(
+        StateError, match=r"expected an adapter of this base .* got 1 of 1 weights that it does not have: other\.weight"
+    ):
         plait.load(base, lora=output)
     with pytest.raises(ValueError, match=r"expected adapter_config\.json"):
         plait.load(base, lora=tmp_path)
