@@ -98,7 +98,10 @@ def test_the_stages_of_one_peace_train_complementary_parts(tmp_path: Path, capsy
     (first,) = json.loads(capsys.readouterr().out)
     recipe = stage1()
     recipe.save(recipe.model_builder(), tmp_path / "model")
-    assert main(["plan", "one_peace.stage2", "--set", f"init={tmp_path / 'model'}", "--set", "batch_size=4", "--json"]) == 0
+    assert (
+        main(["plan", "one_peace.stage2", "--set", f"init={tmp_path / 'model'}", "--set", "batch_size=4", "--json"])
+        == 0
+    )
     (second,) = json.loads(capsys.readouterr().out)
     assert "trunk.mlp.audio" in first["frozen"] and "trunk.mlp.audio" in second["trainable"]
     for part in ("trunk.attn", "trunk.mlp.image", "trunk.mlp.text", "adapters.text", "adapters.image"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +44,9 @@ class Mixture:
         self.sources = dict(sources)
         self.shares = shares_of([given[name] for name in sources])
         self.cycle = np.repeat(np.arange(len(self.shares)), self.shares)
-        self.starts = [0, *accumulate(len(source) for source in sources.values())]
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return sum(len(source) for source in self.sources.values())
 
     def turn(self, seed: int, step: int) -> tuple[int, int]:
         """Whose step it is, and how many turns that source has had before."""
@@ -58,10 +56,10 @@ class Mixture:
         return number, cycle * self.shares[number] + int((order[:-1] == number).sum())
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Row numbers of the source whose turn it is, behind those of the sources before it."""
+        """Row numbers of the source whose turn it is, each times the number of sources plus the number of its own."""
         number, own = self.turn(seed, step)
         source = list(self.sources.values())[number]
-        return [self.starts[number] + int(row) for row in source.rows(seed, own, batch_size)]
+        return [int(row) * len(self.sources) + number for row in source.rows(seed, own, batch_size)]
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
         """The batch of the source that these rows belong to, with its name under "task"."""
@@ -79,9 +77,9 @@ class Mixture:
         return [line for source in self.sources.values() for line in bad_of(source)]
 
     def _found(self, rows: Sequence[int]) -> tuple[str, BatchSource, list[int]]:
-        number = bisect_right(self.starts, rows[0]) - 1
-        name, source = list(self.sources.items())[number]
-        return name, source, [row - self.starts[number] for row in rows]
+        count = len(self.sources)
+        name, source = list(self.sources.items())[rows[0] % count]
+        return name, source, [row // count for row in rows]
 
 
 def shares_of(weights: Sequence[float]) -> list[int]:
