@@ -25,7 +25,7 @@ def study(
     out: Path,
     seeds: int = 1,
     llm: str = "",
-    warm_steps: int = 600,
+    warm_steps: int = 800,
     stage1_steps: int = 250,
     stage2_steps: int = 350,
     batch_size: int = 16,
