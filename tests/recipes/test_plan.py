@@ -94,12 +94,24 @@ def test_an_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture) -> N
 
 
 def test_the_stages_of_one_peace_train_complementary_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["plan", "one_peace.stage1", "--set", "batch_size=8", "--json"]) == 0
+    assert main(["plan", "one_peace.stage1", "--set", "batch_size=8", "--set", "denoise_every=0", "--json"]) == 0
     (first,) = json.loads(capsys.readouterr().out)
     recipe = stage1()
     recipe.save(recipe.model_builder(), tmp_path / "model")
     assert (
-        main(["plan", "one_peace.stage2", "--set", f"init={tmp_path / 'model'}", "--set", "batch_size=4", "--json"])
+        main(
+            [
+                "plan",
+                "one_peace.stage2",
+                "--set",
+                f"init={tmp_path / 'model'}",
+                "--set",
+                "batch_size=4",
+                "--set",
+                "denoise_every=0",
+                "--json",
+            ]
+        )
         == 0
     )
     (second,) = json.loads(capsys.readouterr().out)
