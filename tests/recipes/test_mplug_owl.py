@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plait.errors import UsageError
 from plait.models.auto import load
+from plait.recipes.finetune import finetune
 from plait.recipes.mplug_owl import answer_loss, stage1, stage2
 from plait.recipes.mplug_owl_rows import conversation_of
 from plait.training.commands import run_recipe
@@ -117,3 +118,33 @@ def test_wrong_settings_give_one_clear_line(llm, data) -> None:
         stage1(str(data), llm=str(llm), tower="huge")
     with pytest.raises(UsageError, match="expected init=DIR with an mPLUG-Owl"):
         stage2(str(data.parent), str(data))
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_finetuning_on_own_rows_scores_before_and_after(tmp_path, llm, lora) -> None:
+    from PIL import Image
+
+    colors = ("red", "green", "navy", "white", "red", "green")
+    lines = []
+    for i, color in enumerate(colors):
+        Image.new("RGB", (20, 20), color).save(tmp_path / f"{i}.png")
+        row = {"id": str(i), "image": f"{i}.png", "question": "which color?", "answers": [color]}
+        lines.append(json.dumps({**row, "split": "test" if i > 3 else "train"}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+    def first():
+        return stage1(str(tmp_path / "pairs.jsonl"), llm=str(llm), tower="tiny", steps=1, batch_size=2, warmup=0)
+
+    pairs = [{"id": str(i), "image": f"{i}.png", "text": color} for i, color in enumerate(colors[:4])]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    run_recipe(first, tmp_path / "one", options=None)
+
+    def second():
+        owl = str(tmp_path / "one" / "model")
+        return finetune(owl, str(tmp_path / "rows.jsonl"), "vqa", lora=lora, steps=2, batch_size=2)
+
+    (tmp_path / "two").mkdir()
+    run_recipe(second, tmp_path / "two", options=None)
+    before, after = (load(tmp_path / run / "model")[0].state_dict() for run in ("one", "two"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and (lora == 0 or all("lora" not in name for name in after))

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from plait.types import Sample
 
 TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "chat")
-FAMILIES = {"one_peace": "plait.recipes.one_peace_finetune", "mplug2": "plait.recipes.mplug2_finetune"}
+FAMILIES = {
+    "one_peace": "plait.recipes.one_peace_finetune",
+    "mplug2": "plait.recipes.mplug2_finetune",
+    "mplug_owl": "plait.recipes.mplug_owl_finetune",
+}
 """model_type -> the module that holds its `JOBS`."""
 
 HELD_OUT = ("test", "val", "validation", "dev")

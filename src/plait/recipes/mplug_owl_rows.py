@@ -17,9 +17,9 @@ from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
+from plait.models.mplug_owl.skills import DESCRIBE
 from plait.types import Sample
 
-DESCRIBE = {"image": "Describe this image.", "video": "Describe this video.", "text": ""}
 ROLES = {"user": "human", "assistant": "gpt"}
 
 
@@ -53,7 +53,7 @@ def conversation_of(sample: Sample) -> list[Turn]:
     elif sample.question and sample.answers:
         turns = [(sample.question, sample.answers[0])]
     elif caption:
-        turns = [(DESCRIBE["image" if sample.image is not None else "video"], caption)]
+        turns = [(DESCRIBE.format(kind="image" if sample.image is not None else "video"), caption)]
     else:
         raise ValueError(f"expected messages, a question with answers or a caption in row {sample.id}, got none")
     if mark and not any(mark in question for question, _ in turns):

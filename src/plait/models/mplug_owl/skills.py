@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn, prompt
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 
-DESCRIBE = "Give a short description of this {kind}."
+DESCRIBE = "Describe this {kind}."
 NAME = "What is in this {kind}?"
 MAX_NEW_TOKENS = 128
 _PLACEHOLDERS = {"image": IMAGE, "video": VIDEO, "text": ""}
