@@ -47,6 +47,8 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("plait.recipes.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "study": Verb("plait.recipes.studies:study", "try what a paper claims, at small scale, one command"),
     "info": Verb("plait.inspect.commands:info", "what is in a model directory"),
+    "models": Verb("plait.inspect.models:models", "official checkpoints and local models, with size and licence"),
+    "doctor": Verb("plait.parity.doctor:doctor", "check the installation: versions, extras, devices, golden cases"),
     "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
     "merge": Verb("plait.models.merge:merge_command", "model directory + LoRA adapter -> model directory"),
     "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),

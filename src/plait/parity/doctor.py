@@ -1,0 +1,144 @@
+"""The verb `doctor`: is this installation fit? Versions, extras, devices and dtypes, and golden cases that ship.
+
+core packages -> extras -> devices x dtypes -> shipped golden cases -> a verdict, exit code 1 where something is broken
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import plait
+from plait.errors import extra_of
+
+CASES = Path(__file__).parent / "shipped"
+"""One small golden case per family: copies of tests/goldens."""
+SHOWN = ("media", "train", "search", "serve", "chat", "eval")
+"""Extras that people use; those for builders and developers are left out."""
+MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "pycocotools": "pycocotools"}
+FREE_GB = 1.0
+
+State = Literal["ok", "absent", "BROKEN"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor. `absent` is a thing one can do without; `BROKEN` fails the command."""
+
+    topic: str
+    name: str
+    state: State
+    note: str
+
+
+def doctor(
+    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="run the shipped golden cases")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> int:
+    """Check the installation: versions, extras, devices, dtypes, and a golden case of every family."""
+    checks: list[Check] = []
+    for check in examine(parity):
+        checks.append(check)
+        if not as_json:
+            print(f"{check.state:<7} {check.topic:<8} {check.name:<30} {check.note}".rstrip(), flush=True)
+    broken = [check for check in checks if check.state == "BROKEN"]
+    if as_json:
+        print(json.dumps({"is_healthy": not broken, "checks": [asdict(check) for check in checks]}, indent=2))
+    else:
+        print(f"\n{f'{len(broken)} broken: ' + ', '.join(c.name for c in broken) if broken else 'everything works'}")
+    return int(bool(broken))
+
+
+def examine(parity: bool = True) -> Iterator[Check]:
+    """Every check, quick ones first."""
+    yield Check("version", "plait", "ok", f"{plait.__version__}, Python {platform.python_version()}")
+    yield from _packages()
+    yield from _extras()
+    yield _disk()
+    yield from _devices()
+    if parity:
+        yield from _cases()
+
+
+def _packages() -> Iterator[Check]:
+    from packaging.requirements import Requirement
+
+    for line in requires("plait") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and "extra" in str(requirement.marker):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            yield Check("version", requirement.name, "BROKEN", f"not installed; pip install '{line}'")
+            continue
+        fits = requirement.specifier.contains(found, prereleases=True)
+        note = found if fits else f"expected {requirement.specifier}, got {found}; pip install '{line}'"
+        yield Check("version", requirement.name, "ok" if fits else "BROKEN", note)
+
+
+def _extras() -> Iterator[Check]:
+    from packaging.requirements import Requirement
+
+    names = {Requirement(line).name for line in requires("plait") or []}
+    for extra in SHOWN:
+        mine = sorted(name for name in names if extra_of(name.replace("-", "_")) == extra)
+        missing = [name for name in mine if find_spec(MODULES.get(name, name.replace("-", "_"))) is None]
+        note = f"without {', '.join(missing)}: pip install 'plait[{extra}]'" if missing else ", ".join(mine)
+        yield Check("extra", extra, "absent" if missing else "ok", note)
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    return Check("disk", "free here", "ok" if free >= FREE_GB else "absent", f"{free:.1f} GiB")
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    devices = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    for device in devices:
+        name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+        yield Check("device", device, "ok", name)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            yield _dtype(device, dtype)
+
+
+def _dtype(device: str, dtype: object) -> Check:
+    """Whether a product and an attention work in `dtype` on `device` and come near those of float32."""
+    import torch
+
+    assert isinstance(dtype, torch.dtype)
+    name = f"{device} {str(dtype).removeprefix('torch.')}"
+    x = torch.linspace(-1, 1, 2 * 4 * 8).view(1, 2, 4, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(x, x, x @ torch.eye(8))
+    try:
+        y = x.to(device, dtype)
+        got = torch.nn.functional.scaled_dot_product_attention(y, y, y @ torch.eye(8, device=device, dtype=dtype))
+        error = (got.float().cpu() - expected).abs().max().item()
+    except RuntimeError as problem:
+        return Check("dtype", name, "absent", str(problem).splitlines()[0])
+    return Check("dtype", name, "ok" if error < 2e-2 else "BROKEN", f"error {error:.0e} of attention")
+
+
+def _cases() -> Iterator[Check]:
+    from plait.parity.cases import Settings, discover
+    from plait.parity.commands import run_all
+
+    for result in run_all(discover(CASES), Settings()):
+        state: State = "ok" if result.verdict == "ok" else "BROKEN"
+        note = f"{result.compared}/{result.stored} outputs, error {result.absolute:.0e}, {result.seconds:.1f} s"
+        yield Check(
+            "parity", f"{result.system}/{result.name}", state, note if state == "ok" else "; ".join(result.notes)
+        )
