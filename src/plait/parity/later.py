@@ -5,9 +5,7 @@ The table is empty when the last of these issues closes.
 
 from __future__ import annotations
 
-_KINDS: dict[str, tuple[int, str]] = {
-    "one_peace": (8, "vision_"),
-}
+_KINDS: dict[str, tuple[int, str]] = {}
 
 LATER: dict[str, dict[str, int]] = {
     system: dict.fromkeys(kinds.split(), issue) for system, (issue, kinds) in _KINDS.items()

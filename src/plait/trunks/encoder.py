@@ -45,9 +45,12 @@ class RoutedEncoderLayer(nn.Module):
     ) -> Tensor:
         """x: (batch, seq, dim) -> (batch, seq, dim)."""
         y = self.attn_scale(self.attn(self.attn_norm(x), bias, key_mask, attend))
-        x = x + drop_path(y, self.drop_path_rate, self.training)
-        y = self.mlp_scale(self.mlp(self.mlp_norm(x), route))
-        return x + drop_path(y, self.drop_path_rate, self.training)
+        x = x + self.dropped(y)
+        return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """A branch of this layer as it joins the residual stream: rows left out at `drop_path_rate` in training."""
+        return drop_path(x, self.drop_path_rate, self.training)
 
 
 class RoutedEncoder(nn.Module):

@@ -1,0 +1,201 @@
+"""ONE-PEACE's vision branch with heads of its own: pictures and videos (specification 8.1-8.3).
+
+pixels -> image adapter -> trunk without final norm -> mean of patches -> norm -> head                    picture
+frames -> image adapter + time -> trunk with adapters -> norm -> CLS of every frame, averaged -> head        video
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.blocks.attention import AttentionFunction, attention_function
+from plait.blocks.residual import drop_path, linear_drop_path_rates
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.model import OnePeaceModel
+from plait.models.one_peace.weights import vision_key_map
+from plait.routing import Route
+from plait.trunks.encoder import RoutedEncoderLayer
+from plait.weights.keymap import KeyMap, Rename, Rule, prefixed
+
+_P = "{p:weight|bias}"
+_KNOWN = frozenset(
+    """
+    attention_heads bucket_size pretrain_bucket_size effective_adapter_pretrain_bucket_size dropout embed_dim
+    ffn_embed_dim layers rp_bias shared_rp_bias num_classes global_pool num_frames adapter_scale use_decomposed_rel_pos
+    window_size window_block_indexes init_values drop_path_rate conv_inplane n_points deform_num_heads cffn_ratio
+    deform_ratio interaction_indexes
+    """.split()  # noqa: SIM905
+)
+
+
+def vision_config(official: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
+    """The branch that an official vision configuration describes; raises ValueError for a field nobody knows."""
+    unknown = [name for name in official if name not in _KNOWN]
+    if unknown:
+        raise ValueError(f"expected known fields of an official vision model, got {', '.join(unknown)}")
+    fields: dict[str, Any] = {
+        "dim": official["embed_dim"],
+        "num_heads": official["attention_heads"],
+        "num_layers": official["layers"],
+        "mlp_dim": official["ffn_embed_dim"],
+        "image_bucket_size": official["bucket_size"],
+        "image_rel_bucket_size": official["bucket_size"],
+        "per_layer_bias": not official.get("shared_rp_bias", True),
+        "layer_scale": official.get("init_values", 1e-6),
+        "drop_path_rate": official.get("drop_path_rate", 0.0),
+        "num_classes": official.get("num_classes", 0),
+    }
+    return OnePeaceConfig(modalities=["image"], use_projections=False, norm_ways={}, **{**fields, **changes})
+
+
+def branch_rules(official: str = "") -> list[Rule]:
+    """Rules of the branch under the prefix `official`, its tables named as the finetuned files name them."""
+    tables: list[Rule] = [
+        Rename("image_adapter.rel_pos_table.weight", "adapters.image.bias.tables.0"),
+    ]
+    return [*prefixed([*tables, *vision_key_map().rules], official=official, native="vision.")]
+
+
+class OnePeaceImageClassifier(nn.Module):
+    """Pictures -> logits: the mean of the patches (or CLS, where `mean` is off) behind a norm."""
+
+    def __init__(self, config: OnePeaceConfig, *, mean: bool = True) -> None:
+        super().__init__()
+        if not mean:
+            config.norm_ways = {"image": ["image"]}
+        self.vision = OnePeaceModel(config)
+        self.norm = nn.LayerNorm(config.dim) if mean else None
+        self.head = nn.Linear(config.dim, config.num_classes)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, side, side) -> (batch, 1 + patches, dim)."""
+        return self.vision.encode(pixel_values=pixel_values).features["image"]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """features: (batch, 1 + patches, dim) -> logits (batch, num_classes)."""
+        return self.head(features[:, 0] if self.norm is None else self.norm(features[:, 1:].mean(dim=1)))
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, side, side) -> logits (batch, num_classes)."""
+        return self.classify(self.features(pixel_values))
+
+    @staticmethod
+    def key_map() -> KeyMap:
+        """Official file (its `model`) <-> this module."""
+        return KeyMap([*branch_rules(), Rename(f"fc_norm.{_P}", "norm.{p}"), Rename(f"head.{_P}", "head.{p}")])
+
+
+class Adapter(nn.Module):
+    """A bottleneck of a quarter of the width, 0 at first; with `skip` it starts as the identity (AIM, 2302.03024)."""
+
+    def __init__(self, dim: int, *, skip: bool) -> None:
+        super().__init__()
+        self.skip = skip
+        self.down = nn.Linear(dim, dim // 4)
+        self.up = nn.Linear(dim // 4, dim)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        y = self.up(F.gelu(self.down(x)))
+        return x + y if self.skip else y
+
+
+class VideoAdapters(nn.Module):
+    """What one layer gains for videos; the layer's own attention serves both time and space."""
+
+    def __init__(self, dim: int, scale: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.scale, self.drop_path_rate = scale, drop_path_rate
+        self.time = Adapter(dim, skip=False)
+        self.space = Adapter(dim, skip=True)
+        self.mlp = Adapter(dim, skip=False)
+
+    def forward(
+        self, x: Tensor, layer: RoutedEncoderLayer, bias: Tensor, num_frames: int, attend: AttentionFunction
+    ) -> Tensor:
+        """x: (batch * frames, seq, dim) -> like x; bias: (1, heads, seq, seq), of space alone."""
+        over_time = x.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)  # (batch * seq, frames, dim)
+        over_time = self.time(layer.attn(layer.attn_norm(over_time), None, None, attend))
+        over_time = over_time.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
+        informed = x + self._dropped(over_time)
+        y = self.space(layer.attn(layer.attn_norm(informed), bias, None, attend))
+        x = x + self._dropped(layer.attn_scale(y))  # of the layer's input: time acts through space only
+        normed = layer.mlp_norm(x)
+        y = layer.mlp_scale(layer.mlp(normed, Route.only("image")))
+        return x + y + self._dropped(self.scale * self.mlp(normed))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_path_rate, self.training)
+
+
+class OnePeaceVideoClassifier(nn.Module):
+    """Videos -> logits: frames through the adapted branch, CLS averaged over time."""
+
+    def __init__(self, config: OnePeaceConfig, *, num_frames: int, adapter_scale: float = 0.5) -> None:
+        super().__init__()
+        self.vision = OnePeaceModel(config)
+        self.time_embedding = nn.Parameter(torch.zeros(1, num_frames, config.dim))
+        rates = linear_drop_path_rates(config.drop_path_rate, config.num_layers)
+        self.adapters = nn.ModuleList(VideoAdapters(config.dim, adapter_scale, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(config.dim, config.num_classes)
+
+    def frames(self, video: Tensor) -> Tensor:
+        """video: (batch, 3, frames, side, side) -> (batch * frames, 1 + patches, dim)."""
+        num_frames = video.shape[2]
+        if num_frames != self.time_embedding.shape[1]:
+            raise ValueError(f"expected {self.time_embedding.shape[1]} frames, got {num_frames}; sample as many")
+        adapted = self.vision.adapters["image"](video.transpose(1, 2).flatten(0, 1))
+        x = adapted.x.unflatten(0, (-1, num_frames)) + self.time_embedding[:, :, None]
+        x = x.flatten(0, 1)
+        attend = attention_function(self.vision.config._attn_implementation)
+        for i, (layer, adapters) in enumerate(zip(self.vision.trunk.layers, self.adapters, strict=True)):
+            x = adapters(x, layer, adapted.biases[i % len(adapted.biases)], num_frames, attend)
+        return self.norm(x)
+
+    def classify(self, frames: Tensor) -> Tensor:
+        """frames: (batch * frames, 1 + patches, dim) -> logits (batch, num_classes)."""
+        cls = frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1]))
+        return self.head(self.dropout(cls.mean(dim=1)))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """video: (batch, 3, frames, side, side) -> logits (batch, num_classes)."""
+        return self.classify(self.frames(video))
+
+    @staticmethod
+    def key_map() -> KeyMap:
+        """Official file (its `state_dict`) <-> this module."""
+        layer = "backbone.encoder.layers.{i}."
+        parts = {"T_Adapter": "time", "S_Adapter": "space", "MLP_Adapter": "mlp"}
+        own = [
+            Rename("backbone.image_adapter.temporal_embedding", "time_embedding"),
+            Rename(f"backbone.encoder.image_layer_norm.{_P}", "norm.{p}"),
+            Rename(f"cls_head.fc_cls.{_P}", "head.{p}"),
+        ]
+        for source, target in parts.items():
+            own += [
+                Rename(f"{layer}{source}.D_fc1.{_P}", f"adapters.{{i}}.{target}.down.{{p}}"),
+                Rename(f"{layer}{source}.D_fc2.{_P}", f"adapters.{{i}}.{target}.up.{{p}}"),
+            ]
+        return KeyMap([*own, *branch_rules("backbone.")])
+
+
+def extracted_name(key: str) -> str | None:
+    """The name that a tensor of the full model has in the extracted vision branch, None for one that is left behind.
+
+    Left behind are text, audio, decoder and masking parts, the projection and also the final norm (specification 3.4).
+    """
+    if key.startswith(("image_proj.", "encoder_wrapper.fusion_model.image_layer_norm.")):
+        return None
+    if any(part in key for part in ("text", "audio", "decoder", "mask", "logit_scale", "version")):
+        return None
+    name = key.replace("encoder_wrapper", "encoder").replace("fusion_model.", "")
+    return name.replace("encoder.", "", 1) if "adapter" in name else name

@@ -1,0 +1,164 @@
+"""Golden cases of ONE-PEACE's vision branch: pictures, videos, dense backbones and what follows them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.models.one_peace import dense
+from plait.models.one_peace.detection import DetectionBackbone
+from plait.models.one_peace.loading import from_official
+from plait.models.one_peace.model import OnePeaceModel
+from plait.models.one_peace.official import official_order
+from plait.models.one_peace.segmentation import AdapterSizes, SegmentationBackbone
+from plait.models.one_peace.vision import (
+    OnePeaceImageClassifier,
+    OnePeaceVideoClassifier,
+    extracted_name,
+    vision_config,
+)
+from plait.models.one_peace.weights import key_map
+from plait.parity.cases import Case
+from plait.parity.runners import Tolerance, runner
+from plait.weights.files import read_checkpoint
+from plait.weights.keymap import KeyMap
+from plait.weights.state import load_strict
+
+Outputs = dict[str, Any]
+M = TypeVar("M", bound=nn.Module)
+
+
+def loaded(case: Case, module: M, rules: KeyMap) -> M:
+    """The module with the case's weights, every one of them used."""
+    load_strict(module, rules.forward(case.weights())[0])
+    return module.to(case.device, case.dtype).eval()
+
+
+def config_of(case: Case) -> Any:
+    """The configuration of the case with its attention implementation."""
+    config = vision_config(case.config)
+    config._attn_implementation = case.attn
+    return config
+
+
+@runner("one_peace", "vision_imagenet")
+@torch.no_grad()
+def imagenet(case: Case) -> Outputs:
+    model = OnePeaceImageClassifier(config_of(case), mean=case.config.get("global_pool", True))
+    features = loaded(case, model, model.key_map()).features(case.inputs["src_images"])
+    logits = model.classify(features)
+    out: Outputs = {"out.features": features, "out.logits": logits}
+    for name in case.outputs:
+        if found := re.fullmatch(r"out\.loss_ls([\d.]+)", name):
+            out[name] = F.cross_entropy(logits, case.inputs["target"], label_smoothing=float(found[1]))
+    return out
+
+
+@runner("one_peace", "vision_video")
+@torch.no_grad()
+def video(case: Case) -> Outputs:
+    frames = case.config["num_frames"]
+    model = OnePeaceVideoClassifier(config_of(case), num_frames=frames, adapter_scale=case.config["adapter_scale"])
+    encoded = loaded(case, model, model.key_map()).frames(case.inputs["video"])
+    cls = encoded[:, 0].unflatten(0, (-1, frames)).transpose(1, 2)
+    return {
+        "out.frames": encoded,
+        "out.features": cls[..., None, None],
+        "out.cls_score": model.classify(encoded),
+    }
+
+
+@runner("one_peace", "vision_det_backbone")
+@torch.no_grad()
+def detection_backbone(case: Case) -> Outputs:
+    config = case.config
+    model = DetectionBackbone(
+        config_of(case),
+        window=config["window_size"],
+        windowed=config["window_block_indexes"],
+        axis_positions=config["use_decomposed_rel_pos"],
+    )
+    loaded(case, model, model.key_map())
+    return {
+        "out.adapter.x": model.embed(case.inputs["src_images"]),
+        "out.attn_bias_global": model.bias(model.side),
+        "out.attn_bias_window": model.bias(model.window),
+        "out.last_feat": model(case.inputs["src_images"]),
+    }
+
+
+@runner("one_peace", "vision_convert", config_outputs=("key_map", "missing_in_vit", "unexpected_in_vit"))
+@torch.no_grad()
+def convert(case: Case) -> Outputs:
+    """The extracted branch: names, what a classifier around it lacks or does not know, and its features."""
+    checkpoint = replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config))
+    model = from_official(
+        checkpoint, model_class=OnePeaceModel, branch=("image",), norm_ways={}, use_projections=False, official=True
+    )
+    if not isinstance(model, OnePeaceModel):
+        raise ValueError(f"expected a OnePeaceModel in this case's weights, got {type(model).__name__}")
+    model.to(case.device, case.dtype).set_attn_implementation(case.attn)
+    full = key_map(model.config)
+    stored = official_order(full.backward(full.forward(checkpoint.state)[0]))  # index buffers included
+    renamed = {key: name for key in stored if (name := extracted_name(key)) is not None}
+    classifier = classifier_keys(model)
+    table = "image_adapter.rel_pos_table.weight"  # a consumer makes it from the file's first table
+    return {
+        "out.features_before_final_norm": model.encode(pixel_values=case.inputs["src_images"]).features["image"],
+        "config.key_map": renamed,
+        "config.missing_in_vit": [key for key in classifier if key not in renamed.values() and key != table],
+        "config.unexpected_in_vit": [name for name in renamed.values() if name not in classifier],
+    }
+
+
+def classifier_keys(model: OnePeaceModel) -> list[str]:
+    """Official keys of a picture classifier around this branch, its index buffer included."""
+    state: dict[str, Tensor] = {f"vision.{key}": value for key, value in model.state_dict().items()}
+    state |= {key: torch.empty(0) for key in ("norm.weight", "norm.bias", "head.weight", "head.bias")}
+    return [*OnePeaceImageClassifier.key_map().backward(state), "image_adapter.rp_bucket"]
+
+
+@runner("one_peace", "vision_postprocess", tolerance={"out.*": Tolerance(1e-6, 1e-6)})
+def postprocess(case: Case) -> Outputs:
+    inputs, options = case.stored_inputs, case.config.get("soft_nms", {})
+    out: Outputs = {}
+    for name in case.outputs:
+        if found := re.fullmatch(r"out\.(linear|gaussian|hard)\.([\d.]+)\.keep", name):
+            kept, scores = dense.soft_nms(
+                inputs["boxes"], inputs["scores"], inputs["classes"],
+                method=cast("dense.SoftNms", found[1]), threshold=float(found[2]), **options,
+            )  # fmt: skip
+            prefix = name.removesuffix("keep")
+            out |= {name: kept, f"{prefix}scores": scores}
+    if "masks" in inputs:
+        out["out.maskness_scores"] = dense.maskness_scores(
+            inputs["mask_scores"], inputs["masks"], case.config.get("maskness_threshold", 0.5)
+        )
+    if "seg.cls_logits" in inputs:
+        out["out.seg.semantic"] = dense.semantic_map(inputs["seg.cls_logits"], inputs["seg.mask_logits"])
+    return out
+
+
+@runner("one_peace", "vision_seg_backbone", tolerance={"out.*": Tolerance(1e-4, 1e-4)})
+@torch.no_grad()
+def segmentation_backbone(case: Case) -> Outputs:
+    config = case.config
+    sizes = AdapterSizes(
+        stem_channels=config["conv_inplane"],
+        num_points=config["n_points"],
+        num_heads=config["deform_num_heads"],
+        value_ratio=config["deform_ratio"],
+        mlp_ratio=config["cffn_ratio"],
+        groups=config["interaction_indexes"],
+    )
+    model = SegmentationBackbone(config_of(case), sizes)
+    loaded(case, model, model.key_map())
+    prior = model.prior(case.inputs["src_images"])
+    found = {f"out.f{i}": x for i, x in enumerate(model(case.inputs["src_images"]), start=1)}
+    tokens = [prior[0], *(x.flatten(2).transpose(1, 2) for x in prior[1:])]
+    return found | {f"out.spm.c{i}": x for i, x in enumerate(tokens, start=1)}
