@@ -43,6 +43,7 @@ def quick(monkeypatch):
 
 def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys):
     steps = dict.fromkeys(("pretrain_steps", "answer_steps", "control_steps", "class_steps"), 1)
+    steps["pretrain_steps"] = 2  # the second does not have every loss
     assert module.study(tmp_path, **steps, device="cpu") == 0
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -142,7 +142,7 @@ def _curves(out: Path) -> str:
     for name in ("pretraining", "answering"):
         rows = read_metrics(out / "seed-0" / name / "metrics.jsonl")
         names = [key for key in ("contrast", "match", "masked", "generate") if key in rows[0]] or ["loss"]
-        lines = {key: [[(row["step"], row[key]) for row in rows]] for key in names}
+        lines = {key: [[(row["step"], row[key]) for row in rows if key in row]] for key in names}
         figures.append(
             f"<figure class='panel'><figcaption><b>{name}</b> {len(rows):,} steps</figcaption>"
             f"{line_chart(lines, 'steps')}</figure>"
