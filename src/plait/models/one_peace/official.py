@@ -118,9 +118,8 @@ _ORDER = """
     audio_mask_head classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding
     pos_embed mask_embedding type_embedding type_embedding_2 position_idx rp_bucket embed_tokens embed_images
     embed_audios embed_positions rel_pos_table_list layers gamma_1 gamma_2 self_attn self_attn_layer_norm
-    text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm audio_layer_norm
-    ln k_proj v_proj q_proj out_proj conv_layers
-    wi_0 wi_1 weight bias
+    text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm audio_layer_norm ln k_proj
+    v_proj q_proj out_proj conv_layers wi_0 wi_1 weight bias
 """.split()  # noqa: SIM905
 
 
