@@ -73,13 +73,13 @@ def main() -> None:
         ROUNDS,
     )
     caches = {"owl2": DynamicCache(), "llama": DynamicCache()}
-    owl(inputs_embeds=embeds[:1], modality_ids=ids[:1], past_key_values=caches["owl2"], use_cache=True)
-    llama(inputs_embeds=embeds[:1], past_key_values=caches["llama"], use_cache=True)
+    owl(inputs_embeds=embeds[:1], modality_ids=ids[:1], cache=caches["owl2"], use_cache=True)
+    llama(inputs_embeds=embeds[:1], cache=caches["llama"], use_cache=True)
     token = text[:1, :1]
     decode = interleaved(
         {
-            "owl2": lambda: owl(token, past_key_values=caches["owl2"], use_cache=True),
-            "llama": lambda: llama(token, past_key_values=caches["llama"], use_cache=True),
+            "owl2": lambda: owl(token, cache=caches["owl2"], use_cache=True),
+            "llama": lambda: llama(token, cache=caches["llama"], use_cache=True),
         },
         ROUNDS,
     )

@@ -85,12 +85,18 @@ def test_a_closed_answer_stops_and_is_remembered_as_far_as_it_was_read(chat: Cha
 def test_an_interrupt_stops_the_answer_and_not_the_chat() -> None:
     chat = Chat(owl2.model_and_processor(), max_new_tokens=500)
     chat.model.generation_config.eos_token_id = None
-    chat.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    steps: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+
+    chat.model.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(chat.stream("go on"))
-    timer.join()
+    assert 10 <= len(steps) < 450
     assert 0 < len(chat.messages[-1]["content"]) < 450
     chat.max_new_tokens = 2
     chat.ask("still there?")

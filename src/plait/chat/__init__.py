@@ -34,7 +34,8 @@ class Chat:
         dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         system: what the conversation begins with, instead of the template's own words.
-        num_frames: pictures that a video becomes, spread evenly over it.
+        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor says,
+            else 8.
         max_new_tokens: most tokens of an answer.
         temperature: 0 always takes the likeliest token; the published demos sample at 0.2 and 0.7.
         top_p: sample among the likeliest tokens that have this probability together.
@@ -50,12 +51,12 @@ class Chat:
         adapter: str | Path | None = None,
         *,
         system: str | None = None,
-        num_frames: int = 8,
+        num_frames: int | None = None,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float | None = None,
     ) -> None:
-        if max_new_tokens < 1 or num_frames < 1 or temperature < 0:
+        if max_new_tokens < 1 or num_frames == 0 or temperature < 0:
             raise ValueError(
                 "expected at least 1 new token and 1 frame and a temperature of 0 or more, got "
                 f"{max_new_tokens}, {num_frames} and {temperature}"
@@ -65,7 +66,8 @@ class Chat:
             raise ValueError(
                 f"expected a model that talks, got {type(self.model).__name__}; pass one of another family"
             )
-        self.num_frames, self.max_new_tokens = num_frames, max_new_tokens
+        self.num_frames = num_frames or getattr(self.processor, "num_frames", 8)
+        self.max_new_tokens = max_new_tokens
         self.temperature, self.top_p = temperature, top_p
         self._begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Message] = list(self._begin)

@@ -27,7 +27,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of an answer", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; demos use 0.2 and 0.7", min=0)] = 0.0,
     top_p: Annotated[float | None, typer.Option(help="sample among tokens of this probability together")] = None,
-    frames: Annotated[int, typer.Option(help="pictures that a video becomes", min=1)] = 8,
+    frames: Annotated[
+        int | None, typer.Option(help="pictures that a video becomes, else the model's own", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
     device: Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,

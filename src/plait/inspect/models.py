@@ -41,7 +41,9 @@ class Listed:
 def official() -> list[Listed]:
     """What the authors published. Parameters come from key lists and configurations, without momentum copies."""
     rows: list[dict[str, Any]] = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
-    return [_listed(**{**row, "license": _unchecked(row.get("license"))}) for row in rows]
+    for row in rows:
+        row["license"] = _unchecked(row.get("license"))
+    return [_listed(**row) for row in rows]
 
 
 def local(folders: Sequence[Path] = ()) -> list[Listed]:

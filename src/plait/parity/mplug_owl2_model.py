@@ -66,7 +66,7 @@ def embedded(model: Model, batch: Expanded) -> dict[str, Any]:
 def whole(model: Model, batch: Expanded, cache: DynamicCache | None = None) -> Outputs:
     """One pass over a batch and everything a case may store of it."""
     inputs = embedded(model, batch)
-    result = model(**inputs, past_key_values=cache, use_cache=cache is not None, output_hidden_states=True)
+    result = model(**inputs, cache=cache, use_cache=cache is not None, output_hidden_states=True)
     mask, labels = inputs["attention_mask"], inputs["labels"]
     outputs = {
         "out.inputs_embeds": inputs["inputs_embeds"],
@@ -100,9 +100,7 @@ def greedy(model: Any, ids: Tensor, count: int, **inputs: Any) -> Tensor:
 
 def follow(model: Model, cache: DynamicCache, new_ids: Tensor) -> Tensor:
     """Logits after each of `new_ids`, (batch, count, vocab), fed one by one to a filled cache."""
-    steps = [
-        model(new_ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(new_ids.shape[1])
-    ]
+    steps = [model(new_ids[:, i : i + 1], cache=cache, use_cache=True).logits for i in range(new_ids.shape[1])]
     return torch.cat(steps, dim=1)
 
 
@@ -225,7 +223,7 @@ def ntk_logn(case: Case) -> Outputs:
     outputs: Outputs = {}
     for name in dict.fromkeys(key.partition("_")[0] for key in case.inputs):
         ids, cache = case.inputs[f"{name}_ids"], DynamicCache()
-        result = model(ids, case.inputs.get(f"{name}_mask"), past_key_values=cache, use_cache=True)
+        result = model(ids, case.inputs.get(f"{name}_mask"), cache=cache, use_cache=True)
         outputs |= {f"out.{name}_alpha": cache.ntk_alpha, f"out.{name}_logits": result.logits}  # ty: ignore[missing-attribute]
         if f"{name}_mask" in case.inputs:
             outputs[f"valid.out.{name}_logits"] = case.inputs[f"{name}_mask"] != 0
@@ -234,7 +232,7 @@ def ntk_logn(case: Case) -> Outputs:
         if stored is not None:
             steps, token = [], result.logits[:, -1:].argmax(-1)
             for _ in range(stored.shape[1]):
-                steps.append(model(token, past_key_values=cache, use_cache=True).logits)
+                steps.append(model(token, cache=cache, use_cache=True).logits)
                 token = steps[-1].argmax(-1)
             outputs[f"out.{name}_decode_logits"] = torch.cat(steps, dim=1)
     return outputs

@@ -24,7 +24,6 @@ from plait.weights.state import LazyState
 Outputs = dict[str, Any]
 Model = MPlugOwlForConditionalGeneration
 MASKS = ("non_padding_mask", "non_media_mask", "prompt_mask")
-LOGITS = {"out.*logits*": Tolerance(2e-5, 1e-4)}
 
 
 def build(case: Case, *, lora: bool = True) -> Model:

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import plait
+from plait.generation.cache_name import CACHE
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.placeholders import expand_placeholders
@@ -74,20 +75,20 @@ def test_a_decoding_step_is_one_graph(changes, is_static) -> None:
     model, processor = model_and_processor(**changes)
     batch = processor(text=PROMPTS[0], images=images()[:1])
     cache = StaticCache(model.config, max_cache_len=60) if is_static else DynamicCache()
-    model(**batch, past_key_values=cache, use_cache=True)
+    model(**batch, cache=cache, use_cache=True)
     torch._dynamo.reset()
     step = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
     token = torch.tensor([[5]])
-    assert step(input_ids=token, past_key_values=cache, use_cache=True).logits.shape == (1, 1, 260)
+    assert step(input_ids=token, cache=cache, use_cache=True).logits.shape == (1, 1, 260)
 
 
 def test_the_ntk_base_stays_as_chosen_at_prefill() -> None:
     model, processor = model_and_processor(**QWEN)
     short, long = processor(text="x" * 20), processor(text="x" * 30)
-    caches = [model(**batch, use_cache=True).past_key_values for batch in (short, long)]
+    caches = [model(**batch, use_cache=True)[CACHE] for batch in (short, long)]
     assert [cache.ntk_alpha.item() for cache in caches] == [1.0, 3.0]
     for _ in range(8):
-        model(torch.tensor([[7]]), past_key_values=caches[0], use_cache=True)
+        model(torch.tensor([[7]]), cache=caches[0], use_cache=True)
     assert caches[0].ntk_alpha.item() == 1.0 and caches[0].get_seq_length() == 28
 
 

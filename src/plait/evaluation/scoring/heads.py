@@ -63,9 +63,20 @@ def detection(scoring: Scoring) -> Scored:
     return Scored(box_ap(scoring.items, scoring.predictions))
 
 
-@scorer("segmentation")
-def segmentation(scoring: Scoring) -> Scored:
-    """mIoU, mAcc and aAcc of the pooled confusion matrix, in percent."""
+@scorer("segmentation_150")
+def segmentation_150(scoring: Scoring) -> Scored:
+    """`segmentation` over the classes of ADE20K."""
+    return segmentation(scoring, 150)
+
+
+@scorer("segmentation_171")
+def segmentation_171(scoring: Scoring) -> Scored:
+    """`segmentation` over the classes of COCO-Stuff 164k."""
+    return segmentation(scoring, 171)
+
+
+def segmentation(scoring: Scoring, num_classes: int) -> Scored:
+    """mIoU, mAcc and aAcc of the pooled confusion matrix of `num_classes`, in percent."""
     scoring.keep(lambda item: item.mask is not None, "mask")
     if scoring.files is None:
         raise ValueError("expected the data set directory to read masks from, got none; pass --data")
@@ -73,7 +84,7 @@ def segmentation(scoring: Scoring) -> Scored:
     tables = []
     for item in scoring.items:
         target = mask_classes(scoring.files.root / (item.mask or ""))
-        tables.append(confusion(_mask(found[item.id], target.shape), target, 150))
+        tables.append(confusion(_mask(found[item.id], target.shape), target, num_classes))
     stacked = np.stack(tables)
     found_scores = scores_of(stacked.sum(axis=0))
     scores = {

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.blocks.attention import attention_function
 from plait.encoders.temporal import LocalTemporal, ZeroLinear
+from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
 from plait.models.mplug_owl.abstractor import Abstractor
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.language_model import build_language_model, embed_text, takes_positions
@@ -41,7 +42,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = CACHE_NAMES
     _no_split_modules = ["OwlVisionLayer", "AbstractorLayer"]  # noqa: RUF012
 
     def __init__(self, config: MPlugOwlConfig, language_model: Any = None) -> None:
@@ -153,7 +154,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
@@ -164,6 +165,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
@@ -189,8 +191,8 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
         result = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep,
+            **named(one_cache(cache, past_key_values)),
             **kwargs,
         )
         if labels is not None:
@@ -236,7 +238,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs.update(dict.fromkeys(MEDIA))
         if not self.takes_positions:
-            mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+            mask, cache = kwargs.get("attention_mask"), kwargs.get(CACHE)
             inputs["attention_mask"] = _as_long_as_the_cache(mask, cache)
         return inputs
 

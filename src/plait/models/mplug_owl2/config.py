@@ -71,7 +71,7 @@ class MPlugOwl2Config(PreTrainedConfig):
     model_type = "mplug_owl2"
     base_config_key = "mplug_owl2"
     has_no_defaults_at_init = False
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "dim",
         "intermediate_size": "mlp_dim",

@@ -6,7 +6,6 @@ pixel_values -> vision tower -> abstractor -> placed over the image positions of
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,11 +15,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plait.blocks.attention import attention_function
 from plait.blocks.norm import RMSNorm
+from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
 from plait.models.mplug_owl2.abstractor import Abstractor
 from plait.models.mplug_owl2.beams import PromptCountingBeams
 from plait.models.mplug_owl2.config import MPlugOwl2Config
@@ -31,21 +31,6 @@ from plait.trunks.decoder import Pass, RoutedDecoder, eager_attention
 from plait.types import MODALITIES
 
 TEXT, IMAGE = MODALITIES.index("text"), MODALITIES.index("image")
-
-
-@dataclass
-class MPlugOwl2Output(ModelOutput):
-    """What `MPlugOwl2ForConditionalGeneration` returns; everything covers the sequence with images expanded.
-
-    loss: mean cross entropy of labels other than -100; logits: (batch, seq, vocab_size); hidden_states: before every
-    layer and after the final norm, (batch, seq, dim) each; attentions: weights per layer, (batch, heads, seq, keys).
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class MPlugOwl2PreTrainedModel(PreTrainedModel):
@@ -60,7 +45,7 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = CACHE_NAMES
     _no_split_modules = ["RoutedDecoderLayer", "VisionLayer", "AbstractorLayer"]  # noqa: RUF012
 
     @classmethod
@@ -163,15 +148,16 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         modality_ids: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        past_key_values: Cache | None = None,
         **_: Any,
-    ) -> MPlugOwl2Output:
+    ) -> CausalLMOutputWithPast:
         """States after the final norm, in `hidden_states[-1]`.
 
         input_ids: (batch, seq) with `config.image_id` on every position an image fills; pixel_values: (images, 3, side,
@@ -184,16 +170,17 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             inputs_embeds, is_image = self.embed(input_ids, pixel_values)
         elif inputs_embeds is None or input_ids is not None:
             raise ValueError("expected either input_ids or inputs_embeds, got both or none")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        run = self._pass(inputs_embeds, attention_mask, position_ids, past_key_values)
+        cache = one_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        run = self._pass(inputs_embeds, attention_mask, position_ids, cache)
         run.weights = self._kept_weights() if output_attentions else None
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(inputs_embeds, self.route(inputs_embeds, is_image, modality_ids), run, hidden)
-        return MPlugOwl2Output(
-            past_key_values=past_key_values,
+        return CausalLMOutputWithPast(
             hidden_states=tuple(hidden) if hidden else (x,),
             attentions=None if run.weights is None else tuple(run.weights),
+            **named(cache),
         )
 
     def _pass(self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Pass:
@@ -273,7 +260,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         modality_ids: Tensor | None = None,
@@ -282,8 +269,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> MPlugOwl2Output:
+    ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given. Arguments as `MPlugOwl2Model.forward`, and:
 
         labels: (batch, seq), -100 where nothing is learned (image positions never are); logits_to_keep: how many of the
@@ -295,7 +283,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            one_cache(cache, past_key_values),
             inputs_embeds,
             pixel_values,
             modality_ids,
@@ -310,7 +298,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         hidden = outputs.hidden_states if output_hidden_states else None
-        return MPlugOwl2Output(loss, logits, outputs.past_key_values, hidden, outputs.attentions)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))
+        )
 
     def prepare_inputs_for_generation(
         self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any

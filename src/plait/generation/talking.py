@@ -1,0 +1,114 @@
+"""What a model that talks offers a `plait.Assistant`: descriptions, answers, and answers of a list by their likelihood.
+
+decoded items -> questions with a placeholder -> the family's prompt -> model.generate | likelihoods -> texts
+
+A family writes `written` (questions to prompts) and `answer_losses`; everything else is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_NEW_TOKENS = 128
+
+
+class TalkingSkills:
+    """See `plait.assistant.skills.Skills`.
+
+    family: its name in messages; describe, name: what is asked for a caption and for labels, with `{kind}`;
+    placeholders: kind -> what stands for a medium in a question.
+    """
+
+    tasks = frozenset({"caption", "answer", "rank", "classify"})
+    kinds = frozenset({"image", "video", "text"})
+    labels: tuple[str, ...] = ()
+    num_frames = 8
+    family: str
+    describe: str
+    name: str
+    placeholders: Mapping[str, str]
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.num_frames = getattr(processor, "num_frames", self.num_frames)
+
+    def written(self, asked: Sequence[str]) -> list[str]:
+        """Questions with placeholders to prompts that end where the answer begins."""
+        raise NotImplementedError
+
+    def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
+        """Negative log likelihood of every answer, its end included, to one question about one item: (answers,)."""
+        raise NotImplementedError
+
+    def prepare(self, kind: str, value: Any) -> Any:
+        """As it is: pixels are made when the prompt is."""
+        return value
+
+    def check_text(self, text: str) -> None:
+        """Raise ValueError for a text that leaves no room in the context."""
+        config, length = self.model.config, len(self.processor.encode(text))
+        context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
+        if context is not None and length >= context:
+            raise ValueError(f"expected a text of less than {context} pieces, got {length}; shorten it")
+
+    def caption(self, kind: str, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+        """What the model says when it is asked to describe."""
+        return self.answer(kind, prepared, [self.describe.format(kind=kind)] * len(prepared), options)
+
+    def answer(
+        self, kind: str, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
+    ) -> list[str]:
+        """Greedy decoding, or beams where options ask for them; `max_length` counts the answer."""
+        asked = [self.asked(kind, item, question) for item, question in zip(prepared, questions, strict=True)]
+        batch = self.processor(text=self.written(asked), **self.media(kind, prepared)).to(self.model.device)
+        given = {"num_beams": options.get("num_beams", 1), "max_new_tokens": options.get("max_length", MAX_NEW_TOKENS)}
+        if "min_length" in options:
+            given["min_new_tokens"] = options["min_length"]
+        found = self.model.generate(**batch, do_sample=False, **given)
+        texts = self.processor.batch_decode(found[:, batch["input_ids"].shape[1] :])
+        for stop in self.processor.stop_strings:
+            texts = [text.partition(stop)[0].rstrip() for text in texts]
+        return texts
+
+    def rank(
+        self, kind: str, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
+    ) -> list[list[tuple[str, float]]]:
+        """Every answer by its likelihood, its end included."""
+        ranked = []
+        for item, question in zip(prepared, questions, strict=True):
+            with torch.no_grad():
+                losses = self.answer_losses(kind, item, self.asked(kind, item, question), answers)
+            shares, order = (-losses).softmax(0).sort(descending=True, stable=True)
+            ranked.append([(answers[i], share) for i, share in zip(order.tolist(), shares.tolist(), strict=True)])
+        return ranked
+
+    def classify(
+        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """Labels by their likelihood as the answer to what is there."""
+        if labels is None:
+            raise ValueError(f"expected labels to choose from for {self.family}, got none; give some")
+        return self.rank(kind, prepared, [self.name.format(kind=kind)] * len(prepared), labels)
+
+    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """These models draw no boxes. Raises ValueError."""
+        raise ValueError(f"expected a model that grounds phrases, got {self.family}; use an mPLUG-2 or ONE-PEACE one")
+
+    def asked(self, kind: str, item: Any, question: str) -> str:
+        """A question with the placeholder of its item; a text stands in the question itself."""
+        return f"{item}\n{question}" if kind == "text" else self.placeholders[kind] + question
+
+    def media(self, kind: str, prepared: Sequence[Any]) -> dict[str, Any]:
+        """Items as arguments of the processor."""
+        return {} if kind == "text" else {f"{kind}s": list(prepared)}
+
+
+def summed_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log likelihood of each row's labels. logits: (batch, seq, vocab), labels: (batch, seq) -> (batch,)."""
+    shifted = logits[:, :-1].float().transpose(1, 2)
+    return F.cross_entropy(shifted, labels[:, 1:], reduction="none", ignore_index=-100).sum(1)
