@@ -137,6 +137,26 @@ def pictures(place: Path) -> None:
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(place)
 
 
+def videos(place: Path) -> None:
+    from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+    config = tf.VideoMAEConfig(**VISION, num_frames=2, tubelet_size=1, num_labels=6)
+    save(tf.VideoMAEForVideoClassification(config), place)
+    size = {"height": 8, "width": 8}
+    VideoMAEImageProcessorPil(size={"shortest_edge": 8}, crop_size=size).save_pretrained(place)
+
+
+def sounds(place: Path, classes: int) -> None:
+    """A head of the kind that transformers calls ForSequenceClassification although it hears."""
+    layers = {"conv_dim": (8, 8), "conv_kernel": (10, 8), "conv_stride": (10, 8), "num_conv_pos_embeddings": 4}
+    config = tf.Wav2Vec2Config(
+        **SIZE, **layers, num_feat_extract_layers=2, num_conv_pos_embedding_groups=2, num_labels=classes,
+        classifier_proj_size=8, vocab_size=8, problem_type="multi_label_classification" if classes > 6 else None,
+    )  # fmt: skip
+    save(tf.Wav2Vec2ForSequenceClassification(config), place)
+    tf.Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(place)
+
+
 def detector(place: Path) -> None:
     config = tf.YolosConfig(
         **(VISION | {"image_size": [16, 16]}), num_detection_tokens=3, id2label={0: "dog", 1: "bowl"}
@@ -187,6 +207,9 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "texts3": lambda place: texts(place, 3),
     "texts1": lambda place: texts(place, 1),
     "pictures": pictures,
+    "videos": videos,
+    "sounds": lambda place: sounds(place, 6),
+    "tags": lambda place: sounds(place, 200),
     "detector": detector,
     "segmenter": segmenter,
 }

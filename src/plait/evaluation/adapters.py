@@ -15,7 +15,7 @@ import torch
 from plait.assistant import Assistant
 from plait.embedder import Embedder
 from plait.embedder.towers import fingerprint
-from plait.evaluation.runners import Ask
+from plait.evaluation.runners import OURS, Ask
 from plait.evaluation.tasks import Capability, Decoding
 from plait.media.image import load_image
 from plait.types import Sample
@@ -24,7 +24,8 @@ ONE_PICTURE = {"blip", "blip-2", "instructblip", "git", "pix2struct", "kosmos-2"
 """Peers that take exactly one picture: several (frames of a video) are laid out in a grid."""
 PLACES_ITSELF = ONE_PICTURE | {"paligemma", "florence2", "fuyu"}
 """Peers whose processor puts the picture in front of the words."""
-OURS = {"one_peace", "mplug2", "mplug_owl", "mplug_owl2"}
+COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
+"""Classes of mPLUG-2 that map media and texts into one space."""
 
 Layout = Callable[[str, int], str]
 LAYOUTS: dict[str, Layout] = {
@@ -34,7 +35,12 @@ LAYOUTS: dict[str, Layout] = {
 """Our families: (words, number of pictures) -> the text that the release feeds."""
 
 
-class _Named:
+def home() -> str:
+    """Where models run: the first GPU when there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Named:
     """Name, family and hash of a model that lies in a directory."""
 
     capabilities: tuple[Capability, ...] = ()
@@ -42,7 +48,7 @@ class _Named:
     def __init__(self, place: str, config: Mapping[str, Any], model: Any) -> None:
         self.name = Path(place).name
         self.family = str(config.get("model_type") or getattr(getattr(model, "config", None), "model_type", "unknown"))
-        self.model = model
+        self.model = model.to(home())
         self._fingerprint: str | None = None
 
     @property
@@ -83,7 +89,7 @@ class EmbedderModel:
         return self.embedder.embed(items, show_progress=False)
 
 
-class TextGenerator(_Named):
+class TextGenerator(Named):
     """Any image-text-to-text model, ours or a peer, and language models alone."""
 
     capabilities: tuple[Capability, ...] = ("generate", "text")
@@ -174,10 +180,6 @@ class TextGenerator(_Named):
 
 def _load_generator(place: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     model_type = config.get("model_type")
-    if model_type in OURS or (Path(place).exists() and not Path(place).is_dir()):
-        from plait.models.auto import load
-
-        return load(place)
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISUAL
 
@@ -200,7 +202,7 @@ def grid(pictures: Sequence[Any]) -> Any:
     return sheet
 
 
-class AssistantModel(_Named):
+class AssistantModel(Named):
     """A model of ours with skills (`plait.Assistant`): captions, answers, boxes and classes of its head.
 
     Several pictures are one clip. The assistant words nothing: what is asked is the question itself.
@@ -257,16 +259,18 @@ def _item(value: Any) -> Any:
     return Sample("text", text=value) if isinstance(value, str) else value
 
 
-class Classifier(_Named):
+class Classifier(Named):
     """A transformers model with a classification head for pictures, sounds, videos or texts."""
 
     capabilities: tuple[Capability, ...] = ("classify",)
 
     def __init__(self, place: str, config: Mapping[str, Any]) -> None:
         import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as HEARING
 
         head = (config.get("architectures") or [""])[0]
-        self.kind = head.rpartition("For")[2].removesuffix("Classification")
+        hears = HEARING.get(config.get("model_type")) == head  # Wav2Vec2 and its kin call it ForSequenceClassification
+        self.kind = "Audio" if hears else head.rpartition("For")[2].removesuffix("Classification")
         model = getattr(transformers, f"AutoModelFor{self.kind}Classification").from_pretrained(place)
         super().__init__(place, config, model.eval())
         reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
@@ -299,7 +303,7 @@ class Classifier(_Named):
         return self.reader([load_image(one) for one in inputs], return_tensors="pt")
 
 
-class Detector(_Named):
+class Detector(Named):
     """A transformers object detector."""
 
     capabilities: tuple[Capability, ...] = ("detect",)
@@ -327,7 +331,7 @@ class Detector(_Named):
         ]
 
 
-class Segmenter(_Named):
+class Segmenter(Named):
     """A transformers model for semantic segmentation."""
 
     capabilities: tuple[Capability, ...] = ("segment",)
@@ -362,12 +366,27 @@ ADAPTERS = cast(
 """Capability -> what opens a directory."""
 
 
-def with_lora(chosen: Capability, place: str, config: Mapping[str, Any], adapter: str | Path) -> Any:
-    """A model of ours with a LoRA merged in memory. Raises ValueError for a peer, which PEFT itself merges."""
-    if config.get("model_type") not in OURS and Path(place).is_dir():
-        raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
-    if chosen == "embed":
-        return EmbedderModel(place, config, Embedder(place, adapter=adapter))
+def open_ours(
+    place: Path, config: Mapping[str, Any], wanted: Sequence[Capability], adapter: str | Path | None = None
+) -> Any:
+    """A model of our families, from its directory or an official checkpoint, as what its class can do.
+
+    adapter: a LoRA to be merged in memory.
+    """
     from plait.models.auto import load
 
-    return TextGenerator(place, config, load(place, adapter=adapter))
+    name = str(place)
+    pair = load(place, adapter=adapter, device=home(), dtype=torch.float32 if home() == "cpu" else None)
+    kind, family = type(pair[0]).__name__, pair[0].config.model_type
+    config = {**config, "model_type": family}
+    if family in LAYOUTS:
+        return TextGenerator(name, config, pair)
+    from plait.evaluation import heads
+
+    if kind == "OnePeaceForClassification":
+        return heads.OnePeaceHead(name, config, pair)
+    if kind == "MPlug2ForSequenceClassification":
+        return heads.MPlug2Head(name, config, pair)
+    if family == "one_peace" or (kind in COMPARING and "embed" in wanted):
+        return EmbedderModel(name, config, Embedder(pair))
+    return AssistantModel(name, config, Assistant(pair))

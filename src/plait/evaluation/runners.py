@@ -19,10 +19,11 @@ from plait.types import Modality
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: its words, and pictures (files, bytes or PIL images) in their order."""
+    """One question: its words, and pictures (files, bytes or PIL images) in their order, or a sound (a file)."""
 
     words: str
     images: tuple[Any, ...] = ()
+    audio: Any = None
 
 
 class Model(Protocol):
@@ -81,6 +82,17 @@ class Classifies(Model, Protocol):
 
 
 @runtime_checkable
+class Decides(Model, Protocol):
+    """Scores the classes of a trained head for words about media. class_words: what the classes are called."""
+
+    class_words: tuple[str, ...]
+
+    def decide(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Words with pictures or a sound -> scores (n, classes), the highest first choice."""
+        ...
+
+
+@runtime_checkable
 class Grounds(Model, Protocol):
     """Boxes for words, from a grounding head."""
 
@@ -108,36 +120,40 @@ class Segments(Model, Protocol):
 
 
 PROTOCOLS: dict[Capability, type] = {
-    "embed": Embeds, "generate": Generates, "text": Generates, "classify": Classifies, "ground": Grounds,
-    "detect": Detects, "segment": Segments,
+    "embed": Embeds, "generate": Generates, "text": Generates, "classify": Classifies, "decide": Decides,
+    "ground": Grounds, "detect": Detects, "segment": Segments,
 }  # fmt: skip
 
 
 def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None) -> Any:
     """Open a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of ours.
 
-    adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use. Raises
-    ValueError where the model has none of them.
+    adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use, best first.
+    Raises ValueError where the model has none of them.
     """
-    place = str(spec).removeprefix("hf:")
-    config = _config(Path(place))
-    if config.get("model_type") in SKILLED:
-        from plait.assistant import Assistant
-        from plait.evaluation.adapters import AssistantModel
-
-        return AssistantModel(place, config, Assistant(place, adapter=adapter))
-    kinds = kinds_of(config, Path(place))
-    wanted = list(wanted)
-    chosen = next((kind for kind in wanted if kind in kinds), None)
-    if chosen is None:
-        raise ValueError(
-            f"expected a model that can {' or '.join(wanted)}, got {place}, which can {' or '.join(kinds)}"
-        )
+    from plait.embedder.towers import locate
     from plait.evaluation import adapters
 
-    if adapter is None:
-        return adapters.ADAPTERS[chosen](place, config)
-    return adapters.with_lora(chosen, place, config, adapter)
+    place, wanted = locate(str(spec).removeprefix("hf:")), list(wanted)
+    config = _config(place)
+    if place.is_file() or config.get("model_type") in OURS:
+        opened = adapters.open_ours(place, config, wanted, adapter)
+        return _able(opened, opened.capabilities, wanted, place)
+    kinds = kinds_of(config, place)
+    chosen = next((kind for kind in wanted if kind in kinds), None)
+    if chosen is None:
+        return _able(None, kinds, wanted, place)
+    if adapter is not None:
+        raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
+    return adapters.ADAPTERS[chosen](str(place), config)
+
+
+def _able(model: Any, kinds: Sequence[Capability], wanted: Sequence[Capability], place: Path) -> Any:
+    if not set(kinds) & set(wanted):
+        raise ValueError(
+            f"expected a model that can {' or '.join(wanted)}, got {place}, which can {' or '.join(kinds) or 'nothing'}"
+        )
+    return model
 
 
 def _config(place: Path) -> dict[str, Any]:
@@ -153,22 +169,15 @@ _HEADS: tuple[tuple[str, Capability], ...] = (
     ("ForObjectDetection", "detect"),
     ("ForSemanticSegmentation", "segment"),
 )
-SKILLED = ("mplug2",)
-"""Families that answer through `plait.Assistant`."""
-_OURS: dict[str, tuple[Capability, ...]] = {
-    "one_peace": ("embed",),
-    "mplug_owl": ("generate", "text"),
-    "mplug_owl2": ("generate", "text"),
-}
+OURS = ("one_peace", "mplug2", "mplug_owl", "mplug_owl2")
+"""Families that `plait.models.auto` opens."""
 
 
 def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
-    """What a model can do, from its configuration; every kind that applies."""
+    """What a peer can do, from its configuration; every kind that applies."""
     if (place / "modules.json").is_file():
         return ("embed",)
     model_type = config.get("model_type", "")
-    if model_type in _OURS:
-        return _OURS[model_type]
     name = (config.get("architectures") or [""])[0]
     for ending, kind in _HEADS:
         if name.endswith(ending):

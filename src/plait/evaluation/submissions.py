@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from plait.evaluation.readers import Item
 from plait.evaluation.readers.choices import LETTERS
+from plait.evaluation.spreadsheet import write_spreadsheet
 from plait.evaluation.tasks import Task
+from plait.metrics.replies import letter
 
 Pairs = Sequence[tuple[Item, str]]
 
@@ -39,20 +40,21 @@ def seed(pairs: Pairs, path: Path) -> Path:
 
 
 def mmmu(pairs: Pairs, path: Path) -> Path:
-    """MMMU: {id: answer}."""
-    return _json(path, {item.id: text for item, text in pairs})
+    """MMMU: {id: answer}, the letter of a multiple-choice question; a reply without a letter is handed in as it is."""
+    return _json(path, {item.id: _lettered(item, text) for item, text in pairs})
+
+
+def _lettered(item: Item, text: str) -> str:
+    return (letter(text, item.choices, "mmmu_official") or text) if item.choices else text
 
 
 def mmbench(pairs: Pairs, path: Path) -> Path:
-    """MMBench: a table index, question, A, B, C, D, prediction. Tab-separated; spreadsheets open it as it is."""
-    path = path.with_suffix(".tsv")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(["index", "question", "A", "B", "C", "D", "prediction"])
-        for item, text in pairs:
-            choices = dict(zip(LETTERS, item.choices or []))
-            table.writerow([item.id, item.question, *(choices.get(letter, "") for letter in "ABCD"), text])
-    return path
+    """MMBench: a spreadsheet index, question, A, B, C, D, prediction."""
+    rows: list[list[str | int]] = [["index", "question", "A", "B", "C", "D", "prediction"]]
+    for item, text in pairs:
+        choices = dict(zip(LETTERS, item.choices or []))
+        rows.append([_number(item.id), item.question or "", *(choices.get(one, "") for one in "ABCD"), text])
+    return write_spreadsheet(path.with_suffix(".xlsx"), rows)
 
 
 WRITERS: Mapping[str, Callable[[Pairs, Path], Path]] = {

@@ -11,11 +11,13 @@ from typing import Literal
 
 from plait.types import Modality
 
-Capability = Literal["embed", "generate", "text", "classify", "ground", "detect", "segment"]
-"""What a model can do for a task: vectors, text about media, text about text, class scores, boxes, masks."""
+Capability = Literal["embed", "generate", "text", "classify", "decide", "ground", "detect", "segment"]
+"""What a model can do for a task: vectors, text about media, text about text, class scores (`classify` of one medium or
+text, `decide` of words about media), boxes, masks."""
 Way = Literal[
-    "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "locate", "detect", "segment"
-]
+    "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "decide", "locate", "detect",
+    "segment", "similarity",
+]  # fmt: skip
 """How predictions are made; see `plait.evaluation.ways`."""
 Status = Literal["readme", "paper", "web", "recalled"]
 """Where a published number was read: the model's read-me, the paper, a third-party table, from memory (unverified)."""
@@ -45,8 +47,9 @@ class Task:
     """One benchmark. `scorer` names a function of `plait.evaluation.scoring`, `rules` its variants, default first.
 
     layouts: readers tried in order. media: what the items hold. labels: for zero-shot classes, the sentence around a
-    class name. size: items of the split. needs: what scoring takes beyond predictions (a judge, a server, people).
-    submission: writer of the file that a test server takes.
+    class name. class_words: what the classes of a family's released head mean. size: items of the split. needs: what
+    scoring takes beyond predictions (a judge, a server, people). submission: writer of the file that a test server
+    takes.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Task:
     family_decoding: Mapping[str, Decoding] = field(default_factory=dict)
     rules: tuple[str, ...] = ()
     labels: str = "{label}"
+    class_words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     num_frames: int = 8
     size: int | None = None
     needs: str = ""

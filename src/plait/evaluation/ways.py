@@ -3,7 +3,9 @@
     prompt: words + pictures -> reply           rank_choices: likelihood of every choice -> index
     retrieve: vectors both ways -> rank and nearest ids
     zero_shot: media x class sentences -> scores    choose_text: media x one text per choice -> index
-    class_scores: a trained head -> scores      locate, detect, segment: boxes, boxes of classes, masks
+    class_scores: a trained head -> scores      decide: words x media x a trained head -> the word of the best class
+    locate, detect, segment: boxes, boxes of classes, masks
+    similarity: cosine of two texts
 
 A row has id, prediction (what is scored), raw (what the model said) and prompt.
 """
@@ -241,18 +243,64 @@ def _scored(items: Sequence[Item], scores: np.ndarray, sentence: str) -> list[Ro
     return [{"id": i.id, "prediction": b, "raw": r, "prompt": sentence} for i, b, r in zip(items, best, raw)]
 
 
+def decide(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """The class that a trained head gives to words about media, as the word that the benchmark uses."""
+    words = class_words(setting.task, setting.model)
+    questions, keys, prompts = {}, [], []
+    for item in items:
+        files = [file for _, file in setting.media(item, ["image"])]
+        prompts.append(item.text or item.question or "")
+        keys.append(key_of("decide", prompts[-1], [setting.relative(file) for file in files]))
+        questions[keys[-1]] = Ask(prompts[-1], tuple(files))
+    found = setting.collect(questions, lambda asks: setting.model.decide(asks).tolist(), setting.task.name)
+    rows = []
+    for item, key, text in zip(items, keys, prompts):
+        scores = found[key]
+        if len(scores) != len(words):
+            raise ValueError(f"expected {len(words)} classes of {setting.model.name}, got {len(scores)} scores")
+        rows.append({"id": item.id, "prediction": words[int(np.argmax(scores))], "raw": scores, "prompt": text})
+    return rows
+
+
+def class_words(task: Task, model: Any) -> tuple[str, ...]:
+    """What the classes of a head mean: as its configuration names them, else as its family's release orders them.
+
+    Raises ValueError where neither tells.
+    """
+    if model.class_words and not all(word.startswith("LABEL_") for word in model.class_words):
+        return model.class_words
+    if (known := task.class_words.get(model.family)) is None:
+        raise ValueError(
+            f"expected names of the classes in id2label of {model.name}, got none; write the answers into config.json"
+        )
+    return known
+
+
 def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """The choice whose sentence " {question} answer: {choice}" lies nearest to the medium (ONE-PEACE's AVQA rule)."""
+    """The choice whose sentence " {question} answer: {choice}" a head scores highest beside the medium (ONE-PEACE's
+    rule for AVQA), or that lies nearest to the medium in the space of an embedder."""
     texts = [[f" {item.question} answer: {choice}" for choice in item.choices or []] for item in items]
-    media = _vectors([setting.media(item, setting.task.media)[0] for item in items], setting, "media")
-    flat = _vectors([("text", text) for row in texts for text in row], setting, "choices")
-    rows, start = [], 0
-    for item, row, vector in zip(items, texts, media):
-        scores = flat[start : start + len(row)] @ vector
-        start += len(row)
-        raw = [round(float(score), 6) for score in scores]
+    media = [setting.media(item, setting.task.media)[0] for item in items]
+    score = _scores_of_head if hasattr(setting.model, "decide") else _similarities
+    rows = []
+    for item, row, scores in zip(items, texts, score(media, texts, setting)):
+        raw = [round(float(one), 6) for one in scores]
         rows.append({"id": item.id, "prediction": int(np.argmax(scores)), "raw": raw, "prompt": row[0]})
     return rows
+
+
+def _similarities(media: Sequence[Any], texts: Sequence[Sequence[str]], setting: Setting) -> list[np.ndarray]:
+    vectors = _vectors(media, setting, "media")
+    flat = _vectors([("text", text) for row in texts for text in row], setting, "choices")
+    ends = np.cumsum([len(row) for row in texts])
+    return [part @ vector for part, vector in zip(np.split(flat, ends[:-1]), vectors)]
+
+
+def _scores_of_head(media: Sequence[Any], texts: Sequence[Sequence[str]], setting: Setting) -> list[np.ndarray]:
+    keys = [[key_of("choice", text, setting.relative(file)) for text in row] for (_, file), row in zip(media, texts)]
+    asks = {k: Ask(t, audio=file) for (_, file), ks, ts in zip(media, keys, texts) for k, t in zip(ks, ts)}
+    found = setting.collect(asks, lambda batch: setting.model.decide(batch).tolist(), setting.task.name)
+    return [np.array([found[key][0] for key in row]) for row in keys]
 
 
 def detect(items: Sequence[Item], setting: Setting) -> list[Row]:
@@ -265,6 +313,14 @@ def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
     """Masks, kept as PNG in base64."""
     found = _per_picture(items, setting, lambda images: [_png(mask) for mask in setting.model.segment(images)])
     return [{"id": item.id, "prediction": mask, "raw": "", "prompt": ""} for item, mask in zip(items, found)]
+
+
+def similarity(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """Cosine of two texts in the space of an embedder."""
+    first = _vectors([("text", item.text) for item in items], setting, "texts")
+    second = _vectors([("text", item.text_pair) for item in items], setting, "texts")
+    cosines = np.round((first * second).sum(axis=1), 6).tolist()
+    return [{"id": i.id, "prediction": x, "raw": [x], "prompt": ""} for i, x in zip(items, cosines)]
 
 
 def _per_picture(items: Sequence[Item], setting: Setting, ask: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
@@ -284,5 +340,6 @@ def _png(mask: np.ndarray) -> str:
 
 WAYS: dict[Way, Callable[[Sequence[Item], Setting], list[Row]]] = {
     "prompt": prompt, "retrieve": retrieve, "zero_shot": zero_shot, "choose_text": choose_text,
-    "rank_choices": rank_choices, "class_scores": class_scores, "locate": locate, "detect": detect, "segment": segment,
+    "rank_choices": rank_choices, "class_scores": class_scores, "decide": decide, "locate": locate, "detect": detect,
+    "segment": segment, "similarity": similarity,
 }  # fmt: skip

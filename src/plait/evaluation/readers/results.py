@@ -6,8 +6,11 @@ from pathlib import Path
 
 from plait.evaluation.readers.files import read_rows, unique
 
-_FIELDS = (("image_id", "caption"), ("question_id", "answer"), ("questionId", "prediction"), ("image", "answer"))
-"""Id and prediction in COCO captions, VQA, GQA and VizWiz files."""
+_FIELDS = (
+    ("image_id", "caption"), ("question_id", "answer"), ("questionId", "prediction"), ("image", "answer"),
+    ("question_id", "prediction"),
+)  # fmt: skip
+"""Id and prediction in COCO captions, VQA, GQA, VizWiz and SEED files."""
 
 
 def read_results(path: Path) -> list[tuple[str, str]]:

@@ -102,7 +102,7 @@ TASKS = (
         ("avqa", "one_peace_aqa"),
         "val",
         ("audio",),
-        {"embed": "choose_text"},
+        {"decide": "choose_text", "embed": "choose_text"},
         "choices",
         "accuracy",
         size=16910,

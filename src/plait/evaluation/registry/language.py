@@ -78,11 +78,11 @@ TASKS = (
     *(
         Task(
             f"glue_{name}",
-            f"GLUE {name.upper()}, a trained head",
+            f"GLUE {name.upper()}, a trained head" + (", or cosine of vectors" if name == "stsb" else ""),
             (f"glue_{name}",),
             "dev",
             ("text",),
-            {"classify": "class_scores"},
+            {"classify": "class_scores", "embed": "similarity"} if name == "stsb" else {"classify": "class_scores"},
             "glue",
             primary,
             size=size,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from plait.evaluation.tasks import Decoding, Task, numbers
+from collections.abc import Mapping
+
+from plait.evaluation.readers.pairs import ENTAILMENT
+from plait.evaluation.tasks import Capability, Decoding, Task, Way, numbers
 
 CAPTION = Decoding(max_new_tokens=60, min_new_tokens=8)
 VIDEO_CAPTION = Decoding(max_new_tokens=60, min_new_tokens=8)
@@ -10,6 +13,7 @@ MPLUG2_CAPTION = {"mplug2": Decoding(max_new_tokens=25, min_new_tokens=8, num_be
 MPLUG2_VIDEO_CAPTION = {"mplug2": Decoding(max_new_tokens=20, min_new_tokens=4, num_beams=5)}
 ANSWER = Decoding(max_new_tokens=10)
 MPLUG2_ANSWER = {"mplug2": Decoding(max_new_tokens=10, num_beams=5)}
+DECIDED: Mapping[Capability, Way] = {"decide": "decide", "generate": "prompt"}
 VQA_RULES = ("official", "release", "evalai")
 
 
@@ -34,13 +38,14 @@ def _caption(name: str, about: str, layouts: tuple[str, ...], split: str, size: 
 
 def _question(name: str, about: str, layouts: tuple[str, ...], split: str, size: int, scorer: str, **more) -> Task:
     primary, media = more.pop("primary", "accuracy"), more.pop("media", ("image",))
+    ways: Mapping[Capability, Way] = more.pop("ways", {"generate": "prompt"})
     return Task(
         name,
         about,
         layouts,
         split,
         media,
-        {"generate": "prompt"},
+        ways,
         scorer,
         primary,
         prompt="short",
@@ -106,6 +111,7 @@ TASKS = (
         "val",
         214354,
         "vqa",
+        ways=DECIDED,
         rules=VQA_RULES,
         submission="vqa",
         published=numbers("readme", one_peace="82.6/82.5", owl2="79.4", owl21="79.9", mplug="81.27/81.26")
@@ -170,10 +176,11 @@ TASKS = (
         ("nlvr2_official", "one_peace_nlvr2"),
         "test-P",
         ("image",),
-        {"generate": "prompt"},
+        DECIDED,
         "statements",
         "accuracy",
         prompt="statement",
+        class_words={"one_peace": ("True", "False"), "mplug2": ("False", "True")},
         size=6967,
         published=numbers("readme", one_peace="87.8/88.3", mplug="84.58/84.95"),
     ),
@@ -183,10 +190,11 @@ TASKS = (
         ("snli_ve",),
         "test",
         ("image",),
-        {"generate": "prompt"},
+        DECIDED,
         "entailment",
         "accuracy",
         prompt="entailment",
+        class_words={"mplug2": ENTAILMENT},
         size=17901,
         published=numbers("readme", mplug="89.45/89.29"),
     ),
