@@ -122,6 +122,16 @@ def test_heads_decide_in_any_batch_as_alone(opened: Any, tmp_path: Path) -> None
             model.decide([Ask("one", (pictures[0],))])
 
 
+@pytest.mark.parametrize("name", ["one_peace", "mplug2_retrieval"])
+def test_embedders_tell_texts_and_pictures_apart(name: str, opened: Any) -> None:
+    from PIL import Image
+
+    pictures = [{"image": Image.effect_mandelbrot((24, 20), (-2 + i, -1, 1, 1), 20).convert("RGB")} for i in range(2)]
+    made = opened(name, "embed").embed([{"text": "two dogs"}, {"text": "snow"}, *pictures])
+    assert np.linalg.norm(made, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert (made @ made.T)[np.triu_indices(4, 1)].max() < 0.9999
+
+
 def test_classes_are_named_by_the_configuration_or_the_release(opened: Any) -> None:
     assert class_words(TASKS["vqav2"], opened("one_peace_vqav2", "decide")) == ("yes", "2", "no")
     assert class_words(TASKS["nlvr2"], opened("one_peace_nlvr2", "decide")) == ("True", "False")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,17 +42,62 @@ def test_several_modalities_of_one_item_are_fused_and_sounds_keep_their_rate() -
         items_of({"title": ["a"]})
 
 
-def test_mteb_runs_it(encoder: MtebEncoder, tmp_path: Path) -> None:
-    mteb = pytest.importorskip("mteb", reason="mteb is not installed; pip install 'plait[mteb]'")
-    from mteb.models import EncoderProtocol
+def test_mteb_runs_one_peace_on_tiny_data(tmp_path: Path) -> None:
+    mteb: Any = pytest.importorskip("mteb", reason="mteb is not installed; pip install 'plait[mteb]'")
+    from tiny_families import FAMILIES
 
-    assert isinstance(encoder, EncoderProtocol)
-    assert encoder.mteb_model_meta.name == "plait/embedder"
-    loader = pytest.importorskip("mteb._create_dataloaders")
-    from datasets import Dataset
+    FAMILIES["one_peace"](tmp_path / "one-peace")
+    encoder = MtebEncoder(tmp_path / "one-peace")
+    assert isinstance(encoder, mteb.models.EncoderProtocol)
+    tasks = [colours(mteb), sentences(mteb)]
+    found = mteb.evaluate(encoder, tasks=tasks, cache=None, co2_tracker=False, show_progress_bar=False)
+    assert found.model_name == "plait/one-peace"
+    assert found.model_revision == encoder.embedder.fingerprint
+    scores = {result.task_name: result.get_score() for result in found.task_results}
+    pictures, names = [{"image": Image.new("RGB", (9, 9), c)} for c in COLOURS], [{"text": c} for c in ("red", "blue")]
+    nearest = (encoder.embedder.embed(pictures) @ encoder.embedder.embed(names).T).argmax(axis=1)
+    assert scores["TinyColours"] == pytest.approx((nearest == [0, 1, 0]).mean())
+    assert -1 <= scores["TinySentences"] <= 1
 
-    rows = Dataset.from_dict({"text": ["red", "blue", "green"]})
-    task = mteb.get_task("STS12")
-    batches = loader.create_dataloader(rows, task_metadata=task.metadata, batch_size=2)
-    made = encoder.encode(batches, task_metadata=task.metadata, hf_split="test", hf_subset="default")
-    assert made.shape == (3, 8)
+
+COLOURS = ("red", "blue", "darkred")
+
+
+def about(mteb: Any, name: str, kind: str, modalities: list[str], category: str, score: str) -> Any:
+    """What mteb wants to know of a task."""
+    return mteb.TaskMetadata(
+        name=name, description="tiny", type=kind, modalities=modalities, category=category, main_score=score,
+        dataset={"path": "tiny/tiny", "revision": "1"}, eval_langs=["eng-Latn"], eval_splits=["test"],
+    )  # fmt: skip
+
+
+def colours(mteb: Any) -> Any:
+    """Three pictures to be named: a task of mteb with its data in memory."""
+    from datasets import Dataset, DatasetDict
+
+    class TinyColours(mteb.abstasks.AbsTaskZeroShotClassification):
+        metadata = about(mteb, "TinyColours", "ZeroShotClassification", ["image", "text"], "i2t", "accuracy")
+
+        def load_data(self, **_: Any) -> None:
+            rows = {"image": [Image.new("RGB", (9, 9), colour) for colour in COLOURS], "label": [0, 1, 0]}
+            self.dataset, self.data_loaded = DatasetDict(test=Dataset.from_dict(rows)), True
+
+        def get_candidate_labels(self) -> list[str]:
+            return ["red", "blue"]
+
+    return TinyColours()
+
+
+def sentences(mteb: Any) -> Any:
+    """Three pairs of sentences."""
+    from datasets import Dataset, DatasetDict
+
+    class TinySentences(mteb.abstasks.AbsTaskSTS):
+        metadata = about(mteb, "TinySentences", "STS", ["text"], "t2t", "cosine_spearman")
+
+        def load_data(self, **_: Any) -> None:
+            first, second = ["a dog runs", "snow falls", "two birds"], ["a dog is running", "a red car", "a bird sings"]
+            rows = {"sentence1": first, "sentence2": second, "score": [5.0, 0.0, 2.0]}
+            self.dataset, self.data_loaded = DatasetDict(test=Dataset.from_dict(rows)), True
+
+    return TinySentences()

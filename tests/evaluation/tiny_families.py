@@ -16,7 +16,8 @@ VIT = {"dim": 16, "num_heads": 2, "num_layers": 1, "mlp_dim": 16}
 ONE_PEACE = {
     "dim": 16, "num_heads": 2, "num_layers": 1, "mlp_dim": 16, "text_bucket_size": 8, "image_bucket_size": 4,
     "image_rel_bucket_size": 2, "audio_bucket_size": 16, "audio_conv_spec": ((8, 10, 5), (8, 3, 2), (8, 2, 2)),
-    "audio_position_groups": 4, "sampling_rate": 8000, "max_audio_seconds": 0.5, "min_audio_seconds": 0.1,
+    "audio_position_groups": 4, "layer_scale": 0.3, "sampling_rate": 8000, "max_audio_seconds": 0.5,
+    "min_audio_seconds": 0.1,
 }  # fmt: skip
 
 

@@ -39,8 +39,10 @@ def coco_captions(source: Source) -> list[Item]:
 def nocaps(source: Source) -> list[Item]:
     """NoCaps: as COCO, with the domain of every image as its category; the test file has pictures only."""
     items = _coco(source, "file_name")
-    if (bare := next((item for item in items if item.captions and item.category is None), None)) is not None:
-        raise ValueError(f"{source['annotations'].name}: expected a 'domain' for every image, got none for {bare.id}")
+    for number, item in enumerate(items, 1):
+        if item.captions and item.category is None:
+            place = f"{source['annotations'].name}, images, row {number}"
+            raise ValueError(f"{place}: expected field 'domain' of image {item.id}, got none; is this the right file?")
     return items
 
 

@@ -22,9 +22,10 @@ def scienceqa(source: Source) -> list[Item]:
     """ScienceQA: in the order of pid_splits.json; the picture of a problem is <split>/<id>/<image>."""
     problems = read_record(source["problems"])
     items = []
-    for key in read_record(source["splits"]).texts(source.split):
+    for number, key in enumerate(read_record(source["splits"]).texts(source.split), 1):
         if key not in problems:
-            raise ValueError(f"{source['splits'].name}: expected ids of {source['problems'].name}, got {key!r}")
+            place = f"{source['splits'].name}, field {source.split!r}, row {number}"
+            raise ValueError(f"{place}: expected an id of {source['problems'].name}, got {key!r}")
         row = problems.record(key)
         image = row.optional("image")
         item = Item(

@@ -101,7 +101,7 @@ class Row(Mapping[str, Any]):
         """A value that must be among `allowed`."""
         value, allowed = self[name], list(allowed)
         if value not in allowed:
-            raise self.wrong(name, f"one of {', '.join(map(str, allowed[:12]))}", value)
+            raise self.wrong(name, f"one of {', '.join(map(str, allowed[:12])) or 'nothing'}", value)
         return value
 
     def wrong(self, name: str, expected: str, value: Any) -> ValueError:
