@@ -59,7 +59,7 @@ def peer_for(name: str, capability: Capability) -> str:
         kinds_of_heads = {"image": "pictures", "video": "videos", "audio": "tags" if name == "fsd50k" else "sounds"}
         return LABELS.get(name, "texts2") if task.media == ("text",) else kinds_of_heads[task.media[0]]
     if capability == "embed":
-        return "clap" if task.media == ("audio",) else "clip"
+        return {("audio",): "clap", ("text",): "sentence"}.get(task.media, "clip")
     kinds: dict[Capability, str] = {
         "generate": "llava",
         "text": "language",

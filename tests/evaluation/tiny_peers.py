@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,32 @@ def texts(place: Path, classes: int) -> None:
     letters_tokenizer().save_pretrained(place)
 
 
+def sentence(place: Path) -> None:
+    """A directory of sentence-transformers: a transformer and mean pooling."""
+    config = tf.BertConfig(**SIZE, vocab_size=VOCABULARY, max_position_embeddings=256)
+    save(tf.BertModel(config), place)
+    letters_tokenizer().save_pretrained(place)
+    (place / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 8, "pooling_mode_mean_tokens": True}
+    (place / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    modules(place, Transformer="", Pooling="1_Pooling")
+
+
+def sentence_clip(place: Path) -> None:
+    """CLIP as sentence-transformers keeps it."""
+    clip(place / "0_CLIPModel")
+    modules(place, CLIPModel="0_CLIPModel")
+
+
+def modules(place: Path, **parts: str) -> None:
+    """The list of modules of a sentence-transformers directory: name -> folder."""
+    rows = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (name, path) in enumerate(parts.items())
+    ]
+    (place / "modules.json").write_text(json.dumps(rows))
+
+
 def pictures(place: Path) -> None:
     save(tf.ViTForImageClassification(tf.ViTConfig(**VISION, num_labels=6)), place)
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(place)
@@ -203,6 +230,8 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "clip": clip,
     "clap": clap,
     "language": language,
+    "sentence": sentence,
+    "sentence_clip": sentence_clip,
     "texts2": lambda place: texts(place, 2),
     "texts3": lambda place: texts(place, 3),
     "texts1": lambda place: texts(place, 1),
