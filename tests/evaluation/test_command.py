@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,8 +84,19 @@ def test_peers_and_ours_run_the_same_tasks(
     assert again["scores"] == pytest.approx(result["scores"], nan_ok=True)
 
 
+def test_missing_media_are_told_before_a_model_is_opened(tmp_path: Path, capsys: Any) -> None:
+    data, _ = fixture(TASKS["vqav2"], "vqav2", tmp_path / "data")
+    for path in data.glob("*.jpg"):
+        path.unlink()
+    assert main(["eval", "vqav2", str(tmp_path / "no-such-model"), "--data", str(data)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"got none for 3: (COCO_val2014_\d{12}\.jpg[,;] ){3}add them", error)
+    assert len(error.strip().splitlines()) == 1
+
+
 def test_what_a_peer_cannot_do_is_one_line(models: Callable[[str], str], tmp_path: Path, capsys: Any) -> None:
-    assert main(["eval", "vqav2", models("clip"), "--data", str(tmp_path)]) == 1
+    data, _ = fixture(TASKS["vqav2"], "vqav2", tmp_path / "data")
+    assert main(["eval", "vqav2", models("clip"), "--data", str(data)]) == 1
     error = capsys.readouterr().err
     assert "expected a model that can decide or generate" in error
     assert len(error.strip().splitlines()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tiny_families import FAMILIES
 from whole_fixtures import fixture
 
+from plait.evaluation.media_files import media_of
 from plait.evaluation.prompts import BY_FAMILY
 from plait.evaluation.readers import read
 from plait.evaluation.registry import TASKS
@@ -100,6 +102,37 @@ def test_a_family_runs_a_task_end_to_end(
     assert result["score"] is not None
     assert result["model"]["way"] == task.ways[capability]
     assert model.startswith(result["model"]["family"])
+
+
+FROM_FILES = ("image_folder", "mmbench")
+"""Tasks whose media are the annotation, or lie inside it."""
+NEED_MEDIA = [
+    case
+    for case in CASES
+    if TASKS[case[0]].media != ("text",) and case[0] not in FROM_FILES and case[1] in ("mplug_owl2", "one_peace")
+]
+
+
+@pytest.mark.parametrize(("name", "model", "capability"), NEED_MEDIA)
+def test_a_missing_medium_is_listed_first_and_counts_as_wrong_when_skipped(
+    name: str, model: str, capability: Capability, opened: Any, tmp_path: Path
+) -> None:
+    task = dataclasses.replace(TASKS[name], decoding=Decoding(max_new_tokens=2), num_frames=2)
+    data, split = fixture(task, task.layouts[0], tmp_path / "data")
+    items = read(data, task.layouts[:1], split)[0]
+    gone = next((name for item in items for _, name in media_of(item, task.media) if isinstance(name, str)), None)
+    assert gone is not None
+    for path in data.rglob(f"{Path(gone).stem}.*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=f"got none for 1: {re.escape(gone)}"):
+        evaluate(task, opened(model, capability), data, None, Options(split=split, show_progress=False))
+    options = Options(split=split, show_progress=False, skip_missing=True)
+    if task.scorer == "retrieval" and len(items) == 1:
+        return  # nothing is left to be found
+    result = evaluate(task, opened(model, capability), data, tmp_path / "out", options)
+    failed = result["failures"]["media missing"]
+    assert failed["count"] >= 1
+    assert all(value == 0 for name, value in result["units"].items() if name in failed["ids"])
 
 
 def test_no_task_is_without_a_family_but_those_for_detectors_and_segmenters() -> None:

@@ -95,7 +95,7 @@ def _run(
 ) -> str:
     from plait.evaluation.registry import task_named
     from plait.evaluation.result import headline
-    from plait.evaluation.run import PAGE, check_rule, evaluate, score_file
+    from plait.evaluation.run import PAGE, check_rule, evaluate, prepare, score_file
 
     task = task_named(name)
     check_rule(task, options.rule)
@@ -109,7 +109,8 @@ def _run(
         spec = _required(model, name)
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
         out = out or Path("runs") / "eval" / own
-        result = evaluate(task, open_model(spec, task.ways, adapter), data, out, options)
+        loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
+        result = evaluate(task, open_model(spec, task.ways, adapter), loaded, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)
     lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]

@@ -19,6 +19,7 @@ from plait.evaluation.media_files import MediaFiles, missing_line, missing_media
 from plait.evaluation.readers import Item, read
 from plait.evaluation.readers.files import read_rows, unique
 from plait.evaluation.tasks import Task, Way
+from plait.types import Modality
 
 PREDICTIONS, CACHE, RESULT, PAGE, SUBMISSION = (
     "predictions.jsonl", "cache.jsonl", "result.json", "result.html", "submission.json",
@@ -66,18 +67,29 @@ def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
     return Loaded(items[: options.limit], MediaFiles(data, options.template), split, layout, len(items))
 
 
-def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
-    """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl.
+def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
+    """Items of a task whose media are there. Needs no model: call it before one is opened.
 
-    Raises ValueError that lists missing media before the model is asked anything.
+    Raises ValueError where annotation files are absent or malformed, and one that lists missing media.
     """
-    from plait.evaluation.ways import WAYS, Setting
-
-    way = way_of(task, model)
-    modalities = [m for m in task.media if m != "text"]
-    missing = set(missing_media(loaded.items, loaded.files, modalities))
+    check_rule(task, options.rule)
+    loaded = load_items(task, data, options)
+    missing = missing_media(loaded.items, loaded.files, _seen(task))
     if missing and not options.skip_missing:
         raise ValueError(missing_line(sorted(missing), loaded.files.root))
+    return loaded
+
+
+def _seen(task: Task) -> list[Modality]:
+    return [modality for modality in task.media if modality != "text"]
+
+
+def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
+    """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl."""
+    from plait.evaluation.ways import WAYS, Setting
+
+    way, modalities = way_of(task, model), _seen(task)
+    missing = set(missing_media(loaded.items, loaded.files, modalities))
     present = [item for item in loaded.items if not missing & _names(item, modalities)]
     about = {
         "model": model.name,
@@ -118,13 +130,15 @@ def way_of(task: Task, model: Any) -> Way:
 
 
 def evaluate(
-    task: Task, model: Any, data: str | Path, out: Path | None, options: Options | None = None
+    task: Task, model: Any, data: str | Path | Loaded, out: Path | None, options: Options | None = None
 ) -> dict[str, Any]:
-    """Run a task with an open model (see `plait.evaluation.runners`); returns the result that result.json holds."""
+    """Run a task with an open model (see `plait.evaluation.runners`); returns the result that result.json holds.
+
+    data: the directory of the data set, or what `prepare` made of it.
+    """
     options = options or Options()
-    check_rule(task, options.rule)
     started = time.perf_counter()
-    loaded = load_items(task, data, options)
+    loaded = data if isinstance(data, Loaded) else prepare(task, data, options)
     rows = predict(task, model, loaded, options, out)
     about = {
         "name": model.name,

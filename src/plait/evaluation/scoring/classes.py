@@ -24,7 +24,7 @@ def top_k(scoring: Scoring) -> Scored:
         "top1": scored.scores["accuracy"],
         "top5": 100 * float(np.mean(within)),
         "mean_per_class": float(np.mean(list(per_class.values()))),
-        "chance_top1": 100 / max((len(row["raw"] or []) for row in scoring.rows), default=1),
+        "chance_top1": 100 / (max((len(row["raw"] or []) for row in scoring.rows), default=0) or 1),
     }
     scored.categories = per_class if len(per_class) <= 100 else {}
     return scored

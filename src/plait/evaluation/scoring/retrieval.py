@@ -12,17 +12,24 @@ def retrieval(scoring: Scoring) -> Scored:
     """R@1/5/10 in percent, median and mean rank of both directions; mean_recall = the mean of the six recalls.
 
     Units are items: the mean over the item's own query and its captions' queries, each direction weighted alike.
+    An item without its medium is found by nothing and finds nothing: its rank and its captions' lie behind everything.
     """
-    known = {item.id for item in scoring.items}
+    known = {item.id: item for item in scoring.items}
+    missing = [known[row["id"]] for row in scoring.rows if row.get("failed") and row["id"] in known]
     ranks: dict[str, dict[str, int]] = {}
-    for row in scoring.rows:
+    for row in (row for row in scoring.rows if not row.get("failed")):
         direction, _, name = row["id"].partition(":")
         if name.partition("#")[0] not in known or ">" not in direction:
             raise ValueError(f"expected ids such as image>text:ITEM of this split, got {row['id']!r}")
-        if row["prediction"] is not None:
-            ranks.setdefault(direction, {})[name] = int(row["prediction"])
+        ranks.setdefault(direction, {})[name] = int(row["prediction"])
     if not ranks:
         raise ValueError("expected ranks to score, got none; was every medium missing?")
+    behind = 1 + max(10, len(known), sum(len(item.captions or []) for item in known.values()))
+    for direction, found in ranks.items():
+        asks_in_text = direction.startswith("text>")
+        for item in missing:
+            names = [f"{item.id}#gone{i}" for i in range(len(item.captions or []))] if asks_in_text else [item.id]
+            found |= dict.fromkeys(names, behind)
     scores: dict[str, float] = {}
     for direction, found in ranks.items():
         values = np.array(list(found.values()))
@@ -33,7 +40,7 @@ def retrieval(scoring: Scoring) -> Scored:
         }
     recalls = [value for name, value in scores.items() if "R@" in name]
     scores["mean_recall"] = float(np.mean(recalls))
-    return Scored(scores, units=_units(ranks), notes=_notes(scoring))
+    return Scored(scores, units=_units(ranks), notes=_notes(len(missing), behind))
 
 
 def _units(ranks: dict[str, dict[str, int]]) -> dict[str, float]:
@@ -48,6 +55,5 @@ def _units(ranks: dict[str, dict[str, int]]) -> dict[str, float]:
     return units
 
 
-def _notes(scoring: Scoring) -> list[str]:
-    gone = sum(row["prediction"] is None for row in scoring.rows)
-    return [f"{gone} items without media are left out of queries and galleries"] if gone else []
+def _notes(missing: int, behind: int) -> list[str]:
+    return [f"{missing} items without media count as rank {behind} in both directions"] if missing else []

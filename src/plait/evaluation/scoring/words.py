@@ -48,9 +48,9 @@ def mme(scoring: Scoring) -> Scored:
 
 @scorer("pope")
 def pope(scoring: Scoring) -> Scored:
-    """Accuracy, precision, recall and F1 of yes, and the share of yes, in percent."""
+    """Accuracy, precision, recall and F1 of yes, and the share of yes, in percent. No reply is wrong, not yes."""
     scoring.keep(lambda item: bool(item.answers), "answer")
-    said = {item.id: pope_label(reply) for item, reply in zip(scoring.items, scoring.replies())}
+    said = {i.id: pope_label(reply) if reply else "none" for i, reply in zip(scoring.items, scoring.replies())}
     right = {item.id: (item.answers or [""])[0] for item in scoring.items}
     scored = accuracy({name: float(label == right[name]) for name, label in said.items()}, scoring.items)
     yes = np.array([label == "yes" for label in said.values()])
