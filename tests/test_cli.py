@@ -57,7 +57,7 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("work value", 1, "plait: expected a model, got a cat; give a model"),
         ("work usage", 2, "plait: expected a query, got none; add --text"),
-        ("work file", 1, "plait: No such file or directory: a.jpg"),
+        ("work file", 1, "plait: expected to read or write a.jpg, got no such file or directory; check the path"),
         (
             "work package",
             1,

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import plait
-from plait.errors import MissingExtraError, UsageError, missing_line
+from plait.errors import MissingExtraError, UsageError, missing_line, os_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = args
     if name not in VERBS:
         return _fail(f"expected a verb, got {name!r}; {_nearest(name)}", 2)
-    return run_verb(name, rest, debug=debug)
+    code = run_verb(name, rest, debug=debug)
+    if code == INTERRUPTED and argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # threads are joined now: another Ctrl-C would print a traceback
+    return code
 
 
 def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
@@ -145,8 +149,11 @@ def _is_missing_package(error: ImportError) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror:
+        text = os_line(error)
+    elif (option := getattr(error, "option_name", None)) and (known := getattr(error, "possibilities", None)):
+        nearest = get_close_matches(option, known, n=1, cutoff=0.0)[0]
+        text = f"expected an option of this verb, got {option!r}; did you mean {nearest!r}?"
     elif isinstance(error, ModuleNotFoundError):
         text = missing_line(error)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
@@ -13,6 +14,24 @@ class UsageError(ValueError):
 
 class MissingExtraError(ImportError):
     """An optional package is needed and not installed; the message holds the install line."""
+
+
+_ROOM = "free some space and run the same command again: what is committed is kept"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.EACCES: "check its owner and permissions",
+    errno.EPERM: "check its owner and permissions",
+    errno.EROFS: "choose a place that can be written",
+}
+
+
+def os_line(error: OSError) -> str:
+    """One line for what the operating system refused: what was wanted, its reason, what to do."""
+    what = "a file" if error.filename is None else str(error.filename)
+    remedy = _REMEDIES.get(error.errno or 0, "check the path")
+    return f"expected to read or write {what}, got {str(error.strerror).lower()}; {remedy}"
 
 
 def extra_of(module: str) -> str | None:

@@ -57,6 +57,14 @@ def test_index_and_search_from_the_command_line(
     assert main(["index", "update", str(index), "--where", "path LIKE '%red.png'", "--caption", "rouge"]) == 0
     assert main(["index", "list", str(index), "--where", "caption = 'rouge'", "--json"]) == 0
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["path"].endswith("red.png")
+    copy = media.parent / "copy.png"
+    copy.write_bytes((media / "red.png").read_bytes())
+    assert main(["index", "add", str(index), str(copy), "--keep-duplicates"]) == 0
+    capfd.readouterr()
+    assert main(["index", "dedup", str(index)]) == 0
+    out, err = capfd.readouterr()
+    assert "1 deleted, 3 left" in out
+    assert err.startswith(f"duplicate: {copy}: same content as ")
     assert main(["index", "delete", str(index), str(media / "blue.png")]) == 0
     assert "1 deleted, 2 left" in capfd.readouterr().out
     assert main(["index", "optimize", str(index)]) == 0

@@ -117,6 +117,19 @@ def test_equal_content_is_added_once_unless_asked(index: Index, media: Path) -> 
     assert index.add(str(media / "copy.png"), deduplicate=False).added == 1
 
 
+def test_rows_of_equal_content_are_deleted_and_the_first_stays(index: Index, media: Path) -> None:
+    before = {row["path"] for row in index.list()}
+    copies = [media / f"copy'{n}.png" for n in range(3)]  # a quote in a name is part of the name
+    for copy in copies:
+        copy.write_bytes((media / "red.png").read_bytes())
+    assert index.add(copies, deduplicate=False).added == 3
+    found = index.deduplicate()
+    assert sorted(problem.path for problem in found) == sorted(map(str, copies))
+    assert all(problem.reason.startswith("same content as ") for problem in found)
+    assert {row["path"] for row in index.list()} == before
+    assert index.deduplicate() == []
+
+
 def test_strange_files_are_skipped_with_reasons(index: Index, media: Path) -> None:
     strange = media / "strange"
     strange.mkdir()

@@ -70,7 +70,7 @@ def read_manifest(
             if (first := seen.setdefault(sample.id, number)) != number:
                 raise ValueError(f"field 'id': {sample.id!r:.80} is already on line {first}; give every row its own id")
         except ValueError as error:
-            message = f"{file}, line {number}: {error}"
+            message = f"{file}, line {number}: {error}" + ("" if ";" in str(error) else "; correct the row")
             if on_bad == "raise":
                 raise ValueError(message) from error
             report.messages.append(message)

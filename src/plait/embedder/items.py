@@ -141,7 +141,7 @@ def kind_of_file(path: Path) -> Modality:
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
     kind = kind_of(path)
     if kind is None or kind == "text":
-        raise ValueError(f"expected an image, video or audio file, got {path}: its content is none of them")
+        raise ValueError(f"expected an image, video or audio file, got {path}: its content is none; pass media")
     return kind
 
 

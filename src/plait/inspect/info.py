@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from plait.models import shipped
 from plait.types import MODALITIES
@@ -42,7 +43,7 @@ def model_info(path: str | Path) -> ModelInfo:
         raise ValueError(f"expected a model directory, got the file {path}; plait convert makes a directory of it")
     config_file, weights = path / "config.json", sorted(path.glob("*.safetensors"))
     if not config_file.is_file() or not weights:
-        raise ValueError(f"expected config.json and *.safetensors in {path}; pass a model directory")
+        raise ValueError(f"expected config.json and *.safetensors in {path}, got no such files; pass a model directory")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -50,12 +51,10 @@ def model_info(path: str | Path) -> ModelInfo:
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for file in weights:
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                view = tensors.get_slice(name)
-                count = prod(view.get_shape())
-                parts[part_of(name)] += count
-                dtypes[view.get_dtype()] += count
+        for name, shape, dtype in _tensors(file):
+            count = prod(shape)
+            parts[part_of(name)] += count
+            dtypes[dtype] += count
     return ModelInfo(
         path=str(path),
         family=config.get("model_type", "unknown"),
@@ -67,6 +66,17 @@ def model_info(path: str | Path) -> ModelInfo:
         bytes=sum(file.stat().st_size for file in weights),
         license=_license(path / "README.md"),
     )
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, list[int], str]]:
+    """(name, shape, dtype) of every tensor. ValueError for a damaged file."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                view = tensors.get_slice(name)
+                yield name, view.get_shape(), view.get_dtype()
+    except SafetensorError as error:
+        raise ValueError(f"expected a whole safetensors file, got {file}: {error}; fetch or write it again") from error
 
 
 def part_of(name: str) -> str:

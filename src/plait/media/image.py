@@ -48,6 +48,8 @@ def load_image(
             raise
         except Image.UnidentifiedImageError as error:
             raise refusal("image", source, f"not one of {', '.join(FORMATS)}", "convert it to PNG or JPEG") from error
+        except Image.DecompressionBombError as error:  # Pillow's own limit, which `max_pixels` cannot raise
+            raise refusal("image", source, error, "scale it down") from error
         except Exception as error:  # decoders of damaged files raise nearly everything
             raise refusal("image", source, error) from error
 

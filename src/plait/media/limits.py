@@ -60,7 +60,7 @@ def name_of(source: object) -> str:
 
 def refusal(kind: str, source: object, got: object, remedy: str = "check the file") -> MediaError:
     """The error `expected an image file, got photo.jpg: ...; remedy`."""
-    reason = " ".join(str(got).split()) or type(got).__name__
+    reason = " ".join(str(got).split()).rstrip(".") or type(got).__name__
     article = "an" if kind[0] in "aeiou" else "a"
     return MediaError(f"expected {article} {kind} file, got {name_of(source)}: {reason}; {remedy}")
 

@@ -13,17 +13,27 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+)
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from plait.errors import UsageError
 from plait.models import shipped
 from plait.models.merge import apply_adapter, with_official_adapter
 from plait.weights.files import Checkpoint, read_checkpoint
 from plait.weights.state import StateError
+
+Config = TypeVar("Config", bound=PreTrainedConfig)
 
 FAMILIES = {
     "one_peace": "plait.models.one_peace.family",
@@ -75,6 +85,18 @@ def is_model_directory(place: Path) -> bool:
     return place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place)
 
 
+def load_config(path: str | Path, family: type[Config]) -> Config:
+    """The configuration in a model directory of one family. Raises UsageError where it is of another, or none."""
+    place = Path(path)
+    if not (place / "config.json").is_file():
+        raise UsageError(f"expected a model directory with config.json, got {place}; check the path")
+    config = AutoConfig.from_pretrained(place)
+    if not isinstance(config, family):
+        found = f"{place} of {config.model_type}"
+        raise UsageError(f"expected a model directory of {family.model_type}, got {found}; pass one of that family")
+    return config
+
+
 def load_processor(path: str | Path) -> Any:
     """The processor of a model directory, without its model."""
     place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
@@ -103,7 +125,8 @@ def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, 
             return model, processor
         return family.from_official(merged, **options)
     raise ValueError(
-        f"expected an official checkpoint of {', '.join(FAMILIES)}, got keys such as {', '.join(keys[:3]) or 'none'}"
+        f"expected an official checkpoint of {', '.join(FAMILIES)}, got keys such as "
+        f"{', '.join(keys[:3]) or 'none'}; pass one of these families, whole and as published"
     )
 
 

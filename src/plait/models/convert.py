@@ -60,7 +60,7 @@ def convert_command(
     if official_config is not None:
         options["official_config"] = _read_config(official_config)
     if not as_json:
-        typer.echo(f"reading {src}", err=True)
+        typer.echo(f"reading {src}")
     done = convert(src, dst, dtype=dtype, branch=branch or None, **options)
     if as_json:
         typer.echo(json.dumps(asdict(done)))

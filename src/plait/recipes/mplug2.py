@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from plait.models.auto import load_processor
+from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.family import processor_for
@@ -70,7 +70,7 @@ def pretraining(
     steps, epochs = _length(steps, epochs)
     changes: dict[str, Any] = {"queue_size": queue_size, "universal_sharing": universal_sharing}
     changes["instructions"] = instructions
-    config = MPlug2Config.preset(preset, **changes) if init is None else MPlug2Config.from_pretrained(init)
+    config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
     processor = processor_for(config) if init is None else load_processor(init)
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")

@@ -20,7 +20,7 @@ from plait.data.compose import held_out_pairs
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, SoundsWithWords
-from plait.models.auto import load_processor
+from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.loading import from_directory
 from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays
@@ -107,7 +107,7 @@ def stage2(
     Published: 10 epochs over 2.4 M pairs, batch 3,072.
     """
     root = data_directory(data)
-    config = OnePeaceConfig.from_pretrained(init)
+    config = load_config(init, OnePeaceConfig)
     processor = load_processor(init)
     source = partial(
         SoundsWithWords,
@@ -141,8 +141,8 @@ def stage2(
 
 
 def whole_model(init: str) -> OnePeaceForPreTraining:
-    """Encoder and decoder of a directory that stage 1 wrote."""
-    model = from_directory(Path(init), model_class=OnePeaceForPreTraining)
+    """Encoder and decoder of a directory that stage 1 wrote, in float32: what trains in less is the loop's choice."""
+    model = from_directory(Path(init), dtype=torch.float32, model_class=OnePeaceForPreTraining)
     assert isinstance(model, OnePeaceForPreTraining)
     return model
 

@@ -54,7 +54,7 @@ def retrieval(request: Request) -> Job:
                 "ids": ids}  # fmt: skip
 
     return Job(
-        build=lambda: from_directory(request.model, model_class=OnePeaceModel),
+        build=lambda: from_directory(request.model, dtype=torch.float32, model_class=OnePeaceModel),
         stage=_stage(request, processor, collate, partial(contrast, request.medium), read=True),
         predict=lambda model, rows: (
             _vectors(model, processor, rows, request.medium), _text_vectors(model, processor, map(text_of, rows))
@@ -108,7 +108,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
 
 def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassification:
     """The encoder of a model directory under a fresh head for `labels`."""
-    encoder = from_directory(directory, model_class=OnePeaceModel)
+    encoder = from_directory(directory, dtype=torch.float32, model_class=OnePeaceModel)
     config = copy.deepcopy(encoder.config)
     assert isinstance(config, OnePeaceConfig)
     config.decoder = None

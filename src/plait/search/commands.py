@@ -54,7 +54,7 @@ def embed(
     check_output(out, overwrite=overwrite)
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite)
-    _print_report(report, f"{out}: {{added}} embedded", as_json, out=str(out), dim=embedder.dim)
+    _print_report(report, f"{out}: {{added}} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def add(
         opened = Index.open(index, embedder)
     report = opened.add(paths, deduplicate=not keep_duplicates)
     line = f"{index}: {{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
-    _print_report(report, line, as_json, rows=len(opened))
+    _print_report(report, line, as_json, paths, rows=len(opened))
 
 
 @app.command()
@@ -144,6 +144,20 @@ def list_rows(
         print(
             json.dumps(row) if as_json else f"{row['modality']:6} {row['caption'] or '-':30} {row['path'] or row['id']}"
         )
+
+
+@app.command()
+def dedup(index: IndexPath, as_json: JsonOption = False) -> None:
+    """Delete rows whose content (checksum) another row of the same kind has; the first one stays."""
+    from plait.search.index import Index
+
+    opened = Index.open(index)
+    found = opened.deduplicate()
+    if as_json:
+        print(json.dumps({"deleted": [problem._asdict() for problem in found], "rows": len(opened)}, indent=2))
+        return
+    _print_problems("duplicate", found)
+    print(f"{index}: {len(found)} deleted, {len(opened)} left")
 
 
 @app.command()
@@ -221,12 +235,15 @@ def parse_weights(text: str) -> dict[str, float]:
     return weights
 
 
-def _print_report(report: AddReport, line: str, as_json: bool, **more: Any) -> None:
+def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path], **more: Any) -> None:
+    """Counts and what was left out, for people or machines. ValueError (one line) where nothing was taken."""
     counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
     if as_json:
         left_out = {"duplicates": report.duplicates, "skipped": report.skipped}
         listed = {name: [problem._asdict() for problem in problems] for name, problems in left_out.items()}
         print(json.dumps(counts | listed | more, indent=2))
+    report.refuse_nothing(paths)
+    if as_json:
         return
     for name, problems in (("duplicate", report.duplicates), ("skipped", report.skipped)):
         _print_problems(name, problems)

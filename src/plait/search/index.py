@@ -48,6 +48,7 @@ class Hit:
 
 Rows = list[dict[str, Any]]
 Hits = list[Hit]
+Problems = list[Problem]
 
 
 class Index:
@@ -180,6 +181,25 @@ class Index:
         condition = self._condition(where, paths)
         with writing(self.path), one_line():
             return int(self._table.delete(condition).num_deleted_rows)
+
+    def deduplicate(self) -> Problems:
+        """Delete rows of one modality with the checksum of an earlier row (as `add(deduplicate=False)` leaves them).
+
+        Returns what was deleted, each with the row that has the same content.
+        """
+        with writing(self.path), one_line():
+            rows = self._table.search().select(["id", "modality", "checksum", "path"]).to_arrow().to_pylist()
+            first: dict[tuple[str, str], str] = {}
+            ids, found = [], []
+            for row in rows:
+                name = row["path"] or row["id"]
+                owner = first.setdefault((row["modality"], row["checksum"]), name)
+                if owner != name:
+                    ids.append(row["id"])
+                    found.append(Problem(name, f"same content as {owner}"))
+            if ids:
+                self._table.delete(f"id IN ({', '.join(map(quote, ids))})")  # one commit: all of them or none
+        return found
 
     def update(
         self,

@@ -21,6 +21,19 @@ class AddReport:
     duplicates: list[Problem] = field(default_factory=list)
     skipped: list[Problem] = field(default_factory=list)
 
+    def refuse_nothing(self, source: object) -> None:
+        """Raise ValueError, with the first reason, where nothing of `source` was taken."""
+        if self.added or self.replaced or self.unchanged or self.duplicates:
+            return
+        what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
+        if not self.skipped:
+            raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
+        path, reason = self.skipped[0]
+        reason = reason if reason.startswith("expected") else f"expected a media file, got {path}: {reason}"
+        if len(self.skipped) > 1:
+            reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
+        raise ValueError(reason if ";" in reason else f"{reason}; check the file")
+
 
 class Ledger:
     """The ids and contents of an index, kept up to date while rows are added."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from plait.data.manifest import NAMES, read_manifest
 from plait.embedder.items import kind_of_file
-from plait.types import Modality, Sample
+from plait.types import MODALITIES, Modality, Sample
 
 OnProblem = Callable[[str, str], None]
 """Called with the path (or name) of what is left out and the reason."""
@@ -67,7 +67,7 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
     Raises ValueError for a path that does not exist and for a manifest row that cannot be read.
     """
     if isinstance(source, Sample):
-        yield from _of_sample(source)
+        yield from _of_sample(source, problem)
     elif isinstance(source, str | Path):
         yield from _of_path(Path(source), problem)
     elif isinstance(source, Iterable) and not isinstance(source, bytes | dict):
@@ -80,11 +80,11 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
 def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
     if path.is_dir():
         is_data_set = any((path / name).is_file() for name in NAMES)
-        yield from _of_manifest(path) if is_data_set else _of_folder(path, problem)
+        yield from _of_manifest(path, problem) if is_data_set else _of_folder(path, problem)
     elif not path.exists():
-        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
+        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder; check the path")
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _of_manifest(path)
+        yield from _of_manifest(path, problem)
     else:
         yield Candidate(path=path)
 
@@ -105,13 +105,15 @@ def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
         yield from (Candidate(path=Path(folder, name)) for name in sorted(files) if not name.startswith("."))
 
 
-def _of_manifest(path: Path) -> Iterator[Candidate]:
+def _of_manifest(path: Path, problem: OnProblem) -> Iterator[Candidate]:
     for sample in read_manifest(path):
-        yield from _of_sample(sample)
+        yield from _of_sample(sample, problem)
 
 
-def _of_sample(sample: Sample) -> Iterator[Candidate]:
+def _of_sample(sample: Sample, problem: OnProblem) -> Iterator[Candidate]:
     media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
+    if not media:
+        problem(f"sample {sample.id}", f"expected {', '.join(MODALITIES)}, got none of them; add one to the row")
     for modality in media:
         value = getattr(sample, modality)
         is_file = modality != "text" and isinstance(value, str | Path)

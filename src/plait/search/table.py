@@ -26,6 +26,15 @@ TABLE = "items"
 FORMAT = 1
 LOCK_SECONDS = 5.0
 
+_KEPT = "free some and run the same command again: what is committed is kept"
+_REMEDIES = {
+    "no space": _KEPT,
+    "file too large": _KEPT,
+    "quota": _KEPT,
+    "permission denied": "check its owner and permissions",
+    "read-only": "copy the index to a place that can be written",
+}
+
 
 def table_exists(path: Path) -> bool:
     """Whether the directory `path` holds a table (its first commit is there)."""
@@ -101,7 +110,9 @@ def one_line() -> Generator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        raise OSError(f"the index cannot be read or written: {_first(error)}") from error
+        reason = _first(error)
+        remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")
+        raise OSError(f"expected an index that can be read and written, got {reason}; {remedy}") from error
 
 
 def _first(error: Exception) -> str:

@@ -51,8 +51,15 @@ def embed_to_file(
         while chunk := list(itertools.islice(stream, CHUNK)):
             _embed_chunk(embedder, chunk, partial, report)
             bar.update(len(chunk))
+        if not partial.rows:
+            shutil.rmtree(partial.folder)
+            report.refuse_nothing([*_listed(source), *texts])
         partial.finish(out)
     return report
+
+
+def _listed(source: Any) -> Sequence[Any]:
+    return source if isinstance(source, list | tuple) else [source]
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
@@ -126,8 +133,6 @@ class _Partial:
 
     def finish(self, out: Path) -> None:
         """Write `out` in its format and remove the partial work."""
-        if not self.rows:
-            raise ValueError("expected at least one item to embed, got none that could be read")
         vectors = np.memmap(self.folder / "vectors.f32", "<f4", "r", shape=(len(self.rows), self.dim))
         temporary = self.folder / f"finished{out.suffix}"
         if out.suffix == ".npy":

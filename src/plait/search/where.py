@@ -9,6 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from plait.errors import UsageError
+from plait.types import MODALITIES
+
 COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
 
 _META = re.compile(r"\bmeta\.(\w+)(\s*(?:<=|>=|<>|!=|=|<|>)\s*-?\d)?")
@@ -20,8 +23,10 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
 
     A string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads a field of meta (a
     number when it is compared with a number). A mapping asks for equality: names that are no column are fields of meta,
-    a list means any of its values.
+    a list means any of its values. Raises UsageError for a modality that is none.
     """
+    if modality not in (None, *MODALITIES):
+        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
     parts = [] if modality is None else [f"modality = {quote(modality)}"]
     if isinstance(where, Mapping):
         parts += [_equals(name, value) for name, value in where.items()]

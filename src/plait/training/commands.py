@@ -74,9 +74,9 @@ def train(
     try:
         build = partial(function, **arguments)
         result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
-    except UsageError:
-        if is_new:  # so that the corrected command may have this directory
-            (run_dir / "config.json").unlink(missing_ok=True)
+    except (ValueError, OSError):
+        if is_new and not (run_dir / "metrics.jsonl").exists():
+            (run_dir / "config.json").unlink(missing_ok=True)  # so that the corrected command may have this directory
         raise
     if result.interrupted is not None and _is_main():
         print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from plait.errors import UsageError
 from plait.models.mplug2.composition import TASKS
 
 
@@ -146,7 +147,7 @@ class MPlug2Config(PreTrainedConfig):
     def preset(cls, name: str, **changes: Any) -> MPlug2Config:
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
-            raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
+            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **cls._fields(changes)})
 
     @classmethod

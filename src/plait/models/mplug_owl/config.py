@@ -12,6 +12,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from plait.errors import UsageError
+
 
 @dataclass
 class VisionConfig:
@@ -128,7 +130,7 @@ class MPlugOwlConfig(PreTrainedConfig):
     def preset(cls, name: str, **changes: Any) -> MPlugOwlConfig:
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
-            raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
+            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod

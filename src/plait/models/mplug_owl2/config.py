@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from plait.errors import UsageError
 from plait.routing import Ways
 from plait.types import MODALITIES
 
@@ -165,7 +166,7 @@ class MPlugOwl2Config(PreTrainedConfig):
     def preset(cls, name: str, **changes: Any) -> MPlugOwl2Config:
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
-            raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
+            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from plait.blocks.waveform import ConvSpec
+from plait.errors import UsageError
 from plait.routing import Ways
 from plait.types import MODALITIES
 
@@ -151,7 +152,7 @@ class OnePeaceConfig(PreTrainedConfig):
     def preset(cls, name: str, **changes: Any) -> OnePeaceConfig:
         """A published or small size by name. Raises ValueError for a name that does not exist."""
         if name not in PRESETS:
-            raise ValueError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}")
+            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **cls._fields(changes)})
 
     @classmethod
