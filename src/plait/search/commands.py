@@ -252,6 +252,7 @@ def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path]
 
 def _print_problems(name: str, problems: list[Problem]) -> None:
     for problem in problems[:20]:
-        typer.echo(f"{name}: {problem.path}: {problem.reason}", err=True)
+        path = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem.path)
+        typer.echo(f"{name}: {path}: {problem.reason}", err=True)
     if len(problems) > 20:
         typer.echo(f"{name}: and {len(problems) - 20} more; --json lists all", err=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from plait.data.manifest import NAMES, read_manifest
 from plait.embedder.items import kind_of_file
+from plait.media.limits import MAX_BYTES
 from plait.types import MODALITIES, Modality, Sample
 
 OnProblem = Callable[[str, str], None]
@@ -128,9 +129,13 @@ def entry_of(candidate: Candidate) -> Entry:
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     modality = candidate.modality or kind_of_file(path)
-    if path.stat().st_size == 0:
+    if (size := path.stat().st_size) == 0:
         raise ValueError("the file is empty")
+    if size > MAX_BYTES:  # before it is hashed
+        raise ValueError(f"{size} bytes, more than {MAX_BYTES}")
     where = path.resolve()
+    if not str(where).isprintable():
+        raise ValueError("a name with characters that cannot be printed or stored; rename it")
     with path.open("rb") as stream:
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
     described = _described(candidate.sample, modality) if candidate.sample else {"id": str(where)}
