@@ -23,7 +23,9 @@ def result(name: str, score: float, limit: int | None = None) -> dict:
         "items": 10,
         "items_in_split": 20,
         "limit": limit,
-        "model": {"name": name},
+        "scores": {"top1": score, "chance_top1": 2.0},
+        "failures": {"media missing": {"count": 3, "ids": []}},
+        "model": {"name": name, "family": "clip", "way": "zero_shot"},
         "date": "2026-01-01",
         "environment": {"commit": "abc"},
     }
@@ -35,7 +37,10 @@ def test_rows_are_sorted_by_score_and_say_where_they_come_from(tmp_path: Path, c
     evaluate("leaderboard", str(tmp_path), out=tmp_path / "board.md")
     page = (tmp_path / "board.md").read_text()
     assert page.index("strong") < page.index("weak")
-    assert "| strong | 90.00 | 89.00 to 91.00 | 10 of 20 | 2026-01-01 | abc | `strong.json` |" in page
+    row = (
+        "| strong | clip | 90.00 | 89.00 to 91.00 | 2.00 | 10 of 20 | 3 | zero_shot | 2026-01-01, abc | `strong.json` |"
+    )
+    assert row in page
     assert "## esc50 (all)" in page
 
 

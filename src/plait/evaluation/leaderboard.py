@@ -38,19 +38,25 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
     parts = [HEAD.format(source=source, target=target)]
     for (task, split, rule), rows in groups.items():
         title = f"## {task} ({split}{', rule ' + rule if rule else ''})"
-        head = f"| model | {rows[0]['primary']} | interval | items | date | commit | file |"
+        head = f"| model | family | {rows[0]['primary']} | interval | chance | items | failures | way | date | file |"
         lines = [_line(row) for row in rows]
-        parts.append("\n".join([title, "", f"{rows[0]['about']}.", "", head, "|" + "---|" * 7, *lines, ""]))
+        parts.append("\n".join([title, "", f"{rows[0]['about']}.", "", head, "|" + "---|" * 10, *lines, ""]))
     return "\n".join(parts)
 
 
 def _line(row: Mapping[str, Any]) -> str:
     score = "not scored" if row["score"] is None else f"{row['score']:.2f}"
     interval = f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}" if row["interval"] else ""
-    name = row["model"].get("name", "unknown")
-    commit = row["environment"].get("commit") or ""
+    chance = row["scores"].get(f"chance_{row['primary']}")
     items = row["items"] if row["limit"] is None else f"{row['items']} of {row['items_in_split']}"
-    return f"| {name} | {score} | {interval} | {items} | {row['date']} | {commit} | `{row['file']}` |"
+    failed = sum(found["count"] for found in row["failures"].values())
+    model, commit = row["model"], row["environment"].get("commit") or "no commit"
+    cells = (
+        model.get("name", "unknown"), model.get("family", ""), score, interval,
+        "" if chance is None else f"{chance:.2f}", items, failed, model.get("way", ""),
+        f"{row['date']}, {commit}", f"`{row['file']}`",
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def write_leaderboard(results: Path, target: Path) -> Path:
