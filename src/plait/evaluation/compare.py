@@ -19,6 +19,8 @@ RESAMPLES = 2_000
 def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Difference (first - second) of the primary score with a 95 % interval and p-value over resampled units.
 
+    The p-value counts the observed draw as one more, so that it is never 0.
+
     Raises ValueError where the results are of different tasks, splits or rules, or measured on different items.
     """
     a, b = _read(first), _read(second)
@@ -43,7 +45,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
         "scores": [a["score"], b["score"]],
         "difference": float(sums.sum() / counts.sum()),
         "interval": [float(low), float(high)],
-        "p_value": float(min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))),
+        "p_value": float(min(1.0, 2 * (1 + min((means <= 0).sum(), (means >= 0).sum())) / (1 + resamples))),
         "units": len(sums),
     }
 
