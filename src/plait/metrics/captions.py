@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from plait.metrics.ptb import ptb_tokens
+from plait.metrics.ptb import ptb_tokens_of
 
 Words = Sequence[str]
 Gram = tuple[str, ...]
@@ -51,14 +51,21 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
 
     Document frequencies come from these references: a part of a set has another CIDEr scale than the whole.
     """
-    said = [ptb_tokens(text) for text in predictions]
-    right = [[ptb_tokens(text) for text in several] for several in references]
+    said, right = tokenized(predictions, references)
     _check(said, right)
     corpus = {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
     corpus["rouge_l"] = sum(map(rouge_l, said, right)) / len(said)
     items = cider(said, right)
     corpus["cider"] = sum(items) / len(items)
     return CaptionScores(corpus, items)
+
+
+def tokenized(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[list[str]], list[list[list[str]]]]:
+    """Tokens of captions and of their references, as the caption kit makes them: a text of each, a line per caption."""
+    lines = iter(ptb_tokens_of([text for several in references for text in several]))
+    return ptb_tokens_of(predictions), [[next(lines) for _ in several] for several in references]
 
 
 def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]:

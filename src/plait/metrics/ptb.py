@@ -9,7 +9,7 @@ its behaviour: of all rules that fit at a position, the one that reads furthest 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 
@@ -43,15 +43,22 @@ DROPPED = frozenset((*DROPPED_NAMES, '"'))
 _SPELLINGS = str.maketrans(
     {
         **dict.fromkeys("“”«»", '"'),
-        **dict.fromkeys("‘’‛", "'"),
+        **dict.fromkeys("‘‛", "`"),
         **{"–": "--", "—": "--", "…": " ... ", "¢": " cents ", "£": " # ", "€": " $ ", "\u00a0": " ", "\u00ad": None},
         **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
     }
 )
+_UNKNOWN = re.compile(
+    "[\x00-\x08\x0b\x0e-\x1f\x80-\x84\x86-\x9f\u200b-\u200f\u2012\u2015\u2024\u2025\u2027\u202a-\u202f\u2039\u203a\u203c\u203d\u2043"
+    "\u2045-\u206f\u20a1-\u20a3\u20a5-\u20ab\u20ad-\u20ff\u3003\u3004\u3007-\u3011\u3013-\u3030\ud800-\uf8ff\ufe00-\ufe6f"
+    "\ufefd-\uff00\U00010000-\U0010ffff]"
+)
+"""Characters that the tool does not know: they disappear and end a token."""
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_ROUND = {bracket: _BRACKETS[bracket] for bracket in "()"}
 _GLUE = "\u00a0"
 """Holds numbers together that are one token, as the tokeniser prints them."""
-_MIXED_NUMBER = re.compile(r"(?<![\w.,:/-])(\d{1,4}) (\d{1,4}/\d{1,4})(?![\d/])")
+_MIXED_NUMBER = re.compile(r"(?<![\w.,:/+-])(\d{1,4}) (\d{1,4}/\d{1,4})(?![\d/])")
 
 _STARTERS = _words(
     """
@@ -77,67 +84,81 @@ _CAPITAL_ABBREVIATIONS = frozenset("az ark del ill la mass miss ore pa tex wash"
 _BEFORE_NUMBERS = frozenset("art ca fig figs no nos op pp prop".split())  # noqa: SIM905
 """Words that keep their period before a number."""
 
-_L, _A = r"[^\W\d_²³¹]", r"[^\W_²³¹]"  # letter; letter or digit
-_CLITIC = r"'(?:[sSmMdD]|[rR][eE]|[vV][eE]|[lL][lL])(?![A-Za-z])"
+_L, _A = r"(?:[^\W\d_²³¹]|[\u0300-\u036f])", r"(?:[^\W_²³¹]|[\u0300-\u036f])"  # letter; letter or digit
+_MARK = r"['`]"
+_WORD = rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)*"  # also with inner marks: end.start
+_PART = rf"(?:[dDoOlL]{_MARK}{_A})?{_A}+"
 _ACRONYM = rf"{_L}(?:\.{_L})+"
+_HYPHENED = rf"{_A}(?:{_A}|[.,])*(?:-(?:{_ACRONYM}\.|{_A}+))+"
+_FILE = (
+    "bat|bmp|c|class|cgi|cpp|dll|doc|docx|exe|gif|gz|h|htm|html|jar|java|jpeg|jpg|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql"
+    "|tar|txt|wav|x|xml|zip"
+)
 _RULES = [
     re.compile(rule)
     for rule in (
-        rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)*",  # word, also with inner marks: end.start
-        rf"(?:[dDoOlL]'(?={_A}))?{_A}+(?:-(?:[dDoOlL]'(?={_A}))?{_A}+)*",  # o'clock, well-known, 6pm
-        rf"{_A}(?:{_A}|[.,])*(?:-(?:{_ACRONYM}\.|{_A}+))+",  # 3.5-inch, u.s.-based
+        r"([cC][aA][nN])[nN][oO][tT]|([gG][oO][nN]|[wW][aA][nN])[nN][aA]|([gG][oO][tT])[tT][aA]",
+        r"([lL][eE][mM]|[gG][iI][mM])[mM][eE]|([mM][oO][rR][eE])'[nN](?![A-Za-z])",
+        rf"({_WORD})'(?:[sSmMdD]|[rR][eE]|[vV][eE]|[lL][lL])",  # they're
+        rf"([A-Za-z]*[A-MO-Za-mo-z])[nN]{_MARK}[tT]",  # can't
+        _WORD,
+        rf"{_PART}(?:[-‐‑]{_PART})*",  # o'clock, well-known, 6pm
+        _HYPHENED,  # 3.5-inch, u.s.-based
         rf"{_A}+(?:-{_L}+){{0,2}}(?:\\?/{_A}+(?:-{_L}+){{0,2}}){{1,2}}",  # and/or
         r"[A-Z]+(?:[+&][A-Z]+)+",  # AT&T
-        rf"{_A}+(?:_{_A}+)+",
+        rf"{_A}+(?:-{_A}+)*(?:_{_A}+)+",
         r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)",  # 1,299.99  3:30  -5
         rf"(?:\d{{1,4}}[-{_GLUE}])?\d{{1,4}}\\?/\d{{1,4}}",  # 1/2
         r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
         rf"(?:[pP]h|[eE]d|{_L}\.)\.[dD]\.|{_ACRONYM}\.?|{_L}\.",  # u.s.
-        r"'[nN]'|'[nN](?![A-Za-z])|[lLdDjJ]'|[yY]'(?=[A-Za-z])|Dunkin'|somethin'|'em|'[Tt]ill?(?![A-Za-z])|'cause|[cC]'mon|[sS]'mores|e'er"
-        r"|nor'easter|ev'ry|li'l|nat'l|o'o",
-        rf"[A-HJ-XZn]'{_L}{{2}}{_A}*",  # O'Brien
-        rf"{_L}+[aeiouyAEIOUY](?!{_CLITIC})'[aeiouA-Z]{_L}*",  # ma'am
-        r"'[2-9]0s|'\d\d(?!\S)",  # '90s
-        _CLITIC,
-        r"[nN]'[tT]",
+        r"'[nN]'|'[nN](?!\S)|[lLdDjJ]'|[yY]'(?=[A-Za-z])|Dunkin'|somethin'|[oO]l'|'em|'[Tt]ill?(?![A-Za-z])|'cause"
+        r"|[cC]'mon|[sS]'mores|e'er|nor'easter|ev'ry|li'l|nat'l|o'o",
+        rf"[A-HJ-XZn]{_MARK}{_L}{{2,}}",  # O'Brien
+        rf"{_L}+[aeiouyAEIOUY]{_MARK}[aeiouA-Z]{_L}*",  # ma'am
+        r"'[2-9]0[sS]|('\d\d)\s",  # '90s
+        r"('[sSmMdD])(?:[^A-Za-z]|$)|('(?:[rR][eE]|[vV][eE]|[lL][lL]))[^A-Za-z]",  # 're ends no text
+        rf"[nN]{_MARK}[tT]",
         r"'[tT](?=[iI][sS]|[wW][aA][sS])",
+        rf"({_A}+(?:\.{_A}+)*\.(?i:{_FILE}))[\s.?!,]",  # 1.jpg
         r"https?://[^\s\"<>|()]+[^\s\"<>|.!?(){},-]",
         r"www\.(?:[^\s\"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}(?:/[^\s\"<>|()]+[^\s\"<>|.!?(){},-])?",
         r"(?:[^\s\"`'<>|.!?(){},_$/-]+\.)+(?:com|net|org|edu)(?:/[^\s\"<>|()]+[^\s\"<>|.!?(){},-])?",
-        r"[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)+[a-zA-Z]{2,4}",
-        r"[@#][A-Za-z]\w*",
+        r"<?[a-zA-Z0-9][^\s\"<>|(){}]*@(?:[^\s\"<>|(){}.]+\.)*[^\s\"<>|(){}.]+>?",
+        rf"@[A-Za-z_][A-Za-z_0-9]*|#{_L}+",
         r"<[/!?]?[A-Za-z][^\s<>]*>",
-        r"[:;=8][-o*']?[()\]\[dDpP/\\|](?![A-Za-z/:,])",  # smiley
+        r"([<>]?[:;=8][-o*']?[()\]\[dDpP\\|])[^A-Za-z]",  # smiley
+        r"[-^x=~<>']_[-^x=~<>']|[\^x=~<>]\.[\^x=~<>]|\([-^x=~<>'][_.]?[-^x=~<>']\)",
         r"US\$",
-        r"--+|\.\.\.+|[?!]+|''+|``+",
+        rf"((?:{_WORD}|{_PART}(?:-{_A}+)*|{_HYPHENED})\.)[,;:]",  # a word keeps its period before another mark
+        r"--+|\.\.\.+|[?!]+|''|``|@+|#+|\*+|__+",
     )
 ]
-_SHORTENED = re.compile(r"[A-Za-z]*[A-MO-Za-mo-z](?=[nN]'[tT])")
-"""What stands before n't."""
-_ADJOINED = re.compile(
-    r"(can)(?=not(?![A-Za-z']))|(gon|wan)(?=na(?![A-Za-z']))|(got)(?=ta(?![A-Za-z']))|(lem|gim)(?=me(?![A-Za-z']))"
-    r"|(more)(?='n(?![A-Za-z]))",
-    re.IGNORECASE,
-)
-"""First halves of words that are two tokens."""
-_BEFORE_MARK = re.compile(rf"(?:{_L}{_A}*(?:[.!?]{_L}{_A}*)*|(?:[dDoOlL]'(?={_A}))?{_A}+(?:-{_A}+)*)\.(?=[,;:])")
-"""A word with a period keeps it right before another mark."""
+"""What a token looks like. Where a rule has groups, the token is the group and the rest only counts for its length."""
 _PLAIN = re.compile(r"[a-z]+")
 _SPLIT_PLAIN = frozenset("cannot gonna wanna gotta lemme gimme".split())  # noqa: SIM905
 
 
-def ptb_tokens(caption: str) -> list[str]:
-    """Tokens of one caption. Characters outside the basic plane disappear; a new line counts as a space."""
-    text = "".join(c for c in caption if ord(c) < 0x10000 and c != "\u200d") if not caption.isascii() else caption
+def ptb_tokens_of(captions: Sequence[str]) -> list[list[str]]:
+    """Tokens of captions that the tool reads in one text, a line each."""
+    return [ptb_tokens(caption, is_last=i == len(captions)) for i, caption in enumerate(captions, 1)]
+
+
+def ptb_tokens(caption: str, *, is_last: bool = True) -> list[str]:
+    """Tokens of one caption. Characters outside the basic plane end a token; a new line counts as a space.
+
+    is_last: nothing follows in the text that the tool is given, where it splits a final "they're" into they and re.
+    """
+    text = caption if caption.isascii() and caption.isprintable() else _UNKNOWN.sub(" ", caption)
     text = _MIXED_NUMBER.sub(r"\1\v\2", text) if "/" in text else text
-    text = text.translate(_SPELLINGS).replace("&amp;", "&")
-    chunks = [chunk.replace("\v", _GLUE) for chunk in re.split(r"[^\S\v]+", text) if chunk]
+    text = text.translate(_SPELLINGS).replace("&amp;", "&") + ("" if is_last else " ")
+    chunks = [chunk.replace("\v", _GLUE) for chunk in re.split(r"(?<=[^\S\v])(?![^\S\v])", text.lstrip())]
     found: list[str] = []
     for i, chunk in enumerate(chunks):
-        if _PLAIN.fullmatch(chunk) and chunk not in _SPLIT_PLAIN:
-            found.append(chunk)
-        else:
-            found += _tokens(chunk, _follower(chunks, i) if chunk.endswith(".") else "")
+        word = chunk.rstrip()
+        if _PLAIN.fullmatch(word) and word not in _SPLIT_PLAIN:
+            found.append(word)
+        elif word:
+            found += _tokens(word, chunk != word, _follower(chunks, i) if word.endswith(".") else "")
     return found
 
 
@@ -146,14 +167,15 @@ def _follower(chunks: list[str], i: int) -> str:
     after = chunks[i + 1] if i + 1 < len(chunks) else ""
     if after[:1].isdigit():
         return "number"
-    is_start = after[:1].isupper() and after.lower() in _STARTERS and (after.istitle() or after.isupper())
+    word = after.rstrip()
+    is_start = word != after and word.lower() in _STARTERS and (word.istitle() or word.isupper())
     return "start" if is_start else ""
 
 
 @lru_cache(maxsize=1 << 16)
-def _tokens(chunk: str, follower: str) -> tuple[str, ...]:
-    """Tokens of the text between two white spaces."""
-    return tuple(token for token in (_final(raw) for raw in _split(chunk, follower)) if token not in DROPPED)
+def _tokens(chunk: str, has_space: bool, follower: str) -> tuple[str, ...]:
+    """Tokens of the text between two white spaces. has_space: one follows it."""
+    return tuple(token for token in (_final(raw) for raw in _split(chunk, has_space, follower)) if token not in DROPPED)
 
 
 def _final(token: str) -> str:
@@ -163,38 +185,41 @@ def _final(token: str) -> str:
         return "..."
     if re.fullmatch(r"''+|``+", token):
         return "''"
-    return "".join(_BRACKETS.get(c, c) for c in token).lower()
+    if "’" in token and _is_normalised(token.replace("’", "'")):
+        return token.replace("’", "'").lower()
+    brackets = _BRACKETS if len(token) == 1 else _ROUND  # :( is written out, :[ is not
+    return "".join(brackets.get(c, c) for c in token).lower()
 
 
-def _split(chunk: str, follower: str) -> Iterator[str]:
-    place = 0
+def _is_normalised(token: str) -> bool:
+    """Whether the tool writes a curly apostrophe straight in this token: alone, in 's and its kin, in n't."""
+    return re.fullmatch(r"'+|n?'t|'(?:[sdm]|re|ve|ll)", token, re.IGNORECASE) is not None
+
+
+def _split(chunk: str, has_space: bool, follower: str) -> Iterator[str]:
+    text, place = chunk.replace("’", "'") + " " * (has_space or "’" in chunk), 0
     while place < len(chunk):
-        end = _end(chunk, place, follower)
+        end = _end(text, place, len(chunk), follower)
         yield chunk[place:end]
         place = end
 
 
-def _end(chunk: str, place: int, follower: str) -> int:
+def _end(text: str, place: int, length: int, follower: str) -> int:
     """Where the token at `place` ends. Context that a rule looks at counts for its length, as in the original."""
     end = reach = place + 1
     for rule in _RULES:
-        match = rule.match(chunk, place)
+        match = rule.match(text, place)
         if match and match.end() > reach:
-            end = reach = match.end()
-    if (match := _SHORTENED.match(chunk, place)) and match.end() + 3 > reach:
-        return match.end()
-    if (match := _ADJOINED.match(chunk, place)) and reach <= match.end() + ((chunk[match.end()] == "'" and 2) or 3):
-        return match.end()
-    if (match := _BEFORE_MARK.match(chunk, place)) and match.end() + 1 > reach:
-        return match.end()
-    if chunk[end - 1] == "." and end == len(chunk) == place + 2 and follower == "start":
+            end, reach = match.end(match.lastindex or 0), match.end()
+    if text[end - 1] == "." and end == length == place + 2 and follower == "start":
         return end - 1
-    return end + 1 if chunk[end : end + 1] == "." and _keeps_period(chunk, place, end, follower) else end
+    return end + 1 if text[end : end + 1] == "." and _keeps_period(text, place, end, follower) else end
 
 
-def _keeps_period(chunk: str, place: int, end: int, follower: str) -> bool:
-    word = chunk[place:end]
+def _keeps_period(text: str, place: int, end: int, follower: str) -> bool:
+    word = text[place:end]
     if word.lower() in _ABBREVIATIONS or (word[0].isupper() and word.lower() in _CAPITAL_ABBREVIATIONS):
         return True
-    next_is_number = chunk[end + 1 : end + 2].isdigit() if end + 1 < len(chunk) else follower == "number"
+    after = text[end + 1 : end + 2].strip()
+    next_is_number = after.isdigit() if after else follower == "number"
     return word.lower() in _BEFORE_NUMBERS and next_is_number

@@ -83,7 +83,7 @@ def meteor(given: Inputs) -> Any:
 def caption_suite(given: Inputs) -> Outputs:
     said = [given["predictions"][key] for key in given["ids"]]
     right = [given["references"][key] for key in given["ids"]]
-    corpus, _ = meteor_of([ptb_tokens(text) for text in said], [[ptb_tokens(text) for text in row] for row in right])
+    corpus, _ = meteor_of(*captions.tokenized(said, right))
     return {**captions.caption_scores(said, right).corpus, "meteor": corpus}
 
 
