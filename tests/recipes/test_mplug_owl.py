@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
+from plait.cli import main
 from plait.errors import UsageError
 from plait.models.auto import load
 from plait.recipes.finetune import finetune
@@ -86,6 +87,63 @@ def test_two_stages_train_what_they_should_from_images_video_and_text(tmp_path, 
     tuned = {name for name, value in parameters(final).items() if not torch.equal(value, after[name])}
     assert tuned and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in tuned)
     assert processor.temporal and processor.tokens_per_media == 5
+
+
+_SIZES = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "llama": LlamaConfig(**_SIZES),
+    "mistral": MistralConfig(**_SIZES, sliding_window=None),
+    "qwen2": Qwen2Config(**_SIZES),
+    "bloom": BloomConfig(
+        vocab_size=260, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=0
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_language_model_learns_to_see_in_both_stages(tmp_path, data, family) -> None:
+    torch.manual_seed(0)
+    source = AutoModelForCausalLM.from_config(FAMILIES[family])
+    source.save_pretrained(tmp_path / "llm")
+    byte_tokenizer().save_pretrained(tmp_path / "llm")
+    sets = [f"llm={tmp_path / 'llm'}", f"data={data}", "tower=tiny", "temporal=true", "steps=2", "batch_size=3"]
+    assert main(train("mplug_owl.stage1", tmp_path / "one", sets)) == 0
+    sets = [f"init={tmp_path / 'one' / 'model'}", f"data={data}", "lora=2", "steps=2", "batch_size=2", "lr=0.01"]
+    assert main(train("mplug_owl.stage2", tmp_path / "two", sets)) == 0
+    first, final = (load(tmp_path / run / "model")[0] for run in ("one", "two"))
+    ids = torch.tensor([[0, 50, 60, 70]])
+    assert torch.allclose(first(ids).logits, source.eval()(ids).logits, atol=1e-5)
+    assert not torch.equal(final(ids).logits, first(ids).logits)
+
+
+def train(recipe, out, settings) -> list[str]:
+    return ["train", recipe, "--out", str(out), *(part for one in settings for part in ("--set", one))]
+
+
+@pytest.mark.parametrize(
+    ("trains", "moves", "stays"),
+    [
+        ("all", {"vision.patch_embedding", "abstractor.queries", "abstractor.proj"}, {"language_model.lm_head"}),
+        ("abstractor", {"abstractor.queries", "abstractor.proj"}, {"vision.patch_embedding", "language_model.lm_head"}),
+        ("projection", {"abstractor.proj", "abstractor.end"}, {"abstractor.queries", "vision.patch_embedding"}),
+    ],
+)
+def test_one_switch_says_what_stage_one_trains(tmp_path, llm, data, trains, moves, stays) -> None:
+    made = {}
+
+    def first():
+        recipe = stage1(str(data), llm=str(llm), tower="tiny", trains=trains, steps=1, batch_size=3, warmup=0, lr=1e-2)
+        made["before"] = parameters(recipe.model_builder())
+        return recipe
+
+    run_recipe(first, tmp_path / "run", options=None)
+    after = parameters(load(tmp_path / "run" / "model")[0])
+    changed = {name for name, value in after.items() if not torch.equal(value, made["before"][name])}
+    assert all(any(name.startswith(part) for name in changed) for part in moves)
+    assert not any(name.startswith(part) for name in changed for part in stays)
 
 
 def test_the_loss_is_that_of_the_model(llm, data) -> None:

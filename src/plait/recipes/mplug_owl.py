@@ -22,7 +22,7 @@ from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.loading import from_directory
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
-from plait.models.mplug_owl.trainable import STAGE1, lora_targets
+from plait.models.mplug_owl.trainable import STAGE1, lora_targets, visual_names
 from plait.recipes import mplug_owl_rows as rows
 from plait.training.data_order import Shuffled
 from plait.training.schedules import cosine, linear
@@ -89,7 +89,7 @@ def stage1(
         weight_decay=0.1,
         clip=1.0,
         schedule=cosine,
-        trainable=tuple(f"{prefix}*" for prefix in STAGE1[trains]),
+        trainable=tuple(visual_names(model, trains)),
     )
     return Recipe(lambda: model, [stage], partial(save, processor))
 

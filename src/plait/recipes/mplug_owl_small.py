@@ -1,48 +1,46 @@
-"""The small mPLUG-Owl of `plait study owl`: what it trains on drawings and sentences, each stage a `Recipe`.
+"""The small mPLUG-Owl of `plait study owl`: what it trains on, each stage a `Recipe`.
 
-language model, fresh tower -> warm-up (pictures towards embeddings of their names) -> stage 1 (names, language model
-frozen) -> stage 2 (questions about pictures and sentences, LoRA on the language model, the rest frozen)
+language model, fresh tower -> warm-up (pictures and clips towards embeddings of their words) -> stage 1 (words of
+pictures and clips, language model frozen) -> stage 2 (questions about both and about sentences, LoRA, the rest frozen)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.data.build.snippets import movie_snippets
-from plait.data.drawn_tasks import Drawings, Example
-from plait.data.manifest import read_manifest
-from plait.data.mini import cached_mini
+from plait.data.drawn_tasks import MOTIONS, Example
 from plait.data.pairs import augment
-from plait.models.mplug_owl.conversation import IMAGE, Turn
+from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn
 from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
-from plait.models.mplug_owl.trainable import lora_targets
+from plait.models.mplug_owl.trainable import STAGE1, lora_targets
 from plait.recipes.mplug_owl import TOWERS, Built, answer_loss, loaded, save
-from plait.recipes.mplug_owl2_batches import NamedPictures
+from plait.recipes.mplug_owl_sights import SCENES, SIDE, Sights, is_clip
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 
-SIDE = 64
 SHARPNESS = 20.0
-SYSTEM = "A conversation between a human and AI."
+SYSTEM = "A chat."
 """Shorter than the published one, which would be most of every sequence here."""
 
-TASKS = ("name", "kind", "is_kind", "is_there", "count")
-SCENES = ("is_there", "count")
+VISUAL = tuple(f"{prefix}*" for prefix in STAGE1["all"])
+SHOWN = ("drawing", "photo", "drawing", "motion", "drawing", "photo", "drawing", "animation")
+"""What the rows of a warm-up step show, over and over."""
 
-
-def drawings() -> Drawings:
-    """The shipped drawings."""
-    return Drawings([s for s in read_manifest(cached_mini()) if s.image is not None], SIDE, 1)
+STRENGTH = {"is_there": 0.15, "count": 0.15, "motion": 0.15}
+"""Of augmentation, 0.5 for the other tasks: small things must stay in sight."""
 
 
 def snippets(split: str) -> list[Sample]:
@@ -51,9 +49,11 @@ def snippets(split: str) -> list[Sample]:
 
 
 def fresh(llm: Path, seed: int) -> Built:
-    """The language model with a fresh tower of 192 x 4 layers over 8 x 8 patches."""
+    """The language model with a fresh tower that reads clips: 192 x 4 layers, patches of 12 x 12 pixels."""
     vision, reader = TOWERS["small"]
-    model, processor = around(llm, vision=vision, abstractor=reader, seed=seed)
+    model, processor = around(
+        llm, vision=replace(vision, image_size=SIDE, patch_size=12), abstractor=reader, temporal=True, seed=seed
+    )
     with torch.no_grad():  # an end vector as long as the words it stands among
         table = model.get_input_embeddings().weight
         assert isinstance(table, Tensor)
@@ -61,33 +61,33 @@ def fresh(llm: Path, seed: int) -> Built:
     return model, processor
 
 
-def warm_up(llm: Path, steps: int, *, batch_size: int = 64, lr: float = 1e-3, seed: int = 0) -> Recipe:
-    """Tower and abstractor alone: the mean of an image's positions moves to the embedding of its name.
+def warm_up(llm: Path, seen: Sights, steps: int, *, batch_size: int = 64, lr: float = 1e-3, seed: int = 0) -> Recipe:
+    """Tower and abstractor alone: what they make of an image moves to the embedding of its name.
 
     Stands for the CLIP tower that the published model begins with.
     """
     model, processor = fresh(llm, seed)
-    source = NamedPictures(drawings(), processor)  # ty: ignore[invalid-argument-type]
-    ids = [processor.tokenizer(" " + name)["input_ids"] for name in source.names_of_things]
-    stage = _stage("warm-up", partial(towards_names, ids), source, steps, batch_size, lr, ("vision.*", "abstractor.*"))
-    return Recipe(lambda: model, [stage], partial(save, processor))
+    source = Named(seen, processor)
+    ids = [processor.tokenizer(" " + word)["input_ids"] for word in source.words]
+    stage = _stage("warm-up", partial(towards_words, ids), source, steps, batch_size, lr, VISUAL)
+    return Recipe(lambda: model, [replace(stage, weight_decay=0.05)], partial(save, processor))
 
 
-def seeing(warm: Path, steps: int, *, batch_size: int = 16, lr: float = 3e-4) -> Recipe:
-    """Stage 1: names of drawings through the frozen language model; tower and abstractor train."""
+def seeing(warm: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 3e-4) -> Recipe:
+    """Stage 1: names and motions through the frozen language model; tower and abstractor train."""
     model, processor = loaded(str(warm))
-    source = Questions(drawings(), (), processor, ("name",))
-    stage = _stage("stage1", answer_loss, source, steps, batch_size, lr, ("vision.*", "abstractor.*"))
+    source = Questions(seen, (), processor, ("naming", "naming", "naming", "motion"))
+    stage = _stage("stage1", answer_loss, source, steps, batch_size, lr, VISUAL)
     return Recipe(lambda: model, [stage], partial(save, processor))
 
 
-def tuning(first: Path, steps: int, *, batch_size: int = 16, lr: float = 1e-3, rank: int = 8) -> Recipe:
-    """Stage 2: questions about drawings, scenes and sentences; a LoRA on queries and values trains, nothing else."""
+def tuning(first: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 1e-3, rank: int = 8) -> Recipe:
+    """Stage 2: questions about everything and about sentences; a LoRA on queries and values trains, nothing else."""
     from plait.training.adapters import TRAINABLE, add_lora, folded
 
     model, processor = loaded(str(first))
     add_lora(model, rank, 4.0 * rank, targets=lora_targets(model), dropout=0.05)
-    source = Questions(drawings(), snippets("train"), processor, TASKS)
+    source = Questions(seen, snippets("train"), processor, seen.tasks)
     stage = _stage("stage2", answer_loss, source, steps, batch_size, lr, TRAINABLE)
     return Recipe(lambda: model, [stage], partial(save, processor), after=lambda trained, _: folded(trained))
 
@@ -102,36 +102,36 @@ def _stage(
 
 
 class Questions:
-    """Every step asks about drawings; with sentences given, one row in four is a question about a sentence."""
+    """A step asks about pictures and clips; with sentences given, every fourth step asks about sentences instead.
+
+    The two are not mixed because a sentence is twice as long, and every row costs what the longest does.
+    """
 
     def __init__(
-        self, drawings: Drawings, sentences: Sequence[Sample], processor: MPlugOwlProcessor, tasks: Sequence[str]
+        self, seen: Sights, sentences: Sequence[Sample], processor: MPlugOwlProcessor, tasks: Sequence[str]
     ) -> None:
-        self.drawings, self.sentences, self.processor, self.tasks = drawings, sentences, processor, tuple(tasks)
+        self.seen, self.sentences, self.processor, self.tasks = seen, sentences, processor, tuple(tasks)
 
     def __len__(self) -> int:
-        return len(self.drawings.numbers("train")) + len(self.sentences)
+        return len(self.seen.drawings.numbers("train")) + len(self.sentences)
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """1 for a sentence, 0 for a drawing; which one comes from the step's generator."""
-        return [int(bool(self.sentences) and i % 4 == 3) for i in range(batch_size)]
+        """1 for a sentence, 0 for something to see; which one comes from the step's generator."""
+        return [int(bool(self.sentences) and step % 4 == 3)] * batch_size
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
-        """-> input_ids, attention_mask, labels (batch, seq), pixel_values (drawings, 3, side, side)."""
-        texts = [self.sentences[int(rng.integers(len(self.sentences)))] for row in rows if row]
-        asked = [
-            self.drawings.example(self.tasks[rng.integers(len(self.tasks))], "train", rng) for row in rows if not row
-        ]
-        return batch_of(self.processor, asked, texts, rng)
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """What was asked about, for messages."""
-        return [("drawing", "sentence")[row] for row in rows]
+        """-> input_ids, attention_mask, labels (batch, seq), pixel_values and pixel_values_videos where some are."""
+        if rows[0]:
+            texts = [self.sentences[int(rng.integers(len(self.sentences)))] for _ in rows]
+            return batch_of(self.processor, (), texts)
+        asked = [self.seen.example(self.tasks[rng.integers(len(self.tasks))], "train", rng) for _ in rows]
+        return batch_of(self.processor, asked, rng=rng)
 
 
-def about_picture(example: Example, *, with_image: bool = True) -> list[Turn]:
-    """One question about a drawing or a scene."""
-    return [(IMAGE * with_image + example.question, example.answer)]
+def about(example: Example, *, shown: bool = True) -> list[Turn]:
+    """The question about a picture or a clip; shown=False leaves it out."""
+    mark = (VIDEO if is_clip(example) else IMAGE) * shown
+    return [(mark + example.question, example.answer)]
 
 
 def about_text(sample: Sample) -> list[Turn]:
@@ -145,38 +145,86 @@ def batch_of(
     texts: Sequence[Sample] = (),
     rng: np.random.Generator | None = None,
     *,
-    with_image: bool = True,
+    shown: bool = True,
 ) -> dict[str, Tensor]:
-    """Questions about drawings, then about sentences; augmented where a generator is given."""
-    from PIL import Image
-
-    turns = [about_picture(e, with_image=with_image) for e in examples] + [about_text(sample) for sample in texts]
-    pictures = [Image.fromarray(e.frames[0]) for e in examples] if with_image else None
-    batch = dict(processor.supervised(turns, pictures, system=SYSTEM))
-    if rng is not None and with_image and examples:
-        pixels = torch.from_numpy(np.stack([e.frames[0] for e in examples])).permute(0, 3, 1, 2).float().div(255)
-        scenes = torch.tensor([e.task in SCENES for e in examples])
-        for chosen, amount in ((~scenes, 0.5), (scenes, 0.15)):
-            if chosen.any():
-                pixels[chosen] = augment(pixels[chosen], amount, rng)
-        image = processor.image_processor
-        mean, std = (torch.tensor(values)[:, None, None] for values in (image.image_mean, image.image_std))
-        batch["pixel_values"] = (pixels - mean) / std
-    return batch
+    """Questions about pictures and clips, then about sentences; augmented where a generator is given."""
+    turns = [about(e, shown=shown) for e in examples] + [about_text(sample) for sample in texts]
+    frames = [e.frames if rng is None else augmented(e, rng) for e in examples] if shown else []
+    pages = [[Image.fromarray(page) for page in one] for one in frames]
+    stills, clips = [one[0] for one in pages if len(one) == 1], [one for one in pages if len(one) > 1]
+    return dict(processor.supervised(turns, stills or None, clips or None, system=SYSTEM))
 
 
-def towards_names(
-    names: list[list[int]], model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
+def augmented(example: Example, rng: np.random.Generator) -> np.ndarray:
+    """Frames (frames, side, side, 3) of an example, all changed alike; what moves left never moves right after."""
+    frames = torch.tensor(example.frames).permute(0, 3, 1, 2).float().div(255)
+    strength, mirrors = STRENGTH.get(example.task, 0.5), example.task not in (*SCENES, "motion")
+    changed = augment(frames, strength, rng, frames=len(frames), mirrors=mirrors)
+    return changed.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+class Named:
+    """Drawings, photographs and clips with the words for them: what the fresh tower begins with.
+
+    words: all names, then the ways that things move.
+    """
+
+    def __init__(self, seen: Sights, processor: MPlugOwlProcessor) -> None:
+        self.seen, self.processor = seen, processor
+        self.numbers = seen.drawings.numbers("train")
+        self.held = {kind: [row for row in rows if row.split == "train"] for kind, rows in seen.rows.items()}
+        names = {seen.drawings.rows[number].text or "" for number in self.numbers}
+        names |= {row.text or "" for rows in self.held.values() for row in rows}
+        self.words = [*sorted(names), *MOTIONS]
+        self.place = {word: i for i, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.numbers) + sum(map(len, self.held.values()))
+
+    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """Places in `SHOWN`, pictures first; which one comes from the step's generator."""
+        places = [i % len(SHOWN) for i in range(batch_size)]
+        return sorted(places, key=lambda place: SHOWN[place] in ("motion", "animation"))
+
+    def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+        """-> pixel_values (pictures, 3, side, side), pixel_values_videos (clips, 3, frames, side, side), labels
+        (batch, 2): numbers of the words that both halves of the positions should mean, pictures before clips."""
+        found = [self._shown(SHOWN[row], rng) for row in rows]
+        found.sort(key=lambda one: is_clip(one[0]))
+        batch = batch_of(self.processor, [example for example, _ in found], rng=rng)
+        pixels = {name: batch[name] for name in ("pixel_values", "pixel_values_videos") if name in batch}
+        return pixels | {"labels": torch.tensor([[self.place[word] for word in words] for _, words in found])}
+
+    def _shown(self, kind: str, rng: np.random.Generator) -> tuple[Example, tuple[str, str]]:
+        number = self.numbers[int(rng.integers(len(self.numbers)))]
+        name = self.seen.drawings.rows[number].text or ""
+        if kind == "motion":
+            example = self.seen.drawings.moving(number, rng)
+            return example, (name, example.answer)
+        if rows := self.held.get(kind):
+            row = rows[int(rng.integers(len(rows)))]
+            return Example("name", self.seen.frames[row.id], "", row.text or ""), (row.text or "", row.text or "")
+        return Example("name", np.asarray(self.seen.drawings.pictures[number])[None], "", name), (name, name)
+
+
+def towards_words(
+    words: list[list[int]], model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Which of all names is it: cosine between the image's mean position and mean embeddings, and their distance."""
+    """Which of all words is it: cosine between the mean of half the positions and mean embeddings, and their distance.
+
+    words: ids of each; the first half of the positions stands for what is seen, the second for the same, or in a clip
+    of a moving thing for the way it moves.
+    """
     assert isinstance(model, MPlugOwlForConditionalGeneration)
     table = model.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     with torch.no_grad():
-        words, middle = torch.stack([table[ids].mean(0) for ids in names]), table.mean(0)
-    positions = model.encode(batch["pixel_values"])[:, :-1].float()
-    logits = SHARPNESS * F.normalize(positions.mean(1) - middle, dim=-1) @ F.normalize(words - middle, dim=-1).T
-    goal = words[batch["labels"]]
-    distance = (positions - goal[:, None]).square().mean() / goal.square().mean()
-    loss = F.cross_entropy(logits, batch["labels"]) + 0.1 * distance
+        goals, middle = torch.stack([table[ids].mean(0) for ids in words]), table.mean(0)
+    given = [batch[name] for name in ("pixel_values", "pixel_values_videos") if name in batch]
+    positions = torch.cat([model.encode(pixels) for pixels in given])[:, :-1].float()
+    halves = positions.unflatten(1, (2, -1))  # (batch, 2, queries / 2, dim)
+    logits = SHARPNESS * F.normalize(halves.mean(2) - middle, dim=-1) @ F.normalize(goals - middle, dim=-1).T
+    goal = goals[batch["labels"]]
+    distance = (halves - goal[:, :, None]).square().mean() / goal.square().mean()
+    loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()) + 0.1 * distance
     return loss, {"right": (logits.argmax(-1) == batch["labels"]).float().mean(), "distance": distance.detach()}
