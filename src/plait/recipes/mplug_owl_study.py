@@ -15,6 +15,7 @@ from plait.evaluation.summary import about
 from plait.training.commands import INTERRUPTED, run_recipe
 from plait.training.stages import Options
 
+STAGES = ("stage1", "stage2")
 NUM_SENTENCES, NUM_NEWS, NEWS_WORDS = 200, 60, 50
 
 
@@ -59,15 +60,17 @@ def study(
             if run.interrupted is not None:
                 print(f"stopped and saved; run the same command again to continue {out}")
                 return INTERRUPTED
-            if name != "warm-up" and not (home / name / "results.json").exists():
-                _measure(home / name, name, seen, count, run.seconds, device, dtype)
+        for name in STAGES:
+            if not (home / name / "results.json").exists():
+                print(f"[seed {seed}] asking {name}", flush=True)
+                measure(home / name, seen, count, device, dtype)
     summary = summarise(out, seen, count) | {"cpu_seconds": round(time.process_time() - started), "about": about()}
     (out / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(as_text(summary))
     return 0
 
 
-def _measure(place: Path, stage: str, seen: Any, count: int, seconds: float, device: str | None, dtype: str) -> None:
+def measure(place: Path, seen: Any, count: int, device: str | None, dtype: str) -> None:
     """Write results.json of a stage: hits on held-out questions under each condition, text."""
     import torch
 
@@ -88,7 +91,7 @@ def _measure(place: Path, stage: str, seen: Any, count: int, seconds: float, dev
         texts = {"snippets": [s.text or "" for s in sentences], "news": [cut(story) for story in stories]}
         text: dict[str, Any] = {kind: nats(model, processor, some) for kind, some in texts.items()}
         text["feeling"] = felt(model, processor, sentences)
-    results = {"stage": stage, "train_seconds": round(seconds), "vqa": vqa, "text": text}
+    results = {"stage": place.name, "vqa": vqa, "text": text}
     (place / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
 
 

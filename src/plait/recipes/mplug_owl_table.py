@@ -36,9 +36,7 @@ def summarise(out: Path, seen: Sights, count: int) -> dict[str, Any]:
                 vqa[condition] = {"tasks": tasks, **resampled(np.concatenate(list(hits.values())))}
         texts = {k: float(np.mean([perplexity(one["text"][k]) for one in found])) for k in ("snippets", "news")}
         feeling = resampled(np.mean([one["text"]["feeling"] for one in found], axis=0))
-        seconds = float(np.mean([one["train_seconds"] for one in found]))
-        rows.append({"stage": stage, "seeds": len(found), "vqa": vqa, "perplexity": texts, "feeling": feeling,
-                     "train_seconds": seconds})  # fmt: skip
+        rows.append({"stage": stage, "seeds": len(found), "vqa": vqa, "perplexity": texts, "feeling": feeling})
     answers = {task: Counter(e.answer for e in seen.examples(task, "test", count)) for task in seen.tasks}
     questions = {task: counts.total() for task, counts in answers.items()}
     most = {task: counts.most_common(1)[0][1] for task, counts in answers.items()}
