@@ -55,6 +55,20 @@ def test_our_values_do_not_depend_on_stored_ones(tmp_path: Path, name: str) -> N
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
 
 
+def test_an_answer_ends_with_the_language_models_own_end_where_a_case_names_none(tmp_path: Path) -> None:
+    path = tmp_path / "mplug_owl" / "generate_greedy_b"
+    shutil.copytree(ROOT / "mplug_owl" / "generate_greedy", path)
+    tensors = load_file(path / "tensors.safetensors")
+    tensors["out.sequences"] = tensors["out.sequences"][:, :5].contiguous()
+    save_file(tensors, path / "tensors.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    del config["generate_kwargs"]["eos_token_id"]
+    config["text_config"]["eos_token_id"] = int(tensors["out.sequences"][0, -1])
+    (path / "config.json").write_text(json.dumps(config))
+    result = run_case(Place("mplug_owl", "generate_greedy_b", path), Settings())
+    assert result.verdict == "ok", result.notes
+
+
 def test_prompts_with_other_lengths_run(tmp_path: Path) -> None:
     path = tmp_path / "mplug_owl" / "tokenize_prompts_b"
     path.mkdir(parents=True)

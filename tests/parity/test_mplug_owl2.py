@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.parity.cases import DOCUMENTS, Place, Settings, discover
+from plait.parity.cases import DOCUMENTS, Case, Place, Settings, discover
 from plait.parity.commands import run_case, select
+from plait.parity.mplug_owl2_model import new_tokens
 from plait.parity.runners import Runner, find
 
 ROOT = Path(__file__).parents[1] / "goldens"
@@ -89,3 +90,31 @@ def test_images_of_other_sizes_run(tmp_path: Path) -> None:
         "out.padded_uint8.x": torch.zeros(30, 30, 3, dtype=torch.uint8),
     }
     assert not other_case(tmp_path, "preprocess_images_b", config, **outputs, **{"in.image.x": image})
+
+
+def test_searches_run_to_the_limit_that_the_case_tells(tmp_path: Path) -> None:
+    """Two best hypotheses that ended early do not show how long the search could go on."""
+    source, path = ROOT / "mplug_owl2" / "owl2_beam", tmp_path / "mplug_owl2" / "owl2_beam_b"
+    shutil.copytree(source, path)
+    tensors = load_file(path / "tensors.safetensors")
+    kept = {k: v for k, v in tensors.items() if k.startswith("in.") or k.endswith(".b4")}
+    assert kept["out.seq.b4"].shape[1] < tensors["out.seq.b2"].shape[1]
+    save_file(kept, path / "tensors.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    config["_runs"] = [run for run in config["_runs"] if run["num_beams"] == 4]
+    (path / "config.json").write_text(json.dumps(config))
+    result = run_case(Place("mplug_owl2", "owl2_beam_b", path), Settings())
+    assert result.verdict == "ok", result.notes
+    assert new_tokens(Case("mplug_owl2", "owl2_beam_b", path), 5) == 9
+
+
+def test_a_model_without_ntk_has_the_factor_one(tmp_path: Path) -> None:
+    source, path = ROOT / "mplug_owl2" / "owl21_ntk_logn", tmp_path / "mplug_owl2" / "owl21_ntk_logn_b"
+    shutil.copytree(source, path)
+    tensors = load_file(path / "tensors.safetensors")
+    kept = ("in.short_ids", "out.short_alpha")
+    save_file({name: tensors[name] for name in kept}, path / "tensors.safetensors")
+    config = json.loads((path / "config.json").read_text()) | {"use_dynamic_ntk": False}
+    (path / "config.json").write_text(json.dumps(config))
+    result = run_case(Place("mplug_owl2", "owl21_ntk_logn_b", path), Settings())
+    assert result.verdict == "ok", result.notes

@@ -192,11 +192,12 @@ RELEASED_ORDER = (
 )  # fmt: skip
 RELEASED_ORDER_INSIDE = (
     "cls_token", "position_embedding", "patch_embed", "pre_layernorm", ".temporal.ln", ".temporal.down_proj",
-    ".temporal.conv", ".temporal.up_proj", "query_key_value", "self_attn.dense", "self_attention.dense",
-    "vision_model input_layernorm", "mlp.fc1", "mlp.fc2", "vision_model post_attention_layernorm", "attention.query",
-    "attention.key", "attention.value", "output.out_proj", "output.norm2", "mlp.w1", "mlp.w2", "mlp.w3", "mlp.ffn_ln",
-    "norm1", "normk", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj", "input_layernorm",
-    "post_attention_layernorm", "dense_h_to_4h", "dense_4h_to_h",
+    ".temporal.conv", ".temporal.up_proj", "transformer.h input_layernorm", "query_key_value", "self_attn.dense",
+    "self_attention.dense", "transformer.h post_attention_layernorm", "vision_model input_layernorm", "mlp.fc1",
+    "mlp.fc2", "vision_model post_attention_layernorm", "attention.query", "attention.key", "attention.value",
+    "output.out_proj", "output.norm2", "mlp.w1", "mlp.w2", "mlp.w3", "mlp.ffn_ln", "norm1", "normk", "q_proj",
+    "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj", "input_layernorm", "post_attention_layernorm",
+    "dense_h_to_4h", "dense_4h_to_h",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -114,6 +115,16 @@ def beams(model: Any, ids: Tensor, official_ids: Tensor, shape: Sequence[int], *
     return torch.cat([official_ids.expand(len(new), -1), new], dim=1), found.sequences_scores
 
 
+def new_tokens(case: Case, stored: int) -> int:
+    """The limit of new ids of a case's searches.
+
+    stored: the longest stored answer, which is shorter than the limit where every best hypothesis ended before it;
+    then only CASE.md tells ("9 new tokens").
+    """
+    said = re.findall(r"(\d+) new tokens", (case.path / "CASE.md").read_text(encoding="utf-8"))
+    return max(stored, *map(int, said))
+
+
 @runner("mplug_owl2", "owl2_text_only")
 @runner("mplug_owl2", "owl21_text_batch")
 @torch.no_grad()
@@ -126,8 +137,9 @@ def text_batch(case: Case) -> Outputs:
     shapes = {name: spec.shape for name, spec in case.outputs.items()}
     new = [shapes[name][1] - first.shape[1] for name in ("out.greedy", "out.beam3") if name in shapes]
     if "out.greedy" in shapes:
-        outputs["out.greedy"] = torch.cat([first, greedy(model, first, max(new))], dim=1)
-    options = {"num_beams": 3, "length_penalty": 0.0, "eos_token_id": 2, "max_new_tokens": max(new)}
+        outputs["out.greedy"] = torch.cat([first, greedy(model, first, new[0])], dim=1)
+    limit = new_tokens(case, max(new))
+    options = {"num_beams": 3, "length_penalty": 0.0, "eos_token_id": 2, "max_new_tokens": limit}
     outputs["out.beam3"] = beams(model, first, first, shapes["out.beam3"], **options)[0]
     return outputs
 
@@ -206,11 +218,11 @@ def beam(case: Case) -> Outputs:
     batch, ids = expanded(model, case.inputs), case.inputs["input_ids"]
     runs = case.config.get("_runs") or [{"num_beams": case.config["_num_beams"], "length_penalty": 0.0}]
     shapes = {name: spec.shape for name, spec in case.outputs.items() if name.startswith("out.seq")}
-    longest = max(shape[1] for shape in shapes.values()) - ids.shape[1]
+    limit = new_tokens(case, max(shape[1] for shape in shapes.values()) - ids.shape[1])
     outputs: Outputs = {}
     for options in runs:
         tail = f".b{options['num_beams']}" if "_runs" in case.config else ""
-        options = {**options, "eos_token_id": case.config["_eos_token_id"], "max_new_tokens": longest}
+        options = {**options, "eos_token_id": case.config["_eos_token_id"], "max_new_tokens": limit}
         found = beams(model, batch.input_ids, ids, shapes[f"out.seq{tail}"], pixel_values=batch.pixel_values, **options)
         outputs[f"out.seq{tail}"], outputs[f"out.score{tail}"] = found
     return outputs
@@ -224,7 +236,10 @@ def ntk_logn(case: Case) -> Outputs:
     for name in dict.fromkeys(key.partition("_")[0] for key in case.inputs):
         ids, cache = case.inputs[f"{name}_ids"], DynamicCache()
         result = model(ids, case.inputs.get(f"{name}_mask"), cache=cache, use_cache=True)
-        outputs |= {f"out.{name}_alpha": cache.ntk_alpha, f"out.{name}_logits": result.logits}  # ty: ignore[missing-attribute]
+        outputs |= {
+            f"out.{name}_alpha": getattr(cache, "ntk_alpha", torch.ones(1)),
+            f"out.{name}_logits": result.logits,
+        }
         if f"{name}_mask" in case.inputs:
             outputs[f"valid.out.{name}_logits"] = case.inputs[f"{name}_mask"] != 0
         outputs |= caches(model, cache, name + "_{n}_cache{i}")

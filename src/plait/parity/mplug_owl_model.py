@@ -27,7 +27,7 @@ MASKS = ("non_padding_mask", "non_media_mask", "prompt_mask")
 
 
 def build(case: Case, *, lora: bool = True) -> Model:
-    """The case's model through the public loader, with the official quirks; generation never stops by itself.
+    """The case's model through the public loader, with the official quirks.
 
     lora: whether adapters that lie in the file are merged or left out.
     """
@@ -38,7 +38,6 @@ def build(case: Case, *, lora: bool = True) -> Model:
         checkpoint = replace(checkpoint, state=LazyState({key: (lambda x=x: x) for key, x in base.items()}))
     model = from_official(checkpoint, dtype=case.dtype, device=case.device, official=True)
     model.set_attn_implementation(case.attn)
-    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
     return model
 
 
@@ -117,9 +116,7 @@ def generate(case: Case) -> Outputs:
     model, ids = build(case), case.inputs["input_ids"]
     native, mask = from_runs(ids, model.config.media_ids), case.inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask.long()
-    options = {"do_sample": False, **case.config.get("generate_kwargs", {})}
-    lengths = {name: spec.shape[1] for name, spec in case.outputs.items() if name.startswith("out.sequences")}
-    options["max_new_tokens"] = max(options.get("max_new_tokens", 0), *(length - 1 for length in lengths.values()))
+    options = generation_options(case, model)
     embeds = model.embed(native, **media(case))
     positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
     outputs: Outputs = {"out.inputs_embeds": embeds}
@@ -131,7 +128,8 @@ def generate(case: Case) -> Outputs:
     hook = model.language_model.register_forward_hook(lambda *seen: calls.append(seen[-1].logits))
     new = model.generate(native, attention_mask=mask, **media(case), **options)[:, ids.shape[1] :]
     hook.remove()
-    outputs["out.second_step_logits"] = calls[1]
+    if len(calls) > 1:
+        outputs["out.second_step_logits"] = calls[1]
     start = torch.full_like(new[:, :1], case.config["text_config"].get("bos_token_id", 1))
     outputs["out.sequences"] = torch.cat([start, new], dim=1)
     if "out.eos_token_id" in case.outputs:
@@ -141,6 +139,22 @@ def generate(case: Case) -> Outputs:
         labels[:, :-4] = -100
         outputs["out.loss_last4"] = token_loss(outputs["out.prefill_logits"], labels)
     return outputs
+
+
+def generation_options(case: Case, model: Model) -> dict[str, Any]:
+    """Arguments of `generate`; the ends go into the model's generation configuration, where None means no end.
+
+    Where a call names no end the official code ends with the language model's own, as a case that stores both runs
+    does in the second only; its lengths count the start id.
+    """
+    given: dict[str, Any] = case.config.get("generate_kwargs", {})
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": model.config.eos_token_id, **given}
+    end, pad = options.pop("eos_token_id"), options.pop("pad_token_id", model.config.pad_token_id)
+    end = None if "out.eos_token_id" in case.outputs else end
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=0 if pad is None else pad)
+    stored = max(spec.shape[1] for name, spec in case.outputs.items() if name.startswith("out.sequences"))
+    limit = max(given.get("max_new_tokens", 0), options.pop("max_length", stored) - 1)
+    return {**options, "max_new_tokens": limit}
 
 
 def stopped(case: Case, model: Model, native: Tensor, mask: Tensor, free: Tensor, options: dict[str, Any]) -> Outputs:

@@ -75,6 +75,38 @@ def test_the_rule_against_repetition_sees_the_answer_alone() -> None:
     assert len(set(seen)) == len(seen)
 
 
+def test_a_least_length_counts_the_answer_alone() -> None:
+    """The end, made certain, comes right behind the least length, however long the prompt is."""
+    model, processor = model_and_processor()
+    batch = processor(text=PROMPTS[0], images=images(1))
+    end, length = 7, batch["input_ids"].shape[1]
+    model.get_output_embeddings().register_forward_hook(lambda m, i, out: out + 1e3 * torch.eye(out.shape[-1])[end])
+    ended = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": end}
+    assert model.generate(**batch, **ended, min_new_tokens=5).shape[1] == length + 6
+    assert model.generate(**batch, **ended, min_length=length + 4).shape[1] == length + 5  # here the prompt counts
+
+
+def test_official_rules_about_repetition_see_a_start_id() -> None:
+    """The old `generate` began every answer with a start id, which a rule against repetition then refused to give."""
+    model, processor = model_and_processor()
+    batch = processor(text=PROMPTS[0], images=images(1))
+    start = model.config.text_config.bos_token_id
+    model.get_output_embeddings().register_forward_hook(lambda m, i, out: out + 1e3 * torch.eye(out.shape[-1])[start])
+    first = {}
+    for official in (False, True):
+        model.config.official = official
+        first[official] = int(new_ids(model, batch, no_repeat_ngram_size=1)[0, 0])
+    assert first[False] == start != first[True]
+
+
+def test_an_official_tower_cuts_its_table_for_any_smaller_image() -> None:
+    model, _ = model_and_processor(official=True)
+    tower = model.vision
+    assert torch.equal(tower.positions(2, 3), tower.position_embedding[:, :7])
+    with pytest.raises(ValueError, match="expected images of 16 x 16 pixels, got 4 x 5 patches"):
+        tower.positions(4, 5)
+
+
 def test_every_media_run_gets_its_own_features() -> None:
     model, processor = model_and_processor()
     batch = processor(

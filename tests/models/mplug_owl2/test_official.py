@@ -53,6 +53,14 @@ def test_the_keys_and_not_the_config_say_whether_ways_exist(tmp_path) -> None:
     torch.testing.assert_close(logits(model, case), stored_logits(case)[2], atol=2e-5, rtol=1e-4)
 
 
+def test_what_transformers_wrote_around_a_config_says_nothing(tmp_path) -> None:
+    clutter = {"tokenizer_class": "QWenTokenizer", "is_decoder": False, "top_k": 50, "id2label": {"0": "LABEL_0"}}
+    model, _ = plait.load(official_directory(tmp_path / "owl", "owl21_mm_prefill_decode", **clutter))
+    assert model.config.trained_length == 64
+    with pytest.raises(ValueError, match=r"known field in the official config\.json, got 'beams_of_light'"):
+        plait.load(official_directory(tmp_path / "other", "owl21_mm_prefill_decode", beams_of_light=3))
+
+
 def test_tables_take_the_rows_of_the_file(tmp_path) -> None:
     model, _ = plait.load(official_directory(tmp_path / "owl", "owl21_mm_prefill_decode", vocab_size=4000))
     assert model.config.vocab_size == 208 and model.config.image_id == 208

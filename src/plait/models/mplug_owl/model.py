@@ -5,6 +5,7 @@ pixels -> vision tower -> abstractor -> placed over the media positions of the t
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from plait.blocks.attention import attention_function
 from plait.encoders.temporal import LocalTemporal, ZeroLinear
 from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
+from plait.generation.official_beams import OfficialBeams
 from plait.models.mplug_owl.abstractor import Abstractor
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.language_model import build_language_model, embed_text, takes_positions
@@ -29,7 +31,7 @@ from plait.models.mplug_owl.vision import VisionTower
 MEDIA = ("pixel_values", "pixel_values_videos", "image_features", "video_features", "num_images", "num_videos")
 
 
-class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, GenerationMixin):
     """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged."""
 
     config: MPlugOwlConfig
@@ -215,16 +217,25 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     kwargs[features] = self.encode(kwargs.pop(pixels))
         return GenerationMixin.generate(self, inputs, *args, **kwargs)
 
+    def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
+        """(rows, seq) -> (rows,): the official `generate` sees a start id in place of the prompt."""
+        return prompt_ids.new_full(prompt_ids.shape[:1], prompt_ids.shape[1] - 1)
+
     def _get_logits_processor(
         self: Any, generation_config: Any, input_ids_seq_length: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        length, lead = input_ids_seq_length or 0, int(self.config.official)
+        seen = copy.copy(generation_config)
+        if seen.min_length is not None:  # transformers counts the prompt, these rules do not see it
+            seen.min_length = max(seen.min_length - length + lead, 0)
         with warnings.catch_warnings():  # of rules that will not see the prompt, which is what is wanted
             warnings.simplefilter("ignore", UserWarning)
-            found = GenerationMixin._get_logits_processor(self, generation_config, 0, *args, **kwargs)
-        length = input_ids_seq_length or 0
+            found = GenerationMixin._get_logits_processor(self, seen, lead, *args, **kwargs)
+        start = self.config.text_sizes.bos_token_id
 
         def on_answer(processor: Any, input_ids: Tensor, scores: Tensor) -> Tensor:
-            return processor(input_ids[:, length:], scores)
+            answer = input_ids[:, length:]
+            return processor(F.pad(answer, (1, 0), value=1 if start is None else start) if lead else answer, scores)
 
         return LogitsProcessorList(partial(on_answer, processor) for processor in found)
 

@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """images: (images, 3, height, width) -> (images, 1 + positions, dim), positions added and normalised.
 
-        Raises ValueError for images that are not square, or larger than the table where `official`.
+        Raises ValueError for images that are not square or, where `official`, need more rows than the table has.
         """
         x = self.patch_embedding(images)
         height, width = x.shape[-2:]
@@ -71,7 +71,7 @@ class VisionTower(nn.Module):
         side, rows = self.sizes.image_size, height * width + 1
         if height == width == self.sizes.grid:
             return self.position_embedding
-        if height != width or (self.official and rows > self.position_embedding.shape[1]):
+        if rows > self.position_embedding.shape[1] if self.official else height != width:
             raise ValueError(f"expected images of {side} x {side} pixels, got {height} x {width} patches; resize them")
         if self.official:
             return self.position_embedding[:, :rows]

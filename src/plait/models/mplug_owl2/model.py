@@ -21,8 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plait.blocks.attention import attention_function
 from plait.blocks.norm import RMSNorm
 from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
+from plait.generation.official_beams import OfficialBeams
 from plait.models.mplug_owl2.abstractor import Abstractor
-from plait.models.mplug_owl2.beams import PromptCountingBeams
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.positions import position_ids_of, query_scale, rotary
 from plait.models.mplug_owl2.vision import VisionTower
@@ -228,7 +228,7 @@ def interleaved(modality_ids: Tensor) -> Route:
     return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 
-class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCountingBeams, GenerationMixin):
+class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams, GenerationMixin):
     """The chat model: images and text in, text out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
@@ -301,6 +301,11 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, PromptCounting
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))
         )
+
+    def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
+        """(rows, seq) -> (rows,): to the official `generate` an image is one id."""
+        images = torch.eq(prompt_ids, self.config.image_token).sum(dim=1)
+        return images - images // self.config.tokens_per_image
 
     def prepare_inputs_for_generation(
         self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any

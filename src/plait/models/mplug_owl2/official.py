@@ -44,6 +44,19 @@ _IGNORED = {
     "fp32", "use_flash_attn", "use_cache_kernel", "onnx_safe", "tokenizer_type", "generate_kwargs", "lora", "optimizer",
     "unsloth_version", "return_dict", "output_attentions", "output_hidden_states",
 }  # fmt: skip
+_CLUTTER = {
+    "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "id2label", "is_decoder", "is_encoder_decoder", "label2id", "length_penalty", "max_length",
+    "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_scores", "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torchscript", "typical_p",
+    "use_bfloat16",
+}  # fmt: skip
+"""What transformers 4 writes into a config.json that it saves whole."""
+
 _VISION = {
     "hidden_size": "dim", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers",
     "intermediate_size": "mlp_dim", "image_size": "image_size", "patch_size": "patch_size",
@@ -136,5 +149,5 @@ def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
                 raise ValueError(
                     f"expected {where} with {name} = {_FIXED[name][0]!r}, as in all published models, got {value!r}"
                 )
-        elif name not in known and name not in _IGNORED and not name.startswith("_"):
+        elif name not in known | _IGNORED | _CLUTTER and not name.startswith("_"):
             raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to official.py")
