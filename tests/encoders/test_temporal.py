@@ -14,7 +14,7 @@ ATTEND = attention_function("sdpa")
 
 def encoder(**changes) -> DualVisionEncoder:
     torch.manual_seed(0)
-    made = DualVisionEncoder(8, 2, 2, **{"patch_size": 4, "grid": 2, **changes}).eval()
+    made = DualVisionEncoder(8, 2, 2, **{"patch_size": 4, "image_size": 8, **changes}).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.2)
@@ -74,8 +74,16 @@ def test_inflated_patches_answer_a_still_clip_like_the_picture() -> None:
         assert torch.allclose(nn.functional.conv3d(clip, inflated, stride=(1, 4, 4))[:, :, 0], flat, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_rim_that_fills_no_patch_is_not_looked_at() -> None:
+    clip = torch.randn(1, 3, 2, 11, 11)
+    made, exact = encoder(image_size=11), encoder()
+    exact.load_state_dict(made.state_dict())
+    assert torch.equal(made(clip, ATTEND), exact(clip[..., :8, :8], ATTEND))
+
+
 def test_wrong_shapes_are_one_line() -> None:
     with pytest.raises(ValueError, match=r"expected clips \(batch, 3, frames, 8, 8\), got \(1, 3, 2, 8, 12\)"):
         encoder()(torch.zeros(1, 3, 2, 8, 12), ATTEND)
     with pytest.raises(ValueError, match="expected a width divisible by the number of heads, got 8 and 3"):
-        DualVisionEncoder(8, 3, 1, patch_size=4, grid=2)
+        DualVisionEncoder(8, 3, 1, patch_size=4, image_size=8)

@@ -31,6 +31,20 @@ def test_officially_the_first_token_counts_twice() -> None:
     torch.testing.assert_close(ranked.probabilities, scores.softmax(1).sort(descending=True).values)
 
 
+def test_answers_that_begin_alike_keep_the_order_of_the_list_and_officially_that_of_topk() -> None:
+    same = torch.tensor([[0, 2, 5], [0, 1, 5], [0, 1, 4], [0, 1, 3], [0, 3, 3]])
+
+    def equal(indices: Tensor) -> Tensor:
+        return torch.ones(indices.shape)
+
+    assert rank_answers(FIRST[1:], same, equal, k=4).indices.tolist() == [[4, 0, 1, 2]]
+    official = rank_answers(FIRST[:1], same, equal, k=3, official=True)
+    asked = FIRST[:1].softmax(1)[:, same[:, 1]].topk(3)
+    again = (asked.values.log() - 1).softmax(1).topk(3)
+    assert torch.equal(official.indices, asked.indices.gather(1, again.indices))
+    torch.testing.assert_close(official.probabilities, again.values)
+
+
 def test_only_the_k_likeliest_first_tokens_are_scored() -> None:
     asked: list[Tensor] = []
 

@@ -47,6 +47,39 @@ def test_our_values_do_not_depend_on_stored_ones(copies: Path, tmp_path: Path, n
     assert all(ours[key].equal(again[key]) for key in ours)
 
 
+def test_other_settings_run(copies: Path, tmp_path: Path) -> None:
+    """Directory names with suffixes, settings left out or added, and more texts asked for than there are beams."""
+    case = tmp_path / "mplug2" / "videoqa_a_of_another_maker"
+    shutil.copytree(copies / "mplug2" / "videoqa_a", case)
+    config = json.loads((case / "config.json").read_text())
+    for name in ("use_checkpoint", "eos", "clip_name", "embed_dim", "temporal_stride", "temporal_downsampling"):
+        del config[name]
+    (case / "config.json").write_text(json.dumps(config | {"alpha": 0.4, "optimizer": {"lr1": 2e-5}, "num_workers": 4}))
+    assert run_case(Place("mplug2", case.name, case), Settings()).verdict == "ok"
+    case = tmp_path / "mplug2" / "beam_search_wide"
+    shutil.copytree(copies / "mplug2" / "beam_search_masked", case)
+    config = json.loads((case / "config.json").read_text())
+    config["generation"] = [[5, 1, 8, 2], [3, 3, 10, 8], [2, 9, 7, 2]]  # the second asks for 8 of 3, the third waits
+    (case / "config.json").write_text(json.dumps(config))
+    result = run_case(Place("mplug2", case.name, case), Settings())
+    assert result.compared == result.stored
+    assert all(note.startswith("FAIL: out.g2.") for note in result.notes), result.notes
+
+
+def test_what_a_task_leaves_out_gets_no_gradient_and_stays(copies: Path, tmp_path: Path) -> None:
+    case = tmp_path / "mplug2" / "mplug1_itc_itm_step"
+    shutil.copytree(copies / "mplug2" / "mplug1_itc_itm_step", case)
+    tensors, weights = (load_file(case / f"{name}.safetensors") for name in ("tensors", "weights"))
+    unused, copied = "visual_encoder.visual.proj", "fusion_encoder_m.encoder.layer.0.output.dense.bias"
+    tensors[f"out.grad.{unused}"] = weights[unused] * 0
+    tensors[f"out.after.{copied}"] = weights[copied]
+    save_file(tensors, case / "tensors.safetensors")
+    assert run_case(Place("mplug2", case.name, case), Settings()).verdict == "ok"
+    tensors[f"out.after.{copied}"] = weights[copied] + 1
+    save_file(tensors, case / "tensors.safetensors")
+    assert run_case(Place("mplug2", case.name, case), Settings()).verdict == "FAIL"
+
+
 def test_a_key_nobody_knows_is_a_failure(copies: Path, tmp_path: Path) -> None:
     listed = json.loads(gzip.decompress((copies / "mplug2" / "keys_base_videoqa.json.gz").read_bytes()))
     listed["keys"]["text_encoder.pooler.dense.weight"] = [768, 768]

@@ -50,6 +50,10 @@ def test_fixed_rates_look_into_the_middle_of_each_period() -> None:
     assert interval_indices(3, 5, 30.0, random.Random(0)) == [0, 4, 4]
 
 
+def test_a_single_frame_of_an_interval_is_any_frame() -> None:
+    assert {interval_indices(1, 4, 30.0, random.Random(seed))[0] for seed in range(40)} == {0, 1, 2, 3}
+
+
 def test_random_times_fall_into_their_parts() -> None:
     times = random_times(8.0, 4, random.Random(0))
     assert all(2 * k <= time < 2 * k + 2 for k, time in enumerate(times))

@@ -14,7 +14,7 @@ from plait.processing.randaugment import CLIP_OPS, IMAGE_OPS, PRETRAINING_OPS, a
 FRAME = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted({*IMAGE_OPS, *PRETRAINING_OPS}))
+@pytest.mark.parametrize("name", sorted({*IMAGE_OPS, *PRETRAINING_OPS, "Color", "Posterize", "Solarize"}))
 @pytest.mark.parametrize("level", [0, 5, 10])
 def test_shape_and_type_stay(name: str, level: int) -> None:
     before = FRAME.copy()
@@ -23,7 +23,7 @@ def test_shape_and_type_stay(name: str, level: int) -> None:
     assert np.array_equal(FRAME, before)
 
 
-@pytest.mark.parametrize("name", ["Identity", "Brightness", "Contrast", "Sharpness"])
+@pytest.mark.parametrize("name", ["Identity", "Brightness", "Color", "Contrast", "Sharpness"])
 def test_colours_stay_at_factor_one(name: str) -> None:
     assert np.abs(apply(name, FRAME, 5).astype(int) - FRAME).max() <= (1 if name == "Contrast" else 0)
 
@@ -48,6 +48,18 @@ def test_sharpening_clamps_and_officially_wraps() -> None:
     assert wrapped[2, 2, 0] < 250
 
 
+def test_tables_turn_bright_values_round_and_drop_low_bits() -> None:
+    frame = np.array([[[0, 127, 128], [200, 255, 64]]], np.uint8)
+    assert apply("Solarize", frame, 5).tolist() == [[[0, 127, 127], [55, 0, 64]]]
+    assert apply("Posterize", frame, 5).tolist() == [[[0, 64, 128], [192, 192, 64]]]
+
+
+def test_colour_fades_towards_grey() -> None:
+    spreads = [np.ptp(apply("Color", FRAME, level).astype(int), axis=-1).mean() for level in (0, 2, 5, 8)]
+    assert spreads == sorted(spreads)
+    assert spreads[0] < 0.2 * spreads[2]
+
+
 def test_all_frames_of_a_clip_change_alike() -> None:
     clip = torch.from_numpy(FRAME)[None].repeat(3, 1, 1, 1)
     seen = set()
@@ -67,4 +79,4 @@ def test_images_are_left_alone_a_quarter_of_the_time() -> None:
 
 def test_an_unknown_operation_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an operation among"):
-        apply("Solarize", FRAME, 5)
+        apply("Invert", FRAME, 5)

@@ -42,3 +42,9 @@ def test_released_captioning_dents_the_rate_in_its_first_epoch_only() -> None:
     dented = [released_rate(i, **settings, step_size=20) for i in range(100)]
     assert [i for i, (a, b) in enumerate(zip(even, dented, strict=True)) if a != b] == [21, 41]
     assert even[0] == even[1] == 0.5
+
+
+def test_released_loops_without_warm_up_start_at_the_peak() -> None:
+    settings = {"peak": 2.0, "floor": 0.5, "start": 0.5, "epochs": 2, "steps_per_epoch": 5, "step_size": 1}
+    assert released_rate(0, **settings, warmup=0, per_step=True) == 2.0
+    assert released_rate(0, **settings, warmup=3, per_step=True) == 0.5

@@ -116,8 +116,9 @@ def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
 class DualVisionEncoder(nn.Module):
     """Clips, or pictures as clips of one frame, to tokens.
 
-    dim, num_heads, num_layers, patch_size: of the ViT; grid: patches along one side; temporal: whether blocks have
-    local temporal modules; temporal_kernel, temporal_stride: frames that one patch spans and from one to the next.
+    dim, num_heads, num_layers, patch_size: of the ViT; image_size: side of the pictures, of which a rim that fills no
+    patch is not looked at; temporal: whether blocks have local temporal modules; temporal_kernel, temporal_stride:
+    frames that one patch spans and from one to the next.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class DualVisionEncoder(nn.Module):
         num_layers: int,
         *,
         patch_size: int,
-        grid: int,
+        image_size: int,
         temporal: bool = True,
         temporal_kernel: int = 1,
         temporal_stride: int = 1,
@@ -135,7 +136,7 @@ class DualVisionEncoder(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"expected a width divisible by the number of heads, got {dim} and {num_heads}")
-        self.grid = grid
+        self.image_size, self.grid = image_size, image_size // patch_size
         self.patch_embedding = nn.Conv3d(
             3,
             dim,
@@ -145,7 +146,7 @@ class DualVisionEncoder(nn.Module):
             bias=False,
         )
         self.class_embedding = nn.Parameter(torch.randn(dim) * dim**-0.5)
-        self.position_embedding = nn.Parameter(torch.randn(1 + grid * grid, dim) * dim**-0.5)
+        self.position_embedding = nn.Parameter(torch.randn(1 + self.grid**2, dim) * dim**-0.5)
         self.pre_norm = nn.LayerNorm(dim)
         self.layers = nn.ModuleList(ClipBlock(dim, num_heads, temporal=temporal) for _ in range(num_layers))
         self.post_norm = nn.LayerNorm(dim)
@@ -157,7 +158,7 @@ class DualVisionEncoder(nn.Module):
 
         Raises ValueError where the pictures do not fit the position table.
         """
-        side = self.grid * self.patch_embedding.kernel_size[1]
+        side = self.image_size
         if clips.dim() != 5 or tuple(clips.shape[-2:]) != (side, side):
             raise ValueError(
                 f"expected clips (batch, 3, frames, {side}, {side}), got {tuple(clips.shape)}; resize the pictures, "

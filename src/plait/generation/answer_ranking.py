@@ -33,7 +33,8 @@ def rank_answers(
     first_logits: (batch, vocab) after the start token. answer_ids: (answers, length), start token included, so that
     column 1 is what the answer begins with. losses: takes candidate indices (batch, k) and returns their summed
     cross entropies (batch, k), every token after the start token counted. k: candidates scored in full, by default all;
-    more than there are answers is an error. `official` adds the log probability of the first token once more.
+    more than there are answers is an error. Answers that score alike keep the order of the list. `official` adds the
+    log probability of the first token once more, and orders answers that score alike as `torch.topk` happens to.
     """
     count = answer_ids.shape[0]
     if not count or answer_ids.dim() != 2 or answer_ids.shape[1] < 2:
@@ -44,11 +45,13 @@ def rank_answers(
     k = count if k is None else k
     if not 1 <= k <= count:
         raise ValueError(f"expected k of at most the {count} answers, got {k}; lower k or add answers")
-    first = first_logits.float().log_softmax(-1).index_select(1, answer_ids[:, 1].to(first_logits.device))
-    # stable, so that answers that begin alike keep the order of the list
+    begins = answer_ids[:, 1].to(first_logits.device)
+    if official:
+        first, order = first_logits.float().softmax(-1).index_select(1, begins).topk(k)
+        probabilities, places = (first.log() - losses(order).float()).softmax(-1).topk(k)
+        return RankedAnswers(order.gather(1, places), probabilities)
+    first = first_logits.float().log_softmax(-1).index_select(1, begins)
     order = first.argsort(dim=1, descending=True, stable=True)[:, :k]
     scores = -losses(order).float()
-    if official:
-        scores = scores + first.gather(1, order)
     probabilities, places = scores.softmax(-1).sort(dim=1, descending=True, stable=True)
     return RankedAnswers(order.gather(1, places), probabilities)

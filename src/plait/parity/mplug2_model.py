@@ -52,15 +52,15 @@ def official_state(model: MPlug2PreTrainedModel, native: dict[str, Tensor]) -> d
 
 
 def gradients(case: Case, model: MPlug2PreTrainedModel) -> Outputs:
-    """Stored gradients by their official names, zero where none arrived."""
+    """Stored gradients by their official names, zero where none arrived and for tensors that the task leaves out."""
     native = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
-    official = official_state(model, native)
+    official = {name: torch.zeros_like(w) for name, w in case.weights().items()} | official_state(model, native)
     return {name: official[name.removeprefix("out.grad.")] for name in case.outputs if name.startswith("out.grad.")}
 
 
 def stored_after(case: Case, model: MPlug2PreTrainedModel, prefix: str) -> Outputs:
-    """Parameters and buffers that a case stores as they are after a step."""
-    official = official_state(model, dict(model.state_dict()))
+    """Parameters and buffers that a case stores as they are after a step; what the task leaves out stays as it was."""
+    official = case.weights() | official_state(model, dict(model.state_dict()))
     return {name: official[name.removeprefix(prefix)] for name in case.outputs if name.startswith(prefix)}
 
 
@@ -87,8 +87,8 @@ def encoded_outputs(case: Case, model: MPlug2ForConditionalGeneration, encoded: 
 
 def searched(case: Case, model: MPlug2ForConditionalGeneration, encoded: Encoded) -> Outputs:
     """The best texts and, where stored, all beams, with the lengths of the config."""
-    beams = case.config["beam_size"]
-    lengths = {"min_length": case.config["min_length"], "max_length": case.config["max_length"]}
+    beams, longest = case.config["beam_size"], case.config["max_length"]
+    lengths = {"min_length": min(case.config["min_length"], longest), "max_length": longest}
     found = model.search(encoded, num_beams=beams, num_return=beams, **lengths)
     return hypotheses([item[:1] for item in found], "out.generate") | hypotheses(found, "out.nbest")
 

@@ -55,9 +55,9 @@ def fill(case: Case, module: nn.Module, rules: KeyMap, leave: Sequence[str] = ()
 
 
 def gradients(case: Case, module: nn.Module, rules: KeyMap, prefix: str = "") -> Outputs:
-    """Stored gradients by their official names, which lie under `prefix` in the file."""
+    """Stored gradients by their official names, which lie under `prefix` in the file; zero for what is not used."""
     found = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in module.named_parameters()}
-    official = rules.backward(found)
+    official = {name: torch.zeros_like(w) for name, w in weights_of(case).items()} | dict(rules.backward(found))
     wanted = [name for name in case.outputs if name.startswith("out.grad.")]
     return {name: official[prefix + name.removeprefix("out.grad.")] for name in wanted}
 
@@ -301,9 +301,9 @@ def search(case: Case) -> Outputs:
             torch.full((len(states), 1), 101, device=case.device),
             end_id=102,
             num_beams=beams,
-            min_length=shortest,
+            min_length=min(shortest, longest),
             max_length=longest,
-            num_return=number,
+            num_return=min(number, beams),
             official=True,
         )
         outputs |= hypotheses(found, f"out.g{n}")

@@ -66,10 +66,10 @@ def vision_encoder(case: Case, *, temporal: bool) -> tuple[DualVisionEncoder, Ke
         c["vision_heads"],
         c["vision_layers"],
         patch_size=c["vision_patch_size"],
-        grid=c["image_res"] // c["vision_patch_size"],
+        image_size=c["image_res"],
         temporal=temporal,
         temporal_kernel=3 if down else 1,
-        temporal_stride=c["temporal_stride"] if down else 1,
+        temporal_stride=c.get("temporal_stride", 2) if down else 1,
     )
     rules = KeyMap(prefixed(vision_rules(flat=not temporal), VISUAL))
     fill(case, encoder, rules)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+import torch
 
 Permute = Callable[[int], np.ndarray]
 """n -> a random order of range(n), for example `numpy.random.default_rng(0).permutation`."""
@@ -67,11 +68,16 @@ def fps_indices(fps: float, length: int, input_fps: float) -> list[int]:
 
 
 def interval_indices(num_frames: int, length: int, input_fps: float, rng: random.Random) -> list[int]:
-    """`num_frames` frames 8/30 s apart from a random start; the last frame of the clip stands for those behind it."""
+    """`num_frames` frames 8/30 s apart from a random start; the last frame of the clip stands for those behind it.
+
+    A single frame is any of the clip.
+    """
+    if num_frames == 1:
+        return [rng.randint(0, length - 1)]
     span = num_frames * INTERVAL * input_fps / 30
     start = rng.uniform(0, max(length - span, 0))
-    points = np.linspace(start, start + span - 1, num_frames)
-    return [int(index) for index in np.clip(points.astype(int), 0, length - 1)]
+    points = torch.linspace(start, start + span - 1, num_frames)  # float32, as published, which decides ties
+    return points.clamp(0, length - 1).long().tolist()
 
 
 def random_times(seconds: float, num_frames: int, rng: random.Random) -> list[float]:

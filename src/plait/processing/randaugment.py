@@ -36,7 +36,7 @@ IMAGE_OPS = (
 )  # fmt: skip
 
 _LUMA = (0.114, 0.587, 0.299)
-"""Weights of the channels in the mean that `Contrast` turns around: published for BGR, applied to RGB."""
+"""Weights of the channels in the grey that `Contrast` and `Color` turn around: published for BGR, applied to RGB."""
 _MAX_TRANSLATION, _MAX_SHEAR, _MAX_DEGREES = 10.0, 0.3, 30.0
 _SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
@@ -88,6 +88,21 @@ def _contrast(frame: Frame, share: float) -> Frame:
 
 def _brightness(frame: Frame, share: float) -> Frame:
     return _table(np.arange(256, dtype=np.float32) * _factor(share))[frame]
+
+
+def _color(frame: Frame, share: float) -> Frame:
+    luma = np.array(_LUMA)[:, None]
+    to_grey, from_grey = luma.astype(np.float32), (np.eye(3) - luma).astype(np.float32)
+    return _table(frame @ (from_grey * _factor(share) + to_grey))
+
+
+def _solarize(frame: Frame, share: float) -> Frame:
+    values = np.arange(256)
+    return _table(np.where(values < int(share * 256), values, 255 - values))[frame]
+
+
+def _posterize(frame: Frame, share: float) -> Frame:
+    return frame & np.uint8(255 << (8 - int(share * 4)) & 255)
 
 
 def _table(values: npt.NDArray[np.floating]) -> Frame:
@@ -181,5 +196,8 @@ _OPS: dict[str, Callable[[Frame, float], Frame]] = {
     "TranslateX": _translate_x,
     "TranslateY": _translate_y,
     "Rotate": _rotate,
+    "Color": _color,
+    "Solarize": _solarize,
+    "Posterize": _posterize,
     "HorizontalFlip": lambda frame, share: np.ascontiguousarray(frame[:, ::-1]),
 }

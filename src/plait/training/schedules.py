@@ -61,13 +61,14 @@ def released_rate(
 ) -> float:
     """The learning rate in force at an iteration of the released loops of mPLUG-2 (`per_step`) and mPLUG.
 
-    The scheduler runs behind the optimiser, so iteration i + 1 uses lr(i) and iteration 0 uses `start`. In epoch 0, up
-    to `warmup * step_size` iterations, every `step_size`-th one asks for lr(i / step_size): mPLUG's warm-up, and in
-    mPLUG-2 (whose captioning has 100 there) a dent of one iteration. mPLUG otherwise counts epochs.
+    The scheduler runs behind the optimiser, so iteration i + 1 uses lr(i) and iteration 0 uses `start`, or `peak` where
+    there is no warm-up. In epoch 0, up to `warmup * step_size` iterations, every `step_size`-th one asks for
+    lr(i / step_size): mPLUG's warm-up, and in mPLUG-2 (whose captioning has 100 there) a dent of one iteration. mPLUG
+    otherwise counts epochs.
     """
     before, epoch = iteration - 1, iteration // steps_per_epoch
     if before < 0:
-        return start
+        return start if warmup else peak
     last = before if per_step else before // step_size * step_size
     if not per_step and epoch == 0:
         last = min(last, warmup * step_size)

@@ -304,6 +304,24 @@ def test_settings_nobody_knows_are_an_error(tmp_path: Path) -> None:
         auto.load(written(tmp_path, state, config))
 
 
+def test_settings_of_released_runs_change_nothing_but_the_size_of_pictures(tmp_path: Path) -> None:
+    state, config = official(DECODED_VIDEO)
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    plain = config_fields(config, shapes)
+    said = {"momentum": 0.9, "bos": "[CLS]", "mlm_task": True, "image_size": 256, "lr": 1e-5}
+    assert config_fields(config | said, shapes) == plain
+    assert plain["vision"].image_size == 12  # three patches of 4
+    assert config_fields(config | {"image_res": 14}, shapes)["vision"].image_size == 14  # three and a rim
+    assert config_fields(config | {"image_res": 24}, shapes)["vision"].image_size == 12  # the file knows better
+
+
+def test_grounding_cuts_the_text_encoder_to_the_stride(tmp_path: Path) -> None:
+    state, config = official("mplug1_grounding")
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    config["bert_config"]["text_encoder_layers"] = 7
+    assert config_fields(config, shapes)["num_text_layers"] == 2
+
+
 def test_a_bert_configuration_may_be_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state, config = official("videoqa_b_projected_stride2")
     named = {"bert_config": "configs/config_bert_stride3.json", "xclip": config["xclip"]}

@@ -20,8 +20,9 @@ from plait.models.mplug2.composition import TASKS
 class VisionConfig:
     """The dual vision encoder; defaults are CLIP ViT-L/14.
 
-    image_size: side of the pictures in pixels; temporal: whether blocks have local temporal modules; temporal_kernel,
-    temporal_stride: frames a patch spans, and from one patch to the next.
+    image_size: side of the pictures in pixels, of which a rim that fills no patch is not looked at; temporal: whether
+    blocks have local temporal modules; temporal_kernel, temporal_stride: frames a patch spans, and from one patch to
+    the next.
     """
 
     dim: int = 1024
@@ -35,9 +36,9 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side. Raises ValueError where they do not fill the picture."""
-        if self.image_size % self.patch_size:
-            raise ValueError(f"expected image_size divisible by {self.patch_size}, got {self.image_size}")
+        """Patches along one side. Raises ValueError for a picture smaller than a patch."""
+        if self.image_size < self.patch_size:
+            raise ValueError(f"expected image_size of at least a patch, {self.patch_size}, got {self.image_size}")
         return self.image_size // self.patch_size
 
 

@@ -226,7 +226,7 @@ class MPlug2Model(MPlug2PreTrainedModel):
                 sizes.num_heads,
                 sizes.num_layers,
                 patch_size=sizes.patch_size,
-                grid=sizes.grid,
+                image_size=sizes.image_size,
                 temporal=sizes.temporal and ("temporal" in self.has or config.official),
                 temporal_kernel=sizes.temporal_kernel,
                 temporal_stride=sizes.temporal_stride,

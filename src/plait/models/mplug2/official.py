@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Run settings that stand beside the sizes and do not change what a loaded model computes.
+# Run settings that stand beside the sizes and do not change what a loaded model computes; the released code overwrites
+# `momentum` with 0.995.
 _IGNORED = frozenset(
     """
     clip_name distill eos use_checkpoint beam_size min_length max_length k_test xclip clip bert_config prompt prompt_ids
@@ -28,13 +29,16 @@ _IGNORED = frozenset(
     batch_size mlm_probability use_conv_dw no_randaug output_dir evaluate num_frames_train vision_heads max_length_test
     test_frames num_frames_test num_frames_val nworkers checkpoint resume min_scale crop_min_scale max_words
     text_drop_rate no_init_decocde do_two_optim do_amp do_accum dist_url device world_size distributed gpu rank
-    result_dir answer_file add_ocr_object
+    result_dir answer_file add_ocr_object min_lr lr momentum bos double_lmhra use_st merge_attention prefix_task
+    itm_task mlm_task ita_task mid_cross concat_last_layer split_root extra_dim extra_nhead eval_split max_query_len
+    aug_blur aug_crop aug_scale aug_translate image_size ann_root num_frm_test vatex_video_caps_root ref_path videoqa_root
+    nocaps_root answer_list_vocab answer_list_vocab_1000 open_generation has_multi_vision_gt is_paragraph_retrieval
     """.split()  # noqa: SIM905
 )
 _READ = frozenset(
     """
     image_res vision_width num_frames model_num_frames embed_dim temporal_stride temporal_downsampling temp queue_size
-    momentum grounding_bins grounding_prefix
+    grounding_bins grounding_prefix
     """.split()  # noqa: SIM905
 )
 _BERT = {
@@ -57,9 +61,10 @@ _BERT = {
 _BERT_IGNORED = frozenset(
     """
     model_type encoder_width add_cross_attention use_cache gradient_checkpointing architectures attention_type
-    text_encoder_layers num_uni_layer
+    text_encoder_layers num_uni_layer transformers_version classifier_dropout
     """.split()  # noqa: SIM905
 )
+_BERT_FIXED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 NAMED_BERTS: dict[str, dict[str, int]] = {
     "config_bert_large_text": {"fusion_layers": 6, "stride_layer": 1000},
@@ -83,9 +88,11 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     fields = _from_shapes(shapes)
     fields |= bert_fields(_bert(official.get("bert_config"), fields))
     fields["vision"] = _vision(official, shapes, fields["num_temporal"] > 0)
+    if "prefix_ids" in shapes:  # mPLUG's grounding cuts the text encoder to as many layers as the stride
+        fields["text_layers"] = min(fields["text_layers"], count_layers(shapes, "text_encoder.encoder.layer."))
     fields["num_text_layers"] = fields["text_layers"] - fields["num_universal_layers"]
-    names = {"embed_dim": "projection_dim", "temp": "temperature_init", "momentum": "momentum",
-             "num_frames": "num_frames", "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
+    names = {"embed_dim": "projection_dim", "temp": "temperature_init", "num_frames": "num_frames",
+             "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
              "grounding_prefix": "grounding_start_id"}  # fmt: skip
     fields |= {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
     if "prefix_ids" in shapes:
@@ -111,11 +118,12 @@ def _bert(bert: Mapping[str, Any] | str | None, fields: Mapping[str, Any]) -> Ma
 
 def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that a bert configuration says, which may be part of one. Raises ValueError for an unknown entry."""
-    unknown = set(bert) - set(_BERT) - _BERT_IGNORED - {"hidden_act"}
+    unknown = set(bert) - set(_BERT) - _BERT_IGNORED - set(_BERT_FIXED)
     if unknown:
         raise ValueError(f"expected entries of a bert configuration, got {', '.join(sorted(unknown))}; remove them")
-    if bert.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"expected hidden_act gelu, got {bert['hidden_act']!r}")
+    for name, only in _BERT_FIXED.items():
+        if bert.get(name, only) != only:
+            raise ValueError(f"expected {name} {only}, got {bert[name]!r}")
     fields = {ours: bert[theirs] for theirs, ours in _BERT.items() if theirs in bert}
     if "text_encoder_layers" in bert:
         fields["text_layers"] = bert["text_encoder_layers"]
@@ -168,17 +176,18 @@ def count_layers(shapes: Iterable[str], prefix: str) -> int:
 
 
 def _vision(official: Mapping[str, Any], shapes: Shapes, temporal: bool) -> VisionConfig:
-    """The vision encoder. The size of its pictures is the file's, whatever the settings say."""
+    """The vision encoder. The size of its pictures is the file's; the settings may add a rim that fills no patch."""
     conv, table = (shapes[f"visual_encoder.visual.{name}"] for name in ("conv1.weight", "positional_embedding"))
     sizes = official.get("xclip") or official.get("clip") or {}
     kernel = conv[2] if len(conv) == 5 else 1
     grid = round((table[0] - 1) ** 0.5)
+    said = official.get("image_res", 0)
     return VisionConfig(
         dim=conv[0],
         num_heads=sizes.get("vision_heads") or official.get("vision_heads") or max(conv[0] // 64, 1),
         num_layers=count_layers(shapes, "visual_encoder.visual.transformer.resblocks."),
         patch_size=conv[-1],
-        image_size=grid * conv[-1],
+        image_size=said if said // conv[-1] == grid else grid * conv[-1],
         temporal=temporal,
         temporal_kernel=kernel,
         temporal_stride=official.get("temporal_stride", 2) if kernel > 1 else 1,
