@@ -16,15 +16,13 @@ from plait.data.drawn_tasks import Drawings, Example
 from plait.data.pairs import augment
 from plait.models.mplug_owl2.conversation import IMAGE
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+from plait.recipes.mplug_owl2_arms import PARTS
 from plait.types import Sample
 
 TASKS = ("name", "kind", "is_kind", "is_there", "count")
 """Questions about a drawing, and about scenes of several."""
 
 SCENES = ("is_there", "count")
-PARTS = {"both": (0, 0, 0, 0, 1), "image": (0,), "text": (1,)}
-"""Data -> what the steps of a turn show: 0 drawings, 1 sentences."""
-
 Turn = list[dict[str, str]]
 
 

@@ -24,6 +24,7 @@ from plait.types import Sample
 
 BATCH = 25
 CONDITIONS = ("image", "removed", "shuffled")
+CHOICE_TASKS = tuple(task for task in TASKS if task != "name")  # a name may be anything
 FEELINGS = ("negative", "positive")
 
 
@@ -51,6 +52,23 @@ def answered(
         logits, labels = _shifted(model, batch)
         right = (logits.argmax(-1) == labels) | (labels == -100)
         hits += right.all(1).int().tolist()
+    return hits
+
+
+@torch.no_grad()
+def ranked(
+    model: MPlugOwl2ForConditionalGeneration, processor: MPlugOwl2Processor, examples: Sequence[Example]
+) -> list[int]:
+    """1 where the right one of an example's choices is the likeliest answer, its end included.
+
+    Fairer than `answered` to a model that never learnt to write the bare answer. Raises ValueError without choices.
+    """
+    hits: list[int] = []
+    for example in examples:
+        if example.choices is None:
+            raise ValueError(f"expected questions with choices, got {example.task!r}")
+        batch = picture_batch(processor, [replace(example, answer=choice) for choice in example.choices])
+        hits.append(int(example.choices[int(_losses(model, batch)[0].argmin())] == example.answer))
     return hits
 
 
@@ -109,19 +127,25 @@ def measured(
     count: int,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Everything about one model: {"vqa": {task: {condition: hits}}, "text": {...}}. count: questions per task."""
+    """Everything about one model: {"vqa": {task: {condition: hits}}, "ranked": {task: hits}, "text": {...}}.
+
+    count: questions per task.
+    """
     model.eval()
     vqa: dict[str, dict[str, list[int]]] = {}
+    chosen: dict[str, list[int]] = {}
     with autocast(model, dtype):
         for task in TASKS:
             examples = drawings.examples(task, "test", count)
             vqa[task] = {condition: answered(model, processor, examples, condition) for condition in CONDITIONS}
+            if task in CHOICE_TASKS:
+                chosen[task] = ranked(model, processor, examples)
         text = {
             "snippets": nats(model, processor, [sample.text or "" for sample in sentences]),
             "news": nats(model, processor, news),
             "feeling": felt(model, processor, sentences),
         }
-    return {"vqa": vqa, "text": text}
+    return {"vqa": vqa, "ranked": chosen, "text": text}
 
 
 def majority(drawings: Drawings, count: int) -> dict[str, float]:

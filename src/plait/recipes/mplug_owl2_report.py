@@ -18,7 +18,7 @@ from plait.recipes.mplug_owl2_table import REFERENCE
 from plait.training.logging import read_metrics
 
 TITLE = "Own norms, keys and values for pictures, or shared ones"
-COMPARED = ("adaptive", "shared")
+COMPARED = ("adaptive", "adaptive all ways", "shared", "abstractor only")
 LEAD = (
     "A small language model became an mPLUG-Owl2. Every arm began with the same weights and the same tower and saw the "
     "same batches: questions about drawings and about sentences. Accuracy is on drawings of a style that was never "
@@ -70,9 +70,10 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], guessing: float) -> str:
         seen = row["vqa"]["image"]
         found = {"value": seen["value"], "interval": seen["interval"], "chance": guessing}
         without, other = (percent(row["vqa"][name]["value"]) for name in ("removed", "shuffled"))
+        likeliest = percent(row["likeliest"]["value"])
         body.append(
-            f'<tr><td class="what">{escape(row["arm"])}<br><small>no picture {without}, another picture {other}'
-            f'{_gap(row)}</small></td><td class="value">{percent(seen["value"])}</td>'
+            f'<tr><td class="what">{escape(row["arm"])}<br><small>no picture {without}, another picture {other}; right '
+            f'choice likeliest {likeliest}{_gap(row)}</small></td><td class="value">{percent(seen["value"])}</td>'
             f'<td class="meter">{meter(found)}</td><td class="chance">{percent(guessing)}</td></tr>'
         )
     return f'<table class="metrics"><tbody>{"".join(body)}</tbody></table>'
@@ -102,7 +103,7 @@ def _text(rows: Sequence[Mapping[str, Any]]) -> str:
 def _picture(out: Path) -> str:
     path = out / "attention.png"
     if not path.exists():
-        return "<p>Neither the adaptive nor the shared arm is trained.</p>"
+        return "<p>None of the compared arms is trained.</p>"
     data = base64.b64encode(path.read_bytes()).decode()
     alt = "share of attention on the picture per layer, and attention maps"
     return f'<figure><img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}"></figure>'

@@ -6,7 +6,7 @@ language model -> upcycled, fresh tower -> warm-up (pictures towards embeddings 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,40 +19,19 @@ from plait.data.build.snippets import movie_snippets
 from plait.data.drawn_tasks import Drawings
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
-from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, VisionConfig
+from plait.models.mplug_owl2.config import AbstractorConfig, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.resize import resized
 from plait.models.mplug_owl2.upcycle import upcycle
+from plait.recipes.mplug_owl2_arms import PATCH, QUERIES, SIDE, Arm
 from plait.recipes.mplug_owl2_batches import Mixture, NamedPictures
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 from plait.weights.files import read_checkpoint
 
-SIDE = 64
 VISUAL = ("model.vision.", "model.abstractor.")
-SHARED_PARTS = r"re:decoder\.layers\.\d+\.(attn_norm|mlp_norm|attn\.[kv]_proj)\."
 SHARPNESS = 20.0
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One model of the study. routed: parts of the decoder with a way each; trains: patterns beside the abstractor.
-
-    trains_vision: the tower too; image_size, num_queries: of the resized warm start; data: a key of `batches.PARTS`.
-    """
-
-    routed: tuple[str, ...] = ADAPTIVE
-    trains: tuple[str, ...] = (r"re:\.visual\.",)
-    trains_vision: bool = False
-    image_size: int = SIDE
-    num_queries: int = 8
-    data: str = "both"
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """Parameter patterns for `Stage.trainable`."""
-        return ("model.abstractor.*", *(("model.vision.*",) if self.trains_vision else ()), *self.trains)
 
 
 @cache
@@ -71,8 +50,8 @@ def fresh(
     llm: Path, routed: tuple[str, ...] = (), seed: int = 0
 ) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
     """The upcycled language model with a fresh tower of 192 x 4 layers over 8 x 8 patches."""
-    vision = VisionConfig(dim=192, num_heads=6, num_layers=4, mlp_dim=768, image_size=SIDE, patch_size=8)
-    reader = AbstractorConfig(num_queries=8, num_heads=6, num_layers=2, mlp_dim=512, grid_size=SIDE // 8)
+    vision = VisionConfig(dim=192, num_heads=6, num_layers=4, mlp_dim=768, image_size=SIDE, patch_size=PATCH)
+    reader = AbstractorConfig(num_queries=QUERIES, num_heads=6, num_layers=2, mlp_dim=512, grid_size=SIDE // PATCH)
     model, processor = upcycle(llm, vision=vision, abstractor=reader, routed=routed, seed=seed)
     with torch.no_grad():  # an end vector as long as the words it stands among
         model.model.abstractor.end.mul_(model.model.token_embedding.weight.square().mean().sqrt())
@@ -89,7 +68,7 @@ def begin(llm: Path, warm: Path, arm: Arm) -> tuple[MPlugOwl2ForConditionalGener
     strangers = [key for key in missing if key.startswith(VISUAL)] + unexpected
     if strangers:
         raise ValueError(f"expected the tower and abstractor of this study in {warm}, got others: {strangers[0]}")
-    if (arm.image_size, arm.num_queries) != (SIDE, model.config.abstractor_sizes.num_queries):
+    if (arm.image_size, arm.num_queries) != (SIDE, QUERIES):
         model = resized(model, image_size=arm.image_size, num_queries=arm.num_queries)
         model.set_attn_implementation("sdpa")
         processor = MPlugOwl2Processor.from_config(model.config, processor.tokenizer)
@@ -126,10 +105,18 @@ def tuning(
 def answer_loss(
     model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of answers; the head reads labelled positions only."""
+    """Cross entropy of answers; the head reads labelled positions only.
+
+    A batch of sentences moves nothing where only pictures' weights train: its gradients of 0 need no backward pass.
+    """
     assert isinstance(model, MPlugOwl2ForConditionalGeneration)
-    logits, labels = answer_logits(model, batch)
-    loss = F.cross_entropy(logits, labels)
+    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    reaches = "pixel_values" in batch or not all(name.startswith(VISUAL) or ".visual." in name for name, _ in trained)
+    with torch.set_grad_enabled(reaches and torch.is_grad_enabled()):
+        logits, labels = answer_logits(model, batch)
+        loss = F.cross_entropy(logits, labels)
+    if not reaches:
+        loss = loss + 0.0 * sum(weight.sum() for _, weight in trained)
     return loss, {"right": (logits.detach().argmax(-1) == labels).float().mean()}
 
 

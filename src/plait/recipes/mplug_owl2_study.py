@@ -13,40 +13,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from plait.errors import UsageError
 from plait.evaluation.summary import about
 from plait.training.commands import INTERRUPTED, run_recipe
 from plait.training.stages import Options
 
 START = "before tuning"
-MAIN = ("adaptive", "shared", "abstractor only")
 NUM_SENTENCES, NUM_NEWS, NEWS_WORDS = 200, 60, 50
-
-
-def arms() -> dict[str, Any]:
-    """Every arm by name: the three of the comparison, then one switch at a time."""
-    from plait.recipes.mplug_owl2_small import SHARED_PARTS, Arm
-
-    shared: dict[str, Any] = {"routed": (), "trains": (SHARED_PARTS,)}
-    found = {
-        "adaptive": Arm(),
-        "shared": Arm(**shared),
-        "abstractor only": Arm(routed=(), trains=()),
-        "adaptive tower trains": Arm(trains_vision=True),
-        "shared tower trains": Arm(**shared, trains_vision=True),
-        "adaptive image data": Arm(data="image"),
-        "shared image data": Arm(**shared, data="image"),
-        "shared text data": Arm(**shared, data="text"),
-    }
-    sizes = [(48, 8), (96, 8), (64, 4), (64, 16)]
-    return found | {f"adaptive {side} px {n} queries": Arm(image_size=side, num_queries=n) for side, n in sizes}
 
 
 def study(
     out: Path,
     seeds: int = 1,
     llm: str = "",
-    only: Sequence[str] = MAIN,
+    only: Sequence[str] = ("adaptive", "shared", "abstractor only"),
     warm_steps: int = 800,
     steps: int = 500,
     batch_size: int = 16,
@@ -58,34 +37,32 @@ def study(
 ) -> int:
     """mPLUG-Owl2: the adaptive module against a shared decoder, equal data and steps, on a model of 135 M.
 
-    llm: a directory of a Llama, the packaged SmolLM2 without it; only: arms to train (names of `arms()`), "all" for
-    every one; arms that were trained before stay in the table; count: held-out questions per task; full: everything
-    trains in every arm, for a GPU.
+    llm: a directory of a Llama, the packaged SmolLM2 without it; only: arms to train, "all" for those of
+    `mplug_owl2_arms.ALL`; a name tells what an arm is ("adaptive", "shared 96 px 16 queries", "adaptive all ways tower
+    trains", "shared text data"); arms that were trained before stay in the table; count: held-out questions per task;
+    full: everything trains in every arm, for a GPU.
     """
     from plait.recipes import mplug_owl2_small as small
-    from plait.recipes.mplug_owl2_table import as_text, summarise
+    from plait.recipes.mplug_owl2_arms import ALL, arm_of
+    from plait.recipes.mplug_owl2_report import attention, report
+    from plait.recipes.mplug_owl2_table import REFERENCE, as_text, summarise
 
-    started, table = time.monotonic(), arms()
-    chosen = tuple(table) if tuple(only) == ("all",) else tuple(only)
-    unknown = [name for name in chosen if name not in table]
-    if unknown:
-        raise UsageError(f"expected arms among {', '.join(table)}, got {unknown[0]!r}")
+    started, asked = time.monotonic(), ALL if tuple(only) == ("all",) else only
+    chosen = {name: arm_of(name) for name in (" ".join(words.split()) for words in asked)}
     source = Path(llm) if llm else _language_model()
     settings: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "full": full}
     for seed in range(seeds):
         home = out / f"seed-{seed}"
         warm = home / "warm-up" / "model"
         plan: dict[str, Any] = {"warm-up": partial(small.warm_up, source, warm_steps, seed=seed)}
-        plan |= {name: partial(small.tuning, source, warm, table[name], steps, **settings) for name in chosen}
+        plan |= {name: partial(small.tuning, source, warm, arm, steps, **settings) for name, arm in chosen.items()}
         if not _train(home, plan, seed, count, device, dtype):
             print(f"stopped and saved; run the same command again to continue {out}")
             return INTERRUPTED
         if not (home / "start" / "results.json").exists():
-            _measure(home / "start", START, small.begin(source, warm, small.Arm()), count, 0.0, device, dtype)
-    summary = summarise(out, (START, *table), small.drawings(), count)
-    from plait.recipes.mplug_owl2_report import attention, report
-
-    trained = {name: out / "seed-0" / folder(name) for name in table if (out / "seed-0" / folder(name)).is_dir()}
+            _measure(home / "start", START, small.begin(source, warm, arm_of(REFERENCE)), count, 0.0, device, dtype)
+    summary = summarise(out, (START, *ALL), small.drawings(), count)
+    trained = {row["arm"]: out / "seed-0" / folder(row["arm"]) for row in summary["rows"] if row["arm"] != START}
     summary |= {"attention": attention(out, trained)}
     summary |= {"seconds": round(time.monotonic() - started), "about": about()}
     write_json(out / "summary.json", summary)
