@@ -31,8 +31,9 @@ _IGNORED = frozenset(
     text_drop_rate no_init_decocde do_two_optim do_amp do_accum dist_url device world_size distributed gpu rank
     result_dir answer_file add_ocr_object min_lr lr momentum bos double_lmhra use_st merge_attention prefix_task
     itm_task mlm_task ita_task mid_cross concat_last_layer split_root extra_dim extra_nhead eval_split max_query_len
-    aug_blur aug_crop aug_scale aug_translate image_size ann_root num_frm_test vatex_video_caps_root ref_path videoqa_root
-    nocaps_root answer_list_vocab answer_list_vocab_1000 open_generation has_multi_vision_gt is_paragraph_retrieval
+    aug_blur aug_crop aug_scale aug_translate image_size ann_root num_frm_test vatex_video_caps_root ref_path
+    videoqa_root nocaps_root answer_list_vocab answer_list_vocab_1000 open_generation has_multi_vision_gt
+    is_paragraph_retrieval
     """.split()  # noqa: SIM905
 )
 _READ = frozenset(
