@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plait.data.drawn_tasks import GROUPS as TOGETHER
 from plait.data.drawn_tasks import KINDS, MOTIONS, Drawings
 from plait.types import Sample
 
@@ -108,3 +109,47 @@ def test_wrong_tasks_and_empty_manifests_are_one_line(drawings):
         Drawings([Sample("x", text="x")])
     with pytest.raises(ValueError, match="expected at least 2 things in split 'other', got 0"):
         drawings.example("order", "other", np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("group", TOGETHER)
+def test_questions_asked_together_share_their_picture_and_cover_the_group(drawings, group):
+    rng = np.random.default_rng(0)
+    tasks = set()
+    for _ in range(30):
+        asked = drawings.together(group, "train", rng)
+        assert all(example.frames is asked[0].frames for example in asked)
+        tasks |= {example.task for example in asked}
+        for task in ("is_kind", "is_there"):
+            answers = [example.answer for example in asked if example.task == task]
+            assert not answers or sorted(answers) == ["no", "yes"]
+    assert tasks == set(TOGETHER[group])
+
+
+def test_questions_asked_together_are_answered_by_what_is_seen(drawings):
+    rng = np.random.default_rng(1)
+    numbers = ("", "one", "two", "three", "four")
+    for _ in range(30):
+        for example in drawings.together("scene", "train", rng):
+            there = seen(example.frames[0])
+            if example.task == "count":
+                assert numbers[len(there)] == example.answer
+            elif example.task == "is_there":
+                name = example.question.split()[-1].rstrip("?")
+                assert (name in there) == (example.answer == "yes")
+            else:
+                side, name = example.question.split()[2], example.question.split()[-1].rstrip("?")
+                assert there == ([example.answer, name] if side == "left" else [name, example.answer])
+        for example in drawings.together("drawing", "train", rng):
+            (name,) = seen(example.frames[0])
+            if example.task == "is_there":
+                assert (name in example.question) == (example.answer == "yes")
+            elif example.task == "is_kind":
+                assert (KINDS[GROUPS[name]] in example.question) == (example.answer == "yes")
+        for example in drawings.together("clip", "train", rng):
+            if example.task == "order":
+                assert seen(example.frames[0]) == [example.answer] and seen(example.frames[-1]) != [example.answer]
+
+
+def test_an_unknown_group_is_refused(drawings):
+    with pytest.raises(ValueError, match="expected a group among drawing, scene, clip, got 'film'"):
+        drawings.together("film", "train", np.random.default_rng(0))

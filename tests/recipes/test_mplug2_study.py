@@ -10,6 +10,7 @@ import torch
 
 from plait.data.drawn_tasks import Example
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.recipes import mplug2_batches as batches
 from plait.recipes import mplug2_evaluate as evaluate
 from plait.recipes import mplug2_features as features
 from plait.recipes import mplug2_measures as measures
@@ -17,6 +18,7 @@ from plait.recipes import mplug2_small as small
 from plait.recipes import mplug2_study as module
 from plait.recipes import mplug2_table as table
 from plait.recipes.mplug2_batches import asked, pixels_of
+from plait.recipes.mplug2_objectives import asked_together
 from plait.types import Sample
 
 
@@ -55,7 +57,7 @@ def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys
         "order", "motion", "clip: motion",
     }  # fmt: skip
     assert {task for task, arm in arms if arm == "shuffled labels"} == {task for task, _ in arms}
-    assert summary["cpu_seconds"] > 0 and "what was asked of it" in printed
+    assert summary["cpu_seconds"][0] > 0 and "what was asked of it" in printed
     assert set(summary["gap"]) == {"pretraining", "pretraining-apart"}
     assert "universal layers apart" in printed and "which way does it move?" not in printed
     page = (tmp_path / "report.html").read_text()
@@ -101,6 +103,49 @@ def test_the_chosen_answer_is_what_ranking_alone_puts_first_among_the_own_choice
     assert len(set(best)) > 1
 
 
+def test_questions_asked_together_cost_what_they_cost_one_by_one(quick):
+    made = small.processor()
+    torch.manual_seed(0)
+    model = MPlug2ForConditionalGeneration(small.config(made)).eval()
+    source = batches.source_of(small.drawings(), made, [(1, "scene"), (1, "clip")], strength=0.0)()
+    kinds = set()
+    for step in range(2):
+        batch = source.load(source.rows(0, step, 3), np.random.default_rng(step))
+        together, _ = asked_together(model, batch, 0, torch.Generator())
+        picture = batch.pop("picture")
+        name = next(key for key in batch if key.startswith("pixel_values"))
+        kinds.add(name)
+        assert len(batch[name]) == 3 < len(picture)
+        batch[name] = batch[name][picture]
+        torch.testing.assert_close(together, model(**batch).loss, rtol=1e-5, atol=1e-5)
+    assert kinds == {"pixel_values", "pixel_values_videos"}
+
+
+def test_answers_of_the_shuffled_control_are_those_of_other_examples_of_their_task(quick):
+    made = small.processor()
+    sources = [
+        batches.source_of(small.drawings(), made, [(1, "drawing")], strength=0.0, shuffle_answers=wrong)()
+        for wrong in (False, True)
+    ]
+    right, wrong = (source.load([0] * 12, np.random.default_rng(0)) for source in sources)
+    assert torch.equal(right["input_ids"], wrong["input_ids"])
+    same = (right["labels"] == wrong["labels"]).all(1)
+    assert 0.1 < same.float().mean() < 0.6  # yes and no
+    assert sorted(map(tuple, right["labels"].tolist())) == sorted(map(tuple, wrong["labels"].tolist()))
+
+
+def test_no_answer_of_the_shuffled_control_is_about_its_own_picture():
+    picture = np.repeat(np.arange(6), 4)
+    pairs = batches._of_other_pictures(["name", "kind", "is_there", "is_there"] * 6, picture, np.random.default_rng(0))
+    own, other = np.array(sorted(pairs)).T
+    assert own.tolist() == sorted(other.tolist()) == list(range(24))
+    assert (picture[own] != picture[other]).all() and (np.minimum(own % 4, 2) == np.minimum(other % 4, 2)).all()
+    assert (
+        len({tuple(batches._of_other_pictures(["a"] * 6, np.arange(6), np.random.default_rng(s))) for s in range(5)})
+        > 2
+    )
+
+
 def test_tf_idf_learns_words(quick):
     rows = [[(s.text, int(s.label == "positive")) for s in snippets(split)] for split in ("train", "test")]
     assert np.mean(measures.tf_idf(*rows)) == 1.0
@@ -108,8 +153,7 @@ def test_tf_idf_learns_words(quick):
 
 def test_held_out_examples_are_all_different(quick, monkeypatch):
     monkeypatch.setattr(evaluate, "COUNT", 200)
-    drawings = small.drawings()
-    assert len(evaluate.held_out("kind")) == len(drawings.numbers("test"))
+    assert 50 < len(evaluate.held_out("name")) <= len(small.drawings().numbers("test"))
     shown = [example.frames.tobytes() for example in evaluate.held_out("kind")]
     assert len(set(shown)) == len(shown)
     evaluate.held_out.cache_clear()
@@ -164,6 +208,7 @@ def test_summaries_average_seeds_and_keep_each(quick):
     row = {"task": "order", "arm": "mPLUG-2", "chance": 0.5}
     results = [
         {"rows": [row | {"hits": hits}], "zero_shot": [], "gap": {"pretraining": {"separability": gap}}, "examples": []}
+        | {"cpu_seconds": 60}
         for hits, gap in (([1.0, 0.0, 1.0, 1.0], 1.0), ([1.0, 1.0, 0.0, 0.0], 0.8))
     ]
     summary = table.summarise(results)

@@ -1,6 +1,7 @@
 """Tasks made of drawings and their names: captions, questions about pictures and scenes, clips that need time.
 
     manifest of drawings -> Drawings -> example(task, split, rng) -> frames, question, answer, choices
+                                     -> together(group, split, rng) -> several such about one picture, for training
 
 Every answer follows from annotations or from how the scene was composed. Test examples use drawings of a style that
 training never shows. In `order` and `motion` the reversed clip has the opposite answer and is as likely, so that a
@@ -43,6 +44,13 @@ MAX_THINGS = 4
 SIDES = (0.26, 0.5)
 REACH = (0.55, 1.0)
 
+GROUPS = {
+    "drawing": ("caption", "name", "kind", "is_kind", "is_there"),
+    "scene": ("is_there", "count", "beside"),
+    "clip": ("order", "motion"),
+}
+"""Group -> tasks that `Drawings.together` asks of one picture."""
+
 T = TypeVar("T")
 
 
@@ -73,7 +81,9 @@ class Drawings:
             raise ValueError("expected rows with an image, a text and a known group, got none; check the manifest")
         self.size, self.num_frames = size, num_frames
         self.rows = rows
+        self.names = tuple(sorted({row.text or "" for row in rows}))
         self.pictures = [load_image(s.image).convert("RGB").resize((size, size)) for s in rows]
+        self._stills = [np.asarray(picture)[None] for picture in self.pictures]
         self._of: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, row in enumerate(rows):
             self._of[row.split or "train"][row.label or row.text or ""].append(number)
@@ -108,24 +118,74 @@ class Drawings:
         """`count` examples, the same for the same seed, whatever `count` is."""
         return [self.example(task, split, np.random.default_rng((seed, number))) for number in range(count)]
 
-    def _caption(self, split: str, rng: np.random.Generator) -> Example:
+    def together(self, group: str, split: str, rng: np.random.Generator) -> list[Example]:
+        """Questions of a group about one picture or clip, what can be denied once with each answer.
+
+        Their frames are the same array. Tests ask one question of a picture; training learns faster from several, of
+        which some have the same words for other pictures and some the same picture for other words.
+        """
+        if group not in GROUPS:
+            raise ValueError(f"expected a group among {', '.join(GROUPS)}, got {group!r}")
+        return getattr(self, f"_together_{group}")(split, rng)
+
+    def _together_drawing(self, split: str, rng: np.random.Generator) -> list[Example]:
         number = self._any(split, rng)
+        kind, name = self._kind_of(number), self.rows[number].text or ""
+        other_kind = _choice([other for other in KINDS.values() if other != kind], rng)
+        asked = [self._describe(number) if rng.integers(2) else self._ask_name(number), self._ask_kind(number)]
+        asked += [self._ask_is_kind(number, some, some == kind) for some in (kind, other_kind)]
+        page = self._stills[number]
+        return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, self._other([number], rng)))]
+
+    def _together_scene(self, split: str, rng: np.random.Generator) -> list[Example]:
+        if rng.integers(2):
+            page, shown = self._side_by_side(split, rng)
+            asked = [self._ask_beside(page, shown, left) for left in (False, True)]
+        else:
+            shown = self._several(split, int(rng.integers(1, MAX_THINGS + 1)), rng)
+            page = self._still(self._scene([self.pictures[number] for number in shown], rng))
+            asked = [self._ask_count(page, len(shown))]
+        name = self.rows[_choice(shown, rng)].text or ""
+        return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, self._other(shown, rng)))]
+
+    def _together_clip(self, split: str, rng: np.random.Generator) -> list[Example]:
+        if rng.integers(2):
+            return [self._motion(split, rng)]
+        frames, names = self._two_in_turn(split, rng)
+        return [self._ask_order(frames, names, swapped) for swapped in (False, True)]
+
+    def _other(self, shown: Sequence[int], rng: np.random.Generator) -> str:
+        """The name of a thing that is not shown."""
+        names = {self.rows[number].text for number in shown}
+        return _choice([name for name in self.names if name not in names], rng)
+
+    def _caption(self, split: str, rng: np.random.Generator) -> Example:
+        return self._describe(self._any(split, rng))
+
+    def _describe(self, number: int) -> Example:
         row = self.rows[number]
         references = (row.text or "", *(row.captions or ()))
-        return Example("caption", self._still(self.pictures[number]), "", row.text or "", None, references)
+        return Example("caption", self._stills[number], "", row.text or "", None, references)
 
     def _name(self, split: str, rng: np.random.Generator) -> Example:
-        number = self._any(split, rng)
+        return self._ask_name(self._any(split, rng))
+
+    def _ask_name(self, number: int) -> Example:
         return self._about("name", number, "what is this?", self.rows[number].text or "")
 
     def _kind(self, split: str, rng: np.random.Generator) -> Example:
-        number = self._any(split, rng)
+        return self._ask_kind(self._any(split, rng))
+
+    def _ask_kind(self, number: int) -> Example:
         return self._about("kind", number, "what kind of thing is this?", self._kind_of(number), tuple(KINDS.values()))
 
     def _is_kind(self, split: str, rng: np.random.Generator) -> Example:
         kinds = sorted({self._kind_of(number) for number in self.numbers(split)})
         kind, truth = _choice(kinds, rng), bool(rng.integers(2))
         number = self._any(split, rng, lambda n: (self._kind_of(n) == kind) == truth)
+        return self._ask_is_kind(number, kind, truth)
+
+    def _ask_is_kind(self, number: int, kind: str, truth: bool) -> Example:
         return self._about("is_kind", number, f"is this {_a(kind)}?", _yes(truth), ("yes", "no"))
 
     def _is_there(self, split: str, rng: np.random.Generator) -> Example:
@@ -133,35 +193,53 @@ class Drawings:
         truth = bool(rng.integers(2))
         asked, shown = (scene[0], scene[:2]) if truth else (scene[2], scene[:2])
         frames = self._still(self._scene([self.pictures[n] for n in shown], rng))
-        question = f"is there {_a(self.rows[asked].text or '')}?"
-        return Example("is_there", frames, question, _yes(truth), ("yes", "no"))
+        return self._ask_is_there(frames, self.rows[asked].text or "", truth)
+
+    def _ask_is_there(self, frames: np.ndarray, name: str, truth: bool) -> Example:
+        return Example("is_there", frames, f"is there {_a(name)}?", _yes(truth), ("yes", "no"))
 
     def _count(self, split: str, rng: np.random.Generator) -> Example:
         count = int(rng.integers(1, MAX_THINGS + 1))
         scene = self._scene([self.pictures[n] for n in self._several(split, count, rng)], rng)
+        return self._ask_count(self._still(scene), count)
+
+    def _ask_count(self, frames: np.ndarray, count: int) -> Example:
         choices = ("one", "two", "three", "four")
-        return Example("count", self._still(scene), "how many things are there?", choices[count - 1], choices)
+        return Example("count", frames, "how many things are there?", choices[count - 1], choices)
 
     def _beside(self, split: str, rng: np.random.Generator) -> Example:
-        first, second = self._several(split, 2, rng)
+        frames, shown = self._side_by_side(split, rng)
+        return self._ask_beside(frames, shown, bool(rng.integers(2)))
+
+    def _side_by_side(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+        """A picture of two things, the first on the left."""
+        shown = self._several(split, 2, rng)
         page = Image.new("RGB", (self.size, self.size), "white")
-        for number, low, high in ((first, 0.0, 0.5), (second, 0.5, 1.0)):
+        for number, low, high in zip(shown, (0.0, 0.5), (0.5, 1.0), strict=True):
             side = round(self.size * rng.uniform(0.4, 0.5))
             x = rng.uniform(low * self.size, high * self.size - side)
             self._paste(page, self.pictures[number], x, rng.uniform(0, self.size - side), side)
-        left = bool(rng.integers(2))
-        asked, answer = (second, first) if left else (first, second)
-        side_word = "left" if left else "right"
-        question = f"what is {side_word} of the {self.rows[asked].text}?"
-        return Example("beside", self._still(page), question, self.rows[answer].text or "")
+        return self._still(page), shown
+
+    def _ask_beside(self, frames: np.ndarray, shown: Sequence[int], left: bool) -> Example:
+        answer, asked = (self.rows[number].text or "" for number in (shown if left else shown[::-1]))
+        return Example("beside", frames, f"what is {'left' if left else 'right'} of the {asked}?", answer)
 
     def _order(self, split: str, rng: np.random.Generator) -> Example:
-        scene = self._several(split, 2, rng)
-        names = [self.rows[n].text or "" for n in scene]
-        frames = np.stack([np.asarray(self.pictures[scene[2 * i >= self.num_frames]]) for i in range(self.num_frames)])
-        swapped = bool(rng.integers(2))
+        frames, names = self._two_in_turn(split, rng)
+        return self._ask_order(frames, names, bool(rng.integers(2)))
+
+    def _two_in_turn(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, str]]:
+        """A clip of one thing and then another, and their names."""
+        first, second = self._several(split, 2, rng)
+        half = (self.num_frames + 1) // 2
+        shown = [first] * half + [second] * (self.num_frames - half)
+        frames = np.stack([np.asarray(self.pictures[number]) for number in shown])
+        return frames, (self.rows[first].text or "", self.rows[second].text or "")
+
+    def _ask_order(self, frames: np.ndarray, names: tuple[str, str], swapped: bool) -> Example:
         asked = names[::-1] if swapped else names
-        return Example("order", frames, f"what comes first, {asked[0]} or {asked[1]}?", names[0], tuple(asked))
+        return Example("order", frames, f"what comes first, {asked[0]} or {asked[1]}?", names[0], asked)
 
     def _motion(self, split: str, rng: np.random.Generator) -> Example:
         return self.moving(self._any(split, rng), rng)
@@ -186,7 +264,7 @@ class Drawings:
     def _about(
         self, task: str, number: int, question: str, answer: str, choices: tuple[str, ...] | None = None
     ) -> Example:
-        return Example(task, self._still(self.pictures[number]), question, answer, choices)
+        return Example(task, self._stills[number], question, answer, choices)
 
     def _kind_of(self, number: int) -> str:
         return KINDS[self.rows[number].meta["group"]]

@@ -39,18 +39,20 @@ def vocabulary(texts: Iterable[str], min_count: int = 1) -> list[str]:
 class FreshExamples:
     """Questions drawn anew at every step; each step asks about pictures or about clips.
 
-    groups: tasks that share a batch, with the share of steps they get. collate: examples, generator -> batch.
+    groups: tasks that share a batch, with the share of steps they get: names of tasks, of which each example is one, or
+    the name of a group of `Drawings.together`, of which each picture is asked several. collate: examples, generator ->
+    batch.
     """
 
     def __init__(
         self,
         drawings: Drawings,
-        groups: Sequence[tuple[int, Sequence[str]]],
+        groups: Sequence[tuple[int, Sequence[str] | str]],
         collate: Callable[[list[Example], np.random.Generator], Any],
         split: str = "train",
     ) -> None:
         self.drawings, self.collate, self.split = drawings, collate, split
-        self.groups = [tuple(tasks) for _, tasks in groups]
+        self.groups = [group if isinstance(group, str) else tuple(group) for _, group in groups]
         self.cycle = [number for number, (share, _) in enumerate(groups) for _ in range(share)]
 
     def __len__(self) -> int:
@@ -63,15 +65,18 @@ class FreshExamples:
         return [self.cycle[order[place]]] * batch_size
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
-        """One batch of the group."""
+        """One batch of the group, with as many pictures as rows."""
         tasks = self.groups[rows[0]]
-        return self.collate(
-            [self.drawings.example(tasks[rng.integers(len(tasks))], self.split, rng) for _ in rows], rng
-        )
+        if isinstance(tasks, str):
+            found = [example for _ in rows for example in self.drawings.together(tasks, self.split, rng)]
+        else:
+            found = [self.drawings.example(tasks[rng.integers(len(tasks))], self.split, rng) for _ in rows]
+        return self.collate(found, rng)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """What was asked, for messages."""
-        return [",".join(self.groups[row]) for row in rows]
+        named = (self.groups[row] for row in rows)
+        return [tasks if isinstance(tasks, str) else ",".join(tasks) for tasks in named]
 
 
 def pixels_of(
@@ -136,19 +141,34 @@ def collate_answers(
     examples: list[Example],
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Examples -> pixels, questions, answers to be written. shuffle_answers: each the answer of another example of its
-    task, the control that learns priors alone."""
+    """Examples -> pixels, questions, answers to be written, and the number of each question's picture.
+
+    Neighbours of the same frames share a picture. shuffle_answers: each the answer to a question of its task about
+    another picture, the control that learns priors alone.
+    """
+    starts = [i for i in range(len(examples)) if not i or examples[i].frames is not examples[i - 1].frames]
+    picture = np.repeat(np.arange(len(starts)), np.diff([*starts, len(examples)]))
     answers = [example.answer for example in examples]
     if shuffle_answers:
-        for task in {example.task for example in examples}:
-            places = [i for i, example in enumerate(examples) if example.task == task]
-            for place, other in zip(places, rng.permutation(places), strict=True):
-                answers[place] = examples[other].answer
+        for own, other in _of_other_pictures([example.task for example in examples], picture, rng):
+            answers[own] = examples[other].answer
     return {
-        **pixels_of(examples, processor, rng, strength, single_frame=single_frame),
+        **pixels_of([examples[i] for i in starts], processor, rng, strength, single_frame=single_frame),
         **processor.tokenize(asked(examples, instructions=instructions)),
         **to_be_written(processor, answers),
+        "picture": torch.from_numpy(picture),
     }
+
+
+def _of_other_pictures(tasks: Sequence[str], picture: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Each place, and one of the same task and another picture, as long as there are enough of them."""
+    found = []
+    turn = rng.permutation(len(tasks))  # of pictures, and of the questions about each
+    for task in sorted(set(tasks)):
+        places = sorted((i for i, one in enumerate(tasks) if one == task), key=lambda i: (turn[picture[i]], turn[i]))
+        most = int(np.bincount(picture[places]).max())
+        found += [(own, places[(n + most) % len(places)]) for n, own in enumerate(places)]
+    return found
 
 
 def collate_classes(
@@ -187,8 +207,8 @@ def pretraining_texts(processor: MPlug2Processor, texts: Sequence[str]) -> dict[
 
 
 def source_of(
-    drawings: Drawings, processor: MPlug2Processor, groups: Sequence[tuple[int, Sequence[str]]], **options: Any
+    drawings: Drawings, processor: MPlug2Processor, groups: Sequence[tuple[int, Sequence[str] | str]], **options: Any
 ) -> Callable[[], Source]:
     """A builder of fresh questions; options as the named parameters of `collate_answers`."""
-    given = {"strength": 0.7, "instructions": True, "single_frame": False, "shuffle_answers": False} | options
+    given = {"strength": 0.5, "instructions": True, "single_frame": False, "shuffle_answers": False} | options
     return partial(FreshExamples, drawings, groups, partial(collate_answers, processor, *given.values()))

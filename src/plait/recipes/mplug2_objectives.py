@@ -13,8 +13,10 @@ from plait.metrics.captions import DocumentFrequency, cider
 from plait.metrics.ptb import ptb_tokens
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.models.mplug2.model import Encoded
 from plait.models.mplug2.param_groups import parameter_groups
 from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining
+from plait.objectives.captioning import IGNORED
 from plait.objectives.distillation import ramped_alpha
 from plait.objectives.masked import mask_tokens
 from plait.training.parallel import gather_rows
@@ -85,6 +87,29 @@ def supervised(
     """The loss that a task class computes from labels."""
     out = model(**batch)
     return out.loss, {}
+
+
+def asked_together(
+    model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """The loss of answers to several questions about each picture; pictures and equal questions are encoded once.
+
+    batch: as `MPlug2ForConditionalGeneration.forward` takes it, one text per question, and `picture`: (questions,)
+    number of the picture or clip that each is about.
+    """
+    assert isinstance(model, MPlug2ForConditionalGeneration)
+    network = model.model
+    vision = network.see(batch.get("pixel_values"), batch.get("pixel_values_videos"))[batch["picture"]]
+    questions, which = batch["input_ids"].unique(dim=0, return_inverse=True)
+    text, mask = (found[which] for found in network.read(questions))
+    fused_vision, fused_text = network.fuse(text, mask, vision)
+    states, seen = Encoded(text_mask=mask, fused_vision=fused_vision, fused_text=fused_text).states()
+    ids, labels = batch["decoder_input_ids"], batch["labels"][:, 1:]
+    known = batch["decoder_attention_mask"].bool()
+    hidden = network.decoder.hidden(ids, states, model.attend, attention_mask=known, cross_mask=seen)[:, :-1]
+    wanted = labels != IGNORED  # only these meet the vocabulary
+    losses = nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
+    return losses / len(ids), {}
 
 
 class Aligned:

@@ -39,13 +39,13 @@ LEAD = (
 )
 HONEST = (
     "Drawings are emoji of independent artists; scenes and clips are composed of them, and motion is made, not filmed. "
-    "The network has a few million weights and knows only these forty things; all test pictures are made of one "
-    "held-out drawing of each, so naming has forty examples. Where an answer is one of a list, the model ranks the "
-    "list; free generation is what it writes without one, right when it is exactly the answer. Language only is the "
-    "most frequent training answer to the same question; one frame is a model trained on a frame of an unknown time; "
-    "picture removed shows the trained model white pages; shuffled labels is a model trained on answers of other "
-    "examples; ImageNet features are those of an EfficientNet-Lite0 trained on a million photographs, with a line on "
-    "top."
+    "The network has a few million weights and knows only the things it was trained on; all test pictures are made of "
+    "one held-out drawing of each, so naming has as many examples as there are things. Where an answer is one of a "
+    "list, the model ranks the list; free generation is what it writes without one, right when it is exactly the "
+    "answer. Language only is the most frequent training answer to the same question; one frame is a model trained on "
+    "a frame of an unknown time; picture removed shows the trained model white pages; shuffled labels is a model "
+    "trained on answers of other examples; ImageNet features are those of an EfficientNet-Lite0 trained on a million "
+    "photographs, with a line on top."
 )
 
 
@@ -58,7 +58,7 @@ def report(out: Path, summary: Mapping[str, Any]) -> Path:
         "</p>"
         for arm, figures in shared.items()
     )
-    seconds = f"{round(summary['cpu_seconds'] / 60)} minutes of CPU time, {summary['seeds']} seed(s)"
+    seconds = f"{round(np.mean(summary['cpu_seconds']) / 60)} minutes of CPU time per seed, {summary['seeds']} seed(s)"
     sections = [
         f'<header class="hero"><h1>{TITLE}</h1><p class="lead">{LEAD}</p></header>',
         section("What it saw and wrote", "", _examples(summary["examples"]), "examples"),

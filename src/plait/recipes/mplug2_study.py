@@ -20,10 +20,10 @@ from plait.training.stages import Options, Recipe
 def study(
     out: Path,
     seeds: int = 1,
-    pretrain_steps: int = 700,
+    pretrain_steps: int = 600,
     answer_steps: int = 1200,
-    control_steps: int = 200,
-    class_steps: int = 200,
+    control_steps: int = 150,
+    class_steps: int = 150,
     universal: bool = True,
     animated: bool = False,
     device: str | None = None,
@@ -35,12 +35,11 @@ def study(
     modalities. animated: also zero-shot on animated emoji, a package of 165 MB. device, dtype: of training; `cuda` and
     `bfloat16` with more steps are the longer setting.
     """
-    spent = Spent(out / "cpu_seconds.txt")
     results = []
     for seed in range(seeds):
         home = out / f"seed-{seed}"
-        recipes = plan(home, pretrain_steps, answer_steps, control_steps, class_steps, universal)
-        for name, build in recipes.items():
+        spent = Spent(home / "cpu_seconds.txt")
+        for name, build in plan(home, pretrain_steps, answer_steps, control_steps, class_steps, universal).items():
             print(f"[seed {seed}] {name}", flush=True)
             result = run_recipe(build, home / name, seed=seed, device=device, dtype=dtype, options=Options())
             spent.add()
@@ -50,11 +49,11 @@ def study(
         path = home / "results.json"
         if not path.exists():
             _write(path, measured(home, universal, animated))
-        results.append(json.loads(path.read_text(encoding="utf-8")))
+        results.append(json.loads(path.read_text(encoding="utf-8")) | {"cpu_seconds": round(spent.add())})
     from plait.recipes.mplug2_report import report
     from plait.recipes.mplug2_table import as_text, summarise
 
-    summary = summarise(results) | {"cpu_seconds": round(spent.add()), "about": about()}
+    summary = summarise(results) | {"about": about()}
     _write(out / "summary.json", summary)
     print(as_text(summary))
     print(f"report: {report(out, summary)}")
@@ -62,7 +61,7 @@ def study(
 
 
 class Spent:
-    """CPU seconds of this command, over all of its runs, kept in a file."""
+    """CPU seconds that a seed took, over all runs of the command, kept in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.mark = path, time.process_time()
@@ -83,11 +82,12 @@ def plan(
     from plait.recipes import mplug2_small as small
 
     init = home / "pretraining" / "model"
-    clips = partial(small.answering, init, tasks=small.CLIP_TASKS)
+    clips = max(1, answer_steps * small.SHARES["clip"] // sum(small.SHARES.values()))
+    of_clips = partial(small.answering, init, shares={"clip": 1})
     runs: dict[str, Callable[[], Recipe]] = {
         "pretraining": partial(small.pretraining, pretrain_steps),
         "answering": partial(small.answering, init, answer_steps),
-        "answering-one-frame": partial(clips, max(1, answer_steps // 3), single_frame=True),
+        "answering-one-frame": partial(of_clips, clips, single_frame=True),
         "answering-shuffled": partial(small.answering, init, control_steps, shuffle_answers=True),
         "text": partial(small.reading, init, class_steps),
         "text-shuffled": partial(small.reading, init, control_steps, shuffle=True),

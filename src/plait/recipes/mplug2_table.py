@@ -23,7 +23,7 @@ BARS = {
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds with 95 % bootstrap intervals over examples, each example the mean of its seeds; and the bars.
 
-    results: of one seed each, {"rows", "zero_shot", "gap", "examples"}.
+    results: of one seed each, {"rows", "zero_shot", "gap", "examples", "cpu_seconds"}.
     """
     arms = results[0]["gap"]
     gaps = {arm: {key: float(np.mean([r["gap"][arm][key] for r in results])) for key in arms[arm]} for arm in arms}
@@ -35,6 +35,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "bars": bars(rows),
         "gap": gaps,
         "examples": results[0]["examples"],
+        "cpu_seconds": [result["cpu_seconds"] for result in results],
     }
 
 
@@ -124,4 +125,5 @@ def as_text(summary: Mapping[str, Any]) -> str:
         name = "universal layers apart" if arm.endswith("apart") else "universal layers shared"
         told = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in figures.items())
         lines.append(f"  {name}: {told}")
+    lines.append("  CPU time: " + ", ".join(f"{s / 60:.1f}" for s in summary["cpu_seconds"]) + " minutes per seed")
     return "\n".join(lines)
