@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from measure import write
 
 SETTING: dict[str, Any] = {
-    "pretrain_steps": 5600,
-    "answer_steps": 9600,
-    "control_steps": 1600,
-    "class_steps": 1600,
+    "pretrain_steps": 3600,
+    "answer_steps": 8000,
+    "control_steps": 1200,
+    "class_steps": 1200,
     "animated": True,
     "device": "cuda",
     "dtype": "bfloat16",

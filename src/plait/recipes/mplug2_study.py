@@ -20,8 +20,8 @@ from plait.training.stages import Options, Recipe
 def study(
     out: Path,
     seeds: int = 1,
-    pretrain_steps: int = 600,
-    answer_steps: int = 1200,
+    pretrain_steps: int = 450,
+    answer_steps: int = 1000,
     control_steps: int = 150,
     class_steps: int = 150,
     universal: bool = True,
