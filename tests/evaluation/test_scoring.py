@@ -15,6 +15,7 @@ from plait.evaluation.scoring import SCORERS, Scored, Scoring, score
 from plait.evaluation.scoring.answers import verdict
 from plait.evaluation.scoring.base import clustered_interval
 from plait.evaluation.scoring.words import grade
+from plait.metrics import captions, java
 from plait.metrics.replies import letter, open_answer_hit
 from plait.metrics.vqa import vqa_accuracy
 
@@ -39,6 +40,21 @@ def test_the_rule_is_told_with_the_score() -> None:
     items = [Item("1", question="q", answers=["two"] * 10, question_type="how many")]
     assert scored("vqav2", items, ["2"], rule="evalai").scores == {"accuracy": 100}
     assert scored("vqav2", items, ["2"], rule="official").categories == {"how many": 0}
+
+
+def test_captions_are_scored_with_meteor_and_spice_where_their_programs_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item("1", captions=["A dog."]), Item("2", captions=["Snow"])]
+    plain = scored("coco_caption", items, ["a dog", "ice"])
+    assert plain.notes[1] == "tokenizer=python, no METEOR, no SPICE"
+    monkeypatch.setattr(java, "missing", lambda: None)
+    monkeypatch.setattr(java, "tokenized", captions.tokenized)
+    monkeypatch.setattr(java, "meteor", lambda said, right: (len(said[0]) / 10, []))
+    found = scored("coco_caption", items, ["a dog", "ice"])
+    assert found.scores == plain.scores | {"METEOR": 20}
+    assert found.notes[1] == "tokenizer=java, no SPICE"
+    monkeypatch.setattr(java, "spice_missing", lambda: None)
+    monkeypatch.setattr(java, "spice", lambda said, right: (len(right) / 10, []))
+    assert scored("coco_caption", items, ["a dog", "ice"]).scores == found.scores | {"SPICE": 20}
 
 
 def test_rotated_questions_count_once_and_only_when_all_are_right() -> None:

@@ -58,7 +58,8 @@ def gqa_scores(
     questions: the questions file. predictions: question id -> answer; every balanced question and its entailed ones
     need one. choices: question id -> `valid` and `plausible` answers. consistency: of each correctly answered question
     with other entailed questions, the share of those answered right. distribution: chi-square of answers per global
-    group, weighted by group size (lower is better). Breakdowns are [percent, number].
+    group, weighted by group size (lower is better). Breakdowns are [percent, number]. Entailed questions that the file
+    does not hold are left out: files of balanced questions alone name them.
     """
     balanced = {name: question for name, question in questions.items() if question["isBalanced"]}
     _check_answered(questions, balanced, predictions)
@@ -117,7 +118,7 @@ def _consistency(
 ) -> list[float]:
     shares = []
     for name, question in balanced.items():
-        others = [other for other in question["entailed"] if other != name]
+        others = [other for other in question["entailed"] if other != name and other in questions]
         if predictions[name] == question["answer"] and others:
             shares.append(float(np.mean([predictions[other] == questions[other]["answer"] for other in others])))
     return shares

@@ -51,7 +51,11 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
 
     Document frequencies come from these references: a part of a set has another CIDEr scale than the whole.
     """
-    said, right = tokenized(predictions, references)
+    return token_scores(*tokenized(predictions, references))
+
+
+def token_scores(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> CaptionScores:
+    """`caption_scores` of tokens: n token lists and n lists of reference token lists."""
     _check(said, right)
     corpus = {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
     corpus["rouge_l"] = sum(map(rouge_l, said, right)) / len(said)

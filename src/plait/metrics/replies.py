@@ -10,6 +10,14 @@ from collections.abc import Callable, Sequence
 
 LETTERS = "ABCDEFGHIJ"
 _TOOLKIT_MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_TOOLKIT_ANSWER = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+_TOOLKIT_REFUSALS = (
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 _FORMS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 _NUMBER_FORMS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
@@ -49,14 +57,18 @@ def _by_text(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _mmbench_toolkit(reply: str, choices: Sequence[str]) -> str | None:
+    if any(refusal in reply for refusal in _TOOLKIT_REFUSALS):
+        return None
     letters = LETTERS[: len(choices)]
     words = reply.translate(_TOOLKIT_MARKS).split()
     found = [c for c in letters if c in words]
-    if len(found) == 1 and found[0] in words[-4:]:
+    if len(found) == 1 and words.index(found[0]) > len(words) - 5:
         return found[0]
-    bold = re.findall(r"answer is \*\*([A-Z])\*\*", reply)
-    if len(bold) == 1 and bold[0] in letters:
-        return bold[0]
+    if not found and "Z" in words:  # the letter by which the toolkit says that there is none
+        return None
+    told = _TOOLKIT_ANSWER.search(reply)
+    if told and told[1].upper() in letters:
+        return told[1].upper()
     return _by_text(reply, choices) if len(reply) <= 2 * sum(map(len, choices)) else None
 
 
@@ -70,7 +82,7 @@ def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
             return max(found, key=lambda c: text.rfind(form.format(c)))
     if len(text.split()) > 5:
         low = text.lower()
-        if found := [c for c, choice in zip(letters, choices) if choice.lower() in low]:
+        if found := [c for c, choice in zip(letters, choices) if choice and choice.lower() in low]:
             return max(found, key=lambda c: low.rfind(choices[letters.index(c)].lower()))
     return None
 

@@ -66,15 +66,14 @@ def anls(rows: Inputs) -> Outputs:
 def audio_tagging(given: Inputs) -> Outputs:
     scores = given["scores"] if "scores" in given else tagging.sigmoid(given["logits"])
     targets = given["targets"]
-    found = {
+    per_class = tagging.average_precisions(scores, targets)
+    return {
         "map_macro": tagging.mean_average_precision(scores, targets),
-        "average_precision_per_class": tagging.average_precisions(scores, targets).tolist(),
+        "average_precision_per_class": [None if np.isnan(value) else float(value) for value in per_class],
+        "map_micro": tagging.micro_average_precision(scores, targets),
         "lwlrap": tagging.label_weighted_ranking_precision(scores, targets),
+        "lrap": tagging.label_ranking_average_precision(scores, targets),
     }
-    if "logits" in given:
-        found["map_micro"] = tagging.micro_average_precision(scores, targets)
-        found["lrap"] = tagging.label_ranking_average_precision(scores, targets)
-    return found
 
 
 @metric("bootstrap")
@@ -119,6 +118,8 @@ def closed_vocabulary(given: Inputs) -> Outputs:
 def coco(given: Inputs) -> Outputs:
     found: Outputs = {}
     for kind, key in (("bbox", "detections"), ("segm", "segmentations")):
+        if key not in given:
+            continue
         summary, per_category = detection.coco_ap(given["ground_truth"], given[key], kind)
         found |= {kind: summary, f"{kind}_ap_per_category": {str(k): v for k, v in per_category.items()}}
     return found

@@ -127,13 +127,15 @@ def letter_extraction(case: Case) -> Outputs:
 
 @runner("metrics", "mmmu", json_inputs=INPUTS)
 def mmmu(case: Case) -> Outputs:
-    return {"cases": [{**row, "expected": mmmu_entry(row["input"], row["name"])} for row in case.document["cases"]]}
+    rows = case.document["cases"]
+    given = (row["input"]["options"] for row in rows if isinstance(row["input"], dict))
+    options = list(next(given, dict.fromkeys("ABCD", "")).values())  # those of the letters are those of the suites
+    return {"cases": [{**row, "expected": mmmu_entry(row["input"], row["name"], options)} for row in rows]}
 
 
-def mmmu_entry(given: Inputs, name: str) -> Any:
+def mmmu_entry(given: Inputs, name: str, options: Sequence[str]) -> Any:
     """Letters, free answers, or a suite under the rule that the entry's name tells."""
     if isinstance(given, dict):
-        options = list(given["options"].values())
         return [replies.letter(reply, options, "mmmu_official") for reply in given["responses"]]
     if "response" in given[0]:
         return [
@@ -143,7 +145,7 @@ def mmmu_entry(given: Inputs, name: str) -> Any:
             }
             for row in given
         ]
-    return choices.mmmu_scores(given, options="ABCD", rule="release" if "release" in name else "official")
+    return choices.mmmu_scores(given, options=options, rule="release" if "release" in name else "official")
 
 
 def _numbers_first(candidate: str | float) -> tuple[bool, str]:

@@ -8,21 +8,34 @@ import numpy as np
 
 from plait.evaluation.judge import Judge, video_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
-from plait.metrics.captions import caption_scores
+from plait.metrics import java
+from plait.metrics.captions import token_scores, tokenized
 from plait.metrics.vqa import vqa_accuracy
 
 
 @scorer("captions")
 def captions(scoring: Scoring) -> Scored:
-    """BLEU, ROUGE-L and CIDEr (times 100) of the COCO kit; CIDEr of a domain uses the weights of all references."""
+    """BLEU, ROUGE-L and CIDEr (times 100) of the COCO kit; CIDEr of a domain uses the weights of all references.
+
+    Where Java is there, its tokens are scored, and METEOR, and SPICE where its models are there as well.
+    """
     scoring.keep(lambda item: bool(item.captions), "reference captions")
     ids = [item.id for item in scoring.items]
-    found = caption_scores(scoring.replies(), [item.captions or [] for item in scoring.items])
+    has_java = java.missing() is None
+    tokenize = java.tokenized if has_java else tokenized
+    said, right = tokenize(scoring.replies(), [item.captions or [] for item in scoring.items])
+    found = token_scores(said, right)
     cider = {name: 100 * value for name, value in zip(ids, found.cider)}
     names = {"rouge_l": "ROUGE-L", **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)}}
     scores = {shown: 100 * found.corpus[name] for name, shown in names.items()}
+    scores |= {"METEOR": 100 * java.meteor(said, right)[0]} if has_java else {}
+    scores |= {"SPICE": 100 * java.spice(said, right)[0]} if java.spice_missing() is None else {}
     by_domain = means((item.category, cider[item.id]) for item in scoring.items if item.category)
-    notes = [f"CIDEr weighs words by the references of these {len(ids)} items", "tokenizer=python, no METEOR, no SPICE"]
+    absent = "".join(f", no {name}" for name in ("METEOR", "SPICE") if name not in scores)
+    notes = [
+        f"CIDEr weighs words by the references of these {len(ids)} items",
+        f"tokenizer={'java' if has_java else 'python'}{absent}",
+    ]
     return Scored({"CIDEr": float(np.mean(list(cider.values()))), **scores}, cider, {}, by_domain, [], notes)
 
 
