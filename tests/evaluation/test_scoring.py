@@ -12,11 +12,12 @@ import pytest
 from plait.evaluation.readers import Item
 from plait.evaluation.registry import TASKS
 from plait.evaluation.scoring import SCORERS, Scored, Scoring, score
-from plait.evaluation.scoring.answers import verdict
 from plait.evaluation.scoring.base import clustered_interval
-from plait.evaluation.scoring.words import grade
 from plait.metrics import captions, java
+from plait.metrics.answers import judge_verdict
+from plait.metrics.choices import mmbench_scores, mmmu_scores, q_bench_scores, seed_bench_scores
 from plait.metrics.replies import letter, open_answer_hit
+from plait.metrics.suites import judge_grade, mme_scores, pope_scores
 from plait.metrics.vqa import vqa_accuracy
 
 
@@ -110,10 +111,10 @@ def test_a_judge_reads_stored_replies_and_is_named(tmp_path: Path) -> None:
 
 
 def test_verdicts_are_literals_and_never_run() -> None:
-    assert verdict("{'pred': 'Yes', 'score': '3'}") == (True, 3)
-    assert verdict("__import__('os')") is None
-    assert verdict("{'pred': 'perhaps', 'score': 1}") is None
-    assert [grade(text) for text in ("0.5 because", "1.0", "2", "good")] == [0.5, 1.0, None, None]
+    assert judge_verdict("{'pred': 'Yes', 'score': '3'}") == (True, 3)
+    assert judge_verdict("__import__('os')") is None
+    assert judge_verdict("{'pred': 'perhaps', 'score': 1}") is None
+    assert [judge_grade(text) for text in ("0.5 because", "1.0", "2", "good")] == [0.5, 1.0, None, None]
 
 
 def test_intervals_draw_groups_whole() -> None:
@@ -137,3 +138,87 @@ def test_letters_and_open_answers_are_read_by_the_benchmark() -> None:
 def test_every_task_has_its_scorer() -> None:
     scored("nlvr2", [Item("1", label="True")], ["yes"])  # scorers register when something is scored
     assert {task.scorer for task in TASKS.values()} <= SCORERS.keys()
+
+
+LETTER_REPLIES = ("A", "B. no", "(C)", "The answer is D.", "red", "hm", "A red one is there", "")
+
+
+def drawn_questions(kind: str, count: int = 60) -> tuple[list[Item], list[str]]:
+    """Random multiple-choice items and replies, some with options in the reply."""
+    draw = np.random.default_rng(len(kind))
+    items = [
+        Item(
+            f"validation_Art_{i}" if kind == "mmmu" else str(i),
+            question="q",
+            choices=["red", "blue", "two dogs", "none of these"],
+            answer_index=int(draw.integers(4)),
+            category=f"c{i % 3}",
+            category_group=f"l{i % 2}",
+        )
+        for i in range(count)
+    ]
+    return items, [str(draw.choice(LETTER_REPLIES)) for _ in items]
+
+
+def test_scores_of_letters_are_those_of_the_published_functions() -> None:
+    items, replies = drawn_questions("mmbench")
+    rows = [
+        {"index": item.id, **dict(zip("ABCD", item.choices or [])), "answer": "ABCD"[item.answer_index or 0],
+         "category": item.category, "l2-category": item.category_group, "prediction": reply}
+        for item, reply in zip(items, replies)
+    ]  # fmt: skip
+    for item in items:
+        item.group = item.id
+    for rule in ("mmbench_2023", "mmbench_toolkit"):
+        found, wanted = scored("mmbench", items, replies, rule=rule), mmbench_scores(rows, rule)
+        assert found.scores["circular"] == pytest.approx(wanted["circular_accuracy"])
+        assert found.categories == pytest.approx(wanted["by_category"] | wanted["by_l2_category"])
+    for item in items:
+        item.image = "a.jpg"
+    rows = [{"question_type_id": 1, "answer": row["answer"], "prediction": row["prediction"]} for row in rows]
+    assert scored("seed_bench", items, replies).scores["accuracy"] == pytest.approx(seed_bench_scores(rows)["overall"])
+    rows = [
+        {"candidates": item.choices, "correct_ans": (item.choices or [])[item.answer_index or 0], "prediction": reply,
+         "type": 0, "concern": 0}
+        for item, reply in zip(items, replies)
+    ]  # fmt: skip
+    assert scored("q_bench", items, replies).scores["accuracy"] == pytest.approx(q_bench_scores(rows)["accuracy"])
+
+
+@pytest.mark.parametrize("rule", ["official", "release"])
+def test_scores_of_mmmu_are_those_of_the_published_function(rule: str) -> None:
+    items, replies = drawn_questions("mmmu")
+    for item in items:
+        right: list[str] = ["ABCD"[item.answer_index or 0]]
+        item.question_type, item.answers = "multiple-choice", right
+    items.append(Item("validation_Art_60", question="q", answers=["7", "seven"], question_type="open", choices=[]))
+    replies.append("so it is 7.00")
+    rows = [
+        {"id": item.id, "question_type": item.question_type, "answer": item.answers, "prediction": reply,
+         "options": item.choices}
+        for item, reply in zip(items, replies)
+    ]  # fmt: skip
+    found = scored("mmmu", items, replies, rule=rule)
+    assert found.scores["accuracy"] == pytest.approx(mmmu_scores(rows, rule=rule)["overall"])
+
+
+def test_scores_of_yes_and_no_are_those_of_the_published_functions() -> None:
+    draw = np.random.default_rng(0)
+    items = [
+        Item(f"{category}/{i}/{q}", answers=["yes" if q == 0 else "no"], category=category, group=f"{category}/{i}")
+        for category in ("OCR", "count", "code_reasoning")
+        for i in range(7)
+        for q in (0, 1)
+    ]
+    replies = [str(draw.choice(["Yes", "No.", "yes, it is", "not at all", "maybe"])) for _ in items]
+    rows = [
+        {"category": item.category, "image": item.group, "answer": (item.answers or [""])[0], "prediction": reply}
+        for item, reply in zip(items, replies)
+    ]
+    found, wanted = scored("mme", items, replies), mme_scores(rows)
+    assert found.scores == pytest.approx({name: wanted[name] for name in ("perception", "cognition")})
+    assert found.categories == pytest.approx(wanted["scores"])
+    assert np.mean(list(found.units.values())) == pytest.approx(wanted["perception"])
+    truth = pope_scores(replies, [str(row["answer"]) for row in rows])
+    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+    assert scored("pope", items, replies).scores == pytest.approx({name: 100 * truth[name] for name in names})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-
 import numpy as np
 
 from plait.evaluation.judge import Judge, video_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
 from plait.metrics import java
+from plait.metrics.answers import gqa_normalised, judge_verdict
 from plait.metrics.captions import token_scores, tokenized
 from plait.metrics.vqa import vqa_accuracy
 
@@ -66,7 +65,7 @@ def gqa(scoring: Scoring) -> Scored:
     """Equal strings, after lower case and without a final period; binary and open questions apart."""
     scoring.keep(lambda item: bool(item.answers), "answer")
     replies = dict(zip((item.id for item in scoring.items), scoring.replies()))
-    said = {name: reply.lower().strip().removesuffix(".") for name, reply in replies.items()}
+    said = {name: gqa_normalised(reply) for name, reply in replies.items()}
     hits = {item.id: float(said[item.id] in (item.answers or [])) for item in scoring.items}
     scored = accuracy(hits, scoring.items)
     kinds = ((item, "open" if item.question_type == "query" else "binary") for item in scoring.items)
@@ -96,7 +95,7 @@ def _judged(scoring: Scoring) -> Scored:
         item.id: video_prompt(item.question or "", (item.answers or [""])[0], reply)
         for item, reply in zip(scoring.items, scoring.replies())
     }
-    read = {name: verdict(reply) for name, reply in judge.replies(asked).items()}
+    read = {name: judge_verdict(reply) for name, reply in judge.replies(asked).items()}
     units = {name: 100.0 * is_right for name, found in read.items() if found is not None for is_right, _ in [found]}
     if not units:
         return Scored({}, unreadable=list(read), notes=[f"not scored: no readable verdict of {judge.name}"])
@@ -104,16 +103,3 @@ def _judged(scoring: Scoring) -> Scored:
     scores = {"accuracy": float(np.mean(list(units.values()))), "score": float(np.mean(marks))}
     unreadable = [name for name, found in read.items() if found is None]
     return Scored(scores, units, groups_of(scoring.items), {}, unreadable, [f"judge {judge.name}"])
-
-
-def verdict(reply: str) -> tuple[bool, int] | None:
-    """(right, score) of a judge's reply, a dictionary literal with pred and score; None where it is none.
-
-    The score is truncated to a whole number, as in the public script.
-    """
-    try:
-        found = ast.literal_eval(reply.strip())
-        word = str(found["pred"]).lower()
-        return (word == "yes", int(found["score"])) if word in ("yes", "no") else None
-    except (ValueError, SyntaxError, KeyError, TypeError):
-        return None

@@ -9,13 +9,11 @@ import numpy as np
 
 from plait.evaluation.judge import Judge, grade_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
+from plait.metrics.answers import answer_after_key
 from plait.metrics.boxes import box_hits
 from plait.metrics.replies import mme_label, pope_label
+from plait.metrics.suites import MME_PERCEPTION, judge_grade
 
-PERCEPTION = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-)  # fmt: skip
-"""Categories of MME's headline number; the other four are cognition."""
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 
 
@@ -37,10 +35,10 @@ def mme(scoring: Scoring) -> Scored:
         questions = sum(len(hits) for hits in found.values())
         parts = {n: 100 * (sum(hits) / questions + all(hits) / len(found)) for n, hits in found.items()}
         scores[category] = sum(parts.values())
-        shares |= {name: part for name, part in parts.items() if category in PERCEPTION}
+        shares |= {name: part for name, part in parts.items() if category in MME_PERCEPTION}
     totals = {
-        "perception": sum(value for name, value in scores.items() if name in PERCEPTION),
-        "cognition": sum(value for name, value in scores.items() if name not in PERCEPTION),
+        "perception": sum(value for name, value in scores.items() if name in MME_PERCEPTION),
+        "cognition": sum(value for name, value in scores.items() if name not in MME_PERCEPTION),
     }
     unreadable = [name for name, label in labels.items() if label == "other"]
     return Scored(totals, {name: share * len(shares) for name, share in shares.items()}, {}, scores, unreadable)
@@ -107,21 +105,12 @@ def mm_vet(scoring: Scoring) -> Scored:
         item.id: grade_prompt(item.question or "", (item.answers or [""])[0], reply)
         for item, reply in zip(scoring.items, scoring.replies())
     }
-    grades = {name: grade(reply) for name, reply in judge.replies(asked).items()}
+    grades = {name: judge_grade(reply.strip()) for name, reply in judge.replies(asked).items()}
     units = {name: 100 * (value or 0.0) for name, value in grades.items()}
     parts = means((part, units[item.id]) for item in scoring.items for part in item.meta.get("capabilities", []))
     unreadable = [name for name, value in grades.items() if value is None]
     score = float(np.mean(list(units.values())))
     return Scored({"score": score}, units, {}, parts, unreadable, [f"judge {judge.name}"])
-
-
-def grade(reply: str) -> float | None:
-    """The number before the first space when it lies in [0, 1], else None."""
-    try:
-        value = float(reply.strip().split(" ")[0].split("\n")[0])
-    except ValueError:
-        return None
-    return value if 0 <= value <= 1 else None
 
 
 @scorer("owl_eval")
@@ -148,6 +137,5 @@ def bbh(scoring: Scoring) -> Scored:
     scoring.keep(lambda item: bool(item.answers), "answer")
     hits = {}
     for item, reply in zip(scoring.items, scoring.replies()):
-        said = reply.rpartition("the answer is ")[2].strip().removesuffix(".")
-        hits[item.id] = float(said in (item.answers or []))
+        hits[item.id] = float(answer_after_key(reply) in (item.answers or []))
     return accuracy(hits, scoring.items)
