@@ -31,6 +31,7 @@ FAMILIES = {
     "one_peace": "plait.recipes.one_peace_finetune",
     "mplug2": "plait.recipes.mplug2_finetune",
     "mplug_owl": "plait.recipes.mplug_owl_finetune",
+    "mplug_owl2": "plait.recipes.mplug_owl2_finetune",
 }
 """model_type -> the module that holds its `JOBS`."""
 
@@ -97,8 +98,8 @@ def finetune(
     model: a model directory, or nano; data: a manifest, tar shards, parquet or a saved data set, with a split test;
     lora: rank of the adapter, 0 to train everything; bits: hold the frozen base in 4 or 8 bits beside it; steps instead
     of epochs where given; lr: the family's own without it; medium: image, audio, video or text, the most frequent
-    without it; augmentation: of pictures and sounds, 0 to 1; workers: threads that decode; on_bad, most_bad: skip so
-    many rows that cannot be read.
+    without it (chat: all); augmentation: of pictures and sounds, 0 to 1; workers: threads that decode; on_bad,
+    most_bad: skip so many rows that cannot be read.
     Needs: rows of split train or none, and of test. Cost: minutes for some hundred files on two cores with nano.
     """
     from plait.models import shipped
@@ -136,10 +137,11 @@ def _rows(data: str, task: str, medium: str | None) -> tuple[str, list[Sample], 
     data = str(cached_mini()) if data == "mini" else data
     samples = list(open_samples(data))
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
+    is_any = medium is None and task == "chat"  # conversations with pictures and without train together
     medium = medium or next((name for name, _ in counts.most_common(1)), "text")
     if medium not in MEDIA:
         raise UsageError(f"expected medium {', '.join(MEDIA)}, got {medium!r}")
-    rows = [s for s in samples if getattr(s, medium) is not None and _has_target(s, task)]
+    rows = [s for s in samples if (is_any or getattr(s, medium) is not None) and _has_target(s, task)]
     train = [s for s in rows if s.split in (None, "train")]
     test = [s for s in rows if s.split in HELD_OUT]
     if not train or not test:

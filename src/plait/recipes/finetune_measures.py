@@ -1,10 +1,12 @@
 """What a finetuned model is worth: predictions of rows -> one number with an interval, beside the trivial answer.
 
 retrieval: (media, texts) vectors (n, dim) each · classify, vqa, caption: a text per row · ground: a box per row
+chat: nats per row, the negative log likelihood of all its answers
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from plait.media.image import load_image
-from plait.metrics.bootstrap import bootstrap_mean
+from plait.metrics.bootstrap import bootstrap_mean, bootstrap_ratio
 from plait.metrics.boxes import box_hits
 from plait.metrics.captions import caption_scores
 from plait.metrics.retrieval import chance_at_k, hits_at_k
@@ -26,15 +28,22 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
     """The metric of a task: `{metric, value, interval}`, the interval by the percentile bootstrap over rows (95 %).
 
     retrieval: recall at 1, the mean of both directions; classify, vqa: accuracy; caption: CIDEr; ground: share of boxes
-    with an IoU of at least 0.5.
+    with an IoU of at least 0.5; chat: bits per byte of the answers, an end counted as a byte: low is good, and models
+    with other vocabularies can be compared.
     """
+    if task == "chat":
+        sizes = [sum(map(len, _spoken(sample))) for sample in samples]
+        interval = bootstrap_ratio([float(nats) / math.log(2) for nats in found], sizes)
+        found = {"value": interval.estimate, "interval": [interval.lower, interval.upper], "about": "low is good"}
+        return {"metric": "bits per byte", **found}
     name, values = _VALUES[task](found, samples)
     interval = bootstrap_mean([float(value) for value in values])
     return {"metric": name, "value": interval.estimate, "interval": [interval.lower, interval.upper]}
 
 
 def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, Any]:
-    """What needs no model: chance, the most frequent label, answer or caption of the training rows, their mean box."""
+    """What needs no model: chance, the most frequent label, answer or caption of the training rows, their mean box,
+    for conversations the frequencies of single bytes."""
     if task == "retrieval":
         same = same_concept(test)
         chance = float(np.mean([chance_at_k(int(row.sum()), len(test), 1) for row in same]))
@@ -42,6 +51,11 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
     if task == "ground":
         box = np.mean([shares(sample) for sample in train], axis=0)
         return {**score(task, [box] * len(test), test), "about": "the mean box"}
+    if task == "chat":
+        seen = Counter(byte for sample in train for answer in _spoken(sample) for byte in answer)
+        total = seen.total() + 256
+        nats = [-sum(math.log((seen[b] + 1) / total) for answer in _spoken(s) for b in answer) for s in test]
+        return {**score(task, nats, test), "about": "bytes by how often they are met, low is good"}
     said = Counter(word for sample in train for word in _words(task, sample))
     commonest = said.most_common(1)[0][0]
     return {**score(task, [commonest] * len(test), test), "about": f"always {commonest!r:.60}"}
@@ -68,6 +82,19 @@ def shares(sample: Sample) -> list[float]:
         raise ValueError(f"expected a box x0, y0, x1, y1 in row {sample.id!r}, got {sample.boxes}")
     width, height = load_image(sample.image).size
     return [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+
+
+def _spoken(sample: Sample) -> list[bytes]:
+    """What the assistant says in a row, each answer with one byte for its end."""
+    said = []
+    for message in sample.messages or ():
+        if message.get("role", message.get("from")) in ("assistant", "gpt"):
+            content = message.get("content", message.get("value", ""))
+            parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            said.append("".join(parts).encode() + b"\0")
+    if not said:
+        raise ValueError(f"expected messages with an answer of the assistant in row {sample.id!r}, got none")
+    return said
 
 
 def _words(task: str, sample: Sample) -> Sequence[str]:

@@ -80,15 +80,22 @@ def _content(message: dict[str, Any]) -> str:
 
 
 def collate(
-    processor: MPlugOwlProcessor, max_length: int, samples: Sequence[Sample], rng: np.random.Generator
+    processor: MPlugOwlProcessor,
+    max_length: int,
+    samples: Sequence[Sample],
+    rng: np.random.Generator,
+    *,
+    training: bool = True,
 ) -> dict[str, Tensor]:
-    """A batch with images cropped at random, drawn from `rng`; frames of videos lie evenly in time."""
+    """A batch with images cropped at random when training, drawn from `rng`; frames of videos lie evenly in time."""
     turns = [conversation_of(sample) for sample in samples]
     pictures = [image for sample in samples for image in _many(sample.image)]
     clips = [load_frames(video, processor.num_frames) for sample in samples for video in _many(sample.video)]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     images = [load_image(image).convert("RGB") for image in pictures]
-    return dict(processor.supervised(turns, images, clips, max_length=max_length, generator=generator, training=True))
+    return dict(
+        processor.supervised(turns, images, clips, max_length=max_length, generator=generator, training=training)
+    )
 
 
 def _many(media: Any) -> list[Any]:
