@@ -114,3 +114,12 @@ def test_a_directory_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert (target / "a.txt").read_text() == "old"
     write_directory(target, lambda path: (path / "b.txt").write_text("new"))
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "b.txt"]
+
+
+def test_the_best_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
+    (model, optimizer), store = trained(), CheckpointStore(tmp_path, keep_last=2)
+    for step, score in ((1, 3.0), (2, 0.5), (3, 2.0), (4, 0.9), (5, 1.0)):
+        store.save(model, optimizer, Position(total=step, score=score))
+    assert store.steps() == [2, 4, 5]
+    store.save(model, optimizer, Position(total=6, score=0.1))
+    assert store.steps() == [5, 6]

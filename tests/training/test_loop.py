@@ -287,3 +287,23 @@ def test_a_source_that_fails_stops_the_run(tiny: ModuleType, tmp_path: Path) -> 
     stage = quiet_stage(tiny, batches=lambda: Shuffled(tiny.points(), collate))
     with pytest.raises(OSError, match="torn file"):
         train(tiny.build(), [stage], tmp_path, options=QUIET)
+
+
+def test_fp16_scales_the_loss_skips_overflows_and_remembers(tiny: ModuleType, tmp_path: Path) -> None:
+    """An overflow halves the scale and skips the step; a stopped run goes on with the scale it had."""
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        loss = (model.embed(batch["x"], "image").float() - batch["y"][:, :3]).square().mean()
+        return loss * (1e36 if step == 1 else 1.0), {}  # finite, and its scaled gradient is not
+
+    def stage(*after: Any) -> Stage:
+        return quiet_stage(tiny, objective=tiny.still(objective), after_step=after)
+
+    for name, after in {"whole": (), "stopped": (tiny.stops_at(3),)}.items():
+        train(tiny.build(0.0), [stage(*after)], tmp_path / name, dtype="fp16", device="cpu", options=QUIET)
+    train(tiny.build(0.0), [stage()], tmp_path / "stopped", dtype="fp16", device="cpu", options=QUIET)
+    whole, stopped = lines(tmp_path / "whole"), lines(tmp_path / "stopped")
+    assert not math.isfinite(whole[1]["gradient_norm"])
+    kept = [[(row["loss"], row["loss_scale"]) for row in run] for run in (whole, stopped)]
+    assert kept[0] == kept[1]
+    assert whole[-1]["loss_scale"] == whole[2]["loss_scale"] == whole[1]["loss_scale"] / 2

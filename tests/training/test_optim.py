@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from plait.training.optim import AdamW, parameter_groups
+from plait.training.optim import AdamW, LossScale, clip_gradients, parameter_groups
 
 
 def tiny() -> nn.Module:
@@ -95,3 +95,33 @@ def test_groups_hold_every_trainable_parameter_once_with_its_decay_and_scale() -
 def test_exemptions_replace_the_default_rule() -> None:
     groups = parameter_groups(tiny().named_parameters(), weight_decay=0.1, no_decay=lambda name, p: name == "0.weight")
     assert [g["names"] for g in groups if g["weight_decay"] == 0] == [["0.weight"]]
+
+
+def test_a_loss_scale_halves_on_overflow_and_doubles_after_good_steps() -> None:
+    scale = LossScale(True, value=8.0, interval=3)
+    assert not scale.takes(torch.tensor(float("inf"))) and scale.value == 4.0
+    assert [scale.takes(torch.tensor(1.0)) for _ in range(3)] == [True] * 3 and scale.value == 8.0
+    for _ in range(40):
+        taken = scale.takes(torch.tensor(float("nan")))
+    assert taken and scale.value == scale.smallest  # nothing is forgiven any more: the loop says what is wrong
+    assert LossScale(False).factor == 1.0 and LossScale(False).takes(torch.tensor(float("nan")))
+
+
+def test_gradients_are_unscaled_before_they_are_clipped() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0]) * 16
+    assert float(clip_gradients([parameter], 1.0, 16.0)) == pytest.approx(5.0)
+    torch.testing.assert_close(parameter.grad, torch.tensor([0.6, 0.8]), atol=1e-5, rtol=1e-5)
+    parameter.grad = torch.tensor([3.0, 4.0]) * 16
+    assert float(clip_gradients([parameter], 0.0, 16.0)) == pytest.approx(5.0)
+    torch.testing.assert_close(parameter.grad, torch.tensor([3.0, 4.0]))
+
+
+def test_layers_nearer_to_the_input_learn_more_slowly() -> None:
+    model = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    depth = {"0": 0, "1": 1, "2": 3}
+    groups = parameter_groups(
+        model.named_parameters(), weight_decay=0.1, layer_id=lambda name: depth[name[0]], num_layers=2, layer_decay=0.5
+    )
+    scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scales == {f"{n}.{kind}": 0.5 ** (3 - depth[n]) for n in "012" for kind in ("weight", "bias")}

@@ -111,17 +111,12 @@ def describe_task(one: Any) -> str:
 
 def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
     """The plan of every stage of the recipe `name`. how: as `with_cost`. Raises ValueError for an unknown one."""
-    import torch
-
     from plait.training.commands import find_recipe, parse_settings
+    from plait.training.sharding import shapes_of
 
     function = find_recipe(name)
     chosen = function(**parse_settings(function, settings, seed=0))
-    try:
-        with torch.device("meta"):
-            model = chosen.model_builder()
-    except NotImplementedError:  # a loader that makes fresh heads beside what it reads needs memory for them
-        model = chosen.model_builder()
+    model = shapes_of(chosen.model_builder)
     return [with_cost(plan_stage(model, stage), model, stage, **how) for stage in chosen.stages]
 
 
@@ -152,6 +147,7 @@ def with_cost(
 
 def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
     """Count what `stage` trains in `model`; its parameters are marked trainable or frozen accordingly."""
+    from plait.training.layers import size_of
     from plait.training.stages import freeze
 
     freeze(model, stage.trainable)
@@ -159,11 +155,12 @@ def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
     frozen: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        counts, nbytes = trainable if parameter.requires_grad else frozen, parameter.numel() * parameter.element_size()
-        counts[part_of(name)] += parameter.numel()
+        number, nbytes = size_of(parameter)
+        counts = trainable if parameter.requires_grad else frozen
+        counts[part_of(name)] += number
         sizes["parameters"] += nbytes
         sizes["gradients"] += nbytes if parameter.requires_grad else 0
-        sizes["optimiser"] += ADAM_BYTES * parameter.numel() if parameter.requires_grad else 0
+        sizes["optimiser"] += ADAM_BYTES * number if parameter.requires_grad else 0
     length = f"{stage.steps} steps" if stage.steps is not None else f"{stage.epochs:g} epochs"
     return StagePlan(stage.name, stage.batch_size, length, dict(trainable), dict(frozen), dict(sizes))
 

@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.training.layers import blocks_of, plain, recomputed
+from plait.training.layers import blocks_of, in_full_precision, plain, recomputed
 from plait.training.momentum import MomentumObjective
 from plait.training.parallel import alone
-from plait.training.stages import Source, Stage, freeze
+from plait.training.stages import Batch, Source, Stage, freeze
 
 PEAK_TFLOPS = {
     "H200": 989.0,
@@ -67,6 +67,11 @@ def step_cost(
     size = stage.batch_size // (processes * stage.accumulation)
     batch = source.load([int(row) for row in source.rows(0, step, stage.batch_size)][:size], np.random.default_rng(0))
     freeze(model, stage.trainable)
+    with in_full_precision(model):
+        return _counted(model, stage, batch, step, dtype, recompute)
+
+
+def _counted(model: nn.Module, stage: Stage, batch: Batch, step: int, dtype: torch.dtype, recompute: int) -> StepCost:
     whole, fake = _Whole(model, stage), FakeTensorMode(allow_non_fake_inputs=True)
     state = {name: _fake(value, fake) for name, value in [*whole.named_parameters(), *whole.named_buffers()]}
     kept, counter = _Kept(state.values()), FlopCounterMode(display=False)

@@ -16,12 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from plait.errors import import_extra
-from plait.training.layers import blocks_of
+from plait.training.layers import blocks_of, is_quantised
 from plait.weights.lora import FILES, PREFIX, read_adapter
 
 TRAINABLE = (r"re:\.(lora_|modules_to_save\.)",)
@@ -111,7 +110,7 @@ def merge_adapter(model: nn.Module) -> None:
     """Add B A to the weights in place: a call then costs what it did without; `unmerge_adapter` undoes it."""
     _require(model)
     for _, layer in _lora_layers(model):
-        if _is_quantised(layer.get_base_layer()):
+        if is_quantised(layer.get_base_layer()):
             raise ValueError("expected a base in full precision to merge into, got a quantised one; load it without")
         layer.merge(adapter_names=[NAME])
 
@@ -168,6 +167,7 @@ def quantise(model: nn.Module, bits: int) -> None:
         else:
             new = bnb.nn.Linear4bit(*sizes, bias=has_bias, compute_dtype=old.weight.dtype, quant_type="nf4")
             new.weight = bnb.nn.Params4bit(old.weight.detach(), requires_grad=False, quant_type="nf4")
+            new.support_avx512bf16_for_cpu = False  # its repacked weights cannot be trained through
         new.bias = old.bias
         _put(model, name, new.to(old.weight.device))
 
@@ -199,11 +199,6 @@ def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-
-
-def _is_quantised(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    return type(weight) not in (nn.Parameter, torch.Tensor) or type(getattr(weight, "data", None)) is not torch.Tensor
 
 
 def _require(model: nn.Module) -> None:

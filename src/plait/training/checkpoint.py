@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from plait.training.layers import is_quantised
 from plait.training.parallel import World
 from plait.training.pieces import Piece, Pieces, piece_of, write_pieces
 
@@ -245,10 +246,18 @@ class _Writing:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each once under its first name."""
+    """Parameters and persistent buffers, each once under its first name.
+
+    Layers of few bits are left out: frozen, and made of their model directory again when a run goes on.
+    """
     seen: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if seen.setdefault(id(value), name) == name}
+    left_out = tuple(f"{name}." for name, one in module.named_modules() if is_quantised(one))
+    return {
+        name: value
+        for name, value in state.items()
+        if seen.setdefault(id(value), name) == name and not name.startswith(left_out)
+    }
 
 
 def _pieces(tensors: dict[str, Tensor], world: World) -> dict[str, Piece]:

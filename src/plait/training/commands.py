@@ -23,10 +23,10 @@ import plait
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from plait.training.loop import TrainResult
-    from plait.training.parallel import World
     from plait.training.stages import Options, Recipe
 
 RECIPE_TABLE = "plait.recipes:RECIPES"
@@ -103,50 +103,51 @@ def run_recipe(
     build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with every random
     generator seeded. Returns without a model directory when a signal stopped it (`interrupted`).
     """
-    from plait.training.checkpoint import CheckpointStore, write_directory
+    from plait.training.checkpoint import CheckpointStore
+    from plait.training.data_order import check_divides
     from plait.training.loop import TrainResult, seed_everything, train
     from plait.training.parallel import process_group
+    from plait.training.sharding import gathered_state, hollow, shapes_of
 
     model_dir = run_dir / "model"
     store = CheckpointStore(run_dir / "checkpoints")
     newest = store.latest() if resume else None
     if newest is not None and model_dir.exists():
         return TrainResult(newest, store.position(newest).seconds)
-    with process_group(device) as (world, _):
+    with process_group(device) as (world, place):
         if world.is_main and model_dir.exists():
             shutil.rmtree(model_dir)  # of the run that resume=False replaces
         recipe = build()
+        for stage in recipe.stages:
+            check_divides(stage.batch_size, world.size, stage.accumulation)
         seed_everything(seed, *b"model")
-        model = recipe.model_builder()
+        is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
+        model = shapes_of(recipe.model_builder) if is_sharded and not world.is_main else recipe.model_builder()
         if recipe.before is not None and world.is_main:
             recipe.before(model, run_dir)
-        world.barrier()
+        world.wait()
+        whole = hollow(model) if is_sharded and world.is_main else model
         result = train(
             model, recipe.stages, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options
         )
         if result.interrupted is None:
-            model = _whole(model, recipe, world)
-        if result.interrupted is None and world.is_main:
-            if recipe.after is not None:
-                model = recipe.after(model, run_dir)
-            write_directory(model_dir, lambda directory: recipe.save(model, directory))
-        world.barrier()
+            state = gathered_state(model, world) if is_sharded else {}
+            if world.is_main:
+                _finish(recipe, whole, state, run_dir, place)
+        world.wait()
     return result
 
 
-def _whole(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
-    """The model itself, or in the main process a whole copy of one that is spread over processes."""
-    from torch.distributed.tensor import DTensor
+def _finish(recipe: Recipe, model: nn.Module, state: dict[str, Tensor], run_dir: Path, place: torch.device) -> None:
+    """Measure and save the trained model. state: its values, where training spread them over processes."""
+    from plait.training.checkpoint import write_directory
 
-    from plait.training.sharding import gathered_state
-
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return model
-    state = gathered_state(model, world)
-    if world.is_main:
-        model = recipe.model_builder()
-        model.load_state_dict(state)
-    return model
+    if state:
+        model.load_state_dict(state, assign=True)
+        model.to(place)
+    if recipe.after is not None:
+        model = recipe.after(model, run_dir)
+    write_directory(run_dir / "model", lambda directory: recipe.save(model, directory))
 
 
 def find_recipe(name: str) -> Callable[..., Recipe]:

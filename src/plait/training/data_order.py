@@ -37,10 +37,7 @@ def step_loader(
     key: (seed, stage). finish: applied to every batch after loading, in the loading thread.
     Raises ValueError when processes and micro batches do not divide the batch.
     """
-    if batch_size % (world_size * accumulation):
-        raise ValueError(
-            f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
-        )
+    check_divides(batch_size, world_size, accumulation)
 
     def load(step: int) -> tuple[Sequence[int], list[tuple[int, Any]]]:
         rows = source.rows(key[0], step, batch_size)
@@ -55,6 +52,14 @@ def step_loader(
         return rows, parts
 
     return load
+
+
+def check_divides(batch_size: int, world_size: int, accumulation: int = 1) -> None:
+    """Raise ValueError when processes and micro batches do not divide the batch."""
+    if batch_size % (world_size * accumulation):
+        raise ValueError(
+            f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
+        )
 
 
 @dataclass(slots=True)

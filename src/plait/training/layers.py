@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 
@@ -38,6 +40,45 @@ def groups_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def _repeats(module: nn.Module) -> Any:
     return isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the weight of this layer is held in few bits, by torchao or bitsandbytes."""
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, DTensor):
+        return False
+    return type(weight) is not nn.Parameter or type(weight.data) is not Tensor
+
+
+def size_of(parameter: Tensor) -> tuple[int, int]:
+    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised."""
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
+    if state is not None:
+        return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
+    flatten = getattr(parameter, "__tensor_flatten__", None)  # of torchao
+    if flatten is None or isinstance(parameter, DTensor):
+        return parameter.numel(), parameter.nbytes
+    parts = [getattr(parameter, name) for name in flatten()[0]]
+    return parameter.numel(), sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Generator[None]:
+    """Plain linear layers without values in the place of quantised ones, for as long as the context lasts."""
+    changed = [
+        (parent, name, child)
+        for parent in list(model.modules())
+        for name, child in list(parent._modules.items())
+        if isinstance(child, nn.Linear) and is_quantised(child)
+    ]
+    for parent, name, child in changed:
+        plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+        parent._modules[name] = plain.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parent, name, child in changed:
+            parent._modules[name] = child
 
 
 @contextmanager

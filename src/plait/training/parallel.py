@@ -7,6 +7,7 @@ modalities never wait for one another's gradients.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any, cast
 
@@ -52,6 +54,11 @@ class World:
         """Wait for every process."""
         if self.size > 1:
             dist.barrier()
+
+    def wait(self) -> None:
+        """As `barrier`, but up to a day: for the process that measures or writes alone, longer than a hang may last."""
+        if self.size > 1:
+            dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
 
 
 @contextmanager
@@ -99,40 +106,23 @@ def current_world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def gather_rows(x: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
-    """All processes' rows, and where this process's rows start among them.
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """All processes' rows, without gradient, and where this process's rows start among them.
 
-    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). Without gradient, as in
-    ONE-PEACE, whose gathered copies carry none. With gradient, every process's rows receive the sum of what all
-    processes' losses send them, as in CLIP. Either way the mean of the gradients over processes, which DDP and FSDP
-    take, is the gradient of one large batch: no further factor.
+    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). As in ONE-PEACE, every process
+    learns from its own rows alone; the mean of the gradients over processes, which DDP and FSDP take, is then the
+    gradient of one large batch: no further factor.
     """
-    world = current_world()
-    x = (x if with_gradient else x.detach()).contiguous()
+    world, x = current_world(), x.detach().contiguous()
     if world.size == 1:
         return x, 0
-    return _GatherRows.apply(x, world.size), world.rank * len(x)
+    gathered = torch.empty(world.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+    _ALL_GATHER(gathered, x)
+    return gathered, world.rank * len(x)
 
 
 _ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 """By its name of torch 2.13, which warns about the older one."""
-
-
-class _GatherRows(torch.autograd.Function):
-    """All-gather forward, reduce-scatter (sum) backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int) -> Tensor:
-        gathered = torch.empty(size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-        _ALL_GATHER(gathered, x)
-        return gathered
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].contiguous()
-        own = torch.empty_like(grad[: len(grad) // dist.get_world_size()])
-        dist.reduce_scatter_tensor(own, grad)
-        return own, None
 
 
 def chunk_of(batch: int) -> int:
@@ -160,7 +150,10 @@ def distributed(module: ObjectiveModule, world: World) -> nn.Module:
     """`module` itself in a world of one or when it is sharded, else under DDP (gradients are means over processes)."""
     if world.size == 1 or isinstance(module, FSDPModule):
         return module
-    return DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+    accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # name by version
+    how: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
+    return DistributedDataParallel(module, **how)
 
 
 @contextmanager

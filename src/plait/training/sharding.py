@@ -10,7 +10,9 @@ gradients), a tower with nothing to read is given an empty batch, and a step has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +25,26 @@ from plait.training.layers import blocks_of, groups_of
 from plait.training.momentum import MomentumObjective
 from plait.training.parallel import ObjectiveModule, World
 from plait.training.stages import Options, Stage
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes on the meta device: names and shapes, no memory for weights.
+
+    A loader that makes fresh heads beside what it reads needs values and is run as it is.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build()
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
 
 
 def place_model(
