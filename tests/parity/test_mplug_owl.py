@@ -76,6 +76,8 @@ def test_prompts_with_other_lengths_run(tmp_path: Path) -> None:
     item = {"prompts": ["a<image>b", "c"], "media_lengths": {"<image>": 3}}
     item |= {"input_ids": [[1, 3, 101, -1, -1, -1, 3, 102], [1, 3, 103, 2, 2, 2, 2, 2]]}
     item |= {"attention_mask": [[1.0] * 8, [1.0] * 3 + [0.0] * 5]}
-    (path / "data.json").write_text(json.dumps([item]))
+    clips = {"prompts": ["<|video|>a<image>"], "media_lengths": {"<|video|>": 1, "<image>": 2}}
+    clips |= {"input_ids": [[1, -1, 3, 101, -2, -2]], "attention_mask": [[1.0] * 6]}
+    (path / "data.json").write_text(json.dumps([item, clips]))
     result = run_case(Place("mplug_owl", "tokenize_prompts_b", path), Settings())
     assert result.verdict == "ok", result.notes

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from plait.parity.cases import DOCUMENTS, Case, Place, Settings, discover
 from plait.parity.commands import run_case, select
+from plait.parity.mplug_owl2_data import supervised
 from plait.parity.mplug_owl2_model import new_tokens
 from plait.parity.runners import Runner, find
+from plait.processing.llama_tokenizer import llama_tokenizer
 
 ROOT = Path(__file__).parents[1] / "goldens"
 CASES = [place.name for place in discover(ROOT) if place.system == "mplug_owl2"]
@@ -117,4 +119,26 @@ def test_a_model_without_ntk_has_the_factor_one(tmp_path: Path) -> None:
     config = json.loads((path / "config.json").read_text()) | {"use_dynamic_ntk": False}
     (path / "config.json").write_text(json.dumps(config))
     result = run_case(Place("mplug_owl2", "owl21_ntk_logn_b", path), Settings())
+    assert result.verdict == "ok", result.notes
+
+
+def test_a_question_left_open_asks_nobody_in_a_training_sample() -> None:
+    messages = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c"}]
+    tokenizer = llama_tokenizer(ROOT / "mplug_owl2" / "prompts_tokenize")
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text)["input_ids"]
+
+    made = supervised({"conversations": messages, "has_image": False, "template": "mplug_owl2"}, encode, tokenizer)
+    assert made["input_ids"] == encode("USER: a ASSISTANT: b</s>USER: c ")
+
+
+def test_text_alone_is_sorted_by_its_negative_lengths(tmp_path: Path) -> None:
+    path = tmp_path / "mplug_owl2" / "length_sampler_b"
+    path.mkdir(parents=True)
+    (path / "CASE.md").write_text("# text only\n")
+    item = {"lengths": [-9, -3, -5], "batch_size": 3, "world_size": 1, "torch_seed": 1}
+    item |= {"modality_grouped": [1, 2, 0], "length_grouped": [0, 2, 1]}
+    (path / "data.json").write_text(json.dumps({"cases": [item], "chunks": []}))
+    result = run_case(Place("mplug_owl2", "length_sampler_b", path), Settings())
     assert result.verdict == "ok", result.notes

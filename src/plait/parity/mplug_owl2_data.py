@@ -107,7 +107,10 @@ def supervised(item: Mapping[str, Any], encode: Encode, tokenizer: Any) -> Outpu
     """One training sample by the official rules."""
     messages = image_first(item["conversations"]) if item["has_image"] else list(item["conversations"])
     template = TEMPLATES[item["template"]]
-    text = template.prompt(turns_of(messages))
+    turns = turns_of(messages)
+    text = template.prompt(turns)
+    if turns and turns[-1][1] is None:  # the release writes messages, so nobody is asked to answer the last
+        text = text.removesuffix(f"{template.roles[1]}:")
     ids = tokenize(text, encode, tokenizer.bos_token_id)
     labels = official_labels(ids, text, template, encode, tokenizer.bos_token_id)
     pieces = tokenizer.convert_ids_to_tokens([i for i in labels if i != IGNORED])
@@ -142,7 +145,9 @@ def length_sampler(case: Case) -> Outputs:
         sizes = item["batch_size"], item["world_size"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(item["torch_seed"])
-            by_modality = modality_grouped(item["lengths"], *sizes)
+            # Where all is text the release sorts the negative lengths, the shortest first.
+            grouped = length_grouped if max(item["lengths"]) < 0 else modality_grouped
+            by_modality = grouped(item["lengths"], *sizes)
             torch.manual_seed(item["torch_seed"])
             by_length = length_grouped([abs(n) for n in item["lengths"]], *sizes)
         cases.append({**item, "modality_grouped": by_modality, "length_grouped": by_length})

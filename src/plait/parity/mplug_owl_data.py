@@ -9,8 +9,6 @@ import torch
 from PIL import Image
 
 from plait.models.mplug_owl.conversation import (
-    IMAGE,
-    VIDEO,
     clean_answer,
     demo_prompt,
     official_batch,
@@ -87,8 +85,8 @@ def tokenize_prompts(case: Case) -> Outputs:
 
 def prompt_batch(item: Mapping[str, Any]) -> Outputs:
     """Prompts as the released processor batches them: padded on the right with the end id."""
-    kinds = [name for name in (IMAGE, VIDEO) if name in item["media_lengths"]]
-    rows = [tokenize(text, fake_encode, BOS, item["media_lengths"][IMAGE], kinds) for text in item["prompts"]]
+    runs = {kind: (-1 - i, length) for i, (kind, length) in enumerate(item["media_lengths"].items())}
+    rows = [tokenize(text, fake_encode, BOS, runs=runs) for text in item["prompts"]]
     width = max(map(len, rows))
     return {
         "input_ids": [row + [EOS] * (width - len(row)) for row in rows],

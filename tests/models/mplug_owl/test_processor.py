@@ -7,6 +7,7 @@ import torch
 
 from plait.models.mplug_owl.conversation import (
     IMAGE,
+    clean_answer,
     demo_prompt,
     official_sample,
     prompt,
@@ -82,6 +83,17 @@ def test_the_demo_keeps_all_images_unless_asked_to_do_as_released() -> None:
     messages = [("Human", "clip\n<image>\n<image>"), ("AI", None)]
     assert demo_prompt(messages)[1].count("<image>") == 2
     assert demo_prompt(messages, official=True)[1].count("<image>") == 1
+
+
+def test_the_demo_writes_a_line_per_message_and_images_ahead_of_theirs() -> None:
+    raw, text = demo_prompt([("Human", "a\nb\n<image>"), ("AI", "c"), ("Human", ""), ("AI", None)])
+    assert raw.splitlines()[1:] == ["Human: a", "b", "<image>", "AI: c", "Human:AI:"]
+    assert text.splitlines()[1:] == ["Human: a", "Human: <image>", "b", "AI: c", "Human:AI: "]
+    assert demo_prompt([("Human", "a"), ("AI", "c")])[1].endswith("\nAI: c\n ")
+
+
+def test_names_of_special_tokens_are_no_answer() -> None:
+    assert clean_answer("<s> [UNK]a[gMASK] <|startofpiece|>b</s>\n") == "a b"
 
 
 def test_training_crops_are_drawn_from_the_generator() -> None:

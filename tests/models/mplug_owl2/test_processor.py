@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_labels_cover_answers_and_their_ends(processor) -> None:
     assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
     assert batch["attention_mask"][1].tolist() == sorted(batch["attention_mask"][1].tolist(), reverse=True)
     assert not kept[batch["input_ids"] == IMAGE_ID].any()
+
+
+@pytest.mark.parametrize("text", ["a", " a", "   a", " ", "a  b ", "a</s> b", "<unk> a", "\n a"])
+def test_every_piece_of_text_gets_a_space_in_front_even_before_a_space(text) -> None:
+    tokenizer = llama_tokenizer(GOLDENS / "prompts_tokenize")
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+    spelled = "".join("\n" if token == "<0x0A>" else token for token in tokens)
+    between = re.split("(</s>|<unk>)", text)
+    expected = (p if p.startswith("<") else "▁" + p.replace(" ", "▁") for p in between if p)
+    assert spelled == "<s>" + "".join(expected)
 
 
 def test_both_label_rules_agree_on_every_golden_sample() -> None:

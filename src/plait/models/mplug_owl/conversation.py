@@ -37,7 +37,9 @@ DEMO_SYSTEM = (
 )
 HUMAN, AI = "\nHuman: ", "AI: "
 _MEDIA = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
-_BLANKS = re.compile(r"<s>|</s>|<unk>|<pad>|\[PAD\]|<\|endoftext\|>")
+_BLANKS = re.compile(
+    r"</?s>|<unk>|<pad>|\[(?:PAD|UNK|CLS|MASK|gMASK|sMASK)\]|<\|(?:endoftext|startofpiece|endofpiece)\|>"
+)
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}" + SYSTEM + "{% endif %}"
@@ -75,15 +77,18 @@ def split_media(message: str) -> tuple[list[str], str]:
 def demo_prompt(messages: Sequence[tuple[str, str | None]], *, official: bool = False) -> tuple[str, str]:
     """The demo's messages, (role, text or None), as its template writes them and as the model gets them.
 
-    official: keep one image of several in a message, as the released demo does.
+    official: keep one image of several in a line, as the released demo does.
     """
-    raw, lines = DEMO_SYSTEM, [DEMO_SYSTEM]
+    raw = f"{DEMO_SYSTEM}\n"
     for role, text in messages:
-        raw += f"\n{role}:" + ("" if text is None else f" {text}")
-        media, words = split_media(text or "")
-        lines += [f"{role}: {medium}" for medium in (media[:1] if official else media)]
-        lines.append(f"{role}: {words}")
-    return raw, "\n".join(lines)
+        raw += f"{role}: {text}\n" if text else f"{role}:"
+    lines = []
+    for line in raw.replace(f"\n{IMAGE}", IMAGE).split("\n"):
+        count = line.count(IMAGE)
+        lines += [f"Human: {IMAGE}"] * (min(count, 1) if official else count)
+        lines.append(line.replace(IMAGE, ""))
+    text = "\n".join(lines) + " "
+    return raw, text.replace("\n Human", "\nHuman").replace("\n AI", "\nAI")
 
 
 def clean_answer(text: str) -> str:
@@ -92,13 +97,25 @@ def clean_answer(text: str) -> str:
 
 
 def tokenize(
-    text: str, encode: Encode, bos: int | None, tokens_per_media: int = 65, kinds: Sequence[str] = (IMAGE, VIDEO)
+    text: str,
+    encode: Encode,
+    bos: int | None,
+    tokens_per_media: int = 65,
+    *,
+    runs: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[int]:
-    """Text to ids: bos, every piece between media by itself, a run of -1 or -2 for each medium."""
+    """Text to ids: bos, every piece between media by itself, a run of -1 or -2 for each medium.
+
+    runs: the id and the length of the run that stands for each placeholder, where they are not the published ones.
+    """
     ids = [] if bos is None else [bos]
-    pattern = "|".join(re.escape(kind) for kind in kinds)
-    for piece in re.split(f"({pattern})", text):
-        ids += [RUNS[piece]] * tokens_per_media if piece in kinds else encode(piece) if piece else []
+    runs = {kind: (run, tokens_per_media) for kind, run in RUNS.items()} if runs is None else runs
+    for piece in re.split(f"({'|'.join(map(re.escape, runs))})", text):
+        if piece in runs:
+            run, length = runs[piece]
+            ids += [run] * length
+        elif piece:
+            ids += encode(piece)
     return ids
 
 

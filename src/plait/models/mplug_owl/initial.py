@@ -5,6 +5,7 @@ directory of a language model -> its weights, a fresh or given vision tower, a f
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def around(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     llm = Path(llm)
-    if not (llm / "config.json").is_file():
-        raise ValueError(f"expected a transformers directory of a language model, got {llm}; pass llm=DIR")
+    _check_talks(llm)
     tower = None
     if isinstance(vision, str | Path):
         found, tower = clip_tower(Path(vision), image_size)
@@ -66,3 +66,13 @@ def around(
             raise ValueError(f"expected a CLIP tower in {vision}, got others: {strangers[0]}")
     model.generation_config = type(model.generation_config).from_model_config(config)
     return model.to(dtype).eval(), MPlugOwlProcessor.from_config(config, tokenizer)
+
+
+def _check_talks(llm: Path) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not (llm / "config.json").is_file():
+        raise ValueError(f"expected a transformers directory of a language model, got {llm}; pass llm=DIR")
+    kind = json.loads((llm / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"expected a causal language model of transformers in {llm}, got {kind}; pass llm=DIR")
