@@ -167,7 +167,7 @@ def test_rows_become_conversations() -> None:
         conversation_of(Sample("d", messages=talk[1:]))
 
 
-def test_wrong_settings_give_one_clear_line(llm, data) -> None:
+def test_wrong_settings_give_one_clear_line(tmp_path, llm, data) -> None:
     with pytest.raises(UsageError, match=r"expected llm=DIR .* or init=DIR"):
         stage1(str(data))
     with pytest.raises(UsageError, match="expected trains among all, abstractor, projection"):
@@ -176,6 +176,11 @@ def test_wrong_settings_give_one_clear_line(llm, data) -> None:
         stage1(str(data), llm=str(llm), tower="huge")
     with pytest.raises(UsageError, match="expected init=DIR with an mPLUG-Owl"):
         stage2(str(data.parent), str(data))
+    with pytest.raises(UsageError, match="expected init=DIR with an mPLUG-Owl"):
+        stage2(str(llm), str(data))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match=r"expected a causal language model of transformers in .* got vit"):
+        stage1(str(data), llm=str(tmp_path), tower="tiny")
 
 
 @pytest.mark.parametrize("lora", [0, 2])

@@ -6,6 +6,7 @@ Source: arXiv 2304.14178 and the released finetuning scripts; specification mPLU
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch.nn import functional as F
 
 from plait.errors import UsageError
 from plait.models.auto import load_processor
-from plait.models.mplug_owl.config import AbstractorConfig, VisionConfig
+from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.loading import from_directory
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
+from plait.models.mplug_owl.official import is_official_config
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.models.mplug_owl.trainable import STAGE1, lora_targets, visual_names
 from plait.recipes import mplug_owl_rows as rows
@@ -140,11 +142,18 @@ def stage2(
 def loaded(init: str | None) -> Built:
     """Model and processor of a model directory, ready to train. Raises UsageError where there is none."""
     place = Path(init or "")
-    if not (place / "config.json").is_file():
+    written = read_config(place)
+    if written.get("model_type") != MPlugOwlConfig.model_type and not is_official_config(written):
         raise UsageError(f"expected init=DIR with an mPLUG-Owl, got {place}; plait train mplug_owl.stage1 makes one")
     model = from_directory(place)
     model.set_attn_implementation("sdpa")
     return model, load_processor(place)
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """config.json of a directory, empty where there is none."""
+    file = place / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def answer_loss(
