@@ -65,13 +65,15 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("work --nmber 3", 2, "--number"),
         ("work --number x", 2, "valid integer"),
-        ("work a b c", 2, "unexpected extra argument"),
+        ("work a b c", 2, "expected no more arguments, got b c; see plait work --help"),
         ("wrok", 2, "did you mean 'plait work'?"),
         ("zzzzzz", 2, "plait --help lists the verbs"),
         ("--verbose", 2, "expected a verb, got '--verbose'"),
-        ("things", 2, "Missing command"),
-        ("things buidl x", 2, "Did you mean 'build'?"),
-        ("things build", 2, "Missing argument"),
+        ("work --colour red", 2, "expected an option of this verb, got '--colour'; see plait work --help"),
+        ("work --number", 2, "expected a value after '--number', got none; see plait work --help"),
+        ("things", 2, "expected a sub-verb, got none; see plait things --help"),
+        ("things buidl x", 2, "expected a sub-verb, got 'buidl'; did you mean 'build'?; see plait things --help"),
+        ("things build", 2, "expected the argument 'target', got none"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(line: str, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
@@ -80,6 +82,13 @@ def test_an_error_is_one_line_and_an_exit_code(line: str, code: int, said: str, 
     assert out == ""
     assert said in err
     assert err.startswith("plait: ") and err.count("\n") == 1
+
+
+def test_a_verb_of_sub_verbs_alone_shows_its_help_and_no_error(capsys: pytest.CaptureFixture) -> None:
+    assert main(["index"]) == 2
+    out, err = capsys.readouterr()
+    assert "dedup" in out
+    assert err == ""
 
 
 @pytest.mark.usefixtures("verbs")

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import traceback
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INTERRUPTED = 130
+_CLICK = (
+    (re.compile(r"^Missing command$"), "expected a sub-verb, got none"),
+    (re.compile(r"^Missing (argument|option|parameter) (.*)$"), r"expected the \1 \2, got none"),
+    (re.compile(r"^No such command (.*?)\. Did you mean (.*)\?$"), r"expected a sub-verb, got \1; did you mean \2?"),
+    (re.compile(r"^No such command (.*?)$"), r"expected a sub-verb, got \1"),
+    (re.compile(r"^No such option:? (.*)$"), r"expected an option of this verb, got '\1'"),
+    (re.compile(r"^Option (.*?) requires an argument$"), r"expected a value after \1, got none"),
+    (re.compile(r"^Invalid value for (.*?): (.*)$"), r"expected another value of \1: \2"),
+    (re.compile(r"^Got unexpected extra argument(?:s|\(s\))? \((.*)\)$"), r"expected no more arguments, got \1"),
+)
+"""click's words -> ours."""
 
 
 class Verb(NamedTuple):
@@ -92,6 +104,8 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
             return _interrupted(name)
         if isinstance(error, ImportError) and not _is_missing_package(error):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is on the screen already
+            return 2
         code = 2 if isinstance(error, (bad_usage, UsageError)) else 1
         return _fail(_one_line(error) + (f"; see plait {name} --help" if isinstance(error, bad_usage) else ""), code)
     if result == INTERRUPTED:
@@ -141,6 +155,12 @@ def _nearest(name: str) -> str:
     return f"did you mean 'plait {close[0]}'?" if close else "plait --help lists the verbs"
 
 
+def _near_option(option: str, known: Sequence[str]) -> str:
+    bare = {name.lstrip("-"): name for name in known}
+    close = get_close_matches(option.lstrip("-"), bare, n=1, cutoff=0.65)
+    return f"; did you mean {bare[close[0]]!r}?" if close else ""
+
+
 def _is_missing_package(error: ImportError) -> bool:
     """True for a package the user can install, False for a fault inside Plait or inside an installed package."""
     return isinstance(error, MissingExtraError) or (
@@ -152,13 +172,14 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = os_line(error)
     elif (option := getattr(error, "option_name", None)) and (known := getattr(error, "possibilities", None)):
-        nearest = get_close_matches(option, known, n=1, cutoff=0.0)[0]
-        text = f"expected an option of this verb, got {option!r}; did you mean {nearest!r}?"
+        text = f"expected an option of this verb, got {option!r}{_near_option(option, known)}"
     elif isinstance(error, ModuleNotFoundError):
         text = missing_line(error)
     else:
         describe = getattr(error, "format_message", error.__str__)  # click's errors word themselves
-        text = describe()
+        text = describe().rstrip(".")
+        for theirs, ours in _CLICK:
+            text = theirs.sub(ours, text)
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -221,8 +221,14 @@ def test_the_pixel_limit_is_the_callers():
             load_image(source, max_pixels=64)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_a_file_that_ends_in_its_header_is_called_truncated(kind):
+    with pytest.raises(MediaError, match=rf"got bytes in memory: a truncated or damaged {kind} file.*; check the file"):
+        load_image(encoded(noise(), kind)[:20])
+
+
 def test_formats_that_are_not_listed_are_never_tried():
-    with pytest.raises(MediaError, match="not one of JPEG"):
+    with pytest.raises(MediaError, match="content of no kind known here"):
         load_image(encoded(noise(), "ICO"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
     with pytest.raises(MediaError, match="convert it to PNG or JPEG"):
@@ -297,7 +303,12 @@ def test_nothing_is_printed_or_warned(recwarn, capfd):
 @bounded_memory()
 def test_damaged_files_are_read_or_refused(count):
     rng = np.random.default_rng(1)
-    seeds = [encoded(noise(16), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+    kinds = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"] + ["AVIF"] * features.check("avif")
+    seeds = [encoded(noise(16), kind) for kind in kinds]
+    seeds += [
+        encoded(noise(16), kind, save_all=True, append_images=[two_colours().resize((16, 16))])
+        for kind in ("GIF", "WEBP", "MPO")
+    ]
     refused = 0
     for i in range(count):
         data = bytearray(seeds[i % len(seeds)])

@@ -81,11 +81,15 @@ def test_wrong_commands_are_one_line_with_their_exit_code(
         (["search", index, "--text", "a"], 1, "expected an index"),
         (["search", index, "--text", "a", "--weights", "text=x"], 2, "text=1,audio=0.5"),
         (["search", index, "--text", "a", "-k", "0"], 2, ""),
-        (["index", "add", index, str(media)], 1, "expected an index"),
+        (["index", "add", index, str(media)], 2, "give --model nano"),
         (["index", "add", index, str(media), "--model", str(media)], 1, "expected"),
         (["index", "delete", index], 2, "paths or --where"),
         (["embed", str(model)], 2, "to embed, got none"),
-        (["embed", str(model), str(media), "--out", "v.txt"], 1, ".npy"),
+        (["search", index, "--text", "a", "--weights", "smell=1"], 2, "got 'smell'; correct --weights"),
+        (["embed", str(model), str(media), "--out", "v.txt"], 2, ".npy"),
+        (["embed", str(model), str(media), "--batch-size", "0"], 2, "--batch-size"),
+        (["embed", str(model), str(media), "--dtype", "int4"], 2, "got 'int4'; choose one"),
+        (["embed", str(model), str(media), "--device", "abacus"], 2, "got 'abacus'; pass --device cpu"),
     ]
     for arguments, code, message in cases:
         assert main(arguments) == code, arguments

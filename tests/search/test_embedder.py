@@ -14,6 +14,7 @@ from tiny_embedders import RATE, HueModel, HueProcessor, picture, save_clap, sav
 
 import plait
 from plait import Embedder, Sample
+from plait.errors import UsageError
 
 
 @pytest.fixture
@@ -262,8 +263,11 @@ def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path,
 
     with pytest.raises(ValueError, match="no such file or directory"):
         Embedder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not here, not on the hub"):
-        Embedder("nobody/nothing")
+    for name in ("nobody/nothing", Path("nobody/nothing")):  # commands pass paths
+        with pytest.raises(ValueError, match="no such directory, and not on the hub"):
+            Embedder(name)
+    with pytest.raises(UsageError, match="expected a device of this machine, got 'abacus'; pass --device cpu"):
+        Embedder(clip_dir, device="abacus")
     with pytest.raises(ValueError, match="expected a model with get_text_features"):
         Embedder((torch.nn.Linear(2, 2), None))
     with pytest.raises(ValueError, match="expected dtype"):

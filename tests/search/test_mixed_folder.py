@@ -57,3 +57,18 @@ def test_what_was_skipped_is_printed_one_line_each(
     assert lines[-1] == f"skipped: and {left_out - 20} more; --json lists all"
     assert len(lines) == 21
     assert all(line.startswith("skipped: ") and line.isprintable() for line in lines)
+
+
+def test_many_files_with_one_reason_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_plain(tmp_path / "all", 2)
+    for n in range(30):
+        (tmp_path / "all" / f"{n:02}.txt").write_text("milk")
+    (tmp_path / "all" / "half.png").write_bytes((tmp_path / "all" / "plain-0.png").read_bytes()[:30])
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", "add", "i.lance", "all", "--model", "nano"]) == 0
+    assert [line for line in capfd.readouterr().err.splitlines() if "%|" not in line] == [
+        "skipped: 30 files: no picture, video or sound (all/00.txt, all/01.txt, all/02.txt, ...)",
+        "skipped: all/half.png: a truncated or damaged PNG file; check the file",
+    ]

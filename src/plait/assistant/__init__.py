@@ -74,7 +74,7 @@ class Assistant:
             self.model, self.processor = model
             self.model.to(device=device, dtype=auto.resolve_dtype(dtype))
         else:
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            place = auto.resolve_device(device)
             if dtype is None and place.type == "cpu":
                 dtype = torch.float32
             self.model, self.processor = auto.load(model, dtype=dtype, device=place, adapter=adapter)

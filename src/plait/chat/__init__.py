@@ -195,7 +195,7 @@ def _loaded(model: Any, device: Any, dtype: Any, adapter: Any) -> tuple[Any, Any
         found, processor = model
         found.to(device=device, dtype=auto.resolve_dtype(dtype))
     else:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = auto.resolve_device(device)
         if dtype is None and place.type == "cpu":
             dtype = torch.float32
         found, processor = auto.load(model, dtype=dtype, device=place, adapter=adapter)

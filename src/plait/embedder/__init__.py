@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from plait.embedder.items import Part, load, parts_of
+from plait.errors import UsageError
 from plait.types import MODALITIES, Modality
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Embedder:
         import torch
 
         from plait.embedder.towers import PairTower, load_tower, locate
+        from plait.models.auto import resolve_device
 
         self.batch_size = _positive(batch_size, "batch_size")
         self.skipped: list[Skipped] = []
@@ -83,11 +85,11 @@ class Embedder:
         if isinstance(model, tuple):
             self._tower = PairTower(*model)
             if device is not None or dtype is not None:
-                self._tower.model.to(device=device, dtype=dtype)
+                self._tower.model.to(device=device and resolve_device(device), dtype=dtype)
             self._tower.model.eval()
         else:
             self.source = locate(model)
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            place = resolve_device(device)
             if dtype is None and place.type == "cpu":
                 dtype = torch.float32
             self._tower = load_tower(self.source, dtype, place, self.adapter)
@@ -366,7 +368,7 @@ def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return dtype
     names = ("float32", "bfloat16", "float16")
     if dtype not in names:
-        raise ValueError(f"expected dtype {', '.join(names)}, got {dtype!r}")
+        raise UsageError(f"expected dtype {', '.join(names)}, got {dtype!r}; choose one of them")
     return getattr(torch, dtype)
 
 

@@ -26,6 +26,8 @@ NOT_WEIGHT = 0.5
 """Default weight of what stands under `not`: enough to turn a query away, not enough to leave its subject."""
 
 VIDEO_FRAMES = 8
+NO_MEDIA = "no picture, video or sound"
+"""What is said of a file that is of no kind known here, by its content and by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +140,11 @@ def _is_image(value: Any) -> bool:
 def kind_of_file(path: Path) -> Modality:
     """The modality of a media file, read from its content. ValueError when it is missing, empty or no media."""
     if not path.is_file():
-        raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
+        got = "not a regular file" if path.exists() else "no such file"
+        raise ValueError(f"expected a file, got {path}: {got}; check the path")
     kind = kind_of(path)
     if kind is None or kind == "text":
-        raise ValueError(f"expected an image, video or audio file, got {path}: its content is none; pass media")
+        raise ValueError(f"expected an image, video or audio file, got {path}: {NO_MEDIA}; pass one")
     return kind
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.models import shipped
+from plait.models import SHIPPED, shipped
 from plait.types import MODALITIES, Modality
 
 _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
@@ -163,14 +163,17 @@ def locate(model: str | Path) -> Path:
         return Path(model).resolve()
     if (own := shipped(model)) is not None:
         return own
-    if isinstance(model, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(model))
+            return Path(snapshot_download(str(model)))
         except (OSError, ValueError) as error:
-            raise ValueError(f"expected a model directory or hub id, got {model}: not here, not on the hub") from error
-    raise ValueError(f"expected a model directory, got {model}: no such file or directory")
+            got = f"{model}: no such directory, and not on the hub"
+            raise ValueError(f"expected a model directory or hub id, got {got}; check the name") from error
+    raise ValueError(
+        f"expected a model directory, got {model}: no such file or directory; check the path, or pass {SHIPPED[0]}"
+    )
 
 
 def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from plait.errors import import_extra
-from plait.media.kinds import HEAD, container_of
+from plait.media.kinds import HEAD, container_of, content_of
 from plait.media.limits import (
     MAX_BYTES,
     MAX_CHANNELS,
@@ -41,6 +41,9 @@ MIN_SHARE = 0.95
 """Share of the promised samples that must decode; MP3 headers round up to whole frames."""
 
 _BLOCK = 1 << 16
+_CONVERT = "convert it to WAV, FLAC, OGG or MP3"
+_UNRECOGNISED = 1
+"""libsndfile's code for a file of no format it knows."""
 _OGG_PAGE = 27 + 255 + 255 * 255
 """Bytes of the longest Ogg page."""
 _SHORTER = re.compile(r"(?:data|SSND)\s*: (\d+) \(should be (\d+)\)")
@@ -65,11 +68,11 @@ def load_audio(
             return audio_of_video(source, sampling_rate, max_seconds=max_seconds, max_bytes=max_bytes)
         if container == "ogg":
             _check_last_page(file, source)
-        clip, rate = _decode(file, source, max_seconds)
+        clip, rate = _decode(file, source, container, max_seconds)
     return resample(clip, rate, sampling_rate, source)
 
 
-def _decode(file: BinaryIO, source: Source, max_seconds: float) -> tuple[np.ndarray, int]:
+def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: float) -> tuple[np.ndarray, int]:
     soundfile = import_extra("soundfile")
     try:
         with soundfile.SoundFile(_handle(file), closefd=False) as sound:
@@ -79,7 +82,10 @@ def _decode(file: BinaryIO, source: Source, max_seconds: float) -> tuple[np.ndar
     except MediaError:
         raise
     except (RuntimeError, TypeError, ValueError, OSError) as error:
-        raise refusal("audio", source, getattr(error, "error_string", error)) from error
+        if getattr(error, "code", None) == _UNRECOGNISED:
+            raise refusal("audio", source, content_of(container), _CONVERT) from error
+        said = str(getattr(error, "error_string", error)).removeprefix("Error : ")
+        raise refusal("audio", source, f"a truncated or damaged file ({said})" if container else said) from error
 
 
 class _Memory(io.BytesIO):
@@ -110,7 +116,7 @@ def check_sound(source: object, rate: int, channels: int, seconds: float, max_se
 
 def _check_whole(sound: soundfile.SoundFile, source: Source) -> None:
     if sound.format not in FORMATS:
-        raise refusal("audio", source, f"format {sound.format}", "convert it to WAV, FLAC, OGG or MP3")
+        raise refusal("audio", source, f"{sound.format} content", _CONVERT)
     for promised, present in _SHORTER.findall(sound.extra_info):
         if int(present) < int(promised) < _UNKNOWN_LENGTH:
             raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")

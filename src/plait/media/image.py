@@ -9,12 +9,16 @@ Behaviour with strange files, each with a test:
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from plait.media.kinds import HEAD, container_of, content_of
 from plait.media.limits import MAX_BYTES, MAX_PIXELS, MediaError, Source, open_media, refusal
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM")
 """The only decoders ever tried."""
 
+_READ = {"jpeg", "png", "gif", "bmp", "tiff", "webp", "avif"}
+"""Containers of FORMATS that first bytes tell for sure."""
 _ORIENTATION = 0x0112
 
 
@@ -37,21 +43,37 @@ def load_image(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about files that are converted or refused below
-        try:
-            if isinstance(source, Image.Image):
+        if isinstance(source, Image.Image):
+            with _one_line(source, None):
                 return _normal(source, source, max_pixels)
-            with open_media(source, "image", max_bytes) as file:
+        with open_media(source, "image", max_bytes) as file:
+            container = container_of(file.read(HEAD))
+            file.seek(0)
+            with _one_line(source, container):
                 _verify_png(file)
                 with Image.open(file, formats=_formats()) as image:
                     return _normal(image, source, max_pixels)
-        except MediaError:
-            raise
-        except Image.UnidentifiedImageError as error:
-            raise refusal("image", source, f"not one of {', '.join(FORMATS)}", "convert it to PNG or JPEG") from error
-        except Image.DecompressionBombError as error:  # Pillow's own limit, which `max_pixels` cannot raise
-            raise refusal("image", source, error, "scale it down") from error
-        except Exception as error:  # decoders of damaged files raise nearly everything
-            raise refusal("image", source, error) from error
+
+
+@contextmanager
+def _one_line(source: object, container: str | None) -> Generator[None]:
+    """Whatever a decoder raises becomes a MediaError that says what the content looks like."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which `max_pixels` cannot raise
+        pixels, limit = re.findall(r"\d+", str(error))
+        raise refusal("image", source, f"{pixels} pixels, more than {limit}", "scale it down") from error
+    except UnidentifiedImageError as error:
+        if container in _READ:
+            raise refusal("image", source, f"a truncated or damaged {container.upper()} file") from error
+        raise refusal("image", source, content_of(container), "convert it to PNG or JPEG") from error
+    except Exception as error:  # decoders of damaged files raise nearly everything
+        got = f"a truncated or damaged {container.upper()} file ({error})" if container in _READ else error
+        raise refusal("image", source, got) from error
 
 
 def _verify_png(file: BinaryIO) -> None:

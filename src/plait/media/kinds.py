@@ -86,6 +86,11 @@ def _mpeg_audio(second: int, third: int) -> str | None:
     return "mp3" if third >> 4 != 15 and third & 0x0C != 0x0C else None
 
 
+def content_of(container: str | None) -> str:
+    """How a message calls the content of a file that its loader does not take."""
+    return f"{container.upper()} content" if container else "content of no kind known here"
+
+
 def kind_of(path: str | Path) -> Modality | None:
     """The modality of a file by its first bytes, else by its extension; None for what no loader here takes.
 

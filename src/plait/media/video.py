@@ -19,7 +19,7 @@ import numpy as np
 
 from plait.errors import import_extra
 from plait.media.audio import check_sound, resample
-from plait.media.kinds import HEAD, container_of
+from plait.media.kinds import HEAD, container_of, content_of
 from plait.media.limits import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, MediaError, Source, open_media, refusal
 
 if TYPE_CHECKING:
@@ -131,15 +131,15 @@ def _opened(source: Source, kind: str, max_bytes: int, max_pixels: int = MAX_PIX
         except MediaError:
             raise
         except Exception as error:  # on damaged files PyAV raises nearly everything
-            raise refusal(kind, source, getattr(error, "strerror", None) or error) from error
+            said = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise refusal(kind, source, f"a truncated or damaged file ({said})") from error
 
 
 def _demuxer(file: BinaryIO, source: Source, kind: str) -> str:
     container = container_of(file.read(HEAD))
     file.seek(0)
     if container not in DEMUXERS:
-        got = f"a {container} file" if container else "no container known here"
-        raise refusal(kind, source, got, "convert it to MP4 or WebM")
+        raise refusal(kind, source, content_of(container), "convert it to MP4 or WebM")
     return DEMUXERS[container]
 
 

@@ -158,6 +158,16 @@ def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device that was named, else the first GPU, else the CPU. Raises UsageError for one that is not here."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch says AssertionError where it was built without a device
+        raise UsageError(f"expected a device of this machine, got {str(device)!r}; pass --device cpu") from error
+    return place
+
+
 def _family(model_type: str, place: Path | None) -> ModuleType:
     if model_type not in FAMILIES:
         raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")

@@ -30,6 +30,11 @@ WhereOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
+FEW = 3
+LINES = 20
+"""Problems printed: so many lines at most, and one for more than a few files with the same reason."""
+
+
 def embed(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")],
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]...", help="files, folders, manifests")] = None,
@@ -38,7 +43,7 @@ def embed(
         "vectors.parquet"
     ),
     text: Annotated[list[str] | None, typer.Option(help="a text to embed; may be given several times")] = None,
-    batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 32,
+    batch_size: Annotated[int, typer.Option(help="items per forward pass", min=1)] = 32,
     device: DeviceOption = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     adapter: AdapterOption = None,
@@ -92,6 +97,10 @@ def add(
 
     if adapter is not None and model is None:
         raise UsageError("expected --model beside --adapter, got none; pass the model it was trained on")
+    if model is None and not Index.exists(index):
+        raise UsageError(
+            f"expected an index, got {index}: none there; give --model nano, or a model you have, to make it"
+        )
     embedder = Embedder(model, device=device, adapter=adapter) if model else None
     if embedder and not Index.exists(index):
         opened = Index.create(index, embedder)
@@ -225,14 +234,19 @@ def search(
 
 def parse_weights(text: str) -> dict[str, float]:
     """`"text=1,audio=0.5"` -> {"text": 1.0, "audio": 0.5}. Raises UsageError for anything else."""
-    weights = {}
+    from plait.embedder.items import check_weights
+
+    weights: dict[str, float] = {}
     for pair in text.split(","):
         name, _, number = pair.partition("=")
         try:
             weights[name.strip()] = float(number)
         except ValueError as error:
-            raise UsageError(f"expected weights such as text=1,audio=0.5, got {pair!r}") from error
-    return weights
+            raise UsageError(f"expected weights such as text=1,audio=0.5, got {pair!r}; correct --weights") from error
+    try:
+        return check_weights(weights)
+    except ValueError as error:
+        raise UsageError(f"{error}; correct --weights") from error
 
 
 def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path], **more: Any) -> None:
@@ -251,8 +265,18 @@ def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path]
 
 
 def _print_problems(name: str, problems: list[Problem]) -> None:
-    for problem in problems[:20]:
-        path = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem.path)
-        typer.echo(f"{name}: {path}: {problem.reason}", err=True)
-    if len(problems) > 20:
-        typer.echo(f"{name}: and {len(problems) - 20} more; --json lists all", err=True)
+    """A line each; of more than a few with the same reason one line. At most twenty lines."""
+    groups: dict[str, list[str]] = {}
+    for problem in problems:
+        groups.setdefault(problem.reason, []).append(problem.shown)
+    alone = [(f"{path}: {reason}", 1) for reason, paths in groups.items() if len(paths) <= FEW for path in paths]
+    together = [
+        (f"{len(paths)} files: {reason} ({', '.join(paths[:FEW])}, ...)", len(paths))
+        for reason, paths in groups.items()
+        if len(paths) > FEW
+    ]
+    lines = [*together, *alone]
+    for line, _ in lines[:LINES]:
+        typer.echo(f"{name}: {line}", err=True)
+    if rest := sum(count for _, count in lines[LINES:]):
+        typer.echo(f"{name}: and {rest} more; --json lists all", err=True)

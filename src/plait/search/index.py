@@ -161,7 +161,7 @@ class Index:
     def _add_chunk(self, chunk: Sequence[Candidate], embedder: Embedder, ledger: Ledger, report: AddReport) -> None:
         fresh = list(_fresh(chunk, ledger, report))
         found = embedder.embed_readable([entry.item for entry, _ in fresh], show_progress=False)
-        report.skipped += [Problem(fresh[s.index][0].path or fresh[s.index][0].id, s.reason) for s in found.skipped]
+        report.skipped += [Problem.of(fresh[s.index][0].path or fresh[s.index][0].id, s.reason) for s in found.skipped]
         if not found.kept:
             return
         kept = [fresh[place] for place in found.kept]
@@ -179,7 +179,7 @@ class Index:
     def delete(self, where: str | Mapping[str, Any] | None = None, *, paths: Sequence[str | Path] | None = None) -> int:
         """Delete the rows under a filter (`plait.search.where.to_sql`), of paths or of folders; returns how many."""
         condition = self._condition(where, paths)
-        with writing(self.path), one_line():
+        with writing(self.path), one_line(condition):
             return int(self._table.delete(condition).num_deleted_rows)
 
     def deduplicate(self) -> Problems:
@@ -218,7 +218,7 @@ class Index:
         if not values:
             raise ValueError("expected a caption, label or meta to write, got none")
         condition = self._condition(where, None)
-        with writing(self.path), one_line():
+        with writing(self.path), one_line(condition):
             return int(self._table.update(where=condition, values=values).rows_updated)
 
     def _condition(self, where: str | Mapping[str, Any] | None, paths: Sequence[str | Path] | None) -> str:
@@ -239,7 +239,7 @@ class Index:
             query = query.where(condition)
         if limit is not None:
             query = query.limit(limit)
-        with one_line():
+        with one_line(condition):
             return [row | {"meta": json.loads(row["meta"] or "{}")} for row in query.to_arrow().to_pylist()]
 
     def stats(self) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class Index:
         request = request.refine_factor(10) if not exact else request.bypass_vector_index()
         if condition := to_sql(where, modality):
             request = request.where(condition)
-        with one_line():
+        with one_line(condition):
             rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().to_pylist()
         return [_hit(row) for row in rows]
 
@@ -319,8 +319,7 @@ def _fresh(chunk: Sequence[Candidate], ledger: Ledger, report: AddReport) -> Ite
         try:
             entry = entry_of(candidate)
         except (ValueError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            report.skipped.append(Problem(candidate.name, reason.splitlines()[0]))
+            report.skipped.append(Problem.of(candidate.name, error))
             continue
         verdict, reason = ledger.judge(entry)
         if verdict in ("new", "changed"):

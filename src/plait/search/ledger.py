@@ -28,8 +28,9 @@ class AddReport:
         what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
         if not self.skipped:
             raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
-        path, reason = self.skipped[0]
-        reason = reason if reason.startswith("expected") else f"expected a media file, got {path}: {reason}"
+        first = self.skipped[0]
+        reason = first.reason
+        reason = reason if reason.startswith("expected") else f"expected a media file, got {first.shown}: {reason}"
         if len(self.skipped) > 1:
             reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
         raise ValueError(reason if ";" in reason else f"{reason}; check the file")

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plait.data.manifest import NAMES, read_manifest
-from plait.embedder.items import kind_of_file
+from plait.embedder.items import NO_MEDIA
+from plait.media import kind_of
 from plait.media.limits import MAX_BYTES
 from plait.types import MODALITIES, Modality, Sample
 
@@ -30,6 +31,19 @@ class Problem(NamedTuple):
 
     path: str
     reason: str
+
+    @classmethod
+    def of(cls, name: str, error: Exception | str) -> Problem:
+        """From an error: one line, without the name that stands beside it."""
+        said = getattr(error, "strerror", None) or str(error)
+        line = said.splitlines()[0] if said else type(error).__name__
+        return cls(name, line.partition(f", got {name}: ")[2] or line)
+
+    @property
+    def shown(self) -> str:
+        """The path for a terminal: as seen from here, on one line."""
+        near = self.path.removeprefix(os.getcwd() + os.sep)
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +122,13 @@ def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
 
 def _of_manifest(path: Path, problem: OnProblem) -> Iterator[Candidate]:
     for sample in read_manifest(path):
-        yield from _of_sample(sample, problem)
+        yield from _of_sample(sample, problem, f" of {path}")
 
 
-def _of_sample(sample: Sample, problem: OnProblem) -> Iterator[Candidate]:
+def _of_sample(sample: Sample, problem: OnProblem, origin: str = "") -> Iterator[Candidate]:
     media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
     if not media:
-        problem(f"sample {sample.id}", f"expected {', '.join(MODALITIES)}, got none of them; add one to the row")
+        problem(f"sample {sample.id}{origin}", f"none of {', '.join(MODALITIES)}; add one to the row")
     for modality in media:
         value = getattr(sample, modality)
         is_file = modality != "text" and isinstance(value, str | Path)
@@ -128,8 +142,11 @@ def entry_of(candidate: Candidate) -> Entry:
     path = candidate.path
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
-    modality = candidate.modality or kind_of_file(path)
-    if (size := path.stat().st_size) == 0:
+    status = path.stat()
+    modality = candidate.modality or kind_of(path)
+    if modality is None or modality == "text":
+        raise ValueError(NO_MEDIA)
+    if (size := status.st_size) == 0:
         raise ValueError("the file is empty")
     if size > MAX_BYTES:  # before it is hashed
         raise ValueError(f"{size} bytes, more than {MAX_BYTES}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plait.errors import import_extra
+from plait.errors import UsageError, import_extra
 from plait.search.sources import Entry
 from plait.search.where import COLUMNS
 
@@ -76,7 +76,9 @@ def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
         table = lancedb.connect(path, read_consistency_interval=timedelta(0)).open_table(TABLE)
         description = json.loads((table.schema.metadata or {}).get(b"plait", b"{}"))
     if description.get("format") != FORMAT:
-        raise ValueError(f"expected an index of format {FORMAT}, got {description.get('format')} at {path}")
+        raise ValueError(
+            f"expected an index of format {FORMAT}, got {description.get('format')} at {path}; build it anew"
+        )
     return table, description
 
 
@@ -105,10 +107,15 @@ def writing(path: Path) -> Generator[None]:
 
 
 @contextmanager
-def one_line() -> Generator[None]:
-    """Turn Lance's long errors into one line: ValueError for a wrong filter, OSError for a disk that fails."""
+def one_line(where: str | None = None) -> Generator[None]:
+    """Turn Lance's long errors into one line: UsageError for a wrong filter `where`, OSError for a disk that fails."""
     try:
         yield
+    except ValueError as error:
+        if where is None:
+            raise
+        reason = _first(error).removeprefix("Invalid input, ").rstrip(".")
+        raise UsageError(f"expected a filter such as \"label = 'dog'\", got another: {reason}; correct it") from error
     except (RuntimeError, OSError) as error:
         reason = _first(error)
         remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from plait.embedder import Embedder
-from plait.errors import import_extra
+from plait.errors import UsageError, import_extra
 from plait.search.index import adding_progress
 from plait.search.ledger import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
@@ -63,11 +63,11 @@ def _listed(source: Any) -> Sequence[Any]:
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raises ValueError for an unknown format, or when `out` is there and is not to be replaced."""
+    """Raises UsageError for an unknown format, or when `out` is there and is not to be replaced."""
     if out.suffix not in FORMATS:
-        raise ValueError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}")
+        raise UsageError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}; choose one of them")
     if out.exists() and not overwrite:
-        raise ValueError(f"expected no file at {out}, got one; choose another name or overwrite it")
+        raise UsageError(f"expected no file at {out}, got one; choose another name, or --overwrite it")
 
 
 def _embed_chunk(embedder: Embedder, chunk: Sequence[Candidate], partial: _Partial, report: AddReport) -> None:
@@ -76,14 +76,14 @@ def _embed_chunk(embedder: Embedder, chunk: Sequence[Candidate], partial: _Parti
         try:
             entry = entry_of(candidate)
         except (ValueError, OSError) as error:
-            report.skipped.append(Problem(candidate.name, str(error).splitlines()[0]))
+            report.skipped.append(Problem.of(candidate.name, error))
             continue
         if (entry.id, entry.checksum) in partial.done:
             report.unchanged += 1
         else:
             entries.append(entry)
     found = embedder.embed_readable([entry.item for entry in entries], show_progress=False)
-    report.skipped += [Problem(entries[s.index].path or entries[s.index].id, s.reason) for s in found.skipped]
+    report.skipped += [Problem.of(entries[s.index].path or entries[s.index].id, s.reason) for s in found.skipped]
     names = ("id", "modality", "path", "caption", "label", "checksum", "meta")
     partial.append([{n: getattr(entries[place], n) for n in names} for place in found.kept], found.vectors)
     report.added += len(found.kept)
