@@ -35,6 +35,16 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Payload:
+    """Unpickled the usual way, it makes the directory `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def weights() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
     base = torch.randint(0, 2, (4, 6), generator=draw)
@@ -498,10 +508,11 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def fuzz(tmp_path: Path, count: int) -> int:
-    """Read `count` damaged files; returns how many were refused. Anything but CheckpointError escapes."""
-    rng, refused, path = random.Random(5), 0, tmp_path / "fuzzed"
+    """Read `count` damaged files, half with a payload; returns how many were refused. Other errors escape."""
+    rng, refused, path, executed = random.Random(5), 0, tmp_path / "fuzzed", tmp_path / "executed"
     state = {"model": {"module.a": torch.ones(3, 3), "module.b": torch.ones(2).half()}, "args": argparse.Namespace(x=1)}
-    seeds = [write(tmp_path / kind, kind, state).read_bytes() for kind in KINDS]
+    states = [state, state | {"args": Payload(executed)}]
+    seeds = [write(tmp_path / kind, kind, state).read_bytes() for kind in KINDS for state in states]
     save_file(state["model"], tmp_path / "safetensors")
     seeds.append((tmp_path / "safetensors").read_bytes())
     for _ in range(count):
@@ -512,6 +523,7 @@ def fuzz(tmp_path: Path, count: int) -> int:
         except CheckpointError as error:
             assert "\n" not in str(error)
             refused += 1
+    assert not executed.exists()
     return refused
 
 
