@@ -39,10 +39,10 @@ class Listed:
 
 
 def official() -> list[Listed]:
-    """What the authors published. Parameters come from key lists and configurations, without momentum copies."""
+    """What the authors published. Parameters come from key lists and configurations, without momentum copies; licences
+    from the authors' repositories (read 2026-11-30), those of base models from memory.
+    """
     rows: list[dict[str, Any]] = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
-    for row in rows:
-        row["license"] = _unchecked(row.get("license"))
     return [_listed(**row) for row in rows]
 
 
@@ -58,11 +58,6 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
         found += [(str(place), place) for place in _directories(folder)]
     found += [(_hub_name(place), place) for place in _in_hub_cache()]
     return [row for name, place in found if (row := _local(name, place))]
-
-
-def _unchecked(license: str | None) -> str | None:
-    """Licences of official files are as we recall them: the table says so until each was read beside its file."""
-    return f"{license} (recalled, not checked)" if license else None
 
 
 def _listed(family: str, name: str, parameters: int, license: str | None, does: str, where: str) -> Listed:
@@ -124,7 +119,7 @@ def models(
     for name, rows in groups.items():
         print(f"{name}\n{_table(rows) if rows else '(none)'}\n")
     print("Memory is that of the weights in bfloat16 (float32: twice that); activations come on top: plait plan.")
-    print("Licences are those we know of; read the authors' page before use.")
+    print("Licences of official files are those of the authors' repositories; those of base models were not checked.")
 
 
 def _table(rows: Sequence[Listed]) -> str:
