@@ -25,7 +25,7 @@ from measure import write
 
 SETTING: dict[str, Any] = {
     "pretrain_steps": 3600,
-    "answer_steps": 8000,
+    "answer_steps": 6400,
     "control_steps": 1200,
     "class_steps": 1200,
     "animated": True,

@@ -107,27 +107,32 @@ def test_questions_asked_together_cost_what_they_cost_one_by_one(quick):
     made = small.processor()
     torch.manual_seed(0)
     model = MPlug2ForConditionalGeneration(small.config(made)).eval()
-    source = batches.source_of(small.drawings(), made, [(1, "scene"), (1, "clip")], strength=0.0)()
-    kinds = set()
-    for step in range(2):
-        batch = source.load(source.rows(0, step, 3), np.random.default_rng(step))
-        together, _ = asked_together(model, batch, 0, torch.Generator())
-        picture = batch.pop("picture")
-        name = next(key for key in batch if key.startswith("pixel_values"))
-        kinds.add(name)
-        assert len(batch[name]) == 3 < len(picture)
-        batch[name] = batch[name][picture]
-        torch.testing.assert_close(together, model(**batch).loss, rtol=1e-5, atol=1e-5)
-    assert kinds == {"pixel_values", "pixel_values_videos"}
+    source = batches.source_of(small.drawings(), made, {"scene": 2, "clip": 1}, strength=0.0)()
+    parts = source.load(source.rows(0, 0, 6), np.random.default_rng(0))
+    together, _ = asked_together(model, parts, 0, torch.Generator())
+    alone, count = torch.zeros(()), 0
+    for part, name, media in zip(parts, ("pixel_values", "pixel_values_videos"), (4, 2), strict=True):
+        picture = part.pop("picture")
+        assert len(part[name]) == media < len(picture)
+        alone = alone + model(**part | {name: part[name][picture]}).loss * len(picture)
+        count += len(picture)
+    torch.testing.assert_close(together, alone / count, rtol=1e-5, atol=1e-5)
+
+
+def test_every_step_asks_of_every_group_by_its_share(quick):
+    source = batches.source_of(small.drawings(), small.processor(), {"drawing": 1, "scene": 2})()
+    named = source.names(source.rows(3, 5, 12))
+    assert named == ["drawing"] * 4 + ["scene"] * 8 and len(source) == len(small.drawings().numbers("train"))
 
 
 def test_answers_of_the_shuffled_control_are_those_of_other_examples_of_their_task(quick):
     made = small.processor()
-    sources = [
-        batches.source_of(small.drawings(), made, [(1, "drawing")], strength=0.0, shuffle_answers=wrong)()
-        for wrong in (False, True)
-    ]
-    right, wrong = (source.load([0] * 12, np.random.default_rng(0)) for source in sources)
+    right, wrong = (
+        batches.source_of(small.drawings(), made, {"drawing": 1}, strength=0.0, shuffle_answers=shuffled)().load(
+            [0] * 12, np.random.default_rng(0)
+        )[0]
+        for shuffled in (False, True)
+    )
     assert torch.equal(right["input_ids"], wrong["input_ids"])
     same = (right["labels"] == wrong["labels"]).all(1)
     assert 0.1 < same.float().mean() < 0.6  # yes and no

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,22 +37,20 @@ def vocabulary(texts: Iterable[str], min_count: int = 1) -> list[str]:
 
 
 class FreshExamples:
-    """Questions drawn anew at every step; each step asks about pictures or about clips.
+    """Examples drawn anew at every step, each alone; each step has pictures or clips.
 
-    groups: tasks that share a batch, with the share of steps they get: names of tasks, of which each example is one, or
-    the name of a group of `Drawings.together`, of which each picture is asked several. collate: examples, generator ->
-    batch.
+    groups: tasks that share a batch, with the share of steps they get. collate: examples, generator -> batch.
     """
 
     def __init__(
         self,
         drawings: Drawings,
-        groups: Sequence[tuple[int, Sequence[str] | str]],
+        groups: Sequence[tuple[int, Sequence[str]]],
         collate: Callable[[list[Example], np.random.Generator], Any],
         split: str = "train",
     ) -> None:
         self.drawings, self.collate, self.split = drawings, collate, split
-        self.groups = [group if isinstance(group, str) else tuple(group) for _, group in groups]
+        self.groups = [tuple(tasks) for _, tasks in groups]
         self.cycle = [number for number, (share, _) in enumerate(groups) for _ in range(share)]
 
     def __len__(self) -> int:
@@ -65,18 +63,54 @@ class FreshExamples:
         return [self.cycle[order[place]]] * batch_size
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
-        """One batch of the group, with as many pictures as rows."""
+        """One batch of the group."""
         tasks = self.groups[rows[0]]
-        if isinstance(tasks, str):
-            found = [example for _ in rows for example in self.drawings.together(tasks, self.split, rng)]
-        else:
-            found = [self.drawings.example(tasks[rng.integers(len(tasks))], self.split, rng) for _ in rows]
-        return self.collate(found, rng)
+        return self.collate(
+            [self.drawings.example(tasks[rng.integers(len(tasks))], self.split, rng) for _ in rows], rng
+        )
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """What was asked, for messages."""
-        named = (self.groups[row] for row in rows)
-        return [tasks if isinstance(tasks, str) else ",".join(tasks) for tasks in named]
+        return [",".join(self.groups[row]) for row in rows]
+
+
+class FreshQuestions:
+    """Pictures, scenes and clips drawn anew at every step, several questions about each.
+
+    shares: group of `Drawings.together` -> its share of the pictures and clips of a step, at least one each: a step
+    without a group would unlearn how its questions are answered. collate: examples of a group, generator -> batch.
+    """
+
+    def __init__(
+        self,
+        drawings: Drawings,
+        shares: Mapping[str, int],
+        collate: Callable[[list[Example], np.random.Generator], Any],
+        split: str = "train",
+    ) -> None:
+        self.drawings, self.collate, self.split = drawings, collate, split
+        self.cycle = [group for group, share in shares.items() for _ in range(share)]
+
+    def __len__(self) -> int:
+        return len(self.drawings.numbers(self.split))
+
+    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """Numbers that name the group; the examples themselves come from the generator of the step."""
+        return [number * len(self.cycle) // batch_size for number in range(batch_size)]
+
+    def load(self, rows: Sequence[int], rng: np.random.Generator) -> list[Any]:
+        """A batch of every group."""
+        groups = [self.cycle[row] for row in rows]
+        return [
+            self.collate(
+                [e for _ in range(groups.count(group)) for e in self.drawings.together(group, self.split, rng)], rng
+            )
+            for group in dict.fromkeys(groups)
+        ]
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """What was asked, for messages."""
+        return [self.cycle[row] for row in rows]
 
 
 def pixels_of(
@@ -207,8 +241,8 @@ def pretraining_texts(processor: MPlug2Processor, texts: Sequence[str]) -> dict[
 
 
 def source_of(
-    drawings: Drawings, processor: MPlug2Processor, groups: Sequence[tuple[int, Sequence[str] | str]], **options: Any
+    drawings: Drawings, processor: MPlug2Processor, shares: Mapping[str, int], **options: Any
 ) -> Callable[[], Source]:
     """A builder of fresh questions; options as the named parameters of `collate_answers`."""
     given = {"strength": 0.5, "instructions": True, "single_frame": False, "shuffle_answers": False} | options
-    return partial(FreshExamples, drawings, groups, partial(collate_answers, processor, *given.values()))
+    return partial(FreshQuestions, drawings, shares, partial(collate_answers, processor, *given.values()))

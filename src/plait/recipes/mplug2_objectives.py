@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.model import Encoded
 from plait.models.mplug2.param_groups import parameter_groups
-from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining
+from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective
 from plait.objectives.captioning import IGNORED
 from plait.objectives.distillation import ramped_alpha
 from plait.objectives.masked import mask_tokens
@@ -27,7 +27,8 @@ class PreTraining:
     """Contrast, matching, masked and prefix language modelling of one batch.
 
     mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
-    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that do more than contrast.
+    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that have all objectives;
+    often: the objectives of the steps between.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class PreTraining:
         ramp: int = 0,
         probability: float = 0.15,
         every: int = 1,
+        often: Collection[Objective] = ("contrast",),
     ) -> None:
-        self.every = every
+        self.every, self.rarely = every, [name for name in OBJECTIVES if name not in often]
         self.mask_id, self.vocab_size = mask_id, vocab_size
         self.special_ids = torch.tensor(sorted(special_ids))
         self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
@@ -68,13 +70,12 @@ class PreTraining:
             generator=drawing,
         )
         alpha = self.alpha * min(1.0, step / self.ramp) if self.ramp else self.alpha
-        contrast_alone = {"match": 0.0, "masked": 0.0, "generate": 0.0}
         out = model(
             **batch,
             masked_input_ids=hidden.to(ids.device),
             masked_labels=labels.to(ids.device),
             alpha=alpha,
-            weights=contrast_alone if step % self.every else self.weights,
+            weights=dict(self.weights or {}) | (dict.fromkeys(self.rarely, 0.0) if step % self.every else {}),
             gather=_gathered,
         )
         parts = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
@@ -90,26 +91,31 @@ def supervised(
 
 
 def asked_together(
-    model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    model: nn.Module, batch: list[dict[str, Any]], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """The loss of answers to several questions about each picture; pictures and equal questions are encoded once.
+    """The loss of answers to several questions about each picture, mean over all questions.
 
-    batch: as `MPlug2ForConditionalGeneration.forward` takes it, one text per question, and `picture`: (questions,)
-    number of the picture or clip that each is about.
+    batch: parts of pictures or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
+    question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
+    are encoded once.
     """
     assert isinstance(model, MPlug2ForConditionalGeneration)
+    losses = torch.stack([_summed_loss(model, part) for part in batch])
+    return losses.sum() / sum(len(part["labels"]) for part in batch), {}
+
+
+def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) -> Tensor:
     network = model.model
-    vision = network.see(batch.get("pixel_values"), batch.get("pixel_values_videos"))[batch["picture"]]
-    questions, which = batch["input_ids"].unique(dim=0, return_inverse=True)
+    vision = network.see(part.get("pixel_values"), part.get("pixel_values_videos"))[part["picture"]]
+    questions, which = part["input_ids"].unique(dim=0, return_inverse=True)
     text, mask = (found[which] for found in network.read(questions))
     fused_vision, fused_text = network.fuse(text, mask, vision)
     states, seen = Encoded(text_mask=mask, fused_vision=fused_vision, fused_text=fused_text).states()
-    ids, labels = batch["decoder_input_ids"], batch["labels"][:, 1:]
-    known = batch["decoder_attention_mask"].bool()
+    ids, labels = part["decoder_input_ids"], part["labels"][:, 1:]
+    known = part["decoder_attention_mask"].bool()
     hidden = network.decoder.hidden(ids, states, model.attend, attention_mask=known, cross_mask=seen)[:, :-1]
     wanted = labels != IGNORED  # only these meet the vocabulary
-    losses = nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
-    return losses / len(ids), {}
+    return nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
 
 
 class Aligned:

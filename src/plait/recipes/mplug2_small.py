@@ -37,7 +37,7 @@ SIDE, FRAMES = 64, 4
 THINGS_PER_KIND = 12
 STILL_TASKS = ("name", "kind", "is_kind", "is_there", "count", "beside")
 CLIP_TASKS = ("order", "motion")
-SHARES = {"drawing": 3, "scene": 4, "clip": 4}
+SHARES = {"drawing": 1, "scene": 1, "clip": 1}
 RARE = 0.1
 """Times that a word counts as written which never is."""
 
@@ -115,8 +115,8 @@ def pretraining(
     every: int = 5,
     **sizes: Any,
 ) -> Recipe:
-    """Pictures with names: contrast at every step; matching, masked and prefix language modelling too at every
-    `every`-th. sizes: fields of the configuration."""
+    """Pictures with names: contrast and writing the name at every step; matching and masked language modelling too at
+    every `every`-th. sizes: fields of the configuration."""
     made = processor()
     shape = config(made, universal_sharing=universal_sharing, **sizes)
     objective = PreTraining(
@@ -125,6 +125,7 @@ def pretraining(
         special_ids=frozenset(made.tokenizer.convert_tokens_to_ids(list(batches.SPECIAL))),
         probability=0.3,
         every=every,
+        often=("contrast", "generate"),
     )
     source = partial(
         PicturesWithWords,
@@ -157,18 +158,17 @@ def answering(
     init: Path,
     steps: int,
     *,
-    batch_size: int = 16,
-    lr: float = 1e-3,
+    batch_size: int = 24,
+    lr: float = 5e-4,
     shares: Mapping[str, int] = SHARES,
     **options: Any,
 ) -> Recipe:
     """Captions, and several questions about each picture or clip, by one decoder.
 
-    shares: of the steps, for groups of `drawn_tasks.GROUPS`; options of `batches.source_of`.
+    shares: of the batch, for groups of `drawn_tasks.GROUPS`; options of `batches.source_of`.
     """
     made = load_processor(init)
-    groups = [(share, group) for group, share in shares.items()]
-    source = batches.source_of(drawings(), made, groups, **options)
+    source = batches.source_of(drawings(), made, shares, **options)
     stage = _stage("answering", asked_together, source, steps, batch_size, lr)
     return Recipe(lambda: load(init, "answer"), [stage], partial(save, made))
 

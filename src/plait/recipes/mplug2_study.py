@@ -21,7 +21,7 @@ def study(
     out: Path,
     seeds: int = 1,
     pretrain_steps: int = 450,
-    answer_steps: int = 1000,
+    answer_steps: int = 800,
     control_steps: int = 150,
     class_steps: int = 150,
     universal: bool = True,
@@ -82,12 +82,11 @@ def plan(
     from plait.recipes import mplug2_small as small
 
     init = home / "pretraining" / "model"
-    clips = max(1, answer_steps * small.SHARES["clip"] // sum(small.SHARES.values()))
-    of_clips = partial(small.answering, init, shares={"clip": 1})
+    of_clips = partial(small.answering, init, answer_steps, batch_size=8, shares={"clip": 1})
     runs: dict[str, Callable[[], Recipe]] = {
         "pretraining": partial(small.pretraining, pretrain_steps),
         "answering": partial(small.answering, init, answer_steps),
-        "answering-one-frame": partial(of_clips, clips, single_frame=True),
+        "answering-one-frame": partial(of_clips, single_frame=True),
         "answering-shuffled": partial(small.answering, init, control_steps, shuffle_answers=True),
         "text": partial(small.reading, init, class_steps),
         "text-shuffled": partial(small.reading, init, control_steps, shuffle=True),
