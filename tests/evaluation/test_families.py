@@ -23,7 +23,7 @@ from plait.evaluation.tasks import Capability, Decoding, Task
 from plait.evaluation.ways import class_words
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings
-JUDGED = {"mm_vet": "0.5", "owl_eval": "B"}
+JUDGED = {"mm_vet": "0.5", "owl_eval": "B", "mmhal_bench": "Rating: 4"}
 GLUE = {"glue_mnli": "mplug2_texts3", "glue_stsb": "mplug2_texts1"}
 
 

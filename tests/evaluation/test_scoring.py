@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,22 @@ def test_scores_of_yes_and_no_are_those_of_the_published_functions() -> None:
     truth = pope_scores(replies, [str(row["answer"]) for row in rows])
     names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
     assert scored("pope", items, replies).scores == pytest.approx({name: 100 * truth[name] for name in names})
+
+
+def test_answers_of_a_table_have_its_scores() -> None:
+    item = Item("1", question="q", meta={"targets": [["red", 3, 1.0], ["dark red", 7, 0.3]]})
+    found = scored("vqav2", [item, dataclasses.replace(item, id="2"), dataclasses.replace(item, id="3")],
+                   ["red", "dark red", "blue"])  # fmt: skip
+    assert found.scores["accuracy"] == pytest.approx(130 / 3)
+    assert found.notes == ["answers have the scores of the table, whatever the rule"]
+
+
+def test_ratings_of_hallucination_are_averaged_and_none_counts_as_zero(tmp_path: Path) -> None:
+    items = [Item(str(i), question="q", answers=["a"], context="dog", category=f"c{i % 2}") for i in range(3)]
+    replies = ["It is right. Rating: 5", "rating: 2", "Rating: 1 or rating: 2"]
+    rows = [{"id": str(i), "judge": "x", "reply": reply} for i, reply in enumerate(replies)]
+    (tmp_path / "judge.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = scored("mmhal_bench", items, ["a", "b", "c"], judge=str(tmp_path / "judge.jsonl"))
+    assert found.scores == {"score": pytest.approx(7 / 3), "hallucination_rate": pytest.approx(2 / 3)}
+    assert (found.unreadable, found.categories) == (["2"], {"c0": 2.5, "c1": 2})
+    assert not scored("mmhal_bench", items, ["a", "b", "c"]).scores

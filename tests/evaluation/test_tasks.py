@@ -19,13 +19,13 @@ from plait.evaluation.tasks import Capability, Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries of peers warn about their own affairs
 LABELS = {"glue_mnli": "texts3", "glue_stsb": "texts1"}
-JUDGED = {"mm_vet": "0.5 good", "owl_eval": "B"}
+JUDGED = {"mm_vet": "0.5 good", "owl_eval": "B", "mmhal_bench": "Rating: 4"}
 SPECIFIED = """
     coco_caption flickr30k_caption nocaps msrvtt_caption msvd_caption vatex_caption vqav2 ok_vqa gqa vizwiz textvqa
     scienceqa nlvr2 snli_ve refcoco refcoco_plus refcocog coco_retrieval flickr30k_retrieval msrvtt_retrieval
     didemo_retrieval lsmdc_retrieval msrvtt_qa msvd_qa tgif_frameqa mme mmbench mm_vet seed_bench q_bench mmmu pope
-    owl_eval mmlu bbh agieval arc_challenge arc_easy imagenet image_folder kinetics400 kinetics600 kinetics700
-    something_something_v2 coco_detection ade20k coco_stuff audiocaps_retrieval clotho_retrieval esc50 fsd50k
+    owl_eval mmhal_bench mmlu bbh agieval arc_challenge arc_easy imagenet image_folder kinetics400 kinetics600
+    kinetics700 something_something_v2 coco_detection ade20k coco_stuff audiocaps_retrieval clotho_retrieval esc50 fsd50k
     vggsound avqa
 """
 CASES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -39,11 +40,26 @@ SPLITS = {
 """Splits of fixtures that are not the task's own."""
 
 
+MMHAL = [
+    {
+        "question_type": kind, "question_topic": "food", "image_id": "0a", "image_src": f"https://host/x/{kind}.jpg",
+        "image_content": ["Apple", "Table"], "question": "What lies there?", "gt_answer": "An apple.",
+        "model_answer": "",
+    }
+    for kind in ("attribute", "counting")
+]  # fmt: skip
+"""MMHal-Bench has no fixture among the goldens."""
+
+
 def fixture(task: Task, layout: str, place: Path) -> tuple[Path, str]:
     """A copy of a layout's fixture in `place` with all media, and the split that it holds."""
     folder = "glue" if layout.startswith("glue_") else FOLDERS.get(layout, layout)
-    shutil.copytree(FORMATS / folder, place, dirs_exist_ok=True)
-    (place / "expected.json").unlink()
+    if layout == "mmhal_bench":
+        place.mkdir(parents=True)
+        (place / "response_template.json").write_text(json.dumps(MMHAL))
+    else:
+        shutil.copytree(FORMATS / folder, place, dirs_exist_ok=True)
+        (place / "expected.json").unlink()
     if layout == "arc_easy":
         (place / "ARC-Challenge-Test.jsonl").rename(place / "ARC-Easy-Test.jsonl")
     if layout in ("one_peace_fsd50k", "one_peace_vggsound"):  # the tables hold indices only

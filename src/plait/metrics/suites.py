@@ -1,4 +1,4 @@
-"""Suites with a yes or no, a judge's grade or people's grades: MME, POPE, MM-Vet, OwlEval."""
+"""Suites with a yes or no, a judge's grade or people's grades: MME, POPE, MM-Vet, MMHal-Bench, OwlEval."""
 
 from __future__ import annotations
 
@@ -110,6 +110,23 @@ def mm_vet_scores(capabilities: Mapping[str, Sequence[str]], grades: Mapping[str
 def _parts(capabilities: Mapping[str, Sequence[str]]) -> list[str]:
     """Capabilities in order of first appearance."""
     return list(dict.fromkeys(part for needs in capabilities.values() for part in needs))
+
+
+def mmhal_rating(reply: str) -> int | None:
+    """MMHal-Bench: the one rating from 0 to 6 that a judge's reply names ("Rating: 4"); None for none or several."""
+    found = [score for score in range(7) if f"rating: {score}" in reply.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def mmhal_scores(ratings: Sequence[int | None]) -> dict[str, float]:
+    """MMHal-Bench (Sun et al. 2023): mean rating, and share of replies that hallucinate (rating below 3).
+
+    A reply of the judge without a rating counts as 0.
+    """
+    if not ratings:
+        raise ValueError("expected at least one rating, got none")
+    values = np.array([rating or 0 for rating in ratings])
+    return {"score": float(values.mean()), "hallucination_rate": float((values < 3).mean())}
 
 
 def owl_eval_table(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:

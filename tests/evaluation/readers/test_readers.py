@@ -185,6 +185,7 @@ def test_every_layout_is_covered_by_a_fixture() -> None:
         "one_peace_vggsound",
         "imagenet_folder",
         "q_bench_iqa",
+        "mmhal_bench",
     }
     fixtures = {path.name for path in FORMATS.iterdir() if path.is_dir()}
     assert {n for n in LAYOUTS if not n.startswith("glue_")} - apart == fixtures - {"glue"}
@@ -199,3 +200,43 @@ def test_an_item_tells_its_pictures() -> None:
 def test_a_source_without_a_file_says_which(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a file for 'questions'"):
         Source(tmp_path, {}, "val")["questions"]
+
+
+def test_every_subject_of_mmmu_is_read_although_their_files_have_one_name(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for subject in ("Art", "Accounting"):
+        image = {"bytes": b"picture", "path": None}
+        row = {"id": f"validation_{subject}_1", "question": "<image 1>?", "options": "['a', 'b']", "answer": "B",
+               "question_type": "multiple-choice", "image_1": image, "image_2": None}  # fmt: skip
+        (tmp_path / subject).mkdir()
+        table = pyarrow.Table.from_pylist([row])
+        pyarrow.parquet.write_table(table, tmp_path / subject / "validation-00000-of-00001.parquet")
+    items = read(tmp_path, ("mmmu",), "val")[0]
+    assert [item.category for item in items] == ["Accounting", "Art"]
+    assert items[0].images == [b"picture"]
+
+
+@pytest.mark.parametrize("word", ["val", "validate", "validation"])
+def test_kinetics_is_read_whatever_it_calls_its_validation_split(word: str, tmp_path: Path) -> None:
+    head = "label,youtube_id,time_start,time_end,split\n"
+    (tmp_path / "val.csv").write_text(f'{head}"a, b",x,1,11,{word}\nc,y,0,10,train\n')
+    assert [item.video for item in read(tmp_path, ("kinetics",), "val")[0]] == ["x_000001_000011.mp4"]
+
+
+def test_newer_files_of_mmbench_are_found_by_their_capitals(copy: Any) -> None:
+    root = copy("mmbench")
+    (root / "mmbench_dev_20230712.tsv").rename(root / "MMBench_DEV_EN_V11.tsv")
+    assert read(root, ("mmbench",), "dev")[0]
+
+
+def test_mmhal_bench_names_its_picture_by_the_end_of_its_source(tmp_path: Path) -> None:
+    row = {"question_type": "relation", "image_src": "https://host/a/b.jpg", "image_content": ["Dog", "Tree"],
+           "question": "q", "gt_answer": "a"}  # fmt: skip
+    (tmp_path / "response_template.json").write_text(json.dumps([row]))
+    (item,) = read(tmp_path, ("mmhal_bench",), "test")[0]
+    assert (item.image, item.context, item.category, item.answers) == ("b.jpg", "Dog, Tree", "relation", ["a"])
+    del row["gt_answer"]
+    (tmp_path / "response_template.json").write_text(json.dumps([row]))
+    assert "response_template.json, row 1: expected field 'gt_answer'" in message(tmp_path, "mmhal_bench", "test")

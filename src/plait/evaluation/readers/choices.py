@@ -48,7 +48,7 @@ def _index(row: Row, name: str, count: int) -> int:
     return index
 
 
-@layout("mmbench", {"annotations": ("mmbench_{split}*.tsv", "*{split}*.tsv")})
+@layout("mmbench", {"annotations": ("mmbench_{split}*.tsv", "*{split}*.tsv", "*_{SPLIT}*.tsv")})
 def mmbench(source: Source) -> list[Item]:
     """MMBench: tab-separated with CSV quoting; pictures as base64, or the index of the row that has the picture."""
     rows = read_table(source["annotations"], delimiter="\t")

@@ -10,6 +10,8 @@ from plait.evaluation.readers.layout import Source, layout
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 VGGSOUND_SECONDS = 10
+_VALIDATION = ("val", "validate", "validation")
+"""What files of Kinetics call their validation split."""
 
 
 @layout("imagenet", {"list": "{split}.txt", "classes": ("classes.txt", "*synset*.txt")}, optional=("classes",))
@@ -81,9 +83,9 @@ def kinetics(source: Source) -> list[Item]:
         return [Item(Path(f).stem, video=f, label=index) for f, index in _file_and_index(source["list"])]
     rows = read_table(path)
     order = {name: i for i, name in enumerate(sorted({row.text("label") for row in rows if row.optional("label")}))}
-    wanted = {"val": "validate", "validation": "validate"}.get(source.split, source.split)
+    wanted = _VALIDATION if source.split in _VALIDATION else (source.split,)
     items = []
-    for row in (row for row in rows if row.get("split", wanted) == wanted):
+    for row in (row for row in rows if row.get("split", source.split) in wanted):
         name, label = row.text("youtube_id"), row.optional("label")
         clip = f"{name}_{row.integer('time_start'):06d}_{row.integer('time_end'):06d}.mp4"
         item = Item(name, video=clip, label_name=label, label=None if label is None else order[label])

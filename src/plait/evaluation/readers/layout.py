@@ -36,9 +36,11 @@ ReadFunction = Callable[[Source], list[Item]]
 
 @dataclass(frozen=True)
 class Layout:
-    """A named layout. roles: role -> patterns of file names, `{split}` filled in, the first that matches counts.
+    """A named layout. roles: role -> patterns of file names, the first that matches counts; `{split}` is filled in, in
+    capitals as `{SPLIT}`.
 
-    Roles in `optional` may be absent; roles in `many` take every match (role = the file's stem). aliases: a split's
+    Roles in `optional` may be absent; roles in `many` take every match (role = the file's stem, or its path where two
+    have one stem). aliases: a split's
     name -> how this data set's files call it.
     """
 
@@ -54,10 +56,11 @@ class Layout:
         files: dict[str, Path] = {}
         word = (self.aliases or {}).get(split, split)
         for role, patterns in self.roles.items():
-            named = [pattern.replace("{split}", word) for pattern in patterns]
+            named = [pattern.replace("{split}", word).replace("{SPLIT}", word.upper()) for pattern in patterns]
             found = next((matches for pattern in named if (matches := sorted(_matches(root, pattern)))), [])
             if role in self.many:
-                files |= {path.stem: path for path in found}
+                for path in found:
+                    files[path.relative_to(root).as_posix() if path.stem in files else path.stem] = path
             elif len(found) > 1:
                 names = ", ".join(path.relative_to(root).as_posix() for path in found[:4])
                 return f"one file {named[0]}, got {len(found)}: {names}"

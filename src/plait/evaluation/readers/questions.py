@@ -238,6 +238,18 @@ def mm_vet(source: Source) -> list[Item]:
     return items
 
 
+@layout("mmhal_bench", {"annotations": ("response_template.json", "*mmhal*.json")})
+def mmhal_bench(source: Source) -> list[Item]:
+    """MMHal-Bench (field names recalled): image_src ends in the name of the picture; id = row number."""
+    items = []
+    for i, row in enumerate(read_rows(source["annotations"])):
+        image = row.text("image_src").rpartition("/")[2]
+        item = Item(str(i), image=image, question=row.text("question"), answers=[row.text("gt_answer")])
+        item.context, item.category = ", ".join(row.texts("image_content")), row.text("question_type")
+        items.append(item)
+    return items
+
+
 @layout("owl_eval", {"questions": ("questions.jsonl", "*.jsonl")})
 def owl_eval(source: Source) -> list[Item]:
     """OwlEval: abilities a..f and categories; multi-turn questions of one image share the dialogue."""

@@ -98,6 +98,18 @@ TASKS = (
         published=numbers("paper", owl2="88.28/86.20/84.12", owl="53.97/50.90/50.67"),
     ),
     _asked(
+        "mmhal_bench",
+        "does the model make things up, rated 0 to 6 by a judge; share of replies that do",
+        "test",
+        96,
+        "mmhal_bench",
+        "score",
+        "question",
+        decoding=LONG,
+        needs="judge",
+        published=numbers("paper", owl2="2.17 / 0.56"),
+    ),
+    _asked(
         "owl_eval",
         "OwlEval: replies graded A to D by people",
         "all",

@@ -107,7 +107,7 @@ TASKS = (
     _question(
         "vqav2",
         "VQA v2",
-        ("vqav2", "qwen_style_vqa_list"),
+        ("vqav2", "qwen_style_vqa_list", "one_peace_vqa"),
         "val",
         214354,
         "vqa",

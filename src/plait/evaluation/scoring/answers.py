@@ -40,12 +40,16 @@ def captions(scoring: Scoring) -> Scored:
 
 @scorer("vqa")
 def vqa(scoring: Scoring) -> Scored:
-    """VQA accuracy under the rule of the run; per question type and answer type."""
-    scoring.keep(lambda item: bool(item.answers), "answers")
+    """VQA accuracy under the rule of the run; per question type and answer type.
+
+    Tables of ONE-PEACE hold the score of every right answer instead of the annotators': the rule is then of no use.
+    """
+    scoring.keep(lambda item: bool(item.answers or item.meta.get("targets")), "answers")
     rule = scoring.rule or "official"
-    hits = {
-        item.id: vqa_accuracy(reply, item.answers or [], rule) for item, reply in zip(scoring.items, scoring.replies())
-    }
+    hits = {}
+    for item, reply in zip(scoring.items, scoring.replies()):
+        scores = {answer: score for answer, _, score in item.meta.get("targets", [])}
+        hits[item.id] = scores.get(reply, 0.0) if scores else vqa_accuracy(reply, item.answers or [], rule)
     scored = accuracy(hits, scoring.items)
     scored.categories = means(
         (kind, 100 * hits[item.id])
@@ -57,6 +61,8 @@ def vqa(scoring: Scoring) -> Scored:
         scored.notes.append(
             "items with one answer instead of ten: a hit needs that answer, which no published number does"
         )
+    if any("targets" in item.meta for item in scoring.items):
+        scored.notes.append("answers have the scores of the table, whatever the rule")
     return scored
 
 

@@ -7,12 +7,12 @@ from collections import defaultdict
 
 import numpy as np
 
-from plait.evaluation.judge import Judge, grade_prompt
+from plait.evaluation.judge import Judge, grade_prompt, hallucination_prompt
 from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, means, scorer
 from plait.metrics.answers import answer_after_key
 from plait.metrics.boxes import box_hits
 from plait.metrics.replies import mme_label, pope_label
-from plait.metrics.suites import MME_PERCEPTION, judge_grade
+from plait.metrics.suites import MME_PERCEPTION, judge_grade, mmhal_rating, mmhal_scores
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 
@@ -111,6 +111,23 @@ def mm_vet(scoring: Scoring) -> Scored:
     unreadable = [name for name, value in grades.items() if value is None]
     score = float(np.mean(list(units.values())))
     return Scored({"score": score}, units, {}, parts, unreadable, [f"judge {judge.name}"])
+
+
+@scorer("mmhal_bench")
+def mmhal_bench(scoring: Scoring) -> Scored:
+    """Mean rating of a judge (0 to 6) and share of hallucinating replies (rating below 3); by question type."""
+    if scoring.judge is None:
+        return Scored({}, notes=["not scored: MMHal-Bench needs --judge FILE.jsonl or --judge MODEL"])
+    judge = Judge(scoring.judge, scoring.out)
+    asked = {
+        item.id: hallucination_prompt(item.question or "", (item.answers or [""])[0], item.context or "", reply)
+        for item, reply in zip(scoring.items, scoring.replies())
+    }
+    ratings = {name: mmhal_rating(reply) for name, reply in judge.replies(asked).items()}
+    units = {name: float(rating or 0) for name, rating in ratings.items()}
+    parts = means((item.category, units[item.id]) for item in scoring.items if item.category)
+    unreadable = [name for name, rating in ratings.items() if rating is None]
+    return Scored(mmhal_scores(list(ratings.values())), units, {}, parts, unreadable, [f"judge {judge.name}"])
 
 
 @scorer("owl_eval")
