@@ -25,8 +25,8 @@ SPECIFIED = """
     scienceqa nlvr2 snli_ve refcoco refcoco_plus refcocog coco_retrieval flickr30k_retrieval msrvtt_retrieval
     didemo_retrieval lsmdc_retrieval msrvtt_qa msvd_qa tgif_frameqa mme mmbench mm_vet seed_bench q_bench mmmu pope
     owl_eval mmhal_bench mmlu bbh agieval arc_challenge arc_easy imagenet image_folder kinetics400 kinetics600
-    kinetics700 something_something_v2 coco_detection ade20k coco_stuff audiocaps_retrieval clotho_retrieval esc50 fsd50k
-    vggsound avqa
+    kinetics700 something_something_v2 coco_detection ade20k coco_stuff audiocaps_retrieval clotho_retrieval esc50
+    fsd50k vggsound avqa
 """
 CASES = [
     (name, layout, capability)

@@ -83,8 +83,8 @@ def grade_prompt(question: str, answer: str, prediction: str) -> str:
 def hallucination_prompt(question: str, answer: str, content: str, prediction: str) -> str:
     """Ask for a rating from 0 to 6 of how far an answer keeps to a picture, whose content is given in words."""
     return (
-        "Rate an answer to a question about a picture from 0 to 6. 0 to 2: it says what is not in the picture (0 without"
-        " other use, 2 with much). 3 to 6: it does not (3 without information, 6 very informative).\n"
+        "Rate an answer to a question about a picture from 0 to 6. 0 to 2: it says what is not in the picture (0"
+        " without other use, 2 with much). 3 to 6: it does not (3 without information, 6 very informative).\n"
         f"In the picture: {content}\nQuestion: {question}\nStandard answer: {answer}\nAnswer: {prediction}\n"
         "Explain in one sentence, then end with a line such as: Rating: 4"
     )
