@@ -97,6 +97,17 @@ def test_ctrl_c_stops_an_answer_and_a_line_but_not_the_chat(monkeypatch, capsys)
     assert capsys.readouterr().out.count("well (stopped)") == 2
 
 
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "a[2Jb\tü\n"), (False, "a\x1b[2Jb\tü\n\n")])
+def test_an_answer_does_not_steer_the_terminal(monkeypatch, capsys, terminal, shown):
+    class Hostile:
+        def stream(self, question, images, videos):
+            yield from ("a\x1b[2J", "b\tü\n\x9b" if terminal else "b\tü\n")
+
+    monkeypatch.setattr(sys, "stdin", (Terminal if terminal else io.StringIO)("hi\n"))
+    assert commands.converse(Hostile(), [], []) == 0
+    assert shown in capsys.readouterr().out
+
+
 def test_the_verb_is_in_the_first_help(capsys):
     assert main(["--help"]) == 0
     assert "talk with a model" in capsys.readouterr().out.partition("more:")[0]

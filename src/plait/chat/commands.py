@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 HELP = "/image FILE and /video FILE show something with the next question, /new begins again, /exit or Ctrl-D ends"
 COMMANDS = ("/image", "/video", "/new", "/exit", "/help")
+CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that would move the cursor or change the terminal; an answer may hold any."""
 
 
 def chat(
@@ -115,7 +117,7 @@ def _say(talk: Chat, question: str, shown: dict[str, list[Path]], is_person: boo
             for piece in pieces:
                 said += piece
                 if not as_json:
-                    print(piece, end="", flush=True)
+                    print(piece.translate(CONTROLS) if is_person else piece, end="", flush=True)
     except KeyboardInterrupt:
         if not is_person:
             raise
