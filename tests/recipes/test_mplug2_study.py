@@ -59,6 +59,10 @@ def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys
     assert {task for task, arm in arms if arm == "shuffled labels"} == {task for task, _ in arms}
     assert summary["cpu_seconds"][0] > 0 and "what was asked of it" in printed
     assert set(summary["gap"]) == {"pretraining", "pretraining-apart"}
+    logged = (tmp_path / "seed-0" / "pretraining" / "metrics.jsonl").read_text().splitlines()
+    whole, short = (set(json.loads(line)) for line in logged)
+    assert {"contrast", "generate", "match", "masked"} <= whole and {"match", "masked"}.isdisjoint(short)
+    assert {"contrast", "generate"} <= short
     assert "universal layers apart" in printed and "which way does it move?" not in printed
     page = (tmp_path / "report.html").read_text()
     assert "data:image/webp" in page and "shuffled labels" in page

@@ -27,7 +27,7 @@ from plait.recipes.mplug2_measures import Row
 
 OURS, FREE, SHUFFLED, ONE_FRAME = "mPLUG-2", "free generation", "shuffled labels", "one frame"
 MAJORITY, LANGUAGE, FEATURES = "majority", "language only", "ImageNet features"
-COUNT = 500
+COUNT = 400
 NUM_SHOWN = 2
 
 
