@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,10 +39,11 @@ def make_video(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     rotation: int = 0,
     b_frames: int = 0,
+    options: dict[str, str] | None = None,
 ) -> bytes:
     """A video whose frames are grey: frame i at stamp i / rate (or stamps[i] / 100 s) has brightness levels[i]."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=kind) as container:
+    with av.open(buffer, "w", format=kind, options=options or {}) as container:
         video = container.add_stream(CODEC[kind], rate=rate)
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
         video.codec_context.max_b_frames = b_frames
@@ -316,6 +318,27 @@ def test_the_extension_decides_where_content_does_not(tmp_path):
     assert kind_of(tmp_path) is None
     (tmp_path / "sound.mka").write_bytes(make_video("matroska"))
     assert kind_of(tmp_path / "sound.mka") == "audio"
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov"])
+@pytest.mark.parametrize("count", [10_000, 90_000_000, 0xFFFF_FFFF])
+def test_a_header_that_promises_more_samples_than_there_are_bytes_takes_no_memory(kind, count):
+    video = bytearray(make_video(kind))
+    table = video.index(b"stsz")
+    struct.pack_into(">II", video, table + 8, 58, count)
+    with bounded_memory(100), within(), pytest.raises(MediaError, match=f"promises {count} samples in {len(video)} b"):
+        load_frames(bytes(video), 2)
+
+
+def test_fragments_and_compressed_headers_are_checked_as_well():
+    video = make_video("mp4", options={"movflags": "frag_keyframe+empty_moov"})
+    assert len(load_frames(video, 2)) == 2
+    table = video.index(b"trun")
+    made = video[: table + 8] + struct.pack(">I", 50_000_000) + video[table + 12 :]
+    with bounded_memory(100), pytest.raises(MediaError, match="promises 50000000 samples"):
+        load_frames(made, 2)
+    with pytest.raises(MediaError, match="a compressed header; convert it"):
+        load_frames(make_video("mp4").replace(b"mvhd", b"cmov"), 2)
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(100_000, marks=pytest.mark.slow)])

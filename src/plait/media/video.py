@@ -5,6 +5,7 @@ Behaviour with strange files, each with a test:
 - variable frame rate, B-frames, late start: a frame is chosen by its presentation time, never by its index.
 - rotation noted by a phone: applied. Still pictures are no video. No audio track, or no video track: MediaError.
 - truncated or damaged before the last frame asked for: MediaError that names the file.
+- a header that promises more samples than the file has bytes: MediaError before FFmpeg makes room for them.
 - too long, too many frames, pixels or bytes: MediaError before anything is decoded.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from plait.errors import import_extra
 from plait.media.audio import check_sound, resample
+from plait.media.boxes import check_boxes
 from plait.media.kinds import HEAD, container_of, content_of
 from plait.media.limits import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, MediaError, Source, open_media, refusal
 
@@ -122,6 +124,8 @@ def _opened(source: Source, kind: str, max_bytes: int, max_pixels: int = MAX_PIX
     av = import_extra("av")
     with open_media(source, kind, max_bytes) as file:
         demuxer = _demuxer(file, source, kind)
+        if demuxer == "mov":
+            check_boxes(file, source, kind)
         try:
             with av.open(file, mode="r", format=demuxer) as container:
                 for stream in container.streams.video:
