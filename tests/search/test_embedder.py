@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from tiny_embedders import RATE, HueModel, HueProcessor, picture, save_clap, save_clip, save_sentence_model, tone
+from tiny_embedders import (
+    RATE,
+    HueModel,
+    HueProcessor,
+    picture,
+    save_clap,
+    save_clip,
+    save_sentence_model,
+    save_siglip,
+    tone,
+)
 
 import plait
 from plait import Embedder, Sample
@@ -194,6 +204,23 @@ def test_clip_directories_embed_text_and_images(clip_dir: Path, tmp_path: Path) 
     assert np.allclose(vectors[0], embedder.embed(["red"])[0], atol=1e-5)
     with pytest.raises(ValueError, match="expected text, image, video for this model, got audio"):
         embedder.embed([{"audio": tone("red")}])
+
+
+def test_siglip_directories_embed_text_padded_to_full_length_and_images(tmp_path: Path) -> None:
+    from transformers import SiglipModel
+
+    directory = save_siglip(tmp_path / "siglip")
+    embedder = Embedder(directory)
+    assert embedder.modalities == ("text", "image")
+    image = Image.open(picture(tmp_path / "a.png", "red"))
+    vectors = embedder.embed(["red", "a very long text " * 20, image])
+    processor = embedder._tower.processor
+    inputs = processor(text=["red"], images=[image], padding="max_length", max_length=12, return_tensors="pt")
+    outputs = SiglipModel.from_pretrained(directory).eval()(
+        input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]
+    )
+    assert np.allclose(vectors[0], outputs.text_embeds.detach()[0], atol=1e-5)
+    assert np.allclose(vectors[2], outputs.image_embeds.detach()[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", [False, True])

@@ -126,6 +126,22 @@ def save_clip(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
+def save_siglip(directory: Path) -> Path:
+    """A random SigLIP of 16 dimensions as a model directory."""
+    from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipProcessor
+
+    torch.manual_seed(0)
+    common = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = SiglipConfig(
+        text_config={**common, "vocab_size": 16, "max_position_embeddings": 12, "projection_size": 16},
+        vision_config={**common, "image_size": 16, "patch_size": 8},
+    )
+    SiglipModel(config).save_pretrained(directory)
+    images = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    SiglipProcessor(images, _word_tokenizer(SPECIAL)).save_pretrained(directory)
+    return directory
+
+
 def save_clap(directory: Path, *, fusion: bool) -> Path:
     """A random CLAP of 12 dimensions as a model directory."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor

@@ -69,10 +69,11 @@ class PairTower:
         if getattr(text, "model_type", "") == "clap_text_model":  # RoBERTa positions start after the padding index
             limit = min(limit, text.max_position_embeddings - text.pad_token_id - 1)
         # SigLIP was trained on text padded to full length and has no attention mask
-        padding = "max_length" if str(config.model_type).startswith("siglip") else True
+        full = {"padding": "max_length", "return_attention_mask": False}
+        padded: dict[str, Any] = full if str(config.model_type).startswith("siglip") else {"padding": True}
         cut: dict[str, Any] = {"truncation": True, "max_length": limit} if limit < 10**6 else {}
         return {
-            "text": {"padding": padding, "return_tensors": "pt", **cut},
+            "text": {**padded, "return_tensors": "pt", **cut},
             "image": {"return_tensors": "pt"},
             "audio": {"sampling_rate": self.sampling_rate, "return_tensors": "pt"},
         }
