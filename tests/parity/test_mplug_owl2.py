@@ -142,3 +142,14 @@ def test_text_alone_is_sorted_by_its_negative_lengths(tmp_path: Path) -> None:
     (path / "data.json").write_text(json.dumps({"cases": [item], "chunks": []}))
     result = run_case(Place("mplug_owl2", "length_sampler_b", path), Settings())
     assert result.verdict == "ok", result.notes
+
+
+def test_images_may_lie_in_a_list_as_the_release_takes_them(tmp_path: Path) -> None:
+    source, path = ROOT / "mplug_owl2" / "owl2_multi_image", tmp_path / "mplug_owl2" / "owl2_multi_image_b"
+    shutil.copytree(source, path)
+    tensors = load_file(path / "tensors.safetensors")
+    images = tensors.pop("in.grouped_images")
+    tensors |= {f"in.grouped_images.{i}": image.contiguous() for i, image in enumerate(images)}
+    save_file(tensors, path / "tensors.safetensors")
+    result = run_case(Place("mplug_owl2", "owl2_multi_image_b", path), Settings())
+    assert result.verdict == "ok", result.notes

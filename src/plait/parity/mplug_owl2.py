@@ -43,7 +43,7 @@ def loaded(case: Case, module: Part, rules: KeyMap) -> Part:
 @runner("mplug_owl2", "vision_")
 @torch.no_grad()
 def vision(case: Case) -> Outputs:
-    tower = loaded(case, VisionTower(vision_sizes(case.config)), KeyMap(vision_rules()))
+    tower = loaded(case, VisionTower(vision_sizes(case.config), official=True), KeyMap(vision_rules()))
     attend = attention_function(case.attn)
     outputs: Outputs = {}
     for name, pixels in case.inputs.items():

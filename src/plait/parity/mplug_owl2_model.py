@@ -40,15 +40,20 @@ def build(case: Case) -> Model:
 
 def expanded(model: Model, inputs: Mapping[str, Tensor], prefix: str = "") -> Expanded:
     """The inputs of a case as our model takes them."""
-    config = model.config
+    config, listed = model.config, [name for name in inputs if name.startswith(f"{prefix}images.")]
     return expand_placeholders(
         inputs[f"{prefix}input_ids"],
-        inputs.get(f"{prefix}images"),
+        [inputs[name] for name in sorted(listed, key=natural)] if listed else inputs.get(f"{prefix}images"),
         tokens_per_image=config.tokens_per_image,
         image_token_id=config.image_token,
         attention_mask=inputs.get(f"{prefix}attention_mask"),
         labels=inputs.get(f"{prefix}labels"),
     )
+
+
+def natural(name: str) -> int:
+    """The number at the end of the name of a tensor that is an entry of a list."""
+    return int(name.rpartition(".")[2])
 
 
 def embedded(model: Model, batch: Expanded) -> dict[str, Any]:

@@ -55,6 +55,15 @@ def test_beams_no_cache_and_a_static_cache(text) -> None:
     assert torch.equal(new_ids(model, batch, cache_implementation="static", disable_compile=True), expected)
 
 
+@pytest.mark.parametrize("rule", [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}])
+def test_rules_about_repetition_see_the_whole_answer_of_a_padded_row(rule) -> None:
+    model, processor = model_and_processor()
+    batch = processor(text=list(PROMPTS), images=images(), videos=[video()])
+    found = new_ids(model, batch, **rule)
+    assert torch.equal(found, singles(model, processor, **rule))
+    assert not torch.equal(found, new_ids(model, batch)), "a rule that changes nothing tests nothing"
+
+
 def test_features_encoded_once_serve_many_prompts() -> None:
     model, processor = model_and_processor()
     batch = processor(text=PROMPTS[0], images=images(1))

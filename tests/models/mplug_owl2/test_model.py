@@ -12,6 +12,7 @@ from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.placeholders import expand_placeholders
 from plait.models.mplug_owl2.resize import resized
+from plait.models.mplug_owl2.vision import VisionTower
 
 from .tiny import PROMPTS, config, images, model_and_processor, redraw
 
@@ -192,6 +193,19 @@ def test_fresh_weights_are_drawn_as_published() -> None:
     fc1 = model.model.vision.layers[0].fc1
     assert fc1.weight.abs().max() <= 16**-0.5 and fc1.weight.std().item() == pytest.approx(16**-0.5 / 3**0.5, rel=0.15)
     assert torch.equal(model.model.decoder.norm.weight, torch.ones(64))
+
+
+def test_only_an_official_tower_cuts_its_table_for_a_smaller_image() -> None:
+    sizes = config().vision_sizes
+    towers = {official: VisionTower(sizes, official=official) for official in (False, True)}
+    towers[True].load_state_dict(towers[False].state_dict())
+    small, whole = torch.randn(1, 3, 8, 12), torch.randn(1, 3, 16, 16)
+    table = towers[True].position_embedding
+    assert torch.equal(towers[True].positions((2, 3)), table[:, :7])
+    assert towers[True].embed(small).shape[1] == 7
+    assert torch.equal(towers[True].embed(whole), towers[False].embed(whole))
+    with pytest.raises(ValueError, match="expected images of 16 x 16 pixels"):
+        towers[False].embed(small)
 
 
 def test_a_resized_checkpoint_stays_close() -> None:

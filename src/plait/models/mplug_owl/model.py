@@ -228,6 +228,9 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
         seen = copy.copy(generation_config)
         if seen.min_length is not None:  # transformers counts the prompt, these rules do not see it
             seen.min_length = max(seen.min_length - length + lead, 0)
+        held = dict(kwargs.pop("model_kwargs", None) or {})
+        held.pop("attention_mask", None)  # rules that skip padding would skip as much of the answer
+        kwargs["model_kwargs"] = held
         with warnings.catch_warnings():  # of rules that will not see the prompt, which is what is wanted
             warnings.simplefilter("ignore", UserWarning)
             found = GenerationMixin._get_logits_processor(self, seen, lead, *args, **kwargs)

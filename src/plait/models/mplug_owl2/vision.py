@@ -19,11 +19,14 @@ TABLE_WIDTH = 16
 
 
 class VisionTower(nn.Module):
-    """Images to features of every position, the class position first where there is one."""
+    """Images to features of every position, the class position first where there is one.
 
-    def __init__(self, sizes: VisionConfig) -> None:
+    official: cut the position table for smaller images, which the released tower does without a word.
+    """
+
+    def __init__(self, sizes: VisionConfig, *, official: bool = False) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.official = sizes, official
         rows = sizes.grid**2 + 1 if sizes.use_cls_token else TABLE_WIDTH**2
         self.patch_embedding = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size, bias=False)
         if sizes.use_cls_token:
@@ -47,8 +50,9 @@ class VisionTower(nn.Module):
         grid = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
         if self.sizes.use_cls_token:
-            side = self.sizes.image_size
-            if tuple(grid) != (self.sizes.grid,) * 2:
+            side, rows = self.sizes.image_size, self.position_embedding.shape[1]
+            fits = tuple(grid) == (self.sizes.grid,) * 2 or (self.official and grid.numel() < rows)
+            if not fits:
                 raise ValueError(
                     f"expected images of {side} x {side} pixels, got {tuple(pixel_values.shape[-2:])}; "
                     "resize them, or the checkpoint with plait.models.mplug_owl2.resize"
@@ -59,6 +63,8 @@ class VisionTower(nn.Module):
     def positions(self, grid: tuple[int, int] | torch.Size) -> Tensor:
         """The table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position."""
         table = self.position_embedding
+        if self.sizes.use_cls_token and self.official:
+            return table[:, : grid[0] * grid[1] + 1]
         if self.sizes.use_cls_token or tuple(grid) == (TABLE_WIDTH, TABLE_WIDTH):
             return table
         square = table.float().reshape(1, TABLE_WIDTH, TABLE_WIDTH, -1).permute(0, 3, 1, 2)
