@@ -59,8 +59,12 @@ def test_llava_gives_messages_and_the_first_question(media, tmp_path):
     ]
     written = [{"id": f"c{n}", "image": f"{n}.png", "conversations": turns} for n in range(10)]
     written.append({"id": "gone", "image": "gone.png", "conversations": turns})
+    written += [{"id": f"t{n}", "conversations": [{**turn, "value": f"{n}"} for turn in turns]} for n in range(5)]
     (media / "chat.json").write_text(json.dumps(written))
     found = scan_annotations(media / "chat.json")
+    talks = [sample for sample in found.samples if sample.id.startswith("t")]
+    assert {t.split for t in talks} == {"train", "test"} and all(t.image is None and t.messages for t in talks)
+    found.samples = [sample for sample in found.samples if sample not in talks]
     first = found.samples[0]
     assert (first.question, first.answers) == ("What is it?", ["A red one."])
     assert [m["role"] for m in first.messages] == ["user", "assistant"] * 2
@@ -73,7 +77,8 @@ def test_llava_gives_messages_and_the_first_question(media, tmp_path):
     [
         ("{", "expected a JSON file of annotations"),
         ("[]", "expected COCO .* or LLaVA"),
-        ('[{"image": "0.png"}]', "entry 0: expected image and conversations, got no 'conversations'"),
+        ('[{"image": "0.png"}]', "entry 0: expected conversations, got none"),
+        ('[{"image": ["0.png", "1.png"], "conversations": []}]', "entry 0: expected one image or video by name, got"),
         ('{"images": [{"id": 1}]}', "expected COCO annotations in .*, got one without 'file_name'"),
         ('{"images": []}', "expected rows of .* got 0 left out"),
     ],

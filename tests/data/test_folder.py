@@ -79,6 +79,14 @@ def test_captions_files_give_words(tmp_path, kind):
     assert found.left_out == []
 
 
+def test_labels_of_one_file_each_are_split_together(tmp_path):
+    for i in range(5):
+        (tmp_path / f"thing-{i}").mkdir()
+        picture(tmp_path / f"thing-{i}" / "a.png", (i, 9, 9))
+    assert sorted(s.split or "" for s in scan(tmp_path).samples) == ["test", *["train"] * 4]
+    assert all(s.split == "train" for s in scan(tmp_path, 0.0).samples)
+
+
 def test_files_without_words_and_damaged_files_are_named(folder, tmp_path):
     picture(folder / "stray.png", (1, 2, 3))
     (folder / "dog" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")

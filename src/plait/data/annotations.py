@@ -22,8 +22,9 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 def scan_annotations(file: str | Path, media: str | Path | None = None, test_share: float = 0.2) -> Scan:
     """Read a COCO or LLaVA JSON; media: the folder of its files, by default that of the JSON.
 
-    Rows of one file (and of files with the same bytes) are on the same side of the split. Files that are missing or
-    damaged are left out. Raises ValueError where the JSON is neither, or nothing is left.
+    Rows of one file (and of files with the same bytes) are on the same side of the split; conversations without
+    a medium are kept. Files that are missing or damaged are left out. Raises ValueError where the JSON is neither, or
+    nothing is left.
     """
     path = Path(file)
     root = path.parent if media is None else Path(media)
@@ -35,6 +36,11 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
     groups: dict[str, str] = {}
     known: dict[Path, str | ValueError] = {}
     for row, name in _rows(written, path):
+        if name is None:  # a conversation about nothing: of one group with others of the same words
+            sample = Sample.from_row({**row, "source": path.name})
+            groups[sample.id] = json.dumps(row["messages"])
+            found.samples.append(sample)
+            continue
         place = (root / name).resolve()
         if place not in known:
             known[place] = _digest(place)
@@ -64,8 +70,8 @@ def _digest(place: Path) -> str | ValueError:
     return sha256(place)
 
 
-def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Rows without media, each with the name of its file."""
+def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Rows without media, each with the name of its file where it has one."""
     if isinstance(written, dict) and isinstance(written.get("images"), list):
         return _coco(written, path)
     if isinstance(written, list) and written and all(isinstance(one, dict) for one in written):
@@ -97,13 +103,14 @@ def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, An
         yield {"id": f"box-{number}", "text": category, "label": category, "boxes": [corners]}, name
 
 
-def _llava(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _llava(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     """A row per conversation: all turns as messages, the first question and answer by themselves as well."""
     for number, one in enumerate(written):
         turns, name = one.get("conversations"), one.get("image") or one.get("video")
-        if not isinstance(turns, list) or not isinstance(name, str):
-            missing = "conversations" if not isinstance(turns, list) else "image"
-            raise ValueError(f"{path}, entry {number}: expected image and conversations, got no {missing!r}")
+        if not isinstance(turns, list):
+            raise ValueError(f"{path}, entry {number}: expected conversations, got none")
+        if not isinstance(name, str | None):
+            raise ValueError(f"{path}, entry {number}: expected one image or video by name, got {name!r:.60}")
         messages = [
             {"role": ROLES.get(str(turn.get("from")), "user"), "content": str(turn.get("value", ""))} for turn in turns
         ]

@@ -192,16 +192,19 @@ def _joined(digests: dict[str, str], groups: dict[str, str]) -> dict[str, str]:
 def split_groups(samples: list[Sample], digests: dict[str, str], test_share: float) -> None:
     """Set `split` of every sample: per label and modality the first distinct groups in hash order are for testing.
 
+    Where every label has one group only, groups of all labels together are drawn from.
     digests: sample -> a hash that samples share which belong on one side.
     """
     groups: dict[tuple[str | None, str], set[str]] = defaultdict(set)
     for sample in samples:
-        groups[sample.label, sample.modalities[-1]].add(digests[sample.id])
-    held: set[str] = set()
-    for contents in groups.values():
-        count = round(test_share * len(contents))
-        if test_share > 0 and len(contents) > 1:
-            count = max(count, 1)
-        held |= set(sorted(contents)[:count])
+        groups[sample.label, "".join(sample.modalities[-1:])].add(digests[sample.id])
+    held = {digest for contents in groups.values() for digest in _held_out(contents, test_share)}
+    held = held or _held_out(set(digests.values()), test_share)
     for sample in samples:
         sample.split = "test" if digests[sample.id] in held else "train"
+
+
+def _held_out(contents: set[str], share: float) -> set[str]:
+    """The first in hash order, at least one of two or more."""
+    count = round(share * len(contents))
+    return set(sorted(contents)[: max(count, 1) if share > 0 and len(contents) > 1 else count])
