@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from plait.data.order import rows_of_step
@@ -19,7 +21,9 @@ from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceProcessor
+from plait.objectives.contrastive import contrastive_loss
 from plait.recipes.mplug2_objectives import supervised
+from plait.recipes.mplug_owl2 import answer_loss
 from plait.recipes.one_peace import NOT_AUDIO, no_decay
 from plait.recipes.one_peace_objective import Objective
 from plait.recipes.plan import plan_stage, with_cost
@@ -28,7 +32,11 @@ from plait.training.adapters import add_lora
 from plait.training.layers import recomputed
 from plait.training.loop import train
 from plait.training.optim import DTYPES, adamw
+from plait.training.parallel import World, chunk_of
 from plait.training.stages import Options, Stage, freeze
+
+from ..models.mplug_owl2.tiny import images as owl2_images
+from ..models.mplug_owl2.tiny import model_and_processor as owl2_model_and_processor
 
 
 class Drawn:
@@ -88,12 +96,29 @@ def captions() -> tuple[nn.Module, Stage]:
     return MPlug2ForConditionalGeneration(MPlug2Config.preset("tiny", task="caption")), stage
 
 
+def talk() -> tuple[nn.Module, Stage]:
+    """mPLUG-Owl2 with adapters, on talks with and without a picture."""
+    model, processor = owl2_model_and_processor()
+
+    def make(rows: int, drawing: torch.Generator) -> dict[str, Tensor]:
+        asked = ["<|image|>what?" if i % 2 else "a longer question?" for i in range(rows)]
+        turns = [[{"from": "human", "value": q}, {"from": "gpt", "value": "an answer"}] for q in asked]
+        return dict(processor.supervised(turns, owl2_images()[: rows // 2]))
+
+    patterns = add_lora(model, 2, targets=["*.decoder.layers.*"])
+    stage = Stage(
+        name="talk", objective=answer_loss, batches=lambda: Drawn(make), batch_size=4, steps=4, trainable=patterns
+    )
+    return model, stage
+
+
 CONFIGURATIONS: dict[str, Callable[[], tuple[nn.Module, Stage]]] = {
     "contrast": lambda: one_peace(0),
     "contrast and denoising": lambda: one_peace(1),
     "accumulated": lambda: one_peace(0, accumulation=2),
     "adapters": adapted,
     "captions": captions,
+    "talk": talk,
 }
 
 
@@ -165,6 +190,35 @@ def test_steps_of_a_period_are_averaged() -> None:
     dear, cheap = (step_cost(model, stage, source, step).flops for step in (0, 1))
     assert dear > 2 * cheap
     assert mean_flops(model, stage, source) == (dear + 3 * cheap) / 4
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers in one result as wide as `columns`."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns, self.numbers = columns, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.ndim == 2 and x.shape[1] == self.columns:
+                self.numbers = max(self.numbers, x.numel())
+        return out
+
+
+def test_gathered_logits_do_not_grow_with_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, 64 rows a process: chunks get as much shorter as there are more columns."""
+    found = {}
+    for processes in (1, 4, 16):
+        monkeypatch.setattr("plait.training.parallel.current_world", lambda size=processes: World(0, size))
+        a, b = (torch.randn(64, 4, requires_grad=True) for _ in range(2))
+        everybody = [x.detach().repeat(processes, 1) for x in (a, b)]
+        with Largest(64 * processes) as largest:
+            out = contrastive_loss(a, b, 5.0, a_all=everybody[0], b_all=everybody[1], chunk_size=chunk_of(64))
+            out.loss.backward()
+        found[processes] = largest.numbers
+    assert set(found.values()) == {64 * 64}
 
 
 def test_processes_share_a_batch() -> None:

@@ -5,7 +5,7 @@ Write them anew after a change that is meant: python tests/training/test_curves.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 import tempfile
@@ -26,19 +26,18 @@ STEPS = 6
 
 
 def neighbour(name: str) -> ModuleType:
-    """A module of this directory."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
+    """A module of this directory, also where this file runs as a script."""
+    root = str(Path(__file__).parents[2])
+    if root not in sys.path:
+        sys.path.append(root)
+    return importlib.import_module(f"tests.training.{name}")
 
 
-ARMS = ("contrast", "contrast and denoising", "accumulated", "adapters", "captions")
+ARMS = ("contrast", "contrast and denoising", "accumulated", "adapters", "captions", "talk")
 
 
 def curve(name: str, run_dir: Path) -> list[float]:
-    """Losses of one arm: ONE-PEACE's contrast, with denoising, accumulated, with adapters; mPLUG-2's captions."""
+    """Losses of one arm: ONE-PEACE's contrast, with denoising, accumulated, with adapters; captions; talks."""
     torch.manual_seed(0)
     model, stage = neighbour("test_account").CONFIGURATIONS[name]()
     train(model, [replace(stage, steps=STEPS, warmup=1)], run_dir, device="cpu", options=Options(progress=False))

@@ -100,6 +100,24 @@ def test_two_processes_equal_one_in_any_way_of_sharing(
         torch.testing.assert_close(torch.tensor(weights[key]), value, atol=1e-6, rtol=1e-4)
 
 
+def test_a_recipe_is_spread_from_one_process_and_saved_whole(
+    tiny: ModuleType, launched: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Process 1 builds shapes alone, and the model that is saved is another than the one that was spread."""
+    model = tiny.build_deep()
+    tiny.run(tmp_path, model, stages=[tiny.pair_stage(tiny.still(tiny.pair_loss))])
+    assert [seen["recipe"] for seen in launched[1]] == ["cpu", "meta"]
+    saved = json.loads((launched[0] / "recipe" / "model" / "weights.json").read_text())
+    assert saved.keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(torch.tensor(saved[key]), value, atol=1e-6, rtol=1e-4)
+
+
+def test_nodes_that_share_no_directory_are_told_so(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+    for seen in launched[1]:
+        assert "on a file system that all nodes share, got 1 of 2 processes that see it" in seen["unshared"]
+
+
 def test_a_sharded_checkpoint_has_a_file_per_process(launched: tuple[Path, list[dict[str, Any]]]) -> None:
     names = {path.name for path in (launched[0] / "fsdp-pairs" / "checkpoints" / "step-00000004").iterdir()}
     assert {f"{kind}-0000{r}-of-00002.safetensors" for kind in ("model", "optimizer") for r in (0, 1)} <= names

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from plait.objectives.contrastive import contrastive_loss
 from plait.training import checkpoint
 from plait.training.account import step_cost
+from plait.training.commands import run_recipe
 from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
-from plait.training.parallel import chunk_of, current_world, gather_rows, process_group
+from plait.training.parallel import check_shared, chunk_of, current_world, gather_rows, process_group
 from plait.training.sharding import gathered_state
-from plait.training.stages import Options, Stage
+from plait.training.stages import Options, Recipe, Stage
 
 NUM_SAMPLES = 20
 
@@ -269,6 +270,11 @@ def world(run_dir: Path) -> None:
         seen["weights"] = {name: value.tolist() for name, value in model.state_dict().items()}
         result = run(run_dir / "lonely", stages=[pair_stage(lonely_loss)])
         seen |= sharded(run_dir)
+        seen["recipe"] = spread_recipe(run_dir)
+        try:
+            check_shared(run_dir / f"node{here.rank}", here)
+        except ValueError as error:
+            seen["unshared"] = str(error)
         seen["lonely"] = [result.steps, result.interrupted]
     (run_dir / f"rank{here.rank}.json").write_text(json.dumps(seen))
 
@@ -295,6 +301,27 @@ def sharded(run_dir: Path) -> dict[str, Any]:
     run(run_dir / "ddp-mixed", model, stages=[pair_stage(mixed)])
     seen["ddp-mixed"] = {key: value.tolist() for key, value in model.state_dict().items()}
     return seen
+
+
+def spread_recipe(run_dir: Path) -> str:
+    """A recipe under FSDP whose builder gives one model every time; where this process had built it."""
+    model: list[nn.Module] = []
+    places: list[str] = []
+
+    def build() -> nn.Module:
+        if not model:
+            torch.manual_seed(0)
+            model.append(DeepNet())
+            places.append(str(next(model[0].parameters()).device))
+        return model[0]
+
+    def save(trained: nn.Module, directory: Path) -> None:
+        weights = {name: value.tolist() for name, value in trained.state_dict().items()}
+        (directory / "weights.json").write_text(json.dumps(weights))
+
+    recipe = Recipe(build, [pair_stage(still(pair_loss))], save)
+    run_recipe(lambda: recipe, run_dir / "recipe", device="cpu", options=FSDP)
+    return places[0]
 
 
 def still(objective: Any) -> Any:

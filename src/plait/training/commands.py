@@ -106,7 +106,7 @@ def run_recipe(
     from plait.training.checkpoint import CheckpointStore
     from plait.training.data_order import check_divides
     from plait.training.loop import TrainResult, seed_everything, train
-    from plait.training.parallel import process_group
+    from plait.training.parallel import check_shared, process_group
     from plait.training.sharding import gathered_state, hollow, shapes_of
 
     model_dir = run_dir / "model"
@@ -115,6 +115,7 @@ def run_recipe(
     if newest is not None and model_dir.exists():
         return TrainResult(newest, store.position(newest).seconds)
     with process_group(device) as (world, place):
+        check_shared(run_dir, world)
         if world.is_main and model_dir.exists():
             shutil.rmtree(model_dir)  # of the run that resume=False replaces
         recipe = build()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -59,6 +60,25 @@ class World:
         """As `barrier`, but up to a day: for the process that measures or writes alone, longer than a hang may last."""
         if self.size > 1:
             dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
+
+
+def check_shared(directory: Path, world: World) -> None:
+    """Raise ValueError in every process unless all see one `directory`: nodes have to share a file system."""
+    if world.size == 1:
+        return
+    mark = directory / f".seen-by-{world.size}"
+    if world.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    world.barrier()
+    seeing = round(world.size * world.mean([float(mark.exists())], torch.device("cpu"))[0])
+    if world.is_main:
+        mark.unlink()
+    if seeing < world.size:
+        raise ValueError(
+            f"expected {directory} on a file system that all nodes share, got {seeing} of {world.size} processes that "
+            "see it; choose another --out"
+        )
 
 
 @contextmanager
