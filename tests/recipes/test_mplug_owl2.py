@@ -22,7 +22,7 @@ from plait.training.logging import read_metrics
 from plait.training.stages import Options, freeze
 from plait.types import Sample
 
-from ..models.mplug_owl2.tiny import model_and_processor
+from ..models.mplug_owl2.tiny import byte_tokenizer, model_and_processor, official_directory
 from . import owl2_world
 
 
@@ -202,6 +202,29 @@ def test_rows_that_do_not_fit_are_named(row, message):
         rows.turns_of(row)
 
 
-def test_no_model_is_a_wrong_command(data, tmp_path):
+def test_no_model_or_another_is_a_wrong_command(data, tmp_path):
     with pytest.raises(UsageError, match=r"expected init=DIR with an mPLUG-Owl2, got .*plait upcycle"):
         module.joint(str(tmp_path), data)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UsageError, match=r"expected init=DIR with an mPLUG-Owl2, got .* with 'llama'"):
+        module.joint(str(tmp_path), data)
+
+
+@pytest.mark.parametrize("case", ["owl2_mm_prefill_decode", "owl21_mm_prefill_decode", "owl21_mm_multiway"])
+def test_official_directories_train_without_converting(data, tmp_path, case):
+    place = official_directory(tmp_path / "official", case)
+    byte_tokenizer().save_pretrained(place)
+    before = load(place)[0].state_dict()
+    recipe = module.joint(str(place), data, lora=2, steps=1, batch_size=2)
+    names = trained(recipe)
+    assert any(".lora_A." in name for name in names)
+    assert all(".lora_" in name or ".abstractor." in name or ".vision." in name for name in names)
+    after = recipe.model_builder().state_dict()
+    assert torch.equal(before["model.decoder.norm.weight"], after["model.decoder.norm.weight"])
+
+
+def test_a_batch_whose_answers_were_cut_off_is_an_error(init, data):
+    recipe = module.joint(init, data, steps=1, batch_size=2, max_length=4)
+    batch = recipe.stages[0].batches().load([0, 1], np.random.default_rng(0))
+    with pytest.raises(ValueError, match="expected an answer to learn in a batch, got none in step 0"):
+        recipe.stages[0].objective(recipe.model_builder(), batch, 0, torch.Generator())

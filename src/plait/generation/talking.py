@@ -51,10 +51,21 @@ class TalkingSkills:
 
     def check_text(self, text: str) -> None:
         """Raise ValueError for a text that leaves no room in the context."""
-        config, length = self.model.config, len(self.processor.encode(text))
-        context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
+        context, length = self._context(), len(self.processor.encode(text))
         if context is not None and length >= context:
             raise ValueError(f"expected a text of less than {context} pieces, got {length}; shorten it")
+
+    def check_prompt(self, length: int) -> None:
+        """Raise ValueError for a prompt, positions of its media included, that leaves no room for an answer."""
+        context = self._context()
+        if context is not None and length >= context:
+            raise ValueError(
+                f"expected a prompt of less than {context} positions, got {length}; show less or shorten the text"
+            )
+
+    def _context(self) -> int | None:
+        config = self.model.config
+        return getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
 
     def caption(self, kind: str, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
         """What the model says when it is asked to describe."""
@@ -66,6 +77,7 @@ class TalkingSkills:
         """Greedy decoding, or beams where options ask for them; `max_length` counts the answer."""
         asked = [self.asked(kind, item, question) for item, question in zip(prepared, questions, strict=True)]
         batch = self.processor(text=self.written(asked), **self.media(kind, prepared)).to(self.model.device)
+        self.check_prompt(batch["input_ids"].shape[1])
         given = {"num_beams": options.get("num_beams", 1), "max_new_tokens": options.get("max_length", MAX_NEW_TOKENS)}
         if "min_length" in options:
             given["min_new_tokens"] = options["min_length"]

@@ -7,6 +7,7 @@ one, or what `plait upcycle LLAMA_DIR DST` writes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.errors import UsageError
-from plait.models.auto import load_processor
-from plait.models.mplug_owl2.loading import from_directory
+from plait.models.auto import load
+from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.resize import resized
@@ -141,11 +142,17 @@ def _adapted(
 
 
 def loaded(init: str, image_size: int | None = None, num_queries: int | None = None) -> Built:
-    """Model and processor of a model directory, resized where asked. Raises UsageError where there is none."""
+    """Model and processor of a model directory or an official one, resized where asked.
+
+    Raises UsageError where there is no mPLUG-Owl2.
+    """
     place = Path(init)
-    if not (place / "config.json").is_file():
-        raise UsageError(f"expected init=DIR with an mPLUG-Owl2, got {init}; plait upcycle LLAMA_DIR DST makes one")
-    model, processor = from_directory(place), load_processor(place)
+    written = place / "config.json"
+    kind = json.loads(written.read_text(encoding="utf-8")).get("model_type") if written.is_file() else None
+    if not str(kind).startswith(MPlugOwl2Config.model_type):
+        found = init if kind is None else f"{init} with {kind!r}"
+        raise UsageError(f"expected init=DIR with an mPLUG-Owl2, got {found}; plait upcycle LLAMA_DIR DST makes one")
+    model, processor = load(place)
     sizes = (image_size or model.config.image_size, num_queries or model.config.abstractor_sizes.num_queries)
     if sizes != (model.config.image_size, model.config.abstractor_sizes.num_queries):
         model = resized(model, image_size=sizes[0], num_queries=sizes[1])
@@ -161,7 +168,8 @@ def answer_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy, the mean over learned positions of all processes: every answer counts by its length.
 
-    The gradient, a mean over processes, is that of one process with the whole batch.
+    The gradient, a mean over processes, is that of one process with the whole batch. Raises ValueError where the whole
+    batch has nothing to learn.
     """
     assert isinstance(model, MPlugOwl2ForConditionalGeneration)
     logits, labels = answer_logits(model, batch)
@@ -169,6 +177,8 @@ def answer_loss(
     count = torch.tensor(float(len(labels)), device=logits.device)
     if world.size > 1:
         dist.all_reduce(count)
+    if not len(labels) and not count:
+        raise ValueError(f"expected an answer to learn in a batch, got none in step {step}; raise max_length")
     share = count.clamp_min(1) / world.size
     loss = F.cross_entropy(logits, labels, reduction="sum") / share
     return loss, {"right": (logits.detach().argmax(-1) == labels).sum() / max(1, len(labels))}

@@ -57,6 +57,16 @@ def test_what_it_does_not_do_is_one_clear_line(assistant) -> None:
         assistant.answer(images()[0], "x" * 5000)
 
 
+def test_more_pictures_than_the_context_holds_are_one_clear_line() -> None:
+    model, processor = model_and_processor(max_position_embeddings=40)
+    short, clip = Assistant((model, processor)), tuple(images()[:1] * 20)
+    assert isinstance(short.answer(images()[0], "what?", max_length=2), str)
+    with pytest.raises(ValueError, match=r"expected a prompt of less than 40 positions, got \d+; show less or shorten"):
+        short.answer(clip, "what?", max_length=2)
+    with pytest.raises(ValueError, match="expected a prompt of less than 40 positions"):
+        short.rank(clip, "what?", ["yes", "no"])
+
+
 def test_a_text_that_ends_an_answer_is_cut_off() -> None:
     model, processor = model_and_processor()
     assert processor.stop_strings == ()

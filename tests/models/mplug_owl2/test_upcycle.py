@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 import plait
 from plait.cli import main
@@ -37,19 +47,35 @@ def test_text_logits_equal_the_source_exactly(tmp_path, tie, rope, routed, attn)
     assert torch.equal(model.generate(ids, **options), llama.generate(ids, **options))
 
 
+SIZES = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "eos_token_id": 1,
+}  # fmt: skip
+
+
 @torch.no_grad()
-def test_a_qwen2_with_biases_upcycles_too(tmp_path) -> None:
-    config = Qwen2Config(
-        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, eos_token_id=1,
-    )  # fmt: skip
-    qwen = Qwen2ForCausalLM(config).eval()
-    redraw(qwen)
-    qwen.save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(**SIZES, num_key_value_heads=2),
+        Qwen2Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True),
+        MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
+        MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=None, head_dim=16, tie_word_embeddings=True),
+        LlamaConfig(**SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
+    ],
+    ids=["qwen2", "qwen2 tied", "mistral", "mistral of wide heads", "llama with biases"],
+)
+def test_relatives_with_biases_or_other_heads_upcycle_too(tmp_path, config) -> None:
+    source = AutoModelForCausalLM.from_config(config).eval()
+    redraw(source)
+    source.tie_weights()
+    source.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     model, _ = upcycle(tmp_path, vision=SMALL)
-    ids = torch.randint(2, 258, (1, 9))
-    assert torch.equal(model(ids).logits, qwen(ids).logits)
+    source.set_attn_implementation("sdpa")
+    model.set_attn_implementation("sdpa")
+    ids = torch.randint(2, 258, (2, 9))
+    assert torch.equal(model(ids).logits, source(ids).logits)
 
 
 def test_every_way_begins_as_the_source(tmp_path) -> None:
@@ -109,6 +135,53 @@ def test_a_source_that_is_no_llama_is_one_clear_line(tmp_path, change, message) 
     (tmp_path / "config.json").write_text(json.dumps(written | change))
     with pytest.raises(ValueError, match=message):
         upcycle(tmp_path, vision=SMALL)
+
+
+@torch.no_grad()
+def test_the_verb_takes_the_tower_of_a_whole_clip(tmp_path, capsys) -> None:
+    llama = llama_directory(tmp_path / "llama")
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 16, "patch_size": 4,
+    }  # fmt: skip
+    CLIPModel(CLIPConfig(vision_config=vision, text_config={"num_hidden_layers": 1})).save_pretrained(tmp_path / "clip")
+    call = ["upcycle", str(tmp_path / "llama"), str(tmp_path / "owl"), "--vision", str(tmp_path / "clip")]
+    assert main([*call, "--queries", "3"]) == 0
+    model, processor = plait.load(tmp_path / "owl")
+    ids = torch.randint(2, 258, (1, 9))
+    assert torch.equal(model(ids).logits, llama(ids).logits)
+    assert processor.image_processor.size["height"] == 16
+    assert main([*call[:2], str(tmp_path / "other"), *call[3:], "--image-size", "18"]) == 1
+    assert "expected images of a positive multiple of 4 pixels, got 18" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--vision", "{llama}"], "expected a CLIP vision tower in .*, got 'llama' without image_size"),
+        (["--vision", "{llama}/none"], "expected a transformers directory with config.json and a CLIP, got"),
+        (["--small-vision", "--image-size", "33"], "expected images of a positive multiple of 16 pixels .*, got 33"),
+        (["--small-vision", "--queries", "0"], "at least 1 query, got 128 and 0"),
+        (["--small-vision", "--routed", "norm foo"], "expected routed parts among norm, q, k, v, out, mlp, got foo"),
+    ],
+)
+def test_a_tower_that_does_not_fit_is_one_clear_line(tmp_path, capsys, options, message) -> None:
+    llama_directory(tmp_path / "llama")
+    capsys.readouterr()
+    asked = [option.replace("{llama}", str(tmp_path / "llama")) for option in options]
+    assert main(["upcycle", str(tmp_path / "llama"), str(tmp_path / "owl"), *asked]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line) and not (tmp_path / "owl").exists()
+
+
+def test_a_source_without_tokenizer_is_one_clear_line(tmp_path, capsys) -> None:
+    llama_directory(tmp_path / "llama")
+    for file in (tmp_path / "llama").glob("tokenizer*"):
+        file.unlink()
+    capsys.readouterr()
+    assert main(["upcycle", str(tmp_path / "llama"), str(tmp_path / "owl"), "--small-vision"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expected a tokenizer in" in line and "tokenizer.json" in line
 
 
 def test_no_directory_is_one_clear_line(tmp_path, capsys) -> None:

@@ -31,6 +31,7 @@ class MPlugOwl2Skills(TalkingSkills):
         turns: list[list[Turn]] = [[(asked, answer)] for answer in answers]
         rows = self.processor.expanded(turns).to(self.model.device)
         ids = rows["input_ids"]
+        self.check_prompt(ids.shape[1])
         is_image = torch.eq(ids, self.model.config.image_token)
         embeds = self.model.model.token_embedding(ids.masked_fill(is_image, 0))
         if frames:

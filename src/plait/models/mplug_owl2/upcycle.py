@@ -41,10 +41,8 @@ def upcycle(
 
     vision: sizes of a fresh tower, or a transformers directory of a CLIP vision model to copy; abstractor: its sizes;
     ways, routed: the partition, as in `MPlugOwl2Config`; seed: of what is fresh. Raises ValueError where the source is
-    of no such family.
+    of no such family or has no tokenizer, and for sizes that cannot be.
     """
-    from transformers import AutoTokenizer
-
     source = Path(source)
     fields = llama_fields(source)
     tower: Mapping[str, Tensor] | None = None
@@ -53,10 +51,13 @@ def upcycle(
         sizes = VisionConfig(**found)
     else:
         sizes = vision or VisionConfig()
-    tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     reader = abstractor or AbstractorConfig(grid_size=sizes.grid)
+    if sizes.image_size <= 0 or sizes.image_size % sizes.patch_size or reader.num_queries < 1:
+        raise ValueError(
+            f"expected images of a positive multiple of {sizes.patch_size} pixels and at least 1 query, "
+            f"got {sizes.image_size} and {reader.num_queries}"
+        )
+    tokenizer = _tokenizer(source)
     fields |= {"pad_token_id": tokenizer.pad_token_id, "vision": sizes, "abstractor": reader}
     config = MPlugOwl2Config(ways=ways, routed=routed, **fields)
     with torch.random.fork_rng(devices=[]):
@@ -73,6 +74,22 @@ def upcycle(
     tokenizer.padding_side = "left"
     model = model.to(dtype or next(iter(read_checkpoint(source).state.values())).dtype)
     return model.eval(), MPlugOwl2Processor.from_config(config, tokenizer)
+
+
+def _tokenizer(source: Path) -> Any:
+    """The source's tokenizer, its end as padding where it has none. Raises ValueError where none loads."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].partition(":")[0]
+        raise ValueError(
+            f"expected a tokenizer in {source}, got none that loads ({reason}); put the source's tokenizer.json there"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def llama_fields(source: Path) -> dict[str, Any]:
