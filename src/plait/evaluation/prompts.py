@@ -7,7 +7,7 @@ placeholders) is the matter of `plait.evaluation.runners`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from plait.evaluation.readers import Item
 from plait.evaluation.readers.choices import LETTERS
@@ -126,3 +126,16 @@ def words_for(template: str, family: str, item: Item) -> str:
     if template not in TEMPLATES:
         raise ValueError(f"expected a prompt of {', '.join(TEMPLATES)}, got {template!r}")
     return BY_FAMILY.get(family, {}).get(template, TEMPLATES[template])(item)
+
+
+FURTHER_TURN: dict[str, str] = {
+    "mplug_owl": "{question}\nAI: {answer}\nHuman: ",
+    "mplug_owl2": "{question} ASSISTANT: {answer}</s>USER: ",
+}
+"""Family -> what a turn of a dialogue that is over looks like in front of the words of the next one."""
+
+
+def in_dialogue(family: str, earlier: Sequence[tuple[str, str]], words: str) -> str:
+    """Words behind the turns (question, answer) of a dialogue; turns of other families are lines."""
+    form = FURTHER_TURN.get(family, "{question}\n{answer}\n")
+    return "".join(form.format(question=question, answer=answer) for question, answer in earlier) + words

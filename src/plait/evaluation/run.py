@@ -204,7 +204,7 @@ def _finish(
     result = build_result(task, loaded, rows, scored, model, rule, options, seconds)
     if out is not None:
         if task.submission:
-            result["submission"] = write_submission(task, loaded.items, rows, out).name
+            result["submission"] = write_submission(task, loaded.items, rows, out, model["name"]).name
         write_result(out / RESULT, result)
         write_page(out / PAGE, result, rows)
     return result

@@ -1,4 +1,4 @@
-"""Files that test servers take, in the exact layout of each benchmark."""
+"""Files that test servers, or people who grade, take, in the exact layout of each benchmark."""
 
 from __future__ import annotations
 
@@ -57,16 +57,33 @@ def mmbench(pairs: Pairs, path: Path) -> Path:
     return write_spreadsheet(path.with_suffix(".xlsx"), rows)
 
 
+def owl_eval(pairs: Pairs, path: Path, model: str) -> Path:
+    """OwlEval's files of answers for people to grade: the lines of its questions with answer and model_id."""
+    rows = [
+        {"image": item.image, "question_id": _number(item.id), "question": item.question,
+         "ability": ",".join(item.meta["abilities"]), "category": item.meta["categories"], "answer": text,
+         "model_id": model}
+        for item, text in pairs
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 WRITERS: Mapping[str, Callable[[Pairs, Path], Path]] = {
     "captions": captions, "vqa": vqa, "vizwiz": vizwiz, "seed": seed, "mmmu": mmmu, "mmbench": mmbench,
 }  # fmt: skip
 
 
-def write_submission(task: Task, items: Sequence[Item], rows: Sequence[Mapping[str, Any]], out: Path) -> Path:
-    """Write the submission file of a task into `out`; an item without a reply gets an empty one."""
+def write_submission(
+    task: Task, items: Sequence[Item], rows: Sequence[Mapping[str, Any]], out: Path, model: str = ""
+) -> Path:
+    """Write the submission file of a task into `out`; an item without a reply gets an empty one. model: its name."""
     replies = {row["id"]: row.get("prediction") or "" for row in rows}
     out.mkdir(parents=True, exist_ok=True)
-    return WRITERS[task.submission]([(item, replies.get(item.id, "")) for item in items], out / "submission.json")
+    pairs = [(item, replies.get(item.id, "")) for item in items]
+    if task.submission == "owl_eval":
+        return owl_eval(pairs, out / "answers.jsonl", model)
+    return WRITERS[task.submission](pairs, out / "submission.json")
 
 
 def _json(path: Path, content: Any) -> Path:

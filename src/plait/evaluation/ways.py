@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.media_files import MediaFiles, frames_of, media_of
-from plait.evaluation.prompts import words_for
+from plait.evaluation.prompts import in_dialogue, words_for
 from plait.evaluation.readers import Item
 from plait.evaluation.readers.choices import LETTERS
 from plait.evaluation.runners import Ask
@@ -35,6 +36,8 @@ from plait.types import Modality
 Row = dict[str, Any]
 _NEAREST = 10
 _CHUNK = 512
+_TURNS = 5
+"""Earlier turns of a dialogue that are kept, so that long answers leave room in a context of 2048."""
 
 
 @dataclass
@@ -69,13 +72,30 @@ class Setting:
 
 
 def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """Ask every item's question and take the reply, stripped."""
+    """Ask every item's question and take the reply, stripped. Later turns of a dialogue are asked behind the earlier.
+
+    A turn has its number as `meta["turn"]`; the turns of one dialogue are those of one group.
+    """
+    rows: dict[str, Row] = {}
+    said: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
+    for turn in sorted({item.meta.get("turn", 0) for item in items}):
+        asked = [item for item in items if item.meta.get("turn", 0) == turn]
+        own = [words_for(setting.task.prompt, setting.model.family, item) for item in asked]
+        earlier = [said[item.group][-_TURNS:] if "turn" in item.meta else [] for item in asked]
+        words = [in_dialogue(setting.model.family, turns, one) for turns, one in zip(earlier, own)]
+        for item, one, row in zip(asked, own, _prompted(asked, words, setting)):
+            rows[item.id] = row
+            if "turn" in item.meta:
+                said[item.group].append((one, row["prediction"]))
+    return [rows[item.id] for item in items]
+
+
+def _prompted(items: Sequence[Item], wordings: Sequence[str], setting: Setting) -> list[Row]:
     task, model = setting.task, setting.model
     decoding = task.decoding_of(model.family)
     questions, prompts, keys = {}, [], []
-    for item in items:
+    for item, words in zip(items, wordings):
         files = setting.media(item, [m for m in task.media if m in ("image", "video")])
-        words = words_for(task.prompt, model.family, item)
         count = sum(1 if modality == "image" else task.num_frames for modality, _ in files)
         prompts.append(model.prompt(Ask(words, ("",) * count)))
         key = key_of("prompt", prompts[-1], [setting.relative(file) for _, file in files])

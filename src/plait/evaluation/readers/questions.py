@@ -252,13 +252,16 @@ def mmhal_bench(source: Source) -> list[Item]:
 
 @layout("owl_eval", {"questions": ("questions.jsonl", "*.jsonl")})
 def owl_eval(source: Source) -> list[Item]:
-    """OwlEval: abilities a..f and categories; multi-turn questions of one image share the dialogue."""
-    items = []
+    """OwlEval: abilities a..f and categories; multi-turn questions of one image are the turns of one dialogue."""
+    items, turns = [], Counter[str]()
     for row in read_rows(source["questions"]):
-        item = Item(row.text("question_id"), image=row.text("image"), question=row.text("question"))
+        image = row.text("image")
+        item = Item(row.text("question_id"), image=image, question=row.text("question"), group=image)
         item.meta["abilities"] = row.text("ability").split(",")
         item.meta["categories"] = row.texts("category")
-        item.group = item.image if isinstance(item.image, str) else None
+        if "multi_turn" in item.meta["categories"]:
+            item.meta["turn"] = turns[image]
+            turns[image] += 1
         items.append(item)
     return items
 

@@ -119,6 +119,7 @@ TASKS = (
         "question",
         decoding=LONG,
         needs="people's grades",
+        submission="owl_eval",
         published=numbers("recalled", owl="66 of 82 replies A or B"),
     ),
 )

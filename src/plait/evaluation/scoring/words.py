@@ -12,7 +12,7 @@ from plait.evaluation.scoring.base import Scored, Scoring, accuracy, groups_of, 
 from plait.metrics.answers import answer_after_key
 from plait.metrics.boxes import box_hits
 from plait.metrics.replies import mme_label, pope_label
-from plait.metrics.suites import MME_PERCEPTION, judge_grade, mmhal_rating, mmhal_scores
+from plait.metrics.suites import MARKS, MME_PERCEPTION, judge_grade, mmhal_rating, mmhal_scores, owl_eval_table
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 
@@ -139,13 +139,19 @@ def owl_eval(scoring: Scoring) -> Scored:
     if bad := next((name for name, mark in grades.items() if mark not in ("A", "B", "C", "D")), None):
         raise ValueError(f"expected grades A, B, C or D in {scoring.judge}, got {grades[bad]!r} for id {bad}")
     units = {item.id: 100.0 * (grades[item.id] in "AB") for item in scoring.items}
-    scores = {mark: 100 * float(np.mean([given == mark for given in grades.values()])) for mark in "ABCD"}
-    parts = means(
-        (kind, units[item.id])
-        for item in scoring.items
-        for kind in (*(f"ability {a}" for a in item.meta["abilities"]), *item.meta["categories"])
-    )
-    return Scored({"A+B": float(np.mean(list(units.values()))), **scores}, units, groups_of(scoring.items), parts)
+    marked = [
+        {"grades": [grades[i.id]], "category": i.meta["categories"], "ability": ",".join(i.meta["abilities"])}
+        for i in scoring.items
+    ]
+    tables = {
+        name: {mark: 100 * float(rates[mark]) for mark in MARKS} for name, rates in owl_eval_table(marked).items()
+    }
+    scores = tables.pop("all")
+    parts = {
+        name.replace("_", " ", 1): {"A+B": rates["A"] + rates["B"], **rates} for name, rates in sorted(tables.items())
+    }
+    flat = {f"{name}: {mark}": rate for name, rates in parts.items() for mark, rate in rates.items()}
+    return Scored({"A+B": float(np.mean(list(units.values()))), **scores}, units, groups_of(scoring.items), flat)
 
 
 @scorer("bbh")
