@@ -179,13 +179,16 @@ def _grams(words: Words, n: int) -> Grams:
 
 
 def _common(first: Words, second: Words) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(second) + 1)
-    for a in first:
-        before = 0
-        for i, b in enumerate(second, 1):
-            before, row[i] = row[i], before + 1 if a == b else max(row[i], row[i - 1])
-    return row[-1]
+    """Length of the longest common subsequence, a bit per word of `second` (Crochemore et al. 2001)."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(second):
+        places[word] = places.get(word, 0) | 1 << i
+    every = (1 << len(second)) - 1
+    open_ = every  # a bit is cleared where the subsequence grows by a word
+    for word in first:
+        met = open_ & places.get(word, 0)
+        open_ = ((open_ + met) | (open_ - met)) & every
+    return len(second) - open_.bit_count()
 
 
 def _check(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> None:
