@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, Qwen2Config
 
 from plait.cli import main
 from plait.errors import UsageError
 from plait.models.auto import load
+from plait.models.mplug_owl.initial import around
 from plait.recipes.finetune import finetune
-from plait.recipes.mplug_owl import answer_loss, stage1, stage2
-from plait.recipes.mplug_owl_rows import conversation_of
+from plait.recipes.mplug_owl import TOWERS, answer_loss, stage1, stage2
+from plait.recipes.mplug_owl_rows import collate, conversation_of
 from plait.training.commands import run_recipe
 from plait.types import Sample
 
@@ -35,8 +38,6 @@ def llm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from PIL import Image
-
     place = tmp_path_factory.mktemp("data")
     rows = []
     for i, color in enumerate(("red", "green", "navy", "white")):
@@ -149,8 +150,6 @@ def test_one_switch_says_what_stage_one_trains(tmp_path, llm, data, trains, move
 def test_the_loss_is_that_of_the_model(llm, data) -> None:
     recipe = stage1(str(data), llm=str(llm), tower="tiny", steps=1, batch_size=4)
     model, source = recipe.model_builder().eval(), recipe.stages[0].batches()
-    import numpy as np
-
     batch = source.load([0, 1, 3], np.random.default_rng(0))
     loss, metrics = answer_loss(model, batch, 0, torch.Generator())
     assert torch.allclose(loss, model(**batch).loss, atol=1e-5) and 0 <= metrics["right"] <= 1
@@ -165,6 +164,19 @@ def test_rows_become_conversations() -> None:
     assert conversation_of(Sample("c", image="c.png", messages=talk)) == [("which? <image>", "red")]
     with pytest.raises(ValueError, match="row d: expected messages from human and gpt in turn"):
         conversation_of(Sample("d", messages=talk[1:]))
+
+
+def test_media_of_a_row_never_pass_to_another(llm, data) -> None:
+    processor = around(llm, vision=TOWERS["tiny"][0], abstractor=TOWERS["tiny"][1])[1]
+    pictures = [Image.new("RGB", (9, 9), color) for color in ("red", "green")]
+
+    def row(name, marks):
+        talk = [{"role": "user", "content": "<image>" * marks + "?"}, {"role": "assistant", "content": "ok"}]
+        return Sample(name, image=pictures, messages=talk)
+
+    both = [row("a", 3), row("b", 1)]  # four places and four pictures
+    with pytest.raises(ValueError, match="row a: expected 3 images for 3 <image> placeholders, got 2; give one per"):
+        collate(processor, 200, both, np.random.default_rng(0))
 
 
 def test_wrong_settings_give_one_clear_line(tmp_path, llm, data) -> None:
@@ -185,8 +197,6 @@ def test_wrong_settings_give_one_clear_line(tmp_path, llm, data) -> None:
 
 @pytest.mark.parametrize("lora", [0, 2])
 def test_finetuning_on_own_rows_scores_before_and_after(tmp_path, llm, lora) -> None:
-    from PIL import Image
-
     colors = ("red", "green", "navy", "white", "red", "green")
     lines = []
     for i, color in enumerate(colors):

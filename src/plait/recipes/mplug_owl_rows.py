@@ -44,7 +44,10 @@ def caption_of(sample: Sample) -> str | None:
 
 
 def conversation_of(sample: Sample) -> list[Turn]:
-    """Turns of a row, its medium in the first question where no placeholder is. Raises ValueError without any."""
+    """Turns of a row, its medium in the first question where no placeholder is.
+
+    Raises ValueError without turns, and where media and placeholders differ in number.
+    """
     mark = IMAGE if sample.image is not None else VIDEO if sample.video is not None else ""
     caption = caption_of(sample)
     turns: list[Turn]
@@ -58,6 +61,11 @@ def conversation_of(sample: Sample) -> list[Turn]:
         raise ValueError(f"expected messages, a question with answers or a caption in row {sample.id}, got none")
     if mark and not any(mark in question for question, _ in turns):
         turns[0] = (mark + turns[0][0], turns[0][1])
+    for kind, name, held in (("image", IMAGE, sample.image), ("video", VIDEO, sample.video)):
+        wanted, got = sum(question.count(name) for question, _ in turns), len(_many(held))
+        if wanted != got:  # in a batch they would pass to the rows after it
+            what = f"{wanted} {kind}s for {wanted} {name} placeholders"
+            raise ValueError(f"row {sample.id}: expected {what}, got {got}; give one per placeholder")
     return turns
 
 
