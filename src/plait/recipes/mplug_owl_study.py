@@ -6,7 +6,6 @@ language model -> warm-up -> stage 1 -> stage 2 -> held-out pictures and clips, 
 from __future__ import annotations
 
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def study(
     from plait.recipes.mplug_owl_sights import prepare, sights
     from plait.recipes.mplug_owl_table import as_text, summarise
 
-    source, started = Path(llm) if llm else smollm2(), time.process_time()
+    source = Path(llm) if llm else smollm2()
     seen = sights(prepare(out / "data") if more else None)
     for seed in range(seeds):
         home = out / f"seed-{seed}"
@@ -64,7 +63,7 @@ def study(
             if not (home / name / "results.json").exists():
                 print(f"[seed {seed}] asking {name}", flush=True)
                 measure(home / name, seen, count, device, dtype)
-    summary = summarise(out, seen, count) | {"cpu_seconds": round(time.process_time() - started), "about": about()}
+    summary = summarise(out, seen, count) | {"about": about()}
     (out / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(as_text(summary))
     return 0
