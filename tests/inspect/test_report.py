@@ -161,3 +161,21 @@ def test_gap_numbers_tell_matching_from_other_pairs() -> None:
 def test_labels_of_concepts_are_slugs(run_dir: Path) -> None:
     stored = json.loads((run_dir / "seed-0" / "evaluation" / "evaluation.json").read_text())
     assert stored["examples"]["audio_to_image"][0]["label"] == slug(SOUNDING[0])
+
+
+def test_a_finetuned_model_shows_what_it_is_worth(tmp_path: Path) -> None:
+    write_curves(tmp_path / "run", "vqa")
+    one = {"metric": "accuracy", "value": 0.5, "interval": [0.25, 0.75]}
+    found = {
+        "task": "vqa",
+        "rows": {"test": 8},
+        "trivial": {**one, "about": "always '<b>'"},
+        "before": None,
+        "after": one,
+    }
+    (tmp_path / "run" / "finetune.json").write_text(json.dumps(found))
+    written = build_report(tmp_path / "run").read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(written)
+    assert checker.open == [] and "0.250 to 0.750" in written and "on 8 rows" in written
+    assert "always &#x27;&lt;b&gt;&#x27;" in written and "the model as it came" not in written

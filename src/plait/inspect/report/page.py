@@ -40,6 +40,7 @@ def build_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         _sounds(run),
         _fused(run),
         _numbers(run),
+        _worth(run),
         _curves(run),
         _space(run),
         _how(run),
@@ -172,6 +173,26 @@ def _numbers(run: RunFiles) -> str:
     return section("The numbers", lead, body, "numbers")
 
 
+def _worth(run: RunFiles) -> str:
+    """Of a finetuned model: the trivial answer, the model as it came and the result, each with its interval."""
+    names = {"trivial": "a trivial answer", "before": "the model as it came", "after": "after training"}
+    rows = []
+    for name, words in names.items():
+        if (one := run.worth.get(name)) is not None:
+            low, high = one["interval"]
+            about = f" <span class='dim'>({escape(one['about'])})</span>" if one.get("about") else ""
+            rows.append(f"<tr><td>{words}{about}</td><td>{one['value']:.3f}</td><td>{low:.3f} to {high:.3f}</td></tr>")
+    if not rows:
+        return ""
+    metric = escape(str(run.worth["trivial"]["metric"]))
+    table = (
+        f'<table class="plain"><thead><tr><th scope="col"></th><th scope="col">{metric}</th>'
+        f'<th scope="col">95&#8239;%</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+    lead = f"Task {escape(run.worth['task'])}, on {run.worth['rows']['test']:,} rows that were held out."
+    return section("What it is worth", lead, table, "worth")
+
+
 def _curves(run: RunFiles) -> str:
     figures = []
     for stage, seeds in run.curves.items():
@@ -183,6 +204,13 @@ def _curves(run: RunFiles) -> str:
         rates = sorted(row["samples_per_second"] for row in seeds[0] if "samples_per_second" in row)
         if rates:
             notes.append(f"{rates[len(rates) // 2]:,.0f} samples per second")
+        last = seeds[0][-1]
+        for name, words in {
+            "mfu": "{:.0%} MFU",
+            "memory_gib": "{:.2g} GiB",
+            "data_wait": "{:.0%} waiting for data",
+        }.items():
+            notes += [words.format(last[name])] if name in last else []
         if len(seeds) > 1:
             notes.append(f"{len(seeds)} seeds, the first drawn strong")
         figures.append(

@@ -34,12 +34,14 @@ class RunFiles:
     seed: Seed | None = None
     curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    worth: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: str | Path) -> RunFiles:
         """Read the directory of one training run or of a demonstration with seeds. ValueError where it is neither."""
         directory = Path(directory)
         run = cls(directory, _json(directory / "summary.json"), _json(directory / "quickstart.json"))
+        run.worth = _json(directory / "finetune.json")
         if run.log:
             run.data = directory / run.log["data"]
         seeds = sorted(directory.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
