@@ -70,6 +70,18 @@ def test_what_cannot_be_read_is_named_or_skipped_and_never_replaced(assistant: A
     assert assistant.answer(items, "who", ["cat"], on_bad="skip")[1] is None
 
 
+def test_what_does_not_fit_the_task_is_skipped_or_stops_before_anything_runs(
+    assistant: Assistant, parrot: Parrot
+) -> None:
+    items = [grey(1, (40, 20)), (grey(2), grey(3))]
+    with pytest.raises(ValueError, match="expected image to ground, got video"):
+        assistant.ground(items, "the dog")
+    assert not parrot.batches
+    assert assistant.ground(items, "the dog", on_bad="skip") == [Box(0, 5, 20, 20), None]
+    assert assistant.answer([grey(1), grey(2)], ["who", " "], on_bad="skip") == ["who 1", None]
+    assert "expected a question" in assistant.skipped[0].error
+
+
 def test_texts_over_the_limit_stop_before_anything_is_decoded(assistant: Assistant, parrot: Parrot) -> None:
     with pytest.raises(ValueError, match="at most 40 letters, got 41"):
         assistant.answer(grey(1), "x" * 41)

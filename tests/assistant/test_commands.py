@@ -10,7 +10,7 @@ import pytest
 
 from plait import cli
 
-from .conftest import Parrot, write_video
+from .conftest import Parrot, grey, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +118,22 @@ def test_wrong_commands_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_row_without_a_question_is_reported_or_fatal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        grey(10).save(tmp_path / f"{name}.png")
+    rows = [{"id": "1", "image": "a.png", "question": "who"}, {"id": "2", "image": "b.png"}]
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["answer", "model", str(manifest)]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "expected a question or phrase for sample 2" in captured.err
+    assert cli.main(["answer", "model", str(manifest), "--on-bad", "skip", "--json"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["answer"], second["name"]) == ("who 10", "sample 2")
+    assert "expected a question" in second["error"]
 
 
 def test_a_damaged_clip_among_good_ones_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

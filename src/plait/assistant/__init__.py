@@ -6,7 +6,8 @@ items -> requests -> decoded and prepared in threads -> batches of one kind -> s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -134,9 +135,9 @@ class Assistant:
         """Results in order, as batches finish; items that cannot be read come with their `error`.
 
         Raises ValueError for a task that this model does not do, for an empty list of candidates and for texts over
-        the limit, before anything is decoded.
+        the limit, before anything is decoded. What does not fit the task is an item with an error; see `fitting`.
         """
-        requests = list(requests)
+        requests = self.fitting(task, requests)
         self._check(task, requests, candidates)
         ahead = 2 * self.batch_size
         ready = decoded(requests, self.skills.prepare, self.skills.num_frames, ahead)
@@ -166,6 +167,11 @@ class Assistant:
             boxes = self.skills.ground(prepared, texts)
         return [_in_pixels(box, one.size) for box, one in zip(boxes, batch, strict=True)]
 
+    def fitting(self, task: Task, requests: Iterable[Request]) -> list[Request]:
+        """The requests, with an `error` where the task needs a text or another kind of item than is given."""
+        kinds = {"image"} if task == "ground" else self.skills.kinds
+        return [r if r.error else replace(r, error=_unfit(task, r, kinds)) for r in requests]
+
     def _check(self, task: Task, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
         if task not in self.skills.tasks:
             raise ValueError(
@@ -176,11 +182,6 @@ class Assistant:
             raise ValueError("expected at least one answer or label to choose from, got an empty list")
         for text in {request.text for request in requests} | set(candidates or ()):
             self.skills.check_text(text)
-        if task in ("answer", "rank", "ground") and (bare := next((r for r in requests if not r.text.strip()), None)):
-            raise ValueError(f"expected a question or phrase for {bare.name}, got none")
-        kinds = {"image"} if task == "ground" else self.skills.kinds
-        if other := next((r for r in requests if r.kind not in kinds and not r.error), None):
-            raise ValueError(f"expected {' or '.join(sorted(kinds))} to {task}, got {other.kind}: {other.name}")
 
     def _all(
         self,
@@ -199,6 +200,10 @@ class Assistant:
         if len(each) != len(listed):
             raise ValueError(f"expected one question per item, got {len(each)} for {len(listed)} items")
         requests = [_request(item, text, on_bad) for item, text in zip(listed, each, strict=True)]
+        if task in self.skills.tasks:
+            requests = self.fitting(task, requests)
+        if on_bad == "raise" and (bad := next((r.error for r in requests if r.error), None)):
+            raise ValueError(bad)
         values, self.skipped = [], []
         for result in self.stream(task, requests, candidates=candidates, options=options):
             if result.error is not None:
@@ -207,6 +212,15 @@ class Assistant:
                 self.skipped.append(result)
             values.append(result.value)
         return values[0] if single else values
+
+
+def _unfit(task: Task, request: Request, kinds: Collection[str]) -> str | None:
+    """Why a task can do nothing with a request, or None."""
+    if request.kind not in kinds:
+        return f"expected {' or '.join(sorted(kinds))} to {task}, got {request.kind}: {request.name}"
+    if task in ("answer", "rank", "ground") and not request.text.strip():
+        return f"expected a question or phrase for {request.name}, got none"
+    return None
 
 
 def _request(item: Any, text: str, on_bad: OnBad) -> Request:

@@ -131,6 +131,10 @@ def _run(
         typer.echo(f"passed over {others} files that are neither image nor video", err=True)
     batch_size, device, dtype, adapter = places
     assistant = Assistant(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
+    if task in assistant.tasks:
+        requests = assistant.fitting(task, requests)
+    if on_bad == "fail" and (bad := next((r for r in requests if r.error), None)):
+        raise ValueError(bad.error)
     skipped = 0
     with progress(len(requests), task, None) as bar:
         for result in assistant.stream(task, requests, candidates=candidates, options=options):

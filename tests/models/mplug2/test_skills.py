@@ -124,6 +124,25 @@ def test_an_instructed_model_is_told_what_to_do() -> None:
         told.check_text("who is a man a man")
 
 
+def test_a_configuration_may_offer_less_than_its_class() -> None:
+    def offered(name: str, **config) -> MPlug2Skills:
+        model = type(name, (Recorder,), {"config": SimpleNamespace(id2label={0: "cat"}, **config)})()
+        return MPlug2Skills(model, MPlug2Processor.build(4, VOCABULARY, num_frames=2, max_text_tokens=6))
+
+    captioner = offered("MPlug2ForConditionalGeneration", task="caption", modalities=["image"])
+    assert (captioner.tasks, captioner.kinds) == ({"caption", "classify"}, {"image"})
+    assert offered("MPlug2ForConditionalGeneration", task="answer").tasks >= {"answer", "rank"}
+    with pytest.raises(ValueError, match="expected a model for single items, got one to entail"):
+        offered("MPlug2ForSequenceClassification", task="entail")
+
+
+def test_a_vocabulary_of_another_model_is_one_line() -> None:
+    of = skills("MPlug2ForGrounding")
+    of.model.config = SimpleNamespace(vocab_size=7)
+    with pytest.raises(ValueError, match="expected ids below 7, got a vocabulary of 10"):
+        of.ground(prepared(of), ["who is a man"])
+
+
 def test_long_texts_and_other_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 6 tokens"):
         skills("MPlug2ForConditionalGeneration").check_text("who is a man a man")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from plait.models.mplug2.alignment import NOT_SCORED, MPlug2ForRetrieval
+from plait.models.mplug2.composition import TABLE, Path
 from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.grounding import MPlug2ForGrounding
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
@@ -226,6 +228,36 @@ def test_weights_scale_and_switch_off_objectives(build, pictures: Tensor, texts:
         model(pictures, **inputs, weights={"itc": 1.0})
     with pytest.raises(ValueError, match="expected inputs of an objective with a weight above 0"):
         model(pictures)
+
+
+def test_the_table_decides_what_is_built_and_what_is_run(
+    build, pictures: Tensor, texts: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLE["classify"], "image", Path(("vision",), ("classifier",)))
+    model = build(MPlug2ForImageClassification)
+    assert model.model.has == {"vision"}
+    tokens = model.model.vision(pictures[:, :, None], model.attend, temporal=False)
+    assert torch.equal(model(pictures).logits, model.classifier(tokens[:, 0]))
+    monkeypatch.setitem(TABLE["caption"], "video", Path(("vision", "universal", "decoder")))
+    model = build(MPlug2ForConditionalGeneration, task="caption")
+    assert not model.model.vision.has_temporal
+    monkeypatch.setitem(TABLE["answer"], "image", Path(("vision", "universal", "text", "decoder")))
+    model = build(MPlug2ForConditionalGeneration, task="answer", modalities=["image"])
+    assert not hasattr(model.model, "fusion")
+    encoded = model.encode(pictures, **texts)
+    states, mask = encoded.states()
+    assert torch.equal(states, torch.cat([encoded.vision, encoded.text], dim=1))
+    assert mask.shape == states.shape[:2]
+
+
+def test_one_model_takes_each_task_its_own_way(
+    build, clips: Tensor, texts: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(MPlug2ForConditionalGeneration)
+    before = model.encode(None, clips).vision
+    monkeypatch.setitem(TABLE["answer"], "video", Path(("vision", "universal", "text", "fusion", "decoder")))
+    assert torch.equal(model.encode(None, clips).vision, before)
+    assert not torch.equal(model.encode(None, clips, **texts).vision, before)
 
 
 def test_universal_layers_apart_cost_the_same(build, clips: Tensor, texts: dict[str, Tensor]) -> None:

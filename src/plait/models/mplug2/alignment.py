@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from plait.models.mplug2.composition import path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, for_task
 from plait.models.mplug2.momentum import Teacher, follow
@@ -58,8 +59,9 @@ class Pairs(NamedTuple):
 
     def encode(self, network: MPlug2Model) -> tuple[Tensor, Tensor, Tensor]:
         """Vision (batch, patches, dim) and text (batch, tokens, dim), apart, and which tokens are real."""
-        vision = network.see(self.pixel_values, self.pixel_values_videos)
-        text, mask = network.read(self.input_ids, self.attention_mask)
+        way = path("retrieve", network.medium(self.pixel_values, self.pixel_values_videos))
+        vision = network.see(self.pixel_values, self.pixel_values_videos, way)
+        text, mask = network.read(self.input_ids, self.attention_mask, way=way)
         return vision, text, mask
 
 
@@ -193,15 +195,16 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(pixel_values), "vision")
+        return self.alignment.embed(self.model.see(pixel_values, way=path("retrieve", "image")), "vision")
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(None, pixel_values_videos), "vision")
+        return self.alignment.embed(self.model.see(None, pixel_values_videos, path("retrieve", "video")), "vision")
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
         """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.read(input_ids, attention_mask)[0], "text")
+        states, _ = self.model.read(input_ids, attention_mask, way=path("retrieve", "image"))
+        return self.alignment.embed(states, "text")
 
     def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
         """Logits (pairs, 2) of pairs of encoded texts and pictures, class 1 = they match."""
@@ -342,8 +345,7 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         """
         if input_ids is None:
             raise ValueError("expected input_ids, got none; pass the texts")
-        vision = self.model.see(pixel_values, pixel_values_videos)
-        text, mask = self.model.read(input_ids, attention_mask)
+        vision, text, mask = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask).encode(self.model)
         similarity = self.alignment.embed(vision, "vision") @ self.alignment.embed(text, "text").T
         to_text = torch.full_like(similarity, NOT_SCORED)
         for i, near in enumerate(similarity.topk(min(k, len(text)), dim=1).indices):

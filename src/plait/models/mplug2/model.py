@@ -45,12 +45,14 @@ class Encoded(ModelOutput):
 
     def states(self) -> tuple[Tensor, Tensor | None]:
         """What a decoder attends to, (batch, seq, dim), and which of it is real, (batch, seq) bool or None for all."""
-        if self.fused_vision is None or self.fused_text is None:
-            assert self.vision is not None
-            return self.vision, None
-        seen = self.fused_vision.new_ones(self.fused_vision.shape[:2], dtype=torch.bool)
+        vision = self.vision if self.fused_vision is None else self.fused_vision
+        text = self.text if self.fused_text is None else self.fused_text
+        assert vision is not None
+        if text is None:
+            return vision, None
+        seen = vision.new_ones(vision.shape[:2], dtype=torch.bool)
         mask = None if self.text_mask is None else torch.cat([seen, self.text_mask], dim=1)
-        return torch.cat([self.fused_vision, self.fused_text], dim=1), mask
+        return torch.cat([vision, text], dim=1), mask
 
 
 class MPlug2PreTrainedModel(PreTrainedModel):
@@ -265,22 +267,26 @@ class MPlug2Model(MPlug2PreTrainedModel):
         owner = self.text if "text" in self.has else self.decoder
         return owner.embeddings.token_embedding
 
-    def see(self, pixel_values: Tensor | None = None, pixel_values_videos: Tensor | None = None) -> Tensor:
+    def see(
+        self, pixel_values: Tensor | None = None, pixel_values_videos: Tensor | None = None, way: Path | None = None
+    ) -> Tensor:
         """Vision tokens behind the universal layers (batch, 1 + patches, dim), class token first.
 
         pixel_values: (batch, 3, side, side), which pass no temporal module; pixel_values_videos: (batch, 3, frames,
-        side, side). `config.official` sends pictures through the temporal modules as clips of one frame.
+        side, side). `config.official` sends pictures through the temporal modules as clips of one frame. way: by
+        default that of classification.
         """
         self._require("vision")
         medium = self.medium(pixel_values, pixel_values_videos)
+        way = path("classify", medium) if way is None else way
         if medium not in self.config.modalities:
             raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
         clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
         if pixel_values is None and self.config.is_predecessor:
             return self._frame_by_frame(clips)
-        x = self.vision(clips, self.attend, temporal=pixel_values is None or bool(self.config.official))
+        x = self.vision(clips, self.attend, temporal=way.uses("temporal") or bool(self.config.official))
         x = self.vision_adapter(x) if self.config.has_projection else x
-        return self.universal.see(x, self.attend) if self.config.num_universal_layers else x
+        return self.universal.see(x, self.attend) if self._is_universal(way) else x
 
     def _frame_by_frame(self, clips: Tensor) -> Tensor:
         """mPLUG's zero-shot way of clips: every frame a picture of its own, finished; then the mean of class tokens and
@@ -291,16 +297,24 @@ class MPlug2Model(MPlug2PreTrainedModel):
         return torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
 
     def read(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        way: Path | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Text states behind the universal layers (batch, tokens, dim), and which are real, (batch, tokens) bool.
 
-        attention_mask: (batch, tokens), by default ids other than padding.
+        attention_mask: (batch, tokens), by default ids other than padding; way: by default that of classification.
         """
         self._require("text")
+        way = path("classify", "text") if way is None else way
         mask = input_ids.ne(self.config.pad_token_id or 0) if attention_mask is None else attention_mask.bool()
         x = self.text(input_ids, mask, self.attend, token_type_ids)
-        return (self.universal.read(x, mask, self.attend) if self.config.num_universal_layers else x), mask
+        return (self.universal.read(x, mask, self.attend) if self._is_universal(way) else x), mask
+
+    def _is_universal(self, way: Path) -> bool:
+        return way.uses("universal") and self.config.num_universal_layers > 0
 
     def fuse(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> tuple[Tensor, Tensor]:
         """Vision and text after reading each other; shapes as given."""
@@ -321,9 +335,9 @@ class MPlug2Model(MPlug2PreTrainedModel):
             raise ValueError(f"expected {'input_ids' if way.uses('text') else 'no input_ids'} where {way.about}")
         out = Encoded()
         if way.uses("vision"):
-            out.vision = self.see(pixel_values, pixel_values_videos)
+            out.vision = self.see(pixel_values, pixel_values_videos, way)
         if input_ids is not None:
-            out.text, out.text_mask = self.read(input_ids, attention_mask, token_type_ids)
+            out.text, out.text_mask = self.read(input_ids, attention_mask, token_type_ids, way)
         if way.uses("fusion") and out.vision is not None and out.text is not None:
             out.fused_vision, out.fused_text = self.fuse(out.text, out.text_mask, out.vision)
         return out

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from plait.models.mplug2.alignment import Gather, MPlug2AlignedModel, Pairs
+from plait.models.mplug2.composition import Path, path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.objectives.captioning import next_token_loss
@@ -92,36 +93,42 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         """
         scale, out = _complete(weights), PreTrainingOutput()
         has_pictures = pixel_values is not None or pixel_values_videos is not None
-        vision = self.model.see(pixel_values, pixel_values_videos) if has_pictures else None
+        medium = self.medium(pixel_values, pixel_values_videos) if has_pictures else "text"
+        way = path("pretrain", medium)
+        vision = self.model.see(pixel_values, pixel_values_videos, way) if has_pictures else None
         if masked_input_ids is not None and scale["masked"]:
-            out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision)
+            out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision, way)
         if vision is not None and input_ids is not None and (scale["contrast"] or scale["match"]):
             pairs = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask)
-            text, mask = self.model.read(input_ids, attention_mask)
+            text, mask = self.model.read(input_ids, attention_mask, way=way)
             options = {"ids": ids, "alpha": alpha, "gather": gather, "noise": noise}
             aligned = self.align(pairs, (vision, text, mask), matching=bool(scale["match"]), **options)
             out.contrast_loss, out.match_loss = aligned.contrast_loss, aligned.match_loss
         if vision is not None and decoder_input_ids is not None and scale["generate"]:
-            encoded = self._instructed(vision, instruction_ids, instruction_mask)
+            encoded = self._instructed(vision, instruction_ids, instruction_mask, way)
             out.generate_loss = self._written(encoded, decoder_input_ids, decoder_attention_mask, labels)
         return _summed(out, scale)
 
-    def _masked(self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, vision: Tensor | None) -> Tensor:
+    def _masked(
+        self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, vision: Tensor | None, way: Path
+    ) -> Tensor:
         """Loss of hidden tokens, read beside vision (batch, patches, dim) or alone."""
         if labels is None:
             raise ValueError("expected masked_labels beside masked_input_ids, got none")
-        text, seen = self.model.read(ids, mask)
+        text, seen = self.model.read(ids, mask, way=way)
         if vision is not None:
             _, text = self.model.fuse(text, seen, vision)
         hidden = labels >= 0  # only these rows meet the vocabulary
         table = self.model.text.embeddings.token_embedding.weight
         return masked_lm_loss(self.model.masked_lm(text[hidden], table)[None], labels[hidden][None])
 
-    def _instructed(self, vision: Tensor, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _instructed(
+        self, vision: Tensor, ids: Tensor | None, mask: Tensor | None, way: Path
+    ) -> tuple[Tensor, Tensor | None]:
         """What the decoder looks at: vision, or vision and instruction after reading each other."""
         if ids is None:
             return vision, None
-        text, seen = self.model.read(ids, mask)
+        text, seen = self.model.read(ids, mask, way=way)
         fused_vision, fused_text = self.model.fuse(text, seen, vision)
         patches = seen.new_ones(vision.shape[:2])
         return torch.cat([fused_vision, fused_text], dim=1), torch.cat([patches, seen], dim=1)

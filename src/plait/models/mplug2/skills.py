@@ -51,8 +51,8 @@ class MPlug2Skills:
     max_length=])` -> ids (batch, length); `rank_answers(answer_ids=, answer_mask=, ...the same)` -> `RankedAnswers`;
     `ground(pixel_values=, input_ids=, attention_mask=)` -> boxes (batch, 4) as (cx, cy, w, h); a forward with `.logits`
     and `config.id2label`; `get_image_features`, `get_video_features`, `get_text_features` and `temperature()`.
-    A model with `config.instructions` is told what to do as in its training. Raises ValueError for a class without an
-    offer.
+    A model with `config.instructions` is told what to do as in its training. Raises ValueError for a class or task
+    without an offer.
     """
 
     def __init__(self, model: Any, processor: MPlug2Processor) -> None:
@@ -64,7 +64,7 @@ class MPlug2Skills:
         self.model, self.processor = model, processor
         self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
         self.instructed = bool(getattr(model.config, "instructions", False))
-        self.tasks, self.kinds = OFFERS[self.name]
+        self.tasks, self.kinds = _offered(self.name, model.config)
         self.num_frames = processor.num_frames
         has_head = self.name.endswith("Classification")
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
@@ -136,7 +136,25 @@ class MPlug2Skills:
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        return {name: value.to(self.model.device) for name, value in self.processor.tokenize(texts).items()}
+        tokens = self.processor.tokenize(texts)
+        known = getattr(self.model.config, "vocab_size", None)
+        if known is not None and int(tokens["input_ids"].max()) >= known:
+            raise ValueError(
+                f"expected ids below {known}, got a vocabulary of {len(self.processor.tokenizer)}; save the processor "
+                "with the vocabulary of the model"
+            )
+        return {name: value.to(self.model.device) for name, value in tokens.items()}
+
+
+def _offered(name: str, config: Any) -> Offer:
+    """What a class offers in a configuration, which may have fewer parts and media than the class knows."""
+    tasks, kinds = OFFERS[name]
+    task, media = getattr(config, "task", None), getattr(config, "modalities", kinds)
+    if task == "caption":
+        tasks -= {"answer", "rank"}
+    elif task in ("entail", "compare"):
+        raise ValueError(f"expected a model for single items, got one to {task}; call it with text and pictures itself")
+    return Offer(tasks, frozenset(kind for kind in kinds if kind == "text" or kind in media))
 
 
 def _medium(kind: str) -> Medium:

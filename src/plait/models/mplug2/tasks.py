@@ -58,7 +58,7 @@ class MPlug2ForImageClassification(MPlug2Classifier):
         """pixel_values: (batch, 3, side, side); labels: (batch,) -> logits (batch, labels) and their loss."""
         if pixel_values is None:
             raise ValueError("expected pixel_values, got none")
-        return self.classify(self.model.see(pixel_values)[:, 0], labels)
+        return self.classify(self.model.see(pixel_values, way=path("classify", "image"))[:, 0], labels)
 
 
 class MPlug2ForVideoClassification(MPlug2Classifier):
@@ -73,7 +73,7 @@ class MPlug2ForVideoClassification(MPlug2Classifier):
         """pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,) -> logits (batch, labels), loss."""
         if pixel_values_videos is None:
             raise ValueError("expected pixel_values_videos, got none")
-        return self.classify(self.model.see(None, pixel_values_videos)[:, 0], labels)
+        return self.classify(self.model.see(None, pixel_values_videos, path("classify", "video"))[:, 0], labels)
 
 
 class MPlug2ForSequenceClassification(MPlug2Classifier):
@@ -131,7 +131,8 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
         if input_ids is None or pixel_values is None or pixel_values.dim() != 5 or pixel_values.shape[1] != count:
             shape = None if pixel_values is None else tuple(pixel_values.shape)
             raise ValueError(f"expected input_ids and pixel_values (batch, {count}, 3, side, side), got {shape}")
-        vision = self.model.see(pixel_values.flatten(0, 1)).unflatten(0, (-1, count))
-        text, seen = self.model.read(input_ids, mask, types)
+        way = path("compare", "image")
+        vision = self.model.see(pixel_values.flatten(0, 1), way=way).unflatten(0, (-1, count))
+        text, seen = self.model.read(input_ids, mask, types, way)
         fused = [self.model.fuse(text, seen, vision[:, i])[1][:, 0] for i in range(count)]
         return torch.cat(fused, dim=-1)
