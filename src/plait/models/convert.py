@@ -104,7 +104,7 @@ def convert(
         sources=_fingerprints(src),
         dropped=dropped,
         added=added,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *_family_notes(checkpoint, model, options.get("official_config"))),
     )
     dst.parent.mkdir(parents=True, exist_ok=True)
     partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
@@ -134,6 +134,15 @@ def _account(checkpoint: Checkpoint, model: Any) -> tuple[dict[str, str], tuple[
             dropped[key] = "belongs to a branch or head that was not kept"
     reached = {target for targets in moved.values() for target in targets}
     return dropped, tuple(sorted(own - reached))
+
+
+def _family_notes(checkpoint: Checkpoint, model: Any, official_config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What a family has to say about a file beyond its keys."""
+    from plait.models.auto import FAMILIES
+
+    weights = import_module(FAMILIES[model.config.model_type].replace(".family", ".weights"))
+    said = getattr(weights, "notes", None)
+    return said(checkpoint.state, official_config or checkpoint.config) if said else ()
 
 
 def _rules(checkpoint: Checkpoint, state: Mapping[str, Any], model: Any, weights: Any) -> KeyMap:

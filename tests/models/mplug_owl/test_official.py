@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plait.cli import main
 from plait.models.auto import load
 from plait.models.mplug_owl.loading import from_official
 from plait.models.mplug_owl.official import config_fields, is_official_config
@@ -75,6 +76,27 @@ def test_a_trainer_checkpoint_is_unwrapped_and_its_lora_merged(tmp_path, newer) 
         assert torch.equal(model.state_dict()[name], value), name
     weight = "language_model.model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(model.state_dict()[weight], stored[weight])
+
+
+@pytest.mark.parametrize("alpha", [None, 8])
+def test_convert_tells_the_factor_of_the_adapters_it_merged(tmp_path, capsys, alpha) -> None:
+    stored, place = load_file(OWL / "lora_merge" / "weights.safetensors"), tmp_path / "checkpoint-500"
+    place.mkdir()
+    torch.save(
+        {WRAPPER + key.removeprefix(WRAPPER): value for key, value in stored.items()}, place / "pytorch_model.bin"
+    )
+    config = json.loads((OWL / "lora_merge" / "config.json").read_text())
+    config["lora"] = {} if alpha is None else {"lora_alpha": alpha}
+    (place / "config.json").write_text(json.dumps(config))
+    byte_tokenizer().save_pretrained(place)
+    assert main(["convert", str(place), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"note: merged 2 LoRA adapters with lora_alpha {alpha or 32}, as" in said
+    assert ("the file does not say" in said) is (alpha is None)
+    weight = "language_model.model.layers.0.self_attn.q_proj.weight"
+    down, up = (stored[f"{WRAPPER}{weight.replace('.weight', f'.lora_{x}.weight')}"] for x in "AB")
+    merged = load(tmp_path / "out")[0].state_dict()[weight]
+    torch.testing.assert_close(merged, stored[weight] + (alpha or 32) / len(down) * up @ down)
 
 
 def test_an_adapter_without_its_base_is_refused() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,15 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
         other, weight = names[name.replace("lora_A", "lora_B")], name.replace(".lora_A", "")
         readers[weight] = partial(_merged, readers[weight], state, key, other, alpha or PUBLISHED_ALPHA)
     return LazyState(readers)
+
+
+def notes(state: Iterable[str], official_config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """What `plait convert` should say about a file: that it holds LoRA, and by which factor that was merged."""
+    adapters = sum(_plain(key).endswith(".lora_A.weight") for key in state)
+    alpha = ((official_config or {}).get("lora") or {}).get("lora_alpha")
+    said = f"{alpha:g}, as its configuration says" if alpha else f"{PUBLISHED_ALPHA:g}, as published"
+    hint = "" if alpha else '; the file does not say, put {"lora": {"lora_alpha": ...}} into its config.json'
+    return (f"merged {adapters} LoRA adapters with lora_alpha {said}{hint}",) if adapters else ()
 
 
 official_names = plain_names
