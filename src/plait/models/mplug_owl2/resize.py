@@ -1,6 +1,6 @@
 """A checkpoint for images of another size, or with another number of queries, that answers nearly as before.
 
-position table: bicubic; queries: linear along their order; sine tables: stretched to the grid they were trained on
+position table: bicubic; queries: the nearest ones; sine tables: stretched to the grid they were trained on
 """
 
 from __future__ import annotations
@@ -41,16 +41,15 @@ def resized(
     table, queries = "model.vision.position_embedding", "model.abstractor.queries"
     if vision.use_cls_token:
         state[table] = resize_absolute(state[table][0], vision.grid)[None]
-    state[queries] = _interpolated(state[queries][0], count)[None]
+    state[queries] = _nearest(state[queries][0], count)[None]
     return assemble(config, state)
 
 
-def _interpolated(rows: Tensor, count: int) -> Tensor:
-    """(old, dim) -> (count, dim), linear between the centres of neighbouring rows."""
-    old = len(rows)
-    if count == old:
-        return rows
-    at = torch.from_numpy(stretched(count, old)).clamp(0, old - 1)
-    low = at.floor().long().clamp(max=max(old - 2, 0))
-    share = (at - low)[:, None].to(rows)
-    return rows[low] * (1 - share) + rows[(low + 1).clamp(max=old - 1)] * share
+def _nearest(rows: Tensor, count: int) -> Tensor:
+    """(old, dim) -> (count, dim), the old row nearest to each new centre.
+
+    Learned queries are no smooth curve: a mean of neighbours reads features that the language model never saw, a copy
+    reads known ones. Copies differ in their sine position, so that training can part them.
+    """
+    at = torch.from_numpy(stretched(count, len(rows))).round().long()
+    return rows[at.clamp(0, len(rows) - 1)]
