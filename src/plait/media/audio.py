@@ -84,7 +84,7 @@ def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: 
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         if getattr(error, "code", None) == _UNRECOGNISED:
             raise refusal("audio", source, content_of(container), _CONVERT) from error
-        said = str(getattr(error, "error_string", error)).removeprefix("Error : ")
+        said = str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
         raise refusal("audio", source, f"a truncated or damaged file ({said})" if container else said) from error
 
 
