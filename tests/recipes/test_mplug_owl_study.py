@@ -70,6 +70,7 @@ def test_one_command_trains_measures_and_prints_its_table(llm, tmp_path, capsys)
     command = ["study", "owl", "--out", str(out), "--set", "device=cpu", "--set", "dtype=float32", *typed]
     assert main(command) == 0
     printed = capsys.readouterr().out
+    assert "stage2: shown minus shuffled" in printed
     assert all(word in printed for word in (*CONDITIONS, *sights.TASKS, "commonest answer", "ppl news"))
     summary = json.loads((out / "summary.json").read_text())
     first, second = summary["rows"]

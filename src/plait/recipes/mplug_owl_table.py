@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,15 @@ def summarise(out: Path, seen: Sights, count: int) -> dict[str, Any]:
         found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         vqa = {}
         for condition in CONDITIONS:
-            hits = {
-                task: np.mean([one["vqa"][task][condition] for one in found], axis=0)
-                for task in seen.tasks
-                if condition in found[0]["vqa"][task]
-            }
+            hits = {task: hits_of(found, task, condition) for task in seen.tasks if condition in found[0]["vqa"][task]}
             if hits:
                 tasks = {task: resampled(values) for task, values in hits.items()}
                 vqa[condition] = {"tasks": tasks, **resampled(np.concatenate(list(hits.values())))}
+        gain = [np.subtract(*(hits_of(found, task, name) for name in ("shown", "shuffled"))) for task in seen.tasks]
         texts = {k: float(np.mean([perplexity(one["text"][k]) for one in found])) for k in ("snippets", "news")}
         feeling = resampled(np.mean([one["text"]["feeling"] for one in found], axis=0))
-        rows.append({"stage": stage, "seeds": len(found), "vqa": vqa, "perplexity": texts, "feeling": feeling})
+        rows.append({"stage": stage, "seeds": len(found), "vqa": vqa, "perplexity": texts, "feeling": feeling,
+                     "minus_shuffled": resampled(np.concatenate(gain))})  # fmt: skip
     answers = {task: Counter(e.answer for e in seen.examples(task, "test", count)) for task in seen.tasks}
     questions = {task: counts.total() for task, counts in answers.items()}
     most = {task: counts.most_common(1)[0][1] for task, counts in answers.items()}
@@ -63,7 +61,16 @@ def as_text(summary: Mapping[str, Any]) -> str:
     lines.append(["", "commonest answer", *guess, "", "", ""])
     lines.append(["", "questions", *(str(summary["questions"][task]) for task in tasks), "", "", "", ""])
     head = ["after", "picture or clip", *tasks, "all (95 %)", "ppl snippets", "ppl news", "feeling (95 %)"]
-    return format_table(head, lines)
+    gains = [(row["stage"], *(100 * x for x in (row["minus_shuffled"]["value"], *row["minus_shuffled"]["interval"])))
+             for row in summary["rows"]]  # fmt: skip
+    below = [f"{stage}: shown minus shuffled {value:+.1f} points ({low:+.1f} to {high:+.1f})"
+             for stage, value, low, high in gains]  # fmt: skip
+    return "\n".join([format_table(head, lines), *below])
+
+
+def hits_of(found: Sequence[Mapping[str, Any]], task: str, condition: str) -> np.ndarray:
+    """Share of seeds that are right, for every question."""
+    return np.mean([one["vqa"][task][condition] for one in found], axis=0)
 
 
 def _percent(found: Mapping[str, Any]) -> str:
