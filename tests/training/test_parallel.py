@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plait.errors import UsageError
 from plait.training.logging import read_metrics
 from plait.training.parallel import current_world, gather_rows, map_tensors, process_group
 from plait.training.pieces import Pieces
@@ -146,6 +147,11 @@ def test_one_process_is_a_world_of_its_own() -> None:
     assert torch.equal(gathered, x)
     assert (offset, gathered.requires_grad) == (0, False)
     assert current_world().mean([1.5], x.device) == [1.5]
+
+
+def test_a_device_that_torch_does_not_know_is_one_line() -> None:
+    with pytest.raises(UsageError, match="got 'abacus'; pass one of them"), process_group("abacus"):
+        pass
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the error of a machine without a GPU")

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from plait.errors import UsageError
 from plait.training.stages import Batch, Metrics, Objective
 
 
@@ -89,7 +90,10 @@ def process_group(device: str | torch.device | None = None) -> Generator[tuple[W
     Leaves a process group that exists already as it is. Raises ValueError for a device that is not there.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"expected a device such as cuda or cpu, got {str(device)!r}; pass one of them") from error
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"expected a device of this machine, got {str(kind)!r} without a GPU; pass --device cpu")
     if kind.type == "cuda":
