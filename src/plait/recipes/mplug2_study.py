@@ -83,6 +83,7 @@ def plan(
 
     init = home / "pretraining" / "model"
     of_clips = partial(small.answering, init, answer_steps, batch_size=8, shares={"clip": 1})
+    moving = partial(small.seeing, init, "motion", lr=1.2e-3)  # at lower rates nothing is learnt for 300 steps
     runs: dict[str, Callable[[], Recipe]] = {
         "pretraining": partial(small.pretraining, pretrain_steps),
         "answering": partial(small.answering, init, answer_steps),
@@ -92,9 +93,9 @@ def plan(
         "text-shuffled": partial(small.reading, init, control_steps, shuffle=True),
         "picture": partial(small.seeing, init, "kind", class_steps),
         "picture-shuffled": partial(small.seeing, init, "kind", control_steps, shuffle=True),
-        "clip": partial(small.seeing, init, "motion", class_steps),
-        "clip-one-frame": partial(small.seeing, init, "motion", class_steps, single_frame=True),
-        "clip-shuffled": partial(small.seeing, init, "motion", control_steps, shuffle=True),
+        "clip": partial(moving, 2 * class_steps),
+        "clip-one-frame": partial(moving, 2 * class_steps, single_frame=True),
+        "clip-shuffled": partial(moving, control_steps, shuffle=True),
     }
     if universal:
         runs["pretraining-apart"] = partial(small.pretraining, pretrain_steps, universal_sharing="apart")
