@@ -99,6 +99,14 @@ def test_options_no_published_model_uses_are_refused():
         OnePeaceConfig.from_official(cfg)
 
 
+@pytest.mark.parametrize(("name", "value"), [("shrink_alpha", 0.1), ("use_attn_bias", False)])
+def test_options_of_adapters_that_change_gradients_or_tables_are_refused(name, value):
+    cfg = json.loads((GOLDENS / "embeddings_val" / "config.json").read_text())
+    cfg["encoder"]["image_adapter"][name] = value
+    with pytest.raises(ValueError, match=f"expected model.encoder.image_adapter.{name} = "):
+        OnePeaceConfig.from_official(cfg)
+
+
 def test_the_vision_branch_file_equals_the_full_model_without_its_final_norm(tmp_path):
     path = official_file(tmp_path, "embeddings_val")
     full, _ = plait.load(path)

@@ -41,13 +41,20 @@ _IGNORED_ENCODER = frozenset(
 )
 _IGNORED_ADAPTER = frozenset(
     """
-    bucket_size rel_bucket_size vision_encoder_type layernorm_embedding add_type_embedding shrink_alpha dropout
-    use_attn_bias feature_embed_dim feature_encoder_spec abs_pos_type conv_pos_depth conv_pos_width conv_pos_groups
+    bucket_size rel_bucket_size vision_encoder_type layernorm_embedding add_type_embedding dropout
+    feature_embed_dim feature_encoder_spec abs_pos_type conv_pos_depth conv_pos_width conv_pos_groups
     conv_bias freeze_extractor
     """.split()  # noqa: SIM905
 )
 # Options of the official code that no published model uses; a file that sets one of them is refused, not misread.
-_FIXED = {"scale_attn": False, "scale_heads": False, "activation_fn": "gelu", "conv_pos_pre_ln": False}
+_FIXED = {
+    "scale_attn": False,
+    "scale_heads": False,
+    "activation_fn": "gelu",
+    "conv_pos_pre_ln": False,
+    "shrink_alpha": 1.0,
+    "use_attn_bias": True,
+}
 
 
 def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
