@@ -1,6 +1,10 @@
 """The two stages from manifest to model directory, on a handful of drawn pictures and sine waves."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,8 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 
 import plait
+from plait.cli import main
 from plait.recipes.one_peace import data_directory, stage1, stage2, vocabulary
 from plait.training.commands import run_recipe
+from plait.training.logging import read_metrics
 from plait.types import Sample
 
 
@@ -87,3 +93,31 @@ def test_the_vocabulary_writes_any_text(data):
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"manifest\.jsonl"):
         data_directory(str(tmp_path))
+
+
+def test_a_killed_recipe_goes_on_is_evaluated_and_exported_from_the_command_line(data, tmp_path, capsys):
+    """Killed by the system while it trains; the same command then ends with the losses of a run left alone."""
+    losses = {}
+    for name in ("whole", "killed"):
+        out = tmp_path / name
+        words = [f"data={data}", "steps=30", "batch_size=4", "denoise_every=0", "augmentation=0"]
+        argv = ["train", "one_peace.stage1", "--out", str(out), "--device", "cpu", "--checkpoint-seconds", "0"]
+        argv += [part for word in words for part in ("--set", word)]
+        if name == "killed":
+            code = f"import sys, torch; torch.set_num_threads(1); from plait.cli import main; sys.exit(main({argv!r}))"
+            process = subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            while len(read_metrics(out / "metrics.jsonl")) < 4 and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL and not (out / "model").exists()
+        assert main(argv) == 0
+        losses[name] = [row["loss"] for row in read_metrics(out / "metrics.jsonl")]
+    assert losses["whole"] == pytest.approx(losses["killed"], rel=1e-6) and len(losses["whole"]) == 30
+    model = str(tmp_path / "killed" / "model")
+    capsys.readouterr()
+    assert main(["eval", "emergent", model, "--data", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["embed", model, "--text", "bell", "--out", str(tmp_path / "bell.npy")]) == 0
+    assert np.load(tmp_path / "bell.npy").shape[0] == 1
