@@ -67,8 +67,10 @@ def test_many_files_with_one_reason_are_one_line(
         (tmp_path / "all" / f"{n:02}.txt").write_text("milk")
     (tmp_path / "all" / "half.png").write_bytes((tmp_path / "all" / "plain-0.png").read_bytes()[:30])
     monkeypatch.chdir(tmp_path)
-    assert main(["index", "add", "i.lance", "all", "--model", "nano"]) == 0
-    assert [line for line in capfd.readouterr().err.splitlines() if "%|" not in line] == [
+    assert main(["index", "add", "{i}.lance", "all", "--model", "nano"]) == 0
+    out, err = capfd.readouterr()
+    assert out == "{i}.lance: 2 added, 0 replaced, 0 there already, 2 in all\n"
+    assert [line for line in err.splitlines() if "%|" not in line] == [
         "skipped: 30 files: no picture, video or sound (all/00.txt, all/01.txt, all/02.txt, ...)",
         "skipped: all/half.png: a truncated or damaged PNG file; check the file",
     ]

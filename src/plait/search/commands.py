@@ -59,7 +59,7 @@ def embed(
     check_output(out, overwrite=overwrite)
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite)
-    _print_report(report, f"{out}: {{added}} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
+    _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
 
 
 @app.command()
@@ -107,8 +107,8 @@ def add(
     else:
         opened = Index.open(index, embedder)
     report = opened.add(paths, deduplicate=not keep_duplicates)
-    line = f"{index}: {{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
-    _print_report(report, line, as_json, paths, rows=len(opened))
+    line = f"{{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
+    _print_report(report, index, line, as_json, paths, rows=len(opened))
 
 
 @app.command()
@@ -249,7 +249,7 @@ def parse_weights(text: str) -> dict[str, float]:
         raise UsageError(f"{error}; correct --weights") from error
 
 
-def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path], **more: Any) -> None:
+def _print_report(report: AddReport, target: Path, line: str, as_json: bool, paths: list[Path], **more: Any) -> None:
     """Counts and what was left out, for people or machines. ValueError (one line) where nothing was taken."""
     counts = {"added": report.added, "replaced": report.replaced, "unchanged": report.unchanged}
     if as_json:
@@ -261,7 +261,7 @@ def _print_report(report: AddReport, line: str, as_json: bool, paths: list[Path]
         return
     for name, problems in (("duplicate", report.duplicates), ("skipped", report.skipped)):
         _print_problems(name, problems)
-    print(line.format(**counts))
+    print(f"{target}: {line.format(**counts)}")
 
 
 def _print_problems(name: str, problems: list[Problem]) -> None:
