@@ -88,6 +88,7 @@ RECIPES = {
     "entailment": lambda init, data: mplug2.classification(
         init, data, task="entail", medium="image", steps=2, batch_size=4
     ),
+    "comparison": lambda init, data: mplug2.comparison(init, f"{data}/pairs.jsonl", steps=2, batch_size=4),
 }
 
 
@@ -100,6 +101,11 @@ def parts(data):
     for name, letter in (("images", "i"), ("videos", "v"), ("texts", "t")):
         text = "".join(json.dumps(row) + "\n" for row in rows if row["id"].startswith(letter))
         (Path(data) / f"{name}.jsonl").write_text(text)
+    both = [
+        {"id": f"c{i}", "images": [f"{a}.png", f"{b}.png"], "text": f"a {a} thing", "label": str(i % 2)}
+        for i, (a, b) in enumerate(zip(COLOURS, [*COLOURS][::-1], strict=True))
+    ]
+    (Path(data) / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -191,6 +197,8 @@ def test_wrong_rows_and_sizes_are_one_line(start, data):
         mplug2.pretraining(data, start, batch_size=5, queue_size=8)
     with pytest.raises(ValueError, match="task classify or entail, got 'dance'"):
         mplug2.classification(start, data, task="dance")
+    with pytest.raises(ValueError, match="expected rows with images"):
+        mplug2.comparison(start, data)
 
 
 def test_a_vocabulary_reads_its_texts_and_spells_the_rest():

@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "mplug2.retrieval": "plait.recipes.mplug2:retrieval",
     "mplug2.grounding": "plait.recipes.mplug2:grounding",
     "mplug2.classification": "plait.recipes.mplug2:classification",
+    "mplug2.comparison": "plait.recipes.mplug2:comparison",
     "mplug_owl.stage1": "plait.recipes.mplug_owl:stage1",
     "mplug_owl.stage2": "plait.recipes.mplug_owl:stage2",
     "mplug_owl2.pretrain": "plait.recipes.mplug_owl2:pretrain",

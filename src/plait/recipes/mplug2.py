@@ -63,22 +63,22 @@ def pretraining(
     queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
     what to write; the saved model then expects to be. Never released; values are the predecessor's (base: 256 pixels,
     these rates, batch 256, 30 epochs). Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
-    WebVid (2 M clips), Wikipedia and Common Crawl.
+    WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
+    times that for all objectives and their gradients; no figure was published.
     """
     if init is not None and (clip or bert):
         raise ValueError(f"expected either init or clip and bert, got {init} and {clip or bert}; leave one out")
     steps, epochs = _length(steps, epochs)
-    changes: dict[str, Any] = {"queue_size": queue_size, "universal_sharing": universal_sharing}
-    changes["instructions"] = instructions
+    switches = {"universal_sharing": universal_sharing, "instructions": instructions}
+    changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
     processor = processor_for(config) if init is None else load_processor(init)
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
-    sources = partial(_media, data, media, processor, instructions)
     stage = _stage(
         "pretraining",
         _objective(processor, alpha, mask_probability),
-        sources,
+        partial(_media, data, media, processor, instructions),
         steps,
         epochs,
         batch_size,
@@ -86,8 +86,8 @@ def pretraining(
         vision_lr,
         floor=min(FLOOR, lr / 10),
     )
-    build = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
-    return _recipe(processor, stage, partial(_fresh, config, clip, bert) if init is None else build)
+    old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
+    return _recipe(processor, stage, partial(_fresh, config, clip, bert) if init is None else old)
 
 
 def _objective(processor: MPlug2Processor, alpha: float, mask_probability: float) -> PreTraining:
@@ -137,7 +137,9 @@ def captioning(
 ) -> Recipe:
     """Captions of clips or pictures: rows with `video` or `image` and `captions` or `text`.
 
-    Published (large): CIDEr 80.3 on MSRVTT, 165.8 on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
+    Data: MSRVTT, MSVD. Cost: a clip of 16 frames takes 3.5 TFLOPs forward (large, `plait plan mplug2 caption`) and
+    about three times that in training; the released scripts use 8 GPUs. Published (large): CIDEr 80.3 on MSRVTT, 165.8
+    on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
     instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
     """
     collate = partial(rows.captions, load_processor(init), prompt, instructions)
@@ -196,7 +198,9 @@ def answering(
 
     instructions: whether questions are framed by what to do; the saved model then frames them as well. distill, alpha:
     momentum distillation, which the released code computes and throws away and this one uses.
-    Published (large): accuracy 48.0 on MSRVTT-QA, 58.1 on MSVD-QA; VQA v2 81.11 (test-dev).
+    Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
+    (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
+    MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
     """
     processor = load_processor(init)
     samples = rows.rows_with(data, "question", "answers")
@@ -221,8 +225,9 @@ def retrieval(
 ) -> Recipe:
     """Text <-> image or video: rows with `image` or `video` and `captions` or `text`; contrast with queues, matching.
 
-    Published (large, recalled): MSRVTT text-to-video R@1 53.1. The recipe was not released; batch and queue are the
-    predecessor's.
+    Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for a picture
+    (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
+    text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
     """
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
@@ -246,8 +251,9 @@ def grounding(
 ) -> Recipe:
     """Boxes of phrases: rows with `image`, `question` or `text` (the phrase) and `boxes` (x0, y0, x1, y1 in pixels).
 
-    Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates are
-    those of the released video tasks.
+    Data: RefCOCO, RefCOCO+, RefCOCOg. Cost: 0.25 TFLOPs forward a phrase (large, 224 pixels), three times that in
+    training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
+    are those of the released video tasks.
     """
     collate = partial(rows.boxes, load_processor(init))
     return _finetuning(
@@ -268,8 +274,9 @@ def classification(
 ) -> Recipe:
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
-    Rows with `label` and what `medium` names; a pair of texts has the second in `text_pair`. Published (large,
-    recalled): Kinetics-400 top-1 87.1, ImageNet 87.7; the recipes were not released.
+    Rows with `label` and what `medium` names; a pair of texts has the second in `text_pair`. Data: Kinetics, ImageNet,
+    GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture, 0.01 a sentence (large), three times
+    that in training. Published (large, recalled): Kinetics-400 top-1 87.1, ImageNet 87.7; no recipe was released.
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
@@ -282,6 +289,34 @@ def classification(
     return _finetuning(
         init, data, collate, task, steps, epochs, batch_size, lr, vision_lr, ("label",), chosen, medium, **changes
     )
+
+
+def comparison(
+    init: str,
+    data: str,
+    steps: int | None = None,
+    epochs: float | None = 10,
+    batch_size: int = 32,
+    lr: float = 2e-5,
+    vision_lr: float = 2e-6,
+) -> Recipe:
+    """What a text says of several pictures (`compare`): rows with `images` (in every row as many), `text` and `label`.
+
+    Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
+    Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
+    """
+    samples = [sample for sample in rows.rows_with(data, "text", "label") if sample.meta.get("images")]
+    counts = {len(sample.meta["images"]) for sample in samples}
+    if len(counts) != 1:
+        raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts) or 'none'}")
+    labels = sorted({sample.label or "" for sample in samples})
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    processor = load_processor(init)
+    source = partial(Shuffled, samples, partial(rows.compared, processor, labels, folder))
+    stage = _stage("compare", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": "compare", "num_images": counts.pop()}
+    build = partial(from_directory, Path(init), model_class=MPlug2ForSequenceClassification, **changes)
+    return _recipe(processor, stage, build)
 
 
 def _finetuning(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -239,3 +240,20 @@ def classes(
         pair = [str(sample.meta["text_pair"]) for sample in samples] if "text_pair" in samples[0].meta else None
         batch |= processor.tokenize([sample.text or "" for sample in samples], pair, truncation=True)
     return batch
+
+
+def compared(
+    processor: MPlug2Processor, labels: Sequence[str], folder: Path, samples: list[Sample], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """What a text says of several pictures (`meta["images"]`, paths under `folder`), and labels.
+
+    pixel_values: (batch, images, 3, side, side), every picture augmented for itself.
+    """
+    draw = random.Random(int(rng.integers(1 << 62)))
+    seen = [
+        torch.stack([training_image(load_image(folder / name), processor.image_size, draw) for name in names])
+        for names in (sample.meta["images"] for sample in samples)
+    ]
+    batch = processor.tokenize([sample.text or "" for sample in samples], truncation=True)
+    targets = torch.tensor([labels.index(sample.label or "") for sample in samples])
+    return {"pixel_values": torch.stack(seen), **batch, "labels": targets}

@@ -203,7 +203,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
         """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
-        states, _ = self.model.read(input_ids, attention_mask, way=path("retrieve", "image"))
+        states = self.model.read(input_ids, attention_mask, way=path("retrieve", "image"))[0]
         return self.alignment.embed(states, "text")
 
     def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
