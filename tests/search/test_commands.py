@@ -51,6 +51,8 @@ def test_index_and_search_from_the_command_line(
     assert page.stat().st_size > 2000
     assert main(["search", str(index), "--image", str(media / "red.png"), "-k", "1"]) == 0
     assert re.search(r"1\s+1\.000\s+image.*red\.png", capfd.readouterr().out)
+    assert main(["search", str(index), "--text", "red", "--where", "label = 'cat'"]) == 0
+    assert capfd.readouterr().out == "nothing found\n"
 
     assert main(["index", "add", str(index), str(media), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["unchanged"] == 3

@@ -124,6 +124,8 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 def table(hits: Sequence[Hit]) -> str:
     """Hits as lines of text for a terminal."""
+    if not hits:
+        return "nothing found"
     rows = [
         (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", hit.path or hit.id)
         for n, hit in enumerate(hits, 1)
