@@ -67,6 +67,12 @@ def test_more_pictures_than_the_context_holds_are_one_clear_line() -> None:
         short.rank(clip, "what?", ["yes", "no"])
 
 
+def test_a_tokenizer_of_another_model_is_one_clear_line() -> None:
+    model, processor = model_and_processor(vocab_size=40)  # its image id, 40, is no letter of the prompt
+    with pytest.raises(ValueError, match=r"expected ids below 40, got \d+; use the tokenizer of this model"):
+        Assistant((model, processor)).answer(images()[0], "xyz", max_length=1)
+
+
 def test_a_text_that_ends_an_answer_is_cut_off() -> None:
     model, processor = model_and_processor()
     assert processor.stop_strings == ()

@@ -133,7 +133,13 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
                 f"expected {images * per_image} image positions for {images} images of {per_image}, got {positions}; "
                 "give one <|image|> per image and let the processor expand it"
             )
-        embeds = self.token_embedding(input_ids.masked_fill(is_image, 0))
+        try:
+            embeds = self.token_embedding(input_ids.masked_fill(is_image, 0))
+        except IndexError as error:  # on a CPU; a GPU stops by itself
+            largest = int(input_ids.masked_fill(is_image, 0).max())
+            raise ValueError(
+                f"expected ids below {self.config.vocab_size}, got {largest}; use the tokenizer of this model"
+            ) from error
         if pixel_values is None and self.training:
             # Gradients of tower and abstractor are 0, not None, so that all ranks issue the same collectives.
             side = self.config.image_size
