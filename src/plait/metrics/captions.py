@@ -138,11 +138,14 @@ def cider(
     cosine = _cosine if plain else _clipped_cosine
     scores = []
     for words, several in zip(said, right, strict=True):
-        mine = [_weighted(words, n, idf, unseen) for n in ORDERS]
+        mine = [_weighted(_grams(words, n), idf, unseen) for n in ORDERS]
         total = 0.0
         for reference in several:
+            pairs = zip(mine, (_grams(reference, n) for n in ORDERS), strict=True)
             likeness = sum(
-                cosine(own, _weighted(reference, n, idf, unseen)) for n, own in zip(ORDERS, mine, strict=True)
+                cosine(own, _weighted(grams, idf, unseen))
+                for own, grams in pairs
+                if not own[0].keys().isdisjoint(grams)
             )
             gap = max(0, len(words) - 1) - max(0, len(reference) - 1)
             total += likeness / 4 * (1.0 if plain else math.exp(-(gap**2) / (2 * sigma**2)))
@@ -153,9 +156,9 @@ def cider(
 Weighted = tuple[dict[Gram, float], float]
 
 
-def _weighted(words: Words, n: int, idf: Mapping[Gram, float], unseen: float) -> Weighted:
-    vector = {gram: count * idf.get(gram, unseen) for gram, count in _grams(words, n).items()}
-    return vector, math.sqrt(math.fsum(value * value for value in vector.values()))
+def _weighted(grams: Grams, idf: Mapping[Gram, float], unseen: float) -> Weighted:
+    vector = {gram: count * idf.get(gram, unseen) for gram, count in grams.items()}
+    return vector, math.hypot(*vector.values())
 
 
 def _clipped_cosine(mine: Weighted, theirs: Weighted) -> float:
