@@ -145,6 +145,18 @@ def test_rates_fall_layer_by_layer_and_the_abstractor_has_its_own(init, data):
         assert of("patch_embed") == pytest.approx(0.729) and of(".abstractor.") == 0.2 and of(".decoder.") == 1
 
 
+def test_settings_are_the_published_ones(init, data):
+    first, second = (build(init, data).stages[0] for build in (module.pretrain, module.joint))
+    for stage in (first, second):
+        assert (stage.betas, stage.eps, stage.weight_decay, stage.clip) == ((0.9, 0.98), 1e-6, 0.05, 1.0)
+        assert stage.layer_decay == 0.9
+    assert (first.peak_lr, first.floor, first.warmup) == (1e-4, 1e-6, 1000)
+    assert (first.batch_size, first.steps) == (8192, 42_500)
+    assert (second.peak_lr, second.floor, second.warmup) == (2e-5, 1e-7, 250)
+    assert (second.batch_size, second.epochs) == (256, 1)
+    assert module.joint(init, data, lora=2).stages[0].peak_lr == 1e-4
+
+
 def test_steps_hold_one_modality_of_similar_length():
     samples = [Sample(str(i), image="x" if i % 2 else None, question="w " * (i + 1), answers=["a"]) for i in range(40)]
     source = rows.Grouped(samples, lambda parts, rng: parts, lambda sample, rng: sample, micro=2)
