@@ -20,7 +20,7 @@ def main() -> int:
     if len(sys.argv) != 2 or not torch.cuda.is_available():
         print("expected a directory for the results and a GPU", file=sys.stderr)
         return 2
-    steps = {"warm_steps": 4000, "stage1_steps": 4000, "stage2_steps": 6000}
+    steps = {"tower_steps": 4000, "warm_steps": 2000, "stage1_steps": 4000, "stage2_steps": 6000}
     return study(Path(sys.argv[1]), seeds=3, batch_size=64, count=400, device="cuda", **steps)
 
 

@@ -22,6 +22,7 @@ from plait.recipes import mplug_owl_measures as measures
 from plait.recipes import mplug_owl_sights as sights
 from plait.recipes import mplug_owl_small as small
 from plait.recipes.mplug_owl_table import CONDITIONS
+from plait.training.stages import freeze
 from plait.types import Sample
 
 from ..models.mplug_owl2.tiny import byte_tokenizer
@@ -65,7 +66,15 @@ def photographs_and_animations(place: Path) -> Path:
 def test_one_command_trains_measures_and_prints_its_table(llm, tmp_path, capsys):
     out = tmp_path / "study"
     photographs_and_animations(out / "data")
-    settings = {"llm": llm, "warm_steps": 1, "stage1_steps": 1, "stage2_steps": 4, "batch_size": 4, "count": 3}
+    settings = {
+        "llm": llm,
+        "tower_steps": 1,
+        "warm_steps": 1,
+        "stage1_steps": 1,
+        "stage2_steps": 4,
+        "batch_size": 4,
+        "count": 3,
+    }
     typed = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = ["study", "owl", "--out", str(out), "--set", "device=cpu", "--set", "dtype=float32", *typed]
     assert main(command) == 0
@@ -86,7 +95,15 @@ def test_one_command_trains_measures_and_prints_its_table(llm, tmp_path, capsys)
 
 
 def test_without_packages_the_drawings_are_enough(llm, tmp_path, capsys):
-    typed = ["llm=" + str(llm), "more=false", "warm_steps=1", "stage1_steps=1", "stage2_steps=1", "count=2"]
+    typed = [
+        "llm=" + str(llm),
+        "more=false",
+        "tower_steps=1",
+        "warm_steps=1",
+        "stage1_steps=1",
+        "stage2_steps=1",
+        "count=2",
+    ]
     sets = [part for one in (*typed, "batch_size=2", "device=cpu") for part in ("--set", one)]
     assert main(["study", "owl", "--out", str(tmp_path / "study"), *sets]) == 0
     head = capsys.readouterr().out
@@ -132,7 +149,7 @@ def test_a_moving_thing_is_never_mirrored(seen):
 
 def test_the_warm_up_says_what_moves_and_which_way(llm, seen):
     _, processor = small.fresh(llm, 0)
-    source = small.Named(seen, processor)
+    source = small.Named(seen, processor, small.SHOWN)
     batch = source.load(source.rows(0, 0, 16), np.random.default_rng(0))
     assert len(batch["labels"]) == 16 == len(batch["pixel_values"]) + len(batch["pixel_values_videos"])
     first, second = batch["labels"].T
@@ -140,6 +157,20 @@ def test_the_warm_up_says_what_moves_and_which_way(llm, seen):
     assert torch.equal(first[:pictures], second[:pictures])
     moving = [source.words[int(i)] for i in second[pictures:]]
     assert len(moving) == 4 and sum(word in MOTIONS for word in moving) == 2
+
+
+def test_the_tower_learns_alone_from_pictures_before_the_abstractor_does(llm, seen):
+    recipe = small.warm_up(llm, seen, (1, 1), batch_size=4)
+    model, (alone, whole) = recipe.model_builder(), recipe.stages
+    freeze(model, alone.trainable)
+    batch = alone.batches().load([0, 1, 2, 3], np.random.default_rng(0))
+    assert len(batch["pixel_values"]) == 4 and "pixel_values_videos" not in batch
+    loss, _ = alone.objective(model, batch, 0, torch.Generator())
+    loss.backward()
+    learns = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert "vision.patch_embedding.weight" in learns and "abstractor.proj.weight" in learns
+    assert not any(name.startswith(("abstractor.layers", "abstractor.queries", "language_model")) for name in learns)
+    assert whole.steps == 1 and set(whole.trainable) == set(small.VISUAL)
 
 
 def test_every_fourth_step_of_stage_two_asks_about_sentences(llm, seen):

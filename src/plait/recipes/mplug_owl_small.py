@@ -1,12 +1,13 @@
 """The small mPLUG-Owl of `plait study owl`: what it trains on, each stage a `Recipe`.
 
-language model, fresh tower -> warm-up (pictures and clips towards embeddings of their words) -> stage 1 (words of
-pictures and clips, language model frozen) -> stage 2 (questions about both and about sentences, LoRA, the rest frozen)
+language model, fresh tower -> warm-up (pictures past the queries, then pictures and clips through them, towards
+embeddings of their words) -> stage 1 (words of pictures and clips, language model frozen) -> stage 2 (questions about
+both and about sentences, LoRA, the rest frozen)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plait.blocks.attention import attention_function
 from plait.data.build.snippets import movie_snippets
 from plait.data.drawn_tasks import MOTIONS, Example
 from plait.data.pairs import augment
@@ -38,6 +40,9 @@ SYSTEM = "A chat."
 VISUAL = tuple(f"{prefix}*" for prefix in STAGE1["all"])
 SHOWN = ("drawing", "photo", "drawing", "motion", "drawing", "photo", "drawing", "animation")
 """What the rows of a warm-up step show, over and over."""
+
+PICTURES = ("drawing", "drawing", "drawing", "photo")
+"""The same while the tower learns alone."""
 
 STRENGTH = {"is_there": 0.15, "count": 0.15, "motion": 0.15}
 """Of augmentation, 0.5 for the other tasks: small things must stay in sight."""
@@ -61,16 +66,24 @@ def fresh(llm: Path, seed: int) -> Built:
     return model, processor
 
 
-def warm_up(llm: Path, seen: Sights, steps: int, *, batch_size: int = 64, lr: float = 1e-3, seed: int = 0) -> Recipe:
-    """Tower and abstractor alone: what they make of an image moves to the embedding of its name.
+def warm_up(
+    llm: Path, seen: Sights, steps: tuple[int, int], *, batch_size: int = 64, lr: float = 1e-3, seed: int = 0
+) -> Recipe:
+    """What is made of an image moves to the embedding of its name: by the tower, then by tower and abstractor.
 
-    Stands for the CLIP tower that the published model begins with.
+    steps: of both. Stands for the CLIP tower that the published model begins with: fresh queries hand little of a
+    gradient down to a fresh tower, so the mean of its positions goes through the projection first, past the queries.
     """
     model, processor = fresh(llm, seed)
-    source = Named(seen, processor)
-    ids = [processor.tokenizer(" " + word)["input_ids"] for word in source.words]
-    stage = _stage("warm-up", partial(towards_words, ids), source, steps, batch_size, lr, VISUAL)
-    return Recipe(lambda: model, [replace(stage, weight_decay=0.05)], partial(save, processor))
+    pictures, everything = Named(seen, processor, PICTURES), Named(seen, processor, SHOWN)
+    ids = [processor.tokenizer(" " + word)["input_ids"] for word in everything.words]
+    alone = _stage(
+        "tower", partial(towards_words, ids, mean_of_tower), pictures, steps[0], batch_size, lr,
+        ("vision.*", "abstractor.proj.*"),
+    )  # fmt: skip
+    whole = _stage("warm-up", partial(towards_words, ids, of_queries), everything, steps[1], batch_size, lr / 2, VISUAL)
+    stages = [replace(stage, weight_decay=0.05) for stage in (alone, whole)]
+    return Recipe(lambda: model, stages, partial(save, processor))
 
 
 def seeing(warm: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 3e-4) -> Recipe:
@@ -166,11 +179,11 @@ def augmented(example: Example, rng: np.random.Generator) -> np.ndarray:
 class Named:
     """Drawings, photographs and clips with the words for them: what the fresh tower begins with.
 
-    words: all names, then the ways that things move.
+    shown: what the rows of a step show, over and over; words: all names, then the ways that things move.
     """
 
-    def __init__(self, seen: Sights, processor: MPlugOwlProcessor) -> None:
-        self.seen, self.processor = seen, processor
+    def __init__(self, seen: Sights, processor: MPlugOwlProcessor, shown: Sequence[str]) -> None:
+        self.seen, self.processor, self.shown = seen, processor, shown
         self.numbers = seen.drawings.numbers("train")
         self.held = {kind: [row for row in rows if row.split == "train"] for kind, rows in seen.rows.items()}
         names = {seen.drawings.rows[number].text or "" for number in self.numbers}
@@ -182,14 +195,14 @@ class Named:
         return len(self.numbers) + sum(map(len, self.held.values()))
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Places in `SHOWN`, pictures first; which one comes from the step's generator."""
-        places = [i % len(SHOWN) for i in range(batch_size)]
-        return sorted(places, key=lambda place: SHOWN[place] in ("motion", "animation"))
+        """Places in `shown`, pictures first; which one comes from the step's generator."""
+        places = [i % len(self.shown) for i in range(batch_size)]
+        return sorted(places, key=lambda place: self.shown[place] in ("motion", "animation"))
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
         """-> pixel_values (pictures, 3, side, side), pixel_values_videos (clips, 3, frames, side, side), labels
         (batch, 2): numbers of the words that both halves of the positions should mean, pictures before clips."""
-        found = [self._shown(SHOWN[row], rng) for row in rows]
+        found = [self._shown(self.shown[row], rng) for row in rows]
         found.sort(key=lambda one: is_clip(one[0]))
         batch = batch_of(self.processor, [example for example, _ in found], rng=rng)
         pixels = {name: batch[name] for name in ("pixel_values", "pixel_values_videos") if name in batch}
@@ -207,13 +220,29 @@ class Named:
         return Example("name", np.asarray(self.seen.drawings.pictures[number])[None], "", name), (name, name)
 
 
+def of_queries(model: MPlugOwlForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """What the queries read, without the end vector: (batch, queries, dim)."""
+    return model.encode(pixels)[:, :-1]
+
+
+def mean_of_tower(model: MPlugOwlForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """The mean of the tower's positions through the abstractor's projection, twice: (batch, 2, dim)."""
+    features = model.vision(pixels, attention_function("sdpa"))
+    return model.abstractor.proj(features.mean(1))[:, None].expand(-1, 2, -1)
+
+
 def towards_words(
-    words: list[list[int]], model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
+    words: list[list[int]],
+    read: Callable[[MPlugOwlForConditionalGeneration, Tensor], Tensor],
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    step: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Which of all words is it: cosine between the mean of half the positions and mean embeddings, and their distance.
 
-    words: ids of each; the first half of the positions stands for what is seen, the second for the same, or in a clip
-    of a moving thing for the way it moves.
+    words: ids of each; read: pixels to positions; the first half of the positions stands for what is seen, the second
+    for the same, or in a clip of a moving thing for the way it moves.
     """
     assert isinstance(model, MPlugOwlForConditionalGeneration)
     table = model.get_input_embeddings().weight
@@ -221,7 +250,7 @@ def towards_words(
     with torch.no_grad():
         goals, middle = torch.stack([table[ids].mean(0) for ids in words]), table.mean(0)
     given = [batch[name] for name in ("pixel_values", "pixel_values_videos") if name in batch]
-    positions = torch.cat([model.encode(pixels) for pixels in given])[:, :-1].float()
+    positions = torch.cat([read(model, pixels) for pixels in given]).float()
     halves = positions.unflatten(1, (2, -1))  # (batch, 2, queries / 2, dim)
     logits = SHARPNESS * F.normalize(halves.mean(2) - middle, dim=-1) @ F.normalize(goals - middle, dim=-1).T
     goal = goals[batch["labels"]]

@@ -23,7 +23,8 @@ def study(
     seeds: int = 1,
     llm: str = "",
     more: bool = True,
-    warm_steps: int = 600,
+    tower_steps: int = 1200,
+    warm_steps: int = 300,
     stage1_steps: int = 60,
     stage2_steps: int = 120,
     batch_size: int = 16,
@@ -35,7 +36,8 @@ def study(
 
     llm: a directory of a causal language model, the packaged SmolLM2 without it; more: photographs (Tux Paint) and
     animated emoji beside the shipped drawings, packages of 326 MB together; count: held-out questions per task. The
-    tower is fresh, warmed up on names in place of CLIP; tests show what training never does.
+    tower is fresh, warmed up on names in place of CLIP, alone (tower_steps) and with the abstractor (warm_steps); tests
+    show what training never does.
     """
     from plait.data.small_llm import smollm2
     from plait.recipes import mplug_owl_small as small
@@ -48,7 +50,7 @@ def study(
         home = out / f"seed-{seed}"
         warm, first = home / "warm-up", home / "stage1"
         plan: dict[str, Any] = {
-            "warm-up": partial(small.warm_up, source, seen, warm_steps, seed=seed),
+            "warm-up": partial(small.warm_up, source, seen, (tower_steps, warm_steps), seed=seed),
             "stage1": partial(small.seeing, warm / "model", seen, stage1_steps, batch_size=batch_size),
             "stage2": partial(small.tuning, first / "model", seen, stage2_steps, batch_size=batch_size),
         }
@@ -59,10 +61,9 @@ def study(
             if run.interrupted is not None:
                 print(f"stopped and saved; run the same command again to continue {out}")
                 return INTERRUPTED
-        for name in STAGES:
-            if not (home / name / "results.json").exists():
-                print(f"[seed {seed}] asking {name}", flush=True)
-                measure(home / name, seen, count, device, dtype)
+        for place in (home / name for name in STAGES if not (home / name / "results.json").exists()):
+            print(f"[seed {seed}] asking {place.name}", flush=True)
+            measure(place, seen, count, device, dtype)
     summary = summarise(out, seen, count) | {"about": about()}
     (out / "summary.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
     print(as_text(summary))
