@@ -11,6 +11,7 @@ from plait.generation.cache_name import CACHE
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.placeholders import expand_placeholders
+from plait.models.mplug_owl2.repetition import words_only
 from plait.models.mplug_owl2.resize import resized
 from plait.models.mplug_owl2.vision import VisionTower
 
@@ -48,6 +49,24 @@ def test_beams_in_a_batch_give_the_beams_of_single_runs(changes) -> None:
     model, processor = model_and_processor(**changes)
     batch = processor(text=list(PROMPTS), images=images())
     assert torch.equal(new_ids(model, batch, num_beams=3), singles(model, processor, num_beams=3))
+
+
+@pytest.mark.parametrize("rule", [{"repetition_penalty": 1.7}, {"encoder_repetition_penalty": 1.5}, {"num_beams": 2}])
+def test_rules_about_repetition_see_words_but_neither_images_nor_padding(rule) -> None:
+    model, processor = model_and_processor()
+    plain = new_ids(model, processor(text=list(PROMPTS), images=images()))
+    rule = {"repetition_penalty": 1.7, **rule}
+    found = new_ids(model, processor(text=list(PROMPTS), images=images()), **rule)
+    assert torch.equal(found, singles(model, processor, **rule))
+    assert not torch.equal(found, plain)
+
+
+def test_images_and_padding_become_a_word_of_their_row() -> None:
+    ids = torch.tensor([[0, 0, 9, 99, 99, 7], [3, 4, 99, 99, 5, 6]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    assert words_only(ids, 99, mask).tolist() == [[7, 7, 9, 7, 7, 7], [3, 4, 3, 3, 5, 6]]
+    assert words_only(ids[:1].repeat(2, 1), 99, mask[:1]).tolist() == [[7, 7, 9, 7, 7, 7]] * 2
+    assert words_only(torch.full((1, 3), 99), 99).tolist() == [[99, 99, 99]]
 
 
 @pytest.mark.parametrize("changes", [{}, QWEN])

@@ -25,6 +25,7 @@ from plait.generation.official_beams import OfficialBeams
 from plait.models.mplug_owl2.abstractor import Abstractor
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.positions import position_ids_of, query_scale, rotary
+from plait.models.mplug_owl2.repetition import WordsInPenalties
 from plait.models.mplug_owl2.vision import VisionTower
 from plait.routing import Route
 from plait.trunks.decoder import Pass, RoutedDecoder, eager_attention
@@ -234,7 +235,7 @@ def interleaved(modality_ids: Tensor) -> Route:
     return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 
-class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams, GenerationMixin):
+class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams, WordsInPenalties, GenerationMixin):
     """The chat model: images and text in, text out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
