@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -129,6 +130,8 @@ def registered(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         torch.save(model.state_dict(), directory / "weights.pt")
 
     def recipe(dropout: float = 0.2, seed: int = 0) -> Recipe:
+        if math.isnan(dropout):
+            raise ValueError("expected dropout from 0 to 1, got nan")
         state["built"] += 1
         state["seed"] = seed
         return Recipe(lambda: tiny.Net(dropout), tiny.stages(objective), save)
@@ -162,6 +165,30 @@ def test_train_writes_a_run_and_does_not_repeat_it(
     assert all(torch.equal(value, first[name]) for name, value in weights(tmp_path).items())
     assert cli.main([*command[:3], "dropout=0.3", *command[4:]]) == 2
     assert "got another dropout (0.1, now 0.3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["dropout=2", "dropout=nan"])
+def test_settings_that_a_recipe_or_its_model_refuses_leave_no_directory(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    out = tmp_path / "run"
+    assert cli.main(["train", "tiny.pair", "--set", setting, "--out", str(out), "--device", "cpu"]) == 1
+    assert "dropout" in capsys.readouterr().err
+    assert not out.exists()
+    out.mkdir()
+    assert cli.main(["train", "tiny.pair", "--set", setting, "--out", str(out), "--device", "cpu"]) == 1
+    assert list(tmp_path.rglob("*")) == [out]
+
+
+def test_starting_again_with_settings_that_are_refused_keeps_the_run(
+    registered: dict[str, Any], tmp_path: Path
+) -> None:
+    command = ["train", "tiny.pair", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    kept = (tmp_path / "config.json").read_text(), weights(tmp_path)
+    assert cli.main([*command, "--no-resume", "--set", "dropout=nan"]) == 1
+    assert (tmp_path / "config.json").read_text() == kept[0]
+    assert all(torch.equal(value, kept[1][name]) for name, value in weights(tmp_path).items())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

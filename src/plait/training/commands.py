@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -69,15 +69,15 @@ def train(
         tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds, keep_last=keep_last, best=best,
         compile=compile, recompute=recompute, parallel=parallel,
     )  # fmt: skip
-    is_new = not (run_dir / "config.json").exists()
-    claim_run_dir(run_dir, config, resume)
-    try:
-        build = partial(function, **arguments)
+    check_run_dir(run_dir, config, resume)
+
+    def build() -> Recipe:
+        recipe = function(**arguments)
+        claim_run_dir(run_dir, config, resume)  # now that the settings are known to be good
+        return recipe
+
+    with _given_back(run_dir):
         result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
-    except (ValueError, OSError):
-        if is_new and not (run_dir / "metrics.jsonl").exists():
-            (run_dir / "config.json").unlink(missing_ok=True)  # so that the corrected command may have this directory
-        raise
     if result.interrupted is not None and _is_main():
         print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
     if result.interrupted is not None:
@@ -115,12 +115,12 @@ def run_recipe(
     if newest is not None and model_dir.exists():
         return TrainResult(newest, store.position(newest).seconds)
     with process_group(device) as (world, place):
-        check_shared(run_dir, world)
-        if world.is_main and model_dir.exists():
-            shutil.rmtree(model_dir)  # of the run that resume=False replaces
         recipe = build()
         for stage in recipe.stages:
             check_divides(stage.batch_size, world.size, stage.accumulation)
+        check_shared(run_dir, world)
+        if world.is_main and model_dir.exists():
+            shutil.rmtree(model_dir)  # of the run that resume=False replaces
         seed_everything(seed, *b"model")
         is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
         model = shapes_of(recipe.model_builder) if is_sharded and not world.is_main else recipe.model_builder()
@@ -183,28 +183,52 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
     return {name: given.get(name, p.default) for name, p in parameters.items()}
 
 
+def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
+    """Raise UsageError where the directory is of a run with other settings, unless resume=False takes it over."""
+    path = run_dir / "config.json"
+    if not (path.exists() and resume):
+        return
+    different = _differences(json.loads(path.read_text()), _plain(config))
+    if different:
+        raise UsageError(
+            f"expected the settings of {path}, got another {different[0]}; "
+            "choose another --out, or --no-resume to start again"
+        )
+
+
 def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
     """Write config.json, or check that the one there asks for the same run. Raises UsageError when it does not.
 
     resume=False takes the directory over; the loop then removes its checkpoints and metrics.
     """
+    check_run_dir(run_dir, config, resume)
     path = run_dir / "config.json"
-    wanted = json.loads(json.dumps(config, default=str))
-    if path.exists() and resume:
-        found = json.loads(path.read_text())
-        different = _differences(found, wanted)
-        if different:
-            raise UsageError(
-                f"expected the settings of {path}, got another {different[0]}; "
-                "choose another --out, or --no-resume to start again"
-            )
-        return
-    if not _is_main():
+    if not _is_main() or (path.exists() and resume):
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({**wanted, "plait": plait.__version__}, indent=2) + "\n")
+    unfinished.write_text(json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
     unfinished.replace(path)
+
+
+@contextmanager
+def _given_back(run_dir: Path) -> Iterator[None]:
+    """Leave no claim to a run that failed before its first step, so that the corrected command may have the place."""
+    is_new, is_made = not (run_dir / "config.json").exists(), not run_dir.exists()
+    try:
+        yield
+    except (ValueError, OSError):
+        if is_new and not (run_dir / "metrics.jsonl").exists():
+            (run_dir / "config.json").unlink(missing_ok=True)
+            if is_made:
+                with suppress(OSError):  # something is in it
+                    run_dir.rmdir()
+        raise
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """The configuration as JSON gives it back."""
+    return json.loads(json.dumps(config, default=str))
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
