@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -34,6 +35,8 @@ def settings_recipe(
     loss: Literal["l2", "dcl"] = "dcl",
     names: tuple[str, ...] = (),
     betas: tuple[float, float] = (0.9, 0.98),
+    scale: float | None = None,
+    sizes: Sequence[int] = (1, 2),
 ) -> Recipe:
     raise NotImplementedError
 
@@ -75,9 +78,14 @@ def test_settings_not_given_keep_their_defaults() -> None:
     [
         ("step=3", "got 'step'; did you mean 'steps'?"),
         ("zzzz=3", "got 'zzzz'; one of betas, data,"),
-        ("steps=many", "expected steps to be int, got 'many'"),
-        ("loss=l3", "expected loss to be"),
-        ("betas=0.9", "expected betas to be"),
+        ("steps=many", "expected steps as a whole number, got 'many'; for example --set steps=20"),
+        ("lr=fast", "expected lr as a number, got 'fast'; for example --set lr=0.001"),
+        ("flip=maybe", "expected flip as true or false, got 'maybe'; for example --set flip=false"),
+        ("limit=few", "expected limit as a whole number or none, got 'few'; for example --set limit=5"),
+        ("scale=big", "expected scale as a number or none, got 'big'; for example --set scale=0.1"),
+        ("loss=l3", "expected loss as l2 or dcl, got 'l3'; for example --set loss=dcl"),
+        ("betas=0.9", "expected betas as 2 numbers with a comma between, got '0.9'; for example --set betas=0.9,0.98"),
+        ("sizes=a,2", "expected sizes as whole numbers with a comma between, got 'a,2'; for example --set sizes=1,2"),
         ("steps", "expected --set key=value, got 'steps'"),
         ("seed=1", "use --seed"),
     ],

@@ -10,12 +10,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -36,6 +36,9 @@ REPORT = "plait.inspect.report:build_report"
 """The page of curves, in a room beside this one that reads run directories and nothing else of training."""
 
 INTERRUPTED = 130
+
+_KINDS = {int: ("a whole number", "100"), float: ("a number", "0.1"), bool: ("true or false", "true")}
+"""Type of a parameter -> what it takes, in words, and an example."""
 
 
 def train(
@@ -176,7 +179,7 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
             raise UsageError("expected the seed in --seed, got --set seed; use --seed")
         if key not in parameters:
             raise UsageError(f"expected a parameter of the recipe, got {key!r}; {_nearest(key, list(parameters))}")
-        given[key] = _parse(key, text, hints.get(key, str))
+        given[key] = _parse(key, text, hints.get(key, str), parameters[key].default)
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if missing:
         raise UsageError(f"expected a value for {', '.join(missing)}, got none; add --set {missing[0]}=VALUE")
@@ -212,7 +215,7 @@ def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
 
 
 @contextmanager
-def _given_back(run_dir: Path) -> Iterator[None]:
+def _given_back(run_dir: Path) -> Generator[None]:
     """Leave no claim to a run that failed before its first step, so that the corrected command may have the place."""
     is_new, is_made = not (run_dir / "config.json").exists(), not run_dir.exists()
     try:
@@ -242,7 +245,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     ]
 
 
-def _parse(key: str, text: str, hint: Any) -> Any:
+def _parse(key: str, text: str, hint: Any, default: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     members = get_args(hint)
@@ -252,8 +255,31 @@ def _parse(key: str, text: str, hint: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python([part for part in text.split(",") if part] if is_sequence else text)
     except ValidationError as error:
-        kind = getattr(hint, "__name__", str(hint))
-        raise UsageError(f"expected {key} to be {kind}, got {text!r}: {error.errors()[0]['msg']}") from error
+        example = f"--set {key}={_example(hint, default)}"
+        raise UsageError(f"expected {key} as {_in_words(hint)}, got {text!r}; for example {example}") from error
+
+
+def _in_words(hint: Any) -> str:
+    """What a parameter of this type takes, for people."""
+    members = [member for member in get_args(hint) if member not in (type(None), ...)]
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, members))
+    if get_origin(hint) in (list, tuple, Sequence):
+        count = f"{len(members)} " if len(members) > 1 else ""
+        return f"{count}{_in_words(members[0]).removeprefix('a ')}s with a comma between"
+    if type(None) in get_args(hint):
+        return f"{' or '.join(map(_in_words, members))} or none"
+    return _KINDS[hint][0] if hint in _KINDS else getattr(hint, "__name__", str(hint))
+
+
+def _example(hint: Any, default: Any) -> str:
+    """A value that the parameter takes, as it is written: its default where that is one."""
+    if isinstance(default, list | tuple) and default:
+        return ",".join(map(str, default))
+    if default is not None and default is not inspect.Parameter.empty and default != ():
+        return str(default).lower() if isinstance(default, bool) else str(default)
+    found = next((member for member in (hint, *get_args(hint)) if member in _KINDS or isinstance(member, str)), "none")
+    return _KINDS[found][1] if found in _KINDS else str(found)
 
 
 def _is_main() -> bool:
