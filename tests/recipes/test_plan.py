@@ -93,6 +93,26 @@ def test_an_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture) -> N
     assert "tiny.two" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mplug2", "dance"], "expected a task of mplug2 (caption, answer,"),
+        (["mplug2", "dance"], "or one of its recipes (pretraining, captioning,"),
+        (["mplug2", "groud"], "got 'groud'; did you mean 'ground'?"),
+        (["mplug2", "self_critcal"], "did you mean 'self_critical'?"),
+        (["mplug_owl", "stage9"], "expected one of the recipes of mplug_owl (stage1, stage2), got 'stage9'; did you"),
+        (["mplug2"], "expected a task of mplug2 (caption, answer,"),
+        (["mplug2"], "got none; add one, such as plait plan mplug2 caption"),
+        (["one_peace"], "got none; add one, such as plait plan one_peace stage1"),
+    ],
+)
+def test_a_family_lists_its_tasks(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_the_stages_of_one_peace_train_complementary_parts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["plan", "one_peace.stage1", "--set", "batch_size=8", "--set", "denoise_every=0", "--json"]) == 0
     (first,) = json.loads(capsys.readouterr().out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,7 @@ def plan(
             json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
         )
         return
+    check_family(recipe, task)
     plans = plan_recipe(
         f"{recipe}.{task}" if task else recipe, settings or [], dtype=dtype, processes=processes, recompute=recompute
     )
@@ -79,6 +81,25 @@ def task_planner(family: str, task: str) -> Any:
 
     planner = getattr(import_module(FAMILIES[family]), "PLANNER", None) if family in FAMILIES else None
     return planner if planner is not None and task in planner.TABLE else None
+
+
+def check_family(family: str, task: str | None) -> None:
+    """Raise UsageError, listing what the family has, where it has no such recipe; nothing for what is no family."""
+    from plait.models.auto import FAMILIES
+    from plait.recipes import RECIPES
+
+    if family not in FAMILIES or f"{family}.{task}" in RECIPES:
+        return
+    tasks = list(getattr(getattr(import_module(FAMILIES[family]), "PLANNER", None), "TABLE", ()))
+    stages = [name.partition(".")[2] for name in RECIPES if name.startswith(f"{family}.")]
+    wanted = f"one of the recipes of {family} ({', '.join(stages)})"
+    if tasks:
+        wanted = f"a task of {family} ({', '.join(tasks)}) or one of its recipes ({', '.join(stages)})"
+    first, *_ = names = [*tasks, *stages]
+    if task is None:
+        raise UsageError(f"expected {wanted}, got none; add one, such as plait plan {family} {first}")
+    close = get_close_matches(task, names, n=1, cutoff=0.4)
+    raise UsageError(f"expected {wanted}, got {task!r}; " + (f"did you mean {close[0]!r}?" if close else "choose one"))
 
 
 def _setting(text: str) -> tuple[str, Any]:
