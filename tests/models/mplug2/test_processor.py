@@ -74,6 +74,7 @@ def test_texts_over_the_limit_are_one_clear_line(processor: MPlug2Processor) -> 
     with pytest.raises(ValueError, match="at most 8 tokens, got 12") as caught:
         processor(text="a man " * 5)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("; shorten it (from Python truncation=True cuts it)")
     assert processor(text="a man " * 5, truncation=True)["input_ids"].shape == (1, 8)
 
 

@@ -141,7 +141,7 @@ class MPlug2Processor(ProcessorMixin):
             if len(ids) > self.max_text_tokens:
                 raise ValueError(
                     f"expected a text of at most {self.max_text_tokens} tokens, got {len(ids)} in {text[:40]!r}...; "
-                    "shorten it, or pass truncation=True"
+                    "shorten it (from Python truncation=True cuts it)"
                 )
         padded = self.tokenizer.pad(rows, return_tensors="pt")
         return {name: torch.as_tensor(padded[name]) for name in rows}
