@@ -35,6 +35,12 @@ def test_a_folder_reports_what_it_skips(folder: Path, capsys: pytest.CaptureFixt
     assert [name in seen.err for name in ("d.png", "z.mp4", "e.wav")] == [True, True, False]
 
 
+def test_one_file_passed_over_is_one_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "notes.txt").unlink()
+    assert cli.main(["caption", "model", str(folder), "--on-bad", "skip"]) == 0
+    assert "passed over 1 file that is neither image nor video\n" in capsys.readouterr().err
+
+
 def test_one_bad_file_is_fatal_by_default(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "z.mp4").unlink()
     assert cli.main(["caption", "model", str(folder)]) == 1

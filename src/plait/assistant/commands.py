@@ -128,7 +128,8 @@ def _run(
     if on_bad == "fail" and (bad := next((r for r in requests if r.error), None)):
         raise ValueError(bad.error)
     if others:
-        typer.echo(f"passed over {others} files that are neither image nor video", err=True)
+        files = "1 file that is" if others == 1 else f"{others} files that are"
+        typer.echo(f"passed over {files} neither image nor video", err=True)
     batch_size, device, dtype, adapter = places
     assistant = Assistant(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     if task in assistant.tasks:
