@@ -157,6 +157,22 @@ def test_settings_are_the_published_ones(init, data):
     assert module.joint(init, data, lora=2).stages[0].peak_lr == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer_decay": 0.0}, r"expected layer_decay above 0 and at most 1, got 0\.0; 1 gives every layer one rate"),
+        ({"layer_decay": 1.5}, "expected layer_decay above 0"),
+        ({"layer_decay": float("nan")}, "expected layer_decay above 0"),
+        ({"frames": 0}, "expected frames of at least 1, got 0; the default is 8"),
+    ],
+)
+def test_settings_that_teach_nothing_are_refused(init, data, settings, message):
+    builds = [module.joint] if "frames" in settings else [module.joint, module.pretrain]
+    for build in builds:
+        with pytest.raises(UsageError, match=message):
+            build(init, data, steps=1, batch_size=2, **settings)
+
+
 def test_steps_hold_one_modality_of_similar_length():
     samples = [Sample(str(i), image="x" if i % 2 else None, question="w " * (i + 1), answers=["a"]) for i in range(40)]
     source = rows.Grouped(samples, lambda parts, rng: parts, lambda sample, rng: sample, micro=2)

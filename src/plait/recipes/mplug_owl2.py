@@ -67,6 +67,7 @@ def pretrain(
     about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and DataComp, 42,500 steps of 8,192 pairs.
     """
     steps = 42_500 if steps is None and epochs is None else steps
+    _check(layer_decay)
     model, processor = loaded(init, image_size, num_queries)
     names = pretraining_names(model)
     samples = rows.described(data)
@@ -113,6 +114,7 @@ def joint(
     """
     from plait.training.adapters import TRAINABLE, folded
 
+    _check(layer_decay, frames)
     model, processor = loaded(init, image_size, num_queries)
     rate = lr or (1e-4 if lora else 2e-5)
     samples = rows.conversations(data)
@@ -127,6 +129,15 @@ def joint(
     build = partial(_adapted, model, lora, lora_alpha, lora_dropout, train_vision)
     after: Any = (lambda trained, _: folded(trained)) if lora else None
     return Recipe(build, [stage], partial(save, processor), after=after)
+
+
+def _check(layer_decay: float, frames: int = 8) -> None:
+    """Raise UsageError for settings with which nothing would be learned, or seen."""
+    if not 0 < layer_decay <= 1:
+        said = f"got {layer_decay}; 1 gives every layer one rate, the published value is 0.9"
+        raise UsageError(f"expected layer_decay above 0 and at most 1, {said}")
+    if frames < 1:
+        raise UsageError(f"expected frames of at least 1, got {frames}; the default is 8")
 
 
 def _adapted(
