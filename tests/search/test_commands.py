@@ -110,6 +110,35 @@ def test_embed_writes_vectors(model: Path, media: Path, tmp_path: Path, capfd: p
     assert np.allclose(np.load(out), Embedder(model).embed([*images, "red", "blue"]), atol=1e-6)
 
 
+def test_embed_fails_on_what_cannot_be_read_where_asked(
+    model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.npy"
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    arguments = ["embed", str(model), str(media), str(tmp_path / "bad.png"), "--out", str(out)]
+    assert main([*arguments, "--on-bad", "fail"]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("plait: expected a file that can be read, got ")
+    assert "bad.png: " in error and error.endswith("; --on-bad skip leaves it out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "bad.png"]
+    assert main([*arguments, "--on-bad", "fail"]) == 1
+    assert main([*arguments, "--on-bad", "maybe"]) == 2
+    assert "expected --on-bad fail or skip, got 'maybe'" in capfd.readouterr().err
+    assert main([*arguments, "--on-bad", "skip"]) == 0
+    assert "skipped: " in capfd.readouterr().err
+    notes = tmp_path / "album" / "notes.txt"
+    notes.parent.mkdir()
+    picture(notes.parent / "red.png", "red")
+    notes.write_text("words")
+    strict = ["embed", str(model), "--out", str(out), "--overwrite", "--on-bad", "fail"]
+    assert main([*strict, str(notes.parent)]) == 0  # a folder may hold other files
+    assert main([*strict, str(notes)]) == 1
+    capfd.readouterr()
+    assert main([*arguments, "--overwrite"]) == 0
+    assert "3 embedded" in capfd.readouterr().out
+    assert len(np.load(out)) == 3
+
+
 def test_weights_are_read_from_text() -> None:
     assert parse_weights("text=1, audio=0.5") == {"text": 1.0, "audio": 0.5}
     with pytest.raises(ValueError, match="got 'text'"):

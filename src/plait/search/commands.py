@@ -48,6 +48,7 @@ def embed(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     adapter: AdapterOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
+    on_bad: Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")] = "skip",
     as_json: JsonOption = False,
 ) -> None:
     """Turn files and texts into vectors. An interrupted run continues from OUT.partial when it is started again."""
@@ -56,9 +57,11 @@ def embed(
 
     if not paths and not text:
         raise UsageError("expected files, folders, manifests or --text to embed, got none")
+    if on_bad not in ("fail", "skip"):
+        raise UsageError(f"expected --on-bad fail or skip, got {on_bad!r}; choose one of them")
     check_output(out, overwrite=overwrite)
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
-    report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite)
+    report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=on_bad == "fail")
     _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from plait.embedder import Embedder
+from plait.embedder.items import NO_MEDIA
 from plait.errors import UsageError, import_extra
 from plait.search.index import adding_progress
 from plait.search.ledger import AddReport
@@ -33,26 +34,28 @@ def embed_to_file(
     *,
     texts: Sequence[str] = (),
     overwrite: bool = False,
+    strict: bool = False,
     show_progress: bool | None = None,
 ) -> AddReport:
     """Embed everything under `source` (see `plait.search.sources.expand`) and `texts` into `out`.
 
     Rows are id, modality, path, caption, label, checksum, meta and vector; `.npy` holds the vectors (n, dim) alone,
     with the rows beside it in `.jsonl`. Work is committed every 64 items to `OUT.partial`; the same call goes on there.
+    strict: what cannot be read is an error instead of skipped; files of a folder that are no media are skipped still.
     Raises ValueError for an unknown format, an `out` that exists, or partial work of another model.
     """
     out = Path(out)
     check_output(out, overwrite=overwrite)
     report = AddReport()
     found = [source, [Sample(id=f"text:{text}", text=text) for text in texts]]
+    named = {str(part) for part in _listed(source)} if strict else None
     candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
     with _Partial(Path(f"{out}.partial"), embedder) as partial, adding_progress(candidates, show_progress) as bar:
         stream = iter(candidates)
         while chunk := list(itertools.islice(stream, CHUNK)):
-            _embed_chunk(embedder, chunk, partial, report)
+            _embed_chunk(embedder, chunk, partial, report, named)
             bar.update(len(chunk))
         if not partial.rows:
-            shutil.rmtree(partial.folder)
             report.refuse_nothing([*_listed(source), *texts])
         partial.finish(out)
     return report
@@ -70,7 +73,10 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"expected no file at {out}, got one; choose another name, or --overwrite it")
 
 
-def _embed_chunk(embedder: Embedder, chunk: Sequence[Candidate], partial: _Partial, report: AddReport) -> None:
+def _embed_chunk(
+    embedder: Embedder, chunk: Sequence[Candidate], partial: _Partial, report: AddReport, named: set[str] | None
+) -> None:
+    """Embed, then commit. named: what was asked for by name, where nothing may be skipped; None skips and reports."""
     entries = []
     for candidate in chunk:
         try:
@@ -84,6 +90,11 @@ def _embed_chunk(embedder: Embedder, chunk: Sequence[Candidate], partial: _Parti
             entries.append(entry)
     found = embedder.embed_readable([entry.item for entry in entries], show_progress=False)
     report.skipped += [Problem.of(entries[s.index].path or entries[s.index].id, s.reason) for s in found.skipped]
+    if named is not None and (
+        bad := next((p for p in report.skipped if p.reason != NO_MEDIA or p.path in named), None)
+    ):
+        reason = bad.reason.partition(";")[0]
+        raise ValueError(f"expected a file that can be read, got {bad.shown}: {reason}; --on-bad skip leaves it out")
     names = ("id", "modality", "path", "caption", "label", "checksum", "meta")
     partial.append([{n: getattr(entries[place], n) for n in names} for place in found.kept], found.vectors)
     report.added += len(found.kept)
@@ -114,6 +125,8 @@ class _Partial:
     def __exit__(self, *_: object) -> None:
         self._vectors.close()
         self._rows.close()
+        if not self.rows:
+            shutil.rmtree(self.folder)
 
     def _recover(self) -> list[dict[str, Any]]:
         self._rows.seek(0)
