@@ -110,6 +110,13 @@ def test_searches_run_to_the_limit_that_the_case_tells(tmp_path: Path) -> None:
     assert new_tokens(Case("mplug_owl2", "owl2_beam_b", path), 5) == 9
 
 
+def test_a_case_that_tells_no_limit_has_that_of_its_longest_answer(tmp_path: Path) -> None:
+    case = Case("mplug_owl2", "owl2_beam_b", tmp_path)
+    assert new_tokens(case, 5) == 5
+    (tmp_path / "CASE.md").write_text("Three beams, no length named.")
+    assert new_tokens(case, 5) == 5
+
+
 def test_a_model_without_ntk_has_the_factor_one(tmp_path: Path) -> None:
     source, path = ROOT / "mplug_owl2" / "owl21_ntk_logn", tmp_path / "mplug_owl2" / "owl21_ntk_logn_b"
     shutil.copytree(source, path)

@@ -126,8 +126,9 @@ def new_tokens(case: Case, stored: int) -> int:
     stored: the longest stored answer, which is shorter than the limit where every best hypothesis ended before it;
     then only CASE.md tells ("9 new tokens").
     """
-    said = re.findall(r"(\d+) new tokens", (case.path / "CASE.md").read_text(encoding="utf-8"))
-    return max(stored, *map(int, said))
+    told = case.path / "CASE.md"
+    said = re.findall(r"(\d+) new tokens", told.read_text(encoding="utf-8")) if told.exists() else []
+    return max([stored, *map(int, said)])
 
 
 @runner("mplug_owl2", "owl2_text_only")
