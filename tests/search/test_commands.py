@@ -67,6 +67,8 @@ def test_index_and_search_from_the_command_line(
     out, err = capfd.readouterr()
     assert "1 deleted, 3 left" in out
     assert err.startswith(f"duplicate: {copy}: same content as ")
+    assert main(["index", "delete", str(index), str(media / "blue")]) == 0  # the beginning of a name is no name
+    assert "0 deleted, 3 left" in capfd.readouterr().out
     assert main(["index", "delete", str(index), str(media / "blue.png")]) == 0
     assert "1 deleted, 2 left" in capfd.readouterr().out
     assert main(["index", "optimize", str(index)]) == 0

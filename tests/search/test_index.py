@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,6 +192,42 @@ def test_rows_can_be_deleted_updated_and_listed(index: Index, media: Path) -> No
         index.delete()
     with pytest.raises(ValueError, match="caption, label or meta"):
         index.update("true")
+
+
+NEIGHBOURS = ("more-x", "more_x", "moreax", "mo%", "mo_e", "mo're", "more.png.d", "more/deep", "More")
+
+
+@pytest.mark.parametrize("name", ["more", "more_x", "mo%", "mo_e", "mo're"])
+@pytest.mark.parametrize("spelt", ["path", "list", "text", "relative", "trailing"])
+def test_deleting_a_folder_takes_whole_names_only(
+    name: str, spelt: str, index: Index, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n, neighbour in enumerate(NEIGHBOURS):
+        (media / neighbour).mkdir()
+        picture(media / neighbour / "1.png", "red", 100 + n)
+    index.add(media)
+    monkeypatch.chdir(media)
+    before = {row["path"] for row in index.list()}
+    doomed = {path for path in before if Path(path).relative_to(media).parts[0] == name}
+    folder = media / name
+    forms: dict[str, Any] = {
+        "path": folder, "list": [folder], "text": str(folder), "relative": f"./{name}", "trailing": [f"{folder}/"],
+    }  # fmt: skip
+    assert index.delete(paths=forms[spelt]) == len(doomed) > 0
+    assert {row["path"] for row in index.list()} == before - doomed
+
+
+def test_deleting_a_file_leaves_files_whose_names_begin_alike(index: Index, media: Path) -> None:
+    picture(media / "red.png.old.png", "red", 50)
+    index.add(media)
+    assert index.delete(paths=str(media / "red.png")) == 1
+    assert {str(media / "red.png.old.png")} <= {row["path"] for row in index.list()}
+
+
+def test_deleting_the_root_deletes_every_file(index: Index) -> None:
+    assert index.delete({"modality": "audio"}, paths=["/"]) == 3
+    assert index.delete(paths="/") == 6
+    assert len(index) == 0
 
 
 def test_stats_describe_the_index(index: Index, embedder: Embedder) -> None:

@@ -176,8 +176,17 @@ class Index:
         report.replaced += replaced
         report.added += len(kept) - replaced
 
-    def delete(self, where: str | Mapping[str, Any] | None = None, *, paths: Sequence[str | Path] | None = None) -> int:
-        """Delete the rows under a filter (`plait.search.where.to_sql`), of paths or of folders; returns how many."""
+    def delete(
+        self,
+        where: str | Mapping[str, Any] | None = None,
+        *,
+        paths: str | Path | Sequence[str | Path] | None = None,
+    ) -> int:
+        """Delete the rows under a filter (`plait.search.where.to_sql`), of paths or of folders; returns how many.
+
+        paths: one or several. A row goes when its path is one of them, or lies below one by whole names: `a/more` takes
+        `a/more/1.png`, never `a/more-x/1.png`.
+        """
         condition = self._condition(where, paths)
         with writing(self.path), one_line(condition):
             return int(self._table.delete(condition).num_deleted_rows)
@@ -221,13 +230,12 @@ class Index:
         with writing(self.path), one_line(condition):
             return int(self._table.update(where=condition, values=values).rows_updated)
 
-    def _condition(self, where: str | Mapping[str, Any] | None, paths: Sequence[str | Path] | None) -> str:
+    def _condition(self, where: str | Mapping[str, Any] | None, paths: str | Path | Sequence[str | Path] | None) -> str:
         parts = [condition] if (condition := to_sql(where)) else []
         if paths:
-            full = [str(Path(path).resolve()) for path in paths]
-            parts.append(
-                "(" + " OR ".join(f"path = {quote(p)} OR starts_with(path, {quote(p + os.sep)})" for p in full) + ")"
-            )
+            # one path is not its letters: the "." of "more/1.png" alone would be the working directory and all below
+            listed = [paths] if isinstance(paths, str | Path) else paths
+            parts.append("(" + " OR ".join(_at_or_below(Path(path).resolve()) for path in listed) + ")")
         if not parts:
             raise ValueError('expected a filter or paths, got neither; use where="true" for every row')
         return " AND ".join(parts)
@@ -311,6 +319,12 @@ class Index:
         outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
         if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
             self._optimize()
+
+
+def _at_or_below(path: Path) -> str:
+    """SQL for the rows of a file, or of a folder by whole names. Not LIKE, to which `%` and `_` are wildcards."""
+    folder = str(path) if path == path.parent else f"{path}{os.sep}"  # the root ends in its separator already
+    return f"path = {quote(str(path))} OR starts_with(path, {quote(folder)})"
 
 
 def _fresh(chunk: Sequence[Candidate], ledger: Ledger, report: AddReport) -> Iterator[tuple[Entry, bool]]:
