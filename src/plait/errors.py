@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
@@ -25,6 +27,24 @@ _REMEDIES = {
     errno.EPERM: "check its owner and permissions",
     errno.EROFS: "choose a place that can be written",
 }
+
+
+@contextmanager
+def no_code_of(place: object) -> Generator[None]:
+    """Name the model directory whose own code transformers would have to run; the advice to trust it is left out.
+
+    A directory may bring classes of its own (`auto_map` and .py files). Every call that reads one passes
+    `trust_remote_code=False`: without it transformers asks on standard input, where any `y` runs a stranger's code.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"expected a model whose code comes with Plait or transformers, got {place} with code of its own "
+            "(auto_map); Plait never runs it: pass another model"
+        ) from error
 
 
 def os_line(error: OSError) -> str:

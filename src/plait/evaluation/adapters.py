@@ -184,8 +184,10 @@ def _load_generator(place: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISUAL
 
     if model_type in VISUAL:
-        return AutoModelForImageTextToText.from_pretrained(place), AutoProcessor.from_pretrained(place)
-    return AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+        model: Any = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=False)
+        return model, AutoProcessor.from_pretrained(place, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(place, trust_remote_code=False)
+    return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
 def grid(pictures: Sequence[Any]) -> Any:
@@ -271,10 +273,11 @@ class Classifier(Named):
         head = (config.get("architectures") or [""])[0]
         hears = HEARING.get(config.get("model_type")) == head  # Wav2Vec2 and its kin call it ForSequenceClassification
         self.kind = "Audio" if hears else head.rpartition("For")[2].removesuffix("Classification")
-        model = getattr(transformers, f"AutoModelFor{self.kind}Classification").from_pretrained(place)
+        auto = getattr(transformers, f"AutoModelFor{self.kind}Classification")
+        model = auto.from_pretrained(place, trust_remote_code=False)
         super().__init__(place, config, model.eval())
         reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
-        self.reader: Any = getattr(transformers, reader).from_pretrained(place)
+        self.reader: Any = getattr(transformers, reader).from_pretrained(place, trust_remote_code=False)
         self.is_multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
 
     def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
@@ -311,8 +314,9 @@ class Detector(Named):
     def __init__(self, place: str, config: Mapping[str, Any]) -> None:
         from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        super().__init__(place, config, AutoModelForObjectDetection.from_pretrained(place).eval())
-        self.reader: Any = AutoImageProcessor.from_pretrained(place)
+        model = AutoModelForObjectDetection.from_pretrained(place, trust_remote_code=False)
+        super().__init__(place, config, model.eval())
+        self.reader: Any = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
 
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
         """Boxes in pixels of every picture with label and score, all that the model gives."""
@@ -339,8 +343,9 @@ class Segmenter(Named):
     def __init__(self, place: str, config: Mapping[str, Any]) -> None:
         from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-        super().__init__(place, config, AutoModelForSemanticSegmentation.from_pretrained(place).eval())
-        self.reader: Any = AutoImageProcessor.from_pretrained(place)
+        model = AutoModelForSemanticSegmentation.from_pretrained(place, trust_remote_code=False)
+        super().__init__(place, config, model.eval())
+        self.reader: Any = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
 
     def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
         """The class of every pixel (height, width) uint8, at the size of the picture."""

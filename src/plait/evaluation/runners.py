@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from plait.errors import no_code_of
 from plait.evaluation.tasks import Capability, Decoding
 from plait.types import Modality
 
@@ -145,7 +146,8 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
         return _able(None, kinds, wanted, place)
     if adapter is not None:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
-    return adapters.ADAPTERS[chosen](str(place), config)
+    with no_code_of(place):
+        return adapters.ADAPTERS[chosen](str(place), config)
 
 
 def _able(model: Any, kinds: Sequence[Capability], wanted: Sequence[Capability], place: Path) -> Any:

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from plait.errors import UsageError
+from plait.errors import UsageError, no_code_of
 from plait.models import shipped
 from plait.models.merge import apply_adapter, with_official_adapter
 from plait.weights.files import Checkpoint, read_checkpoint
@@ -73,8 +73,9 @@ def load(
     if not is_model_directory(place):
         options = options if adapter is None else {**options, "adapter": adapter}
         return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
-    family = _family(AutoConfig.from_pretrained(place).model_type, place)
-    model, processor = family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
+    family = _family(_config_of(place).model_type, place)
+    with no_code_of(place):  # a tokenizer may bring code too
+        model, processor = family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
     if adapter is not None:
         apply_adapter(model, adapter, read_checkpoint(place).state)
     return model, processor
@@ -90,7 +91,7 @@ def load_config(path: str | Path, family: type[Config]) -> Config:
     place = Path(path)
     if not (place / "config.json").is_file():
         raise UsageError(f"expected a model directory with config.json, got {place}; check the path")
-    config = AutoConfig.from_pretrained(place)
+    config = _config_of(place)
     if not isinstance(config, family):
         found = f"{place} of {config.model_type}"
         raise UsageError(f"expected a model directory of {family.model_type}, got {found}; pass one of that family")
@@ -102,7 +103,14 @@ def load_processor(path: str | Path) -> Any:
     place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
-    return _family(AutoConfig.from_pretrained(place).model_type, place).PROCESSOR.from_pretrained(place)
+    family = _family(_config_of(place).model_type, place)
+    with no_code_of(place):
+        return family.PROCESSOR.from_pretrained(place, trust_remote_code=False)
+
+
+def _config_of(place: Path) -> Any:
+    with no_code_of(place):
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
 def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, **options: Any) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ def llama_tokenizer(directory: str | Path, *, add_bos: bool = True) -> Any:
     from tokenizers import normalizers, processors
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-    backend = LlamaTokenizer.from_pretrained(str(directory)).backend_tokenizer
+    backend = LlamaTokenizer.from_pretrained(str(directory), trust_remote_code=False).backend_tokenizer
     # Metaspace puts no space in front of one, as SentencePiece does
     backend.pre_tokenizer = None
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -69,7 +69,7 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, M
     model = loading.from_directory(path, **options)
     if not (path / "tokenizer.json").exists():
         return model, processor_for(model.config)
-    processor = MPlug2Processor.from_pretrained(path)
+    processor = MPlug2Processor.from_pretrained(path, trust_remote_code=False)
     if "image_size" in options:
         processor.image_processor.size = {"height": model.config.image_size, "width": model.config.image_size}
     processor.num_frames = options.get("num_frames", processor.num_frames)

@@ -103,7 +103,7 @@ def from_directory(
     task, model_class, branch and changes as in `from_official`: a captioner out of a pretraining directory is
     `task="caption"`.
     """
-    config = MPlug2Config.from_pretrained(path)
+    config = MPlug2Config.from_pretrained(path, trust_remote_code=False)
     stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
     image_size = changes.pop("image_size", None)
     if model_class not in (None, stored) or task is not None:

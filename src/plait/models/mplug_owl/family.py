@@ -51,7 +51,7 @@ def from_official(
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
     """Model and processor of a model directory; options of `loading.from_directory`."""
-    return loading.from_directory(path, **options), MPlugOwlProcessor.from_pretrained(path)
+    return loading.from_directory(path, **options), MPlugOwlProcessor.from_pretrained(path, trust_remote_code=False)
 
 
 def find_tokenizer(directory: Path) -> Any:
@@ -59,5 +59,5 @@ def find_tokenizer(directory: Path) -> Any:
     if (directory / "tokenizer.json").exists():
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
     return llama_tokenizer(directory, add_bos=False) if (directory / "tokenizer.model").exists() else None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from plait.encoders.clip_weights import clip_tower
+from plait.errors import no_code_of
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.models.mplug_owl.language_model import adopt, build_language_model
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
@@ -43,11 +44,12 @@ def around(
         found, tower = clip_tower(Path(vision), image_size)
         found.pop("activation")  # QuickGELU, as all published towers
         vision = VisionConfig(**found)
-    tokenizer: Any = AutoTokenizer.from_pretrained(llm)
+    with no_code_of(llm):
+        tokenizer: Any = AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype or torch.float32)
+    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype or torch.float32, trust_remote_code=False)
     config = MPlugOwlConfig(
         text_config=language_model.config.to_dict(), vision=vision, abstractor=abstractor, temporal=temporal,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

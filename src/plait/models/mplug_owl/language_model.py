@@ -27,7 +27,7 @@ class EmbeddingNorm(nn.LayerNorm):
 
 def build_language_model(config: PreTrainedConfig) -> Any:
     """A fresh causal language model of `config`, ready for embeddings."""
-    return adopt(AutoModelForCausalLM.from_config(config))
+    return adopt(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 def adopt(model: Any) -> Any:

@@ -68,7 +68,7 @@ def from_directory(
     if is_official_config(written):
         return from_official(checkpoint, dtype=dtype, device=device, branch=branch, **changes)
     _no_branch(branch)
-    config = MPlugOwlConfig.from_pretrained(path)
+    config = MPlugOwlConfig.from_pretrained(path, trust_remote_code=False)
     for name, value in changes.items():
         if not hasattr(config, name):
             raise ValueError(f"expected a field of MPlugOwlConfig, got {name!r}")

@@ -52,4 +52,4 @@ def from_official(
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
     """Model and processor of a model directory; options of `loading.from_directory`."""
-    return loading.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path)
+    return loading.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path, trust_remote_code=False)

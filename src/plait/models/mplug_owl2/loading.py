@@ -82,7 +82,7 @@ def from_directory(
     if is_official_config(written):
         return from_official(checkpoint, dtype=dtype, device=device, branch=branch, **changes)
     _no_branch(branch)
-    config = MPlugOwl2Config.from_pretrained(path)
+    config = MPlugOwl2Config.from_pretrained(path, trust_remote_code=False)
     for name, value in changes.items():
         if not hasattr(config, name):
             raise ValueError(f"expected a field of MPlugOwl2Config, got {name!r}")

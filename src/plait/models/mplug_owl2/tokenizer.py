@@ -35,7 +35,7 @@ def find_tokenizer(directory: Path) -> Any:
     if (directory / "tokenizer.json").exists():
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
     if (directory / "tokenizer.model").exists():
         return llama_tokenizer(directory)
     return qwen_tokenizer(directory) if (directory / "qwen.tiktoken").exists() else None

@@ -81,7 +81,7 @@ def _tokenizer(source: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].partition(":")[0]
         raise ValueError(
@@ -102,7 +102,7 @@ def llama_fields(source: Path) -> dict[str, Any]:
         raise ValueError(f"expected a model of {', '.join(LLAMA_LIKE)} in {source}, got {kind!r}")
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise ValueError(f"expected full attention in {source}, got a sliding window of {config.sliding_window}")
     if config.hidden_act != "silu":

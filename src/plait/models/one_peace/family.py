@@ -48,5 +48,5 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
         options["model_class"] = OnePeaceModel
     model = loading.from_directory(path, **options)
     if (path / "tokenizer.json").exists():
-        return model, OnePeaceProcessor.from_pretrained(path)
+        return model, OnePeaceProcessor.from_pretrained(path, trust_remote_code=False)
     return model, OnePeaceProcessor.from_config(model.config)

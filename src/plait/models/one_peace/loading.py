@@ -95,7 +95,7 @@ def from_directory(
     **changes: Any,
 ) -> OnePeacePreTrainedModel:
     """A model directory written by `save_pretrained`; `branch` reads and keeps only those modalities."""
-    config = OnePeaceConfig.from_pretrained(path)
+    config = OnePeaceConfig.from_pretrained(path, trust_remote_code=False)
     for name, value in changes.items():
         if not hasattr(config, name):
             raise ValueError(f"expected a field of OnePeaceConfig, got {name!r}")
@@ -112,7 +112,7 @@ def from_directory(
 
 def stored_class(path: Path) -> type[OnePeacePreTrainedModel]:
     """The class whose `save_pretrained` wrote this directory."""
-    architectures = OnePeaceConfig.from_pretrained(path).architectures
+    architectures = OnePeaceConfig.from_pretrained(path, trust_remote_code=False).architectures
     return CLASSES.get((architectures or ["OnePeaceModel"])[0], OnePeaceModel)
 
 
