@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
@@ -51,17 +51,17 @@ class MPlugOwlImageProcessor(PilBackend):
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:  # ty: ignore[incompatible-method-override]
         """One or several images -> pixel_values (images, 3, side, side)."""
-        chosen = [images] if isinstance(images, Image) else list(images)
+        chosen = [images] if isinstance(images, Image.Image) else list(images)
         return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in chosen])})
 
-    def pixels(self, image: Image, generator: torch.Generator | None = None, *, training: bool = False) -> Tensor:
+    def pixels(self, image: Image.Image, generator: torch.Generator | None = None, *, training: bool = False) -> Tensor:
         """An image of any size to (3, side, side); training: a random part of it, drawn from `generator`."""
         side = self.size["height"]
         if training:
             return training_pixels(image, side, draw(*image.size, generator), self.image_mean, self.image_std)
         return pixels(image, side, self.image_mean, self.image_std)
 
-    def clip(self, frames: Sequence[Image]) -> Tensor:
+    def clip(self, frames: Sequence[Image.Image]) -> Tensor:
         """Frames to (3, frames, side, side)."""
         return torch.stack([self.pixels(frame) for frame in frames], dim=1)
 
@@ -185,7 +185,7 @@ class MPlugOwlProcessor(ProcessorMixin):
         media = self._pixels(kept[0], kept[1], generator, training=training)
         return BatchFeature(self._padded(rows, "right") | media)
 
-    def _media(self, texts: list[str], images: Any, videos: Any) -> tuple[list[str], list[Image], list[list[Image]]]:
+    def _media(self, texts: list[str], images: Any, videos: Any) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
         """Texts, images and clips; without temporal modules a clip's frames stand among the images."""
         pictures, clips = list(_flat(images)), list(_clips(videos))
         for name, got in ((IMAGE, len(pictures)), (VIDEO, len(clips))):
@@ -201,8 +201,8 @@ class MPlugOwlProcessor(ProcessorMixin):
         return self._frames_as_images(texts, pictures, clips)
 
     def _frames_as_images(
-        self, texts: list[str], pictures: list[Image], clips: list[list[Image]]
-    ) -> tuple[list[str], list[Image], list[list[Image]]]:
+        self, texts: list[str], pictures: list[Image.Image], clips: list[list[Image.Image]]
+    ) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
         given, films, every, rewritten = iter(pictures), iter(clips), [], []
         for text in texts:
             parts = text.split(VIDEO)
@@ -232,8 +232,8 @@ class MPlugOwlProcessor(ProcessorMixin):
 
     def _pixels(
         self,
-        pictures: Sequence[Image],
-        clips: Sequence[Sequence[Image]],
+        pictures: Sequence[Image.Image],
+        clips: Sequence[Sequence[Image.Image]],
         generator: torch.Generator | None = None,
         *,
         training: bool = False,
@@ -264,20 +264,20 @@ def _pad(values: list[int], count: int, fill: int, side: str) -> list[int]:
     return [fill] * count + values if side == "left" else values + [fill] * count
 
 
-def _flat(images: Any) -> Iterator[Image]:
-    if isinstance(images, Image):
+def _flat(images: Any) -> Iterator[Image.Image]:
+    if isinstance(images, Image.Image):
         yield images
     elif images is not None:
         for item in images:
             yield from _flat(item)
 
 
-def _clips(videos: Any) -> Iterator[list[Image]]:
+def _clips(videos: Any) -> Iterator[list[Image.Image]]:
     """Clips out of one clip, a list of them, or a list per prompt; anything with `.frames` is a clip."""
     if videos is None:
         return
     frames = getattr(videos, "frames", videos)
-    if len(frames) and isinstance(frames[0], Image):
+    if len(frames) and isinstance(frames[0], Image.Image):
         yield list(frames)
         return
     for item in frames:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
@@ -35,7 +35,7 @@ from plait.models.mplug_owl2.images import pixels
 from plait.models.mplug_owl2.placeholders import IGNORED, IMAGE_PLACEHOLDER
 from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
 
-Row = tuple[list[int], list[int] | None, list[Image]]
+Row = tuple[list[int], list[int] | None, list[Image.Image]]
 """Ids with -200 for every image, labels or None, the images."""
 
 _KNOWN = {"padding", "truncation", "add_special_tokens", "padding_side", "return_token_type_ids"}
@@ -61,10 +61,10 @@ class MPlugOwl2ImageProcessor(PilBackend):
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:  # ty: ignore[incompatible-method-override]
         """One or several images -> pixel_values (images, 3, side, side)."""
-        chosen = [images] if isinstance(images, Image) else list(images)
+        chosen = [images] if isinstance(images, Image.Image) else list(images)
         return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in chosen])})
 
-    def pixels(self, image: Image) -> Tensor:
+    def pixels(self, image: Image.Image) -> Tensor:
         """An image of any size to (3, side, side)."""
         return pixels(image, self.size["height"], self.image_aspect, self.image_mean, self.image_std)
 
@@ -247,7 +247,7 @@ def _pad(values: list[int], count: int, fill: int, side: str) -> list[int]:
     return [fill] * count + values if side == "left" else values + [fill] * count
 
 
-def _with_media(texts: Sequence[str], images: Any, videos: Any) -> Iterator[tuple[str, list[Image]]]:
+def _with_media(texts: Sequence[str], images: Any, videos: Any) -> Iterator[tuple[str, list[Image.Image]]]:
     """Every text with videos turned into images, and its images. Raises ValueError unless all media have a place."""
     pictures, clips = list(_flat(images)), [list(frames) for frames in videos or ()]
     if clips and isinstance(clips[0][0], list):
@@ -263,7 +263,7 @@ def _with_media(texts: Sequence[str], images: Any, videos: Any) -> Iterator[tupl
     pictures.reverse()
     clips.reverse()
     for text in texts:
-        held: list[Image] = []
+        held: list[Image.Image] = []
         pieces = re.split(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})", text)
         for i, piece in enumerate(pieces):
             if piece == IMAGE:
@@ -275,8 +275,8 @@ def _with_media(texts: Sequence[str], images: Any, videos: Any) -> Iterator[tupl
         yield "".join(pieces), held
 
 
-def _flat(images: Any) -> Iterator[Image]:
-    if isinstance(images, Image):
+def _flat(images: Any) -> Iterator[Image.Image]:
+    if isinstance(images, Image.Image):
         yield images
     elif images is not None:
         for item in images:
