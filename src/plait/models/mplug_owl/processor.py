@@ -185,7 +185,9 @@ class MPlugOwlProcessor(ProcessorMixin):
         media = self._pixels(kept[0], kept[1], generator, training=training)
         return BatchFeature(self._padded(rows, "right") | media)
 
-    def _media(self, texts: list[str], images: Any, videos: Any) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
+    def _media(
+        self, texts: list[str], images: Any, videos: Any
+    ) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
         """Texts, images and clips; without temporal modules a clip's frames stand among the images."""
         pictures, clips = list(_flat(images)), list(_clips(videos))
         for name, got in ((IMAGE, len(pictures)), (VIDEO, len(clips))):
