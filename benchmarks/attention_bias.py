@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from measure import compare, interleaved, milliseconds, write
 
-from plait.blocks.attention import SelfAttention, attention_function
+from plait.nn.attention import SelfAttention, attention_function
 
 BATCH, TEXT, IMAGE, DIM, HEADS, ROUNDS = 8, 32, 197, 512, 8, 60
 

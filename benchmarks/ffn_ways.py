@@ -10,7 +10,7 @@ import torch
 from measure import compare, interleaved, milliseconds, write
 from torch import Tensor, nn
 
-from plait.blocks.mlp import GeGLU
+from plait.nn.layers import GeGLU
 from plait.routing import PerModality, Route
 
 BATCH, TEXT, IMAGE, DIM, HIDDEN, ROUNDS = 8, 32, 197, 512, 2048, 60

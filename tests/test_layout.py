@@ -19,8 +19,8 @@ MAX_FUNCTION_LINES = 80
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
 ROOMS_BY_LEVEL = {
     0: ("types", "routing", "errors"),
-    1: ("media", "blocks", "weights", "objectives", "metrics"),
-    2: ("processing", "encoders", "trunks", "generation"),
+    1: ("media", "nn", "weights", "objectives", "metrics"),
+    2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),
     3.5: ("models",),  # auto.py and convert.py: above the families, below what uses them
     4: ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "inspect", "parity"),
@@ -29,6 +29,7 @@ ROOMS_BY_LEVEL = {
 }
 LEVEL = {room: level for level, rooms in ROOMS_BY_LEVEL.items() for room in rooms}
 SAME_LEVEL = {
+    "nn": {"weights"},
     "routing": {"types"},  # the words all rooms share
     "training": {"data"},
     "search": {"embedder", "chat", "assistant"},
@@ -41,7 +42,7 @@ MAY_NAME_A_FAMILY = ("parity", "recipes")
 
 
 def module_name(path: Path) -> str:
-    """`plait.blocks.mlp` for src/plait/blocks/mlp.py, `plait.blocks` for its __init__.py."""
+    """`plait.nn.layers` for src/plait/blocks/mlp.py, `plait.nn` for its __init__.py."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -67,7 +68,7 @@ def imports_of(module: str, tree: ast.AST, is_package: bool) -> Iterator[str]:
             if node.level:
                 here = [*module.split("."), "__init__"] if is_package else module.split(".")
                 base = ".".join([*here[: -node.level], base]).strip(".")
-            # `from plait.blocks import mlp` names a module, `from plait.blocks.mlp import Mlp` something inside one
+            # `from plait.nn import mlp` names a module, `from plait.nn.layers import Mlp` something inside one
             names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
             names = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant)]
@@ -118,7 +119,7 @@ def test_imports_go_down_only() -> None:
     ("importer", "imported"),
     [
         ("plait.media.image", "plait.weights.files"),  # level 1 imports level 0 only
-        ("plait.blocks.mlp", "plait.trunks.encoder"),
+        ("plait.weights.files", "plait.nn.encoder"),
         ("plait.models.one_peace.model", "plait.models.mplug2.model"),
         ("plait.models.one_peace.model", "plait.models.auto"),
         ("plait.models.one_peace.model", "plait.data.manifest"),
@@ -140,7 +141,7 @@ def test_the_walk_objects_to_forbidden_edges(importer: str, imported: str) -> No
     ("importer", "imported"),
     [
         ("plait.media.image", "plait.types"),
-        ("plait.models.one_peace.model", "plait.trunks.encoder"),
+        ("plait.models.one_peace.model", "plait.nn.encoder"),
         ("plait.models.auto", "plait.models.one_peace.model"),
         ("plait.training.loop", "plait.data.manifest"),
         ("plait.search.index", "plait.embedder.items"),
@@ -160,20 +161,20 @@ def test_the_walk_finds_every_form_of_import() -> None:
     source = """
         import plait.media
         from plait import types
-        from .mlp import Mlp
-        from . import masks
-        from ..trunks import encoder
+        from .layers import SwiGLU
+        from . import attention
+        from ..nn import encoder
         def late():
             from plait.errors import UsageError
             import_module("plait.cli")
     """
-    found = set(imports_of("plait.blocks.attention", ast.parse(textwrap.dedent(source)), is_package=False))
+    found = set(imports_of("plait.nn.attention", ast.parse(textwrap.dedent(source)), is_package=False))
     assert found == {
         "plait.media",
         "plait.types",
-        "plait.blocks.mlp",
-        "plait.blocks.masks",
-        "plait.trunks.encoder",
+        "plait.nn.layers",
+        "plait.nn.attention",
+        "plait.nn.encoder",
         "plait.errors",
         "plait.cli",
     }

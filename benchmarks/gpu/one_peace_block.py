@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plait.blocks.attention import AttentionFunction, attention_function
+from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.encoder import RoutedEncoderLayer
 from plait.routing import Route
-from plait.trunks.encoder import RoutedEncoderLayer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measure import write

@@ -53,9 +53,9 @@ def upcycle(
     dst = Path(dst)
     if os.path.lexists(dst):
         raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
-    from plait.encoders.clip_weights import clip_tower
     from plait.models.mplug_owl2.config import AbstractorConfig, VisionConfig
     from plait.models.mplug_owl2.upcycle import upcycle as build
+    from plait.nn.vit import clip_tower
 
     small = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768, "patch_size": 16}
     if vision is None:

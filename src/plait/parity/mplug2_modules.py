@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import attention_function
 from plait.generation import Hypothesis, beam_search
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import CachedStep, TextDecoder
@@ -24,13 +23,14 @@ from plait.models.mplug2.weights import (
     lm_head_rules,
     official_names,
 )
+from plait.nn.attention import attention_function
+from plait.nn.bert import LMHead
+from plait.nn.encoder import Reader, UniversalLayers
 from plait.objectives.captioning import IGNORED, Reduction, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.masked import masked_lm_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
-from plait.trunks.bert import LMHead
-from plait.trunks.universal import Reader, UniversalLayers
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
 from plait.weights.state import LazyState, load_strict
 

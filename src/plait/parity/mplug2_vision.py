@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import attention_function
-from plait.blocks.position_interpolation import resize_absolute
-from plait.encoders.temporal import ClipBlock, DualVisionEncoder, LocalTemporal, inflate_patches
 from plait.models.mplug2.weights import clip_layer_rules, vision_rules
+from plait.nn.attention import attention_function
+from plait.nn.bert import causal_bias
+from plait.nn.positions import resize_absolute
+from plait.nn.temporal import ClipBlock, DualVisionEncoder, LocalTemporal, inflate_patches
 from plait.parity.cases import Case
 from plait.parity.mplug2_modules import fill, gradients, ramp
 from plait.parity.runners import runner
-from plait.trunks.bert import causal_bias
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
 
 Outputs = dict[str, Any]

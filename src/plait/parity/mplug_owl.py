@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import attention_function
-from plait.encoders.abstractor import AbstractorLayer
 from plait.models.mplug_owl.abstractor import Abstractor
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
@@ -20,6 +18,8 @@ from plait.models.mplug_owl.official import abstractor_sizes, described, vision_
 from plait.models.mplug_owl.trainable import language_names, lora_targets, visual_names
 from plait.models.mplug_owl.vision import OwlVisionLayer, VisionTower
 from plait.models.mplug_owl.weights import abstractor_rules, explain_keys, key_map, tower_rules
+from plait.nn.abstractor import AbstractorLayer
+from plait.nn.attention import attention_function
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.weights.keymap import KeyMap, prefixed

@@ -11,21 +11,21 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import attention_function
-from plait.blocks.norm import RMSNorm
-from plait.blocks.rotary import inverse_frequencies, rotary_tables
-from plait.encoders.abstractor import AbstractorLayer
 from plait.models.mplug_owl2.abstractor import Abstractor, sincos_1d, sincos_2d
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.official import abstractor_sizes, vision_sizes
 from plait.models.mplug_owl2.vision import VisionTower
 from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from_megatron, key_map
+from plait.nn.abstractor import AbstractorLayer
+from plait.nn.attention import attention_function
+from plait.nn.decoder import Pass, RoutedDecoderLayer, eager_attention, through
+from plait.nn.layers import RMSNorm
+from plait.nn.positions import inverse_frequencies, rotary_tables
+from plait.nn.vit import vision_rules
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.routing import PerModality, Route
-from plait.trunks.decoder import Pass, RoutedDecoderLayer, eager_attention, through
 from plait.weights.keymap import Drop, KeyMap, Rename
-from plait.weights.owl_towers import vision_rules
 from plait.weights.state import load_strict
 
 Outputs = dict[str, Any]

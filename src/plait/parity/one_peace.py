@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_absolute, resize_relative
-from plait.blocks.relative_bias import image_bucket_index, token_bucket_index
 from plait.media.audio import load_audio
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.official import parse_conv_spec
 from plait.models.one_peace.weights import explain_keys
+from plait.nn.positions import image_bucket_index, resize_absolute, resize_relative, token_bucket_index
 from plait.objectives import classification, contrastive, denoising
 from plait.parity.cases import Case
 from plait.parity.one_peace_model import official_groups

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.encoders.adapters import Adapted, AudioAdapter, ImageAdapter, TextAdapter
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
 from plait.models.one_peace.loading import from_official
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel
@@ -19,6 +18,7 @@ from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays, layer_
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import key_map, official_buffers
+from plait.nn.adapters import Adapted, AudioAdapter, ImageAdapter, TextAdapter
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.training.stages import freeze

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import attention_function
 from plait.data.build.snippets import movie_snippets
 from plait.data.drawn_tasks import MOTIONS, Example
 from plait.data.pairs import augment
@@ -28,6 +27,7 @@ from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.models.mplug_owl.trainable import STAGE1, lora_targets
+from plait.nn.attention import attention_function
 from plait.recipes.mplug_owl import TOWERS, Built, answer_loss, loaded, save
 from plait.recipes.mplug_owl_sights import SCENES, SIDE, Sights, is_clip
 from plait.training.stages import Recipe, Stage

@@ -99,7 +99,7 @@ def test_a_clip_tower_keeps_its_features(tmp_path) -> None:
     clip.save_pretrained(tmp_path / "clip")
     model, _ = upcycle(tmp_path / "llama", vision=tmp_path / "clip")
     pixels = torch.randn(2, 3, 16, 16)
-    from plait.blocks.attention import attention_function
+    from plait.nn.attention import attention_function
 
     hidden: list[torch.Tensor] = []
     model.model.vision(pixels, attention_function("sdpa"), hidden)

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import AttentionFunction
-from plait.trunks.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
+from plait.nn.attention import AttentionFunction
+from plait.nn.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
 
 
 class TextDecoder(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import AttentionFunction
-from plait.trunks.bert import BertLayer
+from plait.nn.attention import AttentionFunction
+from plait.nn.bert import BertLayer
 
 
 def is_connected(index: int, stride: int) -> bool:

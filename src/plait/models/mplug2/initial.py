@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_absolute
-from plait.encoders.temporal import inflate_patches
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
 from plait.models.mplug2.weights import embedding_rules, layer_rules, lm_head_rules, vision_rules
+from plait.nn.positions import resize_absolute
+from plait.nn.temporal import inflate_patches
 from plait.weights.files import read_checkpoint
 from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, prefixed
 from plait.weights.singleton import Singleton

@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from plait.blocks.attention import AttentionFunction, attention_function
-from plait.encoders.temporal import DualVisionEncoder, ZeroLinear
 from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.decoder import TextDecoder
 from plait.models.mplug2.fusion import FusionModule
-from plait.trunks.bert import BertEmbeddings, BertLayer, LMHead
-from plait.trunks.universal import Reader, UniversalLayers
+from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.bert import BertEmbeddings, BertLayer, LMHead
+from plait.nn.encoder import Reader, UniversalLayers
+from plait.nn.temporal import DualVisionEncoder, ZeroLinear
 
 
 @dataclass

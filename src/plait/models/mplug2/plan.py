@@ -20,7 +20,7 @@ from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.loading import changed, class_for
 from plait.models.mplug2.model import MPlug2Model, rates
 from plait.models.mplug2.weights import NEVER_RUN
-from plait.trunks.bert import BertEmbeddings, BertLayer
+from plait.nn.bert import BertEmbeddings, BertLayer
 
 CLIP_TEXT = {1024: (768, 12, 768), 768: (512, 12, 512)}
 """Width of the ViT -> width and layers of CLIP's text tower and width of the common space (ViT-L/14 and ViT-B/16)."""

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_absolute
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.fusion import is_connected
+from plait.nn.positions import resize_absolute
 from plait.objectives.grounding import coordinate_bias
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, prefixed
 from plait.weights.singleton import Singleton

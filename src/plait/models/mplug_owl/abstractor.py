@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import AttentionFunction
-from plait.encoders.abstractor import AbstractorLayer
 from plait.models.mplug_owl.config import AbstractorConfig
+from plait.nn.abstractor import AbstractorLayer
+from plait.nn.attention import AttentionFunction
 
 
 class Abstractor(nn.Module):

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from plait.encoders.clip_weights import clip_tower
 from plait.errors import no_code_of
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.models.mplug_owl.language_model import adopt, build_language_model
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
+from plait.nn.vit import clip_tower
 
 
 def around(

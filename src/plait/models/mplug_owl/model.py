@@ -18,8 +18,6 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from plait.blocks.attention import attention_function
-from plait.encoders.temporal import LocalTemporal, ZeroLinear
 from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
 from plait.generation.official_beams import OfficialBeams
 from plait.models.mplug_owl.abstractor import Abstractor
@@ -27,6 +25,8 @@ from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.language_model import build_language_model, embed_text, takes_positions
 from plait.models.mplug_owl.placeholders import place
 from plait.models.mplug_owl.vision import VisionTower
+from plait.nn.attention import attention_function
+from plait.nn.temporal import LocalTemporal, ZeroLinear
 
 MEDIA = ("pixel_values", "pixel_values_videos", "image_features", "video_features", "num_images", "num_videos")
 

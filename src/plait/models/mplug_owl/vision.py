@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plait.blocks.attention import AttentionFunction
-from plait.blocks.position_interpolation import resize_absolute
-from plait.encoders.temporal import LocalTemporal
-from plait.encoders.vit import VisionLayer
 from plait.models.mplug_owl.config import VisionConfig
+from plait.nn.attention import AttentionFunction
+from plait.nn.positions import resize_absolute
+from plait.nn.temporal import LocalTemporal
+from plait.nn.vit import VisionLayer
 
 
 class OwlVisionLayer(VisionLayer):

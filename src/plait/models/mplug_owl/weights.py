@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from plait.models.mplug_owl.config import MPlugOwlConfig
+from plait.nn.vit import shared_abstractor_rules, vision_rules
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, prefixed
-from plait.weights.owl_towers import shared_abstractor_rules, vision_rules
 from plait.weights.singleton import Singleton
 from plait.weights.state import LazyState, StateError, listed, meta_state
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import AttentionFunction
-from plait.encoders.abstractor import AbstractorLayer
 from plait.models.mplug_owl2.config import AbstractorConfig
+from plait.nn.abstractor import AbstractorLayer
+from plait.nn.attention import AttentionFunction
 
 
 def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:

@@ -18,8 +18,6 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from plait.blocks.attention import attention_function
-from plait.blocks.norm import RMSNorm
 from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
 from plait.generation.official_beams import OfficialBeams
 from plait.models.mplug_owl2.abstractor import Abstractor
@@ -27,8 +25,10 @@ from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.positions import position_ids_of, query_scale, rotary
 from plait.models.mplug_owl2.repetition import WordsInPenalties
 from plait.models.mplug_owl2.vision import VisionTower
+from plait.nn.attention import attention_function
+from plait.nn.decoder import Pass, RoutedDecoder, eager_attention
+from plait.nn.layers import RMSNorm
 from plait.routing import Route
-from plait.trunks.decoder import Pass, RoutedDecoder, eager_attention
 from plait.types import MODALITIES
 
 TEXT, IMAGE = MODALITIES.index("text"), MODALITIES.index("image")

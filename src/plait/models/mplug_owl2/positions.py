@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.blocks.rotary import inverse_frequencies, log_n_scale, ntk_alpha, ntk_theta, rotary_tables
 from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.nn.positions import inverse_frequencies, log_n_scale, ntk_alpha, ntk_theta, rotary_tables
 
 
 def position_ids_of(

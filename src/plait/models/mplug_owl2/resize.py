@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_absolute
 from plait.models.mplug_owl2.abstractor import stretched
 from plait.models.mplug_owl2.loading import assemble
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
+from plait.nn.positions import resize_absolute
 
 
 def resized(

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.encoders.clip_weights import clip_tower
 from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+from plait.nn.vit import clip_tower
 from plait.routing import Ways
 from plait.weights.files import read_checkpoint
 from plait.weights.state import LazyState, StateError, load_strict

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from plait.blocks.attention import AttentionFunction
-from plait.encoders.vit import VisionLayer
 from plait.models.mplug_owl2.config import VisionConfig
+from plait.nn.attention import AttentionFunction
+from plait.nn.vit import VisionLayer
 
 TABLE_WIDTH = 16
 """Side of the position table of towers without class position, whatever their image size."""

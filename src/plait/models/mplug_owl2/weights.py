@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plait.blocks.rotary import inverse_frequencies
 from plait.models.mplug_owl2.abstractor import position_tables
 from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.nn.positions import inverse_frequencies
+from plait.nn.vit import shared_abstractor_rules, vision_rules
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
-from plait.weights.owl_towers import shared_abstractor_rules, vision_rules
 from plait.weights.state import LazyState, StateError, listed, meta_state
 
 _P = "{p:weight|bias}"

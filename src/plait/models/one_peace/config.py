@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from plait.blocks.waveform import ConvSpec
 from plait.errors import UsageError
+from plait.nn.adapters import ConvSpec
 from plait.routing import Ways
 from plait.types import MODALITIES
 

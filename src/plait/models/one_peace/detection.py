@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import SelfAttention, attention_function
-from plait.blocks.patch_embed import HierarchicalStem
-from plait.blocks.position_interpolation import resize_absolute
-from plait.blocks.relative_bias import gather_bias, image_bucket_index, image_table_rows
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.weights import vision_key_map
+from plait.nn.attention import SelfAttention, attention_function
+from plait.nn.encoder import RoutedEncoder, RoutedEncoderLayer
+from plait.nn.layers import HierarchicalStem
+from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, resize_absolute
 from plait.routing import Route
-from plait.trunks.encoder import RoutedEncoder, RoutedEncoderLayer
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
 
 CLS_ROWS = 3

@@ -16,15 +16,21 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from plait.blocks.attention import attention_function
-from plait.blocks.masks import block_diagonal, lengths_to_mask
-from plait.blocks.residual import LayerScale
-from plait.blocks.waveform import FrameConv, conv_output_lengths
-from plait.encoders.adapters import Adapted, AudioAdapter, ImageAdapter, RelativeBias, TextAdapter
 from plait.models.one_peace.config import OnePeaceConfig
+from plait.nn.adapters import (
+    Adapted,
+    AudioAdapter,
+    FrameConv,
+    ImageAdapter,
+    RelativeBias,
+    TextAdapter,
+    conv_output_lengths,
+)
+from plait.nn.attention import attention_function, block_diagonal, lengths_to_mask
+from plait.nn.encoder import RoutedEncoder
+from plait.nn.layers import LayerScale
 from plait.processing.audio_transforms import conv_output_length
 from plait.routing import Route
-from plait.trunks.encoder import RoutedEncoder
 
 
 @dataclass(slots=True)
@@ -148,7 +154,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 
         input_ids: (batch, tokens) ending in EOS; attention_mask: (batch, tokens), default: ids other than padding;
         pixel_values: (batch, 3, side, side); input_values: (batch, samples) with frame_mask: (batch, frames) bool;
-        keep: visible units per modality, (batch, kept), see `plait.encoders.adapters`.
+        keep: visible units per modality, (batch, kept), see `plait.nn.adapters`.
         Raises ValueError for a branch the model lacks and for image with audio, which no stage ever trained together.
         """
         keep = keep or {}

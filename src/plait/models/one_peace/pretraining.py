@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from plait.blocks.attention import AttentionFunction, attention_function
-from plait.blocks.position_interpolation import resize_absolute
-from plait.encoders.adapters import Adapted, resolve_keep
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel, join_masks
+from plait.nn.adapters import Adapted, resolve_keep
+from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.encoder import RoutedEncoder
+from plait.nn.positions import resize_absolute
 from plait.routing import Route
-from plait.trunks.encoder import RoutedEncoder
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import attention_function
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.vision import branch_rules
+from plait.nn.attention import attention_function
 from plait.routing import Route
 from plait.weights.keymap import KeyMap, Rename, prefixed
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import AttentionFunction, attention_function
-from plait.blocks.residual import drop_path, linear_drop_path_rates
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.weights import vision_key_map
+from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.encoder import RoutedEncoderLayer
+from plait.nn.layers import drop_path, linear_drop_path_rates
 from plait.routing import Route
-from plait.trunks.encoder import RoutedEncoderLayer
 from plait.weights.keymap import KeyMap, Rename, Rule, prefixed
 
 _P = "{p:weight|bias}"

@@ -13,9 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plait.blocks.position_interpolation import resize_relative
-from plait.blocks.relative_bias import image_bucket_index, image_table_rows, token_bucket_index
 from plait.models.one_peace.config import OnePeaceConfig
+from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
 from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, prefixed
 from plait.weights.state import LazyState, StateError, listed
 

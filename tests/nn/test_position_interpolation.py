@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.blocks.position_interpolation import (
-    cubic_spline_weights,
-    geometric_offsets,
-    resize_absolute,
-    resize_relative,
-)
+from plait.nn.positions import cubic_spline_weights, geometric_offsets, resize_absolute, resize_relative
 
 
 def test_the_spline_passes_through_its_points_and_reproduces_cubics() -> None:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plait.blocks.mlp import SwiGLU
-from plait.blocks.norm import RMSNorm
-from plait.blocks.rotary import rotate
+from plait.nn.layers import RMSNorm, SwiGLU
+from plait.nn.positions import rotate
 from plait.routing import PerModality, Route, Ways
 
 ROUTABLE = ("norm", "q", "k", "v", "out", "mlp")

@@ -3,13 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plait.blocks.relative_bias import (
-    gather_bias,
-    image_bucket_index,
-    image_table_rows,
-    token_bucket_index,
-    token_table_rows,
-)
+from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, token_bucket_index, token_table_rows
 
 
 @pytest.mark.parametrize("bucket_size", [4, 8, 16])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from plait.blocks.attention import attention_function
-from plait.trunks.universal import Sharing, UniversalLayers, apart_mlp_dim
+from plait.nn.attention import attention_function
+from plait.nn.encoder import Sharing, UniversalLayers, apart_mlp_dim
 
 ATTEND = attention_function("sdpa")
 

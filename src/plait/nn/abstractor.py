@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import AttentionFunction
+from plait.nn.attention import AttentionFunction
 
 
 class NormedSwiGLU(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from plait.blocks.attention import AttentionFunction
+from plait.nn.attention import AttentionFunction
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from plait.blocks.attention import attention_function
-from plait.encoders.temporal import DualVisionEncoder, LocalTemporal, inflate_patches, quick_gelu
+from plait.nn.attention import attention_function
+from plait.nn.temporal import DualVisionEncoder, LocalTemporal, inflate_patches, quick_gelu
 
 ATTEND = attention_function("sdpa")
 

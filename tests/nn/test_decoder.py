@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
-from plait.blocks.rotary import inverse_frequencies, log_n_scale, ntk_alpha, rotary_tables
 from plait.models.mplug_owl2.config import MPlugOwl2Config
+from plait.nn.decoder import ROUTABLE, Pass, RoutedDecoder, eager_attention
+from plait.nn.positions import inverse_frequencies, log_n_scale, ntk_alpha, rotary_tables
 from plait.routing import PerModality, Route
-from plait.trunks.decoder import ROUTABLE, Pass, RoutedDecoder, eager_attention
 from plait.types import MODALITIES
 
 TWO = {"text": ("text",), "visual": ("image", "video")}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from plait.blocks.attention import SelfAttention, attention_function, eager_attention, sdpa_attention
+from plait.nn.attention import SelfAttention, attention_function, eager_attention, sdpa_attention
 
 
 def inputs(batch=3, heads=2, seq=7, dim=8):

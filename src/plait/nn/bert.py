@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.blocks.attention import AttentionFunction
-from plait.blocks.masks import mask_bias
+from plait.nn.attention import AttentionFunction, mask_bias
 
 
 class KeysValues(NamedTuple):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.blocks.attention import attention_function
-from plait.trunks.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
+from plait.nn.attention import attention_function
+from plait.nn.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
 
 ATTEND = attention_function("sdpa")
 

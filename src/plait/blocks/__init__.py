@@ -1,1 +1,0 @@
-"""Leaves: torch only, plain numbers in, never a config object."""

@@ -1,1 +1,0 @@
-"""One modality in, (batch, seq, dim) out."""

@@ -1,0 +1,139 @@
+"""Feed-forward networks.
+
+Norms without a mean: x / rms(x) * weight.
+
+What happens to a branch before it joins the residual stream.
+
+Image patches to vectors: a convolution whose kernel equals its stride is a matrix product over patches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GeGLU(nn.Module):
+    """Gated feed-forward network with optional LayerNorm on the hidden units: down(norm(gelu(gate(x)) * up(x))).
+
+    GEGLU (arXiv 2002.05202) with the exact GELU; `inner_norm` is the sub-LayerNorm of Magneto (arXiv 2210.06423).
+    """
+
+    def __init__(self, dim: int, mlp_dim: int, *, inner_norm: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, mlp_dim, bias=False)
+        self.up_proj = nn.Linear(dim, mlp_dim, bias=False)
+        self.norm = nn.LayerNorm(mlp_dim, eps=eps) if inner_norm else None
+        self.down_proj = nn.Linear(mlp_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        hidden = F.gelu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(hidden if self.norm is None else self.norm(hidden))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network of Llama: down(silu(gate(x)) * up(x)) (arXiv 2002.05202, without biases there)."""
+
+    def __init__(self, dim: int, mlp_dim: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, mlp_dim, bias=bias)
+        self.up_proj = nn.Linear(dim, mlp_dim, bias=bias)
+        self.down_proj = nn.Linear(mlp_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv 1910.07467): computed in fp32, cast back, then multiplied by the weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth per sample (arXiv 1603.09382): rows of x (batch, ...) are 0 at `rate`, else scaled up."""
+    if rate == 0.0 or not training:
+        return x
+    keep = torch.rand(x.shape[0], *(1 for _ in x.shape[1:]), device=x.device) >= rate
+    return x * (keep.to(x.dtype) / (1.0 - rate))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.init = init
+        self.weight = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> (..., dim)."""
+        return x * self.weight
+
+
+def linear_drop_path_rates(rate: float, num_layers: int) -> list[float]:
+    """Rates from 0 at the first layer to `rate` at the last."""
+    return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
+
+
+class PatchMerge(nn.Conv2d):
+    """Conv2d with kernel = stride on channels-last input: (batch, h, w, in) -> (batch, h/k, w/k, out).
+
+    Weights and initialisation are those of the convolution; the product runs as one matrix multiplication.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
+        k = self.kernel_size[0]
+        patches = input.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class HierarchicalStem(nn.Module):
+    """hMLP stem (arXiv 2203.09795): patches of 16 in steps of 4, 2, 2; patches never see each other.
+
+    Convolutions with LayerNorm over channels and GELU between them, widths dim/4, dim/4, dim.
+    """
+
+    patch_size = 16
+
+    def __init__(self, dim: int, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = PatchMerge(in_channels, dim // 4, 4)
+        self.norm1 = nn.LayerNorm(dim // 4)
+        self.conv2 = PatchMerge(dim // 4, dim // 4, 2)
+        self.norm2 = nn.LayerNorm(dim // 4)
+        self.conv3 = PatchMerge(dim // 4, dim, 2)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, channels, height, width) -> (batch, height/16, width/16, dim)."""
+        x = F.gelu(self.norm1(self.conv1(pixel_values.permute(0, 2, 3, 1))))
+        return self.conv3(F.gelu(self.norm2(self.conv2(x))))
+
+
+class LinearStem(nn.Module):
+    """The plain ViT stem: one patch convolution without bias."""
+
+    def __init__(self, dim: int, patch_size: int = 16, in_channels: int = 3) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.conv = PatchMerge(in_channels, dim, patch_size, bias=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, channels, height, width) -> (batch, height/patch, width/patch, dim)."""
+        return self.conv(pixel_values.permute(0, 2, 3, 1))

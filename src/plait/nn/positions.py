@@ -1,0 +1,208 @@
+"""Bucket indices of learned relative-position biases: positions -> row of a bias table -> (heads, query, key).
+
+Both sequences start with a CLS vector. It has no position, so the last three rows of a table belong to it:
+CLS as query, CLS as key, CLS to itself (ONE-PEACE, sections 2.1 and 2.2 of its released layout).
+
+Position tables for another image size: absolute ones resized bicubically, relative ones on a geometric grid.
+
+Sources: BEiT's geometric-sequence interpolation as used by ONE-PEACE (section 4 of its released layout). The spline
+is the interpolating tensor-product cubic spline with not-a-knot ends: what FITPACK computes without smoothing.
+
+Rotary positions (arXiv 2104.09864), the half-split layout of Llama, with Qwen's dynamic NTK base and log-n scale.
+
+positions -> angles = position * inv_freq -> cos, sin -> x * cos + rotate_half(x) * sin
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gather_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Attention bias of every head.
+
+    table: (rows, heads); index: (query, key) integer. Returns (heads, query, key).
+    """
+    return torch.nn.functional.embedding(index, table).permute(2, 0, 1).contiguous()
+
+
+def token_table_rows(bucket_size: int) -> int:
+    """Rows of a token table, the three CLS rows included."""
+    return 2 * bucket_size + 2
+
+
+def image_table_rows(width: int) -> int:
+    """Rows of an image table for a grid of `width` x `width` patches, the three CLS rows included."""
+    return (2 * width - 1) ** 2 + 3
+
+
+def token_bucket_index(
+    length: int, bucket_size: int, max_positions: int = 1024, device: torch.device | None = None
+) -> Tensor:
+    """Table rows for a sequence of tokens (or audio frames) behind a CLS vector.
+
+    Distances up to `bucket_size // 2` have a row each, longer ones share rows on a logarithmic scale that ends at
+    `max_positions - 1`; anything beyond shares the last row.
+
+    length: positions including CLS. Returns int64 (length, length).
+    """
+    positions = torch.arange(length, device=device)
+    distance = positions[:, None] - positions[None, :]
+    middle = bucket_size // 2
+    # float32 on purpose: published bucket borders are those of single-precision logarithms.
+    ratio = torch.log(distance.abs().clamp_min(1).float() / middle) / math.log((max_positions - 1) / middle)
+    far = (torch.ceil(ratio * (middle - 1)).long() + middle).clamp_max(bucket_size - 1) * distance.sign()
+    index = torch.where(distance.abs() <= middle, distance, far) + bucket_size - 1
+    return _with_cls_rows(index, first_row=2 * bucket_size - 1)
+
+
+def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor:
+    """Table rows for `width` x `width` patches in row-major order behind a CLS vector.
+
+    Returns int64 (width**2 + 1, width**2 + 1).
+    """
+    side = torch.arange(width, device=device)
+    y, x = side.repeat_interleave(width), side.repeat(width)
+    span = 2 * width - 1
+    rows = (y[:, None] - y[None, :] + width - 1) * span + (x[:, None] - x[None, :] + width - 1)
+    return _with_cls_rows(torch.nn.functional.pad(rows, (1, 0, 1, 0)), first_row=span * span)
+
+
+def _with_cls_rows(index: Tensor, first_row: int) -> Tensor:
+    index[0, :] = first_row
+    index[:, 0] = first_row + 1
+    index[0, 0] = first_row + 2
+    return index
+
+
+def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str = "bicubic") -> Tensor:
+    """Resize a grid of position vectors to `width` x `width`; the leading special rows (CLS) stay.
+
+    table: (num_special + old * old, dim). Returns (num_special + width * width, dim), computed in float32.
+    Raises ValueError where the rows form no square grid.
+    """
+    old = math.isqrt(len(table) - num_special)
+    if old * old != len(table) - num_special:
+        raise ValueError(
+            f"expected {num_special} special rows and a square grid, got {len(table)} rows; pass the right num_special"
+        )
+    if old == width:
+        return table
+    special, grid = table[:num_special], table[num_special:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(width, width), mode=mode, align_corners=False)
+    return torch.cat([special, grid.flatten(2).squeeze(0).T.to(table.dtype)])
+
+
+def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: int = 3) -> Tensor:
+    """Resize a relative-position table of `old_width` x `old_width` patches to `new_width`; the last special rows stay.
+
+    Distances of the old table are stretched to a geometric sequence that reaches as far as the new grid, so that near
+    offsets keep their spacing; a cubic spline per head is read at the new integer offsets.
+
+    table: ((2 * old_width - 1) ** 2 + num_special, heads). Returns ((2 * new_width - 1) ** 2 + num_special, heads).
+    Raises ValueError on a table of another size or a smaller target.
+    """
+    source, target = 2 * old_width - 1, 2 * new_width - 1
+    if len(table) != source * source + num_special or new_width < old_width:
+        raise ValueError(
+            f"expected {source * source + num_special} rows and new_width >= {old_width}, got {len(table)} rows and "
+            f"new_width {new_width}; pass the width the table was trained with"
+        )
+    if source == target:
+        return table
+    x = geometric_offsets(source, target)
+    at = np.clip(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64), x[0], x[-1])
+    weights = cubic_spline_weights(x, at)  # (target, source)
+    grid = table[: source * source].double().reshape(source, source, -1).cpu().numpy()
+    grid = np.einsum("ap,pqh,bq->abh", weights, grid, weights, optimize=True)
+    resized = torch.from_numpy(grid.reshape(target * target, -1)).to(table)
+    return torch.cat([resized, table[source * source :]])
+
+
+def geometric_offsets(source: int, target: int) -> np.ndarray:
+    """Offsets -d_n .. 0 .. d_n with d_1 = 1 and steps growing by a ratio q, chosen so that d_n reaches `target // 2`.
+
+    source, target: side lengths (odd) of the old and the new table. Returns float64 (source,).
+    """
+    low, high, ratio = 1.01, 1.5, 1.01
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        reach = (1.0 - ratio ** (source // 2)) / (1.0 - ratio)
+        low, high = (low, ratio) if reach > target // 2 else (ratio, high)
+    distances = np.cumsum(ratio ** np.arange(source // 2, dtype=np.float64))
+    return np.concatenate([-distances[::-1], [0.0], distances])
+
+
+def cubic_spline_weights(x: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Matrix that reads the interpolating cubic spline through any values at `x` (increasing, at least 4) at `at`.
+
+    The knots are x[0] and x[-1] four times each and x[2..n-3] between them. Returns float64 (len(at), len(x)).
+    """
+    if len(x) < 4:
+        raise ValueError(f"expected at least 4 points for a cubic spline, got {len(x)}; use a larger table")
+    knots = np.concatenate([np.repeat(x[0], 4), x[2:-2], np.repeat(x[-1], 4)])
+    return np.linalg.solve(_cubic_basis(knots, x).T, _cubic_basis(knots, at).T).T
+
+
+def _cubic_basis(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values of all cubic B-splines at `at` by the Cox-de Boor recursion. Returns (len(at), len(knots) - 4)."""
+    last = len(knots) - 5
+    span = np.clip(np.searchsorted(knots, at, side="right") - 1, 3, last)
+    basis = np.zeros((len(at), len(knots) - 1))
+    basis[np.arange(len(at)), span] = 1.0
+    for degree in (1, 2, 3):
+        width = knots[degree:] - knots[:-degree]  # of the splines one degree lower, plus one
+        inverse = np.divide(1.0, width, out=np.zeros_like(width), where=width > 0)
+        rise = (at[:, None] - knots[None, : -degree - 1]) * inverse[:-1]
+        fall = (knots[None, degree + 1 :] - at[:, None]) * inverse[1:]
+        basis = rise * basis[:, :-1] + fall * basis[:, 1:]
+    return basis
+
+
+def inverse_frequencies(head_dim: int, theta: float | Tensor, device: torch.device | None = None) -> Tensor:
+    """theta^(-2j / head_dim) for j < head_dim / 2 in fp32; theta: a number, or (batch, 1) for one base per sample."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
+    return 1.0 / (theta**exponents)
+
+
+def rotary_tables(
+    position_ids: Tensor, inv_freq: Tensor, dtype: torch.dtype, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin, both (batch, 1, seq, head_dim) in `dtype`.
+
+    position_ids: (batch, seq); inv_freq: (head_dim / 2,) or (batch, head_dim / 2); scale: factor of both tables (YaRN).
+    """
+    angles = position_ids[..., None].float() * inv_freq.unsqueeze(-2)
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x: (batch, heads, seq, head_dim) with the angles of `rotary_tables` -> like x."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def ntk_alpha(lengths: Tensor, trained_length: int) -> Tensor:
+    """Qwen's factor for sequences longer than in training: max(2^ceil(log2(length / trained) + 1) - 1, 1).
+
+    lengths: (batch,) -> (batch,) fp32: 1 up to trained_length, 3 up to twice that, then 7, 15 ...
+    """
+    octaves = torch.ceil(torch.log2(lengths.double() / trained_length) + 1)
+    return (2**octaves - 1).clamp_min(1).float()
+
+
+def ntk_theta(theta: float, alpha: Tensor, head_dim: int) -> Tensor:
+    """The rotary base stretched by alpha: theta * alpha^(d / (d - 2)); alpha: (batch,) -> (batch, 1)."""
+    return (theta * alpha ** (head_dim / (head_dim - 2)))[:, None]
+
+
+def log_n_scale(position_ids: Tensor, trained_length: int) -> Tensor:
+    """Factor of queries behind the trained length, log_trained(p + 1), else 1. (batch, seq) -> (batch, 1, seq, 1)."""
+    ratio = torch.log((position_ids + 1).double()) / torch.log(torch.tensor(float(trained_length), dtype=torch.double))
+    return ratio.clamp_min(1.0).float()[:, None, :, None]

@@ -1,0 +1,170 @@
+"""Layers of the CLIP-like vision towers of mPLUG-Owl and mPLUG-Owl2.
+
+x -> norm -> attention with one fused projection -> + -> norm -> fc1, activation, fc2 -> +
+
+A CLIP vision tower of transformers as the towers of mPLUG-Owl and mPLUG-Owl2 begin with it.
+
+directory with config.json and weights -> sizes, weights in our layout
+
+Official names of the vision tower and the abstractor, which mPLUG-Owl and mPLUG-Owl2 share.
+
+vision_model.*, (visual_)abstractor.* without their prefix <-> Plait's layout
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.nn.attention import AttentionFunction
+from plait.nn.positions import resize_absolute
+from plait.nn.temporal import quick_gelu
+from plait.weights.files import read_checkpoint
+from plait.weights.keymap import Rename, Rule
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class FusedAttention(nn.Module):
+    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
+        """x: (batch, positions, dim) -> the same."""
+        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm transformer layer. activation: a name of `ACTIVATIONS`, ValueError for any other."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, eps: float, activation: str = "quick_gelu") -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"expected activation among {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.attn_norm = nn.LayerNorm(dim, eps)
+        self.attn = FusedAttention(dim, num_heads)
+        self.mlp_norm = nn.LayerNorm(dim, eps)
+        self.fc1 = nn.Linear(dim, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, dim)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
+        """x: (batch, positions, dim) -> the same."""
+        x = x + self.attn(self.attn_norm(x), attend)
+        return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
+
+
+_CLIP_LAYER = {
+    "self_attn.out_proj": "attn.out_proj", "layer_norm1": "attn_norm", "layer_norm2": "mlp_norm",
+    "mlp.fc1": "fc1", "mlp.fc2": "fc2",
+}  # fmt: skip
+
+
+def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Sizes (dim, num_heads, num_layers, mlp_dim, image_size, patch_size, activation, eps) and weights of a CLIP tower.
+
+    directory: of transformers, with a vision model or a whole CLIP; the position table is resized to `image_size`
+    pixels. Projections of queries, keys and values are interleaved per head. Raises ValueError for a directory that
+    holds no CLIP, and for a size that patches do not fill.
+    """
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"expected a transformers directory with config.json and a CLIP, got {directory}")
+    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    try:
+        return _converted(written.get("vision_config", written), directory, image_size)
+    except KeyError as error:
+        kind = written.get("model_type")
+        raise ValueError(
+            f"expected a CLIP vision tower in {directory}, got {kind!r} without {error.args[0]}; pass another directory"
+        ) from error
+
+
+def _converted(
+    written: dict[str, Any], directory: Path, image_size: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    sizes: dict[str, Any] = dict(
+        dim=written["hidden_size"], num_heads=written["num_attention_heads"], num_layers=written["num_hidden_layers"],
+        mlp_dim=written["intermediate_size"], image_size=image_size or written["image_size"],
+        patch_size=written["patch_size"], activation=written.get("hidden_act", "quick_gelu"),
+        eps=written.get("layer_norm_eps", 1e-5),
+    )  # fmt: skip
+    side, patch = sizes["image_size"], sizes["patch_size"]
+    if side <= 0 or side % patch:
+        raise ValueError(f"expected images of a positive multiple of {patch} pixels, got {side}")
+    found = read_checkpoint(directory).state
+    root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
+    state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
+    emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
+    table = resize_absolute(state["embeddings.position_embedding.weight"](), side // patch)
+    made = {
+        "cls_embedding": emb["class_embedding"][None, None],
+        "patch_embedding.weight": emb["patch_embedding.weight"],
+        "position_embedding": table[None],
+    }
+    for kind in ("weight", "bias"):
+        made |= {
+            f"pre_norm.{kind}": state[f"pre_layrnorm.{kind}"](),
+            f"post_norm.{kind}": state[f"post_layernorm.{kind}"](),
+        }
+        for i in range(sizes["num_layers"]):
+            theirs, ours = f"encoder.layers.{i}.", f"layers.{i}."
+            heads = [
+                state[f"{theirs}self_attn.{n}_proj.{kind}"]().unflatten(0, (sizes["num_heads"], -1)) for n in "qkv"
+            ]
+            made[f"{ours}attn.qkv.{kind}"] = torch.stack(heads, dim=1).flatten(0, 2)
+            for old, new in _CLIP_LAYER.items():
+                made[f"{ours}{new}.{kind}"] = state[f"{theirs}{old}.{kind}"]()
+    return sizes, made
+
+
+_P = "{p:weight|bias}"
+
+
+def vision_rules() -> list[Rule]:
+    """Rules of the vision tower alone."""
+    layer = "encoder.layers.{i}."
+    return [
+        Rename("embeddings.cls_token", "cls_embedding"),
+        Rename("embeddings.position_embedding", "position_embedding"),
+        Rename("embeddings.patch_embed.weight", "patch_embedding.weight"),
+        Rename(f"embeddings.pre_layernorm.{_P}", f"pre_norm.{_P}"),
+        Rename(f"{layer}self_attn.query_key_value.{_P}", f"layers.{{i}}.attn.qkv.{_P}"),
+        Rename(f"{layer}self_attn.dense.{_P}", f"layers.{{i}}.attn.out_proj.{_P}"),
+        Rename(f"{layer}input_layernorm.{_P}", f"layers.{{i}}.attn_norm.{_P}"),
+        Rename(f"{layer}post_attention_layernorm.{_P}", f"layers.{{i}}.mlp_norm.{_P}"),
+        Rename(f"{layer}mlp.{{n:fc1|fc2}}.{_P}", f"layers.{{i}}.{{n}}.{_P}"),
+        Rename(f"post_layernorm.{_P}", f"post_norm.{_P}"),
+    ]
+
+
+def shared_abstractor_rules() -> list[Rule]:
+    """Rules of an abstractor but for its queries and tables."""
+    outer, inner = "encoder.layers.{i}.crossattention.", "layers.{i}."
+    return [
+        Rename("vit_eos", "end"),
+        Rename(f"visual_fc.{_P}", f"proj.{_P}"),
+        Rename(f"{outer}attention.query.{_P}", f"{inner}q_proj.{_P}"),
+        Rename(f"{outer}attention.key.{_P}", f"{inner}k_proj.{_P}"),
+        Rename(f"{outer}attention.value.{_P}", f"{inner}v_proj.{_P}"),
+        Rename(f"{outer}norm1.{_P}", f"{inner}query_norm.{_P}"),
+        Rename(f"{outer}normk.{_P}", f"{inner}key_norm.{_P}"),
+        Rename(f"{outer}output.out_proj.{_P}", f"{inner}out_proj.{_P}"),
+        Rename(f"{outer}output.norm2.{_P}", f"{inner}mlp_norm.{_P}"),
+        Rename(f"{outer}output.mlp.w1.{_P}", f"{inner}mlp.gate_proj.{_P}"),
+        Rename(f"{outer}output.mlp.w3.{_P}", f"{inner}mlp.up_proj.{_P}"),
+        Rename(f"{outer}output.mlp.w2.{_P}", f"{inner}mlp.down_proj.{_P}"),
+        Rename(f"{outer}output.mlp.ffn_ln.{_P}", f"{inner}mlp.norm.{_P}"),
+    ]
