@@ -77,9 +77,9 @@ def run(folder: Path, arm: str) -> dict[str, Any]:
 
     import plait
     from plait.generation import beam_search
-    from plait.models.mplug2.decoder import RecomputedStep
-    from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-    from plait.models.mplug2.loading import from_official
+    from plait.models.mplug2.model import RecomputedStep
+    from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
+    from plait.models.mplug2.weights import from_official
     from plait.weights.files import read_checkpoint
     from plait.weights.state import LazyState
 

@@ -67,7 +67,7 @@ def load(place: Path) -> None:
     """Load in this process and print bytes before and at the peak."""
     import torch
 
-    from plait.models.mplug_owl.loading import from_official
+    from plait.models.mplug_owl.weights import from_official
     from plait.weights.files import read_checkpoint
 
     before = memory("VmRSS")

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import plait
-from plait.models.mplug_owl.trainable import lora_targets
+from plait.models.mplug_owl.tasks import lora_targets
 from plait.recipes.mplug_owl_rows import collate, conversations
 
 

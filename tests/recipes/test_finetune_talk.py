@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import plait
 from plait.cli import main
-from plait.models.mplug_owl.initial import around
+from plait.models.mplug_owl.weights import around
 from plait.recipes.finetune_measures import score, trivial
 from plait.recipes.mplug_owl import TOWERS
 from plait.training.logging import read_metrics

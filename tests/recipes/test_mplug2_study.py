@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plait.data.drawn_tasks import Example
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.recipes import mplug2_batches as batches
 from plait.recipes import mplug2_evaluate as evaluate
 from plait.recipes import mplug2_features as features

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, LlamaFo
 from plait.cli import main
 from plait.errors import UsageError
 from plait.models.auto import load
-from plait.models.mplug_owl.initial import around
+from plait.models.mplug_owl.weights import around
 from plait.recipes.finetune import finetune
 from plait.recipes.mplug_owl import TOWERS, answer_loss, stage1, stage2
 from plait.recipes.mplug_owl_rows import collate, conversation_of

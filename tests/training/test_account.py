@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plait.data.order import rows_of_step
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceProcessor

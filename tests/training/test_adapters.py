@@ -21,8 +21,8 @@ from transformers import LlamaConfig, PreTrainedModel
 import plait
 from plait.cli import main
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl2 import config as owl2

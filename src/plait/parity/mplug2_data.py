@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from plait.metrics.retrieval import recall_at_k
-from plait.models.mplug2.param_groups import official_group
+from plait.models.mplug2.pretraining import official_group
 from plait.objectives.scst import scst_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.grounding import MPlug2ForGrounding
-from plait.models.mplug2.loading import from_official
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
-from plait.models.mplug2.weights import explain_keys, finetuning_name, key_map
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration, MPlug2ForGrounding
+from plait.models.mplug2.weights import explain_keys, finetuning_name, from_official, key_map
 from plait.objectives.captioning import supervise
 from plait.objectives.grounding import boxes_to_tokens
 from plait.parity.cases import Case

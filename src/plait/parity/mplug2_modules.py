@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from plait.generation import Hypothesis, beam_search
-from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.decoder import CachedStep, TextDecoder
-from plait.models.mplug2.fusion import FusionModule
-from plait.models.mplug2.model import TextEncoder, VisionAdapter, rates
-from plait.models.mplug2.official import bert_fields
+from plait.models.mplug2.config import MPlug2Config, bert_fields
+from plait.models.mplug2.model import CachedStep, FusionModule, TextDecoder, TextEncoder, VisionAdapter, rates
 from plait.models.mplug2.weights import (
     decoder_rules,
     fusion_rules,

@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.models.mplug_owl.abstractor import Abstractor
-from plait.models.mplug_owl.config import MPlugOwlConfig
-from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
-from plait.models.mplug_owl.official import abstractor_sizes, described, vision_sizes
-from plait.models.mplug_owl.trainable import language_names, lora_targets, visual_names
-from plait.models.mplug_owl.vision import OwlVisionLayer, VisionTower
+from plait.models.mplug_owl.config import MPlugOwlConfig, abstractor_sizes, described, vision_sizes
+from plait.models.mplug_owl.model import Abstractor, MPlugOwlForConditionalGeneration, OwlVisionLayer, VisionTower
+from plait.models.mplug_owl.tasks import language_names, lora_targets, visual_names
 from plait.models.mplug_owl.weights import abstractor_rules, explain_keys, key_map, tower_rules
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import attention_function

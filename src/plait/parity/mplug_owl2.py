@@ -11,10 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.models.mplug_owl2.abstractor import Abstractor, sincos_1d, sincos_2d
-from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.models.mplug_owl2.official import abstractor_sizes, vision_sizes
-from plait.models.mplug_owl2.vision import VisionTower
+from plait.models.mplug_owl2.config import MPlugOwl2Config, abstractor_sizes, vision_sizes
+from plait.models.mplug_owl2.model import Abstractor, VisionTower, sincos_1d, sincos_2d
 from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from_megatron, key_map
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import attention_function

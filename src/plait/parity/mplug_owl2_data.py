@@ -12,8 +12,8 @@ from PIL import Image
 from tokenizers import decoders
 
 from plait.models.mplug_owl2.conversation import TEMPLATES, Encode, image_first, official_labels, tokenize, turns_of
-from plait.models.mplug_owl2.images import padded_square, pixels, stretched_square
-from plait.models.mplug_owl2.placeholders import IGNORED
+from plait.models.mplug_owl2.model import IGNORED
+from plait.models.mplug_owl2.processor import padded_square, pixels, stretched_square
 from plait.models.mplug_owl2.sampling import even_chunks, length_grouped, modality_grouped
 from plait.parity.cases import Case
 from plait.parity.runners import NotRun, runner

@@ -13,11 +13,9 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationConfig
 
 from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.models.mplug_owl2.loading import from_official
-from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
-from plait.models.mplug_owl2.placeholders import Expanded, expand_placeholders
-from plait.models.mplug_owl2.trainable import decays, lora_targets, pretraining_names, without_tower
-from plait.models.mplug_owl2.weights import key_map
+from plait.models.mplug_owl2.model import Expanded, MPlugOwl2ForConditionalGeneration, expand_placeholders
+from plait.models.mplug_owl2.tasks import decays, lora_targets, pretraining_names, without_tower
+from plait.models.mplug_owl2.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.training.schedules import cosine

@@ -15,7 +15,7 @@ from plait.models.mplug_owl.conversation import (
     official_sample,
     tokenize,
 )
-from plait.models.mplug_owl.images import draw, pixels, training_pixels
+from plait.models.mplug_owl.processor import draw, pixels, training_pixels
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.processing.frame_sampling import centred_indices

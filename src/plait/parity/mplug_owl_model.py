@@ -10,11 +10,9 @@ from torch import Tensor
 from transformers.generation import GenerationConfig
 
 from plait.models.mplug_owl.conversation import official_labels
-from plait.models.mplug_owl.loading import from_official
-from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, token_loss
-from plait.models.mplug_owl.placeholders import from_runs
-from plait.models.mplug_owl.trainable import visual_names
-from plait.models.mplug_owl.weights import key_map
+from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, from_runs, token_loss
+from plait.models.mplug_owl.tasks import visual_names
+from plait.models.mplug_owl.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.training.stages import freeze

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from plait.media.audio import load_audio
-from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.official import parse_conv_spec
+from plait.models.one_peace.config import OnePeaceConfig, parse_conv_spec
 from plait.models.one_peace.weights import explain_keys
 from plait.nn.positions import image_bucket_index, resize_absolute, resize_relative, token_bucket_index
 from plait.objectives import classification, contrastive, denoising

@@ -9,15 +9,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
-from plait.models.one_peace.loading import from_official
+from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig, official_order
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel
-from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
-from plait.models.one_peace.official import official_order
-from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays, layer_id
-from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.pretraining import (
+    STAGE2_TRAINABLE,
+    OnePeaceForPreTraining,
+    PretrainingLosses,
+    audio_text_losses,
+    decays,
+    image_text_losses,
+    layer_id,
+)
 from plait.models.one_peace.tasks import OnePeaceForClassification
-from plait.models.one_peace.weights import key_map, official_buffers
+from plait.models.one_peace.weights import from_official, key_map, official_buffers
 from plait.nn.adapters import Adapted, AudioAdapter, ImageAdapter, TextAdapter
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner

@@ -11,18 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.models.one_peace import dense
-from plait.models.one_peace.detection import DetectionBackbone
-from plait.models.one_peace.loading import from_official
+from plait.models.one_peace.config import official_order
+from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel
-from plait.models.one_peace.official import official_order
-from plait.models.one_peace.segmentation import AdapterSizes, SegmentationBackbone
 from plait.models.one_peace.vision import (
     OnePeaceImageClassifier,
     OnePeaceVideoClassifier,
     extracted_name,
     vision_config,
 )
-from plait.models.one_peace.weights import key_map
+from plait.models.one_peace.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.weights.files import read_checkpoint

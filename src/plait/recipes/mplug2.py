@@ -19,14 +19,15 @@ from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.family import processor_for
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.grounding import MPlug2ForGrounding
-from plait.models.mplug2.initial import start_from
-from plait.models.mplug2.loading import from_directory
 from plait.models.mplug2.model import MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
-from plait.models.mplug2.tasks import MPlug2ForSequenceClassification
+from plait.models.mplug2.tasks import (
+    MPlug2ForConditionalGeneration,
+    MPlug2ForGrounding,
+    MPlug2ForSequenceClassification,
+)
+from plait.models.mplug2.weights import from_directory, start_from
 from plait.recipes import mplug2_rows as rows
 from plait.recipes.mplug2_objectives import Aligned, Distilled, PreTraining, SelfCritical, supervised, two_rates
 from plait.recipes.mplug2_small import save

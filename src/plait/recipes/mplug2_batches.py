@@ -12,8 +12,8 @@ from torch import Tensor
 
 from plait.data.drawn_tasks import Drawings, Example
 from plait.data.pairs import augment
-from plait.models.mplug2.instructions import instruct
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.tasks import instruct
 from plait.processing import wordpiece
 from plait.training.stages import Source
 

@@ -16,9 +16,9 @@ from plait.data.build import animated
 from plait.data.drawn_tasks import KINDS, MOTIONS, Example
 from plait.media.video import load_frames
 from plait.models.auto import load_processor
-from plait.models.mplug2.loading import from_directory
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.weights import from_directory
 from plait.recipes import mplug2_measures as measures
 from plait.recipes import mplug2_small as small
 from plait.recipes.mplug2_batches import collate_classes

@@ -18,8 +18,8 @@ from plait.data.reading import Reader
 from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.models.auto import load_processor
-from plait.models.mplug2.loading import from_directory
 from plait.models.mplug2.model import MPlug2PreTrainedModel
+from plait.models.mplug2.weights import from_directory
 from plait.recipes import mplug2
 from plait.recipes.finetune import Job, Request
 from plait.recipes.finetune_measures import text_of

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from plait.data.drawn_tasks import KINDS, Example
 from plait.inspect.modality_gap import modality_gap
 from plait.models.mplug2.alignment import MPlug2AlignedModel
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.processor import MPlug2Processor
-from plait.models.mplug2.tasks import MPlug2Classifier
+from plait.models.mplug2.tasks import MPlug2Classifier, MPlug2ForConditionalGeneration
 from plait.nn.attention import eager_attention
 from plait.recipes.mplug2_batches import asked, pixels_of
 from plait.training.optim import AdamW

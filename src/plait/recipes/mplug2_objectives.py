@@ -12,10 +12,9 @@ from plait.generation import Hypothesis
 from plait.metrics.captions import DocumentFrequency, cider
 from plait.metrics.ptb import ptb_tokens
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
 from plait.models.mplug2.model import Encoded
-from plait.models.mplug2.param_groups import parameter_groups
-from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective
+from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, parameter_groups
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.objectives.captioning import IGNORED
 from plait.objectives.distillation import ramped_alpha
 from plait.objectives.masked import mask_tokens

@@ -18,8 +18,8 @@ from torch import Tensor
 from plait.data.sources import open_samples
 from plait.media.image import load_image
 from plait.media.video import load_video
-from plait.models.mplug2.instructions import instruct
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.tasks import instruct
 from plait.processing import image_transforms
 from plait.processing.frame_sampling import random_times
 from plait.processing.video_transforms import pretraining_clip, stack_frames, training_clip, training_image

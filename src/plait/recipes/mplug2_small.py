@@ -21,11 +21,11 @@ from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords
 from plait.models.auto import load_processor
 from plait.models.mplug2.config import MPlug2Config, VisionConfig
-from plait.models.mplug2.instructions import TEMPLATES
-from plait.models.mplug2.loading import from_directory
 from plait.models.mplug2.model import MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.tasks import TEMPLATES
+from plait.models.mplug2.weights import from_directory
 from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
 from plait.recipes import mplug2_batches as batches
 from plait.recipes.mplug2_objectives import PreTraining, asked_together, supervised
@@ -214,7 +214,7 @@ def load(init: Path, task: str, **changes: Any) -> MPlug2PreTrainedModel:
 
 
 def _class(task: str) -> type[MPlug2PreTrainedModel] | None:
-    from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
+    from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 
     return MPlug2ForConditionalGeneration if task == "answer" else None
 

@@ -18,13 +18,11 @@ from torch.nn import functional as F
 
 from plait.errors import UsageError
 from plait.models.auto import load_processor
-from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
-from plait.models.mplug_owl.initial import around
-from plait.models.mplug_owl.loading import from_directory
+from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, is_official_config
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
-from plait.models.mplug_owl.official import is_official_config
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
-from plait.models.mplug_owl.trainable import STAGE1, lora_targets, visual_names
+from plait.models.mplug_owl.tasks import STAGE1, lora_targets, visual_names
+from plait.models.mplug_owl.weights import around, from_directory
 from plait.recipes import mplug_owl_rows as rows
 from plait.training.data_order import Shuffled
 from plait.training.schedules import cosine, linear

@@ -24,15 +24,8 @@ from plait.models.auto import load
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.resize import resized
-from plait.models.mplug_owl2.trainable import (
-    ABSTRACTOR,
-    TOWER,
-    lora_saved,
-    lora_targets,
-    pretraining_names,
-    vision_depth,
-)
+from plait.models.mplug_owl2.tasks import ABSTRACTOR, TOWER, lora_saved, lora_targets, pretraining_names, vision_depth
+from plait.models.mplug_owl2.weights import resized
 from plait.recipes import mplug_owl2_rows as rows
 from plait.recipes.mplug_owl2_small import answer_logits, save
 from plait.training.optim import parameter_groups

@@ -22,8 +22,8 @@ from plait.data.mini import cached_mini
 from plait.models.mplug_owl2.config import AbstractorConfig, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.resize import resized
 from plait.models.mplug_owl2.upcycle import upcycle
+from plait.models.mplug_owl2.weights import resized
 from plait.recipes.mplug_owl2_arms import PATCH, QUERIES, SIDE, Arm
 from plait.recipes.mplug_owl2_batches import Mixture, NamedPictures
 from plait.training.stages import Recipe, Stage

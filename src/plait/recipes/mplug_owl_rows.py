@@ -17,7 +17,7 @@ from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
-from plait.models.mplug_owl.skills import DESCRIBE
+from plait.models.mplug_owl.tasks import DESCRIBE
 from plait.types import Sample
 
 ROLES = {"user": "human", "assistant": "gpt"}

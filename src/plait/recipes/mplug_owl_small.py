@@ -23,10 +23,10 @@ from plait.data.build.snippets import movie_snippets
 from plait.data.drawn_tasks import MOTIONS, Example
 from plait.data.pairs import augment
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn
-from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
-from plait.models.mplug_owl.trainable import STAGE1, lora_targets
+from plait.models.mplug_owl.tasks import STAGE1, lora_targets
+from plait.models.mplug_owl.weights import around
 from plait.nn.attention import attention_function
 from plait.recipes.mplug_owl import TOWERS, Built, answer_loss, loaded, save
 from plait.recipes.mplug_owl_sights import SCENES, SIDE, Sights, is_clip

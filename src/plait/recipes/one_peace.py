@@ -22,10 +22,9 @@ from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, SoundsWithWords
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.loading import from_directory
-from plait.models.one_peace.param_groups import STAGE2_TRAINABLE, decays
-from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.pretraining import STAGE2_TRAINABLE, OnePeaceForPreTraining, decays
 from plait.models.one_peace.processor import OnePeaceProcessor
+from plait.models.one_peace.weights import from_directory
 from plait.processing.audio_transforms import prepare_waveform
 from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
 from plait.processing.tokenizers import encode, subset

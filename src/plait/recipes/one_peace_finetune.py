@@ -23,11 +23,11 @@ from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.models.auto import load_processor
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.loading import from_directory
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
-from plait.models.one_peace.param_groups import decays
+from plait.models.one_peace.pretraining import decays
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.tasks import OnePeaceForClassification
+from plait.models.one_peace.weights import from_directory
 from plait.objectives.contrastive import contrastive_loss
 from plait.processing.image_transforms import square
 from plait.recipes.finetune import Job, Request

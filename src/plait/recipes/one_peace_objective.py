@@ -11,8 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.models.one_peace.objectives import PretrainingLosses, audio_text_losses, image_text_losses
-from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.pretraining import (
+    OnePeaceForPreTraining,
+    PretrainingLosses,
+    audio_text_losses,
+    image_text_losses,
+)
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.processing import masking
 from plait.processing.tokenizers import whole_word_starts

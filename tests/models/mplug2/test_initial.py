@@ -9,10 +9,10 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, CLIPVisionConfig, CLIPVisionModel
 
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.initial import start_from
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
+from plait.models.mplug2.weights import start_from
 
 
 @pytest.fixture

@@ -16,13 +16,11 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 from plait.cli import main
 from plait.models import auto
 from plait.models.mplug2 import family
-from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.loading import CLASSES, assemble, changed, class_for
+from plait.models.mplug2.config import MPlug2Config, config_fields
 from plait.models.mplug2.model import MPlug2Model
-from plait.models.mplug2.official import config_fields
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
-from plait.models.mplug2.weights import NEVER_RUN, finetuning_name, key_map
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
+from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, changed, class_for, finetuning_name, key_map
 from plait.weights.state import LazyState, meta_state
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "mplug2"
@@ -192,7 +190,7 @@ def test_an_official_file_starts_every_task(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_task_reads_only_its_own_tensors(build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(build(MPlug2ForPreTraining), tmp_path)
-    from plait.models.mplug2 import loading
+    from plait.models.mplug2 import weights
 
     taken: set[str] = set()
 
@@ -201,14 +199,14 @@ def test_a_task_reads_only_its_own_tensors(build, tmp_path: Path, monkeypatch: p
             taken.add(key)
             return super().__getitem__(key)
 
-    original = loading.read_checkpoint
+    original = weights.read_checkpoint
 
     def watched(path: Path):
         checkpoint = original(path)
         checkpoint.state.__class__ = Watched
         return checkpoint
 
-    monkeypatch.setattr(loading, "read_checkpoint", watched)
+    monkeypatch.setattr(weights, "read_checkpoint", watched)
     model, _ = auto.load(tmp_path, task="caption", branch=("image",))
     assert {key.split(".")[1] for key in taken} == {"vision", "universal", "decoder"}
     assert not any("temporal" in key for key in taken)

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from plait.generation import beam_search
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.decoder import RecomputedStep
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.model import MPlug2Model
+from plait.models.mplug2.model import MPlug2Model, RecomputedStep
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 2e-5) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from plait.models.mplug2.param_groups import decays, official_group, parameter_groups
+from plait.models.mplug2.pretraining import decays, official_group, parameter_groups
 
 
 def test_every_trainable_parameter_is_in_one_group() -> None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from plait.models.mplug2.alignment import NOT_SCORED, MPlug2ForRetrieval
 from plait.models.mplug2.composition import TABLE, Path
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.grounding import MPlug2ForGrounding
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.tasks import (
+    MPlug2ForConditionalGeneration,
+    MPlug2ForGrounding,
     MPlug2ForImageClassification,
     MPlug2ForSequenceClassification,
     MPlug2ForVideoClassification,

@@ -13,11 +13,11 @@ import plait
 from plait.cli import main
 from plait.models import auto
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.grounding import MPlug2ForGrounding
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import (
+    MPlug2ForConditionalGeneration,
+    MPlug2ForGrounding,
     MPlug2ForImageClassification,
     MPlug2ForSequenceClassification,
     MPlug2ForVideoClassification,

@@ -9,9 +9,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import plait.models.auto
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.conversation import prompt
-from plait.models.mplug_owl.initial import around
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, token_loss
-from plait.models.mplug_owl.trainable import language_names, lora_targets, visual_names
+from plait.models.mplug_owl.tasks import language_names, lora_targets, visual_names
+from plait.models.mplug_owl.weights import around
 
 from ..mplug_owl2.tiny import byte_tokenizer
 from .tiny import LLAMA, PROMPTS, config, images, model_and_processor, video

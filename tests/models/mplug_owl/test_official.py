@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from plait.cli import main
 from plait.models.auto import load
-from plait.models.mplug_owl.loading import from_official
-from plait.models.mplug_owl.official import config_fields, is_official_config
-from plait.models.mplug_owl.weights import WRAPPER, is_official, plain_names
+from plait.models.mplug_owl.config import config_fields, is_official_config
+from plait.models.mplug_owl.weights import WRAPPER, from_official, is_official, plain_names
 from plait.weights.files import read_checkpoint
 from plait.weights.state import LazyState, StateError
 

@@ -14,9 +14,8 @@ from plait.models.mplug_owl.conversation import (
     training_pieces,
     training_row,
 )
-from plait.models.mplug_owl.images import draw, training_pixels
-from plait.models.mplug_owl.placeholders import count_runs
-from plait.models.mplug_owl.processor import turns_of
+from plait.models.mplug_owl.model import count_runs
+from plait.models.mplug_owl.processor import draw, training_pixels, turns_of
 from plait.processing.frame_sampling import centred_indices
 
 from .tiny import images, model_and_processor

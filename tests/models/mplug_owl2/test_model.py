@@ -9,11 +9,13 @@ from transformers import DynamicCache, StaticCache
 import plait
 from plait.generation.cache_name import CACHE
 from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
-from plait.models.mplug_owl2.placeholders import expand_placeholders
-from plait.models.mplug_owl2.repetition import words_only
-from plait.models.mplug_owl2.resize import resized
-from plait.models.mplug_owl2.vision import VisionTower
+from plait.models.mplug_owl2.model import (
+    MPlugOwl2ForConditionalGeneration,
+    VisionTower,
+    expand_placeholders,
+    words_only,
+)
+from plait.models.mplug_owl2.weights import resized
 
 from .tiny import PROMPTS, config, images, model_and_processor, redraw
 

@@ -28,7 +28,7 @@ def stored_logits(case: str):
 
 
 def logits(model, case: str) -> torch.Tensor:
-    from plait.models.mplug_owl2.placeholders import expand_placeholders
+    from plait.models.mplug_owl2.model import expand_placeholders
 
     ids, pixels, _ = stored_logits(case)
     made = expand_placeholders(

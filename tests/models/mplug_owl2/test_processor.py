@@ -22,10 +22,15 @@ from plait.models.mplug_owl2.conversation import (
     tokenize,
     turns_of,
 )
-from plait.models.mplug_owl2.images import padded_square, pixels, stretched_square
-from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+from plait.models.mplug_owl2.processor import (
+    MPlugOwl2Processor,
+    find_tokenizer,
+    llama_tokenizer,
+    padded_square,
+    pixels,
+    stretched_square,
+)
 from plait.models.mplug_owl2.sampling import length_grouped, modality_grouped
-from plait.models.mplug_owl2.tokenizer import find_tokenizer, llama_tokenizer
 
 from .tiny import GOLDENS, byte_tokenizer, config, images
 

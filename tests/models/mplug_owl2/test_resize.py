@@ -7,7 +7,7 @@ import torch
 
 from plait.models.mplug_owl2.config import AbstractorConfig, VisionConfig
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.resize import resized
+from plait.models.mplug_owl2.weights import resized
 
 from .tiny import byte_tokenizer, images, model_and_processor, redraw
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from plait.models.mplug_owl2.trainable import (
+from plait.models.mplug_owl2.tasks import (
     decays,
     lora_saved,
     lora_targets,

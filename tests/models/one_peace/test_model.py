@@ -5,12 +5,15 @@ import torch
 from transformers import AutoModel
 
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.loading import from_directory
 from plait.models.one_peace.model import OnePeaceModel
-from plait.models.one_peace.objectives import audio_text_losses, image_text_losses
-from plait.models.one_peace.param_groups import STAGE2_TRAINABLE
-from plait.models.one_peace.pretraining import OnePeaceForPreTraining
+from plait.models.one_peace.pretraining import (
+    STAGE2_TRAINABLE,
+    OnePeaceForPreTraining,
+    audio_text_losses,
+    image_text_losses,
+)
 from plait.models.one_peace.tasks import OnePeaceForClassification
+from plait.models.one_peace.weights import from_directory
 from plait.processing.masking import image_mask
 from plait.training.stages import freeze
 

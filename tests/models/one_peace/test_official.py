@@ -10,11 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
-from plait.models.one_peace.loading import from_official
-from plait.models.one_peace.official import parse_conv_spec
+from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig, parse_conv_spec
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
-from plait.models.one_peace.weights import explain_keys, key_map, official_buffers
+from plait.models.one_peace.weights import explain_keys, from_official, key_map, official_buffers
 from plait.weights.files import read_checkpoint
 from plait.weights.state import StateError
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plait.models.mplug2.alignment import MPlug2ForRetrieval
     from plait.models.mplug2.config import MPlug2Config, VisionConfig
-    from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-    from plait.models.mplug2.grounding import MPlug2ForGrounding
     from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
     from plait.models.mplug2.pretraining import MPlug2ForPreTraining
     from plait.models.mplug2.processor import MPlug2ImageProcessor, MPlug2Processor
     from plait.models.mplug2.tasks import (
+        MPlug2ForConditionalGeneration,
+        MPlug2ForGrounding,
         MPlug2ForImageClassification,
         MPlug2ForSequenceClassification,
         MPlug2ForVideoClassification,
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "alignment": ("MPlug2ForRetrieval",),
     "config": ("MPlug2Config", "VisionConfig"),
-    "generation": ("MPlug2ForConditionalGeneration",),
-    "grounding": ("MPlug2ForGrounding",),
     "model": ("MPlug2Model", "MPlug2PreTrainedModel"),
     "pretraining": ("MPlug2ForPreTraining",),
     "processor": ("MPlug2ImageProcessor", "MPlug2Processor"),
-    "tasks": ("MPlug2ForImageClassification", "MPlug2ForSequenceClassification", "MPlug2ForVideoClassification"),
+    "tasks": (
+        "MPlug2ForConditionalGeneration",
+        "MPlug2ForGrounding",
+        "MPlug2ForImageClassification",
+        "MPlug2ForSequenceClassification",
+        "MPlug2ForVideoClassification",
+    ),
 }
 """Module -> the names of it that users import from here."""
 

@@ -19,8 +19,7 @@ from transformers.utils import ModelOutput
 
 from plait.models.mplug2.composition import path
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, for_task
-from plait.models.mplug2.momentum import Teacher, follow
+from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.objectives.contrastive import contrastive_loss
 from plait.objectives.distillation import update_teacher
 from plait.objectives.matching import QueueContrast, enqueue, hard_negatives, matching_loss, queue_contrast

@@ -2,12 +2,19 @@
 
 official yaml + bert json (or the shapes of a checkpoint) -> MPlug2Config.from_official -> model
 preset name -> MPlug2Config.preset
+
+Reading the settings of official mPLUG-2 and mPLUG files; what they do not say is read off the tensors.
+
+{yaml, bert_config, clip sizes} + shapes -> fields of MPlug2Config; a setting nobody knows is an error
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -165,7 +172,7 @@ class MPlug2Config(PreTrainedConfig):
         cls, official_config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]], **changes: Any
     ) -> MPlug2Config:
         """The configuration of an official file from its settings, where it has some, and the shapes of its tensors."""
-        from plait.models.mplug2.official import config_fields
+        pass
 
         return cls(**{**config_fields(official_config, shapes), **cls._fields(changes)})
 
@@ -195,3 +202,185 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dropout": 0.0, "attention_dropout": 0.0,
     },
 }  # fmt: skip
+
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Run settings that stand beside the sizes and do not change what a loaded model computes; the released code overwrites
+# `momentum` with 0.995.
+_IGNORED = frozenset(
+    """
+    clip_name distill eos use_checkpoint beam_size min_length max_length k_test xclip clip bert_config prompt prompt_ids
+    alpha warm_up optimizer schedular batch_size_train batch_size_test train_file test_file val_file answer_list
+    add_ocr add_object model_test_frames test_num_frames num_workers video_root image_root vqa_root vg_root gqa_root
+    coco_root read_local_data generation answers_per_question train_root dataset label_file accum_steps
+    add_prompt_features ans_list ocr object data_root task note seed max_input_length text_encoder text_decoder
+    batch_size mlm_probability use_conv_dw no_randaug output_dir evaluate num_frames_train vision_heads max_length_test
+    test_frames num_frames_test num_frames_val nworkers checkpoint resume min_scale crop_min_scale max_words
+    text_drop_rate no_init_decocde do_two_optim do_amp do_accum dist_url device world_size distributed gpu rank
+    result_dir answer_file add_ocr_object min_lr lr momentum bos double_lmhra use_st merge_attention prefix_task
+    itm_task mlm_task ita_task mid_cross concat_last_layer split_root extra_dim extra_nhead eval_split max_query_len
+    aug_blur aug_crop aug_scale aug_translate image_size ann_root num_frm_test vatex_video_caps_root ref_path
+    videoqa_root nocaps_root answer_list_vocab answer_list_vocab_1000 open_generation has_multi_vision_gt
+    is_paragraph_retrieval
+    """.split()  # noqa: SIM905
+)
+_READ = frozenset(
+    """
+    image_res vision_width num_frames model_num_frames embed_dim temporal_stride temporal_downsampling temp queue_size
+    grounding_bins grounding_prefix
+    """.split()  # noqa: SIM905
+)
+_BERT = {
+    "hidden_size": "dim",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_dim",
+    "max_position_embeddings": "max_positions",
+    "vocab_size": "vocab_size",
+    "type_vocab_size": "num_types",
+    "layer_norm_eps": "eps",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "initializer_range": "init_std",
+    "pad_token_id": "pad_token_id",
+    "fusion_layers": "num_fusion_layers",
+    "num_hidden_layers": "stored_fusion_layers",
+    "text_decode_layers": "num_decoder_layers",
+    "stride_layer": "fusion_stride",
+}
+_BERT_IGNORED = frozenset(
+    """
+    model_type encoder_width add_cross_attention use_cache gradient_checkpointing architectures attention_type
+    text_encoder_layers num_uni_layer transformers_version classifier_dropout
+    """.split()  # noqa: SIM905
+)
+_BERT_FIXED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
+
+NAMED_BERTS: dict[str, dict[str, int]] = {
+    "config_bert_large_text": {"fusion_layers": 6, "stride_layer": 1000},
+    "config_bert": {"fusion_layers": 3, "stride_layer": 100},
+    "config_bert_text": {"fusion_layers": 3, "stride_layer": 1000},
+    "config_bert_text_grad_ckpt": {"fusion_layers": 3, "stride_layer": 1000},
+    "config_bert_stride3": {"fusion_layers": 6, "stride_layer": 3},
+}
+"""What the released bert configurations say that tensors cannot tell (specification, section 2)."""
+
+
+def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[str, Any]:
+    """Fields of `MPlug2Config`. official: the settings of a run, or None; shapes: of the tensors, finetuning names.
+
+    Raises ValueError for an unknown setting, for tensors of another model and for activations other than GELU.
+    """
+    official = official or {}
+    unknown = set(official) - _IGNORED - _READ
+    if unknown:
+        raise ValueError(f"expected settings of mPLUG-2, got {', '.join(sorted(unknown))}; remove them")
+    fields = _from_shapes(shapes)
+    fields |= bert_fields(_bert(official.get("bert_config"), fields))
+    fields["vision"] = _vision(official, shapes, fields["num_temporal"] > 0)
+    if "prefix_ids" in shapes:  # mPLUG's grounding cuts the text encoder to as many layers as the stride
+        fields["text_layers"] = min(fields["text_layers"], count_layers(shapes, "text_encoder.encoder.layer."))
+    fields["num_text_layers"] = fields["text_layers"] - fields["num_universal_layers"]
+    names = {"embed_dim": "projection_dim", "temp": "temperature_init", "num_frames": "num_frames",
+             "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
+             "grounding_prefix": "grounding_start_id"}  # fmt: skip
+    fields |= {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
+    if "prefix_ids" in shapes:
+        fields["task"] = "ground"
+        fields["grounding_bins"] = shapes["target_ids"][0] - 1
+    if "image_queue" in shapes:
+        fields["projection_dim"] = shapes["image_queue"][0]
+    return {name: value for name, value in fields.items() if name not in ("num_temporal", "text_layers")}
+
+
+def _bert(bert: Mapping[str, Any] | str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A bert configuration given itself or, in files of mPLUG-2, by the name of a released one."""
+    if not isinstance(bert, str):
+        return bert or {}
+    name = PurePosixPath(bert).name.removesuffix(".json")
+    if not fields["num_universal_layers"]:
+        return {}  # mPLUG has files of the same names with other numbers: those of its releases are assumed
+    if name not in NAMED_BERTS:
+        logger.warning("expected a bert_config among %s, got %s: fusion layers assumed as in the releases",
+                       ", ".join(NAMED_BERTS), name)  # fmt: skip
+    return NAMED_BERTS.get(name, {})
+
+
+def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a bert configuration says, which may be part of one. Raises ValueError for an unknown entry."""
+    unknown = set(bert) - set(_BERT) - _BERT_IGNORED - set(_BERT_FIXED)
+    if unknown:
+        raise ValueError(f"expected entries of a bert configuration, got {', '.join(sorted(unknown))}; remove them")
+    for name, only in _BERT_FIXED.items():
+        if bert.get(name, only) != only:
+            raise ValueError(f"expected {name} {only}, got {bert[name]!r}")
+    fields = {ours: bert[theirs] for theirs, ours in _BERT.items() if theirs in bert}
+    if "text_encoder_layers" in bert:
+        fields["text_layers"] = bert["text_encoder_layers"]
+    if "fusion_layers" in bert and "num_hidden_layers" in bert:
+        fields["num_fusion_layers"] = min(bert["fusion_layers"], bert["num_hidden_layers"])
+    return fields
+
+
+def _from_shapes(shapes: Shapes) -> dict[str, Any]:
+    """Sizes read off the tensors; heads are 64 wide, as in every released configuration."""
+    table = shapes.get("text_encoder.embeddings.word_embeddings.weight") or shapes.get(
+        "text_decoder.bert.embeddings.word_embeddings.weight"
+    )
+    conv = shapes.get("visual_encoder.visual.conv1.weight")
+    if table is None or conv is None:
+        raise ValueError("expected a text encoder or decoder and a vision encoder, got a file without")
+    dim = table[1]
+    text = count_layers(shapes, "text_encoder.encoder.layer.")
+    fusion = count_layers(shapes, "fusion_encoder.encoder.layer.")
+    crossed = {key.split(".")[3] for key in shapes if key.startswith("text_encoder.") and ".crossattention." in key}
+    positions = next(s for k, s in shapes.items() if k.endswith("embeddings.position_embeddings.weight"))
+    mlp = next(s for k, s in shapes.items() if re.match(r"text_\w+\..*layer\.0\.intermediate\.dense\.weight", k))
+    return {
+        "dim": dim,
+        "num_heads": max(dim // 64, 1),
+        "mlp_dim": mlp[0],
+        "vocab_size": table[0],
+        "max_positions": positions[0],
+        "text_layers": text,
+        "num_universal_layers": len(crossed),
+        "num_latents": next((s[0] for k, s in shapes.items() if re.match(r"text_encoder\..*latents", k)), 50),
+        "num_decoder_layers": count_layers(shapes, "text_decoder.bert.encoder.layer."),
+        "stored_fusion_layers": fusion,
+        "num_temporal": sum(".lmhra1." in key for key in shapes),
+        **_fusion(conv[0] > dim, fusion, predecessor=not crossed),
+    }
+
+
+def _fusion(is_large: bool, stored: int, *, predecessor: bool) -> dict[str, int]:
+    """How many fusion layers run, and the stride, which no tensor tells: those of the released configurations."""
+    if predecessor:
+        return {"num_fusion_layers": min(6, stored), "fusion_stride": 6 if is_large else 3}
+    return {"num_fusion_layers": min(6 if stored == 24 else 3, stored), "fusion_stride": 1000}
+
+
+def count_layers(shapes: Iterable[str], prefix: str) -> int:
+    """One more than the highest layer number behind `prefix`, 0 without any."""
+    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _vision(official: Mapping[str, Any], shapes: Shapes, temporal: bool) -> VisionConfig:
+    """The vision encoder. The size of its pictures is the file's; the settings may add a rim that fills no patch."""
+    conv, table = (shapes[f"visual_encoder.visual.{name}"] for name in ("conv1.weight", "positional_embedding"))
+    sizes = official.get("xclip") or official.get("clip") or {}
+    kernel = conv[2] if len(conv) == 5 else 1
+    grid = round((table[0] - 1) ** 0.5)
+    said = official.get("image_res", 0)
+    return VisionConfig(
+        dim=conv[0],
+        num_heads=sizes.get("vision_heads") or official.get("vision_heads") or max(conv[0] // 64, 1),
+        num_layers=count_layers(shapes, "visual_encoder.visual.transformer.resblocks."),
+        patch_size=conv[-1],
+        image_size=said if said // conv[-1] == grid else grid * conv[-1],
+        temporal=temporal,
+        temporal_kernel=kernel,
+        temporal_stride=official.get("temporal_stride", 2) if kernel > 1 else 1,
+    )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.models.mplug2 import loading, plan
+from plait.models.mplug2 import plan, weights
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.generation import MPlug2ForConditionalGeneration
-from plait.models.mplug2.loading import is_official
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
 from plait.models.mplug2.processor import MPlug2ImageProcessor, MPlug2Processor
-from plait.models.mplug2.skills import MPlug2Skills
 from plait.models.mplug2.tasks import (
+    MPlug2ForConditionalGeneration,
     MPlug2ForImageClassification,
     MPlug2ForSequenceClassification,
     MPlug2ForVideoClassification,
+    MPlug2Skills,
 )
+from plait.models.mplug2.weights import is_official
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlug2Config, MPlug2Model, MPlug2Processor
@@ -57,7 +57,7 @@ def processor_for(config: MPlug2Config, **options: Any) -> MPlug2Processor:
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[MPlug2PreTrainedModel, MPlug2Processor]:
     """Model and processor of an official file; options of `loading.from_official`."""
-    model = loading.from_official(checkpoint, **options)
+    model = weights.from_official(checkpoint, **options)
     return model, processor_for(model.config)
 
 
@@ -66,7 +66,7 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, M
 
     The processor follows changed fields: image size, frames and `official`.
     """
-    model = loading.from_directory(path, **options)
+    model = weights.from_directory(path, **options)
     if not (path / "tokenizer.json").exists():
         return model, processor_for(model.config)
     processor = MPlug2Processor.from_pretrained(path, trust_remote_code=False)

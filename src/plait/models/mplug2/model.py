@@ -5,13 +5,30 @@ pictures | clips -> vision encoder -> (projection) -> universal layers --+
 texts -> embeddings -> text layers -> universal layers ------------------+
 
 Which of these steps exist and are taken is read from `composition.TABLE`. Source: mPLUG-2 (arXiv 2302.00402), figure 2.
+
+The teacher of momentum distillation: a slow copy that is part of the model, so that checkpoints hold it.
+
+student -> update: teacher <- m teacher + (1 - m) student        (ALBEF, arXiv 2107.07651, section 3.3)
+
+The fusion module: text reads vision by cross-attention; now and then both meet in one self-attention.
+
+text, vision -> [text + self-attention + cross-attention + MLP | joint layer over [vision ; text]] x layers -> both
+
+Source: mPLUG (arXiv 2205.12005), section 3.2; specification mPLUG-2, section 5.
+
+The decoder that all generative tasks share: causal, with cross-attention to vision (and text) states.
+
+ids -> embeddings -> [causal self-attention -> cross-attention -> MLP] x layers -> LM head over the token table
+
+Keys of the encoder states are made once (`cross_keys`), those of the ids kept in a `Cache`. Source: specification
+mPLUG-2, section 6.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +38,11 @@ from transformers.utils import ModelOutput
 
 from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.decoder import TextDecoder
-from plait.models.mplug2.fusion import FusionModule
 from plait.nn.attention import AttentionFunction, attention_function
-from plait.nn.bert import BertEmbeddings, BertLayer, LMHead
+from plait.nn.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
 from plait.nn.encoder import Reader, UniversalLayers
 from plait.nn.temporal import DualVisionEncoder, ZeroLinear
+from plait.objectives.distillation import update_teacher
 
 
 @dataclass
@@ -365,3 +381,188 @@ class MPlug2Model(MPlug2PreTrainedModel):
                 f"expected a model with its {part} part, got one with {', '.join(p for p in PARTS if p in self.has)}; "
                 "load it with another task="
             )
+
+
+class Teacher(MPlug2Model):
+    """A network that never trains; gradients are switched off by the model that holds it."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever is asked."""
+        return super().train(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float, *, leave: tuple[str, ...] = ()) -> None:
+    """Move every tensor of `teacher` towards the one of `student` of that name, children called `leave` excepted.
+
+    Momentum 0 copies. Raises ValueError where the student lacks a tensor of the teacher.
+    """
+    fast = dict(student.named_parameters())
+    slow = [(n, p) for n, p in teacher.named_parameters() if n.partition(".")[0] not in leave]
+    missing = [name for name, _ in slow if name not in fast]
+    if missing:
+        raise ValueError(f"expected a student with every tensor of its teacher, got none of {', '.join(missing[:5])}")
+    update_teacher((p for _, p in slow), (fast[name] for name, _ in slow), momentum)
+
+
+def is_connected(index: int, stride: int) -> bool:
+    """Whether layer `index`, counted from the first that runs, joins both streams."""
+    return index > 0 and index % stride == 0
+
+
+class FusionModule(nn.Module):
+    """`num_layers` layers, every `stride`-th but the first connected; those have no cross-attention."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_dim: int, num_layers: int, *, stride: int = 1000, **rates: Any
+    ) -> None:
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"expected a fusion stride of at least 1, got {stride}")
+        self.stride = stride
+        self.layers = nn.ModuleList(
+            BertLayer(dim, num_heads, mlp_dim, cross=not is_connected(i, stride), **rates) for i in range(num_layers)
+        )
+
+    def forward(
+        self, text: Tensor, text_mask: Tensor | None, vision: Tensor, attend: AttentionFunction
+    ) -> tuple[Tensor, Tensor]:
+        """text: (batch, tokens, dim), text_mask: (batch, tokens) bool, vision: (batch, patches, dim), unpadded.
+
+        Returns vision and text, like what was given.
+        """
+        patches = vision.shape[1]
+        for layer in self.layers:
+            assert isinstance(layer, BertLayer)
+            if layer.cross_attn is not None:
+                text = layer(text, attend, key_mask=text_mask, other=vision)
+                continue
+            joint = torch.cat([vision, text], dim=1)
+            seen = None if text_mask is None else nn.functional.pad(text_mask, (patches, 0), value=True)
+            joint = layer(joint, attend, key_mask=seen)
+            vision, text = vision + joint[:, :patches], joint[:, patches:]
+        return vision, text
+
+
+class TextDecoder(nn.Module):
+    """Next-token logits of texts about something seen."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        num_layers: int,
+        *,
+        vocab_size: int,
+        max_positions: int,
+        num_types: int = 2,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embeddings = BertEmbeddings(vocab_size, dim, max_positions, num_types, eps=eps, dropout=dropout)
+        rates: dict[str, Any] = {"eps": eps, "dropout": dropout, "attention_dropout": attention_dropout}
+        self.layers = nn.ModuleList(BertLayer(dim, num_heads, mlp_dim, cross=True, **rates) for _ in range(num_layers))
+        self.head = LMHead(dim, vocab_size, eps)
+
+    def cross_keys(self, states: Tensor) -> list[KeysValues]:
+        """Keys of the encoder states for every layer. states: (batch, seq, dim)."""
+        return [attention.project(states) for attention in self._cross_attentions()]
+
+    def _cross_attentions(self) -> list[BertAttention]:
+        return [cast("BertAttention", cast("BertLayer", layer).cross_attn) for layer in self.layers]
+
+    def new_cache(self, max_length: int) -> Cache:
+        """An empty cache for up to `max_length` positions."""
+        return Cache(len(self.layers), max_length)
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        cross: list[KeysValues] | Tensor,
+        attend: AttentionFunction,
+        *,
+        attention_mask: Tensor | None = None,
+        cross_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Last hidden states (rows, seq, dim).
+
+        input_ids: (rows, seq), those behind what `cache` holds; cross: encoder states (items, states, dim), or their
+        keys for every layer, of as many items as rows, or of fewer that neighbours share; attention_mask: (rows, seq)
+        bool, without cache only; cross_mask: (items, states) bool.
+        """
+        start = 0 if cache is None else cache.length
+        x = self.embeddings(input_ids, start=start)
+        bias = causal_bias(input_ids.shape[1], start + input_ids.shape[1], x)
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, BertLayer)
+            own = None if cache is None else cache.append(i, layer.attn.project(x))
+            other = cross if isinstance(cross, Tensor) else cross[i]
+            x = layer(x, attend, bias=bias, key_mask=attention_mask, own=own, other=other, other_mask=cross_mask)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (..., dim) -> (..., vocab), over the table that embeds the ids."""
+        return self.head(hidden, self.embeddings.token_embedding.weight)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        states: Tensor,
+        attend: AttentionFunction,
+        *,
+        attention_mask: Tensor | None = None,
+        states_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (rows, seq, vocab) of whole texts. states: (items, seq, dim), states_mask: (items, seq) bool."""
+        hidden = self.hidden(input_ids, states, attend, attention_mask=attention_mask, cross_mask=states_mask)
+        return self.logits(hidden)
+
+
+class CachedStep:
+    """A decoder as `plait.generation.beam_search` sees it: every token is computed once.
+
+    cross: of `decoder.cross_keys`, one per item and not per beam; cross_mask: (items, states) bool.
+    """
+
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        cross: list[KeysValues],
+        attend: AttentionFunction,
+        max_length: int,
+        cross_mask: Tensor | None = None,
+    ) -> None:
+        self.decoder, self.cross, self.attend, self.cross_mask = decoder, cross, attend, cross_mask
+        self.cache = decoder.new_cache(max_length)
+
+    def __call__(self, ids: Tensor, beam_indices: Tensor | None) -> Tensor:
+        """Logits of the next token (rows, vocab); see `plait.generation.StepFunction`."""
+        if beam_indices is not None:
+            self.cache.reorder(beam_indices)
+        new = ids[:, self.cache.length :]
+        hidden = self.decoder.hidden(new, self.cross, self.attend, cross_mask=self.cross_mask, cache=self.cache)
+        return self.decoder.logits(hidden[:, -1])
+
+
+class RecomputedStep:
+    """The same without any cache, as the released code does it: the prefix and all its keys at every step.
+
+    states: (items, seq, dim) are copied for every beam. Kept as the reference that `CachedStep` is held against.
+    """
+
+    def __init__(
+        self, decoder: TextDecoder, states: Tensor, attend: AttentionFunction, states_mask: Tensor | None = None
+    ) -> None:
+        self.decoder, self.states, self.attend, self.states_mask = decoder, states, attend, states_mask
+
+    def __call__(self, ids: Tensor, beam_indices: Tensor | None) -> Tensor:
+        """Logits of the next token (rows, vocab)."""
+        beams = len(ids) // len(self.states)
+        states = self.states.repeat_interleave(beams, 0)
+        mask = None if self.states_mask is None else self.states_mask.repeat_interleave(beams, 0)
+        with torch.no_grad():
+            return self.decoder(ids, states, self.attend, states_mask=mask)[:, -1]

@@ -17,9 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plait.models.mplug2.composition import PARTS, TABLE, path
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.loading import changed, class_for
 from plait.models.mplug2.model import MPlug2Model, rates
-from plait.models.mplug2.weights import NEVER_RUN
+from plait.models.mplug2.weights import NEVER_RUN, changed, class_for
 from plait.nn.bert import BertEmbeddings, BertLayer
 
 CLIP_TEXT = {1024: (768, 12, 768), 768: (512, 12, 512)}

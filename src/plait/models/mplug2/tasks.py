@@ -4,20 +4,49 @@ pictures, clips: vision -> universal -> head;  texts: text -> universal -> head;
 entailment, several pictures (NLVR2): vision, text -> universal -> fusion -> head
 
 Source: figure 1 of mPLUG-2 (arXiv 2302.00402); the heads of fused tasks follow ALBEF (arXiv 2107.07651), section 4.
+
+Captions and answers: pictures or clips, with a question or without -> states -> decoder -> words.
+
+The two released tasks of mPLUG-2, for images as well. Source: specification mPLUG-2, section 7.
+
+Visual grounding: a picture and a phrase -> fused states -> four coordinate tokens -> a box.
+
+start token -> cx -> cy -> w -> h, each one of `bins + 1` ids behind the start token
+
+Source: mPLUG's grounding as released (specification mPLUG-2, 7.3).
+
+Instructions: what a joint model is told to do, per task and modality, so that one set of weights serves many tasks.
+
+task, modality, text -> one line of text for the text encoder (or, switched off, the text alone)
+
+Source: mPLUG-2 (arXiv 2302.00402), section 3.4: language modelling with handcrafted instructions. The templates of the
+paper were never released; these are Plait's, one per cell, and part of what a trained model expects.
+
+What mPLUG-2 offers a `plait.Assistant`: each task class does its own, all through one small interface.
+
+decoded items -> processor -> model.generate | rank_answers | ground | forward | get_*_features -> texts, boxes, labels
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOutput
 
+from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.models.mplug2.composition import Part, parts_of, path
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
+from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
+from plait.models.mplug2.processor import MPlug2Processor
+from plait.objectives.captioning import IGNORED, next_token_loss
+from plait.objectives.distillation import mix, soft_label_loss
+from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, corners, tokens_to_boxes
+from plait.objectives.scst import scst_loss
 
 
 class MPlug2Classifier(MPlug2PreTrainedModel):
@@ -136,3 +165,499 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
         text, seen = self.model.read(input_ids, mask, types, way)
         fused = [self.model.fuse(text, seen, vision[:, i])[1][:, 0] for i in range(count)]
         return torch.cat(fused, dim=-1)
+
+
+LENGTHS = {"caption": (4, 20), "answer": (1, 10)}
+"""Fewest and most generated tokens per task, the end token included, as released."""
+
+RANKED_AT_ONCE = 32
+"""Candidate answers scored in one pass of the decoder."""
+
+
+class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
+    """Captioning (no text input) and question answering (a question as input_ids), with one decoder."""
+
+    TASKS = ("caption", "answer")
+
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__(config)
+        self.model = MPlug2Model(config, self.parts(config))
+        self.teacher = Teacher(config, self.parts(config)) if config.distill else None
+        self.post_init()
+        if self.teacher is not None:
+            follow(self.teacher, self.model, 0.0)  # a fresh teacher begins as its student
+
+    def encode(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        network: MPlug2Model | None = None,
+    ) -> Encoded:
+        """The path of captioning, or with input_ids that of answering. network: default the student's."""
+        way = path("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
+        return (network or self.model).run(way, pixel_values, pixel_values_videos, input_ids, attention_mask)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        answers_per_question: Tensor | None = None,
+        answer_weights: Tensor | None = None,
+        alpha: float = 0.0,
+        **_: object,
+    ) -> Seq2SeqLMOutput:
+        """Next-token logits of texts about what is seen, and their loss.
+
+        decoder_input_ids: (texts, length) with start token; labels: (texts, length), not shifted, -100 = not
+        supervised; answers_per_question: (batch,) texts of every item, in order, by default one each; answer_weights:
+        (texts,). The loss of captions is the mean over tokens; of answers the weighted sum over texts of summed token
+        losses, over the number of questions. alpha: weight of the teacher's soft labels (needs `config.distill`;
+        `config.official` ignores it, as the released code does).
+        """
+        if decoder_input_ids is None:
+            raise ValueError("expected decoder_input_ids, got none; pass the texts, or call generate")
+        inputs = (pixel_values, pixel_values_videos, input_ids, attention_mask)
+        texts = (decoder_input_ids, decoder_attention_mask, answers_per_question)
+        encoded = self.encode(*inputs)
+        logits = self._decode(self.model, encoded, *texts)
+        loss = None
+        if labels is not None:
+            reduction = "mean" if input_ids is None else "per_sample"
+            loss = next_token_loss(logits, labels, reduction)
+            if alpha and not self.config.official:
+                soft = self.teacher_logits(*inputs, *texts)[:, :-1].softmax(-1)
+                loss = mix(loss, soft_label_loss(logits[:, :-1], soft, labels[:, 1:], reduction), alpha)
+            if input_ids is not None:
+                loss = (loss if answer_weights is None else answer_weights * loss).sum() / len(input_ids)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=encoded.states()[0])
+
+    def _decode(
+        self,
+        network: MPlug2Model,
+        encoded: Encoded,
+        ids: Tensor,
+        mask: Tensor | None,
+        counts: Tensor | None,
+    ) -> Tensor:
+        states, states_mask = encoded.states()
+        if counts is not None:
+            states = states.repeat_interleave(counts, 0)
+            states_mask = None if states_mask is None else states_mask.repeat_interleave(counts, 0)
+        if len(ids) != len(states):
+            raise ValueError(f"expected a text for each of {len(states)} items, got {len(ids)}")
+        mask = None if mask is None else mask.bool()
+        return network.decoder(ids, states, self.attend, attention_mask=mask, states_mask=states_mask)
+
+    @torch.no_grad()
+    def teacher_logits(
+        self,
+        pixel_values: Tensor | None,
+        pixel_values_videos: Tensor | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None = None,
+        answers_per_question: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (texts, length, vocab) of the momentum copy. Raises ValueError for a model without one."""
+        if self.teacher is None:
+            raise ValueError("expected a model with a teacher, got one without; load it with distill=True")
+        encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask, network=self.teacher)
+        return self._decode(self.teacher, encoded, decoder_input_ids, decoder_attention_mask, answers_per_question)
+
+    def update_teacher(self, momentum: float | None = None) -> None:
+        """Move the teacher towards the student; call it once per step. `config.official` leaves fusion behind."""
+        if self.teacher is None:
+            raise ValueError("expected a model with a teacher, got one without; load it with distill=True")
+        leave = ("fusion",) if self.config.official else ()
+        follow(self.teacher, self.model, self.config.momentum if momentum is None else momentum, leave=leave)
+
+    @torch.no_grad()
+    def search(
+        self,
+        encoded: Encoded,
+        *,
+        num_beams: int = 5,
+        min_length: int = 1,
+        max_length: int = 20,
+        num_return: int = 1,
+        prompt_ids: Tensor | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Beam search over encoded items; see `plait.generation.beam_search`.
+
+        prompt_ids: (tokens,) that every text begins with behind the start token; the released code feeds none.
+        """
+        states, mask = encoded.states()
+        start = torch.full((len(states), 1), self.config.bos_token_id or 0, device=states.device)
+        if prompt_ids is not None:
+            start = torch.cat([start, prompt_ids.to(start).expand(len(start), -1)], dim=1)
+        decoder = self.model.decoder
+        step = CachedStep(decoder, decoder.cross_keys(states), self.attend, start.shape[1] + max_length, mask)
+        assert self.config.eos_token_id is not None
+        return beam_search(
+            step,
+            start,
+            end_id=self.config.eos_token_id,
+            num_beams=num_beams,
+            min_length=min_length,
+            max_length=max_length,
+            num_return=num_return,
+            official=bool(self.config.official),
+        )
+
+    def self_critical_loss(
+        self,
+        encoded: Encoded,
+        reward: Callable[[list[list[Hypothesis]]], Tensor],
+        *,
+        num_beams: int = 5,
+        min_length: int = 4,
+        max_length: int = 20,
+    ) -> Tensor:
+        """Self-critical training of captions: texts that beat the other texts of their item become likelier.
+
+        reward: the texts found for every item -> (batch, num_beams), for instance their CIDEr against references;
+        all items have `num_beams` texts. Source: `plait.objectives.scst`.
+        """
+        found = self.search(
+            encoded, num_beams=num_beams, num_return=num_beams, min_length=min_length, max_length=max_length
+        )
+        rows = [one.ids for item in found for one in item]
+        if len(rows) != num_beams * len(found):
+            raise ValueError(f"expected {num_beams} texts per item, got {[len(item) for item in found]}")
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+        sizes = torch.tensor([len(row) for row in rows], device=ids.device)
+        written = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
+        counts = torch.full((len(found),), num_beams, device=ids.device)
+        logits = self._decode(self.model, encoded, ids, written, counts)
+        written[:, 0] = False  # the start token was given
+        scores = score_sequences(logits, ids, written).view(len(found), num_beams)
+        return scst_loss(scores, reward(found).to(scores), sizes.view_as(scores), official=bool(self.config.official))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        num_beams: int = 5,
+        min_length: int | None = None,
+        max_length: int | None = None,
+        prompt_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The best text per item as ids (batch, length) with start token, padded with the padding id.
+
+        min_length, max_length: of generated tokens with the end token; by default as released for the task.
+        """
+        encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask)
+        least, most = LENGTHS["caption" if input_ids is None else "answer"]
+        most = most if max_length is None else max_length
+        least = min(least, most) if min_length is None else min_length
+        found = self.search(encoded, num_beams=num_beams, min_length=least, max_length=most, prompt_ids=prompt_ids)
+        rows = [hypotheses[0].ids for hypotheses in found]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
+
+    @torch.no_grad()
+    def rank_answers(
+        self,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        k: int | None = None,
+    ) -> RankedAnswers:
+        """Order the answers of a list by likelihood for every item, with a question or without.
+
+        answer_ids, answer_mask: (answers, length) with start token; k: how many are scored in full, by default all.
+        """
+        states, mask = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask).states()
+        decoder = self.model.decoder
+        cross = decoder.cross_keys(states)
+        start = answer_ids[:1, :1].expand(len(states), 1)
+        first = decoder.logits(decoder.hidden(start, cross, self.attend, cross_mask=mask)[:, -1])
+        seen = answer_mask.bool()
+        labels = answer_ids.masked_fill(~seen, IGNORED)
+
+        def losses(candidates: Tensor) -> Tensor:
+            parts = []
+            for some in candidates.split(RANKED_AT_ONCE, dim=1):
+                rows = some.flatten()
+                hidden = decoder.hidden(
+                    answer_ids[rows], cross, self.attend, attention_mask=seen[rows], cross_mask=mask
+                )
+                parts.append(next_token_loss(decoder.logits(hidden), labels[rows], "per_sample").view_as(some))
+            return torch.cat(parts, dim=1)
+
+        official: Any = bool(self.config.official)
+        return rank_answers(first, answer_ids, losses, k=k, official=official)
+
+
+class MPlug2ForGrounding(MPlug2PreTrainedModel):
+    """Where a phrase is in a picture."""
+
+    TASKS = ("ground",)
+    MEDIA = ("text", "image")
+
+    def __init__(self, config: MPlug2Config) -> None:
+        config = for_task(config, "ground")
+        super().__init__(config)
+        last = config.grounding_start_id + config.grounding_bins + 1
+        if last >= config.vocab_size:
+            raise ValueError(
+                f"expected coordinate tokens below vocab_size {config.vocab_size}, got ids up to {last}; "
+                "lower grounding_bins or grounding_start_id"
+            )
+        self.model = MPlug2Model(config, self.parts(config))
+        self.post_init()
+
+    @property
+    def first_id(self) -> int:
+        """The id that stands for the coordinate 0."""
+        return self.config.grounding_start_id + 1
+
+    def _states(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.model.run(path("ground", "image"), pixel_values, None, input_ids, attention_mask).states()
+
+    def _coordinates_only(self, logits: Tensor) -> Tensor:
+        bias = coordinate_bias(self.config.vocab_size, self.config.grounding_bins, self.first_id)
+        return logits.float() + bias.to(logits.device)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None,
+        **_: object,
+    ) -> Seq2SeqLMOutput:
+        """Logits (batch, 4, vocab) of the coordinates of known boxes, and their loss.
+
+        pixel_values: (batch, 3, side, side); input_ids: (batch, tokens) of the phrases; boxes: (batch, 4) as (cx, cy,
+        w, h) in [0, 1]. The loss is `coordinate_token_loss`.
+        """
+        if pixel_values is None or input_ids is None or boxes is None:
+            raise ValueError("expected pixel_values, input_ids and boxes, got some without; to find boxes, call ground")
+        states, mask = self._states(pixel_values, input_ids, attention_mask)
+        tokens = boxes_to_tokens(boxes, self.config.grounding_bins, self.first_id)
+        start = torch.full_like(tokens[:, :1], self.config.grounding_start_id)
+        given = torch.cat([start, tokens[:, :-1]], dim=1)
+        logits = self._coordinates_only(self.model.decoder(given, states, self.attend, states_mask=mask))
+        bins, official = self.config.grounding_bins, bool(self.config.official)
+        loss = coordinate_token_loss(logits, tokens, boxes, bins, self.first_id, official=official)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=states)
+
+    @torch.no_grad()
+    def ground(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The likeliest boxes, coordinate by coordinate: (batch, 4) as (cx, cy, w, h) in [0, 1]."""
+        states, mask = self._states(pixel_values, input_ids, attention_mask)
+        decoder = self.model.decoder
+        step = CachedStep(decoder, decoder.cross_keys(states), self.attend, 4, mask)
+        ids = torch.full((len(states), 1), self.config.grounding_start_id, device=states.device)
+        for _ in range(4):
+            ids = torch.cat([ids, self._coordinates_only(step(ids, None)).argmax(-1, keepdim=True)], dim=1)
+        return tokens_to_boxes(ids[:, 1:], self.config.grounding_bins, self.first_id)
+
+
+Task = Literal["caption", "answer", "match", "classify", "ground", "complete"]
+Medium = Literal["text", "image", "video"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+TEMPLATES: dict[tuple[Task, Medium], str] = {
+    ("caption", "image"): "describe the image",
+    ("caption", "video"): "describe the video",
+    ("answer", "image"): "answer the question about the image : {text}",
+    ("answer", "video"): "answer the question about the video : {text}",
+    ("match", "image"): "does the text fit the image : {text}",
+    ("match", "video"): "does the text fit the video : {text}",
+    ("classify", "text"): "classify the text : {text}",
+    ("classify", "image"): "name what the image shows",
+    ("classify", "video"): "name what happens in the video",
+    ("ground", "image"): "find in the image : {text}",
+    ("complete", "text"): "continue the text : {text}",
+    ("complete", "image"): "continue the description of the image : {text}",
+    ("complete", "video"): "continue the description of the video : {text}",
+}
+"""Lower case and free of what `clean_question` deletes except the colon, as the vocabulary reads it."""
+
+
+def instruct(task: Task, medium: Medium, text: str = "", *, enabled: bool = True) -> str:
+    """The instruction of a task for a modality with `text` (a question, a phrase) in its place.
+
+    Switched off it is `text` alone: what the released finetuned models were trained on. Raises ValueError for a cell
+    without a template, and for a task that needs a text and gets none.
+    """
+    template = TEMPLATES.get((task, medium))
+    if template is None:
+        cells = ", ".join(f"{t} {m}" for t, m in TEMPLATES)
+        raise ValueError(f"expected a task and modality among {cells}, got {task} {medium}")
+    if "{text}" in template and not text.strip():
+        raise ValueError(f"expected a text for the task {task}, got none; pass what to {task}")
+    return template.format(text=text) if enabled else text
+
+
+class Offer(NamedTuple):
+    """The tasks of a class and what it looks at."""
+
+    tasks: frozenset[str]
+    kinds: frozenset[str]
+
+
+OFFERS = {
+    "MPlug2ForConditionalGeneration": Offer(
+        frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})
+    ),
+    "MPlug2ForRetrieval": Offer(frozenset({"classify"}), frozenset({"image", "video"})),
+    "MPlug2ForImageClassification": Offer(frozenset({"classify"}), frozenset({"image"})),
+    "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"})),
+    "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"})),
+    "MPlug2ForGrounding": Offer(frozenset({"ground"}), frozenset({"image"})),
+    "MPlug2ForPreTraining": Offer(frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})),
+}
+"""Class of the model -> its offer."""
+
+COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
+"""Classes that choose among labels by similarity."""
+
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+class MPlug2Skills:
+    """See `plait.assistant.skills.Skills`.
+
+    The model has, as far as its class offers the task:
+    `generate(pixel_values= | pixel_values_videos=, [input_ids=, attention_mask=], [num_beams=, min_length=,
+    max_length=])` -> ids (batch, length); `rank_answers(answer_ids=, answer_mask=, ...the same)` -> `RankedAnswers`;
+    `ground(pixel_values=, input_ids=, attention_mask=)` -> boxes (batch, 4) as (cx, cy, w, h); a forward with `.logits`
+    and `config.id2label`; `get_image_features`, `get_video_features`, `get_text_features` and `temperature()`.
+    A model with `config.instructions` is told what to do as in its training. Raises ValueError for a class or task
+    without an offer.
+    """
+
+    def __init__(self, model: Any, processor: MPlug2Processor) -> None:
+        self.name = type(model).__name__
+        if self.name not in OFFERS:
+            raise ValueError(
+                f"expected one of {', '.join(OFFERS)}, got {self.name}; load the directory as one of these classes"
+            )
+        self.model, self.processor = model, processor
+        self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
+        self.instructed = bool(getattr(model.config, "instructions", False))
+        self.tasks, self.kinds = _offered(self.name, model.config)
+        self.num_frames = processor.num_frames
+        has_head = self.name.endswith("Classification")
+        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
+
+    def prepare(self, kind: str, value: Image | Sequence[Image] | str) -> Tensor | str:
+        """A picture -> (3, side, side), frames -> (3, time, side, side); a text stays."""
+        if isinstance(value, str):
+            return value
+        return self.processor.pixels(value) if isinstance(value, Image) else self.processor.clip(value)
+
+    def check_text(self, text: str) -> None:
+        """Raise ValueError for a text over the processor's limit."""
+        self.processor.tokenize(self._asked("video", [text]) if text.strip() else [text])
+
+    def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
+        """Beam search from the media alone, or from them and the instruction to describe them."""
+        asked = self._tokens([instruct("caption", _medium(kind))] * len(prepared)) if self.instructed else {}
+        ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
+        return [self.processor.decode_text(row) for row in ids]
+
+    def answer(
+        self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], options: Mapping[str, Any]
+    ) -> list[str]:
+        """Beam search from media and question."""
+        asked = self._tokens(self._asked(kind, questions))
+        ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
+        return [self.processor.decode_text(row) for row in ids]
+
+    def rank(
+        self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
+    ) -> list[list[tuple[str, float]]]:
+        """Every answer by its likelihood."""
+        return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(self._asked(kind, questions)))
+
+    def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """Boxes as shares of width and height."""
+        boxes = self.model.ground(**self._pixels("image", prepared), **self._tokens(phrases))
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in corners(boxes).clamp(0, 1).tolist()]
+
+    def classify(
+        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """By the head, by similarity to the labels as texts, or by the likelihood of the labels as captions."""
+        if self.labels:
+            if labels is not None:
+                raise ValueError(f"expected no labels for {self.name}, got some; its head has its own")
+            inputs = self._tokens(prepared) if kind == "text" else self._pixels(kind, prepared)
+            return _best_first(self.model(**inputs).logits.float().softmax(-1), self.labels)
+        if labels is None:
+            raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
+        if self.name not in COMPARING:
+            asked = self._tokens([instruct("classify", _medium(kind))] * len(prepared)) if self.instructed else {}
+            return self._ranked(labels, **self._pixels(kind, prepared), **asked)
+        features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
+        texts = self.model.get_text_features(**self._tokens(labels))
+        return _best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
+
+    def _ranked(self, answers: Sequence[str], **inputs: Tensor) -> list[list[tuple[str, float]]]:
+        targets = self.processor.answers(answers)
+        ids, mask = (targets[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        found = self.writer.rank_answers(answer_ids=ids, answer_mask=mask, **inputs)
+        rows = zip(found.indices.tolist(), found.probabilities.tolist(), strict=True)
+        return [[(answers[i], share) for i, share in zip(*row, strict=True)] for row in rows]
+
+    def _asked(self, kind: str, questions: Sequence[str]) -> list[str]:
+        return [instruct("answer", _medium(kind), question, enabled=self.instructed) for question in questions]
+
+    def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        tokens = self.processor.tokenize(texts)
+        known = getattr(self.model.config, "vocab_size", None)
+        if known is not None and int(tokens["input_ids"].max()) >= known:
+            raise ValueError(
+                f"expected ids below {known}, got a vocabulary of {len(self.processor.tokenizer)}; save the processor "
+                "with the vocabulary of the model"
+            )
+        return {name: value.to(self.model.device) for name, value in tokens.items()}
+
+
+def _offered(name: str, config: Any) -> Offer:
+    """What a class offers in a configuration, which may have fewer parts and media than the class knows."""
+    tasks, kinds = OFFERS[name]
+    task, media = getattr(config, "task", None), getattr(config, "modalities", kinds)
+    if task == "caption":
+        tasks -= {"answer", "rank"}
+    elif task in ("entail", "compare"):
+        raise ValueError(f"expected a model for single items, got one to {task}; call it with text and pictures itself")
+    return Offer(tasks, frozenset(kind for kind in kinds if kind == "text" or kind in media))
+
+
+def _medium(kind: str) -> Medium:
+    return "video" if kind == "video" else "image"
+
+
+def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
+    shares, places = probabilities.sort(dim=-1, descending=True, stable=True)
+    return [
+        [(labels[i], share) for i, share in zip(*row, strict=True)]
+        for row in zip(places.tolist(), shares.tolist(), strict=True)
+    ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plait.models.mplug_owl.placeholders import IGNORED, IMAGE_RUN, VIDEO_RUN
+from plait.models.mplug_owl.model import IGNORED, IMAGE_RUN, VIDEO_RUN
 
 IMAGE, VIDEO = "<image>", "<|video|>"
 RUNS = {IMAGE: IMAGE_RUN, VIDEO: VIDEO_RUN}

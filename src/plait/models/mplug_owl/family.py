@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.models.mplug_owl import loading
-from plait.models.mplug_owl.config import MPlugOwlConfig
+from plait.models.mplug_owl import weights
+from plait.models.mplug_owl.config import MPlugOwlConfig, is_official_config
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
-from plait.models.mplug_owl.official import is_official_config
 from plait.models.mplug_owl.processor import MPlugOwlImageProcessor, MPlugOwlProcessor
-from plait.models.mplug_owl.skills import MPlugOwlSkills
+from plait.models.mplug_owl.tasks import MPlugOwlSkills
 from plait.models.mplug_owl.weights import is_official
 from plait.processing.llama_tokenizer import llama_tokenizer
 from plait.weights.files import Checkpoint
@@ -45,13 +44,13 @@ def from_official(
     tokenizer = tokenizer or find_tokenizer(place)
     if tokenizer is None:
         raise ValueError(f"expected tokenizer.model or tokenizer.json in {place}, got neither; put it there")
-    model = loading.from_official(checkpoint, **options)
+    model = weights.from_official(checkpoint, **options)
     return model, MPlugOwlProcessor.from_config(model.config, tokenizer)
 
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
     """Model and processor of a model directory; options of `loading.from_directory`."""
-    return loading.from_directory(path, **options), MPlugOwlProcessor.from_pretrained(path, trust_remote_code=False)
+    return weights.from_directory(path, **options), MPlugOwlProcessor.from_pretrained(path, trust_remote_code=False)
 
 
 def find_tokenizer(directory: Path) -> Any:

@@ -1,4 +1,23 @@
-"""mPLUG-Owl: images and videos become positions of a causal language model (arXiv 2304.14178).
+"""Where media stand in a sequence: official runs of -1 and -2 -> our ids -> features put into the embeddings.
+
+ids with runs -> from_runs -> image_id and video_id on every position -> place -> (batch, seq, dim)
+
+The vision tower: a CLIP ViT whose layers, in the video variant, first exchange information between frames.
+
+pixel_values -> patches, class position -> + positions -> norm -> [temporal -> attention -> MLP] x layers -> norm
+
+Frames have no position of their own: only the temporal modules see their order (specification mPLUG-Owl, section 4).
+
+The visual abstractor: learned queries read an image or a clip and become positions of the language model.
+
+queries (+ temporal queries for clips) -> layers over (queries, features) -> projection(s) -> + end vector
+
+The language model behind mPLUG-Owl: any causal one of transformers, given embeddings instead of ids.
+
+BLOOM normalises its embeddings, and Owl splices media behind that norm: here the norm waits in `EmbeddingNorm` and is
+applied to text alone (specification mPLUG-Owl, section 5.5).
+
+mPLUG-Owl: images and videos become positions of a causal language model (arXiv 2304.14178).
 
 pixels -> vision tower -> abstractor -> placed over the media positions of the text's embeddings -> language model
 """
@@ -6,27 +25,260 @@ pixels -> vision tower -> abstractor -> placed over the media positions of the t
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
 from plait.generation.official_beams import OfficialBeams
-from plait.models.mplug_owl.abstractor import Abstractor
-from plait.models.mplug_owl.config import MPlugOwlConfig
-from plait.models.mplug_owl.language_model import build_language_model, embed_text, takes_positions
-from plait.models.mplug_owl.placeholders import place
-from plait.models.mplug_owl.vision import VisionTower
-from plait.nn.attention import attention_function
+from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
+from plait.nn.abstractor import AbstractorLayer
+from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.positions import resize_absolute
 from plait.nn.temporal import LocalTemporal, ZeroLinear
+from plait.nn.vit import VisionLayer
+
+IMAGE_RUN, VIDEO_RUN = -1, -2
+IGNORED = -100
+
+
+def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:
+    """Ids in official notation, -1 on positions of images and -2 on those of videos, in ours.
+
+    input_ids: (..., seq); media_ids: `config.media_ids`.
+    """
+    image_id, video_id = media_ids
+    return input_ids.masked_fill(input_ids == IMAGE_RUN, image_id).masked_fill(input_ids == VIDEO_RUN, video_id)
+
+
+def count_runs(input_ids: list[int], media_id: int, tokens_per_media: int) -> int:
+    """Media of one kind in a sequence; neighbours count by their length. Raises ValueError for a cut one."""
+    lengths = [len(list(run)) for value, run in groupby(input_ids) if value == media_id]
+    for length in lengths:
+        if length % tokens_per_media:
+            raise ValueError(f"expected {tokens_per_media} positions per medium, got a run of {length}")
+    return sum(lengths) // tokens_per_media
+
+
+def place(
+    embeds: Tensor, where: Tensor, features: Tensor | None, per_media: int, kind: str, counts: Tensor | None = None
+) -> Tensor:
+    """Put features over the positions of their media, the k-th of a row over its k-th place.
+
+    embeds: (batch, seq, dim); where: (batch, seq) bool; features: (count, per_media, dim) over the whole batch; counts:
+    (batch,) media of each row where some may have lost their place, which are left out then. Raises ValueError, naming
+    `kind`, where media and places do not agree.
+    """
+    places = where.sum(dim=1)
+    given = 0 if features is None else len(features)
+    if counts is not None and features is not None:
+        kept = _with_place(places, counts, per_media)
+        features, given = features[kept], len(kept)
+    if int(places.sum()) != given * per_media:
+        held = int(places.sum()) / per_media
+        raise ValueError(
+            f"expected one {kind} per placeholder, got {given} {kind}s for {held:g} placeholders of {per_media} "
+            f"positions; pass as many {kind}s as the prompt has placeholders"
+        )
+    if features is None:
+        return embeds
+    return embeds.masked_scatter(where[..., None], features.flatten(0, 1).to(embeds.dtype))
+
+
+def _with_place(places: Tensor, counts: Tensor, per_media: int) -> Tensor:
+    """Indices of the media that have a place: the first ones of every row."""
+    starts = counts.cumsum(0) - counts
+    found = [
+        torch.arange(int(start), int(start) + min(int(count), int(held) // per_media))
+        for start, count, held in zip(starts, counts, places)
+    ]
+    return torch.cat(found).to(places.device)
+
+
+class OwlVisionLayer(VisionLayer):
+    """A pre-norm layer with, where `temporal`, a local temporal module before it."""
+
+    def __init__(self, sizes: VisionConfig, *, temporal: bool) -> None:
+        super().__init__(sizes.dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps)
+        self.temporal = LocalTemporal(sizes.dim) if temporal else None
+
+    def forward(self, x: Tensor, attend: AttentionFunction, frames: int | None = None) -> Tensor:
+        """x: (clips * frames, 1 + positions, dim) -> the same; frames: of a clip, None for images."""
+        if frames is not None:
+            x = self.add_temporal(x, frames)
+        return super().forward(x, attend)
+
+    def add_temporal(self, x: Tensor, frames: int) -> Tensor:
+        """Add what neighbouring frames hold. The class position passes the module unchanged, so the sum doubles it."""
+        assert self.temporal is not None
+        patches = x[:, 1:].unflatten(0, (-1, frames))
+        return torch.cat([2 * x[:, :1], (patches + self.temporal(patches)).flatten(0, 1)], dim=1)
+
+
+class VisionTower(nn.Module):
+    """Images or clips to features of every position, the class position first.
+
+    temporal: whether it takes clips; official: cut the position table for smaller images instead of resizing it.
+    """
+
+    def __init__(self, sizes: VisionConfig, *, temporal: bool = False, official: bool = False) -> None:
+        super().__init__()
+        self.sizes, self.has_temporal, self.official = sizes, temporal, official
+        self.patch_embedding = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size, bias=False)
+        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, sizes.dim))
+        self.position_embedding = nn.Parameter(torch.zeros(1, sizes.grid**2 + 1, sizes.dim))
+        self.pre_norm = nn.LayerNorm(sizes.dim, sizes.eps)
+        self.layers = nn.ModuleList(OwlVisionLayer(sizes, temporal=temporal) for _ in range(sizes.num_layers))
+        self.post_norm = nn.LayerNorm(sizes.dim, sizes.eps)
+        self.gradient_checkpointing = False
+
+    def embed(self, images: Tensor) -> Tensor:
+        """images: (images, 3, height, width) -> (images, 1 + positions, dim), positions added and normalised.
+
+        Raises ValueError for images that are not square or, where `official`, need more rows than the table has.
+        """
+        x = self.patch_embedding(images)
+        height, width = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], dim=1)
+        return self.pre_norm(x + self.positions(height, width))
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table for a grid of patches, (1, 1 + height * width, dim)."""
+        side, rows = self.sizes.image_size, height * width + 1
+        if height == width == self.sizes.grid:
+            return self.position_embedding
+        if rows > self.position_embedding.shape[1] if self.official else height != width:
+            raise ValueError(f"expected images of {side} x {side} pixels, got {height} x {width} patches; resize them")
+        if self.official:
+            return self.position_embedding[:, :rows]
+        return resize_absolute(self.position_embedding[0], width)[None]
+
+    def forward(self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
+        """(images, 3, height, width) -> (images, positions, dim); clips (clips, 3, frames, height, width) -> (clips,
+        frames, positions, dim).
+
+        hidden: a list to which the states before every layer and after the last are appended, frames in one batch. A
+        clip of one frame is an image. Raises ValueError for clips where the tower has no temporal modules.
+        """
+        frames = pixel_values.shape[2] if pixel_values.dim() == 5 else None
+        if frames is not None and frames > 1 and not self.has_temporal:
+            raise ValueError("expected images, got clips: this checkpoint reads a video as images, one per frame")
+        x = self.embed(pixel_values if frames is None else pixel_values.transpose(1, 2).flatten(0, 1))
+        through = frames if frames != 1 else None
+        for layer in self.layers:
+            if hidden is not None:
+                hidden.append(x)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, attend, through, use_reentrant=False)
+            else:
+                x = layer(x, attend, through)
+        if hidden is not None:
+            hidden.append(x)
+        x = self.post_norm(x)
+        return x if frames is None else x.unflatten(0, (-1, frames))
+
+
+class Abstractor(nn.Module):
+    """Features of an image or a clip to `num_queries + 1` vectors of the language model's width.
+
+    dim: width of the vision tower; out_dim: of the language model; temporal: whether clips bring queries and a
+    projection of their own, whose result is added to that of the others.
+    """
+
+    def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, temporal: bool = False) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.queries = nn.Parameter(torch.zeros(1, sizes.num_queries, dim))
+        self.temporal_queries = nn.Parameter(torch.zeros(1, sizes.num_queries, dim)) if temporal else None
+        self.layers = nn.ModuleList(
+            AbstractorLayer(dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps, dropout=sizes.dropout)
+            for _ in range(sizes.num_layers)
+        )
+        self.proj = nn.Linear(dim, out_dim)
+        self.temporal_proj = nn.Linear(dim, out_dim) if temporal else None
+        self.end = nn.Parameter(torch.zeros(1, 1, out_dim))
+
+    def forward(
+        self,
+        features: Tensor,
+        attend: AttentionFunction,
+        feature_mask: Tensor | None = None,
+        hidden: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Images (batch, positions, dim) or clips (batch, frames, positions, dim) -> (batch, num_queries + 1, out_dim).
+
+        feature_mask: (batch, positions, or frames * positions) bool, True = read; hidden: a list to which the queries
+        after every layer are appended.
+        """
+        is_clip = features.dim() == 4 and features.shape[1] > 1
+        x = self.queries
+        if is_clip and self.temporal_queries is not None:
+            x = torch.cat([x, self.temporal_queries], dim=1)
+        if features.dim() == 4:
+            features = features.flatten(1, 2)
+        x = x.expand(len(features), -1, -1)
+        for layer in self.layers:
+            x = layer(x, features, attend, None, feature_mask)
+            if hidden is not None:
+                hidden.append(x)
+        count = self.sizes.num_queries
+        out = self.proj(x[:, :count])
+        if x.shape[1] > count and self.temporal_proj is not None:
+            out = out + self.temporal_proj(x[:, count:])
+        return torch.cat([out, self.end.expand(len(out), -1, -1)], dim=1)
+
+
+class EmbeddingNorm(nn.LayerNorm):
+    """A norm that the body must not apply, because `embed_text` did: called, it returns its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (..., dim) -> itself."""
+        return input
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        """x: (..., dim) -> normalised."""
+        return super().forward(x)
+
+
+def build_language_model(config: PreTrainedConfig) -> Any:
+    """A fresh causal language model of `config`, ready for embeddings."""
+    return adopt(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+
+
+def adopt(model: Any) -> Any:
+    """Make a causal language model ready for embeddings that are already normalised; the names of weights stay."""
+    body = model.base_model
+    norm = getattr(body, "word_embeddings_layernorm", None)
+    if norm is not None and not isinstance(norm, EmbeddingNorm):
+        waiting = EmbeddingNorm(norm.normalized_shape, norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)
+        waiting.load_state_dict(norm.state_dict())
+        body.word_embeddings_layernorm = waiting
+    return model
+
+
+def embed_text(model: Any, input_ids: Tensor) -> Tensor:
+    """input_ids: (batch, seq) -> (batch, seq, dim), normalised where the model's family does so."""
+    x = model.get_input_embeddings()(input_ids)
+    norm = getattr(model.base_model, "word_embeddings_layernorm", None)
+    return x if norm is None else norm.apply_to(x)
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the model is told positions (rotary) or derives them from the mask (ALiBi)."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
 
 MEDIA = ("pixel_values", "pixel_values_videos", "image_features", "video_features", "num_images", "num_videos")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from plait.models.mplug_owl2.placeholders import IGNORED, IMAGE_PLACEHOLDER
+from plait.models.mplug_owl2.model import IGNORED, IMAGE_PLACEHOLDER
 
 IMAGE = "<|image|>"
 VIDEO = "<|video|>"

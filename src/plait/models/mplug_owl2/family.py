@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.models.mplug_owl2 import loading
-from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.models.mplug_owl2.loading import is_official
-from plait.models.mplug_owl2.lora import with_adapter
+from plait.models.mplug_owl2 import weights
+from plait.models.mplug_owl2.config import MPlugOwl2Config, is_official_config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration, MPlugOwl2Model
-from plait.models.mplug_owl2.official import is_official_config
-from plait.models.mplug_owl2.processor import MPlugOwl2ImageProcessor, MPlugOwl2Processor
-from plait.models.mplug_owl2.skills import MPlugOwl2Skills
-from plait.models.mplug_owl2.tokenizer import find_tokenizer
+from plait.models.mplug_owl2.processor import MPlugOwl2ImageProcessor, MPlugOwl2Processor, find_tokenizer
+from plait.models.mplug_owl2.tasks import MPlugOwl2Skills
+from plait.models.mplug_owl2.weights import is_official, with_adapter
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlugOwl2Config, MPlugOwl2Model, MPlugOwl2Processor
@@ -46,10 +43,10 @@ def from_official(
     tokenizer = tokenizer or find_tokenizer(place)
     if tokenizer is None:
         raise ValueError(f"expected tokenizer.model or qwen.tiktoken in {place}, got neither; put it there")
-    model = loading.from_official(checkpoint, **options)
+    model = weights.from_official(checkpoint, **options)
     return model, MPlugOwl2Processor.from_config(model.config, tokenizer, answer_end="</s>")
 
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
     """Model and processor of a model directory; options of `loading.from_directory`."""
-    return loading.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path, trust_remote_code=False)
+    return weights.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path, trust_remote_code=False)

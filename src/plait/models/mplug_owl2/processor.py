@@ -1,4 +1,13 @@
-"""What goes into mPLUG-Owl2: prompts and PIL images -> ids with a place for every image position, pixels, labels.
+"""Images as mPLUG-Owl2 was trained and evaluated on them: square -> shortest edge, crop -> CLIP's mean and deviation.
+
+PIL image -> resize (stretch to a square) | pad (square of the mean colour) | crop (borders are lost) -> (3, side, side)
+Two bicubic steps of Pillow on 8-bit values, as published (section 9.1).
+
+Tokenizers of the published models, rebuilt from their own files with today's tokenizers library.
+
+tokenizer.model (SentencePiece, Llama) | qwen.tiktoken (Qwen) -> PreTrainedTokenizerFast
+
+What goes into mPLUG-Owl2: prompts and PIL images -> ids with a place for every image position, pixels, labels.
 
 text with <|image|> -> pieces tokenized apart -> tokens_per_image ids per image -> padded batch
 """
@@ -8,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +41,82 @@ from plait.models.mplug_owl2.conversation import (
     tokenize,
     turns_of,
 )
-from plait.models.mplug_owl2.images import pixels
-from plait.models.mplug_owl2.placeholders import IGNORED, IMAGE_PLACEHOLDER
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+from plait.models.mplug_owl2.model import IGNORED, IMAGE_PLACEHOLDER
+from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
+from plait.processing.llama_tokenizer import llama_tokenizer
+
+ASPECTS = ("resize", "pad", "crop")
+
+
+def stretched_square(image: Image.Image) -> Image.Image:
+    """Stretch to a square as long as the longer side: the published evaluation mode."""
+    side = max(image.size)
+    return resize(image, side, side)
+
+
+def padded_square(image: Image.Image, mean: Sequence[float] = CLIP_MEAN) -> Image.Image:
+    """Centre on a square of the mean colour: the mode of the fine-tuning scripts."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def pixels(
+    image: Image.Image,
+    side: int,
+    aspect: str = "resize",
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Tensor:
+    """An image to (3, side, side) float32. Raises ValueError for an aspect that is none of `ASPECTS`."""
+    if aspect not in ASPECTS:
+        raise ValueError(f"expected image_aspect among {', '.join(ASPECTS)}, got {aspect!r}")
+    image = image.convert("RGB")
+    if aspect != "crop":
+        image = stretched_square(image) if aspect == "resize" else padded_square(image, mean)
+    return normalize(to_tensor(_centre(image, side)), mean, std)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    """Shortest edge to `side`, then the middle."""
+    short, long = sorted(image.size)
+    scaled = int(side * long / short)
+    image = resize(image, *((side, scaled) if image.width <= image.height else (scaled, side)))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+
+
+def qwen_tokenizer(directory: str | Path) -> Any:
+    """The Qwen tokenizer of a directory with qwen.tiktoken: no bos, `<|endoftext|>` ends and pads."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    backend = TikTokenConverter(
+        str(Path(directory) / "qwen.tiktoken"), pattern=QWEN_PATTERN, extra_special_tokens=list(QWEN_SPECIAL)
+    ).converted()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=QWEN_SPECIAL[0], pad_token=QWEN_SPECIAL[0], padding_side="left"
+    )
+
+
+def find_tokenizer(directory: Path) -> Any:
+    """The tokenizer that lies in a model directory, None where there is none."""
+    if (directory / "tokenizer.json").exists():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
+    if (directory / "tokenizer.model").exists():
+        return llama_tokenizer(directory)
+    return qwen_tokenizer(directory) if (directory / "qwen.tiktoken").exists() else None
+
 
 Row = tuple[list[int], list[int] | None, list[Image.Image]]
 """Ids with -200 for every image, labels or None, the images."""

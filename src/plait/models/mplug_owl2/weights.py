@@ -1,23 +1,42 @@
 """Official mPLUG-Owl2 and Owl2.1 weights <-> Plait's layout, both ways bit for bit.
 
 official state (Llama or Qwen names) -> KeyMap -> strict load        Megatron, LoRA extras -> official names first
+
+LoRA outputs of the released script: a base, adapters under official names, and what trained in full beside them.
+
+official base state + `non_lora_trainables.bin` over it, then scale * B A per adapted weight -> official state
+
+A checkpoint for images of another size, or with another number of queries, that answers nearly as before.
+
+position table: bicubic; queries: the nearest ones; sine tables: stretched to the grid they were trained on
+
+Build mPLUG-Owl2 models from weights on disk: official directories and files, Megatron, and model directories.
+
+checkpoint -> config (variant and table sizes read off the keys) -> model on the meta device -> strict load
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from plait.models.mplug_owl2.abstractor import position_tables
-from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.nn.positions import inverse_frequencies
+from plait.models.mplug_owl2.config import MPlugOwl2Config, is_official_config
+from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration, position_tables, stretched
+from plait.nn.positions import inverse_frequencies, resize_absolute
 from plait.nn.vit import shared_abstractor_rules, vision_rules
+from plait.weights.files import Checkpoint, read_checkpoint
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
-from plait.weights.state import LazyState, StateError, listed, meta_state
+from plait.weights.lora import read_adapter
+from plait.weights.state import LazyState, StateError, listed, load_strict, meta_state
 
 _P = "{p:weight|bias}"
 
@@ -227,3 +246,155 @@ def official_names(state: LazyState) -> LazyState:
     if all(key == name for key, name in names.items()):
         return state
     return LazyState({name: partial(state.__getitem__, key) for key, name in names.items()})
+
+
+IN_FULL = "non_lora_trainables.bin"
+
+
+def with_lora(state: Mapping[str, Tensor], directory: str | Path) -> LazyState:
+    """The official state `state` with the adapters of `directory` merged into it, tensor by tensor when read.
+
+    Raises ValueError (StateError) where the directory holds no adapters or they belong to other weights.
+    """
+    adapter, file = read_adapter(directory), Path(directory) / IN_FULL
+    readers: dict[str, Callable[[], Tensor]] = {key: partial(state.__getitem__, key) for key in state}
+    if file.is_file():
+        full = official_names(read_checkpoint(file).state)
+        readers |= {key: partial(full.__getitem__, key) for key in full}
+    return adapter.merged(LazyState(readers))
+
+
+def with_adapter(state: LazyState, directory: str | Path) -> LazyState:
+    """`with_lora` on a state as it lies in the file."""
+    return with_lora(official_names(state), directory)
+
+
+def resized(
+    model: MPlugOwl2ForConditionalGeneration, *, image_size: int | None = None, num_queries: int | None = None
+) -> MPlugOwl2ForConditionalGeneration:
+    """A new model for square images of `image_size` pixels and `num_queries` queries per image.
+
+    Towers without class position store a 16 x 16 table whatever the image size, so only their configuration changes.
+    Make a new processor with `MPlugOwl2Processor.from_config`. Raises ValueError for a size that is no multiple of the
+    patch.
+    """
+    config = type(model.config).from_dict(model.config.to_dict())
+    vision, reader = config.vision_sizes, config.abstractor_sizes
+    side, count = image_size or vision.image_size, num_queries or reader.num_queries
+    if side % vision.patch_size or side <= 0 or count <= 0:
+        raise ValueError(
+            f"expected a positive multiple of {vision.patch_size} pixels and some queries, got {side} and {count}"
+        )
+    vision = replace(vision, image_size=side)
+    config.vision = vars(vision)
+    config.abstractor = vars(replace(reader, num_queries=count, query_span=reader.query_span or reader.num_queries))
+    state: dict[str, Tensor] = {name: value.detach() for name, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    table, queries = "model.vision.position_embedding", "model.abstractor.queries"
+    if vision.use_cls_token:
+        state[table] = resize_absolute(state[table][0], vision.grid)[None]
+    state[queries] = _nearest(state[queries][0], count)[None]
+    return assemble(config, state)
+
+
+def _nearest(rows: Tensor, count: int) -> Tensor:
+    """(old, dim) -> (count, dim), the old row nearest to each new centre.
+
+    Learned queries are no smooth curve: a mean of neighbours reads features that the language model never saw, a copy
+    reads known ones. Copies differ in their sine position, so that training can part them.
+    """
+    at = torch.from_numpy(stretched(count, len(rows))).round().long()
+    return rows[at.clamp(0, len(rows) - 1)]
+
+
+logger = logging.getLogger(__name__)
+
+
+def is_official(keys: Iterable[str]) -> bool:
+    """Whether these are keys of an official mPLUG-Owl2 or Owl2.1 file."""
+    keys = list(keys)
+    return is_megatron(keys) or any("visual_abstractor.encoder.layers.0.crossattention.norm1" in key for key in keys)
+
+
+def from_official(
+    checkpoint: Checkpoint,
+    *,
+    official_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    branch: Sequence[str] | None = None,
+    lora: str | Path | None = None,
+    **changes: Any,
+) -> MPlugOwl2ForConditionalGeneration:
+    """A model from an official file or directory; the keys decide which variant it is.
+
+    official_config: the config.json where the file has none; lora: an output directory of the released LoRA script to
+    merge; changes: fields of `MPlugOwl2Config` to set. Raises
+    ValueError (StateError) listing missing, unexpected and misshapen keys.
+    """
+    _no_branch(branch)
+    state = official_names(checkpoint.state)
+    state = state if lora is None else with_lora(state, lora)
+    config = official_settings(checkpoint.config if official_config is None else official_config, state, **changes)
+    native, report = key_map(config).forward(state)
+    for key, reason in report.dropped.items():
+        logger.debug("dropped %s: %s", key, reason)
+    return assemble(config, native, dtype, device)
+
+
+def official_settings(
+    written: Mapping[str, Any] | None, state: Mapping[str, Tensor], **changes: Any
+) -> MPlugOwl2Config:
+    """The configuration of an official file; the number of rows of the token table is the file's."""
+    if written is None:
+        raise ValueError("expected a config.json beside the weights, got none; pass official_config=")
+    table = "transformer.wte.weight" if is_qwen(state) else "model.embed_tokens.weight"
+    rows = {"vocab_size": state[table].shape[0]} if table in state else {}
+    return MPlugOwl2Config.from_official(written, state, **{**rows, **changes})
+
+
+def from_directory(
+    path: Path,
+    *,
+    branch: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    **changes: Any,
+) -> MPlugOwl2ForConditionalGeneration:
+    """A model directory written by `save_pretrained`, or an official one."""
+    written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    checkpoint = read_checkpoint(path)
+    if is_official_config(written):
+        return from_official(checkpoint, dtype=dtype, device=device, branch=branch, **changes)
+    _no_branch(branch)
+    config = MPlugOwl2Config.from_pretrained(path, trust_remote_code=False)
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise ValueError(f"expected a field of MPlugOwl2Config, got {name!r}")
+        setattr(config, name, value)
+    return assemble(config, checkpoint.state, dtype, device)
+
+
+def assemble(
+    config: MPlugOwl2Config,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> MPlugOwl2ForConditionalGeneration:
+    """A model of `config` with exactly the weights of `state`, ours by name. Raises StateError for any other set."""
+    with torch.device("meta"):
+        model = MPlugOwl2ForConditionalGeneration(config)
+    tied = ["lm_head.weight"] if config.tie_word_embeddings else []
+    load_strict(model, state, dtype=dtype, assign=True, optional=tied)
+    model.tie_weights()
+    model.config.architectures = [type(model).__name__]
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise StateError("expected a weight for every parameter, got none for a tied head", tied)
+    model.generation_config = type(model.generation_config).from_model_config(config)
+    return model.to(device).eval()
+
+
+def _no_branch(branch: Sequence[str] | None) -> None:
+    if branch is not None:
+        raise ValueError(f"expected no branch for mplug_owl2, whose parts only work together, got {list(branch)}")

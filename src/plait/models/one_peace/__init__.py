@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
-    from plait.models.one_peace.detection import DetectionBackbone
+    from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
     from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
     from plait.models.one_peace.pretraining import OnePeaceForPreTraining
     from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
-    from plait.models.one_peace.segmentation import AdapterSizes, SegmentationBackbone
     from plait.models.one_peace.tasks import OnePeaceForClassification
     from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier
 
 _HOMES = {
     "config": ("DecoderConfig", "OnePeaceConfig"),
-    "detection": ("DetectionBackbone",),
+    "dense": ("AdapterSizes", "DetectionBackbone", "SegmentationBackbone"),
     "model": ("OnePeaceModel", "OnePeacePreTrainedModel"),
     "pretraining": ("OnePeaceForPreTraining",),
     "processor": ("OnePeaceFeatureExtractor", "OnePeaceImageProcessor", "OnePeaceProcessor"),
-    "segmentation": ("AdapterSizes", "SegmentationBackbone"),
     "tasks": ("OnePeaceForClassification",),
     "vision": ("OnePeaceImageClassifier", "OnePeaceVideoClassifier"),
 }

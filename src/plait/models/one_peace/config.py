@@ -1,11 +1,16 @@
 """Configuration of ONE-PEACE: one encoder for text, image and audio, and a light decoder for denoising.
 
 official cfg (checkpoint) -> OnePeaceConfig.from_official -> model        preset name -> OnePeaceConfig.preset
+
+Reading the `cfg` of official ONE-PEACE checkpoints.
+
+cfg {task, model {encoder, decoder, head ...}} -> fields of OnePeaceConfig; a field nobody knows is an error
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -167,7 +172,7 @@ class OnePeaceConfig(PreTrainedConfig):
     @classmethod
     def from_official(cls, official_config: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
         """The configuration that an official checkpoint's `cfg` (or its `model` section) describes."""
-        from plait.models.one_peace.official import config_fields
+        pass
 
         return cls(**{**config_fields(official_config), **cls._fields(changes)})
 
@@ -208,3 +213,178 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
     },
 }
+
+
+_HEAD_MODALITIES = {
+    "text": ("text",),
+    "image": ("image",),
+    "audio": ("audio",),
+    "vl": ("text", "image"),
+    "al": ("text", "audio"),
+    "val": ("text", "image", "audio"),
+}
+
+# Run settings that stand beside the architecture and do not change what a loaded model computes.
+_IGNORED_MODEL = frozenset(
+    """
+    _name criterion copy_rel_pos_table head_type vocab_size reset_logit_scale stage2_pretrain use_text_moe
+    freeze_finetune_updates pooler_dropout source_rel_bucket_size keys_after dropped_keys trainable frozen
+    trainable_without_grad params_without_grad generate_kwargs lora optimizer lr_scheduler attn_pooling use_pooler
+    use_image_features use_two_images head_scale_ratio num_classes logit_scale_init encoder decoder seed note
+    key_map missing_in_vit unexpected_in_vit label_smoothing task bpe_dir
+    """.split()  # noqa: SIM905
+)
+_IGNORED_ENCODER = frozenset(
+    """
+    normalize_before learned_pos attention_dropout activation_dropout dropout max_positions layerdrop
+    checkpoint_activations fsdp_checkpoint_wrap_layer_preserve_frequency fsdp_checkpoint_wrap_layer_skip_frequency
+    offload_activations min_params_to_wrap use_text_moe use_image_moe use_audio_moe text_adapter image_adapter
+    audio_adapter embed_dim ffn_embed_dim layers attention_heads drop_path_rate magneto_scale_attn scale_fc
+    use_layer_scale layer_scale_init_value
+    """.split()  # noqa: SIM905
+)
+_IGNORED_ADAPTER = frozenset(
+    """
+    bucket_size rel_bucket_size vision_encoder_type layernorm_embedding add_type_embedding dropout
+    feature_embed_dim feature_encoder_spec abs_pos_type conv_pos_depth conv_pos_width conv_pos_groups
+    conv_bias freeze_extractor
+    """.split()  # noqa: SIM905
+)
+# Options of the official code that no published model uses; a file that sets one of them is refused, not misread.
+_FIXED = {
+    "scale_attn": False,
+    "scale_heads": False,
+    "activation_fn": "gelu",
+    "conv_pos_pre_ln": False,
+    "shrink_alpha": 1.0,
+    "use_attn_bias": True,
+}
+
+
+def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `OnePeaceConfig`. Raises ValueError for an unknown or unsupported field."""
+    task = official.get("task") or {}
+    model = official["model"] if isinstance(official.get("model"), Mapping) else official
+    if "encoder" not in model:
+        raise ValueError("expected an official ONE-PEACE cfg with model.encoder, got none; pass config= explicitly")
+    encoder = model["encoder"]
+    _check(model, _IGNORED_MODEL, "model")
+    _check(encoder, _IGNORED_ENCODER, "model.encoder")
+    for name in ("text", "image", "audio"):
+        _check(encoder.get(f"{name}_adapter") or {}, _IGNORED_ADAPTER, f"model.encoder.{name}_adapter")
+    text, image, audio = ((encoder.get(f"{name}_adapter") or {}) for name in ("text", "image", "audio"))
+    adapters = {"text": text, "image": image, "audio": audio}
+    head = model.get("head_type") or task.get("head_type")
+    fields: dict[str, Any] = {
+        "modalities": _modalities(encoder, head),
+        "dim": encoder["embed_dim"],
+        "num_heads": encoder["attention_heads"],
+        "num_layers": encoder["layers"],
+        "mlp_dim": encoder["ffn_embed_dim"],
+        "inner_norms": (bool(encoder.get("magneto_scale_attn", True)), bool(encoder.get("scale_fc", True))),
+        "layer_scale": encoder.get("layer_scale_init_value", 1e-6) if encoder.get("use_layer_scale", True) else None,
+        "drop_path_rate": encoder.get("drop_path_rate", 0.0),
+        "vocab_size": model.get("vocab_size", 50264),
+        "text_bucket_size": text.get("bucket_size", 256),
+        "image_bucket_size": image.get("bucket_size", 16),
+        "image_rel_bucket_size": image.get("rel_bucket_size", 16),
+        "image_stem": image.get("vision_encoder_type", "hmlp"),
+        "audio_bucket_size": audio.get("bucket_size", 512),
+        "audio_conv_bias": audio.get("conv_bias", False),
+        "audio_position_depth": audio.get("conv_pos_depth", 5),
+        "audio_position_width": audio.get("conv_pos_width", 95),
+        "audio_position_groups": audio.get("conv_pos_groups", 16),
+        "per_layer_bias": bool(model.get("copy_rel_pos_table", False)),
+        "embedding_norms": [m for m, a in adapters.items() if a.get("layernorm_embedding")],
+        "type_embeddings": [m for m, a in adapters.items() if a.get("add_type_embedding")],
+        "gradient_scale": text.get("shrink_alpha", 1.0),
+        "logit_scale_init": model.get("logit_scale_init", 1 / 0.07),
+    }
+    if audio.get("feature_encoder_spec"):
+        fields["audio_conv_spec"] = parse_conv_spec(audio["feature_encoder_spec"])
+    if "num_classes" in model or "num_classes" in task:
+        fields |= _head_fields(model, task, head)
+    if "stage2_pretrain" in model or "reset_logit_scale" in model:
+        fields["decoder"] = _decoder(model.get("decoder") or {})
+    return fields
+
+
+def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """The official spelling of a convolution stack, `"[(512, 10, 5)] + [(512, 3, 2)] * 4"`, without evaluating code."""
+    if not isinstance(spec, str):
+        return [(int(c), int(k), int(s)) for c, k, s in spec]
+    layers: list[tuple[int, int, int]] = []
+    for term in spec.split("+"):
+        block, _, times = term.partition("*")
+        try:
+            layers += [(int(c), int(k), int(s)) for c, k, s in ast.literal_eval(block.strip())] * int(times or 1)
+        except (ValueError, TypeError, SyntaxError) as error:
+            raise ValueError(f"expected '[(channels, kernel, stride)] * n + ...', got {spec!r:.80}") from error
+    return layers
+
+
+_ORDER = """
+    logit_scale text_mask_token image_mask_token audio_mask_token encoder_wrapper decoder_wrapper text_proj
+    image_proj audio_proj decoder_text_embed text_mask_head decoder_image_embed image_mask_head decoder_audio_embed
+    audio_mask_head classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding
+    pos_embed mask_embedding type_embedding type_embedding_2 position_idx rp_bucket embed_tokens embed_images
+    embed_audios embed_positions rel_pos_table_list layers gamma_1 gamma_2 self_attn self_attn_layer_norm
+    text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm audio_layer_norm ln k_proj
+    v_proj q_proj out_proj conv_layers wi_0 wi_1 weight bias
+""".split()  # noqa: SIM905
+
+
+def official_order(keys: Iterable[str]) -> list[str]:
+    """Official names in the order in which the official model registers its parameters."""
+    rank = {name: i for i, name in enumerate(_ORDER)}
+    return sorted(
+        keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")]
+    )
+
+
+def _modalities(encoder: Mapping[str, Any], head: str | None) -> tuple[str, ...]:
+    if head is not None:
+        if head not in _HEAD_MODALITIES:
+            raise ValueError(f"expected head_type among {sorted(_HEAD_MODALITIES)}, got {head!r}")
+        return _HEAD_MODALITIES[head]
+    return tuple(m for m in ("text", "image", "audio") if encoder.get(f"use_{m}_moe", m == "text"))
+
+
+def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | None) -> dict[str, Any]:
+    pooled = (
+        "image" if model.get("use_image_features") else {"image": "image", "audio": "audio"}.get(head or "", "text")
+    )
+    return {
+        "num_classes": model.get("num_classes", task.get("num_classes")),
+        "pool_attention": model.get("attn_pooling", True),
+        "pool_modality": pooled,
+        "use_pooler": model.get("use_pooler", False),
+        "use_two_images": model.get("use_two_images", task.get("use_two_images", False)),
+        "head_scale_ratio": model.get("head_scale_ratio", 2),
+        "use_projections": False,
+        "per_layer_bias": True,  # every official classification model has a table per layer
+    }
+
+
+def _decoder(decoder: Mapping[str, Any]) -> DecoderConfig:
+    _check(decoder, _IGNORED_ENCODER, "model.decoder")
+    image = decoder.get("image_adapter") or {}
+    return DecoderConfig(
+        dim=decoder["embed_dim"],
+        num_heads=decoder["attention_heads"],
+        num_layers=decoder["layers"],
+        mlp_dim=decoder["ffn_embed_dim"],
+        image_bucket_size=image.get("bucket_size", 16),
+        layer_scale=decoder.get("layer_scale_init_value", 1e-6) if decoder.get("use_layer_scale", False) else None,
+    )
+
+
+def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
+    for name, value in section.items():
+        if name in _FIXED:
+            if value != _FIXED[name]:
+                raise ValueError(
+                    f"expected {where}.{name} = {_FIXED[name]!r}, as in all published models, got {value!r}"
+                )
+        elif name not in known:
+            raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to official.py")

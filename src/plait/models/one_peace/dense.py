@@ -1,14 +1,41 @@
 """What dense heads do with raw outputs: overlapping boxes, doubtful masks, queries to maps (specification 8.4, 8.5).
 
 boxes + scores -> soft-NMS -> kept indices, new scores        class and mask logits -> map of classes
+
+ONE-PEACE's vision branch for dense prediction in windows: the backbone of its detector (specification 8.4).
+
+pixels -> stem + positions, no CLS -> layers (attention in windows, in some over the whole picture) -> map at stride 16
+
+Attention scores carry the shared relative table, resized to the grid, and decomposed positions per axis (ViTDet,
+arXiv 2203.16527; MViTv2, arXiv 2112.01526).
+
+ViT-Adapter around ONE-PEACE's vision branch: four maps for segmentation (specification 8.5; arXiv 2205.08534).
+
+pixels -> spatial prior (strides 4, 8, 16, 32) = c        pixels -> image adapter = x
+[x <- attends to c, a group of layers, c <- attends to x] x groups -> maps of c + maps of x -> batch norms
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.model import OnePeaceModel
+from plait.models.one_peace.vision import branch_rules
+from plait.models.one_peace.weights import vision_key_map
+from plait.nn.attention import SelfAttention, attention_function
+from plait.nn.encoder import RoutedEncoder, RoutedEncoderLayer
+from plait.nn.layers import HierarchicalStem
+from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, resize_absolute
+from plait.routing import Route
+from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
 
 SoftNms = Literal["linear", "gaussian", "hard"]
 
@@ -94,3 +121,362 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """
     classes = class_logits.softmax(dim=-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", classes, mask_logits.sigmoid())
+
+
+CLS_ROWS = 3
+PRETRAIN_WIDTH = 16
+
+
+class AxisPositions(nn.Module):
+    """Vectors per vertical and horizontal distance, met by the unscaled query: (q . rel_h) + (q . rel_w)."""
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        self.height = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
+        self.width = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
+
+    def forward(self, q: Tensor, width: int) -> Tensor:
+        """q: (batch, heads, width * width, head_dim) -> bias (batch, heads, width**2, width**2)."""
+        place = torch.arange(width, device=q.device)
+        distance = place[:, None] - place[None, :] + width - 1  # (query, key)
+        grid = q.unflatten(2, (width, width))
+        rows = torch.einsum("bnyxc,ykc->bnyxk", grid, self.height[distance])
+        columns = torch.einsum("bnyxc,xkc->bnyxk", grid, self.width[distance])
+        return (rows[..., :, None] + columns[..., None, :]).flatten(4).flatten(2, 3)
+
+
+class DetectionBackbone(nn.Module):
+    """Pictures of one size -> a map at stride 16.
+
+    config: sizes; `image_rel_bucket_size` is the picture's side in patches; window: side of a window in patches;
+    windowed: indices of the layers that attend inside windows; axis_positions: whether layers have `AxisPositions`.
+    """
+
+    def __init__(
+        self, config: OnePeaceConfig, *, window: int, windowed: Collection[int], axis_positions: bool = True
+    ) -> None:
+        super().__init__()
+        self.config, self.side, self.window = config, config.image_rel_bucket_size, window
+        self.windowed = frozenset(windowed)
+        self.stem = HierarchicalStem(config.dim)
+        self.position_embedding = nn.Parameter(torch.zeros(config.image_bucket_size**2 + 1, config.dim))
+        self.bias_table = nn.Parameter(torch.zeros(image_table_rows(PRETRAIN_WIDTH), config.num_heads))
+        self.trunk = RoutedEncoder(
+            config.dim,
+            config.num_heads,
+            config.mlp_dim,
+            config.num_layers,
+            mlp_ways={"image": ["image"]},
+            norm_ways={},
+            layer_scale=config.layer_scale,
+            drop_path_rate=config.drop_path_rate,
+        )
+        head_dim = config.dim // config.num_heads
+        sides = [window if i in self.windowed else self.side for i in range(config.num_layers)]
+        self.axes = nn.ModuleList(AxisPositions(side, head_dim) for side in sides) if axis_positions else None
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, 16 * side, 16 * side) -> (batch, side, side, dim)."""
+        grid = resize_absolute(self.position_embedding, self.side)[1:].unflatten(0, (self.side, self.side))
+        x = self.stem(pixel_values)
+        if x.shape[1:3] != grid.shape[:2]:
+            side = 16 * self.side
+            raise ValueError(f"expected pictures of {side} x {side} pixels, got {tuple(pixel_values.shape[-2:])}")
+        return x + grid
+
+    def bias(self, width: int) -> Tensor:
+        """The shared table read for a grid of `width` x `width`: (heads, width**2, width**2)."""
+        old, new = 2 * PRETRAIN_WIDTH - 1, 2 * width - 1
+        grid = self.bias_table[:-CLS_ROWS].T.unflatten(1, (old, old))[None]
+        if new != old:
+            grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(grid)
+        return gather_bias(grid[0].flatten(1).T, image_bucket_index(width, device=grid.device)[1:, 1:])
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (batch, 3, 16 * side, 16 * side) -> (batch, dim, side, side)."""
+        x = self.embed(pixel_values)
+        biases = {width: self.bias(width) for width in {self.window, self.side}}
+        for i, layer in enumerate(self.trunk.layers):
+            assert isinstance(layer, RoutedEncoderLayer)
+            width = self.window if i in self.windowed else self.side
+            axes = None if self.axes is None else self.axes[i]
+            x = self._layer(x, layer, biases[width], axes, width if i in self.windowed else None)
+        return x.permute(0, 3, 1, 2)
+
+    def _layer(
+        self, x: Tensor, layer: RoutedEncoderLayer, bias: Tensor, axes: nn.Module | None, window: int | None
+    ) -> Tensor:
+        normed = layer.attn_norm(x)
+        cells = normed if window is None else cut_windows(normed, window)
+        y = self._attend(cells.flatten(1, 2), layer.attn, bias, axes, cells.shape[1]).unflatten(1, cells.shape[1:3])
+        y = y if window is None else join_windows(y, window, x.shape[1:3])
+        x = x + layer.dropped(layer.attn_scale(y))
+        y = layer.mlp(layer.mlp_norm(x).flatten(1, 2), Route.only("image")).view_as(x)
+        return x + layer.dropped(layer.mlp_scale(y))
+
+    def _attend(self, x: Tensor, attn: SelfAttention, bias: Tensor, axes: nn.Module | None, width: int) -> Tensor:
+        full = bias[None]
+        if axes is not None:
+            q = attn.q_proj(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+            full = full + axes(q, width)
+        return attn(x, full, None, attention_function(self.config._attn_implementation or "sdpa"))
+
+    def key_map(self) -> KeyMap:
+        """Official backbone (prefix `backbone.net.`) <-> this module."""
+        layer, reason = "encoder.layers.{i}.self_attn.", "an index buffer that the configuration determines"
+        branch = [rule for rule in vision_key_map().rules if rule.official[0].startswith("encoder.")]
+        own = [
+            Rename("image_adapter.pos_embed", "position_embedding"),
+            Rename("image_adapter.rel_pos_table.weight", "bias_table"),
+            *(
+                Rename(f"image_adapter.embed_images.{source}.{{p:weight|bias}}", f"stem.{target}.{{p}}")
+                for source, target in (
+                    ("0", "conv1"),
+                    ("1.layer_norm", "norm1"),
+                    ("3", "conv2"),
+                    ("4.layer_norm", "norm2"),
+                    ("6", "conv3"),
+                )
+            ),
+            Rename(f"{layer}rel_pos_h", "axes.{i}.height"),
+            Rename(f"{layer}rel_pos_w", "axes.{i}.width"),
+            Drop("image_adapter.rp_bucket", reason, restore=None),
+            Drop("image_adapter.rp_bucket_window", reason, restore=None),
+        ]
+        return KeyMap(prefixed([*own, *branch], official="backbone.net."))
+
+
+def cut_windows(x: Tensor, window: int) -> Tensor:
+    """x: (batch, height, width, dim) -> (batch * windows, window, window, dim), zeros beyond the right and low edge."""
+    down, right = (-x.shape[1]) % window, (-x.shape[2]) % window
+    x = F.pad(x, (0, 0, 0, right, 0, down))
+    return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2)
+
+
+def join_windows(x: Tensor, window: int, size: tuple[int, ...]) -> Tensor:
+    """The inverse of `cut_windows`; size: (height, width) before padding."""
+    rows, columns = -(-size[0] // window), -(-size[1] // window)
+    x = x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, : size[0], : size[1]].contiguous()
+
+
+EPS = 1e-6
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AdapterSizes:
+    """stem_channels: of the spatial prior; num_points, num_heads, value_ratio: of the sampling attention;
+    mlp_ratio: width of the convolutional network; groups: first and last layer between two exchanges."""
+
+    stem_channels: int = 64
+    num_points: int = 4
+    num_heads: int = 24
+    value_ratio: float = 0.5
+    mlp_ratio: float = 0.25
+    groups: Sequence[Sequence[int]] = ((0, 9), (10, 19), (20, 29), (30, 39))
+
+
+def conv_norm(channels: int, out: int, stride: int) -> nn.Sequential:
+    """3 x 3 convolution, batch norm, ReLU."""
+    conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU())
+
+
+class SpatialPrior(nn.Module):
+    """A small convolutional pyramid."""
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        widths = (channels, 2 * channels, 4 * channels, 4 * channels)
+        stem = (conv_norm(3, channels, 2), conv_norm(channels, channels, 1), conv_norm(channels, channels, 1))
+        self.stem = nn.Sequential(*stem, nn.MaxPool2d(3, stride=2, padding=1))
+        self.stages = nn.ModuleList(conv_norm(a, b, 2) for a, b in pairwise(widths))
+        self.projections = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in widths)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """pixel_values: (batch, 3, height, width) -> maps (batch, dim, ...) at strides 4, 8, 16, 32."""
+        maps = [self.stem(pixel_values)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return [project(x) for project, x in zip(self.projections, maps, strict=True)]
+
+
+def cell_centres(sizes: Sequence[Size], like: Tensor) -> Tensor:
+    """Centres (x, y) in [0, 1] of the cells of grids, row by row: (cells, 2)."""
+    grids = []
+    for height, width in sizes:
+        y, x = (((torch.arange(n, device=like.device) + 0.5) / n).to(like) for n in (height, width))
+        grids.append(torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1))
+    return torch.cat(grids)
+
+
+class SamplingAttention(nn.Module):
+    """Every query reads a few points of every level, where and how much it says itself (arXiv 2010.04159)."""
+
+    def __init__(self, dim: int, num_levels: int, sizes: AdapterSizes) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = sizes.num_heads, num_levels, sizes.num_points
+        inner = int(dim * sizes.value_ratio)
+        self.offsets = nn.Linear(dim, 2 * self.heads * num_levels * self.points)
+        self.weights = nn.Linear(dim, self.heads * num_levels * self.points)
+        self.v_proj = nn.Linear(dim, inner)
+        self.out_proj = nn.Linear(inner, dim)
+
+    def forward(self, query: Tensor, centres: Tensor, features: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """query: (batch, n, dim); centres: (n, 2); features: (batch, cells, dim) of levels `sizes` -> like query."""
+        shape = (self.heads, self.levels, self.points)
+        scale = torch.tensor([[width, height] for height, width in sizes]).to(query)  # (levels, 2)
+        places = centres[:, None, None, None] + self.offsets(query).unflatten(-1, (*shape, 2)) / scale[:, None]
+        weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
+        values = self.v_proj(features).split([h * w for h, w in sizes], dim=1)
+        total = torch.zeros((), device=query.device, dtype=query.dtype)
+        for level, (size, value) in enumerate(zip(sizes, values, strict=True)):
+            grid = value.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, size)
+            where = (2 * places[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)  # (batch * heads, n, points, 2)
+            read = F.grid_sample(grid, where, mode="bilinear", padding_mode="zeros", align_corners=False)
+            share = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]  # (batch * heads, 1, n, points)
+            total = total + (read * share).sum(dim=-1)
+        joined = total.unflatten(0, (-1, self.heads)).flatten(1, 2).transpose(1, 2)  # (batch, n, inner)
+        return self.out_proj(joined)
+
+
+class PyramidMlp(nn.Module):
+    """Feed-forward network with a depth-wise 3 x 3 convolution per level between its two layers."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, inner)
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.down = nn.Linear(inner, dim)
+
+    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """x: (batch, cells, dim) of the levels `sizes` -> like x."""
+        maps = self.up(x).transpose(1, 2).split([h * w for h, w in sizes], dim=-1)
+        mixed = [self.depthwise(part.unflatten(-1, size)).flatten(2) for part, size in zip(maps, sizes, strict=True)]
+        return self.down(F.gelu(torch.cat(mixed, dim=-1).transpose(1, 2)))
+
+
+class Injector(nn.Module):
+    """Patches read the pyramid; 0 at first."""
+
+    def __init__(self, dim: int, sizes: AdapterSizes) -> None:
+        super().__init__()
+        self.query_norm, self.feature_norm = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
+        self.attn = SamplingAttention(dim, 3, sizes)
+        self.gamma = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, patches: Size, c: Tensor, pyramid: Sequence[Size]) -> Tensor:
+        """x: (batch, patches, dim); c: (batch, cells, dim) -> like x."""
+        read = self.attn(self.query_norm(x), cell_centres([patches], x), self.feature_norm(c), pyramid)
+        return x + self.gamma * read
+
+
+class Extractor(nn.Module):
+    """The pyramid reads the patches."""
+
+    def __init__(self, dim: int, sizes: AdapterSizes) -> None:
+        super().__init__()
+        self.query_norm, self.feature_norm = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
+        self.attn = SamplingAttention(dim, 1, sizes)
+        self.mlp_norm = nn.LayerNorm(dim, eps=EPS)
+        self.mlp = PyramidMlp(dim, int(dim * sizes.mlp_ratio))
+
+    def forward(self, x: Tensor, patches: Size, c: Tensor, pyramid: Sequence[Size]) -> Tensor:
+        """x: (batch, patches, dim); c: (batch, cells, dim) -> like c."""
+        c = c + self.attn(self.query_norm(c), cell_centres(pyramid, c), self.feature_norm(x), [patches])
+        return c + self.mlp(self.mlp_norm(c), pyramid)
+
+
+class SegmentationBackbone(nn.Module):
+    """Pictures -> four maps (batch, dim, ...) at strides 4, 8, 16, 32.
+
+    config: the branch, `image_rel_bucket_size` the picture's side in patches (even); sizes: of the adapter.
+    """
+
+    def __init__(self, config: OnePeaceConfig, sizes: AdapterSizes) -> None:
+        super().__init__()
+        dim, groups = config.dim, len(sizes.groups)
+        self.groups = [tuple(group) for group in sizes.groups]
+        self.side = config.image_rel_bucket_size
+        self.vision = OnePeaceModel(config)
+        self.prior = SpatialPrior(dim, sizes.stem_channels)
+        self.level_embedding = nn.Parameter(torch.zeros(3, dim))
+        self.injectors = nn.ModuleList(Injector(dim, sizes) for _ in range(groups))
+        self.extractors = nn.ModuleList(Extractor(dim, sizes) for _ in range(groups))
+        self.last_extractors = nn.ModuleList(Extractor(dim, sizes) for _ in range(2))
+        self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in range(4))
+
+    @property
+    def pyramid(self) -> list[Size]:
+        """Sizes of the levels that the exchanges see, at strides 8, 16, 32."""
+        return [(side, side) for side in (2 * self.side, self.side, self.side // 2)]
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """pixel_values: (batch, 3, 16 * side, 16 * side) -> maps at strides 4, 8, 16, 32."""
+        adapted = self.vision.adapters["image"](pixel_values)
+        first, *levels = self.prior(pixel_values)
+        tokens = [x.flatten(2).transpose(1, 2) + y for x, y in zip(levels, self.level_embedding, strict=True)]
+        c, patches, pyramid = torch.cat(tokens, dim=1), (self.side, self.side), self.pyramid
+        cls, x = adapted.x.split([1, adapted.x.shape[1] - 1], dim=1)
+        passed = []
+        for group, inject, extract in zip(self.groups, self.injectors, self.extractors, strict=True):
+            x = inject(x, patches, c, pyramid)
+            cls, x = self._layers(group, torch.cat([cls, x], dim=1), adapted.biases).split([1, x.shape[1]], dim=1)
+            c = extract(x, patches, c, pyramid)
+            passed.append(x.transpose(1, 2).unflatten(-1, patches))
+        for extract in self.last_extractors:
+            c = extract(x, patches, c, pyramid)
+        sizes = [h * w for h, w in pyramid]
+        maps = [part.transpose(1, 2).unflatten(-1, s) for part, s in zip(c.split(sizes, dim=1), pyramid, strict=True)]
+        maps = [self.up(maps[0]) + first, *maps]
+        seen = [x if x.shape == y.shape else _resized(x, y.shape[-2:]) for x, y in zip(passed, maps, strict=True)]
+        return [norm(x + y) for norm, x, y in zip(self.norms, maps, seen, strict=True)]
+
+    def _layers(self, group: tuple[int, ...], x: Tensor, biases: Sequence[Tensor]) -> Tensor:
+        attend, route = attention_function(self.vision.config._attn_implementation), Route.only("image")
+        for i in range(group[0], group[1] + 1):
+            x = self.vision.trunk.layers[i](x, route, biases[i % len(biases)], None, attend)
+        return x
+
+    def key_map(self) -> KeyMap:
+        """Official backbone (prefix `backbone.`) <-> this module."""
+        norm = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
+        linear = "{p:weight|bias}"
+        own = [
+            Rename("encoder.layers.{i}.rel_pos_table.weight", "vision.adapters.image.bias.tables.{i}"),
+            Rename("level_embed", "level_embedding"),
+            Rename(f"up.{linear}", "up.{p}"),
+        ]
+        for i in range(4):
+            own += [
+                Rename(f"norm{i + 1}.{norm}", f"norms.{i}.{{p}}"),
+                Rename(f"spm.fc{i + 1}.{linear}", f"prior.projections.{i}.{{p}}"),
+            ]
+        for i in range(3):
+            own += [
+                Rename(f"spm.stem.{3 * i}.weight", f"prior.stem.{i}.0.weight"),
+                Rename(f"spm.stem.{3 * i + 1}.{norm}", f"prior.stem.{i}.1.{{p}}"),
+                Rename(f"spm.conv{i + 2}.0.weight", f"prior.stages.{i}.0.weight"),
+                Rename(f"spm.conv{i + 2}.1.{norm}", f"prior.stages.{i}.1.{{p}}"),
+            ]
+        last = f"interactions.{len(self.groups) - 1}.extra_extractors.{{j}}."
+        own += _exchange("interactions.{i}.injector.", "injectors.{i}.")
+        own += _exchange("interactions.{i}.extractor.", "extractors.{i}.")
+        own += _exchange(last, "last_extractors.{j}.")
+        return KeyMap([*prefixed(own, official="backbone."), *branch_rules("backbone.")])
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, scale_factor=size[0] / x.shape[-2], mode="bilinear", align_corners=False)
+
+
+def _exchange(source: str, target: str) -> list[Rename]:
+    names = {
+        "query_norm": "query_norm", "feat_norm": "feature_norm", "attn.sampling_offsets": "attn.offsets",
+        "attn.attention_weights": "attn.weights", "attn.value_proj": "attn.v_proj", "attn.output_proj": "attn.out_proj",
+        "ffn_norm": "mlp_norm", "ffn.fc1": "mlp.up", "ffn.dwconv.dwconv": "mlp.depthwise", "ffn.fc2": "mlp.down",
+    }  # fmt: skip
+    rules = [Rename(f"{source}{old}.{{p:weight|bias}}", f"{target}{new}.{{p}}") for old, new in names.items()]
+    return [*rules, Rename(f"{source}gamma", f"{target}gamma")]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.models.one_peace import loading
+from plait.models.one_peace import weights
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.loading import is_official
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
 from plait.models.one_peace.tasks import OnePeaceForClassification
+from plait.models.one_peace.weights import is_official
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
@@ -35,7 +35,7 @@ __all__ = [
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
     """Model and processor of an official file; options of `loading.from_official`."""
-    model = loading.from_official(checkpoint, **options)
+    model = weights.from_official(checkpoint, **options)
     return model, OnePeaceProcessor.from_config(model.config)
 
 
@@ -44,9 +44,9 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
 
     Of a pretraining directory this is the encoder alone, unless `model_class` asks for the whole.
     """
-    if "model_class" not in options and loading.stored_class(path) is OnePeaceForPreTraining:
+    if "model_class" not in options and weights.stored_class(path) is OnePeaceForPreTraining:
         options["model_class"] = OnePeaceModel
-    model = loading.from_directory(path, **options)
+    model = weights.from_directory(path, **options)
     if (path / "tokenizer.json").exists():
         return model, OnePeaceProcessor.from_pretrained(path, trust_remote_code=False)
     return model, OnePeaceProcessor.from_config(model.config)
