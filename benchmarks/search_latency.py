@@ -24,8 +24,8 @@ import torch
 from measure import write
 
 from plait import Embedder, Index
+from plait.search.index import to_arrow
 from plait.search.sources import Entry
-from plait.search.table import to_arrow
 
 DIM = 512
 QUERIES = 100

@@ -14,7 +14,7 @@ import pytest
 
 import plait
 from plait.cli import main
-from plait.evaluation.runners import open_model
+from plait.evaluation.models import open_model
 from plait.models import shipped
 from plait.models.auto import load_processor
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.assistant import Assistant
-from plait.assistant.skills import Scored
+from plait.assistant import Assistant, Scored
 
 
 class Parrot:

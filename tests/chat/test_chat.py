@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.chat import Chat
-from plait.chat.pieces import Pieces
+from plait.chat import Chat, Pieces
 
 from ..models.mplug_owl import tiny as owl
 from ..models.mplug_owl2 import tiny as owl2

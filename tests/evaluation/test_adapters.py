@@ -14,10 +14,9 @@ from PIL import Image
 from tiny_peers import BUILDERS, letters_tokenizer, redraw
 from whole_fixtures import fixture
 
-from plait.evaluation.adapters import AssistantModel, TextGenerator, grid
+from plait.evaluation.models import Ask, AssistantModel, TextGenerator, grid, kinds_of, open_model
 from plait.evaluation.registry import TASKS
 from plait.evaluation.run import Options, evaluate
-from plait.evaluation.runners import Ask, kinds_of, open_model
 from plait.evaluation.tasks import Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")

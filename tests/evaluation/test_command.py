@@ -18,7 +18,7 @@ from tiny_peers import BUILDERS
 from whole_fixtures import fixture
 
 from plait.cli import main
-from plait.evaluation.adapters import TextGenerator
+from plait.evaluation.models import TextGenerator
 from plait.evaluation.registry import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings

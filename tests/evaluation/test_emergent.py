@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from plait.evaluation.commands import evaluate
-from plait.evaluation.composed import ComposedSet, file_name
-from plait.evaluation.emergent import NAMES, evaluate_emergent
-from plait.evaluation.held_out import HeldOut
-from plait.evaluation.scores import fuse, score
+from plait.evaluation.emergent import NAMES, ComposedSet, HeldOut, evaluate_emergent, file_name, fuse, score
 
 from ..planted import NOTES, SOUNDING, WORDS, Planted, slug, write_data
 

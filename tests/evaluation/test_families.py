@@ -14,13 +14,12 @@ from tiny_families import FAMILIES
 from whole_fixtures import fixture
 
 from plait.evaluation.media_files import media_of
-from plait.evaluation.prompts import BY_FAMILY
+from plait.evaluation.models import Ask, open_model
+from plait.evaluation.predict import BY_FAMILY, class_words
 from plait.evaluation.readers import read
 from plait.evaluation.registry import TASKS
 from plait.evaluation.run import Options, evaluate
-from plait.evaluation.runners import Ask, open_model
 from plait.evaluation.tasks import Capability, Decoding, Task
-from plait.evaluation.ways import class_words
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings
 JUDGED = {"mm_vet": "0.5", "owl_eval": "B", "mmhal_bench": "Rating: 4"}

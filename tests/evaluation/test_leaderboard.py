@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plait.evaluation.commands import evaluate
-from plait.evaluation.leaderboard import leaderboard
+from plait.evaluation.compare import leaderboard
 
 
 def result(name: str, score: float, limit: int | None = None) -> dict:

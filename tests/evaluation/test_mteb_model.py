@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_peers import clip
 
 from plait.embedder import Embedder
-from plait.evaluation.mteb_model import MtebEncoder, items_of
+from plait.evaluation.mteb import MtebEncoder, items_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

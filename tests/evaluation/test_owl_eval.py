@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from plait.cli import main
-from plait.evaluation.prompts import in_dialogue
+from plait.evaluation.predict import in_dialogue
 from plait.evaluation.registry import task_named
 from plait.evaluation.run import score_file
 from plait.models.mplug_owl.conversation import prompt
@@ -81,7 +81,7 @@ def test_further_turns_read_as_the_family_writes_them():
 
 
 def test_a_long_dialogue_keeps_its_last_turns(monkeypatch):
-    from plait.evaluation import ways
+    from plait.evaluation import predict
     from plait.evaluation.readers import Item
 
     words_of = []
@@ -90,10 +90,10 @@ def test_a_long_dialogue_keeps_its_last_turns(monkeypatch):
         words_of.extend(wordings)
         return [{"id": item.id, "prediction": f"a{item.id}"} for item in items]
 
-    monkeypatch.setattr(ways, "_prompted", answered)
+    monkeypatch.setattr(predict, "_prompted", answered)
     items = [Item(str(i), image="1.jpg", question=f"q{i}", group="1.jpg", meta={"turn": i}) for i in range(8)]
     task, model = SimpleNamespace(prompt="question"), SimpleNamespace(family="mplug_owl")
-    rows = ways.prompt(items, SimpleNamespace(task=task, model=model))
+    rows = predict.prompt(items, SimpleNamespace(task=task, model=model))
     assert [row["id"] for row in rows] == [item.id for item in items]
     assert words_of[1] == "q0\nAI: a0\nHuman: q1"
     assert words_of[7].startswith("q2\nAI: a2") and words_of[7].endswith("q6\nAI: a6\nHuman: q7")

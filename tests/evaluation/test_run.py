@@ -19,9 +19,9 @@ from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.commands import evaluate as command
 from plait.evaluation.compare import as_lines, compare
 from plait.evaluation.media_files import MediaFiles, frames_of
+from plait.evaluation.models import Ask
 from plait.evaluation.registry import TASKS
 from plait.evaluation.run import Options, evaluate, score_file
-from plait.evaluation.runners import Ask
 from plait.evaluation.tasks import Decoding
 
 

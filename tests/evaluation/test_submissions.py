@@ -16,7 +16,7 @@ from whole_fixtures import fixture
 from plait.evaluation.readers.results import read_results
 from plait.evaluation.registry import TASKS
 from plait.evaluation.run import evaluate, score_file
-from plait.evaluation.spreadsheet import write_spreadsheet
+from plait.evaluation.submissions import write_spreadsheet
 
 
 def without_answers(name: str, place: Path) -> Path:

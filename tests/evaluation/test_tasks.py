@@ -11,10 +11,10 @@ import pytest
 from tiny_peers import BUILDERS
 from whole_fixtures import fixture
 
+from plait.evaluation.models import open_model
 from plait.evaluation.readers import LAYOUTS, read
 from plait.evaluation.registry import TASKS
 from plait.evaluation.run import Options, evaluate, score_file
-from plait.evaluation.runners import open_model
 from plait.evaluation.tasks import Capability, Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries of peers warn about their own affairs

@@ -269,7 +269,7 @@ def test_wrong_calls_are_one_line_errors(index: Index, embedder: Embedder, tmp_p
 def test_a_second_writer_is_refused_and_readers_see_commits(
     index: Index, embedder: Embedder, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plait.search.table.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("plait.search.index.LOCK_SECONDS", 0.05)
     holder = subprocess.Popen(
         [
             sys.executable,

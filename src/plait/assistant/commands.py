@@ -11,8 +11,7 @@ import typer
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from plait.assistant import Result
-    from plait.assistant.skills import Task
+    from plait.assistant import Result, Task
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")]
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, folder or manifest")]
@@ -121,8 +120,7 @@ def _run(
 ) -> None:
     if on_bad not in ("fail", "skip"):
         raise UsageError(f"expected --on-bad fail or skip, got {on_bad!r}")
-    from plait.assistant import Assistant, progress
-    from plait.assistant.items import requests_under
+    from plait.assistant import Assistant, progress, requests_under
 
     requests, others = requests_under(media, text)
     if on_bad == "fail" and (bad := next((r for r in requests if r.error), None)):

@@ -94,8 +94,7 @@ def _run(
     adapter: Path | None,
 ) -> str:
     from plait.evaluation.registry import task_named
-    from plait.evaluation.result import headline
-    from plait.evaluation.run import PAGE, check_rule, evaluate, prepare, score_file
+    from plait.evaluation.run import PAGE, check_rule, evaluate, headline, prepare, score_file
 
     task = task_named(name)
     check_rule(task, options.rule)
@@ -104,7 +103,7 @@ def _run(
             raise UsageError(f"expected a file of predictions, got {predictions}: no such file")
         result = score_file(task, predictions, data, out, options)
     else:
-        from plait.evaluation.runners import open_model
+        from plait.evaluation.models import open_model
 
         spec = _required(model, name)
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
@@ -129,7 +128,7 @@ def _compare(first: str | None, second: str | None, as_json: bool) -> str:
 
 
 def _leaderboard(results: str | None, out: Path | None) -> Path:
-    from plait.evaluation.leaderboard import write_leaderboard
+    from plait.evaluation.compare import write_leaderboard
 
     if results is None or not Path(results).is_dir() or out is None:
         raise UsageError("expected plait eval leaderboard RESULTS_DIR --out FILE.md, with a directory that exists")

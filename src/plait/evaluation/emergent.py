@@ -1,4 +1,15 @@
-"""Emergent retrieval: a model that met pictures with words and sounds with words finds pictures by sound.
+"""A score: one retrieval number that remembers what it is the mean of, so that chance and interval come with it.
+
+What the model has never seen: held-out drawings, held-out notes and the names of their concepts.
+
+manifest.jsonl -> rows of split test -> drawings + names (one concept each), notes and unseen-font clips (labelled)
+
+One query of two modalities: a sound and a word (or a picture) find the picture that shows both things.
+
+pairs never composed in training -> one picture each from held-out drawings -> gallery
+note of the sounding thing + name (or drawing) of the other -> fused query -> recall, beside each part alone
+
+Emergent retrieval: a model that met pictures with words and sounds with words finds pictures by sound.
 
     held-out drawings, notes, names -> embedder -> similarities -> Score per name, with examples and vectors to look at
 
@@ -10,17 +21,271 @@ emergent retrieval).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from plait.evaluation.composed import ComposedSet, score_composed
-from plait.evaluation.held_out import HeldOut, concept
-from plait.evaluation.scores import Array, Score, equal, score
+from plait.data.compose import compose, held_out_pairs
+from plait.data.manifest import read_manifest, write_manifest
+from plait.metrics.retrieval import bootstrap_interval, class_means, expected_chance, hits_at_k
 from plait.types import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Recall@k as the mean over units (queries, or classes of queries that hang together).
+
+    units: hit rate of every unit. chance: what a random order of the gallery reaches on the same queries.
+    """
+
+    units: Mapping[str, float]
+    chance: float
+    k: int
+    queries: int
+    gallery: int
+
+    @property
+    def value(self) -> float:
+        """The mean over units, between 0 and 1."""
+        return float(np.mean(list(self.units.values())))
+
+    def to_json(self) -> dict[str, Any]:
+        """Value, chance, 95 % bootstrap interval over units, and the units themselves."""
+        low, high = bootstrap_interval(self.units.values())
+        return {
+            "value": round(self.value, 6),
+            "chance": round(self.chance, 6),
+            "interval": [round(low, 6), round(high, 6)],
+            "k": self.k,
+            "queries": self.queries,
+            "gallery": self.gallery,
+            "units": {name: round(rate, 6) for name, rate in self.units.items()},
+        }
+
+
+def score(queries: Array, gallery: Array, targets: Array, k: int, units: Sequence[str]) -> Score:
+    """Recall@k of cosine search.
+
+    queries: (q, dim) and gallery: (g, dim) unit vectors, targets: bool (q, g), units: q names.
+
+    Queries that share a unit name count as one unit, so a class with many clips weighs as much as one with few.
+    """
+    hits = hits_at_k(queries @ gallery.T, targets, k)
+    chance = expected_chance(targets, k, units)
+    return Score(class_means(hits, units), chance, k, queries=len(queries), gallery=len(gallery))
+
+
+def equal(left: Sequence[str], right: Sequence[str]) -> Array:
+    """Boolean (len(left), len(right)): where the names are the same."""
+    return np.asarray(left, dtype=str)[:, None] == np.asarray(right, dtype=str)[None, :]
+
+
+def fuse(*parts: Array) -> Array:
+    """Several (n, dim) unit vectors per query -> their sum brought back to unit length (n, dim)."""
+    total = np.sum(parts, axis=0)
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def concept(sample: Sample) -> str:
+    """What a row is about: its label, or its text where it has none."""
+    return sample.label or sample.text or sample.id
+
+
+@dataclass
+class HeldOut:
+    """Held-out rows of a data set. `notes` and `unseen_notes` hold only sounds that have a held-out drawing."""
+
+    root: Path
+    drawings: list[Sample]
+    notes: list[Sample] = field(default_factory=list)
+    unseen_notes: list[Sample] = field(default_factory=list)
+    training_drawings: list[Sample] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, data: str | Path) -> HeldOut:
+        """Read a data set directory. ValueError where no picture is held out."""
+        rows = read_manifest(data)
+        drawings = [row for row in rows if row.image is not None and row.split == "test"]
+        if not drawings:
+            raise ValueError(
+                f"expected pictures of split 'test' in {data}, got none; hold some out: "
+                "plait data from-folder does, or set the field in the manifest"
+            )
+        drawn = {concept(row) for row in drawings}
+        heard = [row for row in rows if row.audio is not None and row.image is None and concept(row) in drawn]
+        return cls(
+            Path(data).resolve(),
+            drawings,
+            notes=[row for row in heard if row.split == "test"],
+            unseen_notes=[row for row in heard if row.split == "unseen_font"],
+            training_drawings=[row for row in rows if row.image is not None and row.split == "train"],
+        )
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Concept -> its name in words, for every concept with a held-out drawing, in the order of the manifest."""
+        names: dict[str, str] = {}
+        for row in self.drawings:
+            names.setdefault(concept(row), row.text or concept(row))
+        return names
+
+    @cached_property
+    def sounding(self) -> list[str]:
+        """Concepts with a held-out drawing and held-out notes, sorted."""
+        return sorted({concept(row) for row in self.notes})
+
+    def one_drawing_each(self, concepts: Sequence[str]) -> list[Sample]:
+        """The first held-out drawing of each concept."""
+        first = {concept(row): row for row in reversed(self.drawings)}
+        return [first[name] for name in concepts]
+
+    def spread(self, label: str, count: int) -> list[Sample]:
+        """`count` held-out notes of a sound, evenly over all it has (all of them where it has fewer)."""
+        notes = [row for row in self.notes if concept(row) == label]
+        count = min(count, len(notes))
+        return [notes[i * len(notes) // count] for i in range(count)]
+
+    def relative(self, path: str | Path) -> str:
+        """A media path as it can be stored: relative to the data set where it lies inside."""
+        path = Path(path).resolve()
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+
+@dataclass
+class ComposedSet:
+    """The gallery: picture i shows the sounding concept `pairs[i][0]` and the concept `pairs[i][1]`."""
+
+    pairs: list[tuple[str, str]]
+    pictures: list[Image]
+
+    @classmethod
+    def draw(cls, held_out: HeldOut) -> ComposedSet:
+        """Compose every held-out pair from held-out drawings."""
+        from plait.media.image import load_image
+
+        pairs = held_out_pairs(held_out.sounding, list(held_out.names)) if held_out.sounding else []
+        drawing = {concept(row): row.image for row in reversed(held_out.drawings)}
+        cache = {name: load_image(drawing[name]) for name in sorted({name for pair in pairs for name in pair})}
+        return cls(pairs, [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)])
+
+    def write(self, held_out: HeldOut, directory: str | Path) -> None:
+        """Keep the pictures in `directory`, with a manifest of everything that a query of the evaluation may find.
+
+        manifest.jsonl lists held-out drawings and notes where they lie, and the composed pictures: ready to be indexed.
+        """
+        directory = Path(directory).resolve()
+        directory.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for row in [*held_out.drawings, *held_out.notes]:
+            there = {
+                name: os.path.relpath(path, directory) for name in ("image", "audio") if (path := getattr(row, name))
+            }
+            rows.append(replace(row, **there))
+        for (a, b), picture in zip(self.pairs, self.pictures):
+            picture.save(directory / file_name((a, b)), quality=90)
+            caption = f"{held_out.names[a]} and {held_out.names[b]}"
+            rows.append(Sample(f"composed/{a}+{b}", image=file_name((a, b)), text=caption, split="test"))
+        write_manifest(directory / "manifest.jsonl", rows)
+
+
+def file_name(pair: tuple[str, str]) -> str:
+    """How the picture of a pair is called on disk."""
+    return f"{pair[0]}+{pair[1]}.webp"
+
+
+def score_composed(
+    embedder: EmbedderLike,
+    held_out: HeldOut,
+    composed: ComposedSet,
+    by_note: Mapping[str, Array],
+    by_name: Mapping[str, Array],
+    *,
+    clips_per_pair: int,
+) -> tuple[dict[str, Score | None], list[dict[str, Any]]]:
+    """Scores of fused queries and of each part alone on the same gallery and queries, and examples to look at.
+
+    by_note: note id -> vector (dim,), by_name: concept -> vector (dim,) of its name. The units are the pairs.
+    """
+    pairs = composed.pairs
+    gallery = embedder.embed([{"image": picture} for picture in composed.pictures])
+    names = held_out.names
+    captions = embedder.embed([{"text": f"{names[a]} and {names[b]}"} for a, b in pairs])
+    others = _other_drawings(embedder, held_out, [b for _, b in pairs])
+    asked = [(i, note) for i, (a, _) in enumerate(pairs) for note in held_out.spread(a, clips_per_pair)]
+    rows = np.array([i for i, _ in asked])
+    audio = np.stack([by_note[note.id] for _, note in asked])
+    text = np.stack([by_name[pairs[i][1]] for i in rows])
+    fused = fuse(audio, text)
+    targets = rows[:, None] == np.arange(len(pairs))[None, :]
+    units = [file_name(pairs[i]) for i in rows]
+    queries = {
+        "fused_to_image_r5": (fused, 5),
+        "fused_to_image_r1": (fused, 1),
+        "audio_only_to_image_r5": (audio, 5),
+        "text_only_to_image_r5": (text, 5),
+        "image_audio_to_image_r5": (fuse(audio, others[rows]), 5),
+        "image_only_to_image_r5": (others[rows], 5),
+        "full_caption_to_image_r5": (captions[rows], 5),
+    }
+    scores: dict[str, Score | None] = {
+        name: score(query, gallery, targets, k, units) for name, (query, k) in queries.items()
+    }
+    shown = _examples(held_out, pairs, asked, fused @ gallery.T)
+    return scores, shown
+
+
+def _other_drawings(embedder: EmbedderLike, held_out: HeldOut, concepts: Sequence[str]) -> Array:
+    """A vector (n, dim) per concept from a training drawing: another picture of the thing than the gallery shows.
+
+    Falls back to the held-out drawing for a concept that has no other.
+    """
+    drawing = {concept(row): row for row in held_out.drawings}
+    drawing.update({concept(row): row for row in reversed(held_out.training_drawings)})
+    distinct = sorted(set(concepts))
+    vectors = embedder.embed([{"image": drawing[name].image} for name in distinct])
+    return vectors[[distinct.index(name) for name in concepts]]
+
+
+def _examples(
+    held_out: HeldOut, pairs: list[tuple[str, str]], asked: list[tuple[int, Sample]], similarity: Array, count: int = 12
+) -> list[dict[str, Any]]:
+    """`count` queries evenly spaced over all (not picked by result) with their five nearest composed pictures."""
+    names = held_out.names
+    examples = []
+    for q in sorted({round(i * (len(asked) - 1) / max(1, count - 1)) for i in range(count)}):
+        pair, note = asked[q]
+        hits = [
+            {
+                "image": file_name(pairs[i]),
+                "name": " + ".join(names[name] for name in pairs[i]),
+                "score": round(float(similarity[q, i]), 4),
+                "right": bool(i == pair),
+                "half_right": bool(set(pairs[i]) & set(pairs[pair])),
+            }
+            for i in np.argsort(-similarity[q], kind="stable")[:5]
+        ]
+        sound, word = pairs[pair]
+        examples.append(
+            {
+                "audio": held_out.relative(note.audio),
+                "label": sound,
+                "name": names[sound],
+                "text": names[word],
+                "hits": hits,
+            }
+        )
+    return examples
+
 
 NAMES = (
     *(f"image_to_text_r{k}" for k in (1, 5)),

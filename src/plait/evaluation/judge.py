@@ -43,7 +43,7 @@ class Judge:
         return {name: reply for name, reply in found.items() if reply is not None}
 
     def _asked(self, prompts: Mapping[str, str]) -> dict[str, str]:
-        from plait.evaluation.runners import Ask, open_model
+        from plait.evaluation.models import Ask, open_model
 
         model: Any = open_model(self.source, ("text", "generate"))
         self.name = f"{model.name} ({model.fingerprint})"

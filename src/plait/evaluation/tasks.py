@@ -18,7 +18,7 @@ Way = Literal[
     "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "decide", "locate", "detect",
     "segment", "similarity",
 ]  # fmt: skip
-"""How predictions are made; see `plait.evaluation.ways`."""
+"""How predictions are made; see `plait.evaluation.predict`."""
 Status = Literal["readme", "paper", "web", "recalled"]
 """Where a published number was read: the model's read-me, the paper, a third-party table, from memory (unverified)."""
 

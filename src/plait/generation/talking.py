@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 128
 
 
 class TalkingSkills:
-    """See `plait.assistant.skills.Skills`.
+    """See `plait.assistant.Skills`.
 
     family: its name in messages; describe, name: what is asked for a caption and for labels, with `{kind}`;
     placeholders: kind -> what stands for a medium in a question.

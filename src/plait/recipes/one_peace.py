@@ -168,7 +168,7 @@ def vocabulary(samples: Sequence[Sample]) -> list[int]:
 
 def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     """Pairs that are never composed in training, the same that the evaluation asks for."""
-    from plait.evaluation.held_out import concept
+    from plait.evaluation.emergent import concept
 
     drawn = [concept(s) for s in samples if s.image is not None and s.split == "test"]
     sounding = {concept(s) for s in samples if s.audio is not None and s.split == "test"} & set(drawn)

@@ -52,7 +52,7 @@ def first_steps(settings: Settings) -> list[Step]:
 
 def _of_mini(data: Path) -> tuple[list[Sample], list[tuple[str, ...]]]:
     """The held-out drawings, and two queries: a word and a held-out note."""
-    from plait.evaluation.held_out import HeldOut, concept
+    from plait.evaluation.emergent import HeldOut, concept
 
     held_out = HeldOut.read(data.resolve())
     notes = [str(note.audio) for note in held_out.notes if concept(note) == SOUND]

@@ -99,7 +99,7 @@ class Plan:
 def plan_of(settings: Settings, seeds: int) -> Plan:
     """Read the data set and lay out training, evaluation and index. UsageError where nothing is held out."""
     from plait.data.manifest import read_manifest
-    from plait.evaluation.held_out import HeldOut
+    from plait.evaluation.emergent import HeldOut
 
     held_out = HeldOut.read(settings.data)
     trained = any(row.audio is not None and row.split == "train" for row in read_manifest(settings.data))
@@ -196,7 +196,7 @@ def searches(settings: Settings, plan: Plan) -> list[Step]:
         title = f"a sound and a word in one query ({example['name']} + {example['text']})"
         steps.append(step("search-sound-and-word", title, *_audio(settings, example), "--text", example["text"]))
     if not steps:
-        from plait.evaluation.held_out import HeldOut
+        from plait.evaluation.emergent import HeldOut
 
         word = next(iter(HeldOut.read(settings.data).names.values()))
         steps.append(step("search-word", f"which pictures show this? ({word})", "--text", word))

@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plait.search.contact_sheet import write_contact_sheet
     from plait.search.index import AddReport, Hit, Index
+    from plait.search.page import write_contact_sheet
 
 _HOMES = {
     "AddReport": "plait.search.index",
     "Hit": "plait.search.index",
     "Index": "plait.search.index",
-    "write_contact_sheet": "plait.search.contact_sheet",
+    "write_contact_sheet": "plait.search.page",
 }
 
 __all__ = ["AddReport", "Hit", "Index", "write_contact_sheet"]

@@ -11,7 +11,7 @@ import typer
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from plait.search.ledger import AddReport
+    from plait.search.index import AddReport
     from plait.search.sources import Problem
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build and change an index on disk.")
@@ -213,8 +213,8 @@ def search(
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
     from plait.embedder import Embedder
-    from plait.search.contact_sheet import table, to_json, write_contact_sheet
     from plait.search.index import Index
+    from plait.search.page import table, to_json, write_contact_sheet
 
     query: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
     query = {name: list(values) for name, values in query.items() if values}

@@ -1,4 +1,15 @@
-"""`Index`: a directory on disk that holds vectors and what they stand for, and answers queries.
+"""Filters: what a person writes -> the SQL that Lance runs.
+
+"label = 'dog' AND meta.style = 'noto'"  or  {"label": "dog", "style": "noto"}  ->  SQL over the columns
+
+What an index holds already: decides for each entry whether it is new, changed, there already or a duplicate.
+
+The Lance table under an index: its schema, its lock, rows in and out.
+
+INDEX/items.lance  one Lance data set; what the index knows of its model is in the schema's metadata
+INDEX/.lock        held while somebody writes; the system releases it when the writer dies
+
+`Index`: a directory on disk that holds vectors and what they stand for, and answers queries.
 
 add: paths, samples, manifests -> entries (sniffed, hashed) -> embedder -> committed rows
 search: query -> embedder -> nearest rows under a filter -> hits
@@ -9,21 +20,239 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from plait.embedder import Embedder
+from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped
-from plait.search.ledger import AddReport, Ledger
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
-from plait.search.table import create_table, one_line, open_table, table_exists, to_arrow, writing
-from plait.search.where import COLUMNS, quote, to_sql
+from plait.types import MODALITIES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
+
+_META = re.compile(r"\bmeta\.(\w+)(\s*(?:<=|>=|<>|!=|=|<|>)\s*-?\d)?")
+_QUOTED = re.compile(r"('(?:[^']|'')*')")
+
+
+def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -> str | None:
+    """SQL of a filter, or None when there is none.
+
+    A string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads a field of meta (a
+    number when it is compared with a number). A mapping asks for equality: names that are no column are fields of meta,
+    a list means any of its values. Raises UsageError for a modality that is none.
+    """
+    if modality not in (None, *MODALITIES):
+        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
+    parts = [] if modality is None else [f"modality = {quote(modality)}"]
+    if isinstance(where, Mapping):
+        parts += [_equals(name, value) for name, value in where.items()]
+    elif where and where.strip():
+        pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
+        parts.append("(" + "".join(p if n % 2 else _META.sub(_read_meta, p) for n, p in enumerate(pieces)) + ")")
+    return " AND ".join(parts) or None
+
+
+def quote(value: str) -> str:
+    """An SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _read_meta(match: re.Match[str]) -> str:
+    name, comparison = match.groups()
+    getter = "json_get_float" if comparison else "json_get_string"
+    return f"{getter}(meta, '{name}')" + (comparison or "")
+
+
+def _equals(name: str, value: Any) -> str:
+    if isinstance(value, list | tuple | set):
+        return "(" + " OR ".join(_equals(name, one) for one in value) + ")" if value else "false"
+    if name not in COLUMNS and not re.fullmatch(r"\w+", name):
+        raise ValueError(f"expected a filter on {', '.join(COLUMNS)} or a field of meta, got {name!r}")
+    if value is None:
+        return f"{name if name in COLUMNS else f'json_get_string(meta, {quote(name)})'} IS NULL"
+    if name in COLUMNS:
+        return f"{name} = {quote(str(value))}"
+    if isinstance(value, bool):
+        return f"json_get_bool(meta, {quote(name)}) = {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"json_get_float(meta, {quote(name)}) = {value}"
+    return f"json_get_string(meta, {quote(name)}) = {quote(str(value))}"
+
+
+Verdict = Literal["new", "changed", "unchanged", "duplicate", "taken"]
+
+
+@dataclass(slots=True)
+class AddReport:
+    """What `add` did: counts of rows, and what was left out and why."""
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    duplicates: list[Problem] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
+
+    def refuse_nothing(self, source: object) -> None:
+        """Raise ValueError, with the first reason, where nothing of `source` was taken."""
+        if self.added or self.replaced or self.unchanged or self.duplicates:
+            return
+        what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
+        if not self.skipped:
+            raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
+        first = self.skipped[0]
+        reason = first.reason
+        reason = reason if reason.startswith("expected") else f"expected a media file, got {first.shown}: {reason}"
+        if len(self.skipped) > 1:
+            reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
+        raise ValueError(reason if ";" in reason else f"{reason}; check the file")
+
+
+class Ledger:
+    """The ids and contents of an index, kept up to date while rows are added."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], *, deduplicate: bool) -> None:
+        self._rows: dict[str, tuple[str, str | None]] = {}  # id -> (content, path)
+        self._owner: dict[str, str] = {}  # content -> id
+        self._deduplicate = deduplicate
+        for row in rows:
+            self._put(row["id"], f"{row['modality']}:{row['checksum']}", row["path"])
+
+    def judge(self, entry: Entry) -> tuple[Verdict, str]:
+        """The verdict on an entry and the reason for leaving it out; what is new or changed is remembered."""
+        content = f"{entry.modality}:{entry.checksum}"
+        before, owner = self._rows.get(entry.id), self._owner.get(content)
+        if before and before[1] != entry.path:
+            return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
+        if before and before[0] == content:
+            return "unchanged", ""
+        if self._deduplicate and owner is not None and owner != entry.id:
+            return "duplicate", f"same content as {self._rows[owner][1] or owner}"
+        self._put(entry.id, content, entry.path)
+        return ("changed" if before else "new"), ""
+
+    def _put(self, row_id: str, content: str, path: str | None) -> None:
+        before = self._rows.get(row_id)
+        if before and self._owner.get(before[0]) == row_id:
+            del self._owner[before[0]]
+        self._rows[row_id] = (content, path)
+        self._owner.setdefault(content, row_id)
+
+
+TABLE = "items"
+FORMAT = 1
+LOCK_SECONDS = 5.0
+
+_KEPT = "free some and run the same command again: what is committed is kept"
+_REMEDIES = {
+    "no space": _KEPT,
+    "file too large": _KEPT,
+    "quota": _KEPT,
+    "permission denied": "check its owner and permissions",
+    "read-only": "copy the index to a place that can be written",
+}
+
+
+def table_exists(path: Path) -> bool:
+    """Whether the directory `path` holds a table (its first commit is there)."""
+    return (path / f"{TABLE}.lance" / "_versions").is_dir()
+
+
+def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
+    """An empty table in the directory `path`. Raises ValueError when there is one already."""
+    if table_exists(path):
+        raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
+    lancedb = import_extra("lancedb")
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("modality", pa.string(), nullable=False),
+            pa.field("path", pa.string()),
+            pa.field("caption", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("checksum", pa.string(), nullable=False),
+            pa.field("meta", pa.json_()),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+        ],
+        metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    with one_line():
+        return lancedb.connect(path).create_table(TABLE, schema=schema)
+
+
+def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The table in `path` and its description. Raises ValueError when there is none or it is from another version."""
+    lancedb = import_extra("lancedb")
+    if not table_exists(path):
+        raise ValueError(f"expected an index, got {path}: none there; create it with plait index create")
+    with one_line():
+        # an interval of zero: a reader always sees what the last writer committed
+        table = lancedb.connect(path, read_consistency_interval=timedelta(0)).open_table(TABLE)
+        description = json.loads((table.schema.metadata or {}).get(b"plait", b"{}"))
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"expected an index of format {FORMAT}, got {description.get('format')} at {path}; build it anew"
+        )
+    return table, description
+
+
+def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
+    """Rows of the table: entries beside their vectors (len(entries), dim)."""
+    import pyarrow as pa
+
+    columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
+    columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
+    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Hold the index for writing. Raises ValueError when another process writes for longer than a few seconds."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path / ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"expected to write to {path}, got an index that another process is writing; wait for it"
+        ) from error
+
+
+@contextmanager
+def one_line(where: str | None = None) -> Generator[None]:
+    """Turn Lance's long errors into one line: UsageError for a wrong filter `where`, OSError for a disk that fails."""
+    try:
+        yield
+    except ValueError as error:
+        if where is None:
+            raise
+        reason = _first(error).removeprefix("Invalid input, ").rstrip(".")
+        raise UsageError(f"expected a filter such as \"label = 'dog'\", got another: {reason}; correct it") from error
+    except (RuntimeError, OSError) as error:
+        reason = _first(error)
+        remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")
+        raise OSError(f"expected an index that can be read and written, got {reason}; {remedy}") from error
+
+
+def _first(error: Exception) -> str:
+    return str(error).split(", /")[0].splitlines()[0][:300] if str(error) else type(error).__name__
+
 
 ANN_ROWS = 50_000
 """From this many rows on, `optimize` (and the end of an `add`) builds an approximate index; below, search is exact."""
@@ -182,7 +411,7 @@ class Index:
         *,
         paths: str | Path | Sequence[str | Path] | None = None,
     ) -> int:
-        """Delete the rows under a filter (`plait.search.where.to_sql`), of paths or of folders; returns how many.
+        """Delete the rows under a filter (`plait.search.index.to_sql`), of paths or of folders; returns how many.
 
         paths: one or several. A row goes when its path is one of them, or lies below one by whole names: `a/more` takes
         `a/more/1.png`, never `a/more-x/1.png`.
@@ -283,7 +512,7 @@ class Index:
 
         Args:
             query: an item as `Embedder.embed` takes it (text, Path, mapping of several media), or a vector (dim,).
-            where: a filter, see `plait.search.where.to_sql`; rows are filtered before they are ranked.
+            where: a filter, see `plait.search.index.to_sql`; rows are filtered before they are ranked.
             weights: weight per modality of a fused query. modality: only rows of this modality.
             exact: compare with every row even where an approximate index exists.
         """

@@ -18,8 +18,7 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.embedder.items import NO_MEDIA
 from plait.errors import UsageError, import_extra
-from plait.search.index import adding_progress
-from plait.search.ledger import AddReport
+from plait.search.index import AddReport, adding_progress
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.types import Sample
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.evaluation.held_out import concept
+from plait.evaluation.emergent import concept
 from plait.evaluation.readers.item import Item
 from plait.evaluation.readers.layout import Source, layout
 from plait.types import Sample

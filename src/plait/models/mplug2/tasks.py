@@ -538,7 +538,7 @@ _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class MPlug2Skills:
-    """See `plait.assistant.skills.Skills`.
+    """See `plait.assistant.Skills`.
 
     The model has, as far as its class offers the task:
     `generate(pixel_values= | pixel_values_videos=, [input_ids=, attention_mask=], [num_beams=, min_length=,

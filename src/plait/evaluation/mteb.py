@@ -2,7 +2,7 @@
 
 ```python
 import mteb
-from plait.evaluation.mteb_model import MtebEncoder
+from plait.evaluation.mteb import MtebEncoder
 
 mteb.evaluate(MtebEncoder("one-peace-dir"), tasks=mteb.get_tasks(tasks=["Flickr30kT2IRetrieval"]))
 ```

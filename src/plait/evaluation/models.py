@@ -1,24 +1,214 @@
-"""Adapters of models to the protocols of `plait.evaluation.runners`: ours through `plait.models.auto`, peers through
-transformers' Auto classes."""
+"""Models behind small protocols, so that ours and peers stand in the same table.
+
+plait DIR | hf:DIR -> open_model -> Embeds | Generates | Classifies | Detects | Segments
+
+Adapters of models to the protocols of `plait.evaluation.models`: ours through `plait.models.auto`, peers through
+transformers' Auto classes.
+
+Trained heads of our families that read words beside a picture, several pictures or a sound.
+
+Ask(words, pictures | sound) | one medium | a text | a pair of texts -> inputs of the family -> scores of classes
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 
 from plait.assistant import Assistant
 from plait.embedder import Embedder
+from plait.embedder.items import parts_of
 from plait.embedder.towers import fingerprint
-from plait.evaluation.runners import OURS, Ask
+from plait.errors import no_code_of
 from plait.evaluation.tasks import Capability, Decoding
+from plait.media.audio import load_audio
 from plait.media.image import load_image
-from plait.types import Sample
+from plait.types import Modality, Sample
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question: its words, and pictures (files, bytes or PIL images) in their order, or a sound (a file)."""
+
+    words: str
+    images: tuple[Any, ...] = ()
+    audio: Any = None
+
+
+class Model(Protocol):
+    """What every model tells: a name for reports, its family, a hash of its weights, what it can do."""
+
+    name: str
+    family: str
+    capabilities: tuple[Capability, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal weights."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Model, Protocol):
+    """Maps media and texts into one space."""
+
+    modalities: tuple[Modality, ...]
+
+    def embed(self, items: Sequence[Any]) -> np.ndarray:
+        """Items as `plait.Embedder` takes them -> unit vectors (n, dim)."""
+        ...
+
+
+@runtime_checkable
+class Generates(Model, Protocol):
+    """Answers in words."""
+
+    def prompt(self, ask: Ask) -> str:
+        """The exact text that the model reads, placeholders included."""
+        ...
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """One reply per question, without special tokens."""
+        ...
+
+
+@runtime_checkable
+class Ranks(Model, Protocol):
+    """Tells how likely it finds continuations of a text."""
+
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """(text, continuation) -> summed log-probability of the continuation's tokens."""
+        ...
+
+
+@runtime_checkable
+class Classifies(Model, Protocol):
+    """Scores the classes of a trained head."""
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Media, texts or pairs of texts -> probabilities (n, classes)."""
+        ...
+
+
+@runtime_checkable
+class Decides(Model, Protocol):
+    """Scores the classes of a trained head for words about media. class_words: what the classes are called."""
+
+    class_words: tuple[str, ...]
+
+    def decide(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Words with pictures or a sound -> scores (n, classes), the highest first choice."""
+        ...
+
+
+@runtime_checkable
+class Grounds(Model, Protocol):
+    """Boxes for words, from a grounding head."""
+
+    def ground(self, asks: Sequence[Ask]) -> np.ndarray:
+        """One picture and its words each -> boxes (n, 4): x1, y1, x2, y2 as fractions of width and height."""
+        ...
+
+
+@runtime_checkable
+class Detects(Model, Protocol):
+    """Boxes of known classes."""
+
+    def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        """Per picture a list of {"label", "score", "box": [x1, y1, x2, y2] in pixels}."""
+        ...
+
+
+@runtime_checkable
+class Segments(Model, Protocol):
+    """A class for every pixel."""
+
+    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """Per picture its classes (height, width) uint8."""
+        ...
+
+
+PROTOCOLS: dict[Capability, type] = {
+    "embed": Embeds, "generate": Generates, "text": Generates, "classify": Classifies, "decide": Decides,
+    "ground": Grounds, "detect": Detects, "segment": Segments,
+}  # fmt: skip
+
+
+def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None) -> Any:
+    """Open a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of ours.
+
+    adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use, best first.
+    Raises ValueError where the model has none of them.
+    """
+    from plait.embedder.towers import locate
+
+    pass
+
+    place, wanted = locate(str(spec).removeprefix("hf:")), list(wanted)
+    config = _config(place)
+    if place.is_file() or config.get("model_type") in OURS:
+        opened = open_ours(place, config, wanted, adapter)
+        return _able(opened, opened.capabilities, wanted, place)
+    kinds = kinds_of(config, place)
+    chosen = next((kind for kind in wanted if kind in kinds), None)
+    if chosen is None:
+        return _able(None, kinds, wanted, place)
+    if adapter is not None:
+        raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
+    with no_code_of(place):
+        return ADAPTERS[chosen](str(place), config)
+
+
+def _able(model: Any, kinds: Sequence[Capability], wanted: Sequence[Capability], place: Path) -> Any:
+    if not set(kinds) & set(wanted):
+        raise ValueError(
+            f"expected a model that can {' or '.join(wanted)}, got {place}, which can {' or '.join(kinds) or 'nothing'}"
+        )
+    return model
+
+
+def _config(place: Path) -> dict[str, Any]:
+    path = place / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+_HEADS: tuple[tuple[str, Capability], ...] = (
+    ("ForImageClassification", "classify"),
+    ("ForSequenceClassification", "classify"),
+    ("ForAudioClassification", "classify"),
+    ("ForVideoClassification", "classify"),
+    ("ForObjectDetection", "detect"),
+    ("ForSemanticSegmentation", "segment"),
+)
+OURS = ("one_peace", "mplug2", "mplug_owl", "mplug_owl2")
+"""Families that `plait.models.auto` opens."""
+
+
+def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
+    """What a peer can do, from its configuration; every kind that applies."""
+    if (place / "modules.json").is_file():
+        return ("embed",)
+    model_type = config.get("model_type", "")
+    name = (config.get("architectures") or [""])[0]
+    for ending, kind in _HEADS:
+        if name.endswith(ending):
+            return (kind,)
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return ("generate", "text")
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return ("text",)
+    return ("embed",)
+
 
 ONE_PICTURE = {"blip", "blip-2", "instructblip", "git", "pix2struct", "kosmos-2", "vision-encoder-decoder"}
 """Peers that take exactly one picture: several (frames of a video) are laid out in a grid."""
@@ -386,12 +576,113 @@ def open_ours(
     config = {**config, "model_type": family}
     if family in LAYOUTS:
         return TextGenerator(name, config, pair)
-    from plait.evaluation import heads
+    pass
 
     if kind == "OnePeaceForClassification":
-        return heads.OnePeaceHead(name, config, pair)
+        return OnePeaceHead(name, config, pair)
     if kind == "MPlug2ForSequenceClassification":
-        return heads.MPlug2Head(name, config, pair)
+        return MPlug2Head(name, config, pair)
     if family == "one_peace" or (kind in COMPARING and "embed" in wanted):
         return EmbedderModel(name, config, Embedder(pair))
     return AssistantModel(name, config, Assistant(pair))
+
+
+BOX = 4
+"""Outputs of a grounding head."""
+
+
+class _Head(Named):
+    """A model of ours with a classification head. pair: model and processor, already open."""
+
+    def __init__(self, place: str, config: Mapping[str, Any], pair: tuple[Any, Any]) -> None:
+        model, self.processor = pair
+        super().__init__(place, config, model.eval())
+        names = model.config.id2label or {}
+        self.class_words = tuple(str(names[key]) for key in sorted(names))
+
+    def _scores(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        with torch.inference_mode():
+            found = self.model(**self.placed(inputs))
+        return found["logits"].float().cpu().numpy()
+
+
+class OnePeaceHead(_Head):
+    """ONE-PEACE with a head: answers, statements about two pictures, sounds and their tags, choices, boxes."""
+
+    def __init__(self, place: str, config: Mapping[str, Any], pair: tuple[Any, Any]) -> None:
+        super().__init__(place, config, pair)
+        self.capabilities: tuple[Capability, ...] = ("decide",)
+        if not self.model.config.use_two_images:
+            self.capabilities = ("classify", "decide")
+        if self.model.config.num_classes == BOX:
+            self.capabilities = ("ground", *self.capabilities)
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """One medium or text each, all of one kind -> scores (n, classes), before any softmax or sigmoid."""
+        parts = [parts_of(one)[0] for one in inputs]
+        kind = parts[0].modality
+        if kind == "text":
+            return self._scores(self.processor(text=[part.value for part in parts]))
+        if kind == "image":
+            return self._scores(self.processor(images=[load_image(part.value) for part in parts]))
+        if kind == "audio":
+            read = self._heard([part.value for part in parts])
+            return self._scores({"input_values": read["input_values"], "audio_attention_mask": read["attention_mask"]})
+        raise ValueError(f"expected pictures, sounds or texts for {self.name}, got {kind}: {parts[0].name}")
+
+    def decide(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Words beside one picture, two, or a sound -> scores (n, classes). Words start with a space, as released."""
+        words = [f" {ask.words.strip()}" for ask in asks]
+        if asks[0].audio is not None:
+            read = self._heard([ask.audio for ask in asks])
+            text = self.processor(text=words)
+            heard = {"input_values": read["input_values"], "audio_attention_mask": read["attention_mask"]}
+            return self._scores({**text, **heard})
+        count = 2 if self.model.config.use_two_images else 1
+        if wrong := next((ask for ask in asks if len(ask.images) != count), None):
+            raise ValueError(f"expected {count} pictures per item for {self.name}, got {len(wrong.images)}")
+        inputs = dict(self.processor(images=[load_image(ask.images[0]) for ask in asks], text=words))
+        if count == 2:
+            second = self.processor(images=[load_image(ask.images[1]) for ask in asks])
+            inputs["second_pixel_values"] = second["pixel_values"]
+        return self._scores(inputs)
+
+    def ground(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Boxes (n, 4) as fractions of width and height: the sigmoid of the four outputs."""
+        return 1 / (1 + np.exp(-self.decide(asks)))
+
+    def _heard(self, sounds: Sequence[Any]) -> Mapping[str, Any]:
+        rate = self.processor.sampling_rate
+        return self.processor(audio=[load_audio(one, sampling_rate=rate) for one in sounds], sampling_rate=rate)
+
+
+class MPlug2Head(_Head):
+    """mPLUG-2 for texts and pairs of texts (GLUE), and for statements about pictures (NLVR2, SNLI-VE)."""
+
+    def __init__(self, place: str, config: Mapping[str, Any], pair: tuple[Any, Any]) -> None:
+        super().__init__(place, config, pair)
+        reads_text = self.model.config.task in (None, "classify")
+        self.capabilities: tuple[Capability, ...] = ("classify",) if reads_text else ("decide",)
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Texts or pairs of texts -> probabilities (n, classes); one score (n, 1) of a head for numbers."""
+        first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
+        pairs = None if second[0] is None else list(second)
+        return _shares(self._scores(self.processor.tokenize(list(first), pairs, truncation=True)))
+
+    def decide(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Statements, each about as many pictures as the model compares -> probabilities (n, classes)."""
+        count = self.model.config.num_images if self.model.config.task == "compare" else 1
+        if wrong := next((ask for ask in asks if len(ask.images) != count), None):
+            raise ValueError(f"expected {count} pictures per item for {self.name}, got {len(wrong.images)}")
+        pictures = [torch.stack([self.processor.pixels(load_image(image)) for image in ask.images]) for ask in asks]
+        pixels = torch.stack(pictures)  # (n, count, 3, side, side)
+        inputs = self.processor.tokenize([ask.words for ask in asks], truncation=True)
+        return _shares(self._scores({**inputs, "pixel_values": pixels if count > 1 else pixels[:, 0]}))
+
+
+def _shares(logits: np.ndarray) -> np.ndarray:
+    if logits.shape[1] == 1:
+        return logits
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
