@@ -80,8 +80,7 @@ def run(folder: Path, arm: str) -> dict[str, Any]:
     from plait.models.mplug2.model import RecomputedStep
     from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
     from plait.models.mplug2.weights import from_official
-    from plait.weights.files import read_checkpoint
-    from plait.weights.state import LazyState
+    from plait.weights.files import LazyState, read_checkpoint
 
     torch.set_num_threads(1)
     before = peak_bytes()

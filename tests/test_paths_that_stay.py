@@ -90,8 +90,7 @@ PATHS = {
     """,
     "plait.generation.answer_ranking": "RankedAnswers rank_answers",
     "plait.generation.beam_search": "Hypothesis StepFunction length_penalty beam_search score_sequences",
-    "plait.generation.cache_name": "named one_cache",
-    "plait.generation.official_beams": "Search OfficialBeams",
+    "plait.generation.official_beams": "Search OfficialBeams named one_cache",
     "plait.generation.talking": "TalkingSkills summed_losses",
     "plait.objectives.captioning": "next_token_loss answer_loss supervise",
     "plait.objectives.classification": """

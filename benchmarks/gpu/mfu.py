@@ -26,9 +26,9 @@ from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
 from plait.recipes.one_peace_finetune import contrast
 from plait.training.account import mean_flops
-from plait.training.adapters import add_lora
 from plait.training.logging import read_metrics
 from plait.training.loop import train
+from plait.training.lora import add_lora
 from plait.training.stages import Options, Stage
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

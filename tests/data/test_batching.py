@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.data.batching import Budgeted, Mixture, shares_of
+from plait.data.mixture import Budgeted, Mixture, shares_of
 from plait.data.order import rows_of_step
-from plait.data.reading import Reader
+from plait.data.reader import Reader
 
 
 class Numbers:

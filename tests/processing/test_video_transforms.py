@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.processing.video_transforms import (
+from plait.processing.videos import (
     Crop,
     crop_and_resize,
     evaluation_clip,
@@ -38,7 +38,7 @@ def test_every_transform_gives_channels_time_and_a_square() -> None:
 
 
 def test_nearest_takes_existing_pixels() -> None:
-    from plait.processing.video_transforms import clip_to_tensor
+    from plait.processing.videos import clip_to_tensor
 
     grey = FRAMES[:, ::2, ::3]
     torch.testing.assert_close(evaluation_clip(FRAMES, 10), clip_to_tensor(grey.long()))

@@ -28,11 +28,10 @@ from plait.recipes.one_peace import NOT_AUDIO, no_decay
 from plait.recipes.one_peace_objective import Objective
 from plait.recipes.plan import plan_stage, with_cost
 from plait.training.account import mean_flops, step_cost
-from plait.training.adapters import add_lora
-from plait.training.layers import recomputed
 from plait.training.loop import train
+from plait.training.lora import add_lora
 from plait.training.optim import DTYPES, adamw
-from plait.training.parallel import World, chunk_of
+from plait.training.parallel import World, chunk_of, recomputed
 from plait.training.stages import Options, Stage, freeze
 
 from ..models.mplug_owl2.tiny import images as owl2_images

@@ -35,11 +35,11 @@ from plait.processing.tokenizers import subset
 from plait.recipes.mplug2_batches import SPECIAL
 from plait.recipes.mplug_owl import TOWERS
 from plait.recipes.plan import plan_stage, with_cost
-from plait.training import adapters
+from plait.training import lora
 from plait.training.loop import train
 from plait.training.stages import Options, Stage
+from plait.weights.files import StateError
 from plait.weights.lora import read_adapter
-from plait.weights.state import StateError
 
 IDS = torch.randint(3, 30, (2, 6), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -138,7 +138,7 @@ def trained(name: str, run_dir: Path, **how: Any) -> tuple[Any, Tensor]:
     build, run = FAMILIES[name]
     torch.manual_seed(0)
     model = build()
-    patterns = adapters.add_lora(model, 3, **how)
+    patterns = lora.add_lora(model, 3, **how)
     stage = Stage(
         name="lora", objective=loss(run), batches=Nothing, batch_size=2, steps=3, peak_lr=1e-2, warmup=0,
         trainable=patterns,
@@ -154,7 +154,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Name of a family, a model of it with a trained adapter, its output, and the directory of the adapter."""
     place = tmp_path_factory.mktemp(request.param)
     model, output = trained(request.param, place / "run")
-    return request.param, model, output, adapters.save_adapter(model, place / "adapter", base="base")
+    return request.param, model, output, lora.save_adapter(model, place / "adapter", base="base")
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def test_only_adapters_train_and_a_loaded_one_says_the_same(family: tuple[str, A
     assert not torch.allclose(run(base), output, atol=1e-3)
     own = {key.replace(".base_layer", ""): value for key, value in model.state_dict().items()}
     assert all(torch.equal(own[key], value) for key, value in base.state_dict().items())
-    adapters.load_adapter(base, directory)
+    lora.load_adapter(base, directory)
     torch.testing.assert_close(run(base), output, atol=1e-5, rtol=1e-4)
 
 
@@ -174,10 +174,10 @@ def test_merging_equals_the_adapter_and_unmerging_restores(family: tuple[str, An
     name, _, output, directory = family
     build, run = FAMILIES[name]
     model, before = build(), build().state_dict()
-    adapters.load_adapter(model, directory)
-    adapters.merge_adapter(model)
+    lora.load_adapter(model, directory)
+    lora.merge_adapter(model)
     torch.testing.assert_close(run(model), output, atol=1e-5, rtol=1e-4)
-    adapters.unmerge_adapter(model)
+    lora.unmerge_adapter(model)
     torch.testing.assert_close(run(model), output, atol=1e-5, rtol=1e-4)
     plain = {key.replace(".base_layer", ""): value for key, value in model.state_dict().items() if "lora_" not in key}
     for key, value in before.items():
@@ -189,11 +189,11 @@ def test_a_folded_model_has_no_trace_of_the_adapter(family: tuple[str, Any, Tens
     name, _, output, directory = family
     build, run = FAMILIES[name]
     model = build()
-    adapters.load_adapter(model, directory)
-    assert adapters.folded(model) is model
+    lora.load_adapter(model, directory)
+    assert lora.folded(model) is model
     torch.testing.assert_close(run(model), output, atol=1e-5, rtol=1e-4)
     assert list(model.state_dict()) == list(build().state_dict())
-    assert not adapters.has_adapter(model)
+    assert not lora.has_adapter(model)
     merged = read_adapter(directory).merged(build().state_dict())
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, merged[key], atol=1e-6, rtol=1e-5)
@@ -223,9 +223,9 @@ def test_peft_itself_loads_what_was_saved(family: tuple[str, Any, Tensor, Path])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_modules_that_train_whole_travel_with_the_adapter(rslora: bool, tmp_path: Path) -> None:
     model, output = trained("one_peace", tmp_path, whole=["projections.text"], targets=["*.attn.*"], rslora=rslora)
-    directory = adapters.save_adapter(model, tmp_path / "adapter")
+    directory = lora.save_adapter(model, tmp_path / "adapter")
     base = one_peace()
-    assert adapters.load_adapter(base, directory, trains=True) == adapters.TRAINABLE
+    assert lora.load_adapter(base, directory, trains=True) == lora.TRAINABLE
     merged = one_peace()
     merged.load_state_dict(dict(read_adapter(directory).merged(merged.state_dict())))
     changed = {n for (n, a), b in zip(merged.named_parameters(), one_peace().parameters()) if not torch.equal(a, b)}
@@ -234,7 +234,7 @@ def test_modules_that_train_whole_travel_with_the_adapter(rslora: bool, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(embeds(base), output, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(embeds(merged), output, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(embeds(adapters.folded(base)), output, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(embeds(lora.folded(base)), output, atol=1e-5, rtol=1e-4)
     assert list(base.state_dict()) == list(one_peace().state_dict())
 
 
@@ -253,12 +253,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     writer.save_pretrained(place / "mplug2")
     MPlug2Processor.build(writer.config.vision_sizes.image_size, pieces).save_pretrained(place / "mplug2")
     for name, one in {"one_peace": model, "mplug2": writer}.items():
-        adapters.add_lora(one, 2)
+        lora.add_lora(one, 2)
         with torch.no_grad():
             for key, parameter in one.named_parameters():
                 if ".lora_B." in key:
                     nn.init.normal_(parameter, std=0.5)
-        adapters.save_adapter(one, place / f"{name}-adapter")
+        lora.save_adapter(one, place / f"{name}-adapter")
     return {path.name: path for path in place.iterdir()}
 
 
@@ -329,9 +329,9 @@ def test_verbs_take_an_adapter(
 def test_a_base_of_few_bits_without_its_package_is_one_line() -> None:
     if find_spec("bitsandbytes") is None:
         with pytest.raises(ValueError, match="expected bitsandbytes for a base of 4 bits, found none"):
-            adapters.quantise(one_peace(), 4)
+            lora.quantise(one_peace(), 4)
     with pytest.raises(ValueError, match="expected 4 or 8 bits, got 5"):
-        adapters.quantise(one_peace(), 5)
+        lora.quantise(one_peace(), 5)
 
 
 @pytest.mark.parametrize(("package", "bits"), [("torchao", 8), ("bitsandbytes", 8), ("bitsandbytes", 4)])
@@ -343,15 +343,15 @@ def test_adapters_train_on_a_base_of_few_bits(package: str, bits: int, tmp_path:
 
     def prepared() -> Any:
         model = mplug_owl2()
-        adapters.quantise(model, bits)
+        lora.quantise(model, bits)
         torch.manual_seed(0)
-        adapters.add_lora(model, 2)
+        lora.add_lora(model, 2)
         return model
 
     def stage(*after: Any) -> Stage:
         return Stage(
             name="lora", objective=loss(writes), batches=Nothing, batch_size=2, steps=4, peak_lr=1e-2, warmup=0,
-            trainable=adapters.TRAINABLE, after_step=after,
+            trainable=lora.TRAINABLE, after_step=after,
         )  # fmt: skip
 
     def stops(model: nn.Module, step: int) -> None:
@@ -375,7 +375,7 @@ def test_adapters_train_on_a_base_of_few_bits(package: str, bits: int, tmp_path:
     for (name, value), other in zip(model.named_parameters(), again.parameters(), strict=True):
         assert ".lora_" not in name or torch.equal(value, other), name
     with pytest.raises(ValueError, match="expected a base in full precision"):
-        adapters.merge_adapter(model)
+        lora.merge_adapter(model)
 
 
 @pytest.mark.parametrize(
@@ -388,15 +388,15 @@ def test_adapters_train_on_a_base_of_few_bits(package: str, bits: int, tmp_path:
 )
 def test_what_does_not_fit_is_one_line(how: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        adapters.add_lora(one_peace(), **how)
+        lora.add_lora(one_peace(), **how)
 
 
 def test_a_second_adapter_and_a_missing_one_are_refused(family: tuple[str, Any, Tensor, Path]) -> None:
     _, model, _, directory = family
-    for call in (lambda: adapters.add_lora(model), lambda: adapters.load_adapter(model, directory)):
+    for call in (lambda: lora.add_lora(model), lambda: lora.load_adapter(model, directory)):
         with pytest.raises(ValueError, match="expected a model without adapter"):
             call()
-    for call in (adapters.merge_adapter, adapters.unmerge_adapter):
+    for call in (lora.merge_adapter, lora.unmerge_adapter):
         with pytest.raises(ValueError, match="expected a model with an adapter, got none"):
             call(nn.Linear(2, 2))
 
@@ -413,7 +413,7 @@ def test_kinds_that_merge_otherwise_are_named(family: tuple[str, Any, Tensor, Pa
 
 def test_adapters_of_a_base_in_bfloat16_stay_in_float32() -> None:
     model = mplug_owl2().to(torch.bfloat16)
-    adapters.add_lora(model, 2)
+    lora.add_lora(model, 2)
     kinds = {p.dtype for n, p in model.named_parameters() if ".lora_" in n}
     assert kinds == {torch.float32} and writes(model).dtype == torch.bfloat16
 
@@ -421,4 +421,4 @@ def test_adapters_of_a_base_in_bfloat16_stay_in_float32() -> None:
 def test_without_peft_the_install_line_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(ImportError, match="peft"):
-        adapters.add_lora(one_peace())
+        lora.add_lora(one_peace())

@@ -19,8 +19,8 @@ from plait.models.mplug_owl2 import config as owl2
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
-from plait.training.layers import blocks_of, groups_of
 from plait.training.logging import read_metrics
+from plait.training.parallel import blocks_of, groups_of
 from plait.training.stages import Options
 
 LLM = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

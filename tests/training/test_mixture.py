@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plait.data.batching import Budgeted, Mixture
-from plait.data.reading import Reader
+from plait.data.mixture import Budgeted, Mixture
+from plait.data.reader import Reader
 from plait.data.shards import pack
 from plait.data.sources import open_samples
 from plait.training.logging import read_metrics

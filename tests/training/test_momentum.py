@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.training.logging import read_metrics
-from plait.training.momentum import MomentumObjective, Queues, Twin, twins
+from plait.training.parallel import MomentumObjective, Queues, Twin, twins
 from plait.training.stages import Options, Stage
 
 
@@ -86,8 +86,7 @@ def test_a_stopped_run_goes_on_with_its_twin_and_its_queues(tiny: ModuleType, tm
 
 
 def test_a_twin_is_refused_when_the_model_is_spread(tiny: ModuleType) -> None:
-    from plait.training.parallel import World
-    from plait.training.sharding import place_model
+    from plait.training.parallel import World, place_model
 
     stages = [tiny.pair_stage(Contrast())]
     with pytest.raises(

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from plait.errors import UsageError
+from plait.training.checkpoint import Pieces
 from plait.training.logging import read_metrics
 from plait.training.parallel import current_world, gather_rows, map_tensors, process_group
-from plait.training.pieces import Pieces
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,7 @@ from plait.training.account import step_cost
 from plait.training.commands import run_recipe
 from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
-from plait.training.parallel import check_shared, chunk_of, current_world, gather_rows, process_group
-from plait.training.sharding import gathered_state
+from plait.training.parallel import check_shared, chunk_of, current_world, gather_rows, gathered_state, process_group
 from plait.training.stages import Options, Recipe, Stage
 
 NUM_SAMPLES = 20

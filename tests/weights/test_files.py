@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.weights.files import CheckpointError, fingerprint, read_checkpoint
-from plait.weights.standins import LazyTensor
+from plait.weights.unpickle import LazyTensor
 
 from ..fuzzing import bounded_memory, within
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from plait.weights.files import LazyState, StateError, load_strict, meta_state
 from plait.weights.keymap import Alias, Concat, Drop, KeyMap, Rename, Split, Transpose, prefixed
-from plait.weights.state import LazyState, StateError, load_strict, meta_state
 
 FFN = Rename("layers.{i}.{way:text|image|audio}_ffn.0.wi_0.weight", "trunk.layers.{i}.ffn.{way}.gate_proj.weight")
 

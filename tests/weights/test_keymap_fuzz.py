@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from plait.weights.files import StateError
 from plait.weights.keymap import Alias, Concat, Drop, KeyMap, Rename, Rule, Split, Transpose, prefixed
-from plait.weights.state import StateError
 
 from ..fuzzing import bounded_memory, within
 

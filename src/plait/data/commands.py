@@ -110,7 +110,7 @@ def pack(
     on_bad: Annotated[str, typer.Option(help="rows that cannot be read: raise, or skip and list")] = "raise",
 ) -> None:
     """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
-    from plait.data.packing import pack_data
+    from plait.data.sources import pack_data
 
     if on_bad not in ("raise", "skip"):
         raise UsageError(f"expected --on-bad raise or skip, got {on_bad!r}")

@@ -1,4 +1,6 @@
-"""The shipped mini data set: packed files inside the package <-> plain files and a manifest on disk.
+"""Clips as 16-bit mono FLAC files.
+
+The shipped mini data set: packed files inside the package <-> plain files and a manifest on disk.
 
 Pictures travel as one `.tar.gz` of WebP files, clips as one Ogg Vorbis file per concept and split with short silences
 between clips (an index says which clip is where), rows as `manifest.jsonl.gz`.
@@ -22,11 +24,22 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.flac import write_flac
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.packages import cache_root, sha256
 from plait.errors import import_extra
 from plait.types import Sample
+
+
+def write_flac(path: Path, samples: np.ndarray, sampling_rate: int) -> None:
+    """Write float samples `(n,)` in -1..1 as 16-bit mono FLAC and make the directory. Needs soundfile.
+
+    Encoded in memory: soundfile waits for the disk whenever it closes a file, which is slow for many clips.
+    """
+    memory = io.BytesIO()
+    import_extra("soundfile").write(memory, samples, sampling_rate, subtype="PCM_16", format="FLAC")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(memory.getvalue())
+
 
 PACKED = "mini"
 DOCUMENTS = ("card.json", "README.md", "ATTRIBUTION.md")

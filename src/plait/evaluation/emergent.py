@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from plait.data.compose import compose, held_out_pairs
 from plait.data.manifest import read_manifest, write_manifest
+from plait.data.pairs import compose, held_out_pairs
 from plait.metrics.retrieval import bootstrap_interval, class_means, expected_chance, hits_at_k
 from plait.types import Sample
 

@@ -4,17 +4,23 @@ Today's search and that one differ in three ways: a hypothesis was as long as th
 prompt that the old `generate` saw included (today: what was generated, the end token included); a row was done when the
 best candidate of a step, ended or not, could not beat the worst hypothesis (today: the best one that goes on); and at
 the length limit all beams that still ran became hypotheses (today: those among the best candidates).
+
+The name under which transformers hands key/value caches around.
+
+Since 5.24 it is `cache`, before it was `past_key_values`; models of this library take either and return transformers'.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
+from transformers.cache_utils import Cache
 
 LOWEST = -1.0e9
 """What transformers gives a hypothesis that does not exist."""
@@ -123,3 +129,20 @@ def _pad_ended(new_ids: Tensor, end_ids: Tensor, pad_token_id: int) -> None:
     ended = torch.isin(new_ids, end_ids).long().cumsum(dim=1)
     behind = ended - torch.isin(new_ids, end_ids).long() > 0
     new_ids.masked_fill_(behind, pad_token_id)
+
+
+_PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _PREPARED else "past_key_values"
+CACHE_NAMES = ["cache", "past_key_values"]
+
+
+def named(cache: Any) -> dict[str, Any]:
+    """The cache as the keyword argument that transformers expects."""
+    return {CACHE: cache}
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache that a caller of either age passed. Raises ValueError for two different ones."""
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("expected one cache, got `cache` and `past_key_values`; pass `cache` alone")
+    return past_key_values if cache is None else cache

@@ -30,8 +30,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from plait.errors import UsageError, no_code_of
 from plait.models import shipped
 from plait.models.merge import apply_adapter, with_official_adapter
-from plait.weights.files import Checkpoint, read_checkpoint
-from plait.weights.state import StateError
+from plait.weights.files import Checkpoint, StateError, read_checkpoint
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 

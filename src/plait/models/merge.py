@@ -20,8 +20,8 @@ from plait.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from plait.weights.files import LazyState
     from plait.weights.lora import Adapter
-    from plait.weights.state import LazyState
 
 INDEX = "model.safetensors.index.json"
 

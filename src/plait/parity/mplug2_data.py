@@ -18,7 +18,8 @@ from plait.models.mplug2.pretraining import official_group
 from plait.objectives.scst import scst_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
-from plait.processing import frame_sampling, image_transforms, randaugment, video_transforms, wordpiece
+from plait.processing import videos, wordpiece
+from plait.processing.images import apply, square
 from plait.training.schedules import released_rate
 
 Outputs = dict[str, Any]
@@ -34,26 +35,26 @@ def sizes(case: Case, stem: str) -> list[int]:
 @runner("mplug2", "preprocess_image_eval")
 def preprocess_image_eval(case: Case) -> Outputs:
     image = Image.fromarray(case.stored_inputs["image"].numpy())
-    return {f"out.image_{size}": image_transforms.square(image, size) for size in sizes(case, "image")}
+    return {f"out.image_{size}": square(image, size) for size in sizes(case, "image")}
 
 
 @runner("mplug2", "preprocess_video_eval")
 def preprocess_video_eval(case: Case) -> Outputs:
     frames = case.stored_inputs["frames"]
-    return {f"out.video_{size}": video_transforms.evaluation_clip(frames, size) for size in sizes(case, "video")}
+    return {f"out.video_{size}": videos.evaluation_clip(frames, size) for size in sizes(case, "video")}
 
 
 @runner("mplug2", "preprocess_video_train")
 def preprocess_video_train(case: Case) -> Outputs:
     out: Outputs = {}
     for n, crop in enumerate(case.config["crops"]):
-        values = video_transforms.crop_and_resize(
-            case.stored_inputs["frames"], video_transforms.Crop(*crop), case.config["image_res"], official=True
+        values = videos.crop_and_resize(
+            case.stored_inputs["frames"], videos.Crop(*crop), case.config["image_res"], official=True
         )
         out |= {
             f"out.resized_int_{n}": values,
-            f"out.uint8_wrapped_{n}": video_transforms.wrap(values),
-            f"out.video_{n}": video_transforms.clip_to_tensor(values),
+            f"out.uint8_wrapped_{n}": videos.wrap(values),
+            f"out.video_{n}": videos.clip_to_tensor(values),
         }
     return out
 
@@ -68,7 +69,7 @@ def randaugment_ops(case: Case) -> Outputs:
     out: Outputs = {}
     for name in case.outputs:
         op, _, level = name.removeprefix("out.").rpartition("_")
-        changed = randaugment.apply(op, frame, float(level), official=True)
+        changed = apply(op, frame, float(level), official=True)
         out[name] = torch.from_numpy(np.ascontiguousarray(changed))
     return out
 
@@ -93,15 +94,15 @@ def sampled(kind: str, row: Row) -> list[int] | None:
     rng, permute = random.Random(seed), np.random.RandomState(seed).permutation
     frames, length = row.get("num_frames", 0), row["vlen"]
     if kind == "middle":
-        return frame_sampling.middle_indices(frames, length)
+        return videos.middle_indices(frames, length)
     if kind == "fps":
-        return frame_sampling.fps_indices(float(row["sample"].removeprefix("fps")), length, row["input_fps"])
+        return videos.fps_indices(float(row["sample"].removeprefix("fps")), length, row["input_fps"])
     if kind == "interval":
-        return frame_sampling.interval_indices(frames, length, row["input_fps"], rng)
+        return videos.interval_indices(frames, length, row["input_fps"], rng)
     if kind == "rand":
-        return frame_sampling.random_indices(frames, length, rng, permute)
+        return videos.random_indices(frames, length, rng, permute)
     times = (row["start_time"], row["end_time"])
-    return frame_sampling.clip_indices(frames, length, row["fps"], *times, rng, permute)
+    return videos.clip_indices(frames, length, row["fps"], *times, rng, permute)
 
 
 TEXT_INPUTS = (

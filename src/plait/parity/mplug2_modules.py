@@ -28,8 +28,8 @@ from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.masked import masked_lm_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.weights.files import LazyState, load_strict
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
-from plait.weights.state import LazyState, load_strict
 
 Outputs = dict[str, Any]
 Weights = Mapping[str, Tensor]

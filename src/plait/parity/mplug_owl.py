@@ -19,8 +19,8 @@ from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import attention_function
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.weights.files import load_strict
 from plait.weights.keymap import KeyMap, prefixed
-from plait.weights.state import load_strict
 
 Outputs = dict[str, Any]
 Part = TypeVar("Part", bound=nn.Module)

@@ -23,8 +23,8 @@ from plait.nn.vit import vision_rules
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.routing import PerModality, Route
+from plait.weights.files import load_strict
 from plait.weights.keymap import Drop, KeyMap, Rename
-from plait.weights.state import load_strict
 
 Outputs = dict[str, Any]
 Part = TypeVar("Part", bound=nn.Module)

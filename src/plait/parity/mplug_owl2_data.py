@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from tokenizers import decoders
 
+from plait.data.order import even_chunks, length_grouped, modality_grouped
 from plait.models.mplug_owl2.conversation import TEMPLATES, Encode, image_first, official_labels, tokenize, turns_of
 from plait.models.mplug_owl2.model import IGNORED
 from plait.models.mplug_owl2.processor import padded_square, pixels, stretched_square
-from plait.models.mplug_owl2.sampling import even_chunks, length_grouped, modality_grouped
 from plait.parity.cases import Case
 from plait.parity.runners import NotRun, runner
-from plait.processing.llama_tokenizer import llama_tokenizer
+from plait.processing.tokenizers import llama_tokenizer
 
 Outputs = dict[str, Any]
 NO_TOKENIZER = NotRun("absent", "tokenizer.model is not in the directory")

@@ -18,7 +18,7 @@ from plait.models.mplug_owl.conversation import (
 from plait.models.mplug_owl.processor import draw, pixels, training_pixels
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
-from plait.processing.frame_sampling import centred_indices
+from plait.processing.videos import centred_indices
 
 Outputs = dict[str, Any]
 EXACT = {"out.*": Tolerance(1e-6, 0)}

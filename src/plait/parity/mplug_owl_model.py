@@ -16,8 +16,7 @@ from plait.models.mplug_owl.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.training.stages import freeze
-from plait.weights.files import read_checkpoint
-from plait.weights.state import LazyState
+from plait.weights.files import LazyState, read_checkpoint
 
 Outputs = dict[str, Any]
 Model = MPlugOwlForConditionalGeneration

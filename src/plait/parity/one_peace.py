@@ -25,7 +25,7 @@ from plait.objectives import classification, contrastive, denoising
 from plait.parity.cases import Case
 from plait.parity.one_peace_model import official_groups
 from plait.parity.runners import NotRun, Tolerance, runner
-from plait.processing import audio_transforms, image_transforms, masking, tokenizers
+from plait.processing import images, masking, tokenizers, waveforms
 from plait.training.optim import AdamW
 from plait.training.schedules import cosine
 from plait.weights.files import read_checkpoint
@@ -213,11 +213,11 @@ def image_preprocess(case: Case) -> Outputs:
     inputs, size = case.stored_inputs, case.config["size"]
     mean, std = case.config["mean"], case.config["std"]
     image = Image.fromarray(inputs["image"].numpy())
-    grounded = image_transforms.grounding(image, inputs["box"], size)
-    pixels = image_transforms.boxes_to_pixels(inputs["coords"], image.width, image.height)
+    grounded = images.grounding(image, inputs["box"], size)
+    pixels = images.boxes_to_pixels(inputs["coords"], image.width, image.height)
     return {
-        "out.square": image_transforms.square(image, size, mean, std),
-        "out.imagenet_eval": image_transforms.shorter_side_and_centre_crop(image, size, mean, std),
+        "out.square": images.square(image, size, mean, std),
+        "out.imagenet_eval": images.shorter_side_and_centre_crop(image, size, mean, std),
         "out.grounding.image": grounded.pixel_values,
         "out.grounding.boxes": grounded.boxes,
         "out.grounding.resize_ratios_wh": grounded.ratios,
@@ -240,7 +240,7 @@ def audio_preprocess(case: Case) -> Outputs:
             continue
         seconds = float(clip.removeprefix("max")) if re.fullmatch(r"max\d+", clip) else case.config["max_duration"]
         ready = torch.from_numpy(
-            audio_transforms.prepare_waveform(
+            waveforms.prepare_waveform(
                 waveform, sampling_rate=rate, max_duration=seconds, min_duration=case.config["min_duration"]
             )
         )
@@ -251,7 +251,7 @@ def audio_preprocess(case: Case) -> Outputs:
             "tail": lambda n, x=ready: x[-n[0] :],
             "strided": lambda n, x=ready, s=stride: x[::s],
             "len": lambda n, x=ready: torch.tensor(len(x)),
-            "frames": lambda n, x=ready: torch.tensor(audio_transforms.conv_output_length(len(x), spec)),
+            "frames": lambda n, x=ready: torch.tensor(waveforms.conv_output_length(len(x), spec)),
         }
         out |= {name: values[name.rsplit(".", 1)[1]](size[name]) for name in names}
     return out

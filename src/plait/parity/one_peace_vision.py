@@ -23,9 +23,8 @@ from plait.models.one_peace.vision import (
 from plait.models.one_peace.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
-from plait.weights.files import read_checkpoint
+from plait.weights.files import load_strict, read_checkpoint
 from plait.weights.keymap import KeyMap
-from plait.weights.state import load_strict
 
 Outputs = dict[str, Any]
 M = TypeVar("M", bound=nn.Module)

@@ -171,7 +171,7 @@ def _has_target(sample: Sample, task: str) -> bool:
 def _recipe(request: Request, job: Job) -> Recipe:
     stage = job.stage
     if request.lora:
-        from plait.training.adapters import TRAINABLE
+        from plait.training.lora import TRAINABLE
 
         stage = replace(stage, trainable=TRAINABLE)
     before, after = partial(_before, request, job, stage), partial(_after, request, job)
@@ -180,7 +180,7 @@ def _recipe(request: Request, job: Job) -> Recipe:
 
 def _build(request: Request, job: Job) -> nn.Module:
     """The model in float32, which optimisers need, or as a base of few bits; with its adapter where there is one."""
-    from plait.training.adapters import add_lora, quantise
+    from plait.training.lora import add_lora, quantise
 
     model = job.build().float()
     if request.bits:
@@ -212,8 +212,8 @@ def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir:
 def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Module:
     """Keep the adapter, merge it into a base in full precision, and measure the result; the model to save."""
     from plait.recipes.finetune_measures import score
-    from plait.training.adapters import folded, has_adapter, load_adapter, save_adapter
     from plait.training.checkpoint import write_directory
+    from plait.training.lora import folded, has_adapter, load_adapter, save_adapter
 
     model.eval()
     if has_adapter(model):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
-from plait.data.reading import Reader
+from plait.data.reader import Reader
 from plait.models.auto import skills
 from plait.recipes.finetune import Job, Request
 from plait.training.parallel import alone

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from plait.assistant import Assistant
-from plait.data.reading import Reader
+from plait.data.reader import Reader
 from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.models.auto import load_processor

@@ -20,9 +20,8 @@ from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import instruct
-from plait.processing import image_transforms
-from plait.processing.frame_sampling import random_times
-from plait.processing.video_transforms import pretraining_clip, stack_frames, training_clip, training_image
+from plait.processing import images
+from plait.processing.videos import pretraining_clip, random_times, stack_frames, training_clip, training_image
 from plait.recipes.mplug2_batches import to_be_written
 from plait.training.stages import Source
 from plait.types import Sample
@@ -222,7 +221,7 @@ def boxes(processor: MPlug2Processor, samples: list[Sample], rng: np.random.Gene
         corners = torch.tensor((sample.boxes or [[]])[0], dtype=torch.float32)
         if corners.shape != (4,):
             raise ValueError(f"expected a box x0, y0, x1, y1 in row {sample.id!r}, got {sample.boxes}")
-        x0, y0, x1, y1 = image_transforms.grounding(picture, corners[None], processor.image_size).boxes[0].tolist()
+        x0, y0, x1, y1 = images.grounding(picture, corners[None], processor.image_size).boxes[0].tolist()
         found.append([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
     phrases = [sample.question or sample.text or "" for sample in samples]
     told = processor.tokenize(phrases, truncation=True)

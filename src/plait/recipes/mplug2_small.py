@@ -26,7 +26,7 @@ from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import TEMPLATES
 from plait.models.mplug2.weights import from_directory
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.recipes import mplug2_batches as batches
 from plait.recipes.mplug2_objectives import PreTraining, asked_together, supervised
 from plait.training.data_order import Shuffled

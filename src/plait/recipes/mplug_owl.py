@@ -113,7 +113,7 @@ def stage2(
     the whole language model (published rate 1e-5). Published: Alpaca, Vicuna, Baize and LLaVA-150k, batch 256 (the
     script's 32 is a sample), decay 1e-4, linear decay after 50 steps, clipping 1.
     """
-    from plait.training.adapters import TRAINABLE, add_lora, folded
+    from plait.training.lora import TRAINABLE, add_lora, folded
 
     model, processor = loaded(init)
     if lora:

@@ -105,7 +105,7 @@ def joint(
     abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length together; frames: of
     a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448 pixels, one epoch.
     """
-    from plait.training.adapters import TRAINABLE, folded
+    from plait.training.lora import TRAINABLE, folded
 
     _check(layer_decay, frames)
     model, processor = loaded(init, image_size, num_queries)
@@ -137,7 +137,7 @@ def _adapted(
     model: MPlugOwl2ForConditionalGeneration, rank: int, alpha: float | None, dropout: float, train_vision: bool
 ) -> MPlugOwl2ForConditionalGeneration:
     """The model with its adapters, which begin with random numbers: called where generators are seeded."""
-    from plait.training.adapters import add_lora, has_adapter
+    from plait.training.lora import add_lora, has_adapter
 
     if rank and not has_adapter(model):
         whole, targets = lora_saved(train_vision), lora_targets(model)

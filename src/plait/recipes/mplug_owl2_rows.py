@@ -16,14 +16,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from plait.data.reading import Collate, Decode, Reader
+from plait.data.order import modality_grouped
+from plait.data.reader import Collate, Decode, Reader
 from plait.data.sources import open_samples
 from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.models.mplug_owl2.conversation import IMAGE
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.sampling import modality_grouped
-from plait.processing.video_transforms import training_image
+from plait.processing.videos import training_image
 from plait.types import Sample
 
 IMAGE_WORDS = 128
@@ -132,7 +132,7 @@ class Grouped(Reader[Any]):
 
     Every epoch is a new order; rows that do not fill a step are left out of it. micro: rows that go through the model
     together: steps are dealt into chunks of so many, of nearly equal length each, whatever the number of processes.
-    Other arguments as `plait.data.reading.Reader`.
+    Other arguments as `plait.data.reader.Reader`.
     """
 
     def __init__(

@@ -99,7 +99,7 @@ def load(directory: Path) -> tuple[Any, Any]:
 
 
 def _language_model() -> Path:
-    from plait.data.small_llm import smollm2
+    from plait.data.packages import smollm2
 
     return smollm2()
 

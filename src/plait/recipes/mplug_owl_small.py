@@ -96,7 +96,7 @@ def seeing(warm: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: fl
 
 def tuning(first: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 1e-3, rank: int = 8) -> Recipe:
     """Stage 2: questions about everything and about sentences; a LoRA on queries and values trains, nothing else."""
-    from plait.training.adapters import TRAINABLE, add_lora, folded
+    from plait.training.lora import TRAINABLE, add_lora, folded
 
     model, processor = loaded(str(first))
     add_lora(model, rank, 4.0 * rank, targets=lora_targets(model), dropout=0.05)

@@ -39,7 +39,7 @@ def study(
     tower is fresh, warmed up on names in place of CLIP, alone (tower_steps) and with the abstractor (warm_steps); tests
     show what training never does.
     """
-    from plait.data.small_llm import smollm2
+    from plait.data.packages import smollm2
     from plait.recipes import mplug_owl_small as small
     from plait.recipes.mplug_owl_sights import prepare, sights
     from plait.recipes.mplug_owl_table import as_text, summarise

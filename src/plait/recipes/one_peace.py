@@ -16,18 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from plait.data.compose import held_out_pairs
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
-from plait.data.pairs import PicturesWithWords, SoundsWithWords
+from plait.data.pairs import PicturesWithWords, SoundsWithWords, held_out_pairs
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import STAGE2_TRAINABLE, OnePeaceForPreTraining, decays
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.weights import from_directory
-from plait.processing.audio_transforms import prepare_waveform
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD
+from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.processing.tokenizers import encode, subset
+from plait.processing.waveforms import prepare_waveform
 from plait.recipes.one_peace_objective import Objective
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from plait.data.pairs import augment
-from plait.data.reading import Reader
+from plait.data.reader import Reader
 from plait.errors import UsageError
 from plait.media.audio import load_audio
 from plait.media.image import load_image
@@ -29,7 +29,7 @@ from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import from_directory
 from plait.objectives.contrastive import contrastive_loss
-from plait.processing.image_transforms import square
+from plait.processing.images import square
 from plait.recipes.finetune import Job, Request
 from plait.recipes.finetune_measures import text_of
 from plait.training.parallel import chunk_of, gather_rows

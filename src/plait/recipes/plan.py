@@ -133,7 +133,7 @@ def describe_task(one: Any) -> str:
 def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
     """The plan of every stage of the recipe `name`. how: as `with_cost`. Raises ValueError for an unknown one."""
     from plait.training.commands import find_recipe, parse_settings
-    from plait.training.sharding import shapes_of
+    from plait.training.parallel import shapes_of
 
     function = find_recipe(name)
     chosen = function(**parse_settings(function, settings, seed=0))
@@ -168,7 +168,7 @@ def with_cost(
 
 def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
     """Count what `stage` trains in `model`; its parameters are marked trainable or frozen accordingly."""
-    from plait.training.layers import size_of
+    from plait.training.parallel import size_of
     from plait.training.stages import freeze
 
     freeze(model, stage.trainable)

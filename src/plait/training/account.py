@@ -25,9 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.training.layers import blocks_of, in_full_precision, plain, recomputed
-from plait.training.momentum import MomentumObjective
-from plait.training.parallel import alone
+from plait.training.parallel import MomentumObjective, alone, blocks_of, in_full_precision, plain, recomputed
 from plait.training.stages import Batch, Source, Stage, freeze
 
 PEAK_TFLOPS = {

@@ -109,8 +109,7 @@ def run_recipe(
     from plait.training.checkpoint import CheckpointStore
     from plait.training.data_order import check_divides
     from plait.training.loop import TrainResult, seed_everything, train
-    from plait.training.parallel import check_shared, process_group
-    from plait.training.sharding import gathered_state, hollow, shapes_of
+    from plait.training.parallel import check_shared, gathered_state, hollow, process_group, shapes_of
 
     model_dir = run_dir / "model"
     store = CheckpointStore(run_dir / "checkpoints")

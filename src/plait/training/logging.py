@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plait.data.batching import bad_of
+from plait.data.mixture import bad_of
 from plait.errors import import_extra
 from plait.training.checkpoint import sync
 

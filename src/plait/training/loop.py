@@ -24,21 +24,23 @@ from torch.distributed.fsdp import FSDPModule
 from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
 from plait.training.data_order import Flow, ahead, step_loader
-from plait.training.layers import compiled, recomputed
 from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, note_bad, to_floats
-from plait.training.momentum import MomentumObjective
 from plait.training.optim import DTYPES, LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
+    MomentumObjective,
     ObjectiveModule,
     World,
+    compiled,
     distributed,
     map_tensors,
+    place_model,
     process_group,
+    recomputed,
     seed_everything,
     stop_signals,
+    sync_whole_gradients,
     without_gradient_sync,
 )
-from plait.training.sharding import place_model, sync_whole_gradients
 from plait.training.stages import Batch, Options, Source, Stage, freeze
 
 

@@ -1,21 +1,40 @@
-"""Several processes train one model: what torchrun says in the environment -> a process group -> DDP (or FSDP2).
+"""The repeated layers of a model, found from outside: to compute them again instead of keeping them, compile or shard.
+
+model -> blocks_of (name -> layer) -> recomputed | compiled, both undone when the run is over; groups_of for sharding
+
+State that an objective keeps between steps: a momentum twin, queues of its outputs, averaged weights.
+
+`MomentumObjective` is a module, so that the loop finds what it holds and stores it in every checkpoint.
+
+Several processes train one model: what torchrun says in the environment -> a process group -> DDP (or FSDP2).
 
 The objective is wrapped together with the model, so an objective may call any method of the model and DDP still sees
 one forward pass. Parameters that a rank's batch does not touch are found in the graph, so ranks with different
 modalities never wait for one another's gradients.
+
+FSDP2: every process keeps a part of each parameter, gradient and optimiser state.
+
+model (whole in process 0, on the meta device elsewhere) -> fully_shard per layer, per group, for the rest
+    -> memory for the parts -> process 0's values, spread
+
+A layer is gathered when it is entered and dropped when it is left, so all processes must enter the same layers in the
+same order: a batch of other modalities is fine where the layer is shared (`plait.routing`: absent modalities get zero
+gradients), a tower with nothing to read is given an empty batch, and a step has one task in all processes.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -24,11 +43,220 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from plait.errors import UsageError
-from plait.training.stages import Batch, Metrics, Objective
+from plait.training.stages import Batch, Metrics, Objective, Options, Stage
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> layer, outermost only.
+
+    Layers are what a transformers model lists in `_no_split_modules`; a model without such a list gives the elements
+    of its lists of modules of one class, two or more of them.
+    """
+    listed = {name for m in model.modules() for name in getattr(m, "_no_split_modules", None) or ()}
+    found: dict[str, nn.Module] = {}
+    repeated = {f"{name}.{i}".lstrip(".") for name, m in model.named_modules() if _repeats(m) for i in range(len(m))}
+    for name, module in model.named_modules():
+        is_layer = type(module).__name__ in listed if listed else name in repeated
+        if is_layer and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
+def groups_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> the module whose list holds layers: a vision tower, an abstractor, a trunk."""
+    names = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in blocks_of(model))
+    return {name: model.get_submodule(name) for name in names if name}
+
+
+def _repeats(module: nn.Module) -> Any:
+    return isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the weight of this layer is held in few bits, by torchao or bitsandbytes."""
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, DTensor):
+        return False
+    return type(weight) is not nn.Parameter or type(weight.data) is not Tensor
+
+
+def size_of(parameter: Tensor) -> tuple[int, int]:
+    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised."""
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
+    if state is not None:
+        return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
+    flatten = getattr(parameter, "__tensor_flatten__", None)  # of torchao
+    if flatten is None or isinstance(parameter, DTensor):
+        return parameter.numel(), parameter.nbytes
+    parts = [getattr(parameter, name) for name in flatten()[0]]
+    return parameter.numel(), sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
+
+@contextmanager
+def in_full_precision(model: nn.Module) -> Generator[None]:
+    """Plain linear layers without values in the place of quantised ones, for as long as the context lasts."""
+    changed = [
+        (parent, name, child)
+        for parent in list(model.modules())
+        for name, child in list(parent._modules.items())
+        if isinstance(child, nn.Linear) and is_quantised(child)
+    ]
+    for parent, name, child in changed:
+        plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+        parent._modules[name] = plain.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parent, name, child in changed:
+            parent._modules[name] = child
+
+
+@contextmanager
+def recomputed(model: nn.Module, every: int) -> Generator[None]:
+    """Keep only the inputs of every `every`-th layer and compute its inside again in the backward pass; 0 for none.
+
+    Gradients stay what they are: random draws inside a layer are repeated. 1 saves most memory and costs about a third
+    more computation, 2 half of both.
+    """
+    chosen = list(blocks_of(model).values())[:: every or 1] if every else []
+    for block in chosen:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # names of parameters stay
+    try:
+        yield
+    finally:
+        for block in chosen:
+            del block.forward
+
+
+@contextmanager
+def compiled(model: nn.Module, backend: str | None) -> Generator[None]:
+    """Compile every layer by itself, so that equal layers share the work; None for none, else a torch backend.
+
+    Raises ValueError for a backend torch does not know.
+    """
+    import torch._dynamo as dynamo
+
+    known = dynamo.list_backends(exclude_tags=()) if backend else []
+    if backend and backend not in known:
+        raise ValueError(f"expected a compile backend of {', '.join(known)}, got {backend!r}; try inductor")
+    chosen = list(blocks_of(model).values()) if backend else []
+    for block in chosen:
+        block.compile(backend=backend)
+    try:
+        yield
+    finally:
+        for block in chosen:
+            block._compiled_call_impl = None
+
+
+@contextmanager
+def plain(model: nn.Module) -> Generator[None]:
+    """Every layer as it was before `recomputed` and `compiled`, for as long as the context lasts."""
+    changed = [(b, b.__dict__.pop("forward", None), b._compiled_call_impl) for b in blocks_of(model).values()]
+    for block, _, _ in changed:
+        block._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for block, forward, call in changed:
+            block._compiled_call_impl = call
+            if forward is not None:
+                block.forward = forward
+
+
+class MomentumObjective(nn.Module):
+    """An objective with state. The loop calls `begin` once a stage, `forward` at every micro batch, then `after`.
+
+    What `begin` builds is stored with the checkpoint (parameters and buffers) and restored after `begin` on resume.
+    Runs in one process and under DDP, where every process keeps the same copy; not under FSDP.
+    """
+
+    def begin(self, model: nn.Module) -> None:
+        """Build the state for `model`, on its device; called when a stage begins and before a resumed one goes on."""
+
+    def forward(self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """(loss, metrics) as of any objective."""
+        raise NotImplementedError
+
+    def after(self, model: nn.Module, step: int) -> None:
+        """Move the state on, after the optimiser's step."""
+
+
+class Twin(nn.Module):
+    """A slowly following copy: twin <- m twin + (1 - m) model, without gradients. `twin.module` is the copy.
+
+    Floating-point buffers follow the same way, others are copied. Source: MoCo (arXiv 1911.05722), equation 2; mPLUG-2
+    uses m = 0.995. The same object holds averaged weights (EMA) for evaluation.
+    """
+
+    def __init__(self, module: nn.Module, momentum: float) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise ValueError(f"expected a momentum in [0, 1), got {momentum}")
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """One step towards `module`, which has the names of the copy."""
+        mine, theirs = self.module.state_dict(), module.state_dict()
+        for name, value in theirs.items():
+            if value.is_floating_point():
+                mine[name].lerp_(value.to(mine[name].dtype), 1 - self.momentum)
+            else:
+                mine[name].copy_(value)
+
+
+class Queues(nn.Module):
+    """Ring buffers of the last `size` rows of several features, all moved on together.
+
+    dims: name -> width, 0 for a vector of integer identities, which starts at `empty_id` (no partner of anybody).
+    Feature rows start as random unit vectors, as in ALBEF and mPLUG-2. `rows(name)`: (size, dim).
+    """
+
+    def __init__(self, size: int, dims: Mapping[str, int], empty_id: int = -100) -> None:
+        super().__init__()
+        self.size = size
+        self.names = tuple(dims)
+        for name, dim in dims.items():
+            rows = torch.full((size,), empty_id) if dim == 0 else nn.functional.normalize(torch.randn(size, dim), dim=1)
+            self.register_buffer(name, rows)
+        self.register_buffer("place", torch.zeros((), dtype=torch.long))
+
+    def rows(self, name: str) -> Tensor:
+        """All rows of one feature, (size, dim) or (size,)."""
+        return self.get_buffer(name)
+
+    @torch.no_grad()
+    def push(self, **rows: Tensor) -> None:
+        """Put the rows of all processes over the oldest ones; every feature gives as many, at most `size`.
+
+        Gather them first (`plait.training.parallel.gather_rows`), so that all processes hold the same queue.
+        """
+        counts = {name: len(value) for name, value in rows.items()}
+        if set(rows) != set(self.names) or len(set(counts.values())) != 1 or max(counts.values()) > self.size:
+            raise ValueError(
+                f"expected as many rows of each of {', '.join(self.names)}, up to {self.size}, got {counts}"
+            )
+        count = next(iter(counts.values()))
+        place = self.get_buffer("place")
+        where = (place + torch.arange(count, device=place.device)) % self.size
+        for name, value in rows.items():
+            kept = self.get_buffer(name)
+            kept[where] = value.detach().to(kept.dtype)
+        place.copy_((place + count) % self.size)
+
+
+def twins(model: nn.Module, names: Sequence[str], momentum: float) -> nn.ModuleDict:
+    """A `Twin` of each named submodule of `model`; keys are the names with dots as dashes."""
+    return nn.ModuleDict({name.replace(".", "-"): Twin(model.get_submodule(name), momentum) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,3 +462,103 @@ def stop_signals() -> Generator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes on the meta device: names and shapes, no memory for weights.
+
+    A loader that makes fresh heads beside what it reads needs values and is run as it is.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build()
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def place_model(
+    model: nn.Module, stages: Sequence[Stage], options: Options, world: World, device: torch.device, dtype: torch.dtype
+) -> ObjectiveModule:
+    """Move the model to its device, in parts where it is sharded; the module that holds it."""
+    whole = ObjectiveModule(model, stages[0].objective)
+    model.train()
+    if options.parallel == "ddp" or world.size == 1:
+        model.to(device)
+    elif any(isinstance(stage.objective, MomentumObjective) for stage in stages):
+        raise ValueError("expected --parallel ddp for a stage with a momentum twin or queues, got fsdp")
+    else:
+        shard(whole, world, device, dtype)
+    return whole
+
+
+def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: torch.dtype) -> None:
+    """Spread the model inside `module` over all processes, in place; its names stay.
+
+    dtype: of the gathered weights of layers and of matrix products; parts, gradients and reductions stay in float32.
+    Single numbers (a temperature) cannot be cut and stay whole, see `sync_whole_gradients`.
+    """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(f"expected torch 2.13 or newer for --parallel fsdp, got {torch.__version__}; use ddp")
+    model = module.model
+    if len(dict(model.named_parameters())) != len(dict(model.named_parameters(remove_duplicate=False))):
+        raise ValueError("expected a model without tied parameters for --parallel fsdp; use ddp")
+    values = {n: t.detach().clone() for n, t in _tensors(model).items()} if world.is_main else {}
+    mesh = init_device_mesh(device.type, (world.size,))
+    whole = {p for p in model.parameters() if p.ndim == 0}
+    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, cast_forward_inputs=False)
+    for block in blocks_of(model).values():
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for group in reversed(groups_of(model).values()):
+        fully_shard(group, mesh=mesh, ignored_params=whole)
+    root = fully_shard(module, mesh=mesh, ignored_params=whole)
+    root.set_reduce_scatter_unused_params(True)  # else processes with other modalities wait for one another
+    _materialise(model, device, values)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, also those that no checkpoint holds."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def _materialise(model: nn.Module, device: torch.device, values: dict[str, Tensor]) -> None:
+    """Give every part memory on `device` and process 0's values, one tensor at a time."""
+    model.to_empty(device=device)
+    for name, tensor in _tensors(model).items():
+        full = values.pop(name).to(device) if values else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        if isinstance(tensor, DTensor):
+            part = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=0)
+            tensor.to_local().copy_(part.to_local())
+        else:
+            full = full.contiguous()
+            dist.broadcast(full, src=0)
+            tensor.copy_(full)
+
+
+def sync_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
+    """Mean over processes of the gradients of parameters that FSDP leaves whole."""
+    for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world.size
+
+
+def gathered_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """All parameters and persistent buffers, whole and on the CPU, in process 0; empty elsewhere. All must call it."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if world.is_main:
+            state[name] = full.detach().cpu()
+    return state

@@ -42,7 +42,7 @@ class Source(Protocol):
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
         """The sample numbers of global batch `step`: a pure function, the same for every number of processes.
 
-        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.batching`).
+        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.mixture`).
         """
         ...
 
@@ -62,7 +62,7 @@ class Stage:
     batch_size: samples of an optimiser step over all processes; each process loads batch_size / (world *
     accumulation) at a time. warmup: steps, or a fraction of the stage when below 1. floor: lowest learning rate.
     clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
-    objective: a function, or a `plait.training.momentum.MomentumObjective` where it keeps state between steps.
+    objective: a function, or a `plait.training.parallel.MomentumObjective` where it keeps state between steps.
     before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
     after every optimiser step; what it keeps belongs in the model or in the objective, where checkpoints find it.
     period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th step: 8).

@@ -19,8 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plait.weights.files import read_checkpoint
-from plait.weights.state import LazyState, StateError, listed
+from plait.weights.files import LazyState, StateError, listed, read_checkpoint
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -1,19 +1,237 @@
-"""A pickle reader that cannot run anything.
+"""What a pickle's names turn into: descriptions of tensors, plain containers, and stand-ins that do nothing.
+
+name + arguments -> call() -> LazyTensor | dict | tuple | StandIn
+
+Only the names in `_BUILDERS` (what torch writes into checkpoints) are answered, by functions of this file.
+
+A pickle reader that cannot run anything.
 
 bytes -> PickleReader.load() -> dict, list, tuple, set, scalars, memoryviews, LazyTensor, StandIn
 
 A pickle is a small program. This machine knows its instructions, but no Python function is ever looked up by name or
 called: a global is only its name, and calling one gives what `standins.call` makes of it. Byte strings and tensors stay
 views of the input. Format: the `pickletools` module of the standard library.
+
+The ways torch lays pickles and tensor bytes into one file.
+
+mapped file -> read_zip | read_legacy | read_pickle -> what was pickled, tensors as LazyTensor
+
+Zip (torch 1.6 and newer): `NAME/data.pkl` and one uncompressed entry `NAME/data/KEY` per storage. Legacy: five pickles
+(magic number, version, byte order, the object, storage keys), then each storage as a 64-bit length and its bytes.
+Plain pickle: tensors hold their storage as a legacy file inside a byte string. Format: `torch/serialization.py`.
+
+Plain data out of what a pickle held: configurations written as omegaconf, argparse, enum or numpy objects.
+
+dict | list | StandIn -> to_plain -> dict, list, str, int, float, bool, None
 """
 
 from __future__ import annotations
 
+import io
+import re
 import struct
+import zipfile
 from collections.abc import Callable, Sized
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
-from plait.weights.standins import Global, PickleError, StandIn, call, plain_key
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_NAME = 512
+"""Characters the name of a class or function may have."""
+SMALL_TENSOR = 1 << 24
+"""Elements a tensor may have although its storage is smaller (expanded tensors)."""
+
+
+class PickleError(ValueError):
+    """Bytes that are no pickle, or one that this reader does not take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The name of a class or function, not the thing itself."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME:
+            raise PickleError(f"expected a name of at most {MAX_NAME} characters, got {len(self.name)}")
+
+
+@dataclass(eq=False, slots=True)
+class StandIn:
+    """What would have been an object: the name called, with what, and what was put into it. It does nothing."""
+
+    name: str
+    args: tuple = ()
+    state: Any = None
+    items: list = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Storage:
+    """The raw bytes of one or more tensors; `data` is filled in late where bytes follow the pickle."""
+
+    dtype: torch.dtype
+    length: int
+    data: memoryview | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.length * self.dtype.itemsize
+
+
+@dataclass(eq=False, slots=True)
+class LazyTensor:
+    """A tensor described and not yet read: elements from `offset` of `storage`, with `shape` and `stride`."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """The tensor, a view of the input where alignment allows. Raises PickleError where it leaves its storage."""
+        data, numbers = self.storage.data, (self.offset, *self.shape, *self.stride)
+        if data is None or len(data) != self.storage.num_bytes:
+            raise PickleError(f"expected {self.storage.num_bytes} bytes of tensor data, got {len(data or b'')}")
+        if len(self.shape) != len(self.stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+            raise PickleError(f"expected a shape and a stride, got {self.shape!r:.60} and {self.stride!r:.60}")
+        available = self.storage.num_bytes // self.dtype.itemsize
+        elements = _product(self.shape)
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
+        if elements == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        if last >= available or elements > max(available, SMALL_TENSOR):
+            raise PickleError(f"expected a tensor inside its {available} elements, got shape {self.shape!r:.60}")
+        raw = torch.frombuffer(data, dtype=torch.uint8)
+        if raw.data_ptr() % self.dtype.itemsize:
+            raw = raw.clone()
+        return raw.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    """The number of elements, cut off once it is beyond any file."""
+    total = 1
+    for n in shape:
+        total = min(total * n, 1 << 62) if n else 0
+    return total if all(shape) else 0
+
+
+_STORAGES = {
+    f"{name}Storage": dtype
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
+        "Untyped": torch.uint8,
+    }.items()
+}
+
+
+def storage_dtype(kind: Any) -> torch.dtype:
+    """The element type of a storage class such as `torch.FloatStorage`. Raises PickleError for any other global."""
+    name = kind.name if isinstance(kind, Global) else ""
+    module, _, cls = name.rpartition(".")
+    if module not in {"torch", "torch.cuda", "torch.storage"} or cls not in _STORAGES:
+        raise PickleError(f"expected a torch storage class, got {name or type(kind).__name__:.80}")
+    return _STORAGES[cls]
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> LazyTensor:
+    """torch._utils._rebuild_tensor, _v2 and _v3 (whose last argument is the element type)."""
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
+        raise PickleError("expected a tensor made of a storage, a shape and a stride")
+    dtype = storage.dtype
+    if len(rest) > 2 and isinstance(rest[2], Global):
+        found = getattr(torch, rest[2].name.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise PickleError(f"expected a torch dtype, got {rest[2].name:.80}")
+        dtype = found
+    return LazyTensor(storage, offset, shape, stride, dtype)
+
+
+def _typed_tensor(function: Any, cls: Any, args: Any, state: Any) -> Any:
+    """torch._tensor._rebuild_from_type_v2: a tensor that had Python attributes, which are left behind."""
+    if isinstance(function, Global) and function.name == "torch._tensor._rebuild_from_type_v2":
+        raise PickleError("expected a tensor, got a typed tensor inside a typed tensor")
+    return call(function, args)
+
+
+def _ordered_dict(pairs: Any = ()) -> dict:
+    made: dict = {}
+    if not isinstance(pairs, list | tuple):
+        raise PickleError("expected a list of pairs for an OrderedDict")
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise PickleError("expected pairs for an OrderedDict")
+        made[plain_key(pair[0])] = pair[1]
+    return made
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> memoryview:
+    """How byte strings are written by pickle protocol 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise PickleError("expected latin-1 text for a byte string")
+    try:
+        return memoryview(bytearray(text, "latin1"))
+    except UnicodeEncodeError as error:
+        raise PickleError("expected latin-1 text for a byte string, got other characters") from error
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda factory=None, pairs=(): _ordered_dict(pairs),
+    "_codecs.encode": _encode,
+    "torch.Size": lambda shape: shape,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor,
+    "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, requires_grad, hooks, state: data,
+    "torch._tensor._rebuild_from_type_v2": _typed_tensor,
+    "copyreg._reconstructor": lambda cls, base, state: call(cls, ()),
+    "copy_reg._reconstructor": lambda cls, base, state: call(cls, ()),
+}
+
+
+def call(function: Any, args: Any) -> Any:
+    """What calling `function` gives: one of this file's builders, otherwise a stand-in that records the call."""
+    if not isinstance(args, tuple):
+        args = (args,)
+    if isinstance(function, StandIn):
+        return StandIn(f"{function.name.removesuffix('()')}()", args)
+    if not isinstance(function, Global):
+        raise PickleError(f"expected a named class or function to build with, got {type(function).__name__}")
+    builder = _BUILDERS.get(function.name)
+    if builder is None:
+        return StandIn(function.name, args)
+    try:
+        return builder(*args)
+    except TypeError as error:
+        raise PickleError(f"expected arguments that {function.name} takes, got {len(args)} others") from error
+
+
+def plain_key(key: Any) -> Any:
+    """`key` if it may be a dictionary key or set member: hashing deep structures is not safe."""
+    flat = key if isinstance(key, tuple) else (key,)
+    if len(flat) > 16 or not all(isinstance(k, str | int | float | bool | None | Global | StandIn) for k in flat):
+        raise PickleError(f"expected plain dictionary keys, got {type(key).__name__}")
+    return key
+
 
 MAX_STEPS = 5_000_000
 """Instructions one pickle may have."""
@@ -297,3 +515,219 @@ _STEPS: dict[int, _Step] = {
     ord("P"): lambda r: r.resolve(r.line()),
     ord("Q"): lambda r: r.resolve(r.pop()),
 }
+
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MAX_ENTRIES = 200_000
+"""Entries a zip file may have."""
+
+
+class _Storages:
+    """Answers torch's persistent ids with storages, one per key."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, Storage] = {}
+
+    def __call__(self, identity: Any) -> Storage:
+        if not isinstance(identity, tuple) or len(identity) not in {5, 6} or identity[0] != "storage":
+            raise PickleError("expected a persistent id of a torch storage, got another")
+        _, kind, key, _, length, *view = identity
+        if not isinstance(key, str) or type(length) is not int or not 0 <= length < 1 << 60:
+            raise PickleError("expected a torch storage with a key and a length, got another")
+        if view not in ([], [None]):
+            raise PickleError("expected a whole torch storage, got a view of one")
+        storage = Storage(storage_dtype(kind), length)
+        known = self.by_key.setdefault(key, storage)
+        if (known.dtype, known.length) != (storage.dtype, storage.length):
+            raise PickleError(f"expected one type and length for storage {key:.40}, got two")
+        return known
+
+
+def read_pickle(data: memoryview) -> Any:
+    """A plain pickle. Raises PickleError."""
+    return PickleReader(data, blob=_nested).load()
+
+
+def _nested(blob: Any) -> Any:
+    """torch.storage._load_from_bytes: a legacy file in a byte string."""
+    if not isinstance(blob, memoryview):
+        raise PickleError("expected bytes of a nested torch file, got something else")
+    return read_legacy(blob)
+
+
+def is_legacy(data: memoryview) -> bool:
+    """Whether `data` starts with the pickled magic number of torch's older format."""
+    try:
+        return PickleReader(data[:64]).load() == LEGACY_MAGIC
+    except PickleError:
+        return False
+
+
+def read_legacy(data: memoryview) -> Any:
+    """A file of torch 1.5 and older, or of `_use_new_zipfile_serialization=False`. Raises PickleError."""
+    storages, position, parts = _Storages(), 0, []
+    for _ in range(5):
+        reader = PickleReader(data, position, persistent=storages)
+        parts.append(reader.load())
+        position = reader.position
+    magic, _, system, value, keys = parts
+    if magic != LEGACY_MAGIC:
+        raise PickleError("expected the magic number of a torch file, got another")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise PickleError("expected a little-endian torch file, got another byte order")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages.by_key):
+        raise PickleError("expected a list of the storages in use, got another")
+    for key in keys:
+        storage = storages.by_key[key]
+        end = position + 8 + storage.num_bytes
+        if end > len(data):
+            raise PickleError(
+                f"expected {storage.num_bytes} bytes for storage {key:.40}, got {len(data) - position - 8}"
+            )
+        if struct.unpack("<q", data[position : position + 8])[0] != storage.length:
+            raise PickleError(f"expected {storage.length} elements in storage {key:.40}, got another number")
+        storage.data = data[position + 8 : end]
+        position = end
+    return value
+
+
+def read_zip(data: memoryview) -> Any:
+    """A zip file of torch 1.6 and newer. Raises PickleError."""
+    entries = _entries(data)
+    roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(roots) != 1:
+        raise PickleError(f"expected a zip file with one data.pkl, as torch writes it, got {len(roots)}")
+    root = roots[0]
+    order = entries.get(f"{root}byteorder")
+    if order is not None and bytes(order[:16]) != b"little":
+        raise PickleError("expected a little-endian torch file, got another byte order")
+    storages = _Storages()
+    value = PickleReader(entries[f"{root}data.pkl"], persistent=storages).load()
+    for key, storage in storages.by_key.items():
+        found = entries.get(f"{root}data/{key}")
+        if found is None or len(found) < storage.num_bytes:
+            raise PickleError(f"expected {storage.num_bytes} bytes for storage {key:.40}, got {len(found or b'')}")
+        storage.data = found[: storage.num_bytes]
+    return value
+
+
+def _entries(data: memoryview) -> dict[str, memoryview]:
+    """The bytes of every entry, uncompressed and inside the file, without copying."""
+    try:
+        with zipfile.ZipFile(_Window(data)) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError, EOFError) as error:
+        raise PickleError(f"expected a whole zip file, got a damaged one ({error})") from error
+    if len(infos) > MAX_ENTRIES:
+        raise PickleError(f"expected at most {MAX_ENTRIES} entries in a zip file, got {len(infos)}")
+    return {info.filename: _entry(data, info) for info in infos}
+
+
+def _entry(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
+    start = info.header_offset
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+        raise PickleError(f"expected uncompressed entries, as torch writes them, got {info.filename!r:.60} compressed")
+    if start + 30 > len(data) or bytes(data[start : start + 4]) != b"PK\x03\x04":
+        raise PickleError(f"expected entry {info.filename!r:.60} at {start}, got other bytes")
+    name_length, extra_length = struct.unpack("<HH", data[start + 26 : start + 30])
+    start += 30 + name_length + extra_length
+    if start + info.file_size > len(data):
+        raise PickleError(f"expected {info.file_size} bytes in entry {info.filename!r:.60}, got a shorter file")
+    return data[start : start + info.file_size]
+
+
+class _Window(io.RawIOBase):
+    """A seekable file over `data` that copies only what is read."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._position = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: len(self._data)}[whence]
+        if position < 0:
+            raise OSError(f"expected a position inside the file, got {position}")
+        self._position = position
+        return position
+
+    def read(self, size: int | None = -1) -> bytes:
+        # Never more than there is: the size comes from the file.
+        end = len(self._data) if size is None or size < 0 else min(len(self._data), self._position + size)
+        part = bytes(self._data[self._position : end])
+        self._position += len(part)
+        return part
+
+
+MAX_NODES = 100_000
+MAX_DEPTH = 64
+_SCALAR = str | int | float | bool | None
+
+
+class NotPlainError(ValueError):
+    """A value that has no plain form."""
+
+
+def to_plain(value: Any) -> Any:
+    """`value` with every stand-in replaced by the data it held.
+
+    omegaconf nodes give their content, argparse.Namespace its attributes, enum members their value, paths their text,
+    numpy scalars a number. Raises NotPlainError for anything else, naming its class, and for values too deep or large.
+    """
+    return _Plain().convert(value, MAX_DEPTH)
+
+
+class _Plain:
+    def __init__(self) -> None:
+        # Shared values are visited once per use: without a bound a short pickle could unfold into a huge one.
+        self.left = MAX_NODES
+
+    def convert(self, value: Any, depth: int) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth < 0:
+            raise NotPlainError(f"expected at most {MAX_NODES} values and {MAX_DEPTH} levels, got more")
+        if isinstance(value, _SCALAR):
+            return value
+        if isinstance(value, dict):
+            if not all(isinstance(key, _SCALAR) for key in value):
+                raise NotPlainError("expected plain keys, got others")
+            return {str(key): self.convert(item, depth - 1) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.convert(item, depth - 1) for item in value]
+        if isinstance(value, StandIn):
+            return self.stand_in(value, depth)
+        raise NotPlainError(f"expected plain data, got {getattr(value, 'name', type(value).__name__):.80}")
+
+    def stand_in(self, value: StandIn, depth: int) -> Any:
+        state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
+        if isinstance(state, dict) and value.name.startswith("omegaconf."):
+            for content in ("_content", "_val"):
+                if content in state:
+                    return self.convert(state[content], depth - 1)
+        if isinstance(state, dict) and value.name == "argparse.Namespace":
+            return self.convert(state, depth - 1)
+        if value.name.startswith("pathlib.") and all(isinstance(arg, str) for arg in value.args):
+            return str(PurePosixPath(*value.args))
+        if value.name.endswith("multiarray.scalar"):
+            return _numpy_scalar(value)
+        if len(value.args) == 1 and state is None and not value.items and isinstance(value.args[0], _SCALAR):
+            return value.args[0]
+        raise NotPlainError(f"expected plain data, got an object of {value.name:.80}")
+
+
+def _numpy_scalar(value: StandIn) -> Any:
+    kind = value.args[0] if value.args else None
+    code = kind.args[0] if isinstance(kind, StandIn) and kind.name == "numpy.dtype" and kind.args else None
+    raw = value.args[1] if len(value.args) > 1 else None
+    if not isinstance(code, str) or not re.fullmatch("[fiu][1248]|b1", code) or not isinstance(raw, memoryview):
+        raise NotPlainError("expected a numpy number, got another numpy object")
+    if code == "f1" or len(raw) != np.dtype(code).itemsize:
+        raise NotPlainError("expected the bytes of a numpy number, got another length")
+    return np.frombuffer(raw, np.dtype(code).newbyteorder("<"))[0].item()

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
-from plait.training.parallel import ObjectiveModule, process_group
-from plait.training.sharding import shard
+from plait.training.parallel import ObjectiveModule, process_group, shard
 
 
 def batch() -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, changed, class_for, finetuning_name, key_map
-from plait.weights.state import LazyState, meta_state
+from plait.weights.files import LazyState, meta_state
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "mplug2"
 DECODED_VIDEO = "videocaption_a"

@@ -12,8 +12,7 @@ from plait.cli import main
 from plait.models.auto import load
 from plait.models.mplug_owl.config import config_fields, is_official_config
 from plait.models.mplug_owl.weights import WRAPPER, from_official, is_official, plain_names
-from plait.weights.files import read_checkpoint
-from plait.weights.state import LazyState, StateError
+from plait.weights.files import LazyState, StateError, read_checkpoint
 
 from ..mplug_owl2.tiny import GOLDENS, byte_tokenizer
 

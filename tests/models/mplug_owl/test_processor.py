@@ -16,7 +16,7 @@ from plait.models.mplug_owl.conversation import (
 )
 from plait.models.mplug_owl.model import count_runs
 from plait.models.mplug_owl.processor import draw, training_pixels, turns_of
-from plait.processing.frame_sampling import centred_indices
+from plait.processing.videos import centred_indices
 
 from .tiny import images, model_and_processor
 

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import plait
-from plait.generation.cache_name import CACHE
+from plait.generation.official_beams import CACHE
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import (
     MPlugOwl2ForConditionalGeneration,

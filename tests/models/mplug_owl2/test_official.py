@@ -15,7 +15,7 @@ from plait.models.convert import convert
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.weights import explain_keys, from_megatron, key_map
 from plait.parity.mplug_owl2 import config_of
-from plait.weights.state import StateError
+from plait.weights.files import StateError
 
 from .tiny import GOLDENS, official_directory
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import plait.models.auto  # noqa: F401 (registers the image processor)
+from plait.data.order import length_grouped, modality_grouped
 from plait.models.mplug_owl2.conversation import (
     EVALUATION_GENERATION,
     EVALUATION_PROMPTS,
@@ -30,7 +31,6 @@ from plait.models.mplug_owl2.processor import (
     pixels,
     stretched_square,
 )
-from plait.models.mplug_owl2.sampling import length_grouped, modality_grouped
 
 from .tiny import GOLDENS, byte_tokenizer, config, images
 

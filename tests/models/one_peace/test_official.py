@@ -13,8 +13,7 @@ import plait
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig, parse_conv_spec
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.weights import explain_keys, from_official, key_map, official_buffers
-from plait.weights.files import read_checkpoint
-from plait.weights.state import StateError
+from plait.weights.files import StateError, read_checkpoint
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "one_peace"
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from plait.data.build import emoji, instruments, tuxpaint
 from plait.data.build.card import write_card
 from plait.data.build.splits import SAME_DRAWING, LeakReport, ink_difference, split_clips
-from plait.data.flac import write_flac
 from plait.data.manifest import write_manifest
+from plait.data.mini import write_flac
 from plait.types import Sample
 
 WEBP = {"quality": 85, "method": 6}

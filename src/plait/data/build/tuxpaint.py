@@ -16,7 +16,7 @@ from PIL import Image
 from plait.data.build import instruments
 from plait.data.build.emoji import slugify
 from plait.data.build.splits import split_by_hash
-from plait.data.flac import write_flac
+from plait.data.mini import write_flac
 from plait.data.packages import lock, unpacked
 from plait.errors import import_extra
 from plait.types import Sample

@@ -52,8 +52,7 @@ def refcoco(source: Source) -> list[Item]:
 
 def _read_pickle(path: Path) -> list[Row]:
     """Records of a pickle of plain containers, read without running anything."""
-    from plait.weights.standins import PickleError
-    from plait.weights.unpickle import PickleReader
+    from plait.weights.unpickle import PickleError, PickleReader
 
     try:
         return rows_of(_plain(PickleReader(memoryview(path.read_bytes())).load()), path.name)

@@ -22,8 +22,8 @@ from transformers.image_utils import PILImageResampling
 from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.processing import wordpiece
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, square
-from plait.processing.video_transforms import Resample, evaluation_clip, stack_frames
+from plait.processing.images import CLIP_MEAN, CLIP_STD, square
+from plait.processing.videos import Resample, evaluation_clip, stack_frames
 from plait.processing.wordpiece import Target
 
 Picture = Image | str | Path | bytes

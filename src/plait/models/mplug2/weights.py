@@ -43,10 +43,8 @@ from plait.models.mplug2.tasks import (
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import inflate_patches
 from plait.objectives.grounding import coordinate_bias
-from plait.weights.files import Checkpoint, read_checkpoint
-from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, prefixed
-from plait.weights.singleton import Singleton
-from plait.weights.state import LazyState, StateError, listed, load_strict, meta_state
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
+from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
 _P = "{p:weight|bias}"
 

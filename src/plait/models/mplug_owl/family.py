@@ -11,7 +11,7 @@ from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlImageProcessor, MPlugOwlProcessor
 from plait.models.mplug_owl.tasks import MPlugOwlSkills
 from plait.models.mplug_owl.weights import is_official
-from plait.processing.llama_tokenizer import llama_tokenizer
+from plait.processing.tokenizers import llama_tokenizer
 from plait.weights.files import Checkpoint
 
 CONFIG, BASE_MODEL, PROCESSOR = MPlugOwlConfig, MPlugOwlForConditionalGeneration, MPlugOwlProcessor

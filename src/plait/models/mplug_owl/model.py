@@ -40,8 +40,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
-from plait.generation.official_beams import OfficialBeams
+from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function

@@ -35,7 +35,7 @@ from plait.models.mplug_owl.conversation import (
     training_row,
 )
 from plait.models.mplug_owl.model import IGNORED, IMAGE_RUN, VIDEO_RUN, count_runs, from_runs
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
+from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 

@@ -29,10 +29,8 @@ from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, Visi
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, adopt, build_language_model
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.nn.vit import clip_tower, shared_abstractor_rules, vision_rules
-from plait.weights.files import Checkpoint, read_checkpoint
-from plait.weights.keymap import Drop, KeyMap, Rename, Rule, prefixed
-from plait.weights.singleton import Singleton
-from plait.weights.state import LazyState, StateError, listed, load_strict, meta_state
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
+from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
 _P = "{p:weight|bias}"
 WRAPPER = "base_model.model."

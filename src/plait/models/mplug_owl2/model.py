@@ -47,8 +47,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from plait.generation.cache_name import CACHE, CACHE_NAMES, named, one_cache
-from plait.generation.official_beams import OfficialBeams
+from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
 from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function

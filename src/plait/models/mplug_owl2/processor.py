@@ -42,8 +42,8 @@ from plait.models.mplug_owl2.conversation import (
     turns_of,
 )
 from plait.models.mplug_owl2.model import IGNORED, IMAGE_PLACEHOLDER
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
-from plait.processing.llama_tokenizer import llama_tokenizer
+from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
+from plait.processing.tokenizers import llama_tokenizer
 
 ASPECTS = ("resize", "pad", "crop")
 

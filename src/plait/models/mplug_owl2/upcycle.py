@@ -20,8 +20,7 @@ from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.nn.vit import clip_tower
 from plait.routing import Ways
-from plait.weights.files import read_checkpoint
-from plait.weights.state import LazyState, StateError, load_strict
+from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 

@@ -33,10 +33,9 @@ from plait.models.mplug_owl2.config import MPlugOwl2Config, is_official_config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration, position_tables, stretched
 from plait.nn.positions import inverse_frequencies, resize_absolute
 from plait.nn.vit import shared_abstractor_rules, vision_rules
-from plait.weights.files import Checkpoint, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
 from plait.weights.lora import read_adapter
-from plait.weights.state import LazyState, StateError, listed, load_strict, meta_state
 
 _P = "{p:weight|bias}"
 

@@ -29,7 +29,7 @@ from plait.nn.adapters import (
 from plait.nn.attention import attention_function, block_diagonal, lengths_to_mask
 from plait.nn.encoder import RoutedEncoder
 from plait.nn.layers import LayerScale
-from plait.processing.audio_transforms import conv_output_length
+from plait.processing.waveforms import conv_output_length
 from plait.routing import Route
 
 

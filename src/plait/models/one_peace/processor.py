@@ -16,9 +16,9 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.processing.audio_transforms import pad_waveforms, prepare_waveform
-from plait.processing.image_transforms import CLIP_MEAN, CLIP_STD, square
+from plait.processing.images import CLIP_MEAN, CLIP_STD, square
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
+from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
 
 class OnePeaceImageProcessor(PilBackend):

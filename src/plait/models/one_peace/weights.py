@@ -25,9 +25,8 @@ from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
-from plait.weights.files import Checkpoint, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, read_checkpoint
 from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, prefixed
-from plait.weights.state import LazyState, StateError, listed, load_strict
 
 _P = "{p:weight|bias}"
 _M = "{m:text|image|audio}"
@@ -236,7 +235,7 @@ def branch_state(state: Mapping[str, Tensor], modalities: Sequence[str]) -> Lazy
 
 def explain_keys(keys: Mapping[str, Sequence], config: OnePeaceConfig) -> None:
     """Prove on shapes alone that a published key list converts both ways. Raises StateError listing what does not."""
-    from plait.weights.state import meta_state
+    from plait.weights.files import meta_state
 
     rules = key_map(config)
     official = meta_state({key: list(value) for key, value in keys.items()})

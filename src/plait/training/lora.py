@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from plait.errors import import_extra
-from plait.training.layers import blocks_of, is_quantised
+from plait.training.parallel import blocks_of, is_quantised
 from plait.weights.lora import FILES, PREFIX, read_adapter
 
 TRAINABLE = (r"re:\.(lora_|modules_to_save\.)",)
