@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 80
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
 ROOMS_BY_LEVEL = {
     0: ("types", "routing", "errors"),
-    1: ("media", "nn", "weights", "objectives", "metrics"),
+    1: ("places", "media", "nn", "weights", "objectives", "metrics"),
     2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),
     3.5: ("models",),  # auto.py and convert.py: above the families, below what uses them

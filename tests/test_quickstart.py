@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Commands:
             data = argv[argv.index("--data") + 1]
             evaluate_emergent(Planted(noise), data, gallery=out / "gallery").save(out)
         elif argv[:2] == ("index", "add"):
-            Path(argv[2]).mkdir(parents=True)
+            Path(argv[2]).mkdir(parents=True, exist_ok=True)
         return 0
 
     def names(self) -> list[str]:
@@ -143,6 +144,72 @@ def test_a_lost_model_is_made_again_with_all_that_depends_on_it(tmp_path: Path, 
     commands.ran.clear()
     assert quickstart(out=tmp_path / "demo") == 0
     assert commands.names()[2:7] == ["one_peace.stage1", "one_peace.stage2", "eval", "info", "index"]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("folder", "out"), [("proj/data", "proj"), ("proj", "proj"), ("proj", "proj/run")])
+def test_pictures_and_output_lie_apart(folder: str, out: str, tmp_path: Path, commands: Commands) -> None:
+    write_data(tmp_path / "proj" / "data")
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match="expected an output apart from what is read"):
+        quickstart(tmp_path / folder, out=tmp_path / out)
+    assert files(tmp_path) == before
+    assert commands.ran == []
+
+
+def test_a_link_hides_no_input_in_the_output(tmp_path: Path, commands: Commands) -> None:
+    write_data(tmp_path / "proj" / "data")
+    (tmp_path / "photos").symlink_to(tmp_path / "proj" / "data")
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match="apart from what is read"):
+        quickstart(tmp_path / "photos", out=tmp_path / "proj")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["data", "index.lance", "seed-0/stage1/model", "first"])
+@pytest.mark.parametrize("source", [None, "mine"])
+def test_an_output_that_somebody_else_filled_is_left_alone(
+    name: str, source: str | None, tmp_path: Path, commands: Commands
+) -> None:
+    write_data(tmp_path / "mine")
+    (tmp_path / "proj" / name).mkdir(parents=True)
+    (tmp_path / "proj" / name / "manifest.jsonl").write_text("of years")
+    before = files(tmp_path)
+    with pytest.raises(UsageError, match="that Plait did not make; choose another, nothing was changed"):
+        quickstart(source and tmp_path / source, out=tmp_path / "proj")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["data", "index.lance", "seed-0/evaluation"])
+def test_what_somebody_put_into_a_run_later_is_left_alone(name: str, tmp_path: Path, commands: Commands) -> None:
+    run = tmp_path / "demo"
+    quickstart(out=run)
+    shutil.rmtree(run / name)
+    (run / name).mkdir()
+    (run / name / "kept.txt").write_text("of years")
+    (run / "quickstart.json").write_text(
+        (run / "quickstart.json").read_text().replace('"is_done": true', '"is_done": false')
+    )
+    with pytest.raises(UsageError, match="that Plait did not make"):
+        quickstart(out=run)
+    assert (run / name / "kept.txt").read_text() == "of years"
+
+
+def test_a_kill_in_the_first_step_leaves_a_run_that_goes_on(tmp_path: Path, commands: Commands) -> None:
+    def stop(argv: Sequence[str]) -> int:
+        (tmp_path / "demo" / "data" / "half").write_text("x")
+        raise MemoryError
+
+    commands.before = stop
+    with pytest.raises(MemoryError):
+        quickstart(out=tmp_path / "demo")
+    (tmp_path / "demo" / "quickstart.json").unlink()  # a real kill writes none
+    commands.before = lambda argv: 0
+    assert quickstart(out=tmp_path / "demo") == 0
+    assert not (tmp_path / "demo" / "data" / "half").exists()
 
 
 def test_other_settings_do_not_mix_with_an_old_run(tmp_path: Path, commands: Commands) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,61 @@ def test_train_writes_a_run_and_does_not_repeat_it(
     assert all(torch.equal(value, first[name]) for name, value in weights(tmp_path).items())
     assert cli.main([*command[:3], "dropout=0.3", *command[4:]]) == 2
     assert "got another dropout (0.1, now 0.3)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--no-resume"]])
+@pytest.mark.parametrize("name", ["model/weights.pt", "checkpoints/mine.pt", "config.json", "notes.txt"])
+def test_a_directory_that_is_no_run_is_left_alone(
+    registered: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: list[str]
+) -> None:
+    mine = tmp_path / "work" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"model_type": "clip"}')
+    assert cli.main(["train", "tiny.pair", "--out", str(tmp_path / "work"), "--device", "cpu", *more]) == 2
+    err = capsys.readouterr().err
+    assert "that Plait did not make; choose another, nothing was changed" in err
+    assert len(err.strip().splitlines()) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == '{"model_type": "clip"}'
+    assert registered["built"] == 0
+
+
+def test_a_finished_model_without_checkpoints_is_kept_and_used(registered: dict[str, Any], tmp_path: Path) -> None:
+    command = ["train", "tiny.pair", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    first = (tmp_path / "model" / "weights.pt").stat()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert cli.main(command) == 0
+    assert registered["built"] == 1
+    assert (tmp_path / "model" / "weights.pt").stat() == first
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_model_beside_no_run_is_not_replaced_from_python(
+    registered: dict[str, Any], tmp_path: Path, resume: bool
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.pt").write_text("of years")
+    with pytest.raises(UsageError, match="got one of no run here"):
+        run_recipe(find_recipe("tiny.pair"), tmp_path, device="cpu", resume=resume)
+    assert (tmp_path / "model" / "weights.pt").read_text() == "of years"
+
+
+def test_a_run_of_before_the_marker_goes_on(registered: dict[str, Any], tmp_path: Path) -> None:
+    command = ["train", "tiny.pair", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    (tmp_path / ".plait").unlink()
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--no-resume"]) == 0
+    assert registered["built"] == 2
+
+
+def test_starting_again_keeps_what_lies_among_the_checkpoints(registered: dict[str, Any], tmp_path: Path) -> None:
+    command = ["train", "tiny.pair", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    (tmp_path / "checkpoints" / "best.pt").write_text("mine")
+    assert cli.main([*command, "--no-resume"]) == 0
+    assert (tmp_path / "checkpoints" / "best.pt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("setting", ["dropout=2", "dropout=nan"])

@@ -27,6 +27,7 @@ import numpy as np
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.packages import cache_root, sha256
 from plait.errors import import_extra
+from plait.places import claim, is_ours
 from plait.types import Sample
 
 
@@ -69,11 +70,13 @@ def unpack_mini(out: str | Path) -> Path:
     version = _version()
     if (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8").strip() == version:
         return out
-    if out.exists() and not (out / STAMP).is_file() and (not out.is_dir() or any(out.iterdir())):
+    is_old = is_ours(out) or (out / STAMP).is_file()
+    if out.exists() and not is_old and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"expected a new directory or an unpacked mini data set, got {out}; choose another directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
+        claim(scratch)
         _unpack_into(scratch)
         (scratch / STAMP).write_text(version + "\n", encoding="utf-8")
         scratch.chmod(0o755)

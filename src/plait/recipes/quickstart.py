@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from plait.errors import UsageError
+from plait.places import check_apart, check_free, claim
 from plait.recipes.quickstart_first import caveat, first_steps
 from plait.recipes.quickstart_steps import INTERRUPTED, Plan, Settings, Step, plan_of, searches
 
@@ -38,6 +39,9 @@ def quickstart(
 ) -> int:
     """Search at once with the shipped model, then train one on the shipped data (or a folder), measure it, report."""
     out = out or Path("runs") / ("demo" if folder is None else folder.resolve().name)
+    if folder is not None:
+        check_apart(folder, out)
+    check_free(out)
     settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()))
     log = Log(out / "quickstart.json", settings.to_json())
     again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
@@ -78,7 +82,10 @@ def _run(settings: Settings, seeds: int, log: Log) -> bool:
 def _first_hit(settings: Settings, log: Log, changed: set[str]) -> bool:
     """Search with the model that ships, before anything trains. False when a signal stopped it."""
     start = time.monotonic()
-    ready = settings.data_steps()[:1] if settings.folder is None else []  # a folder is searched as it lies there
+    ready = []
+    if settings.folder is None:  # else the folder is searched as it lies there
+        claim(settings.out)
+        ready = settings.data_steps()[:1]
     if not all(_take(step, log, changed) for step in ready):
         return False
     for step in first_steps(settings):
@@ -135,6 +142,8 @@ def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
         return True
     if is_stale or step.is_whole_or_nothing:
         step.clear()
+    if step.place is not None:
+        claim(step.place)  # before the command runs, so that a kill leaves nothing that looks like a person's
     print(f"\n{label}\n$ {step.command}", flush=True)
     start = time.monotonic()
     is_done = False

@@ -13,6 +13,7 @@ from pathlib import Path
 from plait.data.manifest import write_manifest
 from plait.errors import UsageError
 from plait.media import kind_of
+from plait.places import claim
 from plait.recipes.quickstart_steps import Settings, Step
 from plait.types import Sample
 
@@ -30,6 +31,8 @@ def first_steps(settings: Settings) -> list[Step]:
     """Index some pictures with the shipped model and search them. UsageError where FOLDER holds no media."""
     samples, queries = _of_mini(settings.data) if settings.folder is None else _of_folder(settings.folder)
     place = settings.out / "first"
+    claim(settings.out)
+    claim(place)
     write_manifest(place / "manifest.jsonl", samples)
     index = str(place / "index.lance")
     steps = [

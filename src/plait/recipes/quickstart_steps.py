@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plait.errors import UsageError
+from plait.places import remove
 
 INTERRUPTED = 130
 
@@ -39,9 +39,9 @@ class Step:
         return shlex.join(("plait", *self.argv))
 
     def clear(self) -> None:
-        """Remove what earlier tries left."""
-        if self.place is not None and self.place.exists():
-            shutil.rmtree(self.place)
+        """Remove what earlier tries left. UsageError where a person put something in that place."""
+        if self.place is not None:
+            remove(self.place)
 
 
 @dataclass(frozen=True)

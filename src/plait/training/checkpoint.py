@@ -23,7 +23,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -304,8 +304,11 @@ class CheckpointStore:
             return bool(pieces.shapes or numbers)
 
     def clear(self) -> None:
-        """Remove every checkpoint."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove every checkpoint, whole or not; what else somebody keeps in the directory stays."""
+        for path in (*self.directory.glob("step-*"), *self.directory.glob(".writing-*")):
+            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # absent, or something else is in it
+            self.directory.rmdir()
 
 
 class _Writing:

@@ -21,11 +21,13 @@ import typer
 
 import plait
 from plait.errors import UsageError
+from plait.places import MARK, check_free, claim, is_ours
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from plait.training.checkpoint import CheckpointStore
     from plait.training.loop import TrainResult
     from plait.training.stages import Options, Recipe
 
@@ -87,7 +89,8 @@ def train(
         return INTERRUPTED if result.interrupted == signal.SIGINT else 0
     if _is_main():
         _resolve(REPORT)(run_dir)
-        print(f"trained {result.steps} steps in {result.seconds:.0f} s; the model is in {run_dir / 'model'}")
+        took = f" in {result.seconds:.0f} s" if result.seconds else ""  # forgotten with the checkpoints
+        print(f"trained {result.steps} steps{took}; the model is in {run_dir / 'model'}")
     return 0
 
 
@@ -108,14 +111,13 @@ def run_recipe(
     """
     from plait.training.checkpoint import CheckpointStore
     from plait.training.data_order import check_divides
-    from plait.training.loop import TrainResult, seed_everything, train
+    from plait.training.loop import seed_everything, train
     from plait.training.parallel import check_shared, gathered_state, hollow, process_group, shapes_of
 
     model_dir = run_dir / "model"
     store = CheckpointStore(run_dir / "checkpoints")
-    newest = store.latest() if resume else None
-    if newest is not None and model_dir.exists():
-        return TrainResult(newest, store.position(newest).seconds)
+    if (finished := _finished(run_dir, store, resume)) is not None:
+        return finished
     with process_group(device) as (world, place):
         recipe = build()
         for stage in recipe.stages:
@@ -139,6 +141,27 @@ def run_recipe(
                 _finish(recipe, whole, state, run_dir, place)
         world.wait()
     return result
+
+
+def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResult | None:
+    """The result of a run whose model is there, None where one is to be trained.
+
+    A model appears whole, at the very end: with its checkpoints cleaned up it is finished still. Raises UsageError
+    where nothing was trained beside it, since then it is somebody's, who would lose it to this run's.
+    """
+    from plait.training.logging import read_metrics
+    from plait.training.loop import TrainResult
+
+    model_dir, metrics = run_dir / "model", run_dir / "metrics.jsonl"
+    newest = store.latest() if resume else None
+    if not model_dir.exists():
+        return None
+    if newest is not None:
+        return TrainResult(newest, store.position(newest).seconds)
+    if not metrics.is_file():
+        raise UsageError(f"expected no {model_dir} before training, got one of no run here; choose another --out")
+    rows = read_metrics(metrics)
+    return TrainResult(rows[-1]["step"] if rows else 0, 0.0) if resume else None
 
 
 def _finish(recipe: Recipe, model: nn.Module, state: dict[str, Tensor], run_dir: Path, place: torch.device) -> None:
@@ -186,11 +209,18 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
 
 
 def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
-    """Raise UsageError where the directory is of a run with other settings, unless resume=False takes it over."""
+    """Raise UsageError where the directory is no run's, or of one with other settings.
+
+    resume=False takes a run of other settings over, and nothing else. A run directory made before there were markers
+    is known by its config.json.
+    """
     path = run_dir / "config.json"
-    if not (path.exists() and resume):
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if not {"recipe", "plait"} <= set(found):
+        check_free(run_dir)
+    if not (found and resume):
         return
-    different = _differences(json.loads(path.read_text()), _plain(config))
+    different = _differences(found, _plain(config))
     if different:
         raise UsageError(
             f"expected the settings of {path}, got another {different[0]}; "
@@ -207,7 +237,8 @@ def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
     path = run_dir / "config.json"
     if not _is_main() or (path.exists() and resume):
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        claim(run_dir)
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
     unfinished.replace(path)
@@ -217,11 +248,14 @@ def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
 def _given_back(run_dir: Path) -> Generator[None]:
     """Leave no claim to a run that failed before its first step, so that the corrected command may have the place."""
     is_new, is_made = not (run_dir / "config.json").exists(), not run_dir.exists()
+    was_ours = is_ours(run_dir)
     try:
         yield
     except (ValueError, OSError):
         if is_new and not (run_dir / "metrics.jsonl").exists():
             (run_dir / "config.json").unlink(missing_ok=True)
+            if not was_ours:
+                (run_dir / MARK).unlink(missing_ok=True)
             if is_made:
                 with suppress(OSError):  # something is in it
                     run_dir.rmdir()
