@@ -9,7 +9,7 @@ import sys
 
 import plait
 from plait.data.manifest import read_manifest
-from plait.inspect.modality_gap import modality_gap
+from plait_studies.gap import modality_gap
 
 
 def main(model: str, data: str, limit: int = 200) -> None:

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 import plait
 from plait.media.image import load_image
 from plait.models.mplug_owl2.tasks import lora_saved, lora_targets
-from plait.recipes.mplug_owl2_rows import conversations, turns_of
+from plait.recipes.mplug_owl2 import conversations, turns_of
 
 
 def main() -> None:

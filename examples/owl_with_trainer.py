@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 import plait
 from plait.models.mplug_owl.tasks import lora_targets
-from plait.recipes.mplug_owl_rows import collate, conversations
+from plait.recipes.mplug_owl import collate, conversations
 
 
 def main(owl: Path, manifest: Path, out: Path, steps: int = 100, batch_size: int = 8, lr: float = 2e-5) -> float:

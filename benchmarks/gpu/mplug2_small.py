@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from plait.recipes.mplug2_study import study
+from plait_studies.mplug2 import study
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from measure import write

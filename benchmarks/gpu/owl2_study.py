@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from plait.recipes.mplug_owl2_study import study
+from plait_studies.owl2 import study
 
 FULL = {"seeds": 3, "warm_steps": 6000, "steps": 4000, "batch_size": 64, "count": 400, "lr": 1e-4}
 TINY = {"seeds": 1, "warm_steps": 1, "steps": 1, "batch_size": 2, "count": 3, "lr": 1e-4}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from plait.recipes.mplug_owl_study import study
+from plait_studies.owl import study
 
 
 def main() -> int:

@@ -9,8 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
-from plait.chat import Chat, commands
+from plait.chat import Chat
 from plait.cli import main
+from plait.cli.chat import HELP, converse
 
 from ..models.mplug_owl2.tiny import model_and_processor
 
@@ -58,7 +59,7 @@ def test_a_terminal_shows_forgets_and_survives_mistakes(place, monkeypatch, caps
     ]
     assert run(monkeypatch, lines, place, "--max-new-tokens", "3", terminal=True) == 0
     out, err = capsys.readouterr()
-    assert commands.HELP in out and "expected a file to show, got nowhere.png" in err
+    assert HELP in out and "expected a file to show, got nowhere.png" in err
     assert "expected one of /image" in err and out.count("you: ") == 8
 
 
@@ -92,7 +93,7 @@ def test_ctrl_c_stops_an_answer_and_a_line_but_not_the_chat(monkeypatch, capsys)
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(sys, "stdin", Terminal())
     talk = Stopped()
-    assert commands.converse(talk, [], []) == 0
+    assert converse(talk, [], []) == 0
     assert talk.asked == ["first", "second"]
     assert capsys.readouterr().out.count("well (stopped)") == 2
 
@@ -104,7 +105,7 @@ def test_an_answer_does_not_steer_the_terminal(monkeypatch, capsys, terminal, sh
             yield from ("a\x1b[2J", "b\tü\n\x9b" if terminal else "b\tü\n")
 
     monkeypatch.setattr(sys, "stdin", (Terminal if terminal else io.StringIO)("hi\n"))
-    assert commands.converse(Hostile(), [], []) == 0
+    assert converse(Hostile(), [], []) == 0
     assert shown in capsys.readouterr().out
 
 

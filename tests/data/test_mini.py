@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("soundfile", reason="the clips are Ogg Vorbis; pip install 'plait[media]'")
 
-from plait.data.build import emoji
-from plait.data.build.instruments import VOICES
-from plait.data.build.splits import is_held_out
 from plait.data.check import check
 from plait.data.manifest import read_manifest
 from plait.data.mini import STAMP, packed_dir, unpack_mini
+from plait_studies.build import emoji
+from plait_studies.build.sounds import VOICES, is_held_out
 
 LIMIT = 10_000_000
 

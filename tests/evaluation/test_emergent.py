@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plait.evaluation.commands import evaluate
+from plait.cli.evaluate import evaluate
 from plait.evaluation.emergent import NAMES, ComposedSet, HeldOut, evaluate_emergent, file_name, fuse, score
 
 from ..planted import NOTES, SOUNDING, WORDS, Planted, slug, write_data

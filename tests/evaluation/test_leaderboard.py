@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plait.evaluation.commands import evaluate
+from plait.cli.evaluate import evaluate
 from plait.evaluation.compare import leaderboard
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from whole_fixtures import fixture
 
+from plait.cli.evaluate import evaluate as command
 from plait.evaluation.cache import ResponseCache, collect, key_of
-from plait.evaluation.commands import evaluate as command
 from plait.evaluation.compare import as_lines, compare
 from plait.evaluation.media_files import MediaFiles, frames_of
 from plait.evaluation.models import Ask

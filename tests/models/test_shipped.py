@@ -10,9 +10,9 @@ import pytest
 import plait
 from plait.data.manifest import read_manifest
 from plait.data.mini import unpack_mini
-from plait.inspect.info import model_info
 from plait.models import SHIPPED, name_of_shipped, shipped
 from plait.models.auto import load_processor
+from plait.models.catalog import model_info
 
 MEGABYTES = 6
 

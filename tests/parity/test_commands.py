@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait import cli
-from plait.parity import commands
+from plait.cli import parity
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, list[str]]:
@@ -101,7 +101,7 @@ def test_half_precision_runs_with_its_own_tolerance(copies: Path, capsys: pytest
 
 
 def test_selection_needs_no_runner(copies: Path) -> None:
-    assert [place.name for place in commands.select(copies, "one_peace", "forward_*")] == [
+    assert [place.name for place in parity.select(copies, "one_peace", "forward_*")] == [
         "forward_al",
         "forward_audio",
         "forward_image",

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plait.cli.parity import run_case, select
 from plait.parity.cases import DOCUMENTS, Case, Place, Settings, discover
-from plait.parity.commands import run_case, select
 from plait.parity.mplug_owl2_data import supervised
 from plait.parity.mplug_owl2_model import new_tokens
 from plait.parity.runners import Runner, find

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plait.cli.parity import run_all, run_case, select
 from plait.parity.cases import Case, Place, Settings, discover
-from plait.parity.commands import run_all, run_case, select
 from plait.parity.later import LATER
 from plait.parity.runners import NotRun, Runner, find
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from plait.recipes.mplug_owl2 import joint
-from plait.training.commands import run_recipe
+from plait.training.run import run_recipe
 from plait.training.stages import Options
 
 

@@ -23,12 +23,12 @@ from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.recipes import RECIPES
-from plait.recipes.finetune_measures import score, trivial
-from plait.recipes.mplug2_batches import SPECIAL, vocabulary
+from plait.recipes.finetune import score, trivial
 from plait.training import checkpoint
 from plait.training.checkpoint import CheckpointStore
 from plait.training.logging import read_metrics
 from plait.types import Sample
+from plait_studies.mplug2.training import SPECIAL, vocabulary
 
 COLOURS = {"red": (250, 0, 0), "blue": (0, 0, 250), "green": (0, 200, 0)}
 

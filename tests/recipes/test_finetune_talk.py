@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import plait
 from plait.cli import main
 from plait.models.mplug_owl.weights import around
-from plait.recipes.finetune_measures import score, trivial
+from plait.recipes.finetune import score, trivial
 from plait.recipes.mplug_owl import TOWERS
 from plait.training.logging import read_metrics
 from plait.types import Sample
@@ -133,8 +133,7 @@ def test_a_conversation_is_learned(owls: dict[str, Path], data: Path, tmp_path: 
 def test_the_bits_of_a_conversation_are_those_of_the_models_loss(owls: dict[str, Path], data: Path) -> None:
     """Nats of rows alone sum up to the loss of their batch, whatever their lengths."""
     from plait.recipes.finetune import finetune
-    from plait.recipes.mplug_owl2_finetune import JOBS
-    from plait.recipes.mplug_owl2_rows import read_talk, talked
+    from plait.recipes.mplug_owl2 import JOBS, read_talk, talked
 
     recipe = finetune(str(owls["mplug_owl2"]), str(data), "chat", batch_size=5)
     request = recipe.save.args[0]

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 import plait
-from plait.data.build.animated import write_clip
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.processing import wordpiece
 from plait.recipes import mplug2
-from plait.recipes.mplug2_batches import SPECIAL, vocabulary
-from plait.recipes.mplug2_objectives import SelfCritical
+from plait.recipes.mplug2 import SelfCritical
 from plait.recipes.mplug2_rows import Turns, rows_with
-from plait.training.commands import run_recipe
 from plait.training.data_order import Shuffled
+from plait.training.run import run_recipe
+from plait_studies.build.emoji import write_clip
+from plait_studies.mplug2.training import SPECIAL, vocabulary
 
 COLOURS = {"red": (250, 0, 0), "blue": (0, 0, 250), "green": (0, 200, 0), "black": (0, 0, 0)}
 

@@ -15,9 +15,8 @@ from plait.errors import UsageError
 from plait.models.auto import load
 from plait.models.mplug_owl.weights import around
 from plait.recipes.finetune import finetune
-from plait.recipes.mplug_owl import TOWERS, answer_loss, stage1, stage2
-from plait.recipes.mplug_owl_rows import collate, conversation_of
-from plait.training.commands import run_recipe
+from plait.recipes.mplug_owl import TOWERS, answer_loss, collate, conversation_of, stage1, stage2
+from plait.training.run import run_recipe
 from plait.types import Sample
 
 from ..models.mplug_owl2.tiny import byte_tokenizer

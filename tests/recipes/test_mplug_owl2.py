@@ -16,9 +16,9 @@ from PIL import Image
 from plait.errors import UsageError
 from plait.models.auto import load
 from plait.recipes import mplug_owl2 as module
-from plait.recipes import mplug_owl2_rows as rows
-from plait.training.commands import run_recipe
+from plait.recipes import mplug_owl2 as rows
 from plait.training.logging import read_metrics
+from plait.training.run import run_recipe
 from plait.training.stages import Options, freeze
 from plait.types import Sample
 

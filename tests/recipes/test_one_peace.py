@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 import plait
 from plait.cli import main
 from plait.recipes.one_peace import data_directory, stage1, stage2, vocabulary
-from plait.training.commands import run_recipe
 from plait.training.logging import read_metrics
+from plait.training.run import run_recipe
 from plait.types import Sample
 
 

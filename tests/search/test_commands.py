@@ -14,8 +14,8 @@ from tiny_embedders import RATE, HueModel, HueProcessor, picture, save_clip, ton
 
 from plait import Embedder, Index, Sample
 from plait.cli import main
+from plait.cli.search import parse_weights
 from plait.search import write_contact_sheet
-from plait.search.commands import parse_weights
 
 pytest.importorskip("lancedb")
 

@@ -304,6 +304,6 @@ def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path,
 
 
 def test_importing_the_embedder_loads_no_torch() -> None:
-    code = "import sys, plait.embedder, plait.search.commands; assert plait.Embedder; sys.exit('torch' in sys.modules)"
+    code = "import sys, plait.embedder, plait.cli.search; assert plait.Embedder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert plait.Embedder is Embedder

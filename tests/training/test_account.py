@@ -22,10 +22,9 @@ from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.objectives.contrastive import contrastive_loss
-from plait.recipes.mplug2_objectives import supervised
+from plait.recipes.mplug2 import supervised
 from plait.recipes.mplug_owl2 import answer_loss
-from plait.recipes.one_peace import NOT_AUDIO, no_decay
-from plait.recipes.one_peace_objective import Objective
+from plait.recipes.one_peace import NOT_AUDIO, Objective, no_decay
 from plait.recipes.plan import plan_stage, with_cost
 from plait.training.account import mean_flops, step_cost
 from plait.training.loop import train

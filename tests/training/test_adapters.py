@@ -32,7 +32,6 @@ from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.processing import wordpiece
 from plait.processing.tokenizers import subset
-from plait.recipes.mplug2_batches import SPECIAL
 from plait.recipes.mplug_owl import TOWERS
 from plait.recipes.plan import plan_stage, with_cost
 from plait.training import lora
@@ -40,6 +39,7 @@ from plait.training.loop import train
 from plait.training.stages import Options, Stage
 from plait.weights.files import StateError
 from plait.weights.lora import read_adapter
+from plait_studies.mplug2.training import SPECIAL
 
 IDS = torch.randint(3, 30, (2, 6), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

@@ -19,8 +19,9 @@ from torch import nn
 import plait.recipes
 from plait import cli
 from plait.errors import UsageError
-from plait.training.commands import claim_run_dir, find_recipe, parse_settings, run_recipe
+from plait.recipes import find_recipe
 from plait.training.logging import read_metrics
+from plait.training.run import claim_run_dir, parse_settings, run_recipe
 from plait.training.stages import Options, Recipe
 
 
@@ -290,6 +291,6 @@ def test_starting_again_and_stopping_does_not_leave_the_old_model(
 
 
 def test_the_command_loads_no_torch_before_it_runs() -> None:
-    code = "import sys, plait.training.commands, plait.recipes, plait.training.stages; print('torch' in sys.modules)"
+    code = "import sys, plait.cli.train, plait.recipes, plait.training.stages; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

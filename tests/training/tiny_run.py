@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from plait.objectives.contrastive import contrastive_loss
 from plait.training import checkpoint
 from plait.training.account import step_cost
-from plait.training.commands import run_recipe
 from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
 from plait.training.parallel import check_shared, chunk_of, current_world, gather_rows, gathered_state, process_group
+from plait.training.run import run_recipe
 from plait.training.stages import Options, Recipe, Stage
 
 NUM_SAMPLES = 20

@@ -48,7 +48,7 @@ def build_result(
     `units` are the values by item whose mean is the score, `groups` the items that hang together: what intervals and
     paired tests resample.
     """
-    from plait.evaluation.summary import about
+    from plait.report.about import about
 
     primary = scored.scores.get(task.primary)
     prompts = Counter(row.get("prompt", "") for row in rows)

@@ -133,8 +133,8 @@ def _dtype(device: str, dtype: object) -> Check:
 
 
 def _cases() -> Iterator[Check]:
+    from plait.cli.parity import run_all
     from plait.parity.cases import Settings, discover
-    from plait.parity.commands import run_all
 
     for result in run_all(discover(CASES), Settings()):
         state: State = "ok" if result.verdict == "ok" else "BROKEN"

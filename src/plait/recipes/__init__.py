@@ -5,6 +5,16 @@ The function's docstring holds data, cost and the number to expect; its paramete
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from plait.errors import UsageError
+from plait.training.run import nearest
+
+if TYPE_CHECKING:
+    from plait.training.stages import Recipe
+
 RECIPES: dict[str, str] = {
     "finetune": "plait.recipes.finetune:finetune",
     "mplug2.pretraining": "plait.recipes.mplug2:pretraining",
@@ -23,3 +33,11 @@ RECIPES: dict[str, str] = {
     "one_peace.stage2": "plait.recipes.one_peace:stage2",
 }
 """Name -> `module:function`, imported when the recipe runs."""
+
+
+def find_recipe(name: str) -> Callable[..., Recipe]:
+    """The function of the recipe `name`. Raises UsageError, naming the nearest recipe."""
+    if name not in RECIPES:
+        raise UsageError(f"expected the name of a recipe, got {name!r}; {nearest(name, list(RECIPES))}")
+    module, _, attribute = RECIPES[name].partition(":")
+    return getattr(import_module(module), attribute)

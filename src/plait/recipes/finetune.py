@@ -1,4 +1,13 @@
-"""`plait train finetune`: a model and a manifest of one's own -> plan, baselines, training, result, model directory.
+"""What a finetuned model is worth: predictions of rows -> one number with an interval, beside the trivial answer.
+
+retrieval: (media, texts) vectors (n, dim) each · classify, vqa, caption: a text per row · ground: a box per row
+chat: nats per row, the negative log likelihood of all its answers
+
+Models that talk, on one's own rows: captions, answers, labels, conversations; every family of them the same way.
+
+row -> its question and answer (or its turns) -> the family's conversation -> cross entropy of answers -> job
+
+`plait train finetune`: a model and a manifest of one's own -> plan, baselines, training, result, model directory.
 
 model directory -> family -> job (build, stage, predict, save) -> measured before and after on the rows held out
 
@@ -8,15 +17,32 @@ A family brings its tasks in `recipes/<family>_finetune.py` as `JOBS`: task -> f
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plait.assistant import Assistant
+from plait.data.reader import Reader
 from plait.errors import UsageError
-from plait.training.stages import Recipe
+from plait.media.image import load_image
+from plait.metrics.bootstrap import bootstrap_mean, bootstrap_ratio
+from plait.metrics.boxes import box_hits
+from plait.metrics.captions import caption_scores
+from plait.metrics.retrieval import chance_at_k, hits_at_k
+from plait.metrics.vqa import evalai
+from plait.models.auto import skills
+from plait.training.parallel import alone
+from plait.training.stages import Objective, Recipe, Source, Stage
+from plait.types import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,12 +52,269 @@ if TYPE_CHECKING:
     from plait.training.stages import Stage
     from plait.types import Sample
 
+Values = tuple[str, Sequence[float]]
+
+
+def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The metric of a task: `{metric, value, interval}`, the interval by the percentile bootstrap over rows (95 %).
+
+    retrieval: recall at 1, the mean of both directions; classify, vqa: accuracy; caption: CIDEr; ground: share of boxes
+    with an IoU of at least 0.5; chat: bits per byte of the answers, an end counted as a byte: low is good, and models
+    with other vocabularies can be compared.
+    """
+    if task == "chat":
+        sizes = [sum(map(len, _spoken(sample))) for sample in samples]
+        interval = bootstrap_ratio([float(nats) / math.log(2) for nats in found], sizes)
+        found = {"value": interval.estimate, "interval": [interval.lower, interval.upper], "about": "low is good"}
+        return {"metric": "bits per byte", **found}
+    name, values = _VALUES[task](found, samples)
+    interval = bootstrap_mean([float(value) for value in values])
+    return {"metric": name, "value": interval.estimate, "interval": [interval.lower, interval.upper]}
+
+
+def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, Any]:
+    """What needs no model: chance, the most frequent label, answer or caption of the training rows, their mean box,
+    for conversations the frequencies of single bytes."""
+    if task == "retrieval":
+        same = same_concept(test)
+        chance = float(np.mean([chance_at_k(int(row.sum()), len(test), 1) for row in same]))
+        return {"metric": "recall@1", "value": chance, "interval": [chance, chance], "about": "chance"}
+    if task == "ground":
+        box = np.mean([shares(sample) for sample in train], axis=0)
+        return {**score(task, [box] * len(test), test), "about": "the mean box"}
+    if task == "chat":
+        seen = Counter(byte for sample in train for answer in _spoken(sample) for byte in answer)
+        total = seen.total() + 256
+        nats = [-sum(math.log((seen[b] + 1) / total) for answer in _spoken(s) for b in answer) for s in test]
+        return {**score(task, nats, test), "about": "bytes by how often they are met, low is good"}
+    said = Counter(word for sample in train for word in _words(task, sample))
+    commonest = said.most_common(1)[0][0]
+    return {**score(task, [commonest] * len(test), test), "about": f"always {commonest!r:.60}"}
+
+
+def same_concept(samples: Sequence[Sample]) -> np.ndarray:
+    """(n, n) bool: which rows have the same label, or without one the same text."""
+    names = np.array([sample.label or text_of(sample) for sample in samples])
+    return names[:, None] == names[None]
+
+
+def text_of(sample: Sample) -> str:
+    """The words of a row: its text, else its first caption. Raises ValueError, naming the row, without either."""
+    words = sample.text or next(iter(sample.captions or ()), None)
+    if not words:
+        raise ValueError(f"expected text or captions in row {sample.id!r}, got neither")
+    return words
+
+
+def shares(sample: Sample) -> list[float]:
+    """The first box of a row as shares of the width and height of its picture."""
+    box = (sample.boxes or [[]])[0]
+    if len(box) != 4:
+        raise ValueError(f"expected a box x0, y0, x1, y1 in row {sample.id!r}, got {sample.boxes}")
+    width, height = load_image(sample.image).size
+    return [box[0] / width, box[1] / height, box[2] / width, box[3] / height]
+
+
+def _spoken(sample: Sample) -> list[bytes]:
+    """What the assistant says in a row, each answer with one byte for its end."""
+    said = []
+    for message in sample.messages or ():
+        if message.get("role", message.get("from")) in ("assistant", "gpt"):
+            content = message.get("content", message.get("value", ""))
+            parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            said.append("".join(parts).encode() + b"\0")
+    if not said:
+        raise ValueError(f"expected messages with an answer of the assistant in row {sample.id!r}, got none")
+    return said
+
+
+def _words(task: str, sample: Sample) -> Sequence[str]:
+    if task == "classify":
+        return [sample.label or ""]
+    return sample.answers or () if task == "vqa" else sample.captions or [sample.text or ""]
+
+
+def _recall(found: Any, samples: Sequence[Sample]) -> Values:
+    media, texts = (np.asarray(vectors, np.float64) for vectors in found)
+    same = same_concept(samples)
+    both = hits_at_k(media @ texts.T, same, 1) + hits_at_k(texts @ media.T, same.T, 1).astype(np.float64)
+    return "recall@1", (both / 2).tolist()
+
+
+def _labels(found: Any, samples: Sequence[Sample]) -> Values:
+    return "accuracy", [said == sample.label for said, sample in zip(found, samples, strict=True)]
+
+
+def _answers(found: Any, samples: Sequence[Sample]) -> Values:
+    right = [{evalai(answer) for answer in sample.answers or ()} for sample in samples]
+    return "accuracy", [evalai(said) in answers for said, answers in zip(found, right, strict=True)]
+
+
+def _captions(found: Any, samples: Sequence[Sample]) -> Values:
+    references = [sample.captions or [sample.text or ""] for sample in samples]
+    return "CIDEr", caption_scores(list(found), references).cider
+
+
+def _boxes(found: Any, samples: Sequence[Sample]) -> Values:
+    return "accuracy@0.5", box_hits(np.asarray(found), np.asarray([shares(s) for s in samples])).astype(float).tolist()
+
+
+_VALUES: dict[str, Callable[[Any, Sequence[Sample]], Values]] = {
+    "retrieval": _recall,
+    "classify": _labels,
+    "vqa": _answers,
+    "caption": _captions,
+    "ground": _boxes,
+}
+
+
+BATCH, MAX_LENGTH, MAX_ANSWER = 8, 2048, 32
+WHOLE = 1 << 20
+"""Positions of a conversation that is measured: none is cut."""
+
+IGNORED = -100
+Predict = Callable[[nn.Module, Any, Sequence[Sample]], Any]
+Collate = Callable[[Any, int, list[Any], np.random.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Talker:
+    """What a family brings. load: directory -> (model, processor), ready to train; decode: `(sample, rng) -> part`.
+
+    collate, measured: `(processor, max_length, parts, rng) -> batch` with labels, with augmentation and without;
+    objective: the mean cross entropy over learned positions; save: `(processor, model, directory)`.
+    """
+
+    load: Callable[[str], tuple[Any, Any]]
+    decode: Callable[[Sample, np.random.Generator], Any]
+    collate: Collate
+    measured: Collate
+    objective: Objective
+    save: Callable[..., None]
+    full_lr: float = 1e-5
+    lora_lr: float = 2e-4
+
+    def jobs(self) -> dict[str, Callable[[Request], Job]]:
+        """Task -> function (Request) -> Job: classify, caption, vqa and chat."""
+        return {
+            "classify": self.classify,
+            "caption": partial(self.job, ask=_described, predict=_captions_of_finetune_talk),
+            "vqa": partial(self.job, ask=_asked, predict=_answers_of_finetune_talk),
+            "chat": partial(self.job, ask=_as_it_is, predict=self.nats),
+        }
+
+    def classify(self, request: Request) -> Job:
+        """The label as the answer to what is there; the likeliest of all labels is what the model says."""
+        labels = sorted({sample.label or "" for sample in request.train})
+
+        def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+            found = Assistant((model, processor), batch_size=BATCH).classify(_alone(rows, request.medium), labels)
+            return [one[0].text for one in found]
+
+        return self.job(request, ask=partial(_named, request.medium), predict=predict)
+
+    def job(self, request: Request, ask: Callable[[Any, Sample], Sample], predict: Predict) -> Job:
+        """What a task trains. ask: (skills, row) -> the row with the question and answers of the task alone."""
+        model, processor = self.load(str(request.model))
+        spoken, first = skills(model, processor), [model]
+
+        def decode(sample: Sample, rng: np.random.Generator) -> Any:
+            asked = ask(spoken, sample)
+            if asked.answers:
+                asked = replace(asked, answers=[asked.answers[int(rng.integers(len(asked.answers)))]])
+            return self.decode(asked, rng)
+
+        def batches() -> Source:
+            return Reader(request.train, partial(self.collate, processor, MAX_LENGTH), decode, **request.reading)
+
+        def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
+            was_training = model.training
+            try:
+                with torch.no_grad():
+                    return predict(model.eval(), processor, rows)
+            finally:
+                model.train(was_training)
+
+        lr = request.lr or (self.lora_lr if request.lora else self.full_lr)
+        stage = Stage(
+            name=request.task,
+            objective=self.objective,
+            batches=batches,
+            batch_size=request.batch_size,
+            steps=request.steps,
+            epochs=request.epochs,
+            peak_lr=lr,
+            floor=lr / 20,
+            warmup=0.1,
+            weight_decay=1e-4,
+            clip=1.0,
+        )
+
+        def build() -> nn.Module:
+            return first.pop() if first else self.load(str(request.model))[0]
+
+        return Job(build, stage, predicted, partial(self.save, processor))
+
+    def nats(self, model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[float]:
+        """Negative log likelihood of all answers of each row, their ends included."""
+        device, drawing, found = next(model.parameters()).device, np.random.default_rng(0), []
+        for sample in rows:
+            batch = self.measured(processor, WHOLE, [self.decode(sample, drawing)], drawing)
+            count = int((batch["labels"][:, 1:] != IGNORED).sum())
+            with alone():
+                batch = {name: value.to(device) for name, value in batch.items()}
+                loss, _ = self.objective(model, batch, 0, torch.Generator(device))
+            found.append(float(loss) * count)
+        return found
+
+
+def _described(spoken: Any, sample: Sample) -> Sample:
+    kind = "image" if sample.image is not None else "video" if sample.video is not None else "text"
+    return _question(sample, spoken.describe.format(kind=kind), sample.captions or [sample.text or ""])
+
+
+def _asked(spoken: Any, sample: Sample) -> Sample:
+    if not sample.question:
+        raise ValueError(f"expected a question beside the answers of row {sample.id!r}, got none; add it")
+    return _question(sample, sample.question or "", sample.answers)
+
+
+def _named(medium: str, spoken: Any, sample: Sample) -> Sample:
+    """A text stands in the question itself, as `plait.generation.talking` asks it."""
+    question = spoken.name.format(kind=medium)
+    if medium == "text":
+        question = spoken.asked("text", sample.text, question)
+    return _question(_alone([sample], medium)[0], question, [sample.label or ""])
+
+
+def _question(sample: Sample, question: str, answers: Sequence[str] | None) -> Sample:
+    media = {"image": sample.image, "video": sample.video}
+    return Sample(sample.id, **media, question=question, answers=list(answers or ()))
+
+
+def _as_it_is(spoken: Any, sample: Sample) -> Sample:
+    return replace(sample, question=None, answers=None, text=None, captions=None)
+
+
+def _alone(rows: Sequence[Sample], medium: str) -> list[Sample]:
+    return [Sample(sample.id, **{medium: getattr(sample, medium)}) for sample in rows]
+
+
+def _captions_of_finetune_talk(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+    return Assistant((model, processor), batch_size=BATCH).caption(list(rows), max_length=MAX_ANSWER)
+
+
+def _answers_of_finetune_talk(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+    questions = [sample.question or "" for sample in rows]
+    return Assistant((model, processor), batch_size=BATCH).answer(list(rows), questions, max_length=MAX_ANSWER)
+
+
 TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "chat")
 FAMILIES = {
-    "one_peace": "plait.recipes.one_peace_finetune",
-    "mplug2": "plait.recipes.mplug2_finetune",
-    "mplug_owl": "plait.recipes.mplug_owl_finetune",
-    "mplug_owl2": "plait.recipes.mplug_owl2_finetune",
+    "one_peace": "plait.recipes.one_peace",
+    "mplug2": "plait.recipes.mplug2",
+    "mplug_owl": "plait.recipes.mplug_owl",
+    "mplug_owl2": "plait.recipes.mplug_owl2",
 }
 """model_type -> the module that holds its `JOBS`."""
 
@@ -192,7 +475,7 @@ def _build(request: Request, job: Job) -> nn.Module:
 
 def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir: Path) -> None:
     """Print the plan, and measure the trivial answer and the model as it came; once in a run."""
-    from plait.recipes.finetune_measures import score, trivial
+    pass
     from plait.recipes.plan import describe, plan_stage, with_cost
 
     print(describe(with_cost(plan_stage(model, stage), model, stage)), flush=True)
@@ -211,7 +494,7 @@ def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir:
 
 def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Module:
     """Keep the adapter, merge it into a base in full precision, and measure the result; the model to save."""
-    from plait.recipes.finetune_measures import score
+    pass
     from plait.training.checkpoint import write_directory
     from plait.training.lora import folded, has_adapter, load_adapter, save_adapter
 

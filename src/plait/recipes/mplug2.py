@@ -1,26 +1,42 @@
-"""mPLUG-2's pretraining and every finetuning task, with the published hyperparameters as defaults.
+"""mPLUG-2's losses on one batch, as `plait.training` calls them.
+
+mPLUG-2's pretraining and every finetuning task, with the published hyperparameters as defaults.
 
 Published for finetuning (released video tasks): AdamW, rate 2e-5 and for the vision encoder 2e-6, weight decay 0.02,
 cosine to 1e-6 after 200 steps of warm-up from 1e-6, 10 epochs, no clipping, everything trains, 8 GPUs. Where nothing
 was published the docstring says so and the released tasks' values stand in. Source: specification mPLUG-2, sections
 2, 10, 12 and 15. `data` is a manifest (file or directory); rows without a split, or of the split train, are used.
+
+mPLUG-2 on one's own rows: its published finetuning stages, without queues and teacher, predictions by `Assistant`.
+
+rows -> `plait.recipes.mplug2` (stage, model class) -> job
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from plait.assistant import Assistant
+from plait.data.reader import Reader
+from plait.generation import Hypothesis
+from plait.media.image import load_image
+from plait.media.video import load_frames
+from plait.metrics.captions import DocumentFrequency, cider
+from plait.metrics.ptb import ptb_tokens
 from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.family import processor_for
-from plait.models.mplug2.model import MPlug2PreTrainedModel
-from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
+from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, parameter_groups
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
@@ -28,12 +44,203 @@ from plait.models.mplug2.tasks import (
     MPlug2ForSequenceClassification,
 )
 from plait.models.mplug2.weights import from_directory, start_from
+from plait.objectives.captioning import IGNORED
+from plait.objectives.distillation import ramped_alpha
+from plait.objectives.masked import mask_tokens
 from plait.recipes import mplug2_rows as rows
-from plait.recipes.mplug2_objectives import Aligned, Distilled, PreTraining, SelfCritical, supervised, two_rates
-from plait.recipes.mplug2_small import save
+from plait.recipes.finetune import Job, Request, text_of
 from plait.training.data_order import Shuffled
+from plait.training.parallel import gather_rows
 from plait.training.stages import Recipe, Source, Stage
 from plait.types import Sample
+
+
+class PreTraining:
+    """Contrast, matching, masked and prefix language modelling of one batch.
+
+    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
+    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that have all objectives;
+    often: the objectives of the steps between.
+    """
+
+    def __init__(
+        self,
+        *,
+        mask_id: int,
+        vocab_size: int,
+        special_ids: frozenset[int],
+        weights: Mapping[str, float] | None = None,
+        alpha: float = 0.4,
+        ramp: int = 0,
+        probability: float = 0.15,
+        every: int = 1,
+        often: Collection[Objective] = ("contrast",),
+    ) -> None:
+        self.every, self.rarely = every, [name for name in OBJECTIVES if name not in often]
+        self.mask_id, self.vocab_size = mask_id, vocab_size
+        self.special_ids = torch.tensor(sorted(special_ids))
+        self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The weighted sum, and every part of it as a metric."""
+        assert isinstance(model, MPlug2ForPreTraining)
+        if model.teacher is not None and self._moved != step:
+            model.update_teacher()
+            self._moved = step  # once per step, whatever the number of micro batches
+        ids = batch["input_ids"]
+        drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
+        words = batch["attention_mask"].bool().cpu() & ~torch.isin(ids.cpu(), self.special_ids)
+        hidden, labels = mask_tokens(
+            ids.cpu(),
+            words,
+            mask_id=self.mask_id,
+            vocab_size=self.vocab_size,
+            probability=self.probability,
+            generator=drawing,
+        )
+        alpha = self.alpha * min(1.0, step / self.ramp) if self.ramp else self.alpha
+        out = model(
+            **batch,
+            masked_input_ids=hidden.to(ids.device),
+            masked_labels=labels.to(ids.device),
+            alpha=alpha,
+            weights=dict(self.weights or {}) | (dict.fromkeys(self.rarely, 0.0) if step % self.every else {}),
+            gather=_gathered,
+        )
+        parts = {name: out[f"{name}_loss"] for name in OBJECTIVES if out.get(f"{name}_loss") is not None}
+        return out.loss, {name: value.detach() for name, value in parts.items()}
+
+
+def supervised(
+    model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """The loss that a task class computes from labels."""
+    out = model(**batch)
+    return out.loss, {}
+
+
+def asked_together(
+    model: nn.Module, batch: list[dict[str, Any]], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """The loss of answers to several questions about each picture, mean over all questions.
+
+    batch: parts of pictures or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
+    question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
+    are encoded once.
+    """
+    assert isinstance(model, MPlug2ForConditionalGeneration)
+    losses = torch.stack([_summed_loss(model, part) for part in batch])
+    return losses.sum() / sum(len(part["labels"]) for part in batch), {}
+
+
+def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) -> Tensor:
+    network = model.model
+    vision = network.see(part.get("pixel_values"), part.get("pixel_values_videos"))[part["picture"]]
+    questions, which = part["input_ids"].unique(dim=0, return_inverse=True)
+    text, mask = (found[which] for found in network.read(questions))
+    fused_vision, fused_text = network.fuse(text, mask, vision)
+    states, seen = Encoded(text_mask=mask, fused_vision=fused_vision, fused_text=fused_text).states()
+    ids, labels = part["decoder_input_ids"], part["labels"][:, 1:]
+    known = part["decoder_attention_mask"].bool()
+    hidden = network.decoder.hidden(ids, states, model.attend, attention_mask=known, cross_mask=seen)[:, :-1]
+    wanted = labels != IGNORED  # only these meet the vocabulary
+    return nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
+
+
+class Aligned:
+    """Retrieval's contrast and matching; alpha ramps up over the first epoch."""
+
+    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
+        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective`."""
+        assert isinstance(model, MPlug2ForRetrieval)
+        if model.teacher is not None and self._moved != step:
+            model.update_teacher()
+            self._moved = step
+        alpha = ramped_alpha(self.alpha, *divmod(step, self.steps_per_epoch), self.steps_per_epoch)
+        out = model(**batch, alpha=alpha, gather=_gathered)
+        return out.loss, {"contrast": out.contrast_loss.detach(), "match": out.match_loss.detach()}
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    return gather_rows(rows)[0].detach()
+
+
+class Distilled:
+    """Generation with momentum distillation: alpha ramps up over the first epoch. Source: specification mPLUG-2, 9."""
+
+    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
+        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
+        self._moved = -1
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """See `Objective`."""
+        assert isinstance(model, MPlug2ForConditionalGeneration)
+        if model.teacher is None:
+            return supervised(model, batch, step, generator)
+        if self._moved != step:
+            model.update_teacher()
+            self._moved = step
+        epoch, place = divmod(step, self.steps_per_epoch)
+        alpha = ramped_alpha(self.alpha, epoch, place, self.steps_per_epoch)
+        return model(**batch, alpha=alpha).loss, {"alpha": alpha}
+
+
+class SelfCritical:
+    """Captions found by beam search, made likelier by how much their CIDEr beats that of the item's other captions.
+
+    decode: ids of a caption with start token -> text; references: all captions of every training item, from which
+    document frequencies are counted; the rest as in `MPlug2ForConditionalGeneration.self_critical_loss`.
+    Source: mPLUG (arXiv 2205.12005), section 4.2; specification mPLUG-2, 7.3.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], str],
+        references: Iterable[Sequence[str]],
+        *,
+        num_beams: int = 5,
+        min_length: int = 8,
+        max_length: int = 25,
+    ) -> None:
+        self.decode = decode
+        self.frequency = DocumentFrequency.of([[ptb_tokens(text) for text in texts] for texts in references])
+        self.lengths = {"num_beams": num_beams, "min_length": min_length, "max_length": max_length}
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss, and the mean CIDEr (0 to 10) of what was found."""
+        assert isinstance(model, MPlug2ForConditionalGeneration)
+        right = [[ptb_tokens(text) for text in texts] for texts in batch["references"]]
+        seen: list[Tensor] = []
+
+        def reward(found: list[list[Hypothesis]]) -> Tensor:
+            said = [ptb_tokens(self.decode(one.ids)) for item in found for one in item]
+            own = [texts for texts, item in zip(right, found, strict=True) for _ in item]
+            seen.append(torch.tensor(cider(said, own, frequency=self.frequency)).view(len(found), -1))
+            return seen[-1]
+
+        encoded = model.encode(**{name: value for name, value in batch.items() if name != "references"})
+        loss = model.self_critical_loss(encoded, reward, **self.lengths)
+        return loss, {"cider": seen[-1].mean()}
+
+
+def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest."""
+    groups = parameter_groups(model.named_parameters(), weight_decay=stage.weight_decay, vision_scale=vision_scale)
+    return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps)
+
 
 FLOOR = 1e-6
 PROMPT = "a video of"
@@ -377,3 +584,147 @@ def _stage(
 
 def _recipe(processor: MPlug2Processor, stage: Stage, build: Callable[[], nn.Module]) -> Recipe:
     return Recipe(build, [stage], partial(save, processor))
+
+
+FULL_LR, LORA_LR = 2e-5, 5e-4
+BATCH = 8
+
+
+def retrieval_job(request: Request) -> Job:
+    """Contrast and matching; recall by the contrast alone."""
+    recipe = retrieval(**_common(request), queue_size=0)
+    return _job(request, recipe, lambda model, processor, rows: _vectors(model, processor, request.medium, rows))
+
+
+def caption(request: Request) -> Job:
+    """Captions, scored by CIDEr."""
+    return _job(request, captioning(**_common(request), prompt=""), _said("caption"))
+
+
+def vqa(request: Request) -> Job:
+    """Free answers."""
+    return _job(request, answering(**_common(request), distill=False), _said("answer"))
+
+
+def ground(request: Request) -> Job:
+    """Boxes of phrases."""
+
+    def boxes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[list[float]]:
+        pictures = [load_image(sample.image) for sample in rows]
+        phrases = [sample.question or sample.text or "" for sample in rows]
+        found = Assistant((model, processor), batch_size=BATCH).ground(pictures, phrases)
+        sizes = [picture.size for picture in pictures]
+        return [[b[0] / w, b[1] / h, b[2] / w, b[3] / h] for b, (w, h) in zip(found, sizes, strict=True)]
+
+    return _job(request, grounding(**_common(request)), boxes)
+
+
+def classify(request: Request) -> Job:
+    """A head over one medium; before it, what the model as it came finds most likely among the labels."""
+    recipe = classification(**_common(request), medium=request.medium)
+    labels = sorted({sample.label or "" for sample in request.train})
+
+    def classes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+        assistant = Assistant((model, processor), batch_size=BATCH)
+        return [found[0].text for found in assistant.classify(_items(rows, processor.num_frames))]
+
+    def zero_shot(_: nn.Module, rows: Sequence[Sample]) -> list[str] | None:
+        whole, processor = from_directory(request.model), load_processor(request.model)
+        try:
+            assistant = Assistant((whole, processor), batch_size=BATCH)
+            found = assistant.classify(_items(rows, processor.num_frames), labels)
+        except ValueError:  # a class that has its own labels, or looks at other media, can do nothing here yet
+            return None
+        return [one[0].text for one in found]
+
+    return replace(_job(request, recipe, classes), zero_shot=zero_shot)
+
+
+JOBS: dict[str, Callable[[Request], Job]] = {
+    "retrieval": retrieval_job,
+    "classify": classify,
+    "caption": caption,
+    "vqa": vqa,
+    "ground": ground,
+}
+
+
+def _common(request: Request) -> dict[str, Any]:
+    lr = request.lr or (LORA_LR if request.lora else FULL_LR)
+    return {
+        "init": str(request.model), "data": request.data, "steps": request.steps, "epochs": request.epochs,
+        "batch_size": request.batch_size, "lr": lr, "vision_lr": lr if request.lora else lr / 10,
+    }  # fmt: skip
+
+
+def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
+    processor, published = load_processor(request.model), recipe.stages[0]
+
+    def batches() -> Source:
+        shuffled: Any = published.batches()
+        return Reader(request.train, shuffled.collate, lambda sample, _: sample, **request.reading)
+
+    def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
+        was_training = model.training
+        try:
+            with torch.no_grad():
+                return predict(model.eval(), processor, rows)
+        finally:
+            model.train(was_training)
+
+    stage = replace(published, batches=batches, floor=published.peak_lr / 20, warmup=0.1)
+    return Job(recipe.model_builder, stage, predicted, recipe.save, whole=_heads)
+
+
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules of a task's class that are no part of the network, which start fresh."""
+    assert isinstance(model, MPlug2PreTrainedModel)
+    return tuple(type(model).heads(model.config))
+
+
+def _said(task: str) -> Callable[[nn.Module, Any, Sequence[Sample]], list[str]]:
+    def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
+        assistant = Assistant((model, processor), batch_size=BATCH)
+        items = _items(rows, processor.num_frames)
+        if task == "caption":
+            return assistant.caption(items)
+        return assistant.answer(items, [sample.question or "" for sample in rows])
+
+    return predict
+
+
+def _items(rows: Sequence[Sample], num_frames: int) -> list[Any]:
+    """Pictures, frames or texts of rows, as `Assistant` takes them."""
+    return [
+        load_image(sample.image)
+        if sample.image is not None
+        else load_frames(sample.video, num_frames)
+        if sample.video is not None
+        else sample
+        for sample in rows
+    ]
+
+
+def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of media and of texts."""
+    media, texts = [], []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        items = _items(part, processor.num_frames)
+        made = torch.stack([processor.pixels(x) if medium == "image" else processor.clip(x) for x in items])
+        given = {"pixel_values" if medium == "image" else "pixel_values_videos": made.to(model.device)}
+        media.append(getattr(model, f"get_{medium}_features")(**given).float().cpu().numpy())
+        words = processor.tokenize([text_of(sample) for sample in part], truncation=True)
+        found = model.get_text_features(**{name: value.to(model.device) for name, value in words.items()})
+        texts.append(found.float().cpu().numpy())
+    return np.concatenate(media), np.concatenate(texts)
+
+
+def save(made: MPlug2Processor, model: nn.Module, directory: Path) -> None:
+    """Weights, configuration and processor."""
+    from transformers.utils.logging import disable_progress_bar
+
+    assert isinstance(model, MPlug2PreTrainedModel)
+    disable_progress_bar()
+    model.save_pretrained(directory)
+    made.save_pretrained(directory)

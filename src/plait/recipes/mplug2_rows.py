@@ -22,7 +22,6 @@ from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import instruct
 from plait.processing import images
 from plait.processing.videos import pretraining_clip, random_times, stack_frames, training_clip, training_image
-from plait.recipes.mplug2_batches import to_be_written
 from plait.training.stages import Source
 from plait.types import Sample
 
@@ -256,3 +255,13 @@ def compared(
     batch = processor.tokenize([sample.text or "" for sample in samples], truncation=True)
     targets = torch.tensor([labels.index(sample.label or "") for sample in samples])
     return {"pixel_values": torch.stack(seen), **batch, "labels": targets}
+
+
+def to_be_written(processor: MPlug2Processor, texts: Sequence[str]) -> dict[str, Tensor]:
+    """decoder_input_ids, decoder_attention_mask and labels (batch, length) of texts."""
+    made = processor.answers(texts)
+    return {
+        "decoder_input_ids": made["input_ids"],
+        "decoder_attention_mask": made["attention_mask"],
+        "labels": made["labels"],
+    }

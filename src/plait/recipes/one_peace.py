@@ -1,35 +1,127 @@
-"""ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
+"""The loss of ONE-PEACE's stages on one batch: contrast at every step, denoising at every k-th.
+
+batch -> masks (every k-th step) -> image_text_losses | audio_text_losses -> weighted sum, parts as metrics
+
+ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
 
 stage1: pictures + words -> contrast and denoising, everything but audio trains
 stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
+
+ONE-PEACE on one's own rows: retrieval by contrast, classes and closed-vocabulary answers by a fresh head.
+
+rows -> decoded pictures or waveforms, texts, numbers -> contrast of two modalities | head over one pass -> job
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
-from plait.data.pairs import PicturesWithWords, SoundsWithWords, held_out_pairs
+from plait.data.pairs import PicturesWithWords, SoundsWithWords, augment, held_out_pairs
+from plait.data.reader import Reader
+from plait.errors import UsageError
+from plait.media.audio import load_audio
+from plait.media.image import load_image
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.pretraining import STAGE2_TRAINABLE, OnePeaceForPreTraining, decays
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.pretraining import (
+    STAGE2_TRAINABLE,
+    OnePeaceForPreTraining,
+    PretrainingLosses,
+    audio_text_losses,
+    decays,
+    image_text_losses,
+)
 from plait.models.one_peace.processor import OnePeaceProcessor
+from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import from_directory
-from plait.processing.images import CLIP_MEAN, CLIP_STD
-from plait.processing.tokenizers import encode, subset
+from plait.objectives.contrastive import contrastive_loss
+from plait.processing import masking
+from plait.processing.images import CLIP_MEAN, CLIP_STD, square
+from plait.processing.tokenizers import encode, subset, whole_word_starts
 from plait.processing.waveforms import prepare_waveform
-from plait.recipes.one_peace_objective import Objective
+from plait.recipes.finetune import Job, Request, text_of
+from plait.training.parallel import chunk_of, gather_rows
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
+
+
+class Objective:
+    """A stage's loss on one batch: contrast always, denoising every k-th step."""
+
+    def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str) -> None:
+        self.modality = modality
+        self.word_starts = whole_word_starts(processor.tokenizer)
+        self.denoise_every = denoise_every
+        self.denoising = denoising
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every part of it as a metric."""
+        if not isinstance(model, OnePeaceForPreTraining):
+            raise ValueError(f"expected a OnePeaceForPreTraining, got {type(model).__name__}")
+        is_denoising = bool(self.denoise_every) and step % self.denoise_every == 0
+        run = self._pictures if self.modality == "image" else self._sounds
+        drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
+        losses = run(model, batch, is_denoising, drawing)
+        correct = losses.contrast.num_correct_b_to_a / len(batch["input_ids"])
+        metrics = {"contrast": losses.contrast.loss, "accuracy": correct, "temperature": model.model.temperature()}
+        return losses.total, metrics | {f"denoise_{name}": loss for name, loss in losses.denoising.items()}
+
+    def _pictures(
+        self, model: OnePeaceForPreTraining, batch: dict[str, Any], is_denoising: bool, generator: torch.Generator
+    ) -> PretrainingLosses:
+        ids, pixels = batch["input_ids"], batch["pixel_values"]
+        masks = None
+        if is_denoising:
+            grid = (pixels.shape[-1] // 16) ** 2
+            draw = partial(masking.image_mask, grid, generator=generator)
+            image = torch.stack([draw() for _ in range(len(pixels))])
+            text = masking.batch_text_masks(ids, self.word_starts, 0.15, generator)
+            masks = {
+                "text": text,
+                "image": image,
+                "vl_text": masking.batch_joint_text_masks(ids, text, 0.4, generator),
+                "vl_image": torch.stack([masking.joint_image_mask(mask, generator=generator) for mask in image]),
+            }
+            masks = {name: mask.to(pixels.device) for name, mask in masks.items()}
+        return image_text_losses(
+            model, ids, pixels, masks, ids=batch["ids"], denoising=self.denoising, gather=gather_rows
+        )
+
+    def _sounds(
+        self, model: OnePeaceForPreTraining, batch: dict[str, Any], is_denoising: bool, generator: torch.Generator
+    ) -> PretrainingLosses:
+        ids, waves, mask = batch["input_ids"], batch["input_values"], batch["audio_mask"]
+        frames = None if mask is None else model.model.frame_mask(mask)
+        masks = None
+        if is_denoising:
+            length = int(model.model.num_frames(waves.shape[1]))
+            lengths = [length] * len(waves) if frames is None else frames.sum(1).tolist()
+            masks = {
+                "audio": masking.batch_audio_masks(lengths, 0.55, generator),
+                "al_text": masking.batch_text_masks(ids, self.word_starts, 0.4, generator),
+                "al_audio": masking.batch_audio_masks(lengths, 0.45, generator),
+            }
+            masks = {name: drawn.to(waves.device) for name, drawn in masks.items()}
+        return audio_text_losses(
+            model, ids, waves, masks, frame_mask=frames, ids=batch["ids"], denoising=self.denoising, gather=gather_rows
+        )
+
 
 NOT_AUDIO = (r"re:^(?!.*\.audio\.)",)
 TEMPLATES = ("this is a sound of", "and", "a picture of")
@@ -194,3 +286,248 @@ def save(processor: OnePeaceProcessor, origin: str, model: nn.Module, directory:
     processor.save_pretrained(directory)
     card = {"trained_by": origin, "parameters": sum(p.numel() for p in model.parameters())}
     (directory / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+FULL_LR, LORA_LR = 2e-4, 2e-3
+PROMPTS = {"image": "a picture of {}", "audio": "this is a sound of {}"}
+BATCH = 32
+
+
+def retrieval(request: Request) -> Job:
+    """Media and texts of one row close, all others far; rows of one label count as one."""
+    _need(request.medium, ("image", "audio"), "retrieval")
+    processor = load_processor(request.model)
+    concepts = {name: i for i, name in enumerate(dict.fromkeys(s.label or text_of(s) for s in request.train))}
+
+    def collate(parts: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+        ids = torch.tensor([concepts[part["concept"]] for part in parts])
+        words = [part["texts"][int(rng.integers(len(part["texts"])))] for part in parts]
+        return {**_media(parts, request.medium, processor, request.augmentation, rng), **processor.tokenize(words),
+                "ids": ids}  # fmt: skip
+
+    return Job(
+        build=lambda: from_directory(request.model, dtype=torch.float32, model_class=OnePeaceModel),
+        stage=_stage(request, processor, collate, partial(contrast, request.medium), read=True),
+        predict=lambda model, rows: (
+            _vectors(model, processor, rows, request.medium), _text_vectors(model, processor, map(text_of, rows))
+        ),
+        save=partial(_save, processor),
+    )  # fmt: skip
+
+
+def classify(request: Request) -> Job:
+    """A fresh head over the features of one medium; before it, the label whose words are nearest."""
+    _need(request.medium, ("image", "audio", "text"), "classify")
+    labels = sorted({sample.label or "" for sample in request.train})
+    return _classified(request, labels, lambda sample: sample.label or "", is_asked=False)
+
+
+def vqa(request: Request) -> Job:
+    """Answers of the training rows as classes of a head over picture and question (as published for VQA)."""
+    _need(request.medium, ("image",), "vqa")
+    answers = sorted({(sample.answers or [""])[0] for sample in request.train})
+    return _classified(request, answers, lambda sample: (sample.answers or [""])[0], is_asked=True)
+
+
+JOBS: dict[str, Callable[[Request], Job]] = {"retrieval": retrieval, "classify": classify, "vqa": vqa}
+
+
+def _classified(request: Request, labels: list[str], of: Callable[[Sample], str], *, is_asked: bool) -> Job:
+    processor = load_processor(request.model)
+    number = {label: i for i, label in enumerate(labels)}
+
+    def collate(parts: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
+        targets = torch.tensor([number[of(part["sample"])] for part in parts])
+        return {**_inputs(parts, request.medium, processor, is_asked, request.augmentation, rng), "labels": targets}
+
+    def predict(model: nn.Module, rows: Sequence[Sample]) -> list[str]:
+        said: list[str] = []
+        for batch in _batches(rows):
+            parts = [_part(processor, request.medium, sample) for sample in batch]
+            logits = _run(model, _inputs(parts, request.medium, processor, is_asked))["logits"]
+            said += [labels[i] for i in logits.argmax(-1).tolist()]
+        return said
+
+    return Job(
+        build=partial(with_head, request.model, labels),
+        stage=_stage(request, processor, collate, supervised, read=is_asked),
+        predict=predict,
+        zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
+        whole=lambda model: ("head",),
+        save=partial(_save, processor),
+    )
+
+
+def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassification:
+    """The encoder of a model directory under a fresh head for `labels`."""
+    encoder = from_directory(directory, dtype=torch.float32, model_class=OnePeaceModel)
+    config = copy.deepcopy(encoder.config)
+    assert isinstance(config, OnePeaceConfig)
+    config.decoder = None
+    config.num_classes, config.pool_attention = len(labels), True
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    model = OnePeaceForClassification(config)
+    model.model.load_state_dict(encoder.state_dict(), assign=True)
+    return model
+
+
+def contrast(
+    medium: str, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross entropy of both directions over the rows of all processes; equal ids are no negatives."""
+    assert isinstance(model, OnePeaceModel)
+    other = {k: v for k, v in batch.items() if k in ("pixel_values", "input_values")}
+    mask = batch.get("audio_attention_mask")
+    text = model.project(model.encode(batch["input_ids"]).features["text"], "text")
+    encoded = model.encode(**other, frame_mask=None if mask is None else model.frame_mask(mask))
+    found = model.project(encoded.features[medium], medium)
+    (text_all, offset), (found_all, _), (ids_all, _) = map(gather_rows, (text, found, batch["ids"]))
+    out = contrastive_loss(
+        text, found, model.temperature(), a_all=text_all, b_all=found_all, offset=offset, ids=batch["ids"],
+        ids_all=ids_all, chunk_size=chunk_of(len(text)),
+    )  # fmt: skip
+    return out.loss, {"right": out.num_correct_b_to_a / len(text)}
+
+
+def supervised(
+    model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cross entropy of the head."""
+    out = model(**batch)
+    return out["loss"], {"right": (out["logits"].argmax(-1) == batch["labels"]).float().mean()}
+
+
+def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objective: Any, *, read: bool) -> Stage:
+    lr = request.lr or (LORA_LR if request.lora else FULL_LR)
+
+    def decode(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        return _part(processor, request.medium, sample)
+
+    return Stage(
+        name=request.task,
+        objective=objective,
+        batches=lambda: Reader(request.train, collate, decode, **request.reading),
+        batch_size=request.batch_size,
+        steps=request.steps,
+        epochs=request.epochs,
+        peak_lr=lr,
+        floor=lr / 100,
+        warmup=0.1,
+        trainable=(_used(request.medium, read, embeds=objective is not supervised),),
+        no_decay=lambda name, parameter: not decays(name.replace(".modules_to_save.default", ""), parameter.ndim),
+    )
+
+
+def _used(medium: str, reads_text: bool, embeds: bool) -> str:
+    """A pattern of everything but other modalities and, for a head, what embeds alone needs."""
+    idle = [m for m in ("text", "image", "audio") if m != medium and not (m == "text" and reads_text)]
+    unused = [rf"\.({'|'.join(idle)})\."] + ([] if embeds else ["projections", "logit_scale"])
+    return f"re:^(?!.*({'|'.join(unused)}))"
+
+
+def _part(processor: OnePeaceProcessor, medium: str, sample: Sample) -> dict[str, Any]:
+    """One row, decoded: its picture (3, side, side) in [0, 1] or its waveform (samples,), and its words."""
+    part: dict[str, Any] = {"sample": sample, "texts": sample.captions or [sample.text or ""]}
+    part["concept"] = sample.label or part["texts"][0]
+    if medium == "image":
+        part["pixels"] = square(load_image(sample.image).convert("RGB"), processor.image_size, (0, 0, 0), (1, 1, 1))
+    elif medium == "audio":
+        part["wave"] = load_audio(sample.audio, processor.sampling_rate)
+    return part
+
+
+def _media(
+    parts: list[dict[str, Any]],
+    medium: str,
+    processor: OnePeaceProcessor,
+    strength: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
+    """pixel_values, or input_values and audio_attention_mask where clips differ in length; augmented with `rng`."""
+    if medium == "image":
+        pixels = torch.stack([part["pixels"] for part in parts])
+        pixels = augment(pixels, strength, rng) if strength and rng is not None else pixels
+        image = processor.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (image.image_mean, image.image_std))
+        return {"pixel_values": (pixels - mean) / std}
+    waves = [part["wave"] for part in parts]
+    if strength and rng is not None:
+        waves = [np.roll(wave, int(rng.uniform(-0.25, 0.25) * strength * len(wave))) for wave in waves]
+    made = processor.feature_extractor(waves, processor.sampling_rate)
+    mask = torch.as_tensor(made["attention_mask"]).bool()
+    values = {"input_values": torch.as_tensor(made["input_values"])}
+    return values if mask.all() else {**values, "audio_attention_mask": mask}
+
+
+def _inputs(
+    parts: list[dict[str, Any]],
+    medium: str,
+    processor: OnePeaceProcessor,
+    is_asked: bool,
+    strength: float = 0.0,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
+    """What the head's encoder reads: the medium, and the question or text where it counts."""
+    words = [part["sample"].question or part["sample"].text or "" for part in parts]
+    texts = processor.tokenize(words) if is_asked or medium == "text" else {}
+    return {**texts, **(_media(parts, medium, processor, strength, rng) if medium != "text" else {})}
+
+
+def _nearest(
+    processor: OnePeaceProcessor, medium: str, labels: list[str], model: nn.Module, rows: Sequence[Sample]
+) -> list[str] | None:
+    """The label whose words are nearest to each row, by the model as it came."""
+    if medium == "text":
+        return None
+    names = [label.replace("_", " ").replace("-", " ") for label in labels]
+    encoder = _encoder(model)
+    bare, told = (_text_vectors(encoder, processor, map(form.format, names)) for form in ("{}", PROMPTS[medium]))
+    found = _vectors(encoder, processor, rows, medium) @ (bare + told).T
+    return [labels[i] for i in found.argmax(1)]
+
+
+def _encoder(model: nn.Module) -> nn.Module:
+    return model.model if isinstance(model, OnePeaceForClassification) else model
+
+
+def _vectors(model: nn.Module, processor: OnePeaceProcessor, rows: Sequence[Sample], medium: str) -> np.ndarray:
+    """Unit vectors (n, dim) of pictures or sounds."""
+    found = []
+    for batch in _batches(rows):
+        inputs = _media([_part(processor, medium, sample) for sample in batch], medium, processor)
+        mask = inputs.pop("audio_attention_mask", None)
+        inputs = {**inputs, **({} if mask is None else {"attention_mask": mask})}
+        found.append(_run(model, inputs, f"get_{medium}_features").numpy())
+    return np.concatenate(found)
+
+
+def _text_vectors(model: nn.Module, processor: OnePeaceProcessor, texts: Any) -> np.ndarray:
+    words = list(texts)
+    tokens = [processor.tokenize(words[i : i + BATCH]) for i in range(0, len(words), BATCH)]
+    return np.concatenate([_run(model, one, "get_text_features").numpy() for one in tokens])
+
+
+def _run(model: nn.Module, inputs: dict[str, Tensor], method: str = "forward") -> Any:
+    """Call a method in evaluation mode, without gradients, inputs and outputs moved."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    with torch.no_grad():
+        out = getattr(model, method)(**{name: value.to(device) for name, value in inputs.items()})
+    model.train(was_training)
+    return out.float().cpu() if isinstance(out, Tensor) else {k: v.float().cpu() for k, v in out.items()}
+
+
+def _batches(rows: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    return (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
+
+
+def _need(medium: str, known: Sequence[str], task: str) -> None:
+    if medium not in known:
+        raise UsageError(f"expected {' or '.join(known)} for {task} with one_peace, got {medium}; set medium")
+
+
+def _save(processor: OnePeaceProcessor, model: nn.Module, directory: Path) -> None:
+    assert isinstance(model, OnePeacePreTrainedModel)
+    disable_progress_bar()
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)

@@ -1,0 +1,206 @@
+"""The `plait` command: a table of verbs, each an importable function that is loaded when it is called.
+
+argv -> verb -> module:function (typer reads its annotations) -> exit code
+
+Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import plait
+from plait.errors import MissingExtraError, UsageError, missing_line, os_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INTERRUPTED = 130
+_CLICK = (
+    (re.compile(r"^Missing command$"), "expected a sub-verb, got none"),
+    (re.compile(r"^Missing (argument|option|parameter) (.*)$"), r"expected the \1 \2, got none"),
+    (re.compile(r"^No such command (.*?)\. Did you mean (.*)\?$"), r"expected a sub-verb, got \1; did you mean \2?"),
+    (re.compile(r"^No such command (.*?)$"), r"expected a sub-verb, got \1"),
+    (re.compile(r"^No such option:? (.*)$"), r"expected an option of this verb, got '\1'"),
+    (re.compile(r"^Option (.*?) requires an argument$"), r"expected a value after \1, got none"),
+    (re.compile(r"^Invalid value for (.*?): (.*)$"), r"expected another value of \1: \2"),
+    (re.compile(r"^Got unexpected extra argument(?:s|\(s\))? \((.*)\)$"), r"expected no more arguments, got \1"),
+)
+"""click's words -> ours."""
+
+
+class Verb(NamedTuple):
+    """Where a verb lives (`module:function`, or `module:app` for a verb with sub-verbs) and its line in the help."""
+
+    home: str
+    help: str
+    shown_first: bool = False
+
+    def load(self) -> Any:
+        """The function, or the typer app of a verb with sub-verbs."""
+        module, _, attribute = self.home.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+VERBS: dict[str, Verb] = {
+    "search": Verb("plait.cli.search:search", "query an index with text, images, sounds or any mixture", True),
+    "caption": Verb("plait.cli.assist:caption", "describe images and videos", True),
+    "answer": Verb("plait.cli.assist:answer", "answer a question about images and videos", True),
+    "chat": Verb("plait.cli.chat:chat", "talk with a model about images, videos and text", True),
+    "train": Verb("plait.cli.train:train", "run a recipe: a published training stage, or your own", True),
+    "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
+    "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
+    "index": Verb("plait.cli.search:app", "build and change an index on disk: add"),
+    "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
+    "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),
+    "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack"),
+    "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
+    "info": Verb("plait.cli.models:info", "what is in a model directory"),
+    "models": Verb("plait.models.catalog:models", "official checkpoints and local models, with size and licence"),
+    "doctor": Verb("plait.parity.doctor:doctor", "check the installation: versions, extras, devices, golden cases"),
+    "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
+    "merge": Verb("plait.models.merge:merge_command", "model directory + LoRA adapter -> model directory"),
+    "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),
+    "parity": Verb("plait.cli.parity:parity", "run golden cases and say what holds"),
+}
+
+
+def verbs() -> dict[str, Verb]:
+    """Every verb: those of installed packages (entry points `plait.verbs`, such as the quick start), then our own.
+
+    `"data.build"` among the entry points is a sub-verb, which `plait data` takes.
+    """
+    found = entry_points(group="plait.verbs")
+    return {entry.name: entry.load() for entry in found if "." not in entry.name} | VERBS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (without the program name) and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        print(f"plait {plait.__version__}")
+        return 0
+    name, *rest = args
+    if name not in verbs():
+        return _fail(f"expected a verb, got {name!r}; {_nearest(name)}", 2)
+    code = run_verb(name, rest, debug=debug)
+    if code == INTERRUPTED and argv is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # threads are joined now: another Ctrl-C would print a traceback
+    return code
+
+
+def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
+    """Load the verb `name`, run it with `args`, and turn what it raises into one line and an exit code."""
+    import typer
+
+    # typer carries its own click or uses the package, by version: its base classes are the same by position
+    bad_usage, base = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
+    try:
+        result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
+    except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt | typer.Abort):
+            return _interrupted(name)
+        if isinstance(error, ImportError) and not _is_missing_package(error):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is on the screen already
+            return 2
+        code = 2 if isinstance(error, (bad_usage, UsageError)) else 1
+        return _fail(_one_line(error) + (f"; see plait {name} --help" if isinstance(error, bad_usage) else ""), code)
+    if result == INTERRUPTED:
+        return _interrupted(name)
+    return result if isinstance(result, int) else 0
+
+
+def command(name: str) -> Any:
+    """The command object of the verb `name`: a typer app as it is, or one made from the function's annotations."""
+    import typer
+    from typer.main import get_command, get_group
+
+    target: Callable[..., Any] | typer.Typer = verbs()[name].load()
+    if isinstance(target, typer.Typer):
+        return get_group(target)  # a group even where it has one sub-verb
+    app = typer.Typer(add_completion=False)
+    app.command(name)(target)
+    return get_command(app)
+
+
+def overview() -> str:
+    """What `plait --help` prints."""
+    table = verbs()
+    width = max(map(len, table)) + 2
+    first, more = (
+        [f"  {name:<{width}}{verb.help}" for name, verb in table.items() if verb.shown_first is shown]
+        for shown in (True, False)
+    )
+    return "\n".join(
+        [
+            "Plait: train, search and study modular multimodal models.",
+            "",
+            "usage: plait VERB [OPTIONS]          plait VERB --help tells more",
+            "",
+            *first,
+            "",
+            "more:",
+            *more,
+            "",
+            "  --debug on any verb shows the traceback of an error; plait --version prints the version.",
+        ]
+    )
+
+
+def _nearest(name: str) -> str:
+    close = get_close_matches(name, verbs(), n=1, cutoff=0.5)
+    return f"did you mean 'plait {close[0]}'?" if close else "plait --help lists the verbs"
+
+
+def _near_option(option: str, known: Sequence[str]) -> str:
+    bare = {name.lstrip("-"): name for name in known}
+    close = get_close_matches(option.lstrip("-"), bare, n=1, cutoff=0.65)
+    return f"; did you mean {bare[close[0]]!r}?" if close else ""
+
+
+def _is_missing_package(error: ImportError) -> bool:
+    """True for a package the user can install, False for a fault inside Plait or inside an installed package."""
+    return isinstance(error, MissingExtraError) or (
+        isinstance(error, ModuleNotFoundError) and not (error.name or "plait").startswith("plait")
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        text = os_line(error)
+    elif (option := getattr(error, "option_name", None)) and (known := getattr(error, "possibilities", None)):
+        text = f"expected an option of this verb, got {option!r}{_near_option(option, known)}"
+    elif isinstance(error, ModuleNotFoundError):
+        text = missing_line(error)
+    else:
+        describe = getattr(error, "format_message", error.__str__)  # click's errors word themselves
+        text = describe().rstrip(".")
+        for theirs, ours in _CLICK:
+            text = theirs.sub(ours, text)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"plait: {message}", file=sys.stderr)
+    return code
+
+
+def _interrupted(name: str) -> int:
+    print(f"\nplait: {name} was interrupted", file=sys.stderr)
+    return INTERRUPTED

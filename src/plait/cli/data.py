@@ -1,0 +1,121 @@
+"""The verbs `plait data check | from-folder | pack`, and those that packages add (`plait data build`)."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plait.errors import UsageError
+
+if TYPE_CHECKING:
+    from plait.data.check import CheckReport
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+LISTED = 20
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="a data set's directory or manifest, or mini")] = "mini",
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every row, decode every file, count, and look for test files that are also training files."""
+    from plait.data.check import check as check_data_set
+    from plait.data.mini import cached_mini
+
+    path = cached_mini() if data == "mini" else Path(data)
+    report = check_data_set(path, progress=not as_json)
+    if as_json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        print(f"{path}: {report.rows} rows, {report.labels} labels; {counts_in_words(report.counts)}")
+        if report.bytes:
+            print(_media(report))
+        print("licences: " + ", ".join(f"{name} {count}" for name, count in sorted(report.licenses.items())))
+        for line in report.problems[:LISTED]:
+            print(line)
+    if report.problems:
+        raise ValueError(
+            f"expected a whole data set, got {len(report.bad_rows)} bad rows, {len(report.missing)} missing and "
+            f"{len(report.damaged)} damaged files, {len(report.leaks)} leaks from training; correct {path}"
+        )
+    if not as_json:
+        print("every file decodes; no file of another split is also a training file")
+
+
+@app.command("from-folder")
+def from_folder(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="media in named sub-folders or with captions.csv; COCO, LLaVA .json"),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
+    *,
+    test_share: Annotated[float, typer.Option(help="share held out for testing")] = 0.2,
+    media: Annotated[Path | None, typer.Option(help="folder of the files that a .json names; default its own")] = None,
+) -> None:
+    """Make a data set of a folder of your own, or of annotations. Files stay where they are."""
+    from plait.data.annotations import scan_annotations
+    from plait.data.check import check as check_data_set
+    from plait.data.folder import scan, write_scan
+
+    is_json = folder.is_file() and folder.suffix == ".json"
+    if media is not None and not is_json:
+        raise UsageError(f"expected --media beside a .json of annotations, got {folder}")
+    found = scan_annotations(folder, media, test_share) if is_json else scan(folder, test_share, progress=True)
+    done = write_scan(found, out)
+    report = check_data_set(done)
+    print(f"{done}: {counts_in_words(report.counts)}; {len(report.leaks)} leaks by hash")
+    for line in found.left_out[:LISTED]:
+        print(f"left out {line}")
+    if len(found.left_out) > LISTED:
+        print(f"left out {len(found.left_out) - LISTED} more files")
+
+
+@app.command()
+def pack(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="manifest, parquet, saved data set or other shards")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="directory to write; must not exist")],
+    *,
+    shard_mb: Annotated[int, typer.Option(help="size of a shard, in MB", min=1)] = 256,
+    on_bad: Annotated[str, typer.Option(help="rows that cannot be read: raise, or skip and list")] = "raise",
+) -> None:
+    """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
+    from plait.data.sources import pack_data
+
+    if on_bad not in ("raise", "skip"):
+        raise UsageError(f"expected --on-bad raise or skip, got {on_bad!r}")
+    rows, left_out = pack_data(data, out, shard_mb << 20, skip=on_bad == "skip")
+    print(f"{out}: {rows} rows in {len(list(out.glob('*.tar')))} shards")
+    if left_out:
+        print(f"left out {len(left_out)}:")
+    for line in left_out[:LISTED]:
+        print(f"  {line}")
+
+
+def _media(report: CheckReport) -> str:
+    parts = []
+    for name, size in report.bytes.items():
+        words = [f"{report.seconds[name]:.1f} s"] if name in report.seconds else []
+        if name in report.pixels:
+            low_x, low_y, high_x, high_y = report.pixels[name]
+            words.append(f"{low_x} x {low_y} to {high_x} x {high_y} pixels")
+        parts.append(f"{name} {', '.join([*words, f'{size / 1e6:.1f} MB'])}")
+    return "media: " + "; ".join(parts)
+
+
+def counts_in_words(counts: dict[str, dict[str, int]]) -> str:
+    parts = (f"{split} " + ", ".join(f"{n} {name}" for name, n in c.items()) for split, c in counts.items())
+    return "; ".join(parts)
+
+
+for _entry in entry_points(group="plait.verbs"):  # sub-verbs of installed packages, such as `data.build`
+    if _entry.name.startswith("data."):
+        app.command(_entry.name.removeprefix("data."))(_entry.load().load())

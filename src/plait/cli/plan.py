@@ -1,0 +1,91 @@
+"""`plait plan RECIPE`: what its stages train and need; `plait plan FAMILY TASK`: what a task runs and costs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from plait.errors import UsageError
+from plait.recipes.plan import StagePlan, describe, describe_task, plan_stage, with_cost
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe such as one_peace.stage1, or a family.")],
+    task: Annotated[str | None, typer.Argument(help="With a family: a task (caption) or a stage (stage1).")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of matrix products: float32, bfloat16 or float16.")] = "float32",
+    processes: Annotated[int, typer.Option(help="Of a training on several, each with its share.", min=1)] = 1,
+    recompute: Annotated[int, typer.Option(help="As in plait train.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""
+    if task is not None and (planner := task_planner(recipe, task)) is not None:
+        tasks = planner.plan_tasks(task, dict(_setting(text) for text in settings or []))
+        print(
+            json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
+        )
+        return
+    check_family(recipe, task)
+    plans = plan_recipe(
+        f"{recipe}.{task}" if task else recipe, settings or [], dtype=dtype, processes=processes, recompute=recompute
+    )
+    if as_json:
+        print(json.dumps([asdict(one) for one in plans], indent=2))
+        return
+    print("\n\n".join(describe(one) for one in plans))
+
+
+def task_planner(family: str, task: str) -> Any:
+    """The planner of a family that knows this task, or None: then it is one of its recipes."""
+    from plait.models.auto import FAMILIES
+
+    planner = getattr(import_module(FAMILIES[family]), "PLANNER", None) if family in FAMILIES else None
+    return planner if planner is not None and task in planner.TABLE else None
+
+
+def check_family(family: str, task: str | None) -> None:
+    """Raise UsageError, listing what the family has, where it has no such recipe; nothing for what is no family."""
+    from plait.models.auto import FAMILIES
+    from plait.recipes import RECIPES
+
+    if family not in FAMILIES or f"{family}.{task}" in RECIPES:
+        return
+    tasks = list(getattr(getattr(import_module(FAMILIES[family]), "PLANNER", None), "TABLE", ()))
+    stages = [name.partition(".")[2] for name in RECIPES if name.startswith(f"{family}.")]
+    wanted = f"one of the recipes of {family} ({', '.join(stages)})"
+    if tasks:
+        wanted = f"a task of {family} ({', '.join(tasks)}) or one of its recipes ({', '.join(stages)})"
+    first, *_ = names = [*tasks, *stages]
+    if task is None:
+        raise UsageError(f"expected {wanted}, got none; add one, such as plait plan {family} {first}")
+    close = get_close_matches(task, names, n=1, cutoff=0.4)
+    raise UsageError(f"expected {wanted}, got {task!r}; " + (f"did you mean {close[0]!r}?" if close else "choose one"))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"expected KEY=VALUE, got {text}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value  # a word
+
+
+def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
+    """The plan of every stage of the recipe `name`. how: as `with_cost`. Raises ValueError for an unknown one."""
+    from plait.recipes import find_recipe
+    from plait.training.parallel import shapes_of
+    from plait.training.run import parse_settings
+
+    function = find_recipe(name)
+    chosen = function(**parse_settings(function, settings, seed=0))
+    model = shapes_of(chosen.model_builder)
+    return [with_cost(plan_stage(model, stage), model, stage, **how) for stage in chosen.stages]

@@ -1,0 +1,73 @@
+"""`plait train RECIPE`: settings from the command line -> the recipe's typed function -> a run directory.
+
+run directory: config.json (what was asked), metrics.jsonl, checkpoints/, model/
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plait.recipes import find_recipe
+from plait.training.run import check_run_dir, claim_run_dir, given_back, is_main, parse_settings, run_recipe
+
+if TYPE_CHECKING:
+    from plait.training.stages import Recipe
+
+
+INTERRUPTED = 130
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as one_peace.stage1.")],
+    *,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter of the recipe; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; runs/RECIPE without it.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and dropout.")] = 0,
+    resume: Annotated[bool, typer.Option(help="Continue a run that exists, or begin it again.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one without it.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 for mixed precision.")] = "float32",
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files as well.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 60.0,
+    keep_last: Annotated[int, typer.Option(help="Checkpoints to keep.", min=1)] = 2,
+    best: Annotated[str | None, typer.Option(help="Metric whose lowest checkpoint is kept too.")] = None,
+    compile: Annotated[str | None, typer.Option(help="Torch backend for every layer, such as inductor.")] = None,
+    recompute: Annotated[int, typer.Option(help="1: keep only inputs of layers, n: of every n-th.", min=0)] = 0,
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
+) -> int:
+    """Train a recipe; run the same command again to continue a run that was stopped."""
+    function = find_recipe(recipe)
+    arguments = parse_settings(function, settings or [], seed)
+    run_dir = out or Path("runs") / recipe
+    config = {"recipe": recipe, "seed": seed, "dtype": dtype, "arguments": arguments}
+    from plait.report.run import run_page
+    from plait.training.stages import Options
+
+    options = Options(
+        tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds, keep_last=keep_last, best=best,
+        compile=compile, recompute=recompute, parallel=parallel,
+    )  # fmt: skip
+    check_run_dir(run_dir, config, resume)
+
+    def build() -> Recipe:
+        recipe = function(**arguments)
+        claim_run_dir(run_dir, config, resume)  # now that the settings are known to be good
+        return recipe
+
+    with given_back(run_dir):
+        result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
+    if result.interrupted is not None and is_main():
+        print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
+    if result.interrupted is not None:
+        return INTERRUPTED if result.interrupted == signal.SIGINT else 0
+    if is_main():
+        run_page(run_dir)
+        took = f" in {result.seconds:.0f} s" if result.seconds else ""  # forgotten with the checkpoints
+        print(f"trained {result.steps} steps{took}; the model is in {run_dir / 'model'}")
+    return 0

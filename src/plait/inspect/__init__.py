@@ -1,1 +1,0 @@
-"""Look inside: model facts, memory plans, the modality gap."""

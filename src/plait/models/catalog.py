@@ -1,0 +1,229 @@
+"""What is in a model directory, read from config.json and the safetensors headers: no weight is loaded.
+
+The verb `models`: checkpoints that the authors published, and model directories on this machine.
+
+official.json + folders + the hub's cache -> rows of (family, name, size, memory, licence, what it does)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from safetensors import SafetensorError, safe_open
+
+from plait.errors import UsageError
+from plait.models import SHIPPED, shipped
+from plait.report.tables import format_bytes, format_count, format_table
+from plait.types import MODALITIES
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts of a model directory. `parts`: parameters by part of the model, largest first; `bytes` on disk."""
+
+    path: str
+    family: str
+    architectures: list[str]
+    modalities: list[str]
+    parameters: int
+    parts: dict[str, int]
+    dtypes: dict[str, int]
+    bytes: int
+    license: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as plain data."""
+        return asdict(self)
+
+
+def model_info(path: str | Path) -> ModelInfo:
+    """Read the facts of the model directory `path`, or of a shipped one by name. ValueError where it is none."""
+    path = Path(path) if Path(path).exists() else shipped(path) or Path(path)
+    if path.is_file():
+        raise ValueError(f"expected a model directory, got the file {path}; plait convert makes a directory of it")
+    config_file, weights = path / "config.json", sorted(path.glob("*.safetensors"))
+    if not config_file.is_file() or not weights:
+        raise ValueError(f"expected config.json and *.safetensors in {path}, got no such files; pass a model directory")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON in {config_file}, got {error}") from error
+    parts: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    for file in weights:
+        for name, shape, dtype in _tensors(file):
+            count = prod(shape)
+            parts[part_of(name)] += count
+            dtypes[dtype] += count
+    return ModelInfo(
+        path=str(path),
+        family=config.get("model_type", "unknown"),
+        architectures=list(config.get("architectures") or []),
+        modalities=list(config.get("modalities") or []),
+        parameters=parts.total(),
+        parts=dict(parts.most_common()),
+        dtypes=dict(dtypes.most_common()),
+        bytes=sum(file.stat().st_size for file in weights),
+        license=_license(path / "README.md"),
+    )
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, list[int], str]]:
+    """(name, shape, dtype) of every tensor. ValueError for a damaged file."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                view = tensors.get_slice(name)
+                yield name, view.get_shape(), view.get_dtype()
+    except SafetensorError as error:
+        raise ValueError(f"expected a whole safetensors file, got {file}: {error}; fetch or write it again") from error
+
+
+def part_of(name: str) -> str:
+    """The part a parameter belongs to, layers taken together.
+
+    Down to the name of a modality where there is one: `trunk.mlp.audio` for `trunk.layers.3.mlp.audio.up_proj.weight`,
+    else two levels: `trunk.attn` for `trunk.layers.3.attn.q_proj.weight`.
+    """
+    levels = [level for level in name.removeprefix("model.").split(".") if level != "layers" and not level.isdigit()]
+    owner = levels[:-1] or levels
+    depth = next((i + 1 for i, level in enumerate(owner) if level in (*MODALITIES, "visual")), 2)
+    return ".".join(owner[:depth])
+
+
+def _license(card: Path) -> str | None:
+    """The licence a model card names in its front matter."""
+    if not card.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
+    line = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
+    return line[1] if line else None
+
+
+DEPTH = 5
+"""Folders below a given one that are searched for model directories: runs/NAME/seed-0/stage2/model."""
+BYTES = {"bfloat16": 2, "float32": 4}
+UNKNOWN = "not stated: ask its authors"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint. `memory`: bytes of its weights by dtype, activations come on top; `where` to get or find it."""
+
+    family: str
+    name: str
+    parameters: int
+    memory: dict[str, int]
+    license: str
+    does: str
+    where: str
+
+
+def official() -> list[Listed]:
+    """What the authors published. Parameters come from key lists and configurations, without momentum copies; licences
+    from the authors' repositories (read 2026-11-30), those of base models from memory.
+    """
+    rows: list[dict[str, Any]] = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
+    return [_listed(**row) for row in rows]
+
+
+def local(folders: Sequence[Path] = ()) -> list[Listed]:
+    """Model directories: the shipped ones, those in the hub's cache, and those in `folders` (five levels deep).
+
+    Directories of other libraries (CLIP, sentence-transformers, ...) are listed too; what cannot be read is left out.
+    """
+    found = [(name, place) for name in SHIPPED if (place := shipped(name))]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"expected a folder to look for models in, got {folder}; pass one that exists")
+        found += [(str(place), place) for place in _directories(folder)]
+    found += [(_hub_name(place), place) for place in _in_hub_cache()]
+    return [row for name, place in found if (row := _local(name, place))]
+
+
+def _listed(family: str, name: str, parameters: int, license: str | None, does: str, where: str) -> Listed:
+    memory = {dtype: parameters * size for dtype, size in BYTES.items()}
+    return Listed(family, name, parameters, memory, license or UNKNOWN, does, where)
+
+
+def _local(name: str, place: Path) -> Listed | None:
+    try:
+        facts = model_info(place)
+    except (ValueError, OSError):
+        return None
+    takes = ", ".join(facts.modalities)
+    return _listed(facts.family, name, facts.parameters, facts.license, f"takes {takes}" if takes else "-", str(place))
+
+
+def _directories(folder: Path) -> Iterator[Path]:
+    """Directories with config.json and weights, in order of their names; nothing below one of them is looked at."""
+    for place, names, files in os.walk(folder):
+        here = Path(place)
+        if "config.json" in files and any(name.endswith(".safetensors") for name in files):
+            names.clear()
+            yield here
+        elif len(here.relative_to(folder).parts) >= DEPTH:
+            names.clear()
+        names[:] = sorted(name for name in names if not name.startswith("."))
+
+
+def _in_hub_cache() -> Iterator[Path]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
+        yield from sorted(path.parent for path in repository.glob("snapshots/*/config.json"))[-1:]
+
+
+def _hub_name(snapshot: Path) -> str:
+    return snapshot.parents[1].name.removeprefix("models--").replace("--", "/")
+
+
+def models(
+    folders: Annotated[list[Path] | None, typer.Argument(help="folders to look for model directories in")] = None,
+    *,
+    family: Annotated[str | None, typer.Option(help="only this family")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """List official checkpoints and local model directories: family, size, memory, licence, what they do.
+
+    Without FOLDERS the folder runs/ is looked at when it is there. Nothing is fetched.
+    """
+    runs = [Path("runs")] if Path("runs").is_dir() else []
+    groups = {"official": official(), "local": local(runs if folders is None else folders)}
+    known = sorted({row.family for rows in groups.values() for row in rows})
+    if family is not None and family not in known:
+        raise UsageError(f"expected one of the families {', '.join(known)}, got {family!r}")
+    groups = {name: [row for row in rows if family in (None, row.family)] for name, rows in groups.items()}
+    if as_json:
+        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in groups.items()}, indent=2))
+        return
+    for name, rows in groups.items():
+        print(f"{name}\n{_table(rows) if rows else '(none)'}\n")
+    print("Memory is that of the weights in bfloat16 (float32: twice that); activations come on top: plait plan.")
+    print("Licences of official files are those of the authors' repositories; those of base models were not checked.")
+
+
+def _table(rows: Sequence[Listed]) -> str:
+    head = ("family", "parameters", "memory", "name")
+    cells = [(row.family, format_count(row.parameters), format_bytes(row.memory["bfloat16"]), "") for row in rows]
+    lines = format_table(head[:3], [cell[:3] for cell in cells]).splitlines()
+    width = max(len(row.name) for row in rows)
+    body = [
+        f"{line.ljust(len(lines[0]))}  {row.name:<{width}}  {row.does}; licence {row.license}"
+        for line, row in zip(lines[1:], rows)
+    ]
+    return "\n".join([f"{lines[0]}  name", *body, *_places(rows)])
+
+
+def _places(rows: Sequence[Listed]) -> list[str]:
+    """Where to get them, once per place, when they are not on this machine."""
+    return [f"  {place}" for place in dict.fromkeys(row.where for row in rows) if not Path(place).exists()]

@@ -1,0 +1,103 @@
+"""`run_page`: a run directory -> one page with the curves of its stages and, of a finetuned model, what it is worth.
+
+metrics.jsonl, finetune.json -> sections -> report.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from plait.report import charts
+from plait.report.page import section, write_page
+
+Curve = list[list[dict[str, Any]]]
+"""Of one stage: for every seed, its rows of metrics.jsonl."""
+
+_LOSSES = ("loss", "contrast", "denoise")
+
+
+def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a training run, to `run_dir`/report.html unless `out` is given. Returns its path.
+
+    ValueError where the directory holds no metrics.jsonl.
+    """
+    directory = Path(run_dir)
+    curves = read_curves([directory])
+    if not curves:
+        raise ValueError(f"expected a run with metrics.jsonl, got {directory}; train into it first")
+    finetuned = directory / "finetune.json"
+    worth = json.loads(finetuned.read_text(encoding="utf-8")) if finetuned.is_file() else {}
+    title = f"Run {directory.name}"
+    sections = [
+        f'<header class="hero"><h1>{escape(title)}</h1></header>',
+        worth_section(worth),
+        curves_section(curves),
+    ]
+    return write_page(directory / "report.html" if out is None else Path(out), title, sections)
+
+
+def read_curves(directories: Iterable[Path]) -> dict[str, Curve]:
+    """Rows of every metrics.jsonl below the directories, by stage; a last line torn by a kill is left out."""
+    curves: dict[str, Curve] = {}
+    for file in (file for place in directories for file in sorted(place.rglob("metrics.jsonl"))):
+        if "shuffled" in file.parent.name:  # the control of a demonstration
+            continue
+        stages: dict[str, list[dict[str, Any]]] = {}
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+            row = json.loads(line)
+            stages.setdefault(str(row.get("stage", "training")), []).append(row)
+        for stage, rows in stages.items():
+            curves.setdefault(stage, []).append(rows)
+    return curves
+
+
+def curves_section(curves: Mapping[str, Curve]) -> str:
+    """How losses went, stage by stage: one chart each, with steps, speed and memory."""
+    figures = []
+    for stage, seeds in curves.items():
+        names = list(dict.fromkeys(name for row in seeds[0] for name in row if name.startswith(_LOSSES)))
+        if "contrast" in names:
+            names.remove("loss")  # the sum jumps at every k-th step, when the denoising losses join it
+        lines = {name: [[(row["step"], row[name]) for row in rows if name in row] for rows in seeds] for name in names}
+        notes = [f"{seeds[0][-1]['step'] - seeds[0][0]['step'] + 1:,} steps"]
+        rates = sorted(row["samples_per_second"] for row in seeds[0] if "samples_per_second" in row)
+        if rates:
+            notes.append(f"{rates[len(rates) // 2]:,.0f} samples per second")
+        last = seeds[0][-1]
+        for name, words in {
+            "mfu": "{:.0%} MFU",
+            "memory_gib": "{:.2g} GiB",
+            "data_wait": "{:.0%} waiting for data",
+        }.items():
+            notes += [words.format(last[name])] if name in last else []
+        if len(seeds) > 1:
+            notes.append(f"{len(seeds)} seeds, the first drawn strong")
+        figures.append(
+            f"<figure class='panel'><figcaption><b>{escape(stage)}</b> {' · '.join(notes)}</figcaption>"
+            f"{charts.line_chart(lines, 'steps')}</figure>"
+        )
+    return section("How it learnt", "", f'<div class="panels">{"".join(figures)}</div>', "curves") if figures else ""
+
+
+def worth_section(worth: Mapping[str, Any]) -> str:
+    """Of a finetuned model (finetune.json): the trivial answer, the model as it came, the result, with intervals."""
+    names = {"trivial": "a trivial answer", "before": "the model as it came", "after": "after training"}
+    rows = []
+    for name, words in names.items():
+        if (one := worth.get(name)) is not None:
+            low, high = one["interval"]
+            about = f" <span class='dim'>({escape(one['about'])})</span>" if one.get("about") else ""
+            rows.append(f"<tr><td>{words}{about}</td><td>{one['value']:.3f}</td><td>{low:.3f} to {high:.3f}</td></tr>")
+    if not rows:
+        return ""
+    metric = escape(str(worth["trivial"]["metric"]))
+    table = (
+        f'<table class="plain"><thead><tr><th scope="col"></th><th scope="col">{metric}</th>'
+        f'<th scope="col">95&#8239;%</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    )
+    lead = f"Task {escape(worth['task'])}, on {worth['rows']['test']:,} rows that were held out."
+    return section("What it is worth", lead, table, "worth")

@@ -1,0 +1,252 @@
+"""Run a recipe in its directory: settings as text -> typed arguments -> claimed directory -> trained model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import plait
+from plait.errors import UsageError
+from plait.places import MARK, check_free, claim, is_ours
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from plait.training.checkpoint import CheckpointStore
+    from plait.training.loop import TrainResult
+    from plait.training.stages import Options, Recipe
+
+
+_KINDS = {int: ("a whole number", "100"), float: ("a number", "0.1"), bool: ("true or false", "true")}
+"""Type of a parameter -> what it takes, in words, and an example."""
+
+
+def run_recipe(
+    build: Callable[[], Recipe],
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str = "float32",
+    resume: bool = True,
+    options: Options | None = None,
+) -> TrainResult:
+    """Build a recipe, train it and save `run_dir`/model, or reuse what is there; what `plait train` runs.
+
+    build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with every random
+    generator seeded. Returns without a model directory when a signal stopped it (`interrupted`).
+    """
+    from plait.training.checkpoint import CheckpointStore
+    from plait.training.data_order import check_divides
+    from plait.training.loop import seed_everything, train
+    from plait.training.parallel import check_shared, gathered_state, hollow, process_group, shapes_of
+
+    model_dir = run_dir / "model"
+    store = CheckpointStore(run_dir / "checkpoints")
+    if (finished := _finished(run_dir, store, resume)) is not None:
+        return finished
+    with process_group(device) as (world, place):
+        recipe = build()
+        for stage in recipe.stages:
+            check_divides(stage.batch_size, world.size, stage.accumulation)
+        check_shared(run_dir, world)
+        if world.is_main and model_dir.exists():
+            shutil.rmtree(model_dir)  # of the run that resume=False replaces
+        seed_everything(seed, *b"model")
+        is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
+        model = shapes_of(recipe.model_builder) if is_sharded and not world.is_main else recipe.model_builder()
+        if recipe.before is not None and world.is_main:
+            recipe.before(model, run_dir)
+        world.wait()
+        whole = hollow(model) if is_sharded and world.is_main else model
+        result = train(
+            model, recipe.stages, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options
+        )
+        if result.interrupted is None:
+            state = gathered_state(model, world) if is_sharded else {}
+            if world.is_main:
+                _finish(recipe, whole, state, run_dir, place)
+        world.wait()
+    return result
+
+
+def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResult | None:
+    """The result of a run whose model is there, None where one is to be trained.
+
+    A model appears whole, at the very end: with its checkpoints cleaned up it is finished still. Raises UsageError
+    where nothing was trained beside it, since then it is somebody's, who would lose it to this run's.
+    """
+    from plait.training.logging import read_metrics
+    from plait.training.loop import TrainResult
+
+    model_dir, metrics = run_dir / "model", run_dir / "metrics.jsonl"
+    newest = store.latest() if resume else None
+    if not model_dir.exists():
+        return None
+    if newest is not None:
+        return TrainResult(newest, store.position(newest).seconds)
+    if not metrics.is_file():
+        raise UsageError(f"expected no {model_dir} before training, got one of no run here; choose another --out")
+    rows = read_metrics(metrics)
+    return TrainResult(rows[-1]["step"] if rows else 0, 0.0) if resume else None
+
+
+def _finish(recipe: Recipe, model: nn.Module, state: dict[str, Tensor], run_dir: Path, place: torch.device) -> None:
+    """Measure and save the trained model. state: its values, where training spread them over processes."""
+    from plait.training.checkpoint import write_directory
+
+    if state:
+        model.load_state_dict(state, assign=True)
+        model.to(place)
+    if recipe.after is not None:
+        model = recipe.after(model, run_dir)
+    write_directory(run_dir / "model", lambda directory: recipe.save(model, directory))
+
+
+def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: int) -> dict[str, Any]:
+    """All arguments of a recipe, defaults included: `key=value` strings read by the type of the parameter they name.
+
+    The recipe's own `seed`, where it has one, is `seed`. Raises UsageError for an unknown key (naming the nearest), a
+    value of another type, or a parameter without default that was not set.
+    """
+    parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function)
+    given: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"expected --set key=value, got {setting!r}")
+        if key == "seed":
+            raise UsageError("expected the seed in --seed, got --set seed; use --seed")
+        if key not in parameters:
+            raise UsageError(f"expected a parameter of the recipe, got {key!r}; {nearest(key, list(parameters))}")
+        given[key] = _parse(key, text, hints.get(key, str), parameters[key].default)
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise UsageError(f"expected a value for {', '.join(missing)}, got none; add --set {missing[0]}=VALUE")
+    return {name: given.get(name, p.default) for name, p in parameters.items()}
+
+
+def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
+    """Raise UsageError where the directory is no run's, or of one with other settings.
+
+    resume=False takes a run of other settings over, and nothing else. A run directory made before there were markers
+    is known by its config.json.
+    """
+    path = run_dir / "config.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if not {"recipe", "plait"} <= set(found):
+        check_free(run_dir)
+    if not (found and resume):
+        return
+    different = _differences(found, _plain(config))
+    if different:
+        raise UsageError(
+            f"expected the settings of {path}, got another {different[0]}; "
+            "choose another --out, or --no-resume to start again"
+        )
+
+
+def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
+    """Write config.json, or check that the one there asks for the same run. Raises UsageError when it does not.
+
+    resume=False takes the directory over; the loop then removes its checkpoints and metrics.
+    """
+    check_run_dir(run_dir, config, resume)
+    path = run_dir / "config.json"
+    if not is_main() or (path.exists() and resume):
+        return
+    if not path.exists():
+        claim(run_dir)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+@contextmanager
+def given_back(run_dir: Path) -> Generator[None]:
+    """Leave no claim to a run that failed before its first step, so that the corrected command may have the place."""
+    is_new, is_made = not (run_dir / "config.json").exists(), not run_dir.exists()
+    was_ours = is_ours(run_dir)
+    try:
+        yield
+    except (ValueError, OSError):
+        if is_new and not (run_dir / "metrics.jsonl").exists():
+            (run_dir / "config.json").unlink(missing_ok=True)
+            if not was_ours:
+                (run_dir / MARK).unlink(missing_ok=True)
+            if is_made:
+                with suppress(OSError):  # something is in it
+                    run_dir.rmdir()
+        raise
+
+
+def _plain(config: dict[str, Any]) -> Any:
+    """The configuration as JSON gives it back."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """`key (old, now new)` for everything in which two configurations differ."""
+    flat = [{**config, **config.get("arguments", {})} for config in (found, wanted)]
+    keys = [key for key in flat[0] | flat[1] if key not in ("arguments", "plait")]
+    return [
+        f"{key} ({flat[0].get(key)!r}, now {flat[1].get(key)!r})"
+        for key in keys
+        if flat[0].get(key) != flat[1].get(key)
+    ]
+
+
+def _parse(key: str, text: str, hint: Any, default: Any) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    members = get_args(hint)
+    if type(None) in members and text.lower() in ("none", "null"):
+        return None
+    is_sequence = get_origin(hint) in (list, tuple, Sequence)
+    try:
+        return TypeAdapter(hint).validate_python([part for part in text.split(",") if part] if is_sequence else text)
+    except ValidationError as error:
+        example = f"--set {key}={_example(hint, default)}"
+        raise UsageError(f"expected {key} as {_in_words(hint)}, got {text!r}; for example {example}") from error
+
+
+def _in_words(hint: Any) -> str:
+    """What a parameter of this type takes, for people."""
+    members = [member for member in get_args(hint) if member not in (type(None), ...)]
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, members))
+    if get_origin(hint) in (list, tuple, Sequence):
+        count = f"{len(members)} " if len(members) > 1 else ""
+        return f"{count}{_in_words(members[0]).removeprefix('a ')}s with a comma between"
+    if type(None) in get_args(hint):
+        return f"{' or '.join(map(_in_words, members))} or none"
+    return _KINDS[hint][0] if hint in _KINDS else getattr(hint, "__name__", str(hint))
+
+
+def _example(hint: Any, default: Any) -> str:
+    """A value that the parameter takes, as it is written: its default where that is one."""
+    if isinstance(default, list | tuple) and default:
+        return ",".join(map(str, default))
+    if default is not None and default is not inspect.Parameter.empty and default != ():
+        return str(default).lower() if isinstance(default, bool) else str(default)
+    found = next((member for member in (hint, *get_args(hint)) if member in _KINDS or isinstance(member, str)), "none")
+    return _KINDS[found][1] if found in _KINDS else str(found)
+
+
+def is_main() -> bool:
+    """True in the process that prints and writes, before there is a process group to ask."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(sorted(names))}"

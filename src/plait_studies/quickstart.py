@@ -1,0 +1,504 @@
+"""The steps of a quickstart: which public command makes what, and what it needs.
+
+The first hit: something real to look at within seconds, before anything trains, with the model that ships.
+
+shipped data | FOLDER -> first/manifest.jsonl -> plait index add ... --model nano -> plait search
+
+`plait quickstart`: everything once, with public commands only, each printed before it runs.
+
+    data -> first search -> check -> stage 1 -> stage 2 -> evaluate -> info -> index -> search -> summary and report
+
+Every step is kept: a second run reuses what exists, and an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plait.data.manifest import write_manifest
+from plait.errors import UsageError
+from plait.media import kind_of
+from plait.places import check_apart, check_free, claim, remove
+from plait.types import Sample
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. output: the file or directory whose presence says that it is whole.
+
+    needs: names of the steps whose results it reads; when one of them ran anew, `place` is removed and this runs anew.
+    is_whole_or_nothing: what an interrupted try left is removed too. is_always: cheap, and worth seeing every time.
+    """
+
+    name: str
+    phase: str
+    title: str
+    argv: tuple[str, ...]
+    output: Path | None = None
+    place: Path | None = None
+    needs: tuple[str, ...] = ()
+    is_whole_or_nothing: bool = False
+    is_always: bool = False
+
+    @property
+    def command(self) -> str:
+        """What a user would type."""
+        return shlex.join(("plait", *self.argv))
+
+    def clear(self) -> None:
+        """Remove what earlier tries left. UsageError where a person put something in that place."""
+        if self.place is not None:
+            remove(self.place)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for. folder None is the shipped data set; stage1, stage2: KEY=VALUE for the recipes."""
+
+    out: Path
+    folder: Path | None
+    k: int
+    stage1: tuple[str, ...] = ()
+    stage2: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> Path:
+        """The data set directory of the run."""
+        return self.out / "data"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run directory is bound to."""
+        folder = None if self.folder is None else str(self.folder.resolve())
+        return {"folder": folder, "k": self.k, "stage1": list(self.stage1), "stage2": list(self.stage2)}
+
+    def as_arguments(self, seeds: int) -> list[str]:
+        """The arguments that ask for the same again."""
+        words = [] if self.folder is None else [str(self.folder)]
+        words += ["--seeds", str(seeds), "--out", str(self.out), "--k", str(self.k)]
+        for name, values in (("--stage1", self.stage1), ("--stage2", self.stage2)):
+            words += [word for value in values for word in (name, value)]
+        return words
+
+    def data_steps(self) -> list[Step]:
+        """The data set as plain files, and the proof that it is whole."""
+        data = str(self.data)
+        if self.folder is None:
+            make: tuple[str, ...] = ("data", "build", "mini", "--shipped", "--out", data)
+        else:
+            make = ("data", "from-folder", str(self.folder), data)
+        return [
+            Step("data", "data", "data", make, self.data / "manifest.jsonl", self.data, is_whole_or_nothing=True),
+            Step("check", "data", "is the data whole?", ("data", "check", data), needs=("data",)),
+        ]
+
+
+@dataclass
+class Plan:
+    """Everything after the data: steps in order, and where the evaluations, the controls and the model will be."""
+
+    has_sounds: bool
+    steps: list[Step] = field(default_factory=list)
+    evaluations: list[Path] = field(default_factory=list)
+    controls: list[Path] = field(default_factory=list)
+    model: Path = Path()
+
+
+def plan_of(settings: Settings, seeds: int) -> Plan:
+    """Read the data set and lay out training, evaluation and index. UsageError where nothing is held out."""
+    from plait.data.manifest import read_manifest
+    from plait.evaluation.emergent import HeldOut
+
+    held_out = HeldOut.read(settings.data)
+    trained = any(row.audio is not None and row.split == "train" for row in read_manifest(settings.data))
+    plan = Plan(has_sounds=bool(held_out.notes) and trained)
+    if not held_out.training_drawings:
+        raise UsageError(f"expected pictures to train on in {settings.data}, got none; give at least two of each thing")
+    for seed in range(seeds):
+        _add_seed(plan, settings, seed, with_control=seeds > 1 and plan.has_sounds)
+    final = "stage2" if plan.has_sounds else "stage1"
+    plan.model = settings.out / "seed-0" / final / "model"
+    index, held_out_files = settings.out / "index.lance", settings.out / "seed-0" / "evaluation" / "gallery"
+    searched = held_out_files if settings.folder is None else settings.data
+    plan.steps += [
+        Step("info", "info", "the model, saved", ("info", str(plan.model)), needs=(f"seed-0 {final}",)),
+        Step(
+            "index",
+            "index",
+            "index",
+            ("index", "add", str(index), str(searched), "--model", str(plan.model)),
+            index,
+            index,
+            needs=("data", f"seed-0 {final}", "seed-0 evaluate"),
+            is_whole_or_nothing=True,
+        ),
+    ]
+    return plan
+
+
+def _add_seed(plan: Plan, settings: Settings, seed: int, with_control: bool) -> None:
+    name, home, data = f"seed-{seed}", settings.out / f"seed-{seed}", str(settings.data)
+    title = f"seed {seed}: "
+    shared = ("--set", f"data={data}", "--set", f"denoise_every={settings.k}", *_sets(settings.stage1))
+    first = home / "stage1"
+    plan.steps.append(_train(name, "stage1", title + "pictures with words", first, shared, seed, needs=("data",)))
+    model = first / "model"
+    if plan.has_sounds:
+        shared = ("--set", f"init={model}", "--set", f"data={data}", "--set", f"denoise_every={settings.k}")
+        shared += _sets(settings.stage2)
+        words = title + "sounds with words"
+        second, needs = home / "stage2", ("data", f"{name} stage1")
+        plan.steps.append(_train(name, "stage2", words, second, shared, seed, needs=needs))
+        model = second / "model"
+    trained = f"{name} {'stage2' if plan.has_sounds else 'stage1'}"
+    plan.steps.append(
+        _evaluate(name, "evaluate", title + "measure", model, data, home / "evaluation", needs=(trained,))
+    )
+    plan.evaluations.append(home / "evaluation" / "evaluation.json")
+    if with_control:
+        control, words = home / "stage2-shuffled", title + "the control, sounds with shuffled words"
+        shared += ("--set", "shuffle_pairs=true")
+        plan.steps.append(
+            _train(name, "stage2-shuffled", words, control, shared, seed, needs=("data", f"{name} stage1"))
+        )
+        place = home / "evaluation-shuffled"
+        words, needs = title + "measure the control", (f"{name} stage2-shuffled",)
+        plan.steps.append(_evaluate(name, "evaluate-shuffled", words, control / "model", data, place, needs=needs))
+        plan.controls.append(place / "evaluation.json")
+
+
+def _sets(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for value in values for word in ("--set", value))
+
+
+def _train(
+    name: str, phase: str, title: str, place: Path, sets: tuple[str, ...], seed: int, *, needs: tuple[str, ...]
+) -> Step:
+    recipe = "one_peace.stage1" if phase == "stage1" else "one_peace.stage2"
+    argv = ("train", recipe, *sets, "--seed", str(seed), "--out", str(place))
+    return Step(f"{name} {phase}", phase, title, argv, place / "model", place, needs)
+
+
+def _evaluate(
+    name: str, phase: str, title: str, model: Path, data: str, place: Path, *, needs: tuple[str, ...]
+) -> Step:
+    argv = ("eval", "emergent", str(model), "--data", data, "--out", str(place))
+    return Step(f"{name} {phase}", phase, title, argv, place / "evaluation.json", place, needs)
+
+
+def searches(settings: Settings, plan: Plan) -> list[Step]:
+    """A query by sound and one by sound and word (by word alone where there are no sounds), on the new index."""
+    index = str(settings.out / "index.lance")
+    examples = json.loads(plan.evaluations[0].read_text(encoding="utf-8"))["examples"]
+
+    def step(name: str, title: str, *query: str) -> Step:
+        argv = ("search", index, *query, "--modality", "image", "-k", "5", "--html", str(settings.out / f"{name}.html"))
+        return Step(name, "search", title, argv, is_always=True)
+
+    steps = []
+    for example in examples.get("audio_to_image", [])[:1]:
+        steps.append(
+            step("search-sound", f"which pictures sound like this? ({example['name']})", *_audio(settings, example))
+        )
+    for example in examples.get("fused_to_image", [])[:1]:
+        title = f"a sound and a word in one query ({example['name']} + {example['text']})"
+        steps.append(step("search-sound-and-word", title, *_audio(settings, example), "--text", example["text"]))
+    if not steps:
+        from plait.evaluation.emergent import HeldOut
+
+        word = next(iter(HeldOut.read(settings.data).names.values()))
+        steps.append(step("search-word", f"which pictures show this? ({word})", "--text", word))
+    return steps
+
+
+def _audio(settings: Settings, example: dict[str, Any]) -> tuple[str, str]:
+    return "--audio", str(settings.data / example["audio"])
+
+
+MODEL = "nano"
+FILES = 60
+"""Files of a folder that are looked at: some seconds, whatever their size."""
+LOOKED_AT = 5000
+"""Files of a folder among which those are chosen."""
+SOUND = "bird"
+WORD = "trumpet"
+"""What is asked of the shipped data: two of the things that the shipped model knows well."""
+
+
+def first_steps(settings: Settings) -> list[Step]:
+    """Index some pictures with the shipped model and search them. UsageError where FOLDER holds no media."""
+    samples, queries = _of_mini(settings.data) if settings.folder is None else _of_folder(settings.folder)
+    place = settings.out / "first"
+    claim(settings.out)
+    claim(place)
+    write_manifest(place / "manifest.jsonl", samples)
+    index = str(place / "index.lance")
+    steps = [
+        Step(
+            "first-index",
+            "first",
+            f"{len(samples)} files, and the model that ships with Plait",
+            ("index", "add", index, str(place / "manifest.jsonl"), "--model", MODEL),
+            Path(index),
+            Path(index),
+            needs=("data",) if settings.folder is None else (),
+            is_whole_or_nothing=True,
+        )
+    ]
+    for number, (title, *query) in enumerate(queries, 1):
+        argv = ("search", index, *query, "-k", "5", "--html", str(settings.out / f"first-{number}.html"))
+        steps.append(Step(f"first-search-{number}", "first", title, argv, is_always=True))
+    return steps
+
+
+def _of_mini(data: Path) -> tuple[list[Sample], list[tuple[str, ...]]]:
+    """The held-out drawings, and two queries: a word and a held-out note."""
+    from plait.evaluation.emergent import HeldOut, concept
+
+    held_out = HeldOut.read(data.resolve())
+    notes = [str(note.audio) for note in held_out.notes if concept(note) == SOUND]
+    return held_out.drawings, [
+        (f"which drawings show a {WORD}?", "--text", WORD),
+        (f"which drawings sound like this? (a {SOUND})", "--audio", notes[0]),
+    ]
+
+
+def _of_folder(folder: Path) -> tuple[list[Sample], list[tuple[str, ...]]]:
+    """Pictures and sounds of a folder, evenly chosen, and what looks (or sounds) like the first of them."""
+    if not folder.is_dir():
+        raise UsageError(f"expected a folder, got {folder}: {'a file' if folder.exists() else 'no such folder'}")
+    found = [(path, kind) for path in _files(folder) if (kind := kind_of(path)) in ("image", "audio")]
+    if not found:
+        raise UsageError(f"expected pictures or sounds in {folder}, got none; pass a folder that holds some")
+    count = min(FILES, len(found))
+    chosen = [found[i * len(found) // count] for i in range(count)]
+    samples = [Sample.from_row({"id": str(path), kind: str(path)}) for path, kind in chosen]
+    path, kind = min(chosen, key=lambda pair: pair[1] != "image")
+    verb = "look" if kind == "image" else "sound"
+    return samples, [(f"which of your files {verb} like {path.name}?", f"--{kind}", str(path))]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The first files below `folder`, hidden ones and indices left out."""
+
+    def walk() -> Iterator[Path]:
+        for place, names, files in os.walk(folder):
+            names[:] = sorted(name for name in names if not name.startswith(".") and not name.endswith(".lance"))
+            yield from (Path(place, name).resolve() for name in sorted(files) if not name.startswith("."))
+
+    return itertools.islice(walk(), LOOKED_AT)
+
+
+def caveat(is_shipped_data: bool) -> str:
+    """What the first hits do and do not say."""
+    if is_shipped_data:
+        return (
+            "These drawings were held out of its training; of all notes 27 % find their drawing within five of 300, "
+            "by chance 1.7 %."
+        )
+    return "The shipped model knows drawings: on photographs it sees little more than colours and shapes."
+
+
+COMMAND = "plait.cli:command"
+"""How a verb is called in this process: found by name when it runs, since the command line sits above this room."""
+
+
+def quickstart(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="pictures (and sounds) of your own, in named sub-folders")
+    ] = None,
+    *,
+    seeds: Annotated[int, typer.Option(min=1, help="2 or more also train the control with shuffled sounds")] = 1,
+    out: Annotated[Path | None, typer.Option(help="run directory; runs/demo, or runs/NAME of the folder")] = None,
+    k: Annotated[int, typer.Option("--k", min=0, help="denoising losses at every k-th step, 0 for never")] = 8,
+    stage1: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 1")] = None,
+    stage2: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 2")] = None,
+) -> int:
+    """Search at once with the shipped model, then train one on the shipped data (or a folder), measure it, report."""
+    out = out or Path("runs") / ("demo" if folder is None else folder.resolve().name)
+    if folder is not None:
+        check_apart(folder, out)
+    check_free(out)
+    settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()))
+    log = Log(out / "quickstart.json", settings.to_json())
+    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
+    print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
+    print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
+    try:
+        finished = _run(settings, seeds, log)
+    except KeyboardInterrupt:
+        finished = False
+    if not finished:
+        print(f"\nstopped; what is done is kept. Continue with:\n  {again}")
+        return INTERRUPTED
+    return 0
+
+
+def _run(settings: Settings, seeds: int, log: Log) -> bool:
+    """All steps, the summary, searches and the report. False when a signal stopped a step."""
+    changed: set[str] = set()
+    if not _first_hit(settings, log, changed):
+        return False
+    for step in settings.data_steps():
+        if step.name not in changed and not _take(step, log, changed):
+            return False
+    plan = plan_of(settings, seeds)
+    if not plan.has_sounds:
+        print("no sounds with pictures of the same things: stage 2 and everything that listens are left out")
+    for number, step in enumerate(plan.steps, 1):
+        if not _take(step, log, changed, f"{number}/{len(plan.steps)}"):
+            return False
+    summary = _summarise(settings, plan, log)
+    for step in searches(settings, plan):
+        _take(step, log, changed)
+    _report(settings, plan, log)
+    _closing(settings, summary)
+    return True
+
+
+def _first_hit(settings: Settings, log: Log, changed: set[str]) -> bool:
+    """Search with the model that ships, before anything trains. False when a signal stopped it."""
+    start = time.monotonic()
+    ready = []
+    if settings.folder is None:  # else the folder is searched as it lies there
+        claim(settings.out)
+        ready = settings.data_steps()[:1]
+    if not all(_take(step, log, changed) for step in ready):
+        return False
+    for step in first_steps(settings):
+        if not _take(step, log, changed):
+            return False
+    print(f"\n{caveat(settings.folder is None)}")
+    print(f"({time.monotonic() - start:.0f} s so far; the model of your own is trained now)")
+    return True
+
+
+class Log:
+    """quickstart.json: the settings of a run directory, and command, seconds and state of every step so far."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"settings": settings, "steps": {}}
+        for name, value in settings.items():
+            if stored["settings"].get(name) != value:
+                raise UsageError(
+                    f"expected {name} {stored['settings'].get(name)!r} to continue {path.parent}, got {value!r}; "
+                    "choose another --out, or delete the directory to start again"
+                )
+        self.content: dict[str, Any] = stored
+
+    def is_done(self, step: Step) -> bool:
+        """Whether this very command finished and what it made still exists."""
+        entry = self.content["steps"].get(step.name, {})
+        made = step.output is None or step.output.exists()
+        return bool(entry.get("is_done")) and entry["command"] == step.command and made and not step.is_always
+
+    def record(self, step: Step, seconds: float, is_done: bool) -> None:
+        """Add seconds to a step (several tries add up, a repeated step counts once) and write the file."""
+        entry = self.content["steps"].get(step.name, {})
+        spent = 0.0 if entry.get("is_done", True) else entry["seconds"]
+        new = {"command": step.command, "seconds": spent + seconds, "is_done": is_done, "phase": step.phase}
+        self.content["steps"][step.name] = new
+        self.write()
+
+    def write(self, **more: Any) -> None:
+        """Write the file in one step."""
+        self.content |= more
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
+    """Run a step unless it is done. False when a signal stopped it. `changed` holds the steps that ran this time."""
+    label = f"[{place}] {step.title}" if place else step.title
+    is_stale = bool(changed & set(step.needs))
+    if log.is_done(step) and not is_stale:
+        print(f"{label}: kept from before ({log.content['steps'][step.name]['seconds']:.0f} s)")
+        return True
+    if is_stale or step.is_whole_or_nothing:
+        step.clear()
+    if step.place is not None:
+        claim(step.place)  # before the command runs, so that a kill leaves nothing that looks like a person's
+    print(f"\n{label}\n$ {step.command}", flush=True)
+    start = time.monotonic()
+    is_done = False
+    try:
+        is_done = invoke(step.argv) == 0 and (step.output is None or step.output.exists())
+    finally:
+        log.record(step, time.monotonic() - start, is_done)
+    changed.add(step.name)
+    return is_done
+
+
+def invoke(argv: Sequence[str]) -> int:
+    """Run a public command in this process, as the command line would. Returns its exit code; its errors propagate."""
+    module, _, attribute = COMMAND.partition(":")
+    command: Callable[[str], Any] = getattr(import_module(module), attribute)
+    result = command(argv[0]).main(args=list(argv[1:]), prog_name=f"plait {argv[0]}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _summarise(settings: Settings, plan: Plan, log: Log) -> dict[str, Any]:
+    """Write summary.json from the stored evaluations."""
+    from plait_studies.summary import BARS, summarise, write_summary
+
+    def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+    bars = BARS if settings.folder is None else ()
+    summary = summarise(read(plan.evaluations), read(plan.controls), bars=bars)
+    wanted = {step.name for step in [*settings.data_steps(), *plan.steps]}
+    steps = {name: entry for name, entry in log.content["steps"].items() if name in wanted}
+    seconds: dict[str, float] = {}
+    for entry in steps.values():
+        seconds[entry["phase"]] = seconds.get(entry["phase"], 0.0) + entry["seconds"]
+    seconds["one_seed"] = sum(entry["seconds"] for name, entry in steps.items() if _is_of_first_seed(name))
+    seconds["total"] = sum(entry["seconds"] for entry in steps.values())
+    write_summary(settings.out / "summary.json", summary, seconds)
+    return summary
+
+
+def _is_of_first_seed(name: str) -> bool:
+    return not name.startswith("seed-") or (name.startswith("seed-0 ") and "shuffled" not in name)
+
+
+def _report(settings: Settings, plan: Plan, log: Log) -> None:
+    from plait_studies.report import build_report
+
+    shown = [*settings.data_steps(), *plan.steps, *searches(settings, plan)]
+    commands = [{name: log.content["steps"][step.name][name] for name in ("command", "seconds")} for step in shown]
+    log.write(
+        data=settings.data.relative_to(settings.out).as_posix(),
+        is_shipped_data=settings.folder is None,
+        commands=commands,
+        notes={"denoising losses": f"every {settings.k} steps (k)" if settings.k else "none"},
+    )
+    print(f"\nreport\n$ python -c 'from plait_studies.report import build_report; build_report(\"{settings.out}\")'")
+    build_report(settings.out)
+
+
+def _closing(settings: Settings, summary: dict[str, Any]) -> None:
+    """The numbers in a few lines, and where everything is."""
+    print(f"\n{'metric':<32}{'found':>8}{'chance':>9}   bar")
+    for name, found in summary["metrics"].items():
+        if found["value"] is not None:
+            bar = summary["bars"].get(name)
+            words = "" if bar is None else f"{'met' if bar['met'] else 'MISSED'}: {bar['bar']}"
+            print(f"{name:<32}{100 * found['value']:>7.1f}%{100 * found['chance']:>8.1f}%   {words}")
+    print(
+        f"\nsummary  {settings.out / 'summary.json'}\nreport   {settings.out / 'report.html'}  (open it in a browser)"
+    )
