@@ -13,6 +13,7 @@ import typer
 
 from plait import __version__
 from plait.cli import INTERRUPTED, VERBS, Verb, command, main
+from plait.cli import verbs as all_verbs
 from plait.errors import MissingExtraError, UsageError, extra_of, import_extra
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,7 @@ def test_an_interrupt_is_said_and_exits_130(capsys: pytest.CaptureFixture) -> No
 def test_help_lists_every_verb(args: list[str], capsys: pytest.CaptureFixture) -> None:
     assert main(args) == 0
     out = capsys.readouterr().out
-    for name, verb in VERBS.items():
+    for name, verb in all_verbs().items():
         assert re.search(rf"^  {name} +{re.escape(verb.help)}$", out, re.MULTILINE)
 
 
@@ -137,7 +138,7 @@ def test_version_is_printed(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == f"plait {__version__}\n"
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", all_verbs())
 def test_every_verb_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture) -> None:
     assert main([name, "--help"]) == 0
     assert "--help" in capsys.readouterr().out
@@ -156,7 +157,7 @@ def test_documents_name_only_verbs_and_options_that_exist(document: Path) -> Non
         name, *args = shlex.split(line, comments=True)[1:]
         if name.startswith("--"):
             continue
-        assert name in VERBS, f"{document.name}: {line}"
+        assert name in all_verbs(), f"{document.name}: {line}"
         verb = command(name)
         if hasattr(verb, "commands"):
             assert args[0] in verb.commands, f"{document.name}: {line}"

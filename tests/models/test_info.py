@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_the_verb_prints_for_people_and_for_machines(model_dir: Path, capsys: py
     text = capsys.readouterr().out
     assert "apache-2.0" in text and "trunk.mlp.audio" in text and "49.2%" in text
     assert main(["info", str(model_dir), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == model_info(model_dir).to_dict()
+    assert json.loads(capsys.readouterr().out) == asdict(model_info(model_dir))
 
 
 def test_something_else_than_a_model_directory_is_refused(

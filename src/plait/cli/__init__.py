@@ -64,11 +64,11 @@ VERBS: dict[str, Verb] = {
     "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack"),
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.cli.models:info", "what is in a model directory"),
-    "models": Verb("plait.models.catalog:models", "official checkpoints and local models, with size and licence"),
+    "models": Verb("plait.cli.models:models", "official checkpoints and local models, with size and licence"),
     "doctor": Verb("plait.parity.doctor:doctor", "check the installation: versions, extras, devices, golden cases"),
-    "convert": Verb("plait.models.convert:convert_command", "official checkpoint -> model directory"),
-    "merge": Verb("plait.models.merge:merge_command", "model directory + LoRA adapter -> model directory"),
-    "upcycle": Verb("plait.models.upcycle:upcycle_command", "Llama directory -> mPLUG-Owl2 with a way per modality"),
+    "convert": Verb("plait.cli.models:convert", "official checkpoint -> model directory"),
+    "merge": Verb("plait.cli.models:merge", "model directory + LoRA adapter -> model directory"),
+    "upcycle": Verb("plait.cli.models:upcycle", "Llama directory -> mPLUG-Owl2 with a way per modality"),
     "parity": Verb("plait.cli.parity:parity", "run golden cases and say what holds"),
 }
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from plait.cli.options import (
+    AdapterOption,
+    BadOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    check_on_bad,
+    json_option,
+)
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from plait.assistant import Result, Task
+    from plait.assistant import Task
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")]
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, folder or manifest")]
-DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")]
-AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
-BatchOption = Annotated[int, typer.Option(help="items per forward pass", min=1)]
 BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
 LengthOption = Annotated[int | None, typer.Option(help="most tokens to write", min=1)]
-BadOption = Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object per item")]
 TopOption = Annotated[int, typer.Option("-k", "--top", help="labels or answers shown", min=1)]
+JsonOption = Annotated[bool, json_option("print one JSON object per item")]
 
 
 def caption(
@@ -40,8 +44,8 @@ def caption(
     as_json: JsonOption = False,
 ) -> None:
     """Describe images and videos."""
-    options = _given(num_beams=num_beams, max_length=max_length)
-    _run("caption", model, media, "", on_bad, as_json, (batch_size, device, dtype, adapter), options=options)
+    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length))
+    _run("caption", model, media, "", how)
 
 
 def answer(
@@ -64,10 +68,8 @@ def answer(
 ) -> None:
     """Answer a question about images and videos, freely or from a list of answers."""
     candidates = _listed(answers, "answers")
-    options = _given(num_beams=num_beams, max_length=max_length)
-    task: Task = "answer" if candidates is None else "rank"
-    places = (batch_size, device, dtype, adapter)
-    _run(task, model, media, question, on_bad, as_json, places, candidates, options, top)
+    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length), candidates, top)
+    _run("answer" if candidates is None else "rank", model, media, question, how)
 
 
 def ground(
@@ -83,7 +85,7 @@ def ground(
     as_json: JsonOption = False,
 ) -> None:
     """Find what a phrase names in images: x0 y0 x1 y1 in pixels."""
-    _run("ground", model, media, phrase, on_bad, as_json, (batch_size, device, dtype, adapter))
+    _run("ground", model, media, phrase, _How(batch_size, device, dtype, adapter, on_bad, as_json))
 
 
 def classify(
@@ -103,57 +105,59 @@ def classify(
 ) -> None:
     """Name what images, videos or a manifest's texts show, with probabilities."""
     candidates = _listed(labels, "labels")
-    _run("classify", model, media, "", on_bad, as_json, (batch_size, device, dtype, adapter), candidates, top=top)
+    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
+    _run("classify", model, media, "", how)
 
 
-def _run(
-    task: Task,
-    model: Path,
-    media: Path,
-    text: str,
-    on_bad: str,
-    as_json: bool,
-    places: tuple[int, str | None, str | None, Path | None],
-    candidates: list[str] | None = None,
-    options: dict[str, int] | None = None,
-    top: int = 5,
-) -> None:
-    if on_bad not in ("fail", "skip"):
-        raise UsageError(f"expected --on-bad fail or skip, got {on_bad!r}")
+class _How(NamedTuple):
+    """What the four verbs share, as it was asked for."""
+
+    batch_size: int
+    device: str | None
+    dtype: str | None
+    adapter: Path | None
+    on_bad: str
+    as_json: bool
+    options: dict[str, int] | None = None
+    candidates: list[str] | None = None
+    top: int = 5
+
+
+def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
+    is_skipping = check_on_bad(how.on_bad)
     from plait.assistant import Assistant, progress, requests_under
 
+    def stop_at(error: str | None) -> None:
+        if error and not is_skipping:
+            raise ValueError(error)
+
     requests, others = requests_under(media, text)
-    if on_bad == "fail" and (bad := next((r for r in requests if r.error), None)):
-        raise ValueError(bad.error)
+    # before a model is loaded, which may take minutes
+    stop_at(next((request.error for request in requests if request.error), None))
     if others:
         files = "1 file that is" if others == 1 else f"{others} files that are"
         typer.echo(f"passed over {files} neither image nor video", err=True)
-    batch_size, device, dtype, adapter = places
-    assistant = Assistant(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
-    if task in assistant.tasks:
+    assistant = Assistant(model, device=how.device, dtype=how.dtype, batch_size=how.batch_size, adapter=how.adapter)
+    if task in assistant.tasks:  # else `stream` says what the model can do instead
         requests = assistant.fitting(task, requests)
-    if on_bad == "fail" and (bad := next((r for r in requests if r.error), None)):
-        raise ValueError(bad.error)
+    stop_at(next((request.error for request in requests if request.error), None))
     skipped = 0
     with progress(len(requests), task, None) as bar:
-        for result in assistant.stream(task, requests, candidates=candidates, options=options):
-            if result.error is not None and on_bad == "fail":
-                raise ValueError(result.error)
-            skipped += result.error is not None
-            _print(task, result, top, as_json)
+        for name, value, error in assistant.stream(task, requests, candidates=how.candidates, options=how.options):
+            stop_at(error)
+            if error:
+                skipped += 1
+                if how.as_json:
+                    print(json.dumps({"name": name, "error": error}))
+                else:
+                    typer.echo(f"skipped: {name}: {error}", err=True)
+            elif how.as_json:
+                print(json.dumps({"name": name} | _as_json(task, value, how.top)))
+            else:
+                print(f"{name}\t{_as_line(task, value, how.top)}")
             bar.update()
     if skipped == len(requests):
         raise ValueError(f"expected something to {task}, got nothing that can be read among {skipped} items")
-
-
-def _print(task: Task, result: Result, top: int, as_json: bool) -> None:
-    name, value, error = result
-    if as_json:
-        print(json.dumps({"name": name, "error": error} if error else {"name": name} | _as_json(task, value, top)))
-    elif error:
-        typer.echo(f"skipped: {name}: {error}", err=True)
-    else:
-        print(f"{name}\t{_as_line(task, value, top)}")
 
 
 def _as_json(task: Task, value: Any, top: int) -> dict[str, Any]:
@@ -169,7 +173,9 @@ def _as_line(task: Task, value: Any, top: int) -> str:
     return " ".join(f"{x:.1f}" for x in value) if task == "ground" else value
 
 
-def _given(**options: int | None) -> dict[str, int]:
+def _given(num_beams: int | None, max_length: int | None) -> dict[str, int]:
+    """What was asked for alone: a family has defaults of its own for the rest."""
+    options = {"num_beams": num_beams, "max_length": max_length}
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plait.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, json_option
+
 if TYPE_CHECKING:
     from plait.chat import Chat
 
@@ -21,7 +23,7 @@ CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) n
 
 
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")],
+    model: ModelArgument,
     *,
     image: Annotated[list[Path] | None, typer.Option(help="shown with the first question; repeatable")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="shown with the first question; repeatable")] = None,
@@ -33,10 +35,10 @@ def chat(
         int | None, typer.Option(help="pictures that a video becomes, else the model's own", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    device: Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per answer")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
+    as_json: Annotated[bool, json_option("print one JSON object per answer")] = False,
 ) -> int:
     """Talk with a model about images, videos and text; Ctrl-C stops an answer, Ctrl-D ends the chat."""
     for path in [*(image or ()), *(video or ())]:
@@ -111,10 +113,12 @@ def _command(line: str, talk: Chat, shown: dict[str, list[Path]]) -> str:
 
 
 def _say(talk: Chat, question: str, shown: dict[str, list[Path]], is_person: bool, as_json: bool) -> None:
+    """Print an answer as it is written. Closing the stream, as an interrupt does, stops the model too."""
     said = ""
+    stream: Any = talk.stream(question, images=shown["image"], videos=shown["video"])
     try:
-        with closing(_pieces(talk, question, shown)) as pieces:
-            for piece in pieces:
+        with closing(stream):
+            for piece in stream:
                 said += piece
                 if not as_json:
                     print(piece.translate(CONTROLS) if is_person else piece, end="", flush=True)
@@ -126,7 +130,3 @@ def _say(talk: Chat, question: str, shown: dict[str, list[Path]], is_person: boo
         print(json.dumps({"question": question, "answer": said}, ensure_ascii=False), flush=True)
     else:
         print(flush=True)
-
-
-def _pieces(talk: Chat, question: str, shown: dict[str, list[Path]]) -> Any:
-    return talk.stream(question, images=shown["image"], videos=shown["video"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plait.cli.options import check_on_bad, json_option
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
 
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 LISTED = 20
 
 
@@ -24,7 +24,7 @@ LISTED = 20
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="a data set's directory or manifest, or mini")] = "mini",
     *,
-    as_json: JsonOption = False,
+    as_json: Annotated[bool, json_option()] = False,
 ) -> None:
     """Read every row, decode every file, count, and look for test files that are also training files."""
     from plait.data.check import check as check_data_set
@@ -90,9 +90,7 @@ def pack(
     """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
     from plait.data.sources import pack_data
 
-    if on_bad not in ("raise", "skip"):
-        raise UsageError(f"expected --on-bad raise or skip, got {on_bad!r}")
-    rows, left_out = pack_data(data, out, shard_mb << 20, skip=on_bad == "skip")
+    rows, left_out = pack_data(data, out, shard_mb << 20, skip=check_on_bad(on_bad, error="raise"))
     print(f"{out}: {rows} rows in {len(list(out.glob('*.tar')))} shards")
     if left_out:
         print(f"left out {len(left_out)}:")

@@ -1,25 +1,29 @@
-"""The verb `info`."""
+"""The verbs about model directories as such: `plait info`, `models`, `convert`, `merge` and `upcycle`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from plait.models.catalog import model_info
+from plait.cli.options import NewDirectory, json_option
+from plait.errors import UsageError
+from plait.models.catalog import Listed, local, model_info, official
 from plait.report.tables import format_bytes, format_count, format_table
 
 
 def info(
     model: Annotated[Path, typer.Argument(help="A model directory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Annotated[bool, json_option("Print JSON for machines.")] = False,
 ) -> None:
     """Print family, modalities, parameters, dtype and licence of a model directory, without loading its weights."""
     facts = model_info(model)
     if as_json:
-        print(json.dumps(facts.to_dict(), indent=2))
+        print(json.dumps(asdict(facts), indent=2))
         return
     print(f"{facts.path}: {facts.family} ({', '.join(facts.architectures) or 'architecture not named'})")
     print(f"modalities  {', '.join(facts.modalities) or 'not named'}")
@@ -28,3 +32,118 @@ def info(
     print(f"licence     {facts.license or 'not named in README.md'}\n")
     rows = [(part, format_count(n), f"{n / facts.parameters:.1%}") for part, n in facts.parts.items()]
     print(format_table(("part", "parameters", "share"), rows))
+
+
+def models(
+    folders: Annotated[list[Path] | None, typer.Argument(help="folders to look for model directories in")] = None,
+    *,
+    family: Annotated[str | None, typer.Option(help="only this family")] = None,
+    as_json: Annotated[bool, json_option()] = False,
+) -> None:
+    """List official checkpoints and local model directories: family, size, memory, licence, what they do.
+
+    Without FOLDERS the folder runs/ is looked at when it is there. Nothing is fetched.
+    """
+    runs = [Path("runs")] if Path("runs").is_dir() else []
+    groups = {"official": official(), "local": local(runs if folders is None else folders)}
+    known = sorted({row.family for rows in groups.values() for row in rows})
+    if family is not None and family not in known:
+        raise UsageError(f"expected one of the families {', '.join(known)}, got {family!r}")
+    groups = {name: [row for row in rows if family in (None, row.family)] for name, rows in groups.items()}
+    if as_json:
+        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in groups.items()}, indent=2))
+        return
+    for name, rows in groups.items():
+        print(f"{name}\n{_table(rows) if rows else '(none)'}\n")
+    print("Memory is that of the weights in bfloat16 (float32: twice that); activations come on top: plait plan.")
+    print("Licences of official files are those of the authors' repositories; those of base models were not checked.")
+
+
+def _table(rows: Sequence[Listed]) -> str:
+    """Numbers aligned to the right, then name and description to the left; below, where to get what is not here."""
+    numbers = [(row.family, format_count(row.parameters), format_bytes(row.memory["bfloat16"])) for row in rows]
+    head, *lines = format_table(("family", "parameters", "memory"), numbers).splitlines()
+    width = max(len(row.name) for row in rows)
+    body = [
+        f"{line.ljust(len(head))}  {row.name:<{width}}  {row.does}; licence {row.license}"
+        for line, row in zip(lines, rows)
+    ]
+    places = [f"  {place}" for place in dict.fromkeys(row.where for row in rows) if not Path(place).exists()]
+    return "\n".join([f"{head}  name", *body, *places])
+
+
+def convert(
+    src: Annotated[Path, typer.Argument(help="Official checkpoint: .pt .pth .bin .pkl .safetensors or a directory.")],
+    dst: NewDirectory,
+    *,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the file's without it.")] = None,
+    branch: Annotated[list[str] | None, typer.Option(help="Modality to keep; repeatable; all without it.")] = None,
+    task: Annotated[str | None, typer.Option(help="Keep only what this task needs (mPLUG-2), such as caption.")] = None,
+    official: Annotated[bool, typer.Option("--official", help="Keep the quirks of the official code.")] = False,
+    official_config: Annotated[Path | None, typer.Option(help="JSON of the cfg, for files that hold none.")] = None,
+    as_json: Annotated[bool, json_option("Print the record as JSON.")] = False,
+) -> None:
+    """Turn an official checkpoint into a model directory. Nothing in the file is executed."""
+    from plait.models.convert import by_reason
+    from plait.models.convert import convert as convert_to
+
+    options: dict[str, Any] = {"official": True} if official else {}
+    if task is not None:
+        options["task"] = task
+    if official_config is not None:
+        try:
+            options["official_config"] = json.loads(official_config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"expected a JSON file with the official configuration, got {official_config}: {error}"
+            ) from error
+        if not isinstance(options["official_config"], dict):
+            raise UsageError(
+                f"expected a JSON object with the official configuration, got {official_config} with something else"
+            )
+    if not as_json:
+        print(f"reading {src}")
+    done = convert_to(src, dst, dtype=dtype, branch=branch or None, **options)
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    print(f"{done.path}: {done.model_type}, {done.parameters:,} parameters, {done.dtype}")
+    for reason, keys in by_reason(done.dropped).items():
+        print(f"  left out {len(keys)}: {reason}")
+    for note in (*(f"no official weight for {key}" for key in done.added), *done.notes):
+        print(f"  note: {note}")
+
+
+def merge(
+    base: Annotated[Path, typer.Argument(help="Model directory, or official checkpoint, that the adapter belongs to.")],
+    adapter: Annotated[Path, typer.Argument(help="PEFT directory with a LoRA.")],
+    dst: NewDirectory,
+) -> None:
+    """Add a LoRA adapter to the weights it was trained on: a model directory that needs no adapter."""
+    from plait.models.merge import merge as merge_into
+
+    count = merge_into(base, adapter, dst)
+    print(f"{dst}: {base} with {count} weights changed by {adapter}")
+
+
+def upcycle(
+    src: Annotated[Path, typer.Argument(help="transformers directory of a Llama, Mistral or Qwen2.")],
+    dst: NewDirectory,
+    *,
+    vision: Annotated[Path | None, typer.Option(help="Directory of a CLIP vision tower; fresh without it.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the images, in pixels.")] = None,
+    queries: Annotated[int, typer.Option(help="Queries per image.")] = 64,
+    routed: Annotated[str, typer.Option(help="Parts with a way each, of: norm k v q out mlp.")] = "norm k v",
+    small_vision: Annotated[bool, typer.Option("--small-vision", help="A fresh tower of 192 x 4 layers.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of what is fresh.")] = 0,
+) -> None:
+    """Make an mPLUG-Owl2 out of a Llama: text behaves as before until it is trained."""
+    from plait.models.upcycle import upcycle as upcycle_to
+
+    if vision is not None and small_vision:
+        raise UsageError("expected --vision or --small-vision, got both")
+    done = upcycle_to(
+        src, dst, vision=vision, image_size=image_size, num_queries=queries, routed=routed.split(),
+        small_vision=small_vision, seed=seed,
+    )  # fmt: skip
+    print(f"{dst}: {done:,} parameters")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from plait.cli.options import json_option, settings_option
 from plait.errors import UsageError
 from plait.recipes.plan import StagePlan, describe, describe_task, plan_stage, with_cost
 
@@ -17,13 +18,11 @@ from plait.recipes.plan import StagePlan, describe, describe_task, plan_stage, w
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe such as one_peace.stage1, or a family.")],
     task: Annotated[str | None, typer.Argument(help="With a family: a task (caption) or a stage (stage1).")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; may be repeated.")
-    ] = None,
+    settings: Annotated[list[str] | None, settings_option("A setting of the recipe; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Of matrix products: float32, bfloat16 or float16.")] = "float32",
     processes: Annotated[int, typer.Option(help="Of a training on several, each with its share.", min=1)] = 1,
     recompute: Annotated[int, typer.Option(help="As in plait train.", min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: Annotated[bool, json_option("Print JSON for machines.")] = False,
 ) -> None:
     """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""
     if task is not None and (planner := task_planner(recipe, task)) is not None:

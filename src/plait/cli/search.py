@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plait.cli.options import (
+    MODEL_HELP,
+    AdapterOption,
+    BadOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    ModelArgument,
+    check_on_bad,
+    json_option,
+)
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,14 +32,11 @@ ModelOption = Annotated[
     Path | None,
     typer.Option(help="model directory: Plait, CLIP / SigLIP / CLAP-like or sentence-transformers"),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
-AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
 WhereOption = Annotated[
     str | None,
     typer.Option(help="SQL filter, for example \"label = 'dog' AND meta.style = 'noto'\""),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
-
+JsonOption = Annotated[bool, json_option()]
 
 FEW = 3
 LINES = 20
@@ -36,19 +44,19 @@ LINES = 20
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="model directory or official checkpoint")],
+    model: ModelArgument,
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATHS]...", help="files, folders, manifests")] = None,
     *,
     out: Annotated[Path, typer.Option(help="vectors.npy (rows beside it in .jsonl), .parquet or .lance")] = Path(
         "vectors.parquet"
     ),
     text: Annotated[list[str] | None, typer.Option(help="a text to embed; may be given several times")] = None,
-    batch_size: Annotated[int, typer.Option(help="items per forward pass", min=1)] = 32,
+    batch_size: BatchOption = 32,
     device: DeviceOption = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    dtype: DtypeOption = None,
     adapter: AdapterOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
-    on_bad: Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")] = "skip",
+    on_bad: BadOption = "skip",
     as_json: JsonOption = False,
 ) -> None:
     """Turn files and texts into vectors. An interrupted run continues from OUT.partial when it is started again."""
@@ -57,18 +65,17 @@ def embed(
 
     if not paths and not text:
         raise UsageError("expected files, folders, manifests or --text to embed, got none")
-    if on_bad not in ("fail", "skip"):
-        raise UsageError(f"expected --on-bad fail or skip, got {on_bad!r}; choose one of them")
+    is_skipping = check_on_bad(on_bad)
     check_output(out, overwrite=overwrite)
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
-    report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=on_bad == "fail")
+    report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=not is_skipping)
     _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
 
 
 @app.command()
 def create(
     index: IndexPath,
-    model: Annotated[Path, typer.Option(help="model directory or official checkpoint")],
+    model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     device: DeviceOption = None,
     adapter: AdapterOption = None,
 ) -> None:

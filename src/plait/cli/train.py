@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plait.cli.options import settings_option
 from plait.recipes import find_recipe
 from plait.training.run import check_run_dir, claim_run_dir, given_back, is_main, parse_settings, run_recipe
 
@@ -24,10 +25,7 @@ INTERRUPTED = 130
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as one_peace.stage1.")],
     *,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter of the recipe; repeatable."),
-    ] = None,
+    settings: Annotated[list[str] | None, settings_option("Set one parameter of the recipe; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/RECIPE without it.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order, masks and dropout.")] = 0,
     resume: Annotated[bool, typer.Option(help="Continue a run that exists, or begin it again.")] = True,

@@ -12,17 +12,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from safetensors import SafetensorError, safe_open
 
 from plait.errors import UsageError
 from plait.models import SHIPPED, shipped
-from plait.report.tables import format_bytes, format_count, format_table
 from plait.types import MODALITIES
 
 
@@ -39,10 +37,6 @@ class ModelInfo:
     dtypes: dict[str, int]
     bytes: int
     license: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The facts as plain data."""
-        return asdict(self)
 
 
 def model_info(path: str | Path) -> ModelInfo:
@@ -185,45 +179,3 @@ def _in_hub_cache() -> Iterator[Path]:
 
 def _hub_name(snapshot: Path) -> str:
     return snapshot.parents[1].name.removeprefix("models--").replace("--", "/")
-
-
-def models(
-    folders: Annotated[list[Path] | None, typer.Argument(help="folders to look for model directories in")] = None,
-    *,
-    family: Annotated[str | None, typer.Option(help="only this family")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """List official checkpoints and local model directories: family, size, memory, licence, what they do.
-
-    Without FOLDERS the folder runs/ is looked at when it is there. Nothing is fetched.
-    """
-    runs = [Path("runs")] if Path("runs").is_dir() else []
-    groups = {"official": official(), "local": local(runs if folders is None else folders)}
-    known = sorted({row.family for rows in groups.values() for row in rows})
-    if family is not None and family not in known:
-        raise UsageError(f"expected one of the families {', '.join(known)}, got {family!r}")
-    groups = {name: [row for row in rows if family in (None, row.family)] for name, rows in groups.items()}
-    if as_json:
-        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in groups.items()}, indent=2))
-        return
-    for name, rows in groups.items():
-        print(f"{name}\n{_table(rows) if rows else '(none)'}\n")
-    print("Memory is that of the weights in bfloat16 (float32: twice that); activations come on top: plait plan.")
-    print("Licences of official files are those of the authors' repositories; those of base models were not checked.")
-
-
-def _table(rows: Sequence[Listed]) -> str:
-    head = ("family", "parameters", "memory", "name")
-    cells = [(row.family, format_count(row.parameters), format_bytes(row.memory["bfloat16"]), "") for row in rows]
-    lines = format_table(head[:3], [cell[:3] for cell in cells]).splitlines()
-    width = max(len(row.name) for row in rows)
-    body = [
-        f"{line.ljust(len(lines[0]))}  {row.name:<{width}}  {row.does}; licence {row.license}"
-        for line, row in zip(lines[1:], rows)
-    ]
-    return "\n".join([f"{lines[0]}  name", *body, *_places(rows)])
-
-
-def _places(rows: Sequence[Listed]) -> list[str]:
-    """Where to get them, once per place, when they are not on this machine."""
-    return [f"  {place}" for place in dict.fromkeys(row.where for row in rows) if not Path(place).exists()]

@@ -5,17 +5,14 @@ official file -> restricted reader -> family's key rules -> strict load -> DST (
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 import plait
 from plait.errors import UsageError
@@ -40,36 +37,6 @@ class Conversion:
     dropped: dict[str, str]
     added: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-def convert_command(
-    src: Annotated[Path, typer.Argument(help="Official checkpoint: .pt .pth .bin .pkl .safetensors or a directory.")],
-    dst: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
-    *,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the file's without it.")] = None,
-    branch: Annotated[list[str] | None, typer.Option(help="Modality to keep; repeatable; all without it.")] = None,
-    task: Annotated[str | None, typer.Option(help="Keep only what this task needs (mPLUG-2), such as caption.")] = None,
-    official: Annotated[bool, typer.Option("--official", help="Keep the quirks of the official code.")] = False,
-    official_config: Annotated[Path | None, typer.Option(help="JSON of the cfg, for files that hold none.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
-) -> None:
-    """Turn an official checkpoint into a model directory. Nothing in the file is executed."""
-    options: dict[str, Any] = {"official": True} if official else {}
-    if task is not None:
-        options["task"] = task
-    if official_config is not None:
-        options["official_config"] = _read_config(official_config)
-    if not as_json:
-        typer.echo(f"reading {src}")
-    done = convert(src, dst, dtype=dtype, branch=branch or None, **options)
-    if as_json:
-        typer.echo(json.dumps(asdict(done)))
-        return
-    typer.echo(f"{done.path}: {done.model_type}, {done.parameters:,} parameters, {done.dtype}")
-    for reason, keys in _by_reason(done.dropped).items():
-        typer.echo(f"  left out {len(keys)}: {reason}")
-    for note in (*(f"no official weight for {key}" for key in done.added), *done.notes):
-        typer.echo(f"  note: {note}")
 
 
 def convert(
@@ -181,7 +148,7 @@ def card(done: Conversion) -> str:
         "## Left out",
         "",
     ]
-    for reason, keys in _by_reason(done.dropped).items():
+    for reason, keys in by_reason(done.dropped).items():
         lines += [f"<details><summary>{len(keys)} tensors: {reason}</summary>", ""]
         lines += [f"- `{key}`" for key in keys] + ["", "</details>", ""]
     if not done.dropped:
@@ -193,7 +160,8 @@ def card(done: Conversion) -> str:
     return "\n".join(lines)
 
 
-def _by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
+    """Key -> reason, turned round: reason -> keys."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for key, reason in dropped.items():
         grouped[reason].append(key)
@@ -207,13 +175,3 @@ def _fingerprints(src: Path) -> dict[str, str]:
     suffixes = {".safetensors", ".bin", ".json"}
     files = sorted(p for p in src.iterdir() if p.suffix in suffixes) if src.is_dir() else [src]
     return {file.name: fingerprint(file) for file in files}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"expected a JSON file with the official configuration, got {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"expected a JSON object with the official configuration, got {path} with something else")
-    return config

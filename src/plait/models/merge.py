@@ -11,9 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from plait.errors import UsageError
 
@@ -24,16 +22,6 @@ if TYPE_CHECKING:
     from plait.weights.lora import Adapter
 
 INDEX = "model.safetensors.index.json"
-
-
-def merge_command(
-    base: Annotated[Path, typer.Argument(help="Model directory, or official checkpoint, that the adapter belongs to.")],
-    adapter: Annotated[Path, typer.Argument(help="PEFT directory with a LoRA.")],
-    dst: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
-) -> None:
-    """Add a LoRA adapter to the weights it was trained on: a model directory that needs no adapter."""
-    count = merge(base, adapter, dst)
-    typer.echo(f"{dst}: {base} with {count} weights changed by {adapter}")
 
 
 def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:

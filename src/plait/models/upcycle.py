@@ -8,32 +8,9 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from plait.errors import UsageError
-
-
-def upcycle_command(
-    src: Annotated[Path, typer.Argument(help="transformers directory of a Llama, Mistral or Qwen2.")],
-    dst: Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")],
-    *,
-    vision: Annotated[Path | None, typer.Option(help="Directory of a CLIP vision tower; fresh without it.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the images, in pixels.")] = None,
-    queries: Annotated[int, typer.Option(help="Queries per image.")] = 64,
-    routed: Annotated[str, typer.Option(help="Parts with a way each, of: norm k v q out mlp.")] = "norm k v",
-    small_vision: Annotated[bool, typer.Option("--small-vision", help="A fresh tower of 192 x 4 layers.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of what is fresh.")] = 0,
-) -> None:
-    """Make an mPLUG-Owl2 out of a Llama: text behaves as before until it is trained."""
-    if vision is not None and small_vision:
-        raise UsageError("expected --vision or --small-vision, got both")
-    done = upcycle(
-        src, dst, vision=vision, image_size=image_size, num_queries=queries, routed=routed.split(),
-        small_vision=small_vision, seed=seed,
-    )  # fmt: skip
-    typer.echo(f"{dst}: {done:,} parameters")
 
 
 def upcycle(
