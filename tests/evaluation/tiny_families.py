@@ -67,7 +67,7 @@ def mplug2(module: str, name: str, **changes: Any) -> Callable[[Path], None]:
         torch.manual_seed(0)
         config = ours.CONFIG.preset("tiny", vocab_size=30522, **changes)
         model = getattr(import_module(f"plait.models.mplug2.{module}"), name)(config)
-        saved(model, ours.processor_for(config), place)
+        saved(model, ours.PROCESSOR.from_config(config), place)
 
     return build
 

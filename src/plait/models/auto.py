@@ -35,12 +35,12 @@ from plait.weights.files import Checkpoint, StateError, read_checkpoint
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
 FAMILIES = {
-    "one_peace": "plait.models.one_peace.family",
-    "mplug2": "plait.models.mplug2.family",
+    "one_peace": "plait.models.one_peace",
+    "mplug2": "plait.models.mplug2",
     "mplug_owl": "plait.models.mplug_owl.family",
     "mplug_owl2": "plait.models.mplug_owl2.family",
 }
-"""model_type -> the module that builds the family: `is_official`, `from_official`, `from_directory`, `CONFIG` ..."""
+"""model_type -> the package of the family: `is_official`, `from_official`, `from_directory`, `CONFIG`, `HEADS` ..."""
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -119,7 +119,7 @@ def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, 
     """
     keys = list(checkpoint.state)
     for name in FAMILIES:
-        family = _family(name, None)
+        family = _family(name)
         if not family.is_official(keys):
             continue
         if adapter is None:
@@ -152,7 +152,7 @@ def skills(model: Any, processor: Any) -> Any:
 def _is_official_directory(place: Path) -> bool:
     """Whether a family knows this config.json as one of its official ones, whose fields are not ours."""
     written = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    checks = (getattr(_family(name, None), "is_official_config", None) for name in FAMILIES)
+    checks = (getattr(_family(name), "is_official_config", None) for name in FAMILIES)
     return any(check is not None and check(written) for check in checks)
 
 
@@ -175,7 +175,8 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return place
 
 
-def _family(model_type: str, place: Path | None) -> ModuleType:
+def _family(model_type: str, place: Path | None = None) -> ModuleType:
+    """The package of a family, whose names resolve on first use. place: the directory that names it, for the error."""
     if model_type not in FAMILIES:
         raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
     return import_module(FAMILIES[model_type])

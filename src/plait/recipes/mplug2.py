@@ -34,7 +34,6 @@ from plait.metrics.ptb import ptb_tokens
 from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.family import processor_for
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, parameter_groups
 from plait.models.mplug2.processor import MPlug2Processor
@@ -280,7 +279,7 @@ def pretraining(
     switches = {"universal_sharing": universal_sharing, "instructions": instructions}
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
-    processor = processor_for(config) if init is None else load_processor(init)
+    processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
     stage = _stage(

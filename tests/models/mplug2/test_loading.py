@@ -15,10 +15,10 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from plait.cli import main
 from plait.models import auto
-from plait.models.mplug2 import family
 from plait.models.mplug2.config import MPlug2Config, config_fields
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
+from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, changed, class_for, finetuning_name, key_map
 from plait.weights.files import LazyState, meta_state
@@ -41,7 +41,7 @@ def written(folder: Path, state: dict[str, Tensor], config: dict[str, Any], wrap
 
 def saved(model: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
-    family.processor_for(model.config).save_pretrained(folder)
+    MPlug2Processor.from_config(model.config).save_pretrained(folder)
     return folder
 
 

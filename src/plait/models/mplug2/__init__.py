@@ -1,5 +1,9 @@
 """mPLUG-2 (arXiv 2302.00402): shared and modality-specific modules over text, image and video, picked per task.
 
+    composition (which modules a task uses) -> model -> tasks (captions, answers, boxes, classes)
+                                                     -> alignment (retrieval) -> pretraining
+    processor: texts, pictures and clips -> tensors           weights: official files and model directories -> model
+
 Importing this package loads no torch; names resolve on first use.
 """
 
@@ -9,6 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from plait.models.mplug2.alignment import MPlug2ForRetrieval
     from plait.models.mplug2.config import MPlug2Config, VisionConfig
     from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
@@ -20,7 +27,9 @@ if TYPE_CHECKING:
         MPlug2ForImageClassification,
         MPlug2ForSequenceClassification,
         MPlug2ForVideoClassification,
+        MPlug2Skills,
     )
+    from plait.weights.files import Checkpoint
 
 _HOMES = {
     "alignment": ("MPlug2ForRetrieval",),
@@ -34,9 +43,27 @@ _HOMES = {
         "MPlug2ForImageClassification",
         "MPlug2ForSequenceClassification",
         "MPlug2ForVideoClassification",
+        "MPlug2Skills",
     ),
 }
 """Module -> the names of it that users import from here."""
+
+_ROLES = {
+    "CONFIG": "MPlug2Config",
+    "BASE_MODEL": "MPlug2Model",
+    "PROCESSOR": "MPlug2Processor",
+    "IMAGE_PROCESSOR": "MPlug2ImageProcessor",
+    "SKILLS": "MPlug2Skills",
+}
+"""What `plait.models.auto` asks every family for -> the class that it is here."""
+
+_HEADS = {
+    "AutoModelForImageTextToText": "MPlug2ForConditionalGeneration",
+    "AutoModelForImageClassification": "MPlug2ForImageClassification",
+    "AutoModelForVideoClassification": "MPlug2ForVideoClassification",
+    "AutoModelForSequenceClassification": "MPlug2ForSequenceClassification",
+}
+"""Auto class of transformers -> the class that it loads."""
 
 __all__ = [
     "MPlug2Config",
@@ -51,15 +78,55 @@ __all__ = [
     "MPlug2Model",
     "MPlug2PreTrainedModel",
     "MPlug2Processor",
+    "MPlug2Skills",
     "VisionConfig",
 ]
 
 
+def is_official(keys: Sequence[str]) -> bool:
+    """Whether these are keys of an official mPLUG-2 or mPLUG file."""
+    found = {key.partition(".")[0] for key in keys if not key.startswith("model.")}
+    return "visual_encoder" in found and bool({"text_encoder", "text_decoder"} & found)
+
+
+def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[MPlug2PreTrainedModel, MPlug2Processor]:
+    """Model and processor of an official file; options of `weights.from_official`."""
+    from plait.models.mplug2 import weights
+    from plait.models.mplug2.processor import MPlug2Processor
+
+    model = weights.from_official(checkpoint, **options)
+    return model, MPlug2Processor.from_config(model.config)
+
+
+def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, MPlug2Processor]:
+    """Model and processor of a model directory; options of `weights.from_directory`.
+
+    The processor follows changed fields: image size, frames and `official`.
+    """
+    from plait.models.mplug2 import weights
+    from plait.models.mplug2.processor import MPlug2Processor
+
+    model = weights.from_directory(path, **options)
+    if not (path / "tokenizer.json").exists():
+        return model, MPlug2Processor.from_config(model.config)
+    processor = MPlug2Processor.from_pretrained(path, trust_remote_code=False)
+    if "image_size" in options:
+        processor.image_processor.size = {"height": model.config.image_size, "width": model.config.image_size}
+    processor.num_frames = options.get("num_frames", processor.num_frames)
+    processor.official = options.get("official", processor.official)
+    return model, processor
+
+
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if name == "HEADS":
+        return {auto: __getattr__(head) for auto, head in _HEADS.items()}
+    if name == "PLANNER":
+        return import_module(f"{__name__}.plan")
+    wanted = _ROLES.get(name, name)
+    home = next((module for module, names in _HOMES.items() if wanted in names), None)
     if home is None:  # modules of the package come here too, before they are imported
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), wanted)
 
 
 def __dir__() -> list[str]:

@@ -21,6 +21,7 @@ from transformers.image_utils import PILImageResampling
 
 from plait.media.image import load_image
 from plait.media.video import load_video
+from plait.models.mplug2.config import MPlug2Config
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD, square
 from plait.processing.videos import Resample, evaluation_clip, stack_frames
@@ -73,6 +74,16 @@ class MPlug2Processor(ProcessorMixin):
         """A processor for square inputs of `image_size` pixels; vocabulary: uncased BERT's by default."""
         size = {"height": image_size, "width": image_size}
         return cls(MPlug2ImageProcessor(size=size), wordpiece.build_tokenizer(vocabulary), **options)
+
+    @classmethod
+    def from_config(cls, config: MPlug2Config, **options: Any) -> MPlug2Processor:
+        """A processor that makes what a model of this configuration takes; options as in `build`."""
+        own: dict[str, Any] = {
+            "num_frames": config.num_frames,
+            "max_text_tokens": min(64, config.max_positions),
+            "official": bool(config.official),
+        }
+        return cls.build(config.image_size, **{**own, **options})
 
     @property
     def image_size(self) -> int:

@@ -356,12 +356,6 @@ CLASSES: dict[str, type[MPlug2PreTrainedModel]] = {
 }
 
 
-def is_official(keys: Iterable[str]) -> bool:
-    """Whether these are keys of an official mPLUG-2 or mPLUG file."""
-    found = {key.partition(".")[0] for key in keys if not key.startswith("model.")}
-    return "visual_encoder" in found and bool({"text_encoder", "text_decoder"} & found)
-
-
 def from_official(
     checkpoint: Checkpoint,
     *,

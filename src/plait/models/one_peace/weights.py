@@ -254,11 +254,6 @@ CLASSES: dict[str, type[OnePeacePreTrainedModel]] = {
 }
 
 
-def is_official(keys: Sequence[str]) -> bool:
-    """Whether these are keys of an official ONE-PEACE file (the full model or its vision branch)."""
-    return any(key.startswith(("encoder_wrapper.", "image_adapter.")) for key in keys)
-
-
 def from_official(
     checkpoint: Checkpoint,
     *,
