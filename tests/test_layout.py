@@ -40,7 +40,7 @@ SAME_LEVEL = {
 }
 
 
-STILL_CIRCLES = ("plait.media.audio", "plait.models.auto", "plait.recipes.finetune")
+STILL_CIRCLES = ("plait.models.auto", "plait.recipes.finetune")
 """First files of circles that the next changes cut."""
 
 

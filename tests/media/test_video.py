@@ -15,9 +15,9 @@ import soundfile
 from PIL import Image
 
 from plait.media import kind_of
-from plait.media.audio import load_audio
+from plait.media.audio import audio_of_video, load_audio
 from plait.media.limits import MediaError
-from plait.media.video import audio_of_video, load_frames, load_video
+from plait.media.video import load_frames, load_video
 
 from ..fuzzing import bounded_memory, within
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from plait.errors import import_extra
+from plait.media.container import opened
 from plait.media.kinds import HEAD, container_of, content_of
 from plait.media.limits import (
     MAX_BYTES,
@@ -29,9 +30,6 @@ from plait.media.limits import (
     open_media,
     refusal,
 )
-
-if TYPE_CHECKING:
-    import soundfile
 
 FORMATS = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF"}
 """The only libsndfile formats taken."""
@@ -63,8 +61,6 @@ def load_audio(
         container = container_of(file.read(HEAD))
         file.seek(0)
         if container in BY_AV:
-            from plait.media.video import audio_of_video
-
             return audio_of_video(source, sampling_rate, max_seconds=max_seconds, max_bytes=max_bytes)
         if container == "ogg":
             _check_last_page(file, source)
@@ -72,13 +68,69 @@ def load_audio(
     return resample(clip, rate, sampling_rate, source)
 
 
+def audio_of_video(
+    source: Source, sampling_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+) -> np.ndarray:
+    """The first sound track of a video, or of a sound file that only FFmpeg reads: mono float32 `(samples,)`.
+
+    Raises MediaError, one line naming the file, where there is none, and as `load_audio`.
+    """
+    with opened(source, "audio", max_bytes) as container:
+        if not container.streams.audio:
+            raise refusal("audio", source, "a video without a sound track", "pass a video with sound")
+        stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise refusal("audio", source, "a codec that FFmpeg here does not know", "convert it to WAV or FLAC")
+        length = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        _check_sound(source, stream.rate, stream.channels, length, max_seconds)
+        blocks, total = [], 0
+        for frame in container.decode(stream):
+            samples = frame.to_ndarray()
+            if not frame.format.is_planar:  # packed: (1, samples * channels), channels next to each other
+                samples = samples.reshape(-1, len(frame.layout.channels)).T
+            if samples.dtype == np.uint8:  # the one unsigned format: silence is 128
+                block = (samples.astype(np.float32).mean(axis=0) - 128) / 128
+            else:
+                scale = 1.0 if samples.dtype.kind == "f" else float(-np.iinfo(samples.dtype).min)
+                with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+                    block = (samples.mean(axis=0, dtype=np.float64) / scale).astype(np.float32)
+            blocks.append(block)
+            total += len(block)
+            _check_sound(source, frame.sample_rate, stream.channels, total / stream.rate, max_seconds)
+        rate = stream.rate
+    return resample(np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate, sampling_rate, source)
+
+
 def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: float) -> tuple[np.ndarray, int]:
+    """Mono `(samples,)` and its rate by libsndfile, read block by block so that memory is bounded by the mono clip."""
     soundfile = import_extra("soundfile")
+    handle: BinaryIO | int
+    if isinstance(file, io.BytesIO):
+        handle = _Memory(file.getvalue())
+    else:  # a descriptor, so that the name of the file (`x.raw`) says nothing
+        handle = file.fileno()
+        os.lseek(handle, 0, os.SEEK_SET)
     try:
-        with soundfile.SoundFile(_handle(file), closefd=False) as sound:
-            check_sound(source, sound.samplerate, sound.channels, sound.frames / max(sound.samplerate, 1), max_seconds)
-            _check_whole(sound, source)
-            return _read_mono(sound, source, int(max_seconds * sound.samplerate)), sound.samplerate
+        with soundfile.SoundFile(handle, closefd=False) as sound:
+            rate = sound.samplerate
+            _check_sound(source, rate, sound.channels, sound.frames / max(rate, 1), max_seconds)
+            if sound.format not in FORMATS:
+                raise refusal("audio", source, f"{sound.format} content", _CONVERT)
+            for promised, present in _SHORTER.findall(sound.extra_info):
+                if int(present) < int(promised) < _UNKNOWN_LENGTH:
+                    raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")
+            blocks, length = [], 0
+            while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+                    blocks.append(block.mean(axis=1))
+                length += len(block)
+                if length > int(max_seconds * rate):
+                    got = "more samples than its header says"
+                    raise refusal("audio", source, got, "cut it, or raise max_seconds")
+            if length < MIN_SHARE * sound.frames:
+                got = f"{length} of {sound.frames} samples, a truncated or damaged file"
+                raise refusal("audio", source, got)
+            return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
     except MediaError:
         raise
     except (RuntimeError, TypeError, ValueError, OSError) as error:
@@ -96,15 +148,7 @@ class _Memory(io.BytesIO):
         return super().seek(max(0, start + offset))
 
 
-def _handle(file: BinaryIO) -> BinaryIO | int:
-    """What libsndfile opens: real files by descriptor, so that their name (`x.raw`) says nothing."""
-    if isinstance(file, io.BytesIO):
-        return _Memory(file.getvalue())
-    os.lseek(file.fileno(), 0, os.SEEK_SET)
-    return file.fileno()
-
-
-def check_sound(source: object, rate: int, channels: int, seconds: float, max_seconds: float) -> None:
+def _check_sound(source: object, rate: int, channels: int, seconds: float, max_seconds: float) -> None:
     """Raise MediaError where a sound is outside the limits."""
     if not 0 < rate <= MAX_RATE:
         raise refusal("audio", source, f"{rate} samples per second, not 1 to {MAX_RATE}")
@@ -112,14 +156,6 @@ def check_sound(source: object, rate: int, channels: int, seconds: float, max_se
         raise refusal("audio", source, f"{channels} channels, not 1 to {MAX_CHANNELS}", "mix it down")
     if seconds > max_seconds:
         raise refusal("audio", source, f"{seconds:.1f} s, more than {max_seconds:g} s", "cut it, or raise max_seconds")
-
-
-def _check_whole(sound: soundfile.SoundFile, source: Source) -> None:
-    if sound.format not in FORMATS:
-        raise refusal("audio", source, f"{sound.format} content", _CONVERT)
-    for promised, present in _SHORTER.findall(sound.extra_info):
-        if int(present) < int(promised) < _UNKNOWN_LENGTH:
-            raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")
 
 
 def _check_last_page(file: BinaryIO, source: Source) -> None:
@@ -132,20 +168,6 @@ def _check_last_page(file: BinaryIO, source: Source) -> None:
     if len(page) != 27 + len(segments) + sum(segments):
         raise refusal("audio", source, "an unfinished last page, a truncated file")
     file.seek(0)
-
-
-def _read_mono(sound: soundfile.SoundFile, source: Source, max_frames: int) -> np.ndarray:
-    """Read block by block, so that memory is bounded by the mono clip."""
-    blocks, length = [], 0
-    while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
-            blocks.append(block.mean(axis=1))
-        length += len(block)
-        if length > max_frames:
-            raise refusal("audio", source, "more samples than its header says", "cut it, or raise max_seconds")
-    if length < MIN_SHARE * sound.frames:
-        raise refusal("audio", source, f"{length} of {sound.frames} samples, a truncated or damaged file")
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def resample(clip: np.ndarray, rate: int, sampling_rate: int, source: object = "an array") -> np.ndarray:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -50,7 +50,9 @@ def load_image(
             container = container_of(file.read(HEAD))
             file.seek(0)
             with _one_line(source, container):
-                _verify_png(file)
+                if container == "png":  # decoding does not look at the checksums
+                    Image.open(file, formats=("PNG",)).verify()
+                    file.seek(0)
                 with Image.open(file, formats=_formats()) as image:
                     return _normal(image, source, max_pixels)
 
@@ -76,17 +78,6 @@ def _one_line(source: object, container: str | None) -> Generator[None]:
         raise refusal("image", source, got) from error
 
 
-def _verify_png(file: BinaryIO) -> None:
-    """Check the checksums of a PNG file, which decoding does not look at. Leaves `file` at its start."""
-    from PIL import Image
-
-    signature = b"\x89PNG\r\n\x1a\n"
-    if file.read(len(signature)) == signature:
-        file.seek(0)
-        Image.open(file, formats=("PNG",)).verify()
-    file.seek(0)
-
-
 @cache
 def _formats() -> tuple[str, ...]:
     """Those of FORMATS that this Pillow was built with."""
@@ -97,26 +88,29 @@ def _formats() -> tuple[str, ...]:
 
 
 def _normal(image: PILImage.Image, source: object, max_pixels: int) -> PILImage.Image:
+    """The picture as `load_image` promises it; `image` may be a file that is not decoded yet."""
     from PIL import Image
+    from PIL.Image import Transpose
 
     if image.width * image.height > max_pixels:
         got = f"{image.width} x {image.height} pixels, more than {max_pixels}"
         raise refusal("image", source, got, "scale it down, or raise max_pixels")
-    turn = _turn(image)
-    image.load()
-    plain = _rgb(image, source)
-    return plain if turn is None else plain.transpose(Image.Transpose(turn))
-
-
-def _turn(image: PILImage.Image) -> int | None:
-    """The transposition that turns the picture upright, from its EXIF orientation."""
-    from PIL.Image import Transpose
-
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # damaged EXIF data does not make a picture unreadable, and its parser raises nearly everything
-        return None
-    turns = {
+        orientation = None
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits, in 32 of them: 65535 is white, and x / 257 rounds half up
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        plain = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    elif image.mode == "F":
+        raise refusal("image", source, "floating-point pixels of unknown range", "convert it to 8 or 16 bits")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        plain = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    else:
+        plain = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    turns = {  # EXIF orientation (TIFF 6.0, tag 274) -> what turns the picture upright
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -125,19 +119,5 @@ def _turn(image: PILImage.Image) -> int | None:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    return turns.get(orientation) if isinstance(orientation, int) else None
-
-
-def _rgb(image: PILImage.Image, source: object) -> PILImage.Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise refusal("image", source, "floating-point pixels of unknown range", "convert it to 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    turn = turns.get(orientation) if isinstance(orientation, int) else None
+    return plain if turn is None else plain.transpose(turn)

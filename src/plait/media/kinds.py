@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from plait.types import Modality
@@ -61,29 +62,21 @@ def container_of(head: bytes) -> str | None:
     if head[:4] == b"OggS":
         return "ogv" if b"theora" in head[:128] else "ogg"
     if head[4:8] == b"ftyp":
-        return _iso_media(head)
+        # ISO base media: told apart by the brands in the first box, the major one at byte 8, compatible ones from 16 on
+        brands = {head[8:12], *(head[i : i + 4] for i in range(16, min(len(head), head[3]), 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+            return "heic"
+        return "m4a" if head[8:11] in (b"M4A", b"M4B") else "mov"
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        return _mpeg_audio(head[1], head[2])
+        # MPEG audio starts with eleven set bits; layer 0 means AAC, and bit rate 15 or sampling rate 3 is no frame
+        if head[1] & 0x06 == 0:
+            return "aac" if head[1] & 0xF0 == 0xF0 else None
+        return "mp3" if head[2] >> 4 != 15 and head[2] & 0x0C != 0x0C else None
     if len(head) > 188 and head[0] == head[188] == 0x47:
         return "mpegts"
     return "netpbm" if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace() else None
-
-
-def _iso_media(head: bytes) -> str:
-    """The ISO base media family, told apart by the brands in the first box."""
-    brands = {head[8:12], *(head[i : i + 4] for i in range(16, min(len(head), head[3]), 4))}
-    if brands & {b"avif", b"avis"}:
-        return "avif"
-    if head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "heic"
-    return "m4a" if head[8:11] in (b"M4A", b"M4B") else "mov"
-
-
-def _mpeg_audio(second: int, third: int) -> str | None:
-    """MPEG audio starts with eleven set bits; layer 0 means AAC, and bit rate 15 is no frame."""
-    if second & 0x06 == 0:
-        return "aac" if second & 0xF0 == 0xF0 else None
-    return "mp3" if third >> 4 != 15 and third & 0x0C != 0x0C else None
 
 
 def content_of(container: str | None) -> str:
@@ -97,17 +90,12 @@ def kind_of(path: str | Path) -> Modality | None:
     A file that cannot be read counts by its extension, so that loading it says why.
     """
     extension = _EXTENSIONS.get(Path(path).suffix.lower().removeprefix("."))
-    container = container_of(_head(path))
+    head = b""
+    with suppress(OSError, ValueError):
+        if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
+            with open(path, "rb") as file:
+                head = file.read(HEAD)
+    container = container_of(head)
     if container is None or (container in _EITHER and extension == "audio"):
         return extension
     return _MODALITY[container]
-
-
-def _head(path: str | Path) -> bytes:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return b""
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-    except (OSError, ValueError):
-        return b""

@@ -72,7 +72,14 @@ def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generat
     Links are followed; a loop of links, a directory, a pipe or a device is an error and never opened.
     """
     if isinstance(source, Packed):
-        source = _unpacked(kind, source, max_bytes)
+        if (size := source.size()) is not None:
+            _check_size(kind, source, size, max_bytes)
+        try:
+            content = source.read()
+        except OSError as error:
+            raise refusal(kind, source, error.strerror or error, "check the file it lies in") from error
+        _check_size(kind, source, len(content), max_bytes)
+        source = content
     if isinstance(source, bytes | bytearray | memoryview):
         _check_size(kind, source, len(source), max_bytes)
         yield io.BytesIO(source)
@@ -93,18 +100,6 @@ def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generat
         raise refusal(kind, source, reason, "check the path and its permissions") from error
     with file:
         yield file
-
-
-def _unpacked(kind: str, source: Packed, max_bytes: int) -> bytes:
-    """The bytes of a file inside another, its size checked before anything is read where it is known."""
-    if (size := source.size()) is not None:
-        _check_size(kind, source, size, max_bytes)
-    try:
-        found = source.read()
-    except OSError as error:
-        raise refusal(kind, source, error.strerror or error, "check the file it lies in") from error
-    _check_size(kind, source, len(found), max_bytes)
-    return found
 
 
 def _check_size(kind: str, source: object, size: int, max_bytes: int) -> None:

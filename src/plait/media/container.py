@@ -1,0 +1,110 @@
+"""FFmpeg containers: a file -> its first bytes choose the only demuxer -> headers are checked -> PyAV opens it.
+
+Playlists, addresses and subtitles are no containers here: FFmpeg is never left to guess what a file is. MP4 and MOV
+headers (ISO/IEC 14496-12) are looked at before FFmpeg does, since it makes room for every sample that a header
+promises, and a damaged count makes a file of a thousand bytes take gigabytes:
+
+file -> top-level boxes -> tables of samples (`stsz`, `trun`) -> counts that the file can hold
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from plait.errors import import_extra
+from plait.media.kinds import HEAD, container_of, content_of
+from plait.media.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MediaError, Source, open_media, refusal
+
+DEMUXERS = {
+    "mov": "mov",
+    "m4a": "mov",
+    "matroska": "matroska",
+    "avi": "avi",
+    "mpeg": "mpeg",
+    "mpegts": "mpegts",
+    "flv": "flv",
+    "asf": "asf",
+    "ogv": "ogg",
+    "ogg": "ogg",
+    "wav": "wav",
+    "flac": "flac",
+    "mp3": "mp3",
+    "aac": "aac",
+}
+"""Container -> the only FFmpeg demuxer tried on it."""
+
+MAX_SAMPLES = int(MAX_SECONDS) * 96_000
+"""Entries of a table of samples: each value of uncompressed sound may be one."""
+MAX_HEADER = 1 << 26
+"""Bytes of one box that is no media data."""
+
+_DATA = {b"mdat", b"free", b"skip", b"wide"}
+_TABLE = re.compile(rb"(?P<kind>stsz|trun)(?P<body>.{12})", re.DOTALL)
+
+
+@contextmanager
+def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Generator[Any]:
+    """An FFmpeg container over `source`; whatever goes wrong inside becomes a MediaError."""
+    av = import_extra("av")
+    with open_media(source, kind, max_bytes) as file:
+        found = container_of(file.read(HEAD))
+        file.seek(0)
+        demuxer = DEMUXERS.get(found or "")
+        if demuxer is None:
+            raise refusal(kind, source, content_of(found), "convert it to MP4 or WebM")
+        if demuxer == "mov":
+            check_boxes(file, source, kind)
+        try:
+            with av.open(file, mode="r", format=demuxer) as container:
+                # PyAV reads the options when it opens the decoder, so the limit holds before a frame takes memory
+                for stream in container.streams.video:
+                    if stream.codec_context is not None:
+                        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+                yield container
+        except MediaError:
+            raise
+        except Exception as error:  # on damaged files PyAV raises nearly everything
+            said = " ".join(str(getattr(error, "strerror", None) or error).split())
+            raise refusal(kind, source, f"a truncated or damaged file ({said})") from error
+
+
+def check_boxes(file: BinaryIO, source: object, kind: str) -> None:
+    """Raise MediaError where a table promises more samples than the file has bytes. Leaves `file` at its start."""
+    size = file.seek(0, os.SEEK_END)
+    for start, length in _headers(file, size):
+        if length > MAX_HEADER:
+            raise refusal(kind, source, f"a header of {length} bytes, more than {MAX_HEADER}", "convert it anew")
+        file.seek(start)
+        header = file.read(length)
+        if b"cmov" in header:
+            raise refusal(kind, source, "a compressed header", "convert it to MP4 or WebM")
+        for table in _TABLE.finditer(header):
+            # stsz: version, size of every sample (0: sizes follow, of at least a byte), count. trun: version, count.
+            # The bytes may stand inside other data by chance: a count that the file can hold harms nobody.
+            each, count = struct.unpack(">II", table["body"][4:])
+            if table["kind"] == b"trun":
+                each, count = 1, each
+            if count * max(each, 1) > size or count > MAX_SAMPLES:
+                got = f"a header that promises {count} samples in {size} bytes"
+                raise refusal(kind, source, f"{got}, a truncated or damaged file")
+    file.seek(0)
+
+
+def _headers(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Start and length of every top-level box that is no media data, and of what follows a damaged one."""
+    start = 0
+    while start + 8 <= size:
+        file.seek(start)
+        length, name = struct.unpack(">I4s", file.read(8))
+        if length == 1:  # the length follows the name, in 64 bits
+            length = int.from_bytes(file.read(8), "big")
+        if length < 8 or start + length > size:  # 0 means up to the end; anything else is damage, looked at as a header
+            length = size - start
+        if name not in _DATA:
+            yield start, length
+        start += length
