@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait import cli
-from plait.cli import parity
+from plait.parity.run import select
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, list[str]]:
@@ -101,10 +104,28 @@ def test_half_precision_runs_with_its_own_tolerance(copies: Path, capsys: pytest
 
 
 def test_selection_needs_no_runner(copies: Path) -> None:
-    assert [place.name for place in parity.select(copies, "one_peace", "forward_*")] == [
+    assert [place.name for place in select(copies, "one_peace", "forward_*")] == [
         "forward_al",
         "forward_audio",
         "forward_image",
         "forward_text",
         "forward_vl",
     ]
+
+
+def test_an_installed_copy_runs_the_shipped_kinds_alone(copies: Path, tmp_path: Path) -> None:
+    """A copy of the package without tests beside it: other kinds are unavailable, which breaks nothing."""
+    source = copies.parents[1] / "src" / "plait"
+    shutil.copytree(source, tmp_path / "plait", ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import sys; from plait.cli import main; from plait.parity.doctor import examine\n"
+        "assert [c.state for c in examine() if c.topic == 'parity'] == ['ok'] * 4\n"
+        "sys.exit(main(['parity', sys.argv[1], '--json']))"
+    )
+    command = [sys.executable, "-c", script, str(copies / "mplug_owl")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    verdicts = {row["name"]: row["verdict"] for row in map(json.loads, done.stdout.splitlines())}
+    assert all((verdict == "ok") == name.startswith("abstractor") for name, verdict in verdicts.items()), verdicts
+    assert set(verdicts.values()) == {"ok", "unavailable"}

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from plait.cli import main
 from plait.models import auto
-from plait.parity import doctor
+from plait.parity import doctor, shipped_runners
 
 
 def test_the_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,18 +27,18 @@ def test_the_installation_is_healthy(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_shipped_cases_are_the_golden_ones() -> None:
     goldens = Path(__file__).parents[1] / "goldens"
-    files = [path for path in doctor.CASES.rglob("*") if path.is_file()]
+    files = [path for path in shipped_runners.SHIPPED.rglob("*") if path.is_file()]
     assert len(files) == 16
     for path in files:
-        assert path.read_bytes() == (goldens / path.relative_to(doctor.CASES)).read_bytes()
+        assert path.read_bytes() == (goldens / path.relative_to(shipped_runners.SHIPPED)).read_bytes()
 
 
 def test_wrong_numbers_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    shutil.copytree(doctor.CASES / "mplug_owl", tmp_path / "mplug_owl")
+    shutil.copytree(shipped_runners.SHIPPED / "mplug_owl", tmp_path / "mplug_owl")
     file = tmp_path / "mplug_owl" / "abstractor" / "tensors.safetensors"
     tensors = {name: x + 0.1 if name.startswith("out.") else x for name, x in load_file(file).items()}
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, file)
-    monkeypatch.setattr(doctor, "CASES", tmp_path)
+    monkeypatch.setattr(shipped_runners, "SHIPPED", tmp_path)
     assert main(["doctor"]) == 1
     assert "1 broken: mplug_owl/abstractor" in capsys.readouterr().out
 

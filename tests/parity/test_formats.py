@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import Case, Place, Settings, discover
+from plait.parity.run import run_case, select
 from plait.parity.runners import Runner, find
 
 BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "formats"]

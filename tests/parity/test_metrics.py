@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import Settings, discover
+from plait.parity.run import run_case, select
 
 BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "metrics"]
 NEEDS_JAVA = {"meteor"}

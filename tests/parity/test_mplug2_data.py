@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import Place, Settings
+from plait.parity.run import run_case, select
 
 KINDS = (
     "frame_sampling", "lr_schedule", "optimizer_groups", "preprocess_image_eval", "preprocess_video_eval",

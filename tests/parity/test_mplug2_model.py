@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import Place, Settings, discover
+from plait.parity.run import run_case, select
 
 DATA_SIDE = {
     "frame_sampling", "lr_schedule", "optimizer_groups", "preprocess_image_eval", "preprocess_video_eval",

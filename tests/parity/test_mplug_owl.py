@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import DOCUMENTS, Place, Settings, discover
+from plait.parity.run import run_case, select
 from plait.parity.runners import Runner, find
 
 ROOT = Path(__file__).parents[1] / "goldens"

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.cli.parity import run_case, select
 from plait.parity.cases import DOCUMENTS, Case, Place, Settings, discover
-from plait.parity.mplug_owl2_data import supervised
-from plait.parity.mplug_owl2_model import new_tokens
-from plait.parity.runners import Runner, find
+from plait.parity.run import run_case, select
+from plait.parity.runners import Runner, find, runner_module
 from plait.processing.tokenizers import llama_tokenizer
 
+supervised = runner_module("mplug_owl2_data").supervised
+new_tokens = runner_module("mplug_owl2_model").new_tokens
 ROOT = Path(__file__).parents[1] / "goldens"
 CASES = [place.name for place in discover(ROOT) if place.system == "mplug_owl2"]
 BUILT = [name for name in CASES if isinstance(find("mplug_owl2", name), Runner)]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.cli.parity import run_all, run_case, select
 from plait.parity.cases import Case, Place, Settings, discover
 from plait.parity.later import LATER
+from plait.parity.run import run_all, run_case, select
 from plait.parity.runners import NotRun, Runner, find
 
 BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "one_peace"]

@@ -65,7 +65,7 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.cli.models:info", "what is in a model directory"),
     "models": Verb("plait.cli.models:models", "official checkpoints and local models, with size and licence"),
-    "doctor": Verb("plait.parity.doctor:doctor", "check the installation: versions, extras, devices, golden cases"),
+    "doctor": Verb("plait.cli.parity:doctor", "check the installation: versions, extras, devices, golden cases"),
     "convert": Verb("plait.cli.models:convert", "official checkpoint -> model directory"),
     "merge": Verb("plait.cli.models:merge", "model directory + LoRA adapter -> model directory"),
     "upcycle": Verb("plait.cli.models:upcycle", "Llama directory -> mPLUG-Owl2 with a way per modality"),

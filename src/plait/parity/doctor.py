@@ -1,27 +1,22 @@
-"""The verb `doctor`: is this installation fit? Versions, extras, devices and dtypes, and golden cases that ship.
+"""Is this installation fit (`plait doctor`)? Versions, extras, devices and dtypes, and golden cases that ship.
 
 core packages -> extras -> devices x dtypes -> shipped golden cases -> a verdict, exit code 1 where something is broken
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 import plait
 from plait.errors import extra_of
 
-CASES = Path(__file__).parent / "shipped"
-"""One small golden case per family: copies of tests/goldens."""
 SHOWN = ("media", "train", "search", "serve", "chat", "eval")
 """Extras that people use; those for builders and developers are left out."""
 MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "pycocotools": "pycocotools"}
@@ -38,24 +33,6 @@ class Check:
     name: str
     state: State
     note: str
-
-
-def doctor(
-    parity: Annotated[bool, typer.Option("--parity/--no-parity", help="run the shipped golden cases")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> int:
-    """Check the installation: versions, extras, devices, dtypes, and a golden case of every family."""
-    checks: list[Check] = []
-    for check in examine(parity):
-        checks.append(check)
-        if not as_json:
-            print(f"{check.state:<7} {check.topic:<8} {check.name:<30} {check.note}".rstrip(), flush=True)
-    broken = [check for check in checks if check.state == "BROKEN"]
-    if as_json:
-        print(json.dumps({"is_healthy": not broken, "checks": [asdict(check) for check in checks]}, indent=2))
-    else:
-        print(f"\n{f'{len(broken)} broken: ' + ', '.join(c.name for c in broken) if broken else 'everything works'}")
-    return int(bool(broken))
 
 
 def examine(parity: bool = True) -> Iterator[Check]:
@@ -133,10 +110,11 @@ def _dtype(device: str, dtype: object) -> Check:
 
 
 def _cases() -> Iterator[Check]:
-    from plait.cli.parity import run_all
     from plait.parity.cases import Settings, discover
+    from plait.parity.run import run_all
+    from plait.parity.shipped_runners import SHIPPED
 
-    for result in run_all(discover(CASES), Settings()):
+    for result in run_all(discover(SHIPPED), Settings()):
         state: State = "ok" if result.verdict == "ok" else "BROKEN"
         note = f"{result.compared}/{result.stored} outputs, error {result.absolute:.0e}, {result.seconds:.1f} s"
         yield Check(

@@ -6,15 +6,20 @@ in `plait.parity.later`.
 
 from __future__ import annotations
 
-import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import plait.parity
+import plait
+from plait.errors import UsageError
 from plait.parity.cases import Case
 from plait.parity.later import LATER
+
+CLONE = "run from a checkout of the repository, installed with pip install -e ."
 
 
 class Tolerance(NamedTuple):
@@ -89,19 +94,49 @@ def runner(
     return register
 
 
+GOLDEN_RUNNERS = "plait_golden_runners"
+"""The name under which the directory of runners is imported, so that they can import one another."""
+
+
+def home() -> Path | None:
+    """Where the runners of golden cases lie: tests/parity beside `src` of a checkout, None for an installed copy."""
+    source = Path(plait.__file__).resolve().parents[1]
+    place = source.parent / "tests" / "parity"
+    return place if source.name == "src" and place.is_dir() else None
+
+
+def runner_module(name: str) -> ModuleType:
+    """The file `name`.py among the runners of golden cases. Raises UsageError in an installed copy."""
+    place = home()
+    if place is None:
+        raise UsageError(f"expected the runner {name}.py in tests/parity, got none; {CLONE}")
+    if GOLDEN_RUNNERS not in sys.modules:
+        package = ModuleType(GOLDEN_RUNNERS)
+        package.__path__ = [str(place)]
+        sys.modules[GOLDEN_RUNNERS] = package
+    return import_module(f"{GOLDEN_RUNNERS}.{name}")
+
+
 def load_runners(system: str) -> None:
-    """Import the modules of `plait.parity` that belong to a system: `<system>.py` and `<system>_*.py`."""
-    for module in pkgutil.iter_modules(plait.parity.__path__):
-        if module.name == system or module.name.startswith(f"{system}_"):
-            import_module(f"plait.parity.{module.name}")
+    """Import the shipped runners and, in a checkout, those of a system: `<system>.py` and `<system>_*.py`."""
+    import_module("plait.parity.shipped_runners")
+    place = home()
+    for path in sorted(place.glob(f"{system}*.py")) if place else ():
+        if path.stem == system or path.stem.startswith(f"{system}_"):
+            runner_module(path.stem)
 
 
 def find(system: str, name: str) -> Runner | NotRun | None:
-    """The runner of a case, `NotRun("later", ...)` for a kind still to come, or None where nobody knows the kind."""
+    """The runner of a case, `NotRun("later", ...)` for a kind still to come, or None where nobody knows the kind.
+
+    In an installed copy, which has the runners of shipped cases only, the others are `unavailable`.
+    """
     load_runners(system)
     known: dict[str, Runner | NotRun] = {
         kind: NotRun("later", f"issue {issue}") for kind, issue in LATER.get(system, {}).items()
     }
     known |= {r.kind: r for (of, _), r in _REGISTRY.items() if of == system}
     kinds = [kind for kind in known if name.startswith(kind)]
-    return known[max(kinds, key=len)] if kinds else None
+    if kinds:
+        return known[max(kinds, key=len)]
+    return None if home() else NotRun("unavailable", f"its runner lies in tests/parity; {CLONE}")

@@ -14,11 +14,12 @@ from plait.cli import main
 from plait.models.convert import convert
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.weights import explain_keys, from_megatron, key_map
-from plait.parity.mplug_owl2 import config_of
+from plait.parity.runners import runner_module
 from plait.weights.files import StateError
 
 from .tiny import GOLDENS, official_directory
 
+config_of = runner_module("mplug_owl2").config_of
 CASES = ["owl2_mm_prefill_decode", "owl21_mm_prefill_decode", "owl21_mm_multiway"]
 
 

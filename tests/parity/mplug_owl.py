@@ -11,20 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.models.mplug_owl.config import MPlugOwlConfig, abstractor_sizes, described, vision_sizes
-from plait.models.mplug_owl.model import Abstractor, MPlugOwlForConditionalGeneration, OwlVisionLayer, VisionTower
+from plait.models.mplug_owl.config import MPlugOwlConfig, described, vision_sizes
+from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, OwlVisionLayer, VisionTower
 from plait.models.mplug_owl.tasks import language_names, lora_targets, visual_names
-from plait.models.mplug_owl.weights import abstractor_rules, explain_keys, key_map, tower_rules
-from plait.nn.abstractor import AbstractorLayer
+from plait.models.mplug_owl.weights import explain_keys, key_map, tower_rules
 from plait.nn.attention import attention_function
 from plait.parity.cases import Case
-from plait.parity.runners import Tolerance, runner
+from plait.parity.runners import runner
+from plait.parity.shipped_runners import GRADIENTS, abstractor
 from plait.weights.files import load_strict
 from plait.weights.keymap import KeyMap, prefixed
 
 Outputs = dict[str, Any]
 Part = TypeVar("Part", bound=nn.Module)
-GRADIENTS = {"out.grad*": Tolerance(1e-5, 1e-3)}
+
+runner("mplug_owl", "video_abstractor", tolerance=GRADIENTS)(abstractor)
 
 
 def loaded(case: Case, module: Part, rules: KeyMap, prefix: str = "") -> Part:
@@ -117,40 +118,6 @@ def video_temporal_module(case: Case) -> Outputs:
         (made * case.inputs["grad_target"]).sum().backward()
         outputs |= tower_gradients(tower)
     return {name: y.detach() for name, y in outputs.items()}
-
-
-@runner("mplug_owl", "abstractor", tolerance=GRADIENTS)
-@runner("mplug_owl", "video_abstractor", tolerance=GRADIENTS)
-def abstractor(case: Case) -> Outputs:
-    weights = case.weights()
-    temporal = "temporal_query_tokens" in weights
-    sizes = abstractor_sizes(case.config)
-    sizes.mlp_dim = len(weights["abstractor.encoder.layers.0.crossattention.output.mlp.w1.weight"])
-    dim, out_dim = case.config["visual_abstractor_config"]["hidden_size"], case.config["text_config"]["hidden_size"]
-    model = loaded(case, Abstractor(dim, out_dim, sizes, temporal=temporal), KeyMap(abstractor_rules()), "abstractor.")
-    attend, features = attention_function(case.attn), case.inputs["encoder_hidden_states"]
-    mask = case.inputs.get("encoder_attention_mask")
-    mask, hidden = None if mask is None else mask != 0, []
-    last = model(features, attend, mask, hidden)
-    outputs = {"out.last_hidden_state": last, "out.pooler_output": hidden[-1][:, 0]}
-    first = model.layers[0]
-    assert isinstance(first, AbstractorLayer)
-    if features.dim() == 3:
-        q = first.query_norm(model.queries.expand(len(features), -1, -1))
-        attended = first.attend_to(q, features, attend, None, mask)
-        outputs |= {
-            "out.layer0.norm1": q,
-            "out.layer0.normk": first.key_norm(features),
-            "out.layer0.attention": attended,
-            "out.layer0.mlp": first.mlp(first.mlp_norm(q + first.out_proj(attended))),
-            "out.layer0.output": hidden[0],
-        }
-    if "grad_target" in case.inputs:
-        (last * case.inputs["grad_target"]).sum().backward()
-        found = {f"abstractor.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-        official = KeyMap(abstractor_rules()).backward(found)
-        outputs |= {f"out.grad.{name}": official[name] for name in official}
-    return {name: x.detach() for name, x in outputs.items()}
 
 
 @runner("mplug_owl", "published_keys")

@@ -19,9 +19,10 @@ from plait.models.mplug2.weights import explain_keys, finetuning_name, from_offi
 from plait.objectives.captioning import supervise
 from plait.objectives.grounding import boxes_to_tokens
 from plait.parity.cases import Case
-from plait.parity.mplug2_modules import hypotheses
 from plait.parity.runners import Tolerance, runner
 from plait.weights.files import read_checkpoint
+
+from .mplug2_modules import hypotheses
 
 Outputs = dict[str, Any]
 M = TypeVar("M", bound=MPlug2PreTrainedModel)

@@ -22,9 +22,10 @@ from plait.models.one_peace.pretraining import (
 )
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import from_official, key_map, official_buffers
-from plait.nn.adapters import Adapted, AudioAdapter, ImageAdapter, TextAdapter
+from plait.nn.adapters import AudioAdapter, ImageAdapter, TextAdapter
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.parity.shipped_runners import hidden, padding
 from plait.training.stages import freeze
 from plait.weights.files import read_checkpoint
 
@@ -68,31 +69,6 @@ def frame_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:
     """(batch, frames) bool, True = real, from the stored mask that counts CLS and says True for padding."""
     padding = inputs.get("audio_padding_masks")
     return None if padding is None else ~padding[:, 1:]
-
-
-def padding(adapted: Adapted) -> Tensor:
-    """(batch, seq) bool, True = padding, as the official code counts."""
-    return adapted.x.new_zeros(adapted.x.shape[:2], dtype=torch.bool) if adapted.mask is None else ~adapted.mask
-
-
-def hidden(encoded: Encoded) -> Outputs:
-    """The stored names of the states after every layer."""
-    return {f"out.hidden.{i}": x for i, x in enumerate(encoded.hidden)}
-
-
-@runner("one_peace", "forward_text")
-@torch.no_grad()
-def forward_text(case: Case) -> Outputs:
-    model = build(case, OnePeaceModel)
-    encoded = encode(model, case.inputs, "text", output_hidden_states=True)
-    adapted = encoded.adapted["text"]
-    return hidden(encoded) | {
-        "out.adapter.x": adapted.x,
-        "out.adapter.padding_mask": padding(adapted),
-        "out.adapter.attn_bias": adapted.biases[0][0],
-        "out.features": encoded.features["text"],
-        "out.embedding": model.project(encoded.features["text"], "text"),
-    }
 
 
 @runner("one_peace", "forward_image")

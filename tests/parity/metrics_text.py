@@ -11,8 +11,9 @@ from plait.metrics import answers, captions, choices, java, replies, vqa
 from plait.metrics.captions import DocumentFrequency
 from plait.metrics.ptb import DROPPED_NAMES, ptb_tokens
 from plait.parity.cases import Case
-from plait.parity.metrics import INPUTS, Inputs, Outputs, metric
 from plait.parity.runners import NotRun, runner
+
+from .metrics import INPUTS, Inputs, Outputs, metric
 
 Words = list[str]
 

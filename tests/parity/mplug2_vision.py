@@ -14,9 +14,11 @@ from plait.nn.bert import causal_bias
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import ClipBlock, DualVisionEncoder, LocalTemporal, inflate_patches
 from plait.parity.cases import Case
-from plait.parity.mplug2_modules import fill, gradients, ramp
 from plait.parity.runners import runner
+from plait.parity.shipped_runners import ramp
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
+
+from .mplug2_modules import fill, gradients
 
 Outputs = dict[str, Any]
 VISUAL = "visual_encoder.visual."
@@ -42,19 +44,6 @@ def at(module: nn.Module, path: str) -> nn.Module:
     for name in reversed(path.rstrip(".").split(".")):
         module = nn.ModuleDict({name: module})
     return module
-
-
-@runner("mplug2", "temporal_block")
-def temporal_block(case: Case) -> Outputs:
-    block = ClipBlock(case.config["d_model"], case.config["n_head"], temporal=True)
-    found = re.match(r".*resblocks\.(\d+)\.", next(iter(case.weights())))
-    if found is None:
-        raise ValueError(f"expected keys of a block, got {', '.join(case.weights())}")
-    holder, rules = at(block, f"layers.{found[1]}."), KeyMap(prefixed(vision_rules(flat=False), VISUAL))
-    fill(case, holder, rules)
-    y = block(case.inputs["x"].transpose(0, 1), case.config["T"], attention_function(case.attn)).transpose(0, 1)
-    (y * case.inputs["cotangent"]).sum().backward()
-    return {"out.y": y} | gradients(case, holder, rules, found[0])
 
 
 def vision_encoder(case: Case, *, temporal: bool) -> tuple[DualVisionEncoder, KeyMap]:

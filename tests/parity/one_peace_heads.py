@@ -16,8 +16,9 @@ from plait.models.one_peace.model import Encoded
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.objectives import classification
 from plait.parity.cases import Case
-from plait.parity.one_peace_model import build, encode, official_gradients
 from plait.parity.runners import Tolerance, runner
+
+from .one_peace_model import build, encode, official_gradients
 
 Outputs = dict[str, Any]
 Loss = Callable[[Tensor, Tensor], Tensor]

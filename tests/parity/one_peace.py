@@ -23,12 +23,13 @@ from plait.models.one_peace.weights import explain_keys
 from plait.nn.positions import image_bucket_index, resize_absolute, resize_relative, token_bucket_index
 from plait.objectives import classification, contrastive, denoising
 from plait.parity.cases import Case
-from plait.parity.one_peace_model import official_groups
 from plait.parity.runners import NotRun, Tolerance, runner
 from plait.processing import images, masking, tokenizers, waveforms
 from plait.training.optim import AdamW
 from plait.training.schedules import cosine
 from plait.weights.files import read_checkpoint
+
+from .one_peace_model import official_groups
 
 Outputs = dict[str, Any]
 

@@ -17,14 +17,13 @@ from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import attention_function
 from plait.nn.decoder import Pass, RoutedDecoderLayer, eager_attention, through
-from plait.nn.layers import RMSNorm
 from plait.nn.positions import inverse_frequencies, rotary_tables
 from plait.nn.vit import vision_rules
 from plait.parity.cases import Case
 from plait.parity.runners import runner
-from plait.routing import PerModality, Route
+from plait.routing import Route
 from plait.weights.files import load_strict
-from plait.weights.keymap import Drop, KeyMap, Rename
+from plait.weights.keymap import Drop, KeyMap
 
 Outputs = dict[str, Any]
 Part = TypeVar("Part", bound=nn.Module)
@@ -107,29 +106,6 @@ def sincos_tables(case: Case) -> Outputs:
             table = sincos_2d(width, round((count - with_cls) ** 0.5), with_cls=with_cls)
         outputs[name] = torch.from_numpy(table.copy())
     return outputs
-
-
-@runner("mplug_owl2", "multiway_modules")
-@torch.no_grad()
-def multiway_modules(case: Case) -> Outputs:
-    dim, x = case.config["hidden_size"], case.inputs["x"]
-    builds = {
-        "norm": lambda: RMSNorm(dim, case.config["rms_norm_eps"]),
-        "lin": lambda: nn.Linear(dim, dim, bias=False),
-        "fused": lambda: nn.Linear(dim, case.config["fused_out"]),
-    }
-    module = nn.ModuleDict({name: PerModality(build, WAYS) for name, build in builds.items()})
-    rules = [
-        Rename(f"{{m:\\w+}}.multiway.{i}.{{p:weight|bias}}", f"{{m:\\w+}}.{way}.{{p:weight|bias}}")
-        for i, way in enumerate(WAYS)
-    ]
-    module = loaded(case, module, KeyMap(rules))
-    routes = {
-        name: Route.interleaved(ids.cpu(), ("text", "image")).to(case.device)
-        for name, ids in case.inputs.items()
-        if name.startswith("idx")
-    }
-    return {f"out.{m}.{name}": module[m](x, route) for m in module for name, route in routes.items()}
 
 
 def layer_of(case: Case, is_qwen: bool) -> tuple[RoutedDecoderLayer, MPlugOwl2Config]:

@@ -28,6 +28,7 @@ from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.masked import masked_lm_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.parity.shipped_runners import ramp
 from plait.weights.files import LazyState, load_strict
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
 
@@ -57,11 +58,6 @@ def gradients(case: Case, module: nn.Module, rules: KeyMap, prefix: str = "") ->
     official = {name: torch.zeros_like(w) for name, w in weights_of(case).items()} | dict(rules.backward(found))
     wanted = [name for name in case.outputs if name.startswith("out.grad.")]
     return {name: official[prefix + name.removeprefix("out.grad.")] for name in wanted}
-
-
-def ramp(like: Tensor) -> Tensor:
-    """The cotangent of the cases: -1 to 1 in memory order."""
-    return torch.linspace(-1, 1, like.numel(), dtype=like.dtype, device=like.device).view_as(like)
 
 
 def config_of(case: Case, weights: Weights) -> MPlug2Config:
