@@ -5,13 +5,15 @@ run directory: config.json (what was asked), metrics.jsonl, checkpoints/, model/
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plait.cli.options import settings_option
+from plait.cli.options import json_option, settings_option
+from plait.errors import UsageError
 from plait.recipes import find_recipe
 from plait.training.run import check_run_dir, claim_run_dir, given_back, is_main, parse_settings, run_recipe
 
@@ -38,10 +40,17 @@ def train(
     compile: Annotated[str | None, typer.Option(help="Torch backend for every layer, such as inductor.")] = None,
     recompute: Annotated[int, typer.Option(help="1: keep only inputs of layers, n: of every n-th.", min=0)] = 0,
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
+    dry_data: Annotated[int, typer.Option(help="Train nothing: digests of the first N batches.", min=0)] = 0,
+    as_json: Annotated[bool, json_option("Print JSON for machines, with --dry-data.")] = False,
 ) -> int:
     """Train a recipe; run the same command again to continue a run that was stopped."""
     function = find_recipe(recipe)
     arguments = parse_settings(function, settings or [], seed)
+    if dry_data:
+        show_batches(recipe, function(**arguments), seed, dry_data, as_json)
+        return 0
+    if as_json:
+        raise UsageError("expected --dry-data beside --json, got none; a run writes metrics.jsonl for machines")
     run_dir = out or Path("runs") / recipe
     config = {"recipe": recipe, "seed": seed, "dtype": dtype, "arguments": arguments}
     from plait.report.run import run_page
@@ -69,3 +78,17 @@ def train(
         took = f" in {result.seconds:.0f} s" if result.seconds else ""  # forgotten with the checkpoints
         print(f"trained {result.steps} steps{took}; the model is in {run_dir / 'model'}")
     return 0
+
+
+def show_batches(name: str, recipe: Recipe, seed: int, count: int, as_json: bool) -> None:
+    """Print what the first batches of every stage hold."""
+    from plait.training.data_order import dry_data
+
+    batches = dry_data(recipe.stages, seed, count)
+    if as_json:
+        print(json.dumps({"recipe": name, "seed": seed, "batches": batches}, indent=1))
+        return
+    for batch in batches:
+        print(f"{batch['stage']}, step {batch['step']}: {len(batch['samples'])} samples: {' '.join(batch['samples'])}")
+        for one in batch["tensors"]:
+            print(f"  {one['name']:<28} {one['dtype']:<8} {tuple(one['shape'])!s:<20} {one['sha256'][:16]}")

@@ -215,11 +215,15 @@ def stage2(
     the whole language model (published rate 1e-5). Published: Alpaca, Vicuna, Baize and LLaVA-150k, batch 256 (the
     script's 32 is a sample), decay 1e-4, linear decay after 50 steps, clipping 1.
     """
-    from plait.training.lora import TRAINABLE, add_lora, folded
+    from plait.training.lora import TRAINABLE, add_lora, folded, has_adapter
 
     model, processor = loaded(init)
-    if lora:
-        add_lora(model, lora, lora_alpha, targets=lora_targets(model), dropout=lora_dropout)
+
+    def build() -> MPlugOwlForConditionalGeneration:
+        if lora and not has_adapter(model):  # it begins with random numbers: here generators are seeded
+            add_lora(model, lora, lora_alpha, targets=lora_targets(model), dropout=lora_dropout)
+        return model
+
     stage = Stage(
         name="stage2",
         objective=answer_loss,
@@ -236,7 +240,7 @@ def stage2(
         trainable=TRAINABLE if lora else ("language_model.*",),
     )
     after: Any = (lambda trained, _: folded(trained)) if lora else None
-    return Recipe(lambda: model, [stage], partial(save, processor), after=after)
+    return Recipe(build, [stage], partial(save, processor), after=after)
 
 
 def loaded(init: str | None) -> Built:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -15,7 +17,7 @@ import numpy as np
 from plait.data.order import permuted, rows_of_step
 
 if TYPE_CHECKING:
-    from plait.training.stages import Source
+    from plait.training.stages import Source, Stage
 
 T = TypeVar("T")
 
@@ -60,6 +62,53 @@ def check_divides(batch_size: int, world_size: int, accumulation: int = 1) -> No
         raise ValueError(
             f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
         )
+
+
+def dry_data(stages: Sequence[Stage], seed: int, count: int) -> list[dict[str, Any]]:
+    """What the first `count` batches of every stage hold: `{stage, step, samples, tensors}`, as one process reads them.
+
+    Of every tensor the name (its path in the batch), shape, dtype and the SHA-256 of its bytes; of floating-point
+    values also their sum weighted by place, which tells whether two machines agree but for the last bits. What is no
+    tensor (reference captions, the name of a task) counts as its JSON.
+    """
+    found: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        source = stage.batches()
+        load = step_loader(source, (seed, number), batch_size=stage.batch_size, accumulation=stage.accumulation)
+        for step in range(count):
+            rows, parts = load(step)
+            tensors = [one for start, batch in parts for one in _digests(batch, f"{start}." if len(parts) > 1 else "")]
+            found.append({"stage": stage.name, "step": step, "samples": source.names(rows), "tensors": tensors})
+    return found
+
+
+def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    import torch
+
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _digests(part, f"{name}{key}.")
+    elif isinstance(value, list | tuple) and any(isinstance(part, dict | torch.Tensor) for part in value):
+        for place, part in enumerate(value):
+            yield from _digests(part, f"{name}{place}.")
+    elif isinstance(value, torch.Tensor):
+        array = value.detach().cpu().contiguous()
+        facts: dict[str, Any] = {
+            "name": name.rstrip("."),
+            "shape": list(array.shape),
+            "dtype": str(array.dtype).removeprefix("torch."),
+            "sha256": hashlib.sha256(array.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
+        }
+        if array.is_floating_point():
+            flat = array.double().flatten()  # a swap of rows changes the weighted sum, the plain one stays
+            facts["sum"] = float((flat * torch.linspace(1, 2, len(flat), dtype=torch.float64)).sum())
+        yield facts
+    else:
+        written = json.dumps(value, default=str).encode()
+        yield {
+            "name": name.rstrip("."), "shape": [], "dtype": type(value).__name__,
+            "sha256": hashlib.sha256(written).hexdigest(),
+        }  # fmt: skip
 
 
 @dataclass(slots=True)
