@@ -138,7 +138,7 @@ def upcycle(
     seed: Annotated[int, typer.Option(help="Seed of what is fresh.")] = 0,
 ) -> None:
     """Make an mPLUG-Owl2 out of a Llama: text behaves as before until it is trained."""
-    from plait.models.upcycle import upcycle as upcycle_to
+    from plait.models.auto import upcycle as upcycle_to
 
     if vision is not None and small_vision:
         raise UsageError("expected --vision or --small-vision, got both")

@@ -37,8 +37,8 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 FAMILIES = {
     "one_peace": "plait.models.one_peace",
     "mplug2": "plait.models.mplug2",
-    "mplug_owl": "plait.models.mplug_owl.family",
-    "mplug_owl2": "plait.models.mplug_owl2.family",
+    "mplug_owl": "plait.models.mplug_owl",
+    "mplug_owl2": "plait.models.mplug_owl2",
 }
 """model_type -> the package of the family: `is_official`, `from_official`, `from_directory`, `CONFIG`, `HEADS` ..."""
 
@@ -147,6 +147,12 @@ def skills(model: Any, processor: Any) -> Any:
             "pass a model of another family"
         )
     return build(model, processor)
+
+
+def upcycle(src: str | Path, dst: str | Path, **options: Any) -> int:
+    """Write a model directory around the language model in `src`; its number of parameters. See `write_upcycled`."""
+    family = next(one for one in map(_family, FAMILIES) if hasattr(one, "write_upcycled"))
+    return family.write_upcycled(src, dst, **options)
 
 
 def _is_official_directory(place: Path) -> bool:

@@ -90,7 +90,7 @@ def _account(checkpoint: Checkpoint, model: Any) -> tuple[dict[str, str], tuple[
     """Official keys that are not in the model, with the reason, and keys of the model that come from none."""
     from plait.models.auto import FAMILIES
 
-    weights = import_module(f"{FAMILIES[model.config.model_type].removesuffix('.family')}.weights")
+    weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
     state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
     _, report = _rules(checkpoint, state, model, weights).forward(state)  # names only: nothing is read
     own = {key.removeprefix("model.") for key in model.state_dict()}
@@ -107,7 +107,7 @@ def _family_notes(checkpoint: Checkpoint, model: Any, official_config: Mapping[s
     """What a family has to say about a file beyond its keys."""
     from plait.models.auto import FAMILIES
 
-    weights = import_module(f"{FAMILIES[model.config.model_type].removesuffix('.family')}.weights")
+    weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
     said = getattr(weights, "notes", None)
     return said(checkpoint.state, official_config or checkpoint.config) if said else ()
 

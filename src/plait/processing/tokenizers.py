@@ -3,9 +3,8 @@
 The dictionary is the one of RoBERTa and BART without <mask> (section 5.1 of the released layout). `build_tokenizer`
 gives an ordinary transformers tokenizer, whole or cut to the pieces a data set needs; `encode` gives plain ids.
 
-The SentencePiece tokenizer of LLaMA as the Owl models were trained with it, with today's tokenizers library.
-
-tokenizer.model -> PreTrainedTokenizerFast that puts a space in front of every piece of text
+Below it, what language models bring: LLaMA's SentencePiece as the Owls were trained with it, Qwen's tiktoken, and the
+tokenizer that lies in a directory, whichever it is.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from plait.errors import no_code_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -183,7 +184,7 @@ def llama_tokenizer(directory: str | Path, *, add_bos: bool = True) -> Any:
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
     backend = LlamaTokenizer.from_pretrained(str(directory), trust_remote_code=False).backend_tokenizer
-    # Metaspace puts no space in front of one, as SentencePiece does
+    # Metaspace puts no second space before text that begins with one, SentencePiece does, and the models learned that
     backend.pre_tokenizer = None
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     start = [("<s>", backend.token_to_id("<s>"))] if add_bos else []
@@ -197,3 +198,60 @@ def llama_tokenizer(directory: str | Path, *, add_bos: bool = True) -> Any:
         pad_token="<unk>",
         padding_side="left",
     )
+
+
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+
+
+def qwen_tokenizer(directory: str | Path) -> Any:
+    """The Qwen tokenizer of a directory with qwen.tiktoken: no bos, `<|endoftext|>` ends and pads."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    backend = TikTokenConverter(
+        str(Path(directory) / "qwen.tiktoken"), pattern=QWEN_PATTERN, extra_special_tokens=list(QWEN_SPECIAL)
+    ).converted()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=QWEN_SPECIAL[0], pad_token=QWEN_SPECIAL[0], padding_side="left"
+    )
+
+
+def find_tokenizer(directory: Path, *, add_bos: bool = True) -> Any:
+    """The tokenizer that lies beside official weights, None where there is none.
+
+    tokenizer.json as it is, tokenizer.model as a Llama's (add_bos: of that), qwen.tiktoken as a Qwen's.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if (directory / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False)
+    if (directory / "tokenizer.model").exists():
+        return llama_tokenizer(directory, add_bos=add_bos)
+    return qwen_tokenizer(directory) if (directory / "qwen.tiktoken").exists() else None
+
+
+def tokenizer_to_talk(directory: Path) -> Any:
+    """The tokenizer of a language model's directory: its end pads where nothing else does, on the left.
+
+    On the left, since the next token is read at the last position. Raises ValueError where none loads.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with no_code_of(directory):
+            tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "auto_map" in str(error):  # one line already, about code that the directory brings
+            raise
+        reason = str(error).strip().splitlines()[0].partition(":")[0]
+        raise ValueError(
+            f"expected a tokenizer in {directory}, got none that loads ({reason}); put its tokenizer.json there"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer

@@ -25,12 +25,11 @@ from plait.models.mplug_owl2.conversation import (
 )
 from plait.models.mplug_owl2.processor import (
     MPlugOwl2Processor,
-    find_tokenizer,
-    llama_tokenizer,
     padded_square,
     pixels,
     stretched_square,
 )
+from plait.processing.tokenizers import find_tokenizer, llama_tokenizer
 
 from .tiny import GOLDENS, byte_tokenizer, config, images
 

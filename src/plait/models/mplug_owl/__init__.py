@@ -1,6 +1,11 @@
 """mPLUG-Owl: images and videos into a language model (arXiv 2304.14178).
 
-Importing this package loads no torch; names resolve on first use.
+    config -> model (vision tower -> abstractor -> any causal language model of transformers)
+    conversation, processor: prompts, pictures, clips -> tensors        tasks: what an assistant asks, what stages train
+    weights: official files, trainer checkpoints, model directories, a bare language model -> model
+
+It chats, captions, answers and ranks answers about images, videos and text. Importing this package loads no torch;
+names resolve on first use.
 """
 
 from __future__ import annotations
@@ -9,16 +14,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
     from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
     from plait.models.mplug_owl.processor import MPlugOwlImageProcessor, MPlugOwlProcessor
+    from plait.weights.files import Checkpoint
 
 _HOMES = {
-    "config": ("AbstractorConfig", "MPlugOwlConfig", "VisionConfig"),
+    "config": ("AbstractorConfig", "MPlugOwlConfig", "VisionConfig", "is_official_config"),
     "model": ("MPlugOwlForConditionalGeneration",),
     "processor": ("MPlugOwlImageProcessor", "MPlugOwlProcessor"),
+    "tasks": ("MPlugOwlSkills",),
+    "weights": ("is_official",),
 }
 """Module -> the names of it that users import from here."""
+
+_ROLES = {
+    "CONFIG": "MPlugOwlConfig",
+    "BASE_MODEL": "MPlugOwlForConditionalGeneration",
+    "GENERATIVE_MODEL": "MPlugOwlForConditionalGeneration",
+    "PROCESSOR": "MPlugOwlProcessor",
+    "IMAGE_PROCESSOR": "MPlugOwlImageProcessor",
+    "SKILLS": "MPlugOwlSkills",
+}
+"""What `plait.models.auto` asks every family for -> the class that it is here."""
 
 __all__ = [
     "AbstractorConfig",
@@ -30,11 +50,40 @@ __all__ = [
 ]
 
 
+def from_official(
+    checkpoint: Checkpoint, *, tokenizer: Any = None, **options: Any
+) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
+    """Model and processor of an official file or directory; options of `weights.from_official`.
+
+    tokenizer: where no tokenizer.model (LLaMA) or tokenizer.json (BLOOM) lies beside the weights. Raises ValueError
+    without one.
+    """
+    from plait.models.mplug_owl import weights
+    from plait.models.mplug_owl.processor import MPlugOwlProcessor
+    from plait.processing.tokenizers import find_tokenizer
+
+    place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    tokenizer = tokenizer or find_tokenizer(place, add_bos=False)
+    if tokenizer is None:
+        raise ValueError(f"expected tokenizer.model or tokenizer.json in {place}, got neither; put it there")
+    model = weights.from_official(checkpoint, **options)
+    return model, MPlugOwlProcessor.from_config(model.config, tokenizer)
+
+
+def from_directory(path: Path, **options: Any) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
+    """Model and processor of a model directory; options of `weights.from_directory`."""
+    from plait.models.mplug_owl import weights
+    from plait.models.mplug_owl.processor import MPlugOwlProcessor
+
+    return weights.from_directory(path, **options), MPlugOwlProcessor.from_pretrained(path, trust_remote_code=False)
+
+
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
+    wanted = _ROLES.get(name, name)
+    home = next((module for module, names in _HOMES.items() if wanted in names), None)
     if home is None:  # modules of the package come here too, before they are imported
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), wanted)
 
 
 def __dir__() -> list[str]:

@@ -1,29 +1,26 @@
 """Conversations: turns -> prompt -> ids with runs for media -> what is learned (specification mPLUG-Owl, section 8).
 
-Text is tokenized piece by piece, cut at media and roles, because SentencePiece puts a space before every piece. The
-released rule, which finds answers by the text "AI: ", and one that keeps turns apart stand side by side
-(`official_sample`, `training_pieces`).
+turns -> training_pieces -> training_row -> ids, labels                  turns -> prompt -> tokenize -> ids
+
+Text is tokenized piece by piece, cut at media and roles: SentencePiece puts a space in front of every piece, and the
+published weights learned those spaces. The released rule, which finds answers by the text "AI: " and so opens one in
+"OpenAI: ", stands beside one that keeps turns apart (`official_sample`, `training_pieces`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from plait.models.mplug_owl.model import IGNORED, IMAGE_RUN, VIDEO_RUN
+from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN
+from plait.processing.talking import IGNORED, Encode, Row, Turn
 
 IMAGE, VIDEO = "<image>", "<|video|>"
 RUNS = {IMAGE: IMAGE_RUN, VIDEO: VIDEO_RUN}
-Encode = Callable[[str], list[int]]
-"""A piece of text to ids without special tokens."""
-
-Turn = tuple[str, str | None]
-"""A question and its answer, None while it is open."""
-
 Piece = tuple[str, bool]
 """A piece of text or a placeholder, and whether it is learned."""
 
@@ -57,7 +54,10 @@ CHAT_TEMPLATE = (
 
 
 def prompt(turns: Sequence[Turn], system: str = SYSTEM) -> str:
-    """Turns to text; an open last turn ends in "AI: ", with a space. Media stand in lines of their own, ahead."""
+    """Turns to text; an open last turn ends in "AI: ". Media stand in lines of their own, ahead of the words.
+
+    The space behind the colon is part of the published prompt: the piece that ends in it is one the model learned.
+    """
     text = system
     for question, answer in turns:
         media, words = split_media(question)
@@ -131,23 +131,16 @@ def training_pieces(turns: Sequence[Turn], system: str = SYSTEM) -> list[Piece]:
     return pieces
 
 
-@dataclass(frozen=True)
-class Row:
-    """Ids with runs for media, and labels: what is learned, -100 elsewhere."""
-
-    ids: list[int]
-    labels: list[int]
-
-
 def training_row(
     pieces: Sequence[Piece], encode: Encode, bos: int | None, eos: int, max_length: int, tokens_per_media: int = 65
 ) -> Row:
     """Pieces to at most `max_length` ids. Whole answers end in eos; a medium that does not fit ends the row."""
-    ids, labels = ([], []) if bos is None else ([bos], [IGNORED])
+    ids: list[int] = [] if bos is None else [bos]
+    labels = [IGNORED] * len(ids)
     for piece, learned in pieces:
         if piece in RUNS and not learned:
             new = [RUNS[piece]] * tokens_per_media
-            if len(ids) + len(new) > max_length:
+            if len(ids) + len(new) > max_length:  # half a medium would take features of the next one
                 break
         else:
             new = encode(piece) + ([eos] if learned else []) if piece or learned else []
@@ -188,6 +181,7 @@ def official_sample(
     has_image = IMAGE in text
     ids, learned = ([bos], [0]) if bos > 0 else ([], [])
     delimiters = f"({AI}|{HUMAN}|{IMAGE})" if has_image else f"({AI}|{HUMAN})"
+    # Empty pieces count for text alone: behind "AI: " they are answers of nothing but the end.
     pieces = [piece for piece in re.split(delimiters, text) if piece or not has_image]
     for i, piece in enumerate(pieces):
         if has_image and len(ids) >= max_length + 1:
@@ -201,29 +195,25 @@ def official_sample(
             new, label = encode(piece), 1
             if len(ids) + len(new) >= max_length:
                 new, stop = new[: max_length - len(ids)], True
-            new = [*new, eos]
+            new = [*new, eos]  # a cut answer ends too
         else:
             new, label = encode(piece), 0
             if i > 0 and len(ids) + len(new) >= max_length + 1:
                 new, stop = new[: max_length + 1 - len(ids)], True
         ids, learned = ids + new, learned + [label] * len(new)
-        if stop and not has_image:
+        if stop and not has_image:  # with images the guard above ends the loop instead
             break
-    return _official(ids, learned, max_length, pad, has_image)
-
-
-def _official(ids: list[int], learned: list[int], max_length: int, pad: int, has_image: bool) -> OfficialSample:
     length, width = len(ids), max_length + 1
     if length > width:
         raise ValueError(f"expected a conversation of at most {width} ids up to its first turn, got {length}")
     ids, learned = ids + [pad] * (width - length), learned + [0] * (width - length)
     return OfficialSample(
-        ids,
-        [int(i < length - 1) for i in range(max_length)],
-        [int(i >= 0) if has_image else 1 for i in ids[1:]],
-        learned[1:],
-        length,
-        has_image,
+        input_ids=ids,
+        non_padding_mask=[int(i < length - 1) for i in range(max_length)],
+        non_media_mask=[int(i >= 0) if has_image else 1 for i in ids[1:]],
+        prompt_mask=learned[1:],
+        seq_length=length,
+        has_image=has_image,
     )
 
 

@@ -49,7 +49,6 @@ from plait.nn.temporal import LocalTemporal, ZeroLinear
 from plait.nn.vit import VisionLayer
 
 IMAGE_RUN, VIDEO_RUN = -1, -2
-IGNORED = -100
 
 
 def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:

@@ -1,24 +1,20 @@
-"""Images and frames as mPLUG-Owl was trained on them: squashed to a square, CLIP's mean and deviation.
-
-PIL image -> RGB -> bicubic resize to side x side (training: a random crop, perhaps mirrored) -> (3, side, side)
-
-What goes into mPLUG-Owl: prompts, PIL images and clips -> ids with a place for every position, pixels, labels.
+"""What goes into mPLUG-Owl: prompts, images and clips -> ids with a place for every position, pixels, labels.
 
 text with <image> and <|video|> -> pieces tokenized apart -> tokens_per_media ids per medium -> padded batch
+PIL image -> RGB -> bicubic resize to side x side (training: a random crop, perhaps mirrored) -> (3, side, side)
+Source: specification mPLUG-Owl, section 8; the paper (arXiv 2304.14178) says nothing of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
+from transformers import BatchFeature
 
 from plait.models.mplug_owl.config import MPlugOwlConfig
 from plait.models.mplug_owl.conversation import (
@@ -27,118 +23,21 @@ from plait.models.mplug_owl.conversation import (
     IMAGE,
     SYSTEM,
     VIDEO,
-    Row,
     Turn,
     clean_answer,
     tokenize,
     training_pieces,
     training_row,
 )
-from plait.models.mplug_owl.model import IGNORED, IMAGE_RUN, VIDEO_RUN, count_runs, from_runs
+from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN, count_runs, from_runs
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
+from plait.processing.talking import IGNORED, Row, Shown, SquareImages, TalkingProcessor, deal_media
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
+"""Share of the area and aspect of a training crop, as released."""
 
 
-class Draw(NamedTuple):
-    """What one training image was cut to, in pixels, and whether it was mirrored."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    hflip: bool
-
-
-def pixels(
-    image: Image.Image,
-    side: int,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-    *,
-    official: bool = False,
-) -> Tensor:
-    """An image of any size to (3, side, side) float32, its aspect not kept.
-
-    official: resize before converting to RGB, as released; it differs for palettes and transparency.
-    """
-    squashed = resize(image if official else image.convert("RGB"), side, side)
-    return normalize(to_tensor(squashed.convert("RGB")), mean, std)
-
-
-def draw(
-    width: int,
-    height: int,
-    generator: torch.Generator | None = None,
-    scale: tuple[float, float] = SCALE,
-    ratio: tuple[float, float] = RATIO,
-) -> Draw:
-    """A random crop of a share `scale` of the area and an aspect in `ratio`, mirrored half of the time.
-
-    Draws as torchvision's RandomResizedCrop and RandomHorizontalFlip do from the same generator.
-    """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = height * width * float(torch.empty(1).uniform_(*scale, generator=generator))
-        aspect = float(torch.exp(torch.empty(1).uniform_(low, high, generator=generator)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
-            left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
-            return Draw(top, left, h, w, _flip(generator))
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    w, h = (width, round(width / aspect)) if width / height < ratio[0] else (round(height * aspect), height)
-    return Draw((height - h) // 2, (width - w) // 2, h, w, _flip(generator))
-
-
-def _flip(generator: torch.Generator | None) -> bool:
-    return float(torch.rand(1, generator=generator)) < 0.5
-
-
-def training_pixels(
-    image: Image.Image, side: int, drawn: Draw, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
-) -> Tensor:
-    """The drawn part of an image to (3, side, side)."""
-    box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
-    part = resize(image.convert("RGB").crop(box), side, side)
-    part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn.hflip else part
-    return normalize(to_tensor(part), mean, std)
-
-
-_KNOWN = {"padding", "truncation", "add_special_tokens", "return_token_type_ids", "return_mm_token_type_ids"}
-
-
-class MPlugOwlImageProcessor(PilBackend):
-    """Images to pixels, squashed to a square; see `images.py`."""
-
-    model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
-    size = {"height": 224, "width": 224}  # noqa: RUF012
-    resample = PILImageResampling.BICUBIC
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
-    image_mean = list(CLIP_MEAN)  # noqa: RUF012
-    image_std = list(CLIP_STD)  # noqa: RUF012
-
-    def __call__(self, images: Any, **_: Any) -> BatchFeature:  # ty: ignore[incompatible-method-override]
-        """One or several images -> pixel_values (images, 3, side, side)."""
-        chosen = [images] if isinstance(images, Image.Image) else list(images)
-        return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in chosen])})
-
-    def pixels(self, image: Image.Image, generator: torch.Generator | None = None, *, training: bool = False) -> Tensor:
-        """An image of any size to (3, side, side); training: a random part of it, drawn from `generator`."""
-        side = self.size["height"]
-        if training:
-            return training_pixels(image, side, draw(*image.size, generator), self.image_mean, self.image_std)
-        return pixels(image, side, self.image_mean, self.image_std)
-
-    def clip(self, frames: Sequence[Image.Image]) -> Tensor:
-        """Frames to (3, frames, side, side)."""
-        return torch.stack([self.pixels(frame) for frame in frames], dim=1)
-
-
-class MPlugOwlProcessor(ProcessorMixin):
+class MPlugOwlProcessor(TalkingProcessor):
     """Tokenizer, image processor and conversation of one model.
 
     stop_strings: what ends an answer beside its end token, as models write on for the human; tokens_per_media,
@@ -178,6 +77,11 @@ class MPlugOwlProcessor(ProcessorMixin):
             **options,
         )
 
+    @property
+    def unspoken(self) -> tuple[int, ...]:
+        """The ids of media."""
+        return self.image_token_id, self.video_token_id
+
     def __call__(
         self,
         images: Any = None,
@@ -197,18 +101,13 @@ class MPlugOwlProcessor(ProcessorMixin):
         video is a list of frames. Raises ValueError for unknown arguments, where media and placeholders do not agree,
         and for prompts longer than max_length.
         """
-        if set(unknown) - _KNOWN:
-            raise ValueError(f"expected images, text, videos, got {', '.join(sorted(set(unknown) - _KNOWN))}")
-        if text is None or audio is not None or return_tensors != "pt":
-            raise ValueError(
-                "expected text, no audio and return_tensors='pt', got others; images alone: image_processor"
-            )
-        texts, pictures, clips = self._media([text] if isinstance(text, str) else list(text), images, videos)
-        rows = [Row(self.encode(prompt), []) for prompt in texts]
+        dealt = self._dealt(self.prompts(text, audio, return_tensors, unknown), images, videos)
+        rows = [Row(self.encode(shown.text)) for shown in dealt]
         longest = max(len(row.ids) for row in rows)
         if max_length is not None and longest > max_length:
             raise ValueError(f"expected prompts of at most {max_length} positions, got {longest}; shorten them")
-        return BatchFeature(self._padded(rows, padding_side) | self._pixels(pictures, clips))
+        # The released processor pads on the right, with the end id, and then continues prompts behind their padding.
+        return self._batch(rows, dealt, padding_side)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids with -1 and -2 on the positions of media. No end token is added."""
@@ -234,128 +133,137 @@ class MPlugOwlProcessor(ProcessorMixin):
         Media whose place falls behind max_length are left out. training: random crops of images from `generator`.
         Raises ValueError, naming the conversation, where truncation leaves nothing to learn.
         """
-        questions = [question for turns in conversations for question, _ in turns]
-        texts, pictures, clips = self._media(questions, images, videos)
-        rewritten, held = iter(texts), [list(pictures), list(clips)]
-        rows, kept = [], ([], [])
+        questions = iter(self._dealt([question for turns in conversations for question, _ in turns], images, videos))
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        rows, kept = [], []
         for i, turns in enumerate(conversations):
-            asked = [(next(rewritten), answer) for _, answer in turns]
-            pieces = training_pieces(asked, system)
-            row = training_row(
-                pieces, self._encode_piece, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, max_length,
-                self.tokens_per_media,
-            )  # fmt: skip
-            if all(label == IGNORED for label in row.labels):
+            asked = [(next(questions), answer) for _, answer in turns]
+            pieces = training_pieces([(shown.text, answer) for shown, answer in asked], system)
+            row = training_row(pieces, self._encode_piece, bos, eos, max_length, self.tokens_per_media)
+            if all(label == IGNORED for label in row.labels or ()):  # the released loss is NaN then
                 raise ValueError(
                     f"expected an answer within {max_length} positions, got none in conversation {i}; raise max_length"
                 )
             rows.append(row)
-            for kind, (name, run) in enumerate(((IMAGE, IMAGE_RUN), (VIDEO, VIDEO_RUN))):
-                owned = sum(question.count(name) for question, _ in asked)
-                mine, held[kind] = held[kind][:owned], held[kind][owned:]
-                kept[kind].extend(mine[: count_runs(row.ids, run, self.tokens_per_media)])
-        media = self._pixels(kept[0], kept[1], generator, training=training)
-        return BatchFeature(self._padded(rows, "right") | media)
+            # Truncation may have cut places away: their media would shift to the conversations that follow.
+            places = [count_runs(row.ids, run, self.tokens_per_media) for run in (IMAGE_RUN, VIDEO_RUN)]
+            pictures = [image for shown, _ in asked for image in shown.images]
+            clips = [clip for shown, _ in asked for clip in shown.clips]
+            kept.append(Shown("", pictures[: places[0]], clips[: places[1]]))
+        return self._batch(rows, kept, "right", generator, training=training)
 
-    def _media(
-        self, texts: list[str], images: Any, videos: Any
-    ) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
-        """Texts, images and clips; without temporal modules a clip's frames stand among the images."""
-        pictures, clips = list(_flat(images)), list(_clips(videos))
-        for name, got in ((IMAGE, len(pictures)), (VIDEO, len(clips))):
-            wanted = sum(text.count(name) for text in texts)
-            if wanted != got:
-                kind = name.strip("<|>")
-                raise ValueError(
-                    f"expected {wanted} {kind}s for {wanted} {name} placeholders, got {got}; "
-                    f"pass one {kind} per placeholder"
-                )
-        if self.temporal or not clips:
-            return texts, pictures, clips
-        return self._frames_as_images(texts, pictures, clips)
+    def _dealt(self, texts: Sequence[str], images: Any, videos: Any) -> list[Shown]:
+        return deal_media(texts, images, videos, image=IMAGE, video=VIDEO, has_clips=self.temporal)
 
-    def _frames_as_images(
-        self, texts: list[str], pictures: list[Image.Image], clips: list[list[Image.Image]]
-    ) -> tuple[list[str], list[Image.Image], list[list[Image.Image]]]:
-        given, films, every, rewritten = iter(pictures), iter(clips), [], []
-        for text in texts:
-            parts = text.split(VIDEO)
-            for i, part in enumerate(parts):
-                every += [next(given) for _ in range(part.count(IMAGE))]
-                if i + 1 < len(parts):
-                    frames = next(films)
-                    every += frames
-                    parts[i] = part + IMAGE * len(frames)
-            rewritten.append("".join(parts))
-        return rewritten, every, []
-
-    def _padded(self, rows: Sequence[Row], side: str) -> dict[str, Tensor]:
-        width = max(len(row.ids) for row in rows)
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": []}
-        for row in rows:
-            fill = width - len(row.ids)
-            columns["input_ids"].append(_pad(row.ids, fill, pad, side))
-            columns["attention_mask"].append(_pad([1] * len(row.ids), fill, 0, side))
-            if row.labels:
-                columns.setdefault("labels", []).append(_pad(row.labels, fill, IGNORED, side))
-        batch = {name: torch.tensor(values) for name, values in columns.items()}
-        batch["input_ids"] = from_runs(batch["input_ids"], (self.image_token_id, self.video_token_id))
-        return batch
-
-    def _pixels(
+    def _batch(
         self,
-        pictures: Sequence[Image.Image],
-        clips: Sequence[Sequence[Image.Image]],
+        rows: Sequence[Row],
+        dealt: Sequence[Shown],
+        side: str,
         generator: torch.Generator | None = None,
         *,
         training: bool = False,
-    ) -> dict[str, Tensor]:
-        made: dict[str, Tensor] = {}
+    ) -> BatchFeature:
+        """Rows padded on `side`, ids in our notation, and the pixels of their media."""
+        pad = self.tokenizer.pad_token_id
+        batch = self.padded(rows, side, self.tokenizer.eos_token_id if pad is None else pad)
+        batch["input_ids"] = from_runs(batch["input_ids"], (self.image_token_id, self.video_token_id))
+        pictures = [image for shown in dealt for image in shown.images]
+        clips = [clip for shown in dealt for clip in shown.clips]
         if pictures:
             images = [self.image_processor.pixels(image, generator, training=training) for image in pictures]
-            made["pixel_values"] = torch.stack(images)
+            batch["pixel_values"] = torch.stack(images)
+        lengths = sorted({len(clip) for clip in clips})
+        if len(lengths) > 1:
+            raise ValueError(f"expected videos of one number of frames, got {lengths}; sample them alike")
         if clips:
-            lengths = sorted({len(clip) for clip in clips})
-            if len(lengths) > 1:
-                raise ValueError(f"expected videos of one number of frames, got {lengths}; sample them alike")
-            made["pixel_values_videos"] = torch.stack([self.image_processor.clip(clip) for clip in clips])
-        return made
-
-    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
-        """Generated ids (batch, new) to answers, special tokens left out."""
-        return [self.decode(row, **options) for row in sequences]
+            batch["pixel_values_videos"] = torch.stack([self.image_processor.clip(clip) for clip in clips])
+        return BatchFeature(batch)
 
     def decode(self, ids: Any, **options: Any) -> str:
-        """Ids to text, special tokens and positions of media left out, blanks stripped."""
-        size = min(self.image_token_id, self.video_token_id)
-        kept = [int(i) for i in ids if 0 <= int(i) < size]
-        return clean_answer(self.tokenizer.decode(kept, **{"skip_special_tokens": True, **options}))
+        """Ids to text, special tokens, their spelled names and positions of media left out, blanks stripped."""
+        return clean_answer(super().decode(ids, **options))
 
 
-def _pad(values: list[int], count: int, fill: int, side: str) -> list[int]:
-    return [fill] * count + values if side == "left" else values + [fill] * count
+class MPlugOwlImageProcessor(SquareImages):
+    """Images to pixels, squashed to a square: the aspect is lost, nothing is cropped away."""
+
+    size = {"height": 224, "width": 224}  # noqa: RUF012 (transformers reads plain class attributes)
+
+    def pixels(self, image: Image.Image, generator: torch.Generator | None = None, *, training: bool = False) -> Tensor:
+        """An image of any size to (3, side, side); training: a random part of it, drawn from `generator`."""
+        side = self.size["height"]
+        if training:
+            return training_pixels(image, side, draw(*image.size, generator), self.image_mean, self.image_std)
+        return pixels(image, side, self.image_mean, self.image_std)
+
+    def clip(self, frames: Sequence[Image.Image]) -> Tensor:
+        """Frames to (3, frames, side, side)."""
+        return torch.stack([self.pixels(frame) for frame in frames], dim=1)
 
 
-def _flat(images: Any) -> Iterator[Image.Image]:
-    if isinstance(images, Image.Image):
-        yield images
-    elif images is not None:
-        for item in images:
-            yield from _flat(item)
+def pixels(
+    image: Image.Image,
+    side: int,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+    *,
+    official: bool = False,
+) -> Tensor:
+    """An image of any size to (3, side, side) float32, its aspect not kept.
+
+    official: resize before converting to RGB, as released: a palette is then resized by nearest neighbours, and
+    transparency premultiplied. RGB and grey images come out alike.
+    """
+    squashed = resize(image if official else image.convert("RGB"), side, side)
+    return normalize(to_tensor(squashed.convert("RGB")), mean, std)
 
 
-def _clips(videos: Any) -> Iterator[list[Image.Image]]:
-    """Clips out of one clip, a list of them, or a list per prompt; anything with `.frames` is a clip."""
-    if videos is None:
-        return
-    frames = getattr(videos, "frames", videos)
-    if len(frames) and isinstance(frames[0], Image.Image):
-        yield list(frames)
-        return
-    for item in frames:
-        yield from _clips(item)
+class Draw(NamedTuple):
+    """What one training image is cut to, in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    hflip: bool
+
+
+def draw(
+    width: int,
+    height: int,
+    generator: torch.Generator | None = None,
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
+) -> Draw:
+    """A random crop of a share `scale` of the area and an aspect in `ratio`, mirrored half of the time.
+
+    Draws as torchvision's RandomResizedCrop and RandomHorizontalFlip do from the same generator.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):  # torchvision's bound; then the largest centred crop of an allowed aspect
+        area = height * width * float(torch.empty(1).uniform_(*scale, generator=generator))
+        aspect = float(torch.exp(torch.empty(1).uniform_(low, high, generator=generator)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(0, height - h + 1, (1,), generator=generator))
+            left = int(torch.randint(0, width - w + 1, (1,), generator=generator))
+            break
+    else:
+        aspect = min(max(width / height, ratio[0]), ratio[1])
+        w, h = (width, round(width / aspect)) if width / height < ratio[0] else (round(height * aspect), height)
+        top, left = (height - h) // 2, (width - w) // 2
+    return Draw(top, left, h, w, hflip=float(torch.rand(1, generator=generator)) < 0.5)
+
+
+def training_pixels(
+    image: Image.Image, side: int, drawn: Draw, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
+) -> Tensor:
+    """The drawn part of an image to (3, side, side)."""
+    box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
+    part = resize(image.convert("RGB").crop(box), side, side)
+    part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn.hflip else part
+    return normalize(to_tensor(part), mean, std)
 
 
 def turns_of(messages: Sequence[Mapping[str, str]]) -> list[Turn]:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from plait.generation.talking import TalkingSkills, summed_losses
-from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn, prompt
+from plait.models.mplug_owl.conversation import IMAGE, VIDEO, prompt
+from plait.processing.talking import Turn
 
 DESCRIBE = "Describe this {kind}."
 

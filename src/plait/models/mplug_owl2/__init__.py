@@ -1,6 +1,11 @@
-"""mPLUG-Owl2 and mPLUG-Owl2.1 (arXiv 2311.04257): config, vision, abstractor, model, processor, weights.
+"""mPLUG-Owl2 and mPLUG-Owl2.1: a causal decoder with a way per modality that reads images (arXiv 2311.04257).
 
-Importing this package loads no torch; names resolve on first use.
+    config -> model (vision tower -> abstractor -> decoder with the modality-adaptive module)
+    conversation, processor: prompts and pictures -> tensors            tasks: what an assistant asks, what stages train
+    weights: official files, Megatron, LoRA outputs, model directories -> model        upcycle: any Llama -> model
+
+It chats, captions, answers and ranks answers about images, videos (as images) and text. Importing this package loads no
+torch; names resolve on first use.
 """
 
 from __future__ import annotations
@@ -9,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig
     from plait.models.mplug_owl2.model import (
         MPlugOwl2ForConditionalGeneration,
@@ -16,13 +23,27 @@ if TYPE_CHECKING:
         MPlugOwl2PreTrainedModel,
     )
     from plait.models.mplug_owl2.processor import MPlugOwl2ImageProcessor, MPlugOwl2Processor
+    from plait.weights.files import Checkpoint
 
 _HOMES = {
-    "config": ("AbstractorConfig", "MPlugOwl2Config", "VisionConfig"),
+    "config": ("AbstractorConfig", "MPlugOwl2Config", "VisionConfig", "is_official_config"),
     "model": ("MPlugOwl2ForConditionalGeneration", "MPlugOwl2Model", "MPlugOwl2PreTrainedModel"),
     "processor": ("MPlugOwl2ImageProcessor", "MPlugOwl2Processor"),
+    "tasks": ("MPlugOwl2Skills",),
+    "upcycle": ("write_upcycled",),
+    "weights": ("is_official", "with_adapter"),
 }
 """Module -> the names of it that users import from here."""
+
+_ROLES = {
+    "CONFIG": "MPlugOwl2Config",
+    "BASE_MODEL": "MPlugOwl2Model",
+    "GENERATIVE_MODEL": "MPlugOwl2ForConditionalGeneration",
+    "PROCESSOR": "MPlugOwl2Processor",
+    "IMAGE_PROCESSOR": "MPlugOwl2ImageProcessor",
+    "SKILLS": "MPlugOwl2Skills",
+}
+"""What `plait.models.auto` asks every family for -> the class that it is here."""
 
 __all__ = [
     "AbstractorConfig",
@@ -36,11 +57,40 @@ __all__ = [
 ]
 
 
+def from_official(
+    checkpoint: Checkpoint, *, tokenizer: Any = None, **options: Any
+) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
+    """Model and processor of an official file or directory; options of `weights.from_official`.
+
+    tokenizer: where no tokenizer.model or qwen.tiktoken lies beside the weights. Raises ValueError without one.
+    """
+    from plait.models.mplug_owl2 import weights
+    from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+    from plait.processing.tokenizers import find_tokenizer
+
+    place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    tokenizer = tokenizer or find_tokenizer(place)
+    if tokenizer is None:
+        raise ValueError(f"expected tokenizer.model or qwen.tiktoken in {place}, got neither; put it there")
+    model = weights.from_official(checkpoint, **options)
+    # Owl2.1 was tuned to end in the text "</s>", which is no token of Qwen's.
+    return model, MPlugOwl2Processor.from_config(model.config, tokenizer, answer_end="</s>")
+
+
+def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
+    """Model and processor of a model directory; options of `weights.from_directory`."""
+    from plait.models.mplug_owl2 import weights
+    from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+
+    return weights.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path, trust_remote_code=False)
+
+
 def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
+    wanted = _ROLES.get(name, name)
+    home = next((module for module, names in _HOMES.items() if wanted in names), None)
     if home is None:  # modules of the package come here too, before they are imported
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), wanted)
 
 
 def __dir__() -> list[str]:

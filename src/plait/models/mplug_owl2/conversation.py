@@ -1,24 +1,21 @@
-"""Conversations: turns -> prompt -> ids with one -200 per image -> labels on the answers (sections 9.2 to 9.4, 11).
+"""Conversations: turns -> prompt -> ids with one -200 per image -> labels on the answers.
 
-Published prompts and templates are data; the official label rule and one that holds for every tokenizer stand side by
-side (`official_labels`, `answer_labels`).
+turns -> Template.prompt -> tokenize -> answer_labels        (specification mPLUG-Owl2, sections 9.2 to 9.4, 11)
+
+Published prompts and templates are data; the official label rule, which counts on Llama's tokenizer, and one that holds
+for every tokenizer stand side by side (`official_labels`, `answer_labels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from plait.models.mplug_owl2.model import IGNORED, IMAGE_PLACEHOLDER
+from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER
+from plait.processing.talking import IGNORED, Encode, Turn
 
 IMAGE = "<|image|>"
 VIDEO = "<|video|>"
-Encode = Callable[[str], list[int]]
-"""A piece of text to ids, the bos id included where the tokenizer adds one."""
-
-Turn = tuple[str, str | None]
-"""A question and its answer, None while it is open."""
-
 _HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -106,7 +103,9 @@ def evaluation_prompt(task: str, *, question: str = "", options: Sequence[str] =
 def tokenize(text: str, encode: Encode, bos_token_id: int | None) -> list[int]:
     """Text with `<|image|>` to ids with -200, every piece between images tokenized on its own, as published.
 
-    A leading bos is kept once where the text begins with words; a text that begins with an image has it behind.
+    encode: adds the bos id where the tokenizer does. A leading bos is kept once where the text begins with words. A
+    text that begins with an image has it behind the image, and once more behind every other: released models were
+    trained and evaluated on such prompts.
     """
     pieces = [encode(piece) if piece else [] for piece in text.split(IMAGE)]
     first = pieces[0]
@@ -157,12 +156,14 @@ def official_labels(
         halves = part.split(opening)
         if not part or len(halves) != 2:
             break
+        # A round by itself has a bos of its own, which stands for the "</s>" that ends it in the whole.
         length = len(tokenize(part, encode, bos_token_id))
+        # 2 less: the bos, and the lone space that Llama makes of the end of "ASSISTANT: " but not of what follows it.
         asked = len(tokenize(halves[0] + opening, encode, bos_token_id)) - 2
         labels[end : end + asked] = [IGNORED] * len(labels[end : end + asked])
         end += length
     labels[end:] = [IGNORED] * len(labels[end:])
-    if end < max_length and end != sum(i != pad_token_id for i in ids):
+    if end < max_length and end != sum(i != pad_token_id for i in ids):  # lengths differ: the sample teaches nothing
         return [IGNORED] * len(ids)
     return labels
 
@@ -172,15 +173,15 @@ def answer_labels(
 ) -> list[int]:
     """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt asking for it ends."""
     labels = [IGNORED] * len(ids)
+
+    def common(text: str) -> int:
+        """How many leading ids the whole and a text share: tokens at its end may have merged with what follows."""
+        prefix = tokenize(text, encode, bos_token_id)
+        return next((i for i, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))
+
     for i, (question, answer) in enumerate(turns):
-        if answer is None:
-            continue
-        asked = tokenize(template.prompt([*turns[:i], (question, None)]), encode, bos_token_id)
-        answered = tokenize(template.prompt(turns[: i + 1]), encode, bos_token_id)
-        start, stop = _common(ids, asked), _common(ids, answered)
-        labels[start:stop] = ids[start:stop]
+        if answer is not None:
+            start = common(template.prompt([*turns[:i], (question, None)]))
+            stop = common(template.prompt(turns[: i + 1]))
+            labels[start:stop] = ids[start:stop]
     return labels
-
-
-def _common(ids: Sequence[int], prefix: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(ids, prefix)) if a != b), min(len(ids), len(prefix)))

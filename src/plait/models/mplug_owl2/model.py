@@ -55,11 +55,11 @@ from plait.nn.decoder import Pass, RoutedDecoder, eager_attention
 from plait.nn.layers import RMSNorm
 from plait.nn.positions import inverse_frequencies, log_n_scale, ntk_alpha, ntk_theta, rotary_tables
 from plait.nn.vit import VisionLayer
+from plait.processing.talking import IGNORED
 from plait.routing import Route
 from plait.types import MODALITIES
 
 IMAGE_PLACEHOLDER = -200
-IGNORED = -100
 
 
 @dataclass(frozen=True)

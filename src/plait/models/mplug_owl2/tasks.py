@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from plait.generation.talking import TalkingSkills, summed_losses
-from plait.models.mplug_owl2.conversation import IMAGE, VIDEO, Turn
+from plait.models.mplug_owl2.conversation import IMAGE, VIDEO
 from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
+from plait.processing.talking import Turn
 from plait.routing import PerModality
 
 

@@ -7,6 +7,8 @@ Before training, text goes through exactly the weights it went through in the so
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,14 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.errors import UsageError
 from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.nn.vit import clip_tower
+from plait.processing.tokenizers import tokenizer_to_talk
 from plait.routing import Ways
 from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
+SMALL_TOWER = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768, "patch_size": 16, "image_size": 128}
 
 
 def upcycle(
@@ -44,59 +49,40 @@ def upcycle(
     """
     source = Path(source)
     fields = llama_fields(source)
-    tower: Mapping[str, Tensor] | None = None
+    tower: Mapping[str, Tensor] = {}
     if isinstance(vision, str | Path):
         found, tower = clip_tower(Path(vision), image_size)
-        sizes = VisionConfig(**found)
-    else:
-        sizes = vision or VisionConfig()
-    reader = abstractor or AbstractorConfig(grid_size=sizes.grid)
-    if sizes.image_size <= 0 or sizes.image_size % sizes.patch_size or reader.num_queries < 1:
+        vision = VisionConfig(**found)
+    vision = vision or VisionConfig()
+    reader = abstractor or AbstractorConfig(grid_size=vision.grid)
+    if vision.image_size <= 0 or vision.image_size % vision.patch_size or reader.num_queries < 1:
         raise ValueError(
-            f"expected images of a positive multiple of {sizes.patch_size} pixels and at least 1 query, "
-            f"got {sizes.image_size} and {reader.num_queries}"
+            f"expected images of a positive multiple of {vision.patch_size} pixels and at least 1 query, "
+            f"got {vision.image_size} and {reader.num_queries}"
         )
-    tokenizer = _tokenizer(source)
-    fields |= {"pad_token_id": tokenizer.pad_token_id, "vision": sizes, "abstractor": reader}
+    tokenizer = tokenizer_to_talk(source)
+    fields |= {"pad_token_id": tokenizer.pad_token_id, "vision": vision, "abstractor": reader}
     config = MPlugOwl2Config(ways=ways, routed=routed, **fields)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
         torch.manual_seed(seed)
         model = MPlugOwl2ForConditionalGeneration(config)
-    state = decoder_state(read_checkpoint(source).state, config)
-    own = model.state_dict()
-    if tower is not None:
-        state = LazyState({**_readers(state), **_readers(tower, "model.vision.")})
-    fresh = [key for key in own if key.startswith(("model.vision.", "model.abstractor.")) and key not in state]
+    stored = read_checkpoint(source).state
+    readers = decoder_readers(stored, config)
+    readers |= {f"model.vision.{key}": partial(tower.__getitem__, key) for key in tower}
+    parts = ("model.abstractor.",) if tower else ("model.abstractor.", "model.vision.")
+    fresh = [key for key in model.state_dict() if key.startswith(parts)]
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []
-    load_strict(model, state, optional=[*fresh, *tied])
+    load_strict(model, LazyState(readers), optional=[*fresh, *tied])
     model.tie_weights()
-    tokenizer.padding_side = "left"
-    model = model.to(dtype or next(iter(read_checkpoint(source).state.values())).dtype)
+    model = model.to(dtype or next(iter(stored.values())).dtype)
     return model.eval(), MPlugOwl2Processor.from_config(config, tokenizer)
-
-
-def _tokenizer(source: Path) -> Any:
-    """The source's tokenizer, its end as padding where it has none. Raises ValueError where none loads."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].partition(":")[0]
-        raise ValueError(
-            f"expected a tokenizer in {source}, got none that loads ({reason}); put the source's tokenizer.json there"
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def llama_fields(source: Path) -> dict[str, Any]:
     """Fields of `MPlugOwl2Config` from a transformers config.json of the Llama family."""
     if not (source / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json, got {source}")
-    written = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    kind = written.get("model_type")
+    kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in LLAMA_LIKE:
         raise ValueError(f"expected a model of {', '.join(LLAMA_LIKE)} in {source}, got {kind!r}")
     from transformers import AutoConfig
@@ -106,24 +92,17 @@ def llama_fields(source: Path) -> dict[str, Any]:
         raise ValueError(f"expected full attention in {source}, got a sliding window of {config.sliding_window}")
     if config.hidden_act != "silu":
         raise ValueError(f"expected hidden_act 'silu' in {source}, got {config.hidden_act!r}")
-    bias = kind == "qwen2" or bool(getattr(config, "attention_bias", False))
-    return {
-        "vocab_size": config.vocab_size,
-        "dim": config.hidden_size,
-        "num_layers": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads,
-        "head_dim": getattr(config, "head_dim", None),
-        "mlp_dim": config.intermediate_size,
+    # Qwen2 has biases on queries, keys and values whatever its file says, and never on the output.
+    bias = bool(getattr(config, "attention_bias", False))
+    same = (
+        "vocab_size", "head_dim", "max_position_embeddings", "rope_parameters", "tie_word_embeddings", "bos_token_id",
+        "eos_token_id", *MPlugOwl2Config.attribute_map,
+    )  # fmt: skip
+    return {MPlugOwl2Config.attribute_map.get(name, name): getattr(config, name, None) for name in same} | {
         "eps": config.rms_norm_eps,
-        "qkv_bias": bias,
+        "qkv_bias": bias or kind == "qwen2",
         "out_bias": bias and kind != "qwen2",
         "mlp_bias": bool(getattr(config, "mlp_bias", False)),
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_parameters": config.rope_parameters,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
     }
 
 
@@ -132,45 +111,80 @@ _NAMES = {
     **{f"self_attn.{n}_proj": (f"attn.{n}_proj", n) for n in "qkv"}, "self_attn.o_proj": ("attn.o_proj", "out"),
     **{f"mlp.{n}_proj": (f"mlp.{n}_proj", "mlp") for n in ("gate", "up", "down")},
 }  # fmt: skip
+"""A module of a Llama layer -> its name here, and the part of `MPlugOwl2Config.routed` that it belongs to."""
 
 
-def decoder_state(state: Mapping[str, Tensor], config: MPlugOwl2Config) -> LazyState:
-    """The source's weights under our names, a copy per way where a part is routed."""
-    readers: dict[str, Callable[[], Tensor]] = {}
-    unknown = []
-    for key in state:
-        targets = _targets(key, config)
-        if targets is None:
-            unknown.append(key)
-        for target in targets or ():
-            readers[target] = partial(state.__getitem__, key)
-    if unknown:
-        raise StateError(f"expected weights of a Llama, got {unknown[0]} and {len(unknown) - 1} others", unknown)
-    return LazyState(readers)
-
-
-def _targets(key: str, config: MPlugOwl2Config) -> list[str] | None:
+def decoder_readers(state: Mapping[str, Tensor], config: MPlugOwl2Config) -> dict[str, Callable[[], Tensor]]:
+    """The source's weights under our names, a copy per way where a part is routed. StateError for no Llama's names."""
     fixed = {
         "model.embed_tokens.weight": ["model.token_embedding.weight"],
         "model.norm.weight": ["model.decoder.norm.weight"],
         "lm_head.weight": [] if config.tie_word_embeddings else ["lm_head.weight"],
     }
-    if key in fixed:
-        return fixed[key]
-    if key.endswith("rotary_emb.inv_freq"):
-        return []
-    parts = key.split(".")
-    name, kind = ".".join(parts[3:-1]), parts[-1]
-    if parts[:2] != ["model", "layers"] or name not in _NAMES:
-        return None
-    ours, part = _NAMES[name]
-    prefix = f"model.decoder.layers.{parts[2]}."
-    if part not in config.routed:
-        return [f"{prefix}{ours}.{kind}"]
-    if part == "mlp":  # the way stands before the projection: mlp.visual.gate_proj
-        return [f"{prefix}mlp.{way}.{ours.removeprefix('mlp.')}.{kind}" for way in config.ways or {}]
-    return [f"{prefix}{ours}.{way}.{kind}" for way in config.ways or {}]
+    readers: dict[str, Callable[[], Tensor]] = {}
+    unknown = []
+    for key in state:
+        parts = key.split(".")
+        name, kind = ".".join(parts[3:-1]), parts[-1]
+        if key in fixed or key.endswith("rotary_emb.inv_freq"):
+            targets = fixed.get(key, [])
+        elif parts[:2] == ["model", "layers"] and name in _NAMES:
+            ours, part = _NAMES[name]
+            prefix = f"model.decoder.layers.{parts[2]}."
+            if part not in config.routed:
+                targets = [f"{prefix}{ours}.{kind}"]
+            elif part == "mlp":  # the way stands before the projection: mlp.visual.gate_proj
+                targets = [f"{prefix}mlp.{way}.{ours.removeprefix('mlp.')}.{kind}" for way in config.ways or {}]
+            else:
+                targets = [f"{prefix}{ours}.{way}.{kind}" for way in config.ways or {}]
+        else:
+            unknown.append(key)
+            continue
+        readers |= {target: partial(state.__getitem__, key) for target in targets}
+    if unknown:
+        raise StateError(f"expected weights of a Llama, got {unknown[0]} and {len(unknown) - 1} others", unknown)
+    return readers
 
 
-def _readers(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Callable[[], Tensor]]:
-    return {prefix + key: partial(state.__getitem__, key) for key in state}
+def write_upcycled(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    vision: str | Path | None = None,
+    image_size: int | None = None,
+    num_queries: int = 64,
+    small_vision: bool = False,
+    **options: Any,
+) -> int:
+    """Write the upcycled model directory `dst`, whole or not at all; returns its number of parameters.
+
+    vision: directory of a CLIP tower, else a fresh one (small_vision: of 192 x 4 layers); options: of `upcycle`.
+    Raises ValueError where `dst` exists or `src` is no Llama.
+    """
+    dst = Path(dst)
+    if os.path.lexists(dst):
+        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
+    if vision is None:
+        given = {"image_size": image_size} if image_size else {}
+        fields: dict[str, Any] = {**(SMALL_TOWER if small_vision else {}), **given}
+        tower = sizes = VisionConfig(**fields)
+    else:
+        tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
+    heads = max(1, sizes.dim // 64)
+    reader = AbstractorConfig(
+        num_queries=num_queries,
+        num_heads=heads if sizes.dim % heads == 0 else 1,
+        num_layers=2 if small_vision else 6,
+        mlp_dim=sizes.dim * 8 // 3 // 64 * 64 + 64,  # 8/3 of the width, as the published ones, up to whole tiles
+        grid_size=sizes.grid,
+    )
+    model, processor = upcycle(src, vision=tower, abstractor=reader, image_size=image_size, **options)
+    written = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(written)
+        processor.save_pretrained(written)
+        written.rename(dst)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return sum(p.numel() for p in model.parameters())
