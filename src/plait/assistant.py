@@ -1,15 +1,10 @@
-"""What a family offers an `Assistant`: one small interface over its model and processor.
+"""Images and clips in, words and boxes out: `Assistant` wraps any family that can caption, answer, ground or classify.
 
-A family's module in `plait.models.auto.FAMILIES` names a class `SKILLS` that is built as `SKILLS(model, processor)`; a
-new family plugs in by writing one.
+    path | PIL image | frames | Sample -> Request(kind, value, text) -> decoded and prepared in threads, batches ahead
+        -> batches of one kind -> the family's `Skills` -> results in order
 
-What an assistant looks at: paths, folders, manifests and pictures -> requests -> decoded, a batch ahead.
-
-path | PIL image | frames | Sample -> request_of -> Request(kind, value) -> decoded in threads -> skills.prepare
-
-Images and clips in, words and boxes out: `Assistant` wraps any family that can caption, answer, ground or classify.
-
-items -> requests -> decoded and prepared in threads -> batches of one kind -> skills -> results in order
+A family takes part by writing `Skills`, one small interface over its model and processor, and naming the class
+`SKILLS` in its package.
 """
 
 from __future__ import annotations
@@ -33,8 +28,13 @@ from plait.types import Sample
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Assistant", "Box", "Result", "Scored"]
+
 Task = Literal["caption", "answer", "rank", "ground", "classify"]
 Kind = Literal["text", "image", "video"]
+OnBad = Literal["raise", "skip"]
+
+_LOADERS = 4
 
 
 class Scored(NamedTuple):
@@ -42,205 +42,6 @@ class Scored(NamedTuple):
 
     text: str
     probability: float
-
-
-class Skills(Protocol):
-    """Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item.
-
-    tasks: what this model does; kinds: what it looks at; num_frames: of a clip; labels: what a classification head
-    knows, empty without one.
-    """
-
-    tasks: frozenset[Task]
-    kinds: frozenset[Kind]
-    num_frames: int
-    labels: tuple[str, ...]
-
-    def prepare(self, kind: Kind, value: Any) -> Any:
-        """One decoded item on the host: a PIL image, a list of PIL frames or a text. Called from several threads."""
-        ...
-
-    def check_text(self, text: str) -> None:
-        """Raise ValueError where a question, phrase or answer is over the model's limit."""
-        ...
-
-    def caption(self, kind: Kind, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-        """A description of each item. options: `num_beams, min_length, max_length` where given."""
-        ...
-
-    def answer(
-        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
-    ) -> list[str]:
-        """A free answer to each question about its item."""
-        ...
-
-    def rank(
-        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
-    ) -> Sequence[Sequence[tuple[str, float]]]:
-        """All `answers` for each question, best first, with probabilities that sum to 1."""
-        ...
-
-    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
-        """A box for each phrase in its image: x0, y0, x1, y1 as shares of width and height."""
-        ...
-
-    def classify(
-        self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None
-    ) -> Sequence[Sequence[tuple[str, float]]]:
-        """Labels for each item, best first: those of its head, or (where it can) the given ones."""
-        ...
-
-
-_LOADERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One item with the text that goes with it. `error` stands where nothing could be made of it."""
-
-    name: str
-    kind: Kind
-    value: Any
-    text: str = ""
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A request with what the model takes: `prepared`, the picture size in pixels, or why there is none."""
-
-    request: Request
-    prepared: Any = None
-    size: tuple[int, int] = (0, 0)
-    error: str | None = None
-
-
-def request_of(item: Any, text: str = "") -> Request:
-    """A path (image or video, by content), PIL image, list of PIL frames or `Sample` -> a request.
-
-    Raises ValueError (one line) for what is missing, empty, sound alone or no media.
-    """
-    from PIL.Image import Image
-
-    if isinstance(item, Request):
-        return item
-    if isinstance(item, Sample):
-        return _of_sample(item, text)
-    if isinstance(item, str | Path):
-        path = Path(item)
-        return Request(str(path), _kind_of_file(path), path, text)
-    if isinstance(item, Image):
-        return Request("an image in memory", "image", item, text)
-    if isinstance(item, Sequence) and item and all(isinstance(frame, Image) for frame in item):
-        return Request(f"a clip of {len(item)} frames in memory", "video", list(item), text)
-    raise ValueError(f"expected a path, a PIL image, a list of PIL frames or a Sample, got {type(item).__name__}")
-
-
-def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
-    """The requests of a file, a folder or a manifest, and how many files of a folder are neither image nor video.
-
-    A file or row that is no image or video becomes a request with an `error`; a manifest's `question` takes the
-    place of `text`. Raises ValueError for a path that does not exist and for a folder with nothing to look at.
-    """
-    if not path.exists():
-        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
-    if path.is_dir() and not any((path / name).is_file() for name in ("manifest.jsonl", "manifest.jsonl.gz")):
-        return _of_folder(path, text)
-    if path.is_dir() or path.name.endswith((".jsonl", ".jsonl.gz")):
-        samples = read_manifest(manifest_path(path))
-        if not samples:
-            raise ValueError(f"expected a manifest with rows, got none in {path}")
-        return [_or_error(sample, text, f"sample {sample.id}") for sample in samples], 0
-    return [_or_error(path, text, str(path))], 0
-
-
-def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
-    requests, others = [], 0
-    for root, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
-            request = _or_error(path, text, str(path))
-            if request.error and path.stat().st_size and kind_of(path) in (None, "text", "audio"):
-                others += 1
-            else:
-                requests.append(request)
-    if not requests:
-        raise ValueError(f"expected images or videos in {folder}, got {others or 'no'} other files")
-    return requests, others
-
-
-def _or_error(item: Any, text: str, name: str) -> Request:
-    try:
-        return request_of(item, text)
-    except (ValueError, OSError) as error:
-        return Request(name, "image", None, text, str(error))
-
-
-def _of_sample(sample: Sample, text: str) -> Request:
-    text = sample.question or text
-    for kind in ("video", "image"):
-        value = getattr(sample, kind)
-        if value is not None:
-            return Request(f"sample {sample.id}", kind, Path(value) if isinstance(value, str) else value, text)
-    if sample.text is not None:
-        return Request(f"sample {sample.id}", "text", sample.text, text)
-    raise ValueError(f"expected an image, a video or a text, got sample {sample.id} with none of them")
-
-
-def _kind_of_file(path: Path) -> Kind:
-    if not path.is_file():
-        raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"expected an image or video, got {path}: an empty file; check the file")
-    kind = kind_of(path)
-    if kind == "image" or kind == "video":  # noqa: PLR1714 (a type checker narrows this, not a tuple)
-        return kind
-    got = {"audio": "a sound file", "text": "a text file"}.get(kind or "", "its content is neither")
-    raise ValueError(f"expected an image or video, got {path}: {got}; pass a picture or a clip")
-
-
-def decoded(
-    requests: Iterable[Request], prepare: Callable[[Kind, Any], Any], num_frames: int, ahead: int
-) -> Iterator[Ready]:
-    """Decode and prepare in order, `ahead` items in advance, in a few threads; what fails carries its `error`."""
-    waiting: deque[Future[Ready]] = deque()
-    source = iter(requests)
-    with ThreadPoolExecutor(_LOADERS) as pool:
-        try:
-            while True:
-                for request in islice(source, max(0, ahead - len(waiting))):
-                    waiting.append(pool.submit(_ready, request, prepare, num_frames))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _ready(request: Request, prepare: Callable[[Kind, Any], Any], num_frames: int) -> Ready:
-    if request.error:
-        return Ready(request, error=request.error)
-    try:
-        value, size = _load(request, num_frames)
-        return Ready(request, prepare(request.kind, value), size)
-    except (ValueError, OSError) as error:
-        return Ready(request, error=" ".join(str(error).split()))
-
-
-def _load(request: Request, num_frames: int) -> tuple[Any, tuple[int, int]]:
-    if request.kind == "text":
-        return request.value, (0, 0)
-    if request.kind == "image":
-        image = load_image(request.value)
-        return image, image.size
-    frames = request.value if isinstance(request.value, list) else load_video(request.value, num_frames).frames
-    return frames, frames[0].size
-
-
-__all__ = ["Assistant", "Box", "Result", "Scored"]
-
-OnBad = Literal["raise", "skip"]
 
 
 class Box(NamedTuple):
@@ -283,23 +84,13 @@ class Assistant:
         batch_size: int = 8,
         adapter: str | Path | None = None,
     ) -> None:
-        import torch
-
         from plait.models import auto
 
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.skipped: list[Result] = []
-        if isinstance(model, tuple):
-            self.model, self.processor = model
-            self.model.to(device=device, dtype=auto.resolve_dtype(dtype))
-        else:
-            place = auto.resolve_device(device)
-            if dtype is None and place.type == "cpu":
-                dtype = torch.float32
-            self.model, self.processor = auto.load(model, dtype=dtype, device=place, adapter=adapter)
-        self.model.eval()
+        self.model, self.processor = auto.opened(model, device, dtype, adapter)
         self.skills: Skills = auto.skills(self.model, self.processor)
 
     @property
@@ -358,15 +149,24 @@ class Assistant:
         the limit, before anything is decoded. What does not fit the task is an item with an error; see `fitting`.
         """
         requests = self.fitting(task, requests)
-        self._check(task, requests, candidates)
-        ahead = 2 * self.batch_size
-        ready = decoded(requests, self.skills.prepare, self.skills.num_frames, ahead)
-        for batch in _batches(ready, self.batch_size):
-            if batch[0].error is not None:
-                yield from (Result(one.request.name, None, one.error) for one in batch)
-            else:
-                values = self._run(task, batch, candidates, options or {})
-                yield from (Result(one.request.name, value) for one, value in zip(batch, values, strict=True))
+        if task not in self.skills.tasks:
+            raise ValueError(
+                f"expected a model that can {task}, got {type(self.model).__name__}, which can "
+                f"{', '.join(self.tasks)}; pass another model"
+            )
+        if (task == "rank" or candidates is not None) and not candidates:
+            raise ValueError("expected at least one answer or label to choose from, got an empty list")
+        for text in {request.text for request in requests} | set(candidates or ()):
+            self.skills.check_text(text)
+        # 2 batches ahead: one waits while the next is decoded, and no more pictures than that lie in memory
+        ready = decoded(requests, self.skills.prepare, self.skills.num_frames, 2 * self.batch_size)
+        for kind, group in groupby(ready, key=lambda one: "bad" if one.error is not None else one.request.kind):
+            while batch := list(islice(group, self.batch_size)):
+                if kind == "bad":
+                    yield from (Result(one.request.name, None, one.error) for one in batch)
+                else:
+                    values = self._run(task, batch, candidates, options or {})
+                    yield from (Result(one.request.name, value) for one, value in zip(batch, values, strict=True))
 
     def _run(
         self, task: Task, batch: list[Ready], candidates: Sequence[str] | None, options: Mapping[str, Any]
@@ -380,28 +180,33 @@ class Assistant:
                 return self.skills.caption(kind, prepared, options)
             if task == "answer":
                 return self.skills.answer(kind, prepared, texts, options)
-            if task == "rank":
-                return _scored(self.skills.rank(kind, prepared, texts, list(candidates or ())))
-            if task == "classify":
-                return _scored(self.skills.classify(kind, prepared, candidates))
+            if task in ("rank", "classify"):
+                ranked = (
+                    self.skills.rank(kind, prepared, texts, list(candidates or ()))
+                    if task == "rank"
+                    else self.skills.classify(kind, prepared, candidates)
+                )
+                return [[Scored(text, share) for text, share in row] for row in ranked]
             boxes = self.skills.ground(prepared, texts)
-        return [_in_pixels(box, one.size) for box, one in zip(boxes, batch, strict=True)]
+        found = []
+        for box, (width, height) in zip(boxes, (one.size for one in batch), strict=True):
+            # shares, which a regression may put outside of the picture
+            x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
+            found.append(Box(x0 * width, y0 * height, x1 * width, y1 * height))
+        return found
 
     def fitting(self, task: Task, requests: Iterable[Request]) -> list[Request]:
         """The requests, with an `error` where the task needs a text or another kind of item than is given."""
-        kinds = {"image"} if task == "ground" else self.skills.kinds
-        return [r if r.error else replace(r, error=_unfit(task, r, kinds)) for r in requests]
+        kinds: Collection[str] = {"image"} if task == "ground" else self.skills.kinds
 
-    def _check(self, task: Task, requests: Sequence[Request], candidates: Sequence[str] | None) -> None:
-        if task not in self.skills.tasks:
-            raise ValueError(
-                f"expected a model that can {task}, got {type(self.model).__name__}, which can "
-                f"{', '.join(self.tasks)}; pass another model"
-            )
-        if (task == "rank" or candidates is not None) and not candidates:
-            raise ValueError("expected at least one answer or label to choose from, got an empty list")
-        for text in {request.text for request in requests} | set(candidates or ()):
-            self.skills.check_text(text)
+        def misfit(request: Request) -> str | None:
+            if request.kind not in kinds:
+                return f"expected {' or '.join(sorted(kinds))} to {task}, got {request.kind}: {request.name}"
+            if task in ("answer", "rank", "ground") and not request.text.strip():
+                return f"expected a question or phrase for {request.name}, got none"
+            return None
+
+        return [request if request.error else replace(request, error=misfit(request)) for request in requests]
 
     def _all(
         self,
@@ -414,12 +219,15 @@ class Assistant:
     ) -> Any:
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
-        single = not isinstance(items, list | tuple) or _is_clip(items)
+        # a tuple of pictures is one clip, a list of them several pictures
+        is_clip = isinstance(items, tuple) and bool(items) and all(hasattr(item, "getpixel") for item in items)
+        single = is_clip or not isinstance(items, list | tuple)
         listed = [items] if single else list(items)
         each = [texts] * len(listed) if isinstance(texts, str) else list(texts)
         if len(each) != len(listed):
             raise ValueError(f"expected one question per item, got {len(each)} for {len(listed)} items")
-        requests = [_request(item, text, on_bad) for item, text in zip(listed, each, strict=True)]
+        make = request_of if on_bad == "raise" else _request_or_error
+        requests = [make(item, text) for item, text in zip(listed, each, strict=True)]
         if task in self.skills.tasks:
             requests = self.fitting(task, requests)
         if on_bad == "raise" and (bad := next((r.error for r in requests if r.error), None)):
@@ -434,50 +242,187 @@ class Assistant:
         return values[0] if single else values
 
 
-def _unfit(task: Task, request: Request, kinds: Collection[str]) -> str | None:
-    """Why a task can do nothing with a request, or None."""
-    if request.kind not in kinds:
-        return f"expected {' or '.join(sorted(kinds))} to {task}, got {request.kind}: {request.name}"
-    if task in ("answer", "rank", "ground") and not request.text.strip():
-        return f"expected a question or phrase for {request.name}, got none"
-    return None
+class Skills(Protocol):
+    """Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item.
+
+    tasks: what this model does; kinds: what it looks at; num_frames: of a clip; labels: what a classification head
+    knows, empty without one.
+    """
+
+    tasks: frozenset[Task]
+    kinds: frozenset[Kind]
+    num_frames: int
+    labels: tuple[str, ...]
+
+    def prepare(self, kind: Kind, value: Any) -> Any:
+        """One decoded item on the host: a PIL image, a list of PIL frames or a text. Called from several threads."""
+        ...
+
+    def check_text(self, text: str) -> None:
+        """Raise ValueError where a question, phrase or answer is over the model's limit."""
+        ...
+
+    def caption(self, kind: Kind, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+        """A description of each item. options: `num_beams, min_length, max_length` where given."""
+        ...
+
+    def answer(
+        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
+    ) -> list[str]:
+        """A free answer to each question about its item."""
+        ...
+
+    def rank(
+        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
+    ) -> Sequence[Sequence[tuple[str, float]]]:
+        """All `answers` for each question, best first, with probabilities that sum to 1."""
+        ...
+
+    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """A box for each phrase in its image: x0, y0, x1, y1 as shares of width and height."""
+        ...
+
+    def classify(
+        self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> Sequence[Sequence[tuple[str, float]]]:
+        """Labels for each item, best first: those of its head, or (where it can) the given ones."""
+        ...
 
 
-def _request(item: Any, text: str, on_bad: OnBad) -> Request:
-    if on_bad == "raise":
-        return request_of(item, text)
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One item with the text that goes with it. `error` stands where nothing could be made of it."""
+
+    name: str
+    kind: Kind
+    value: Any
+    text: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A request with what the model takes: `prepared`, the picture size in pixels, or why there is none."""
+
+    request: Request
+    prepared: Any = None
+    size: tuple[int, int] = (0, 0)
+    error: str | None = None
+
+
+def request_of(item: Any, text: str = "") -> Request:
+    """A path (image or video, by content), PIL image, list of PIL frames or `Sample` -> a request.
+
+    Raises ValueError (one line) for what is missing, empty, sound alone or no media.
+    """
+    from PIL.Image import Image
+
+    if isinstance(item, Request):
+        return item
+    if isinstance(item, Sample):
+        name, text = f"sample {item.id}", item.question or text
+        for kind in ("video", "image"):
+            if (value := getattr(item, kind)) is not None:
+                return Request(name, kind, Path(value) if isinstance(value, str) else value, text)
+        if item.text is not None:
+            return Request(name, "text", item.text, text)
+        raise ValueError(f"expected an image, a video or a text, got {name} with none of them")
+    if isinstance(item, str | Path):
+        path = Path(item)
+        return Request(str(path), _kind_of_file(path), path, text)
+    if isinstance(item, Image):
+        return Request("an image in memory", "image", item, text)
+    if isinstance(item, Sequence) and item and all(isinstance(frame, Image) for frame in item):
+        return Request(f"a clip of {len(item)} frames in memory", "video", list(item), text)
+    raise ValueError(f"expected a path, a PIL image, a list of PIL frames or a Sample, got {type(item).__name__}")
+
+
+def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
+    """The requests of a file, a folder or a manifest, and how many files of a folder are neither image nor video.
+
+    A file or row that is no image or video becomes a request with an `error`; a manifest's `question` takes the
+    place of `text`. Raises ValueError for a path that does not exist and for a folder with nothing to look at.
+    """
+    if not path.exists():
+        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
+    if path.is_dir() and not any((path / name).is_file() for name in ("manifest.jsonl", "manifest.jsonl.gz")):
+        return _of_folder(path, text)
+    if path.is_dir() or path.name.endswith((".jsonl", ".jsonl.gz")):
+        samples = read_manifest(manifest_path(path))
+        if not samples:
+            raise ValueError(f"expected a manifest with rows, got none in {path}")
+        return [_request_or_error(sample, text, f"sample {sample.id}") for sample in samples], 0
+    return [_request_or_error(path, text, str(path))], 0
+
+
+def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
+    requests, others = [], 0
+    for root, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
+            request = _request_or_error(path, text, str(path))
+            if request.error and path.stat().st_size and kind_of(path) in (None, "text", "audio"):
+                others += 1
+            else:
+                requests.append(request)
+    if not requests:
+        raise ValueError(f"expected images or videos in {folder}, got {others or 'no'} other files")
+    return requests, others
+
+
+def _request_or_error(item: Any, text: str, name: str | None = None) -> Request:
+    """As `request_of`, and what is wrong is said in the request, which is passed over and listed."""
     try:
         return request_of(item, text)
     except (ValueError, OSError) as error:
-        return Request(str(item), "image", None, text, str(error))
+        return Request(str(item) if name is None else name, "image", None, text, str(error))
 
 
-def _batches(ready: Iterable[Ready], size: int) -> Iterator[list[Ready]]:
-    """Neighbours of one kind (failed ones are a kind of their own), at most `size` together, in order."""
-    for _, group in groupby(ready, key=lambda one: "bad" if one.error is not None else one.request.kind):
-        batch: list[Ready] = []
-        for one in group:
-            batch.append(one)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+def _kind_of_file(path: Path) -> Kind:
+    if not path.is_file():
+        raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"expected an image or video, got {path}: an empty file; check the file")
+    kind = kind_of(path)
+    if kind == "image" or kind == "video":  # noqa: PLR1714 (a type checker narrows this, not a tuple)
+        return kind
+    got = {"audio": "a sound file", "text": "a text file"}.get(kind or "", "its content is neither")
+    raise ValueError(f"expected an image or video, got {path}: {got}; pass a picture or a clip")
 
 
-def _is_clip(items: Sequence[Any]) -> bool:
-    """A tuple of PIL images is one clip; a list of them is several images."""
-    return isinstance(items, tuple) and bool(items) and all(hasattr(item, "getpixel") for item in items)
+def decoded(
+    requests: Iterable[Request], prepare: Callable[[Kind, Any], Any], num_frames: int, ahead: int
+) -> Iterator[Ready]:
+    """Decode and prepare in order, `ahead` items in advance, in a few threads; what fails carries its `error`."""
 
+    def ready(request: Request) -> Ready:
+        if request.error:
+            return Ready(request, error=request.error)
+        try:
+            value, size = request.value, (0, 0)
+            if request.kind == "image":
+                value = load_image(value)
+                size = value.size
+            elif request.kind == "video":
+                value = value if isinstance(value, list) else load_video(value, num_frames).frames
+                size = value[0].size
+            return Ready(request, prepare(request.kind, value), size)
+        except (ValueError, OSError) as error:
+            return Ready(request, error=" ".join(str(error).split()))
 
-def _scored(ranked: Iterable[Iterable[tuple[str, float]]]) -> list[list[Scored]]:
-    return [[Scored(text, share) for text, share in row] for row in ranked]
-
-
-def _in_pixels(box: Sequence[float], size: tuple[int, int]) -> Box:
-    width, height = size
-    x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
-    return Box(x0 * width, y0 * height, x1 * width, y1 * height)
+    waiting: deque[Future[Ready]] = deque()
+    source = iter(requests)
+    with ThreadPoolExecutor(_LOADERS) as pool:
+        try:
+            while True:
+                for request in islice(source, max(0, ahead - len(waiting))):
+                    waiting.append(pool.submit(ready, request))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:  # whoever reads may stop early: what was not begun need not be
+            for future in waiting:
+                future.cancel()
 
 
 def progress(total: int, task: str, show: bool | None) -> Any:

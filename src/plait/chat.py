@@ -1,10 +1,7 @@
-"""Token ids as they are generated -> text that will not change any more.
+"""Conversations with a model that reads images, videos and text: `Chat` keeps the history and streams the answers.
 
-ids so far -> decode -> hold back unfinished characters and what may become the end -> put(new text)
-
-Conversations with a model that reads images, videos and text: `Chat` keeps the history and streams the answers.
-
-question, media -> messages -> chat template of the processor -> model.generate in a thread -> pieces of text -> history
+    question, media -> messages -> chat template of the processor -> model.generate in a thread
+        -> ids -> `Pieces` of text that will not change any more -> history
 
 Any family takes part whose processor has a `chat_template` (roles `user`, `assistant` and `system`; contents of type
 `image`, `video` and `text`), `processor(text=, images=, videos=)` -> what `model.generate` takes, `decode(ids)`, and,
@@ -22,8 +19,169 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["Chat"]
+
+Message = dict[str, Any]
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to."""
+
+
+class Chat:
+    """One conversation.
+
+    Args:
+        model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
+        device: where the model runs; the first GPU when there is one, else the CPU.
+        dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
+        adapter: directory of a LoRA trained on the model, merged into it in memory.
+        system: what the conversation begins with, instead of the template's own words.
+        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor says,
+            else 8.
+        max_new_tokens: most tokens of an answer.
+        temperature: 0 always takes the likeliest token; the published demos sample at 0.2 and 0.7.
+        top_p: sample among the likeliest tokens that have this probability together.
+
+    Raises ValueError for a model that does not talk.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | tuple[Any, Any],
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        adapter: str | Path | None = None,
+        *,
+        system: str | None = None,
+        num_frames: int | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+    ) -> None:
+        if max_new_tokens < 1 or num_frames == 0 or temperature < 0:
+            raise ValueError(
+                "expected at least 1 new token and 1 frame and a temperature of 0 or more, got "
+                f"{max_new_tokens}, {num_frames} and {temperature}"
+            )
+        from plait.models import auto
+
+        self.model, self.processor = auto.opened(model, device, dtype, adapter)
+        if not hasattr(self.model, "generate") or not getattr(self.processor, "chat_template", None):
+            raise ValueError(
+                f"expected a model that talks, got {type(self.model).__name__}; pass one of another family"
+            )
+        self.num_frames = num_frames or getattr(self.processor, "num_frames", 8)
+        self.max_new_tokens = max_new_tokens
+        self.temperature, self.top_p = temperature, top_p
+        self._begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[Message] = list(self._begin)
+        self._is_answering = False
+
+    def another(self) -> Chat:
+        """A new conversation with the same model and settings, and a history of its own."""
+        other = object.__new__(Chat)
+        other.__dict__.update(self.__dict__, messages=list(self._begin), _is_answering=False)
+        return other
+
+    def clear(self) -> None:
+        """Forget everything that was said."""
+        self.messages = list(self._begin)
+
+    def ask(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> str:
+        """The whole answer; arguments as `stream`."""
+        return "".join(self.stream(question, images, videos))
+
+    def stream(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> Iterator[str]:
+        """The answer piece by piece, as it is written.
+
+        images: paths or PIL images of any size; videos: paths, or lists of PIL frames. Media stand before the question.
+        An iterator that is closed, or interrupted, stops the answer; what was said until then stays in the history.
+        Raises ValueError for media that cannot be read, without a question, for a conversation over the context of the
+        model, and while another answer of this conversation is being written.
+        """
+        if self._is_answering:
+            raise ValueError("expected the last answer to be over, got a question; read it to its end or close it")
+        if not question.strip():
+            raise ValueError("expected a question, got none")
+        from plait.media.image import load_image
+        from plait.media.video import load_frames
+
+        pictures = [load_image(image) for image in images]
+        clips = [list(v) if isinstance(v, list | tuple) else load_frames(v, self.num_frames) for v in videos]
+        content: list[Message] = [{"type": "image", "image": picture} for picture in pictures]
+        content += [{"type": "video", "video": clip} for clip in clips]
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        inputs = self._inputs([*self.messages, message])
+        room, length = self.max_new_tokens, inputs["input_ids"].shape[1]
+        config = self.model.config
+        context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
+        if context is not None:
+            if length >= context:
+                raise ValueError(
+                    f"expected a conversation of less than {context} positions, got {length}; "
+                    "begin a new one, or show less"
+                )
+            room = min(room, context - length)
+        # a generator of its own: all of the above is checked when `stream` is called, not when the answer is read
+        return self._answer(message, inputs, room)
+
+    def _inputs(self, messages: Sequence[Message]) -> Mapping[str, Any]:
+        """What the model reads: the whole conversation as one text, and all that was ever shown in it, in order."""
+        contents = [m["content"] if isinstance(m["content"], list) else [] for m in messages]
+        # the template needs to know where media stand, not what they are
+        described = [
+            {**m, "content": [{k: v for k, v in part.items() if k in ("type", "text")} for part in parts]}
+            if parts
+            else m
+            for m, parts in zip(messages, contents, strict=True)
+        ]
+        prompt = self.processor.apply_chat_template(described, add_generation_prompt=True, tokenize=False)
+        media: dict[str, list[Any]] = {}
+        for part in (part for parts in contents for part in parts if part["type"] != "text"):
+            media.setdefault(f"{part['type']}s", []).append(part[part["type"]])
+        return self.processor(text=[prompt], **media).to(self.model.device)
+
+    def _answer(self, message: Message, inputs: Mapping[str, Any], room: int) -> Iterator[str]:
+        said, failed = "", False
+        queue: SimpleQueue[Any] = SimpleQueue()
+        stop = Event()
+        thread = Thread(target=self._generate, args=(inputs, room, queue, stop), name="plait-chat", daemon=True)
+        self._is_answering = True
+        thread.start()
+        try:
+            while (piece := queue.get()) is not None:
+                if isinstance(piece, BaseException):
+                    failed = True
+                    raise piece
+                said += piece
+                yield piece
+        finally:
+            stop.set()
+            self._is_answering = False
+            if said and not failed:
+                self.messages += [message, {"role": "assistant", "content": said}]
+            thread.join()  # last: a second interrupt may come while a step ends
+
+    def _generate(self, inputs: Mapping[str, Any], room: int, queue: SimpleQueue[Any], stop: Event) -> None:
+        import torch
+        from transformers import StoppingCriteriaList
+
+        def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            return torch.full((len(ids),), stop.is_set(), device=ids.device)
+
+        how: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            how |= {"temperature": self.temperature, "top_p": 1.0 if self.top_p is None else self.top_p}
+        pieces = Pieces(self.processor.decode, getattr(self.processor, "stop_strings", ()), queue.put, stop)
+        criteria: Any = StoppingCriteriaList([stopped])
+        try:
+            with torch.inference_mode():
+                self.model.generate(
+                    **inputs, streamer=pieces, stopping_criteria=criteria, max_new_tokens=room, num_beams=1, **how
+                )
+        except BaseException as error:  # raised again where the answer is read
+            queue.put(error)
+        finally:
+            queue.put(None)
 
 
 class Pieces:
@@ -75,185 +233,3 @@ class Pieces:
                 if text.endswith(stop[:size], 0, kept):
                     return len(text) - len(text[: kept - size].rstrip())
         return len(text) - kept
-
-
-__all__ = ["Chat"]
-
-Message = dict[str, Any]
-
-
-class Chat:
-    """One conversation.
-
-    Args:
-        model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
-        device: where the model runs; the first GPU when there is one, else the CPU.
-        dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
-        adapter: directory of a LoRA trained on the model, merged into it in memory.
-        system: what the conversation begins with, instead of the template's own words.
-        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor says,
-            else 8.
-        max_new_tokens: most tokens of an answer.
-        temperature: 0 always takes the likeliest token; the published demos sample at 0.2 and 0.7.
-        top_p: sample among the likeliest tokens that have this probability together.
-
-    Raises ValueError for a model that does not talk.
-    """
-
-    def __init__(
-        self,
-        model: str | Path | tuple[Any, Any],
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        adapter: str | Path | None = None,
-        *,
-        system: str | None = None,
-        num_frames: int | None = None,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float | None = None,
-    ) -> None:
-        if max_new_tokens < 1 or num_frames == 0 or temperature < 0:
-            raise ValueError(
-                "expected at least 1 new token and 1 frame and a temperature of 0 or more, got "
-                f"{max_new_tokens}, {num_frames} and {temperature}"
-            )
-        self.model, self.processor = _loaded(model, device, dtype, adapter)
-        if not hasattr(self.model, "generate") or not getattr(self.processor, "chat_template", None):
-            raise ValueError(
-                f"expected a model that talks, got {type(self.model).__name__}; pass one of another family"
-            )
-        self.num_frames = num_frames or getattr(self.processor, "num_frames", 8)
-        self.max_new_tokens = max_new_tokens
-        self.temperature, self.top_p = temperature, top_p
-        self._begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self.messages: list[Message] = list(self._begin)
-        self._is_answering = False
-
-    def another(self) -> Chat:
-        """A new conversation with the same model and settings, and a history of its own."""
-        other = object.__new__(Chat)
-        other.__dict__.update(self.__dict__, messages=list(self._begin), _is_answering=False)
-        return other
-
-    def clear(self) -> None:
-        """Forget everything that was said."""
-        self.messages = list(self._begin)
-
-    def ask(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> str:
-        """The whole answer; arguments as `stream`."""
-        return "".join(self.stream(question, images, videos))
-
-    def stream(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> Iterator[str]:
-        """The answer piece by piece, as it is written.
-
-        images: paths or PIL images of any size; videos: paths, or lists of PIL frames. Media stand before the question.
-        An iterator that is closed, or interrupted, stops the answer; what was said until then stays in the history.
-        Raises ValueError for media that cannot be read, without a question, for a conversation over the context of the
-        model, and while another answer of this conversation is being written.
-        """
-        if self._is_answering:
-            raise ValueError("expected the last answer to be over, got a question; read it to its end or close it")
-        if not question.strip():
-            raise ValueError("expected a question, got none")
-        message = {"role": "user", "content": [*self._media(images, videos), {"type": "text", "text": question}]}
-        inputs = self._inputs([*self.messages, message])
-        return self._answer(message, inputs, self._room(inputs))
-
-    def _media(self, images: Sequence[Any], videos: Sequence[Any]) -> list[Message]:
-        from plait.media.image import load_image
-        from plait.media.video import load_frames
-
-        pictures = [load_image(image) for image in images]
-        clips = [list(v) if isinstance(v, list | tuple) else load_frames(v, self.num_frames) for v in videos]
-        shown: list[Message] = [{"type": "image", "image": picture} for picture in pictures]
-        return shown + [{"type": "video", "video": clip} for clip in clips]
-
-    def _inputs(self, messages: Sequence[Message]) -> Mapping[str, Any]:
-        prompt = self.processor.apply_chat_template(_described(messages), add_generation_prompt=True, tokenize=False)
-        contents = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
-        media = {
-            f"{kind}s": held
-            for kind in ("image", "video")
-            if (held := [p[kind] for p in contents if p["type"] == kind])
-        }
-        return self.processor(text=[prompt], **media).to(self.model.device)
-
-    def _room(self, inputs: Mapping[str, Any]) -> int:
-        """Tokens that the answer may have."""
-        config, length = self.model.config, inputs["input_ids"].shape[1]
-        context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
-        if context is not None and length >= context:
-            raise ValueError(
-                f"expected a conversation of less than {context} positions, got {length}; begin a new one, or show less"
-            )
-        return self.max_new_tokens if context is None else min(self.max_new_tokens, context - length)
-
-    def _answer(self, message: Message, inputs: Mapping[str, Any], room: int) -> Iterator[str]:
-        said, failed = "", False
-        queue: SimpleQueue[Any] = SimpleQueue()
-        stop = Event()
-        thread = Thread(target=self._generate, args=(inputs, room, queue, stop), name="plait-chat", daemon=True)
-        self._is_answering = True
-        thread.start()
-        try:
-            while (piece := queue.get()) is not None:
-                if isinstance(piece, BaseException):
-                    failed = True
-                    raise piece
-                said += piece
-                yield piece
-        finally:
-            stop.set()
-            self._is_answering = False
-            if said and not failed:
-                self.messages += [message, {"role": "assistant", "content": said}]
-            thread.join()  # last: a second interrupt may come while a step ends
-
-    def _generate(self, inputs: Mapping[str, Any], room: int, queue: SimpleQueue[Any], stop: Event) -> None:
-        import torch
-        from transformers import StoppingCriteriaList
-
-        def stopped(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-            return torch.full((len(ids),), stop.is_set(), device=ids.device)
-
-        how: dict[str, Any] = {"do_sample": self.temperature > 0}
-        if self.temperature > 0:
-            how |= {"temperature": self.temperature, "top_p": 1.0 if self.top_p is None else self.top_p}
-        pieces = Pieces(self.processor.decode, getattr(self.processor, "stop_strings", ()), queue.put, stop)
-        criteria: Any = StoppingCriteriaList([stopped])
-        try:
-            with torch.inference_mode():
-                self.model.generate(
-                    **inputs, streamer=pieces, stopping_criteria=criteria, max_new_tokens=room, num_beams=1, **how
-                )
-        except BaseException as error:  # raised again where the answer is read
-            queue.put(error)
-        finally:
-            queue.put(None)
-
-
-def _described(messages: Sequence[Message]) -> list[Message]:
-    """Messages for the template, which needs to know where media stand and not what they are."""
-    return [
-        {**m, "content": [{k: v for k, v in part.items() if k in ("type", "text")} for part in m["content"]]}
-        if isinstance(m["content"], list)
-        else m
-        for m in messages
-    ]
-
-
-def _loaded(model: Any, device: Any, dtype: Any, adapter: Any) -> tuple[Any, Any]:
-    import torch
-
-    from plait.models import auto
-
-    if isinstance(model, tuple):
-        found, processor = model
-        found.to(device=device, dtype=auto.resolve_dtype(dtype))
-    else:
-        place = auto.resolve_device(device)
-        if dtype is None and place.type == "cpu":
-            dtype = torch.float32
-        found, processor = auto.load(model, dtype=dtype, device=place, adapter=adapter)
-    return found.eval(), processor

@@ -244,7 +244,7 @@ def search(
 
 def parse_weights(text: str) -> dict[str, float]:
     """`"text=1,audio=0.5"` -> {"text": 1.0, "audio": 0.5}. Raises UsageError for anything else."""
-    from plait.embedder.items import check_weights
+    from plait.embedder import check_weights
 
     weights: dict[str, float] = {}
     for pair in text.split(","):

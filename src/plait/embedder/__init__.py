@@ -1,23 +1,31 @@
 """Media in, unit vectors out: `Embedder` wraps any model that maps modalities into one space.
 
-items -> parts -> grouped by modality, batched by size -> tower -> unit vectors -> weighted sum -> (n, dim)
+    items -> parts (modality, value, weight) -> grouped by modality, decoded in threads, batched by size
+          -> tower -> unit vectors -> weighted sum per item -> (n, dim)
+
+An item is a string (text), a `pathlib.Path` (a media file, its kind sniffed), a PIL image, a `Sample` (its media, or
+its text when it has none) or a mapping. A mapping fuses: each of `text image video audio` holds one value or a list of
+them, `not` holds an item (or a list of items) to move away from, `weights` overrides the weights of the call.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from plait.embedder.items import Part, load, parts_of
-from plait.errors import UsageError
-from plait.types import MODALITIES, Modality
+from plait.media import kind_of
+from plait.media.audio import load_audio, resample
+from plait.media.image import load_image
+from plait.types import MODALITIES, Modality, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +35,16 @@ if TYPE_CHECKING:
 __all__ = ["Embedded", "Embedder", "Skipped"]
 
 OnBad = Literal["raise", "skip"]
+NOT_WEIGHT = 0.5
+"""Default weight of what stands under `not`: enough to turn a query away, not enough to leave its subject."""
+
+VIDEO_FRAMES = 8
+NO_MEDIA = "no picture, video or sound"
+"""What is said of a file that is of no kind known here, by its content and by its name."""
+
 _LOADERS = 4
 _AUDIO_SECONDS_PER_ITEM = 15
+"""A batch of clips holds at most batch_size x so many seconds, padding included: memory follows the longest clip."""
 
 
 class Skipped(NamedTuple):
@@ -69,10 +85,8 @@ class Embedder:
         batch_size: int = 32,
         adapter: str | Path | None = None,
     ) -> None:
-        import torch
-
         from plait.embedder.towers import PairTower, load_tower, locate
-        from plait.models.auto import resolve_device
+        from plait.models.auto import opened, placement
 
         self.batch_size = _positive(batch_size, "batch_size")
         self.skipped: list[Skipped] = []
@@ -80,19 +94,12 @@ class Embedder:
         self.adapter = None if adapter is None else Path(adapter).resolve()
         self._dim: int | None = None
         self._fingerprint: str | None = None
-        dtype = _torch_dtype(dtype)
         self._tower: Tower
         if isinstance(model, tuple):
-            self._tower = PairTower(*model)
-            if device is not None or dtype is not None:
-                self._tower.model.to(device=device and resolve_device(device), dtype=dtype)
-            self._tower.model.eval()
+            self._tower = PairTower(*opened(model, device, dtype))
         else:
             self.source = locate(model)
-            place = resolve_device(device)
-            if dtype is None and place.type == "cpu":
-                dtype = torch.float32
-            self._tower = load_tower(self.source, dtype, place, self.adapter)
+            self._tower = load_tower(self.source, *placement(device, dtype), self.adapter)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -114,7 +121,14 @@ class Embedder:
     def dim(self) -> int:
         """Width of a vector (found with one tiny forward pass the first time)."""
         if self._dim is None:
-            self.embed([_tiny_item(self.modalities[0], self.sampling_rate)])
+            from PIL import Image
+
+            tiny = {
+                "text": "a",
+                "image": Image.new("RGB", (64, 64)),
+                "audio": np.zeros(self.sampling_rate or 16000, np.float32),
+            }
+            self.embed([{name: value for name, value in tiny.items() if name in self.modalities[:1]}])
         assert self._dim is not None
         return self._dim
 
@@ -177,7 +191,7 @@ class Embedder:
         for place, query in enumerate(queries):
             fused = work.fuse(query, vectors)
             if isinstance(fused, str):
-                skipped.append(Skipped(place, _name_of(items[place], query), fused))
+                skipped.append(Skipped(place, _shown(items[place], query), fused))
             else:
                 rows.append(fused)
                 kept.append(place)
@@ -219,7 +233,7 @@ class _Work:
         for part in unique.values():
             groups[part.modality].append(part)
         vectors: dict[object, np.ndarray] = {}
-        with _progress(len(unique), show_progress) as bar:
+        with progress(len(unique), "embedding", "item", show_progress, leave=bool(show_progress)) as bar:
             for modality in (m for m in MODALITIES if m in groups):
                 for parts, values in self._batches(modality, groups[modality]):
                     vectors |= zip((p.key for p in parts), self._encode(modality, parts, values), strict=False)
@@ -227,27 +241,28 @@ class _Work:
         return {key: vector for key, vector in vectors.items() if key not in self.bad}
 
     def _batches(self, modality: Modality, parts: list[Part]) -> Iterator[tuple[list[Part], list[Any]]]:
+        """Batches of `batch_size` items, fewer when clips are long.
+
+        Texts, and clips within a window, go in order of their length: neighbours then need little padding. Clips only
+        within a window because they are decoded by then, and all of them at once would not fit into memory.
+        """
         if modality == "text":
             parts = sorted(parts, key=lambda part: len(part.value))
         loaded = self._loaded(modality, parts)
+        budget = self.batch_size * _AUDIO_SECONDS_PER_ITEM * (self.tower.sampling_rate or 1)
         while window := list(itertools.islice(loaded, self.batch_size * (2 if modality == "audio" else 1))):
             if modality == "audio":
                 window.sort(key=lambda pair: len(pair[1]))
-            for batch in self._by_size(modality, window):
-                yield [part for part, _ in batch], [value for _, value in batch]
-
-    def _by_size(self, modality: Modality, window: list[tuple[Part, Any]]) -> Iterator[list[tuple[Part, Any]]]:
-        """Cut a window into batches: `batch_size` items, fewer when clips (sorted by length) are long."""
-        budget = self.batch_size * _AUDIO_SECONDS_PER_ITEM * (self.tower.sampling_rate or 1)
-        batch: list[tuple[Part, Any]] = []
-        for pair in window:
-            full = len(batch) == self.batch_size
-            if batch and (full or (modality == "audio" and (len(batch) + 1) * len(pair[1]) > budget)):
-                yield batch
-                batch = []
-            batch.append(pair)
-        if batch:
-            yield batch
+            batch: list[tuple[Part, Any]] = []
+            for number, (part, value) in enumerate(window, start=1):
+                batch.append((part, value))
+                is_full = len(batch) == self.batch_size or number == len(window)
+                # the next clip is the longest so far, and all of a batch are padded to the longest
+                if not is_full and modality == "audio":
+                    is_full = (len(batch) + 1) * len(window[number][1]) > budget
+                if is_full:
+                    yield [part for part, _ in batch], [value for _, value in batch]
+                    batch = []
 
     def _loaded(self, modality: Modality, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
         """Decoded parts in order, read a batch ahead by a few threads; what cannot be read is noted and left out."""
@@ -278,14 +293,19 @@ class _Work:
 
     def _encode(self, modality: Modality, parts: list[Part], values: list[Any]) -> list[np.ndarray]:
         """Unit vectors of one batch. When the batch fails, its items go one by one so that only the bad one does."""
+        import torch
+
         try:
             if modality == "video" and "video" not in self.tower.modalities:
                 return [_unit(self._forward("image", value).mean(0)) for value in values]
-            inputs = _stack(values) if modality == "image" else self.tower.prepare(modality, values)
+            if modality == "image":  # prepared one by one when they were decoded
+                inputs = {name: torch.cat([one[name] for one in values]) for name in values[0]}
+            else:
+                inputs = self.tower.prepare(modality, values)
             return list(self._forward(modality, inputs))
         except (ValueError, RuntimeError) as error:
-            if _is_out_of_memory(error):
-                raise
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise  # no fault of an item: a smaller batch_size is the remedy, not one less item
             if len(parts) > 1:
                 return [v for part, value in zip(parts, values) for v in self._encode(modality, [part], [value])]
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -303,7 +323,7 @@ class _Work:
         with torch.inference_mode():
             features = self.tower.encode(modality, placed).float()
             vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
-        if not np.isfinite(vectors).all():
+        if not np.isfinite(vectors).all():  # NaN is never a vector: it would be nearest to nothing and everything
             raise ValueError("the model returned numbers that are not finite")
         return vectors
 
@@ -328,18 +348,13 @@ class _Work:
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     length = float(np.linalg.norm(vector))
-    if length < 1e-6:
+    if length < 1e-6:  # a difference of equal vectors is rounding noise, not a direction
         raise ValueError("expected weights that leave a direction, got parts that cancel out; change the weights")
     return (vector / length).astype(np.float32)
 
 
-def _stack(prepared: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    import torch
-
-    return {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
-
-
-def _name_of(item: Any, parts: Sequence[Part] | str) -> str:
+def _shown(item: Any, parts: Sequence[Part] | str) -> str:
+    """What a list of skipped items calls this one."""
     if not isinstance(parts, str):
         return " + ".join(part.name for part in parts)
     if isinstance(item, Mapping):
@@ -347,12 +362,13 @@ def _name_of(item: Any, parts: Sequence[Part] | str) -> str:
     return str(getattr(item, "id", item))[:200]
 
 
-def _progress(total: int, show: bool | None) -> Any:
+def progress(total: int | None, what: str, unit: str, show: bool | None, *, leave: bool = True) -> Any:
+    """A bar on stderr; without a total for a stream. show: None waits until the work takes half a second on a
+    terminal, two seconds in a log, where a bar that is gone at once would only be noise."""
     from tqdm import tqdm
 
     patience = 0.0 if show else 0.5 if sys.stderr.isatty() else 2.0
-    quiet = show is False
-    return tqdm(total=total, desc="embedding", unit="item", delay=patience, disable=quiet, leave=bool(show))
+    return tqdm(total=total, desc=what, unit=unit, delay=patience, disable=show is False, leave=leave)
 
 
 def _positive(value: int, name: str) -> int:
@@ -361,28 +377,143 @@ def _positive(value: int, name: str) -> int:
     return value
 
 
-def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    import torch
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of media with the weight of its unit vector in the sum."""
 
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    names = ("float32", "bfloat16", "float16")
-    if dtype not in names:
-        raise UsageError(f"expected dtype {', '.join(names)}, got {dtype!r}; choose one of them")
-    return getattr(torch, dtype)
+    modality: Modality
+    value: Any
+    weight: float = 1.0
+    sampling_rate: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: the path, or a short form of the value."""
+        if isinstance(self.value, str | Path):
+            return str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:197]}..."
+        return f"{self.modality} ({type(self.value).__name__})"
+
+    @property
+    def key(self) -> object:
+        """Equal for parts that give the same vector."""
+        hashable = isinstance(self.value, str | bytes | Path)  # arrays and pictures are told apart by identity
+        return (self.modality, self.value if hashable else id(self.value), self.sampling_rate)
 
 
-def _tiny_item(modality: Modality, sampling_rate: int | None) -> dict[str, Any]:
-    if modality == "text":
-        return {"text": "a"}
-    if modality == "audio":
-        return {"audio": np.zeros(sampling_rate or 16000, np.float32)}
+def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
+    """A copy of `weights`. Raises ValueError for a name that is no modality or `not`, and for what is no number."""
+    allowed = (*MODALITIES, "not")
+    for name, weight in (weights or {}).items():
+        if name not in allowed:
+            raise ValueError(f"expected weights for {', '.join(allowed)}, got {name!r}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"expected a finite number as the weight of {name}, got {weight!r}")
+    return dict(weights or {})
+
+
+def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part]:
+    """Read an item into its parts. Raises ValueError when it is empty, of an unknown type or of unknown modality."""
+    weights = check_weights(weights)
+    if isinstance(item, str):
+        return [_part("text", item, weights)]
+    if isinstance(item, Path):
+        return [_part(kind_of_file(item), item, weights)]
+    if isinstance(item, Sample):
+        media = [m for m in item.modalities if m != "text"] or list(item.modalities)
+        if not media:
+            raise ValueError(f"expected sample {item.id!r} to hold text, image, video or audio, got none of them")
+        parts = [_part(m, getattr(item, m), weights) for m in media]
+        rate = item.meta.get("sampling_rate")  # of a bare array: a file, or a pair (array, rate), says its own
+        return [
+            replace(p, sampling_rate=rate) if isinstance(p.value, np.ndarray) and p.sampling_rate is None else p
+            for p in parts
+        ]
+    if isinstance(item, Mapping):
+        return _parts_of_mapping(item, weights)
+    if _is_image(item):
+        return [_part("image", item, weights)]
+    raise ValueError(
+        f"expected an item such as a text, a Path, a Sample or {{'image': 'a.jpg'}}, got {type(item).__name__}"
+    )
+
+
+def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> list[Part]:
+    known = (*MODALITIES, "not", "weights")
+    if unknown := [key for key in item if key not in known]:
+        raise ValueError(f"expected the keys {', '.join(known)}, got {unknown[0]!r}")
+    weights |= check_weights(item.get("weights"))
+    parts = [
+        _part(modality, value, weights)
+        for modality in MODALITIES
+        if item.get(modality) is not None
+        for value in _listed(item[modality])
+    ]
+    if not parts:
+        raise ValueError(f"expected at least one of {', '.join(MODALITIES)} in an item, got {sorted(item)}")
+    for other in _listed(item["not"]) if item.get("not") is not None else []:
+        scale = weights.get("not", NOT_WEIGHT)
+        positive = {name: weight for name, weight in weights.items() if name != "not"}
+        parts += [replace(p, weight=-scale * p.weight) for p in parts_of(other, positive)]
+    return parts
+
+
+def _part(modality: Modality, value: Any, weights: Mapping[str, float]) -> Part:
+    rate = None
+    if modality == "audio" and isinstance(value, tuple):
+        if len(value) != 2 or not isinstance(value[0], np.ndarray):
+            raise ValueError(f"expected audio as a path, bytes, array or (array, sampling rate), got {value!r:.80}")
+        value, rate = value
+    kinds: tuple[type, ...] = (str,) if modality == "text" else (str, Path, bytes)
+    decoded = (modality == "image" and _is_image(value)) or (modality == "audio" and isinstance(value, np.ndarray))
+    if not isinstance(value, kinds) and not decoded:
+        accepted = {
+            "text": "a str",
+            "image": "a path, bytes or a PIL image",
+            "video": "a path or bytes",
+            "audio": "a path, bytes or a float array",
+        }
+        raise ValueError(f"expected {modality} as {accepted[modality]}, got {type(value).__name__}")
+    return Part(modality, value, float(weights.get(modality, 1.0)), rate)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_image(value: Any) -> bool:
     from PIL import Image
 
-    return {"image": Image.new("RGB", (64, 64))}
+    return isinstance(value, Image.Image)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
+def kind_of_file(path: Path) -> Modality:
+    """The modality of a media file, read from its content. ValueError when it is missing, empty or no media."""
+    if not path.is_file():
+        got = "not a regular file" if path.exists() else "no such file"
+        raise ValueError(f"expected a file, got {path}: {got}; check the path")
+    kind = kind_of(path)
+    if kind is None or kind == "text":
+        raise ValueError(f"expected an image, video or audio file, got {path}: {NO_MEDIA}; pass one")
+    return kind
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+def load(part: Part, sampling_rate: int | None) -> Any:
+    """Decode a part: text stays; image -> PIL RGB; audio -> float32 (samples,) at `sampling_rate`; video -> frames.
+
+    Raises ValueError (one line, naming the file) for what is missing or cannot be decoded.
+    """
+    if part.modality == "text":
+        return part.value
+    if part.modality == "image":
+        return load_image(part.value)
+    if part.modality == "video":
+        from plait.media.video import load_frames
+
+        return load_frames(part.value, VIDEO_FRAMES)
+    rate = sampling_rate or 16000
+    if not isinstance(part.value, np.ndarray):
+        return load_audio(part.value, sampling_rate=rate)
+    clip = np.asarray(part.value, np.float32)
+    if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():
+        raise ValueError(f"expected a mono clip (samples,) of finite numbers, got an array of shape {clip.shape}")
+    return resample(clip, part.sampling_rate or rate, rate, part.name)

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from plait.assistant import Assistant
-from plait.embedder import Embedder
-from plait.embedder.items import parts_of
+from plait.embedder import Embedder, parts_of
 from plait.embedder.towers import fingerprint
 from plait.errors import no_code_of
 from plait.evaluation.tasks import Capability, Decoding

@@ -167,7 +167,7 @@ def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise ValueError(f"expected a dtype among {', '.join(DTYPES)}, got {dtype!r}")
+        raise UsageError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
     return DTYPES[dtype]
 
 
@@ -179,6 +179,34 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch says AssertionError where it was built without a device
         raise UsageError(f"expected a device of this machine, got {str(device)!r}; pass --device cpu") from error
     return place
+
+
+def placement(
+    device: torch.device | str | None, dtype: torch.dtype | str | None
+) -> tuple[torch.dtype | None, torch.device]:
+    """Dtype and device of what is only run: as asked, else the first GPU and the file's dtype, float32 on a CPU.
+
+    Float32 since most processors compute bfloat16 slower than that.
+    """
+    place, kind = resolve_device(device), resolve_dtype(dtype)
+    return torch.float32 if kind is None and place.type == "cpu" else kind, place
+
+
+def opened(
+    model: str | Path | tuple[Any, Any],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    adapter: str | Path | None = None,
+) -> tuple[Any, Any]:
+    """Model and processor, ready to run: a pair as it is, moved only where that is asked for, or what `load` reads."""
+    if isinstance(model, tuple):
+        found, processor = model
+        if device is not None or dtype is not None:
+            found.to(device=device and resolve_device(device), dtype=resolve_dtype(dtype))
+    else:
+        kind, place = placement(device, dtype)
+        found, processor = load(model, dtype=kind, device=place, adapter=adapter)
+    return found.eval(), processor
 
 
 def _family(model_type: str, place: Path | None = None) -> ModuleType:

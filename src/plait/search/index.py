@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from plait.embedder import Embedder
+from plait.embedder import Embedder, progress
 from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
@@ -378,7 +377,8 @@ class Index:
         with writing(self.path):
             rows = self._table.search().select(["id", "modality", "checksum", "path"]).to_arrow().to_pylist()
             ledger = Ledger(rows, deduplicate=deduplicate)
-            with adding_progress(candidates, show_progress) as bar:
+            total = len(candidates) if isinstance(candidates, list) else None
+            with progress(total, "adding", "file", show_progress) as bar:
                 stream = iter(candidates)
                 while chunk := list(itertools.islice(stream, commit_rows)):
                     self._add_chunk(chunk, embedder, ledger, report)
@@ -577,12 +577,3 @@ def _fresh(chunk: Sequence[Candidate], ledger: Ledger, report: AddReport) -> Ite
 def _hit(row: Mapping[str, Any]) -> Hit:
     kept = {name: row[name] for name in COLUMNS}
     return Hit(score=1.0 - row["_distance"], meta=json.loads(row["meta"] or "{}"), **kept)
-
-
-def adding_progress(candidates: Any, show: bool | None) -> Any:
-    """A bar on stderr over a list (with a total) or a stream; None shows it when the work takes some seconds."""
-    from tqdm import tqdm
-
-    total = len(candidates) if isinstance(candidates, list) else None
-    patience = 0.0 if show else 0.5 if sys.stderr.isatty() else 2.0
-    return tqdm(total=total, desc="adding", unit="file", delay=patience, disable=show is False)

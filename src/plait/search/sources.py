@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from plait.data.manifest import NAMES, read_manifest
-from plait.embedder.items import NO_MEDIA
+from plait.embedder import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import MAX_BYTES
 from plait.types import MODALITIES, Modality, Sample

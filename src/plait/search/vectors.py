@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from plait.embedder import Embedder
-from plait.embedder.items import NO_MEDIA
+from plait.embedder import NO_MEDIA, Embedder, progress
 from plait.errors import UsageError, import_extra
-from plait.search.index import AddReport, adding_progress
+from plait.search.index import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.types import Sample
 
@@ -49,7 +48,10 @@ def embed_to_file(
     found = [source, [Sample(id=f"text:{text}", text=text) for text in texts]]
     named = {str(part) for part in _listed(source)} if strict else None
     candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
-    with _Partial(Path(f"{out}.partial"), embedder) as partial, adding_progress(candidates, show_progress) as bar:
+    with (
+        _Partial(Path(f"{out}.partial"), embedder) as partial,
+        progress(len(candidates), "adding", "file", show_progress) as bar,
+    ):
         stream = iter(candidates)
         while chunk := list(itertools.islice(stream, CHUNK)):
             _embed_chunk(embedder, chunk, partial, report, named)
