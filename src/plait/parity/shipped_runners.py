@@ -48,6 +48,12 @@ def family_of(case: Case) -> ModuleType:
     return import_module(auto.FAMILIES[case.system])
 
 
+def key_map(case: Case, config: Any, **options: Any) -> KeyMap:
+    """Official names <-> those of the family's model of this configuration."""
+    weights = import_module(f"{auto.FAMILIES[case.system].removesuffix('.family')}.weights")
+    return weights.key_map(config, **options)
+
+
 def held(case: Case, model: nn.Module, rules: KeyMap) -> Any:
     """The module inside `model` that the case's weights lead to, strictly filled with them.
 
@@ -113,7 +119,7 @@ def temporal_block(case: Case) -> Outputs:
     config = family.CONFIG(vision={"dim": c["d_model"], "num_heads": c["n_head"], "num_layers": count})
     with torch.device("meta"):
         model = family.BASE_MODEL(config)
-    rules = family.weights.key_map(config, base="")
+    rules = key_map(case, config, base="")
     block = held(case, model, rules)
     y = block(case.inputs["x"].transpose(0, 1), c["T"], attention_function(case.attn)).transpose(0, 1)
     (y * case.inputs["cotangent"]).sum().backward()
@@ -129,7 +135,7 @@ def abstractor(case: Case) -> Outputs:
     config = family.CONFIG.from_official({**case.config, "vision_config": tower}, shapes)
     with torch.device("meta"):
         model = family.BASE_MODEL(config)
-    rules = family.weights.key_map(config)
+    rules = key_map(case, config)
     part = held(case, model, rules)
     attend, features = attention_function(case.attn), case.inputs["encoder_hidden_states"]
     mask = case.inputs.get("encoder_attention_mask")
