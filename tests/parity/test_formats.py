@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from plait.parity.cases import Case, Place, Settings, discover
-from plait.parity.run import run_case, select
-from plait.parity.runners import Runner, find
+from plait.parity.run import find, run_case, select
+from plait.parity.runners import Runner
 
 BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "formats"]
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.parity.cases import DOCUMENTS, Place, Settings, discover
-from plait.parity.run import run_case, select
-from plait.parity.runners import Runner, find
+from plait.parity.run import find, run_case, select
+from plait.parity.runners import Runner
 
 ROOT = Path(__file__).parents[1] / "goldens"
 CASES = [place.name for place in discover(ROOT) if place.system == "mplug_owl"]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.parity.cases import DOCUMENTS, Case, Place, Settings, discover
-from plait.parity.run import run_case, select
-from plait.parity.runners import Runner, find, runner_module
+from plait.parity.run import find, run_case, runner_module, select
+from plait.parity.runners import Runner
 from plait.processing.tokenizers import llama_tokenizer
 
 supervised = runner_module("mplug_owl2_data").supervised

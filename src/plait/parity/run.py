@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import plait
 from plait.errors import UsageError
 from plait.parity.cases import Case, Place, Settings, discover, fields_of
+from plait.parity.later import LATER
+from plait.parity.runners import REGISTRY, NotRun, Runner
 
 if TYPE_CHECKING:
     from plait.parity.compare import CaseResult
+
+CLONE = "run from a checkout of the repository, installed with pip install -e ."
+GOLDEN_RUNNERS = "plait_golden_runners"
+"""The name under which the directory of runners is imported, so that they can import one another."""
 
 
 def select(directory: Path, system: str | None = None, case: str | None = None) -> list[Place]:
@@ -45,7 +55,6 @@ def run_all(places: list[Place], settings: Settings, out: Path | None = None) ->
 def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseResult:
     """Find the runner of a case, run it, write our values if asked, and compare."""
     from plait.parity.compare import CaseResult, judge, stored_names
-    from plait.parity.runners import NotRun, find
 
     runner = find(place.system, place.name)
     if runner is None or isinstance(runner, NotRun):
@@ -99,3 +108,47 @@ def _innermost(error: BaseException) -> str:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     return f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else "unknown place"
+
+
+def home() -> Path | None:
+    """Where the runners of golden cases lie: tests/parity beside `src` of a checkout, None for an installed copy."""
+    source = Path(plait.__file__).resolve().parents[1]
+    place = source.parent / "tests" / "parity"
+    return place if source.name == "src" and place.is_dir() else None
+
+
+def runner_module(name: str) -> ModuleType:
+    """The file `name`.py among the runners of golden cases. Raises UsageError in an installed copy."""
+    place = home()
+    if place is None:
+        raise UsageError(f"expected the runner {name}.py in tests/parity, got none; {CLONE}")
+    if GOLDEN_RUNNERS not in sys.modules:
+        package = ModuleType(GOLDEN_RUNNERS)
+        package.__path__ = [str(place)]
+        sys.modules[GOLDEN_RUNNERS] = package
+    return import_module(f"{GOLDEN_RUNNERS}.{name}")
+
+
+def load_runners(system: str) -> None:
+    """Import the shipped runners and, in a checkout, those of a system: `<system>.py` and `<system>_*.py`."""
+
+    place = home()
+    for path in sorted(place.glob(f"{system}*.py")) if place else ():
+        if path.stem == system or path.stem.startswith(f"{system}_"):
+            runner_module(path.stem)
+
+
+def find(system: str, name: str) -> Runner | NotRun | None:
+    """The runner of a case, `NotRun("later", ...)` for a kind still to come, or None where nobody knows the kind.
+
+    In an installed copy, which has the runners of shipped cases only, the others are `unavailable`.
+    """
+    load_runners(system)
+    known: dict[str, Runner | NotRun] = {
+        kind: NotRun("later", f"issue {issue}") for kind, issue in LATER.get(system, {}).items()
+    }
+    known |= {r.kind: r for (of, _), r in REGISTRY.items() if of == system}
+    kinds = [kind for kind in known if name.startswith(kind)]
+    if kinds:
+        return known[max(kinds, key=len)]
+    return None if home() else NotRun("unavailable", f"its runner lies in tests/parity; {CLONE}")

@@ -14,7 +14,7 @@ from plait.cli import main
 from plait.models.convert import convert
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.weights import explain_keys, from_megatron, key_map
-from plait.parity.runners import runner_module
+from plait.parity.run import runner_module
 from plait.weights.files import StateError
 
 from .tiny import GOLDENS, official_directory
