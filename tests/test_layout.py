@@ -19,8 +19,8 @@ MAX_FUNCTION_LINES = 80
 
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
 ROOMS_BY_LEVEL = {
-    0: ("types", "routing", "errors"),
-    1: ("places", "media", "nn", "weights", "objectives", "metrics", "report"),
+    0: ("types", "routing", "errors", "places", "terminal"),
+    1: ("media", "nn", "weights", "objectives", "metrics", "report"),
     2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),
     3.5: ("models",),  # auto, catalog, convert and merge: above the families, below what uses them
@@ -32,6 +32,7 @@ ROOMS_BY_LEVEL = {
 LEVEL = {room: level for level, rooms in ROOMS_BY_LEVEL.items() for room in rooms}
 SAME_LEVEL = {
     "routing": {"types"},  # the words all rooms share
+    "places": {"errors"},
     "nn": {"weights"},
     "search": {"embedder", "chat", "assistant"},
     "serving": {"embedder", "chat", "assistant", "search"},

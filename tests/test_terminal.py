@@ -1,0 +1,47 @@
+"""Bars show on terminals only, and text from files cannot move the cursor."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from plait.terminal import printable, progress
+
+
+class Screen(io.StringIO):
+    """A stderr that is a terminal, or is none."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "show", "is_seen"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_a_bar_is_seen_where_somebody_looks(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool, show: bool | None, is_seen: bool
+) -> None:
+    screen = Screen(is_terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress(3, "reading", "file", show=show, patience=0) as bar:
+        bar.update(2)
+    assert ("reading" in screen.getvalue()) is is_seen
+
+
+def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with progress(3, "reading") as bar:
+        bar.update(3)
+    assert "reading" not in screen.getvalue()
+
+
+def test_control_characters_are_spelled_out() -> None:
+    assert printable("a\x1b[2Jb\rc\nü") == "a\\x1b[2Jb\\rc\\nü"
