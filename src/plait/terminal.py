@@ -22,5 +22,5 @@ def progress(
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters spelled out: a file's name must not move the cursor or colour the screen."""
+    """`text` on one line, control characters spelled out: a file's name must not move the cursor."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

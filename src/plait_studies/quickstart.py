@@ -29,7 +29,7 @@ import typer
 from plait.data.manifest import write_manifest
 from plait.errors import UsageError
 from plait.media import kind_of
-from plait.places import check_apart, check_free, claim, remove
+from plait.places import atomic_write, check_apart, check_free, claim, remove
 from plait.types import Sample
 
 INTERRUPTED = 130
@@ -416,10 +416,7 @@ class Log:
     def write(self, **more: Any) -> None:
         """Write the file in one step."""
         self.content |= more
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        atomic_write(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from plait.metrics.retrieval import bootstrap_interval
+from plait.places import atomic_write
 from plait.report.about import about
 
 SHUFFLED = {f"shuffled_{name}": name for name in ("audio_to_text_r1", "audio_to_image_r1", "audio_to_image_r5")}
@@ -106,9 +107,5 @@ def _over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 
 def write_summary(path: str | Path, summary: Mapping[str, Any], seconds: Mapping[str, float]) -> Path:
     """Write summary.json in one step: what `summarise` gave, seconds per phase, and what it was measured with."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     whole = {**summary, "seconds": {name: round(value, 1) for name, value in seconds.items()}, "about": about()}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    return partial.replace(path)
+    return atomic_write(path, json.dumps(whole, indent=1) + "\n")

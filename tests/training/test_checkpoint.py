@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from plait.training import checkpoint
-from plait.training.checkpoint import CheckpointStore, Position, write_directory
+from plait.training.checkpoint import CheckpointStore, Position
 from plait.training.optim import AdamW
 
 
@@ -99,21 +99,6 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     store.save(model, optimizer, Position(total=4))
     with pytest.raises(ValueError, match="to hold this model, got other tensors"):
         store.load_model(4, nn.Linear(3, 4))
-
-
-def test_a_directory_is_replaced_in_one_step(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    write_directory(target, lambda path: (path / "a.txt").write_text("old"))
-
-    def fails(path: Path) -> None:
-        (path / "a.txt").write_text("new")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError, match="killed"):
-        write_directory(target, fails)
-    assert (target / "a.txt").read_text() == "old"
-    write_directory(target, lambda path: (path / "b.txt").write_text("new"))
-    assert [path.name for path in tmp_path.rglob("*")] == ["model", "b.txt"]
 
 
 def test_the_best_is_kept_beside_the_last_ones(tmp_path: Path) -> None:

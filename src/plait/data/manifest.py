@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from plait.places import atomic_write
 from plait.types import Sample
 
 NAMES = ("manifest.jsonl", "manifest.jsonl.gz")
@@ -87,7 +88,6 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
     The file is written aside and moved into place. Raises ValueError for media that are not paths.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for sample in samples:
         row = sample.to_row()
@@ -96,10 +96,7 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-    aside.replace(path)
-    return path
+    return atomic_write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
@@ -27,7 +26,7 @@ import numpy as np
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.packages import cache_root, sha256
 from plait.errors import import_extra
-from plait.places import claim, is_ours
+from plait.places import atomic_directory, claim, is_ours
 from plait.types import Sample
 
 
@@ -73,18 +72,10 @@ def unpack_mini(out: str | Path) -> Path:
     is_old = is_ours(out) or (out / STAMP).is_file()
     if out.exists() and not is_old and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"expected a new directory or an unpacked mini data set, got {out}; choose another directory")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        claim(scratch)
-        _unpack_into(scratch)
-        (scratch / STAMP).write_text(version + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with atomic_directory(out, replace=True) as aside:
+        claim(aside)
+        _unpack_into(aside)
+        (aside / STAMP).write_text(version + "\n", encoding="utf-8")
     return out
 
 

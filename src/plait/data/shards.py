@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 
 from plait.data.manifest import MEDIA, checked_sample
 from plait.media.limits import Packed
+from plait.places import atomic_directory
 from plait.types import Sample
 
 INDEX, TABLE = "index.json", "index.npy"
@@ -113,18 +113,10 @@ def pack(samples: Iterable[Sample], out: str | Path, shard_bytes: int = SHARD_BY
     whole or not at all. Raises ValueError where `out` exists or media cannot be read.
     """
     out = Path(out)
-    if os.path.lexists(out):
-        raise ValueError(f"expected a directory that does not exist yet, got {out}; remove it or choose another")
     if shard_bytes < 1:
         raise ValueError(f"expected shards of at least 1 byte, got {shard_bytes}")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        rows = _write_shards(samples, partial, shard_bytes)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return rows
+    with atomic_directory(out) as aside:
+        return _write_shards(samples, aside, shard_bytes)
 
 
 def _write_shards(samples: Iterable[Sample], out: Path, shard_bytes: int) -> int:

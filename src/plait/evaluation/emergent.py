@@ -33,6 +33,7 @@ import numpy as np
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.pairs import compose, held_out_pairs
 from plait.metrics.retrieval import bootstrap_interval, class_means, expected_chance, hits_at_k
+from plait.places import atomic_write
 from plait.types import Sample
 
 if TYPE_CHECKING:
@@ -334,10 +335,7 @@ class Evaluation:
         directory.mkdir(parents=True, exist_ok=True)
         halves: dict[str, Any] = {modality: rows.astype(np.float16) for modality, rows in self.vectors.items()}
         np.savez_compressed(directory / "vectors.npz", **halves)
-        path = directory / "evaluation.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        return partial.replace(path)
+        return atomic_write(directory / "evaluation.json", json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def evaluate_emergent(

@@ -24,6 +24,7 @@ from plait.evaluation.media_files import MediaFiles, missing_line, missing_media
 from plait.evaluation.readers import Item, read
 from plait.evaluation.readers.files import read_rows, unique
 from plait.evaluation.tasks import Task, Way
+from plait.places import atomic_write
 from plait.types import Modality
 
 if TYPE_CHECKING:
@@ -93,10 +94,7 @@ def failures(rows: Sequence[Mapping[str, Any]], scored: Scored) -> dict[str, lis
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Write result.json in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -354,7 +352,4 @@ def _finish(
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write JSON lines in one step: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -6,7 +6,6 @@ official file -> restricted reader -> family's key rules -> strict load -> DST (
 from __future__ import annotations
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import plait
 from plait.errors import UsageError
+from plait.places import atomic_directory
 
 if TYPE_CHECKING:
     from plait.weights.files import Checkpoint
@@ -73,16 +73,10 @@ def convert(
         added=added,
         notes=(*checkpoint.notes, *_family_notes(checkpoint, model, options.get("official_config"))),
     )
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        (partial / "README.md").write_text(card(done), encoding="utf-8")
-        partial.rename(dst)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_directory(dst) as out:
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
+        (out / "README.md").write_text(card(done), encoding="utf-8")
     return done
 
 

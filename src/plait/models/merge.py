@@ -6,14 +6,13 @@ BASE's files -> each weight + scale * B A, tensor by tensor -> DST (written besi
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from plait.errors import UsageError
+from plait.places import atomic_directory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,26 +29,19 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
     The adapter's names are those of the model directory, or, beside an official checkpoint, the official ones.
     Whole or not at all. Raises ValueError where `dst` exists or adapter and base do not belong together.
     """
-    base, dst = Path(base), Path(dst)
-    if os.path.lexists(dst):
-        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
     from plait.models import shipped
     from plait.models.auto import is_model_directory
     from plait.weights.lora import read_adapter
 
-    base = base if base.exists() else shipped(base) or base
-    read = read_adapter(adapter)
-    partial = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_directory(dst) as out:
+        base = Path(base)
+        base = base if base.exists() else shipped(base) or base
+        read = read_adapter(adapter)
         if is_model_directory(base):
-            _merge_directory(base, read, partial)
+            _merge_directory(base, read, out)
         else:
-            _merge_official(base, read, partial)
-        _note(partial, base, read)
-        partial.rename(dst)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _merge_official(base, read, out)
+        _note(out, base, read)
     return len(read.change)
 
 
@@ -62,7 +54,7 @@ def _merge_directory(base: Path, adapter: Adapter, out: Path) -> None:
 
     merged = adapter.merged(read_checkpoint(base).state)
     files = _weight_files(base)
-    shutil.copytree(base, out, ignore=lambda _, names: [name for name in names if name in files])
+    shutil.copytree(base, out, dirs_exist_ok=True, ignore=lambda _, names: [name for name in names if name in files])
     for name in files:
         with safe_open(str(base / name), "pt") as file:
             keys, metadata = list(file.keys()), file.metadata()

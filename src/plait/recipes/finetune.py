@@ -40,6 +40,7 @@ from plait.metrics.captions import caption_scores
 from plait.metrics.retrieval import chance_at_k, hits_at_k
 from plait.metrics.vqa import evalai
 from plait.models.auto import skills
+from plait.places import atomic_directory, atomic_write, name_of
 from plait.training.parallel import alone
 from plait.training.stages import Objective, Recipe, Source, Stage
 from plait.types import Sample
@@ -495,12 +496,12 @@ def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir:
 def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Module:
     """Keep the adapter, merge it into a base in full precision, and measure the result; the model to save."""
     pass
-    from plait.training.checkpoint import write_directory
     from plait.training.lora import folded, has_adapter, load_adapter, save_adapter
 
     model.eval()
     if has_adapter(model):
-        write_directory(run_dir / "adapter", lambda directory: save_adapter(model, directory, request.model))
+        with atomic_directory(run_dir / "adapter", replace=True) as directory:
+            save_adapter(model, directory, request.model)
         if request.bits:
             device, model = next(model.parameters()).device, job.build().float()
             load_adapter(model, run_dir / "adapter")
@@ -517,7 +518,7 @@ def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Mo
 def _save(request: Request, job: Job, model: nn.Module, directory: Path) -> None:
     """The model directory, and a card that says how to load it."""
     job.save(model, directory)
-    name = directory.name.removeprefix(".writing-")
+    name = name_of(directory)
     lines = [
         "# A model finetuned with Plait",
         f"`{request.model.name}` on {len(request.train)} rows, task {request.task}, medium {request.medium}.",
@@ -540,9 +541,7 @@ def how_to_load(model: nn.Module, name: str) -> list[str]:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, json.dumps(found, indent=1) + "\n")
 
 
 def _show(found: dict[str, Any], *names: str) -> None:

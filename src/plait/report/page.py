@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from plait.places import atomic_write
 from plait.report import charts
 
 _HERE = Path(__file__).parent
@@ -22,9 +23,7 @@ def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
         "body": "\n".join(sections),
     }.items():
         page = page.replace(f"<!--{slot}-->", content)
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(path)
+    return atomic_write(path, page)
 
 
 def section(title: str, lead: str, body: str, name: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.embedder import Part, load, parts_of
 from plait.errors import import_extra
+from plait.places import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,17 +36,14 @@ def write_contact_sheet(
     path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = ""
 ) -> Path:
     """Write one page with a section per `(query, hits)`; a query is an item as `Embedder.embed` takes it."""
-    out = Path(path)
     sections = "".join(section(query, hits) for query, hits in results)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
+    return atomic_write(
+        path,
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
         f"<style>{_style()}</style></head><body><main><h1>{html.escape(title)}</h1>"
         f'<p class="note">{html.escape(note)}</p>{sections}</main></body></html>\n',
-        encoding="utf-8",
     )
-    return out
 
 
 def _style() -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from plait.embedder import NO_MEDIA, Embedder, progress
 from plait.errors import UsageError, import_extra
+from plait.places import atomic_write
 from plait.search.index import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.types import Sample
@@ -114,7 +115,7 @@ class _Partial:
                     f"expected partial work of this model in {folder}, got another's; delete it to restart"
                 )
         else:
-            _replace(folder / "header.json", json.dumps(header))
+            atomic_write(folder / "header.json", json.dumps(header))
         self._vectors = (folder / "vectors.f32").open("ab+")
         self._rows = (folder / "rows.jsonl").open("ab+")
         self.rows = self._recover()
@@ -151,7 +152,7 @@ class _Partial:
         temporary = self.folder / f"finished{out.suffix}"
         if out.suffix == ".npy":
             np.save(temporary, vectors)
-            _replace(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
+            atomic_write(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
         else:
             _write_table(temporary, self.rows, vectors)
         if out.is_dir():
@@ -172,12 +173,6 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndar
         parquet.write_table(pa.table(columns), path)
     else:
         import_extra("lancedb").connect(path.parent).create_table(path.stem, pa.table(columns), mode="overwrite")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _sync(stream: Any) -> None:

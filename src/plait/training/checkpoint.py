@@ -18,7 +18,6 @@ while a background thread writes; any number of processes reads what any number 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections import defaultdict
@@ -34,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from plait.places import sync
 from plait.training.parallel import World, is_quantised
 
 
@@ -368,26 +368,3 @@ def _optimizer_state(
             else:
                 numbers.setdefault(name, {})[field] = value
     return tensors, numbers
-
-
-def write_directory(directory: Path, write: Any) -> None:
-    """Let `write(path)` fill a hidden directory, sync it and put it in the place of `directory` in one step."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".writing-{directory.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    write(unfinished)
-    for path in (*unfinished.rglob("*"), unfinished):
-        sync(path)
-    shutil.rmtree(directory, ignore_errors=True)
-    unfinished.rename(directory)
-    sync(directory.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file or a directory listing survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

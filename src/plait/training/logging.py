@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from plait.data.mixture import bad_of
 from plait.errors import import_extra
-from plait.training.checkpoint import sync
+from plait.places import atomic_write, sync
 
 
 class NonFiniteLossError(ValueError):
@@ -43,11 +43,8 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int = 0, tensorboard: bool = False) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(line + "\n" for line in kept))
-        unfinished.replace(path)
+        atomic_write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._board: Any = None
         if tensorboard:

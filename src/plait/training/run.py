@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import plait
 from plait.errors import UsageError
-from plait.places import MARK, check_free, claim, is_ours
+from plait.places import MARK, atomic_directory, atomic_write, check_free, claim, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -101,14 +101,13 @@ def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResul
 
 def _finish(recipe: Recipe, model: nn.Module, state: dict[str, Tensor], run_dir: Path, place: torch.device) -> None:
     """Measure and save the trained model. state: its values, where training spread them over processes."""
-    from plait.training.checkpoint import write_directory
-
     if state:
         model.load_state_dict(state, assign=True)
         model.to(place)
     if recipe.after is not None:
         model = recipe.after(model, run_dir)
-    write_directory(run_dir / "model", lambda directory: recipe.save(model, directory))
+    with atomic_directory(run_dir / "model", replace=True) as directory:
+        recipe.save(model, directory)
 
 
 def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: int) -> dict[str, Any]:
@@ -166,9 +165,7 @@ def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
         return
     if not path.exists():
         claim(run_dir)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
-    unfinished.replace(path)
+    atomic_write(path, json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
 
 
 @contextmanager

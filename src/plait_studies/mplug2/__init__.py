@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.cli.train import INTERRUPTED
+from plait.places import atomic_write
 from plait.report.about import about
 from plait.training.run import run_recipe
 from plait.training.stages import Options, Recipe
@@ -118,7 +119,4 @@ def measured(home: Path, universal: bool, animated: bool) -> dict[str, Any]:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial_file.replace(path)
+    atomic_write(path, json.dumps(value, indent=1) + "\n")

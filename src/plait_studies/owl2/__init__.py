@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.cli.train import INTERRUPTED
+from plait.places import atomic_write
 from plait.report.about import about
 from plait.training.run import run_recipe
 from plait.training.stages import Options
@@ -133,7 +134,4 @@ def news() -> list[str]:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """A JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    atomic_write(path, json.dumps(value) + "\n")
