@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from plait.terminal import printable, progress
+from plait import terminal
+from plait.terminal import printable, progress_bar
 
 
 class Screen(io.StringIO):
@@ -30,7 +31,8 @@ def test_a_bar_is_seen_where_somebody_looks(
 ) -> None:
     screen = Screen(is_terminal)
     monkeypatch.setattr(sys, "stderr", screen)
-    with progress(3, "reading", "file", show=show, patience=0) as bar:
+    monkeypatch.setattr(terminal, "PATIENCE", 0.0)
+    with progress_bar("reading", total=3, unit="file", show=show) as bar:
         bar.update(2)
     assert ("reading" in screen.getvalue()) is is_seen
 
@@ -38,9 +40,16 @@ def test_a_bar_is_seen_where_somebody_looks(
 def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Screen(True)
     monkeypatch.setattr(sys, "stderr", screen)
-    with progress(3, "reading") as bar:
+    with progress_bar("reading", total=3) as bar:
         bar.update(3)
     assert "reading" not in screen.getvalue()
+
+
+def test_a_bar_goes_over_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert list(progress_bar("reading", "abc", show=True)) == ["a", "b", "c"]
+    assert "3/3" in screen.getvalue()
 
 
 def test_control_characters_are_spelled_out() -> None:

@@ -10,7 +10,6 @@ A family takes part by writing `Skills`, one small interface over its model and 
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -423,11 +422,3 @@ def decoded(
         finally:  # whoever reads may stop early: what was not begun need not be
             for future in waiting:
                 future.cancel()
-
-
-def progress(total: int, task: str, show: bool | None) -> Any:
-    """A bar on stderr: shown after two seconds where stderr is a terminal, always or never where `show` says so."""
-    from tqdm import tqdm
-
-    hidden = not sys.stderr.isatty() if show is None else not show
-    return tqdm(total=total, desc=task, unit="item", delay=0 if show else 2, disable=hidden)

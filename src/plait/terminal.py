@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
+PATIENCE = 1.0
+"""Seconds of work before a bar shows by itself."""
 
-def progress(
-    total: int | None, what: str, unit: str = "item", *, show: bool | None = None, done: int = 0, patience: float = 2.0
+
+def progress_bar(
+    what: str,
+    items: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    done: int = 0,
+    unit: str = "item",
+    show: bool | None = None,
 ) -> Any:
-    """A tqdm bar on stderr, to be used in a `with` and moved by `update(n)`.
+    """A tqdm bar on stderr: over `items` in a `for`, or without them in a `with`, moved by `update(n)`.
 
-    total: None for a stream; done: where the work continues. show: None shows the bar once the work has taken
-    `patience` seconds, and only where stderr is a terminal, so that logs stay clean; True and False are obeyed.
+    total: None for a stream; done: where the work continues. show: None shows the bar once the work has taken a second,
+    only where stderr is a terminal, so that logs stay clean, and wipes it at the end; True and False are obeyed.
     """
     from tqdm import tqdm
 
     hidden = not sys.stderr.isatty() if show is None else not show
-    delay = 0.0 if show else patience
-    return tqdm(total=total, initial=done, desc=what, unit=unit, delay=delay, disable=hidden)
+    return tqdm(
+        items,
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        delay=0.0 if show else PATIENCE,
+        disable=hidden,
+        leave=bool(show),
+    )
 
 
 def printable(text: str) -> str:

@@ -19,6 +19,7 @@ from plait.cli.options import (
     json_option,
 )
 from plait.errors import UsageError
+from plait.terminal import progress_bar
 
 if TYPE_CHECKING:
     from plait.assistant import Task
@@ -125,7 +126,7 @@ class _How(NamedTuple):
 
 def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
     is_skipping = check_on_bad(how.on_bad)
-    from plait.assistant import Assistant, progress, requests_under
+    from plait.assistant import Assistant, requests_under
 
     def stop_at(error: str | None) -> None:
         if error and not is_skipping:
@@ -142,7 +143,7 @@ def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
         requests = assistant.fitting(task, requests)
     stop_at(next((request.error for request in requests if request.error), None))
     skipped = 0
-    with progress(len(requests), task, None) as bar:
+    with progress_bar(task, total=len(requests)) as bar:
         for name, value, error in assistant.stream(task, requests, candidates=how.candidates, options=how.options):
             stop_at(error)
             if error:

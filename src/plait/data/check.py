@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from plait.data.manifest import MEDIA, Skipped
 from plait.data.packages import sha256
 from plait.data.sources import open_samples
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.limits import Packed
+from plait.terminal import progress_bar
 from plait.types import Sample
 
 RATE = 16000
@@ -64,7 +63,7 @@ def check(path: str | Path, progress: bool = False) -> CheckReport:
     report = CheckReport(str(path), rows=len(samples), bad_rows=skipped.messages)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     splits: dict[str, dict[str, str]] = defaultdict(dict)
-    for sample in tqdm(samples, desc="check", disable=not progress, unit=""):
+    for sample in progress_bar("check", samples, show=None if progress else False):
         split = sample.split or "none"
         for modality in sample.modalities:
             counts[split][modality] += 1

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from plait.data.manifest import write_manifest
 from plait.data.packages import sha256
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.kinds import kind_of
+from plait.terminal import progress_bar
 from plait.types import Modality, Sample
 
 CAPTION_SUFFIXES = (".csv", ".jsonl")
@@ -83,7 +82,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
     result = Scan()
     digests: dict[str, str] = {}
     groups: dict[str, str] = {}
-    for path in tqdm(sorted(_files(root)), desc="files", disable=not progress, unit=""):
+    for path in progress_bar("files", sorted(_files(root)), unit="file", show=None if progress else False):
         name = path.relative_to(root).as_posix()
         try:
             sample = _sample(path, name, captions.get(path.resolve()))

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from plait.data.manifest import MEDIA, NAMES, Skipped, read_manifest
 from plait.data.shards import Shards, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
 from plait.media.limits import Packed
+from plait.terminal import progress_bar
 from plait.types import Sample
 
 
@@ -57,11 +56,11 @@ def pack_data(data: str | Path, out: str | Path, shard_bytes: int, *, skip: bool
 
 
 def _all(samples: Sequence[Sample]) -> Iterator[Sample]:
-    yield from tqdm((samples[i] for i in range(len(samples))), desc="pack", total=len(samples), disable=None)
+    yield from progress_bar("pack", (samples[i] for i in range(len(samples))), total=len(samples))
 
 
 def _readable(samples: Sequence[Sample], skipped: Skipped) -> Iterator[Sample]:
-    for number in tqdm(range(len(samples)), desc="pack", disable=None):
+    for number in progress_bar("pack", range(len(samples))):
         try:
             sample = samples[number]
         except ValueError as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ import numpy as np
 from plait.media import kind_of
 from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
+from plait.terminal import progress_bar
 from plait.types import MODALITIES, Modality, Sample
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class _Work:
         for part in unique.values():
             groups[part.modality].append(part)
         vectors: dict[object, np.ndarray] = {}
-        with progress(len(unique), "embedding", "item", show_progress, leave=bool(show_progress)) as bar:
+        with progress_bar("embedding", total=len(unique), show=show_progress) as bar:
             for modality in (m for m in MODALITIES if m in groups):
                 for parts, values in self._batches(modality, groups[modality]):
                     vectors |= zip((p.key for p in parts), self._encode(modality, parts, values), strict=False)
@@ -360,15 +360,6 @@ def _shown(item: Any, parts: Sequence[Part] | str) -> str:
     if isinstance(item, Mapping):
         return " + ".join(f"{key}: {value}"[:200] for key, value in item.items())
     return str(getattr(item, "id", item))[:200]
-
-
-def progress(total: int | None, what: str, unit: str, show: bool | None, *, leave: bool = True) -> Any:
-    """A bar on stderr; without a total for a stream. show: None waits until the work takes half a second on a
-    terminal, two seconds in a log, where a bar that is gone at once would only be noise."""
-    from tqdm import tqdm
-
-    patience = 0.0 if show else 0.5 if sys.stderr.isatty() else 2.0
-    return tqdm(total=total, desc=what, unit=unit, delay=patience, disable=show is False, leave=leave)
 
 
 def _positive(value: int, name: str) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from plait.terminal import progress_bar
+
 
 class ResponseCache:
     """Answers by key in the file `path` (in memory only when None). `about`: what made them (model, task, decoding).
@@ -92,13 +94,9 @@ def collect(
     show_progress: bool | None = None,
 ) -> dict[str, Any]:
     """Answers by key: those kept, and the rest from `ask` in batches, kept as they come. Equal keys are asked once."""
-    from tqdm import tqdm
-
     open_ = [key for key in questions if key not in cache.answers]
     total = len(questions)
-    with tqdm(
-        total=total, initial=total - len(open_), desc=what, disable=None if show_progress is None else not show_progress
-    ) as bar:
+    with progress_bar(what, total=total, done=total - len(open_), show=show_progress) as bar:
         for start in range(0, len(open_), batch_size):
             keys = open_[start : start + batch_size]
             found = ask([questions[key] for key in keys])

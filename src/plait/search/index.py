@@ -30,10 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from plait.embedder import Embedder, progress
+from plait.embedder import Embedder
 from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
+from plait.terminal import progress_bar
 from plait.types import MODALITIES
 
 if TYPE_CHECKING:
@@ -378,7 +379,7 @@ class Index:
             rows = self._table.search().select(["id", "modality", "checksum", "path"]).to_arrow().to_pylist()
             ledger = Ledger(rows, deduplicate=deduplicate)
             total = len(candidates) if isinstance(candidates, list) else None
-            with progress(total, "adding", "file", show_progress) as bar:
+            with progress_bar("adding", total=total, unit="file", show=show_progress) as bar:
                 stream = iter(candidates)
                 while chunk := list(itertools.islice(stream, commit_rows)):
                     self._add_chunk(chunk, embedder, ledger, report)

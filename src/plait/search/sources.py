@@ -18,6 +18,7 @@ from plait.data.manifest import NAMES, read_manifest
 from plait.embedder import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import MAX_BYTES
+from plait.terminal import printable
 from plait.types import MODALITIES, Modality, Sample
 
 OnProblem = Callable[[str, str], None]
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
     def shown(self) -> str:
         """The path for a terminal: as seen from here, on one line."""
         near = self.path.removeprefix(os.getcwd() + os.sep)
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in near)
+        return printable(near)
 
 
 @dataclass(frozen=True, slots=True)

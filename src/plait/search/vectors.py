@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from plait.embedder import NO_MEDIA, Embedder, progress
+from plait.embedder import NO_MEDIA, Embedder
 from plait.errors import UsageError, import_extra
 from plait.places import atomic_write
 from plait.search.index import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
+from plait.terminal import progress_bar
 from plait.types import Sample
 
 FORMATS = (".npy", ".parquet", ".lance")
@@ -51,7 +52,7 @@ def embed_to_file(
     candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
     with (
         _Partial(Path(f"{out}.partial"), embedder) as partial,
-        progress(len(candidates), "adding", "file", show_progress) as bar,
+        progress_bar("adding", total=len(candidates), unit="file", show=show_progress) as bar,
     ):
         stream = iter(candidates)
         while chunk := list(itertools.islice(stream, CHUNK)):

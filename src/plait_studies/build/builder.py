@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from plait.data.manifest import write_manifest
 from plait.data.mini import write_flac
 from plait.data.packages import lock
+from plait.terminal import progress_bar
 from plait.types import Sample
 from plait_studies.build import emoji, sounds, stamps
 from plait_studies.build.sounds import (
@@ -73,13 +73,15 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        drawings = list(tqdm(_images(plan, rich, scratch), desc="drawings", disable=not progress, unit=""))
+        drawings = list(progress_bar("drawings", _images(plan, rich, scratch), show=None if progress else False))
         drawings, copied = without_copied_drawings(drawings, scratch)
         clips, report = _audio(plan, rich, scratch, seed, progress)
         report.drawings_removed = copied
         samples = drawings + clips
         if rich:
-            samples += list(tqdm(stamps.samples(scratch, plan.size), desc="photographs", disable=not progress))
+            samples += list(
+                progress_bar("photographs", stamps.samples(scratch, plan.size), show=None if progress else False)
+            )
         write_manifest(scratch / "manifest.jsonl", samples)
         write_card(scratch, name, samples, report)
         scratch.chmod(0o755)
@@ -162,7 +164,7 @@ def _split_of_style(style: str, held_out: str) -> str:
 
 def _audio(plan: Plan, rich: bool, out: Path, seed: int, progress: bool) -> tuple[list[Sample], LeakReport]:
     voices = sounds.VOICES | (sounds.MORE_VOICES if plan.everything else {})
-    bar = tqdm(desc="notes", disable=not progress, unit="")
+    bar = progress_bar("notes", show=None if progress else False)
     rendered = []
     for font in sounds.FONTS:
         for clip in sounds.render(font, voices, plan.velocities):

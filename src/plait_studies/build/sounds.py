@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
-from tqdm import tqdm
 
 from plait.data.packages import Package, lock, unpacked
+from plait.terminal import progress_bar
 
 SAMPLING_RATE = 16000
 SECONDS = 1.0
@@ -292,7 +292,7 @@ def split_clips(
     rng = np.random.default_rng(seed)
     result: list[tuple[Clip, str]] = []
     names = list(dict.fromkeys(clip.concept for clip in unique))
-    for concept in tqdm(names, desc="leak check", disable=not progress, unit=""):
+    for concept in progress_bar("leak check", names, show=None if progress else False):
         mine = [clip for clip in unique if clip.concept == concept]
         train = spread((clip for clip in mine if not is_held_out(clip.note)), max_train, rng)
         held = [clip for clip in mine if is_held_out(clip.note)]
