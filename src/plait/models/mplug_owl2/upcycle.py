@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, MPlugOwl2
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.nn.vit import clip_tower
+from plait.places import atomic_directory
 from plait.processing.tokenizers import tokenizer_to_talk
 from plait.routing import Ways
 from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
@@ -179,12 +179,7 @@ def write_upcycled(
         grid_size=sizes.grid,
     )
     model, processor = upcycle(src, vision=tower, abstractor=reader, image_size=image_size, **options)
-    written = dst.with_name(f".{dst.name}.{os.getpid()}.partial")
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(written)
-        processor.save_pretrained(written)
-        written.rename(dst)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+    with atomic_directory(dst) as out:
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
     return sum(p.numel() for p in model.parameters())
