@@ -41,7 +41,7 @@ SAME_LEVEL = {
 }
 
 
-STILL_CIRCLES = ("plait.models.auto", "plait.recipes.finetune")
+STILL_CIRCLES = ("plait.recipes.finetune",)
 """First files of circles that the next changes cut."""
 
 

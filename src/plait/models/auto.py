@@ -2,43 +2,43 @@
 
     official file | model directory | hub id -> family -> (model, processor)
 
-Importing this module also registers every family with transformers' Auto classes.
+Families are found, not listed: a folder beside this file is one, by the name of its `model_type`, and so is what an
+installed package names among the entry points `plait.families` (model_type = module). Only the family that is asked for
+is imported. With this module imported, transformers' Auto classes know all of them and bring in the one they need.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedConfig,
-)
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from plait.errors import UsageError, no_code_of
 from plait.models import shipped
-from plait.models.merge import apply_adapter, with_official_adapter
-from plait.weights.files import Checkpoint, StateError, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint
+from plait.weights.lora import read_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
-FAMILIES = {
-    "one_peace": "plait.models.one_peace",
-    "mplug2": "plait.models.mplug2",
-    "mplug_owl": "plait.models.mplug_owl",
-    "mplug_owl2": "plait.models.mplug_owl2",
+FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(group="plait.families")} | {
+    place.parent.name: f"plait.models.{place.parent.name}"
+    for place in sorted(Path(__file__).parent.glob("*/__init__.py"))
 }
 """model_type -> the package of the family: `is_official`, `from_official`, `from_directory`, `CONFIG`, `HEADS` ..."""
 
@@ -81,8 +81,14 @@ def load(
 
 
 def is_model_directory(place: Path) -> bool:
-    """Whether this is a directory that `save_pretrained` wrote, not an official one."""
-    return place.is_dir() and (place / "config.json").exists() and not _is_official_directory(place)
+    """Whether this is a directory that `save_pretrained` wrote, not an official one, whose fields are not ours."""
+    if not place.is_dir() or not (place / "config.json").exists():
+        return False
+    written = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    named = str(written.get("model_type"))
+    # official files of a family may carry its model_type too, but never another family's
+    asked = (import_module(FAMILIES[name]) for name in ([named] if named in FAMILIES else FAMILIES))
+    return not any(hasattr(one, "is_official_config") and one.is_official_config(written) for one in asked)
 
 
 def load_config(path: str | Path, family: type[Config]) -> Config:
@@ -109,7 +115,7 @@ def load_processor(path: str | Path) -> Any:
 
 def _config_of(place: Path) -> Any:
     with no_code_of(place):
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
 def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
@@ -118,23 +124,42 @@ def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, 
     adapter: a LoRA trained on the official model, whose names are official, or on the model that loads from it.
     """
     keys = list(checkpoint.state)
-    for name in FAMILIES:
-        family = _family(name)
+    for family in map(import_module, FAMILIES.values()):
         if not family.is_official(keys):
             continue
         if adapter is None:
             return family.from_official(checkpoint, **options)
+        own: Callable[..., LazyState] | None = getattr(family, "with_adapter", None)
         try:  # names alone are compared here, no weight is read
-            merged = replace(checkpoint, state=with_official_adapter(family, checkpoint.state, Path(adapter)))
-        except StateError:
+            if own is not None:  # knows other spellings, and files beside the adapter
+                state = own(checkpoint.state, Path(adapter))
+            else:
+                state = read_adapter(adapter).merged(checkpoint.state)
+        except StateError:  # names are not official ones, so they have to be the model's
             model, processor = family.from_official(checkpoint, **options)
             apply_adapter(model, adapter)
             return model, processor
-        return family.from_official(merged, **options)
+        return family.from_official(replace(checkpoint, state=state), **options)
     raise ValueError(
         f"expected an official checkpoint of {', '.join(FAMILIES)}, got keys such as "
         f"{', '.join(keys[:3]) or 'none'}; pass one of these families, whole and as published"
     )
+
+
+def apply_adapter(model: torch.nn.Module, directory: str | Path, stored: Iterable[str] = ()) -> None:
+    """Merge a LoRA into a model in memory. stored: names in the file the model came from, which may hold more.
+
+    A call then costs what it did without adapter. Raises StateError where the adapter is another model's.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    prefix = "model." if hasattr(model, "model") else ""
+    with torch.no_grad():
+        for name, change in read_adapter(directory).fitted(set(stored) | own.keys()).items():
+            # as it is stored, and as a model without or with a head around it has it
+            spellings = (name, name.removeprefix("model."), f"{prefix}{name}")
+            target = next((one for one in spellings if one in own), None)
+            if target is not None:  # else of a part that this class, or this branch of it, leaves in the file
+                own[target].copy_(change(own[target]))
 
 
 def skills(model: Any, processor: Any) -> Any:
@@ -151,15 +176,8 @@ def skills(model: Any, processor: Any) -> Any:
 
 def upcycle(src: str | Path, dst: str | Path, **options: Any) -> int:
     """Write a model directory around the language model in `src`; its number of parameters. See `write_upcycled`."""
-    family = next(one for one in map(_family, FAMILIES) if hasattr(one, "write_upcycled"))
+    family = next(one for one in map(import_module, FAMILIES.values()) if hasattr(one, "write_upcycled"))
     return family.write_upcycled(src, dst, **options)
-
-
-def _is_official_directory(place: Path) -> bool:
-    """Whether a family knows this config.json as one of its official ones, whose fields are not ours."""
-    written = json.loads((place / "config.json").read_text(encoding="utf-8"))
-    checks = (getattr(_family(name), "is_official_config", None) for name in FAMILIES)
-    return any(check is not None and check(written) for check in checks)
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -209,13 +227,6 @@ def opened(
     return found.eval(), processor
 
 
-def _family(model_type: str, place: Path | None = None) -> ModuleType:
-    """The package of a family, whose names resolve on first use. place: the directory that names it, for the error."""
-    if model_type not in FAMILIES:
-        raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
-    return import_module(FAMILIES[model_type])
-
-
 def _from_hub(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -228,33 +239,72 @@ def _from_hub(repo_id: str) -> Path:
         ) from error
 
 
-def _register() -> None:
-    for model_type, name in FAMILIES.items():
-        family = import_module(name)
-        AutoConfig.register(model_type, family.CONFIG, exist_ok=True)
-        AutoModel.register(family.CONFIG, family.BASE_MODEL, exist_ok=True)
-        AutoProcessor.register(family.CONFIG, family.PROCESSOR, exist_ok=True)
+_registered: set[str] = set()
+
+
+def _family(model_type: str, place: Path | None = None) -> ModuleType:
+    """The package of a family, known to transformers. place: the directory that names it, for the error."""
+    if model_type not in FAMILIES:
+        raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
+    family = import_module(FAMILIES[model_type])
+    if model_type not in _registered:
+        _registered.add(model_type)  # first: registering asks the mappings below, which would come back here
+        config = family.CONFIG
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        transformers.AutoProcessor.register(config, family.PROCESSOR, exist_ok=True)
         if hasattr(family, "FEATURE_EXTRACTOR"):
-            AutoFeatureExtractor.register(family.CONFIG, family.FEATURE_EXTRACTOR, exist_ok=True)
-        if hasattr(family, "GENERATIVE_MODEL"):
-            AutoModelForImageTextToText.register(family.CONFIG, family.GENERATIVE_MODEL, exist_ok=True)
-        for auto, head in getattr(family, "HEADS", {}).items():
-            getattr(transformers, auto).register(family.CONFIG, head, exist_ok=True)
-        AutoImageProcessor.register(
-            family.CONFIG, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
-        )
+            transformers.AutoFeatureExtractor.register(config, family.FEATURE_EXTRACTOR, exist_ok=True)
+        if hasattr(family, "IMAGE_PROCESSOR"):  # "pil": without torchvision there is no other backend
+            transformers.AutoImageProcessor.register(
+                config, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
+            )
+        for auto, model in _models_of(family).items():
+            getattr(transformers, auto).register(config, model, exist_ok=True)
+    return family
 
 
-def auto_class_of(model_class: type) -> str | None:
+def _models_of(family: ModuleType) -> dict[str, type]:
+    """Auto class of transformers -> the class of the family that it loads."""
+    found = {"AutoModel": family.BASE_MODEL, **getattr(family, "HEADS", {})}
+    if hasattr(family, "GENERATIVE_MODEL"):
+        found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
+    return found
+
+
+def auto_class_of(model_class: Any) -> str | None:
     """The Auto class of transformers that loads a directory of this class of a family, None where none does."""
-    for name in FAMILIES.values():
-        family = import_module(name)
-        found = {"AutoModel": family.BASE_MODEL, **getattr(family, "HEADS", {})}
-        if hasattr(family, "GENERATIVE_MODEL"):
-            found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
-        if model_class in found.values():
-            return next(auto for auto, one in found.items() if one is model_class)
-    return None
+    model_type = getattr(getattr(model_class, "config_class", None), "model_type", None)
+    found = _models_of(_family(model_type)) if model_type in FAMILIES else {}
+    return next((auto for auto, one in found.items() if one is model_class), None)
 
 
-_register()
+class _Found(dict[Any, Any]):
+    """What a mapping of transformers holds besides its own classes, with our families found when they are asked for.
+
+    By `model_type` one family is imported. Where transformers looks through all classes for a name, such as that of a
+    processor, those that are known come first, and the other families only if none of these was the one.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (isinstance(key, str) and key in FAMILIES)
+
+    def __missing__(self, key: Any) -> Any:
+        if not isinstance(key, str) or key not in FAMILIES or key in _registered:
+            raise KeyError(key)
+        _family(key)
+        return self[key]
+
+    def values(self) -> Any:
+        return self._all()
+
+    def _all(self) -> Iterator[Any]:
+        known = list(super().values())
+        yield from known
+        for name in FAMILIES:
+            _family(name)
+        yield from list(super().values())[len(known) :]
+
+
+for _mapping in (CONFIG_MAPPING, PROCESSOR_MAPPING, FEATURE_EXTRACTOR_MAPPING, IMAGE_PROCESSOR_MAPPING):
+    # no public door leads here: `register` takes classes, which would have to be imported for it
+    _mapping._extra_content = _Found(_mapping._extra_content)

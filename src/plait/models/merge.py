@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from plait.places import atomic_directory
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from plait.weights.files import LazyState
     from plait.weights.lora import Adapter
 
 INDEX = "model.safetensors.index.json"
@@ -87,40 +82,3 @@ def _note(out: Path, base: Path, adapter: Adapter) -> None:
     before = card.read_text(encoding="utf-8") if card.is_file() else "# A merged model\n"
     line = f"LoRA `{adapter.path.name}` merged into `{base.name}` by `plait merge`.\n"
     card.write_text(f"{before.rstrip()}\n\n{line}", encoding="utf-8")
-
-
-def with_official_adapter(family: ModuleType, state: LazyState, directory: Path) -> LazyState:
-    """An official state with an adapter under official names merged, by the family's own rule where it has one.
-
-    A family's `with_adapter(state, directory)` knows other spellings and files beside the adapter. Raises StateError
-    where the names are others.
-    """
-    from plait.weights.lora import read_adapter
-
-    own: Callable[..., LazyState] | None = getattr(family, "with_adapter", None)
-    return own(state, directory) if own is not None else read_adapter(directory).merged(state)
-
-
-def apply_adapter(model: nn.Module, directory: str | Path, stored: Iterable[str] = ()) -> None:
-    """Merge a LoRA into a model in memory. stored: names in the file the model came from, which may hold more.
-
-    A call then costs what it did without adapter. Raises StateError where the adapter is another model's.
-    """
-    import torch
-
-    from plait.weights.lora import read_adapter
-
-    own = dict(model.named_parameters(remove_duplicate=False))
-    adapter = read_adapter(directory)
-    prefix = "model." if hasattr(model, "model") else ""
-    known = set(stored) | own.keys()
-    with torch.no_grad():
-        for name, change in adapter.fitted(known).items():
-            target = next((one for one in _spellings(name, prefix) if one in own), None)
-            if target is not None:  # else of a part that this class, or this branch of it, leaves in the file
-                own[target].copy_(change(own[target]))
-
-
-def _spellings(name: str, prefix: str) -> tuple[str, ...]:
-    """A stored name, and as a model without or with a head around it has it."""
-    return name, name.removeprefix("model."), f"{prefix}{name}"
