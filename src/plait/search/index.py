@@ -1,18 +1,11 @@
-"""Filters: what a person writes -> the SQL that Lance runs.
+"""`Index`: a directory on disk that holds vectors and what they stand for, and answers queries.
 
-"label = 'dog' AND meta.style = 'noto'"  or  {"label": "dog", "style": "noto"}  ->  SQL over the columns
+    add: paths, samples, manifests -> entries (sniffed, hashed) -> `Ledger` (new? changed? there already?)
+         -> embedder -> rows, committed in batches
+    search: query -> embedder -> nearest rows under a filter (`to_sql`) -> hits
 
-What an index holds already: decides for each entry whether it is new, changed, there already or a duplicate.
-
-The Lance table under an index: its schema, its lock, rows in and out.
-
-INDEX/items.lance  one Lance data set; what the index knows of its model is in the schema's metadata
-INDEX/.lock        held while somebody writes; the system releases it when the writer dies
-
-`Index`: a directory on disk that holds vectors and what they stand for, and answers queries.
-
-add: paths, samples, manifests -> entries (sniffed, hashed) -> embedder -> committed rows
-search: query -> embedder -> nearest rows under a filter -> hits
+INDEX/items.lance is one Lance data set; what the index knows of its model is in the schema's metadata. INDEX/.lock is
+held while somebody writes; the system releases it when the writer dies.
 """
 
 from __future__ import annotations
@@ -21,7 +14,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,118 +34,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
-
 _META = re.compile(r"\bmeta\.(\w+)(\s*(?:<=|>=|<>|!=|=|<|>)\s*-?\d)?")
 _QUOTED = re.compile(r"('(?:[^']|'')*')")
-
-
-def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -> str | None:
-    """SQL of a filter, or None when there is none.
-
-    A string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads a field of meta (a
-    number when it is compared with a number). A mapping asks for equality: names that are no column are fields of meta,
-    a list means any of its values. Raises UsageError for a modality that is none.
-    """
-    if modality not in (None, *MODALITIES):
-        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
-    parts = [] if modality is None else [f"modality = {quote(modality)}"]
-    if isinstance(where, Mapping):
-        parts += [_equals(name, value) for name, value in where.items()]
-    elif where and where.strip():
-        pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
-        parts.append("(" + "".join(p if n % 2 else _META.sub(_read_meta, p) for n, p in enumerate(pieces)) + ")")
-    return " AND ".join(parts) or None
-
-
-def quote(value: str) -> str:
-    """An SQL string literal."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _read_meta(match: re.Match[str]) -> str:
-    name, comparison = match.groups()
-    getter = "json_get_float" if comparison else "json_get_string"
-    return f"{getter}(meta, '{name}')" + (comparison or "")
-
-
-def _equals(name: str, value: Any) -> str:
-    if isinstance(value, list | tuple | set):
-        return "(" + " OR ".join(_equals(name, one) for one in value) + ")" if value else "false"
-    if name not in COLUMNS and not re.fullmatch(r"\w+", name):
-        raise ValueError(f"expected a filter on {', '.join(COLUMNS)} or a field of meta, got {name!r}")
-    if value is None:
-        return f"{name if name in COLUMNS else f'json_get_string(meta, {quote(name)})'} IS NULL"
-    if name in COLUMNS:
-        return f"{name} = {quote(str(value))}"
-    if isinstance(value, bool):
-        return f"json_get_bool(meta, {quote(name)}) = {str(value).lower()}"
-    if isinstance(value, int | float):
-        return f"json_get_float(meta, {quote(name)}) = {value}"
-    return f"json_get_string(meta, {quote(name)}) = {quote(str(value))}"
-
-
-Verdict = Literal["new", "changed", "unchanged", "duplicate", "taken"]
-
-
-@dataclass(slots=True)
-class AddReport:
-    """What `add` did: counts of rows, and what was left out and why."""
-
-    added: int = 0
-    replaced: int = 0
-    unchanged: int = 0
-    duplicates: list[Problem] = field(default_factory=list)
-    skipped: list[Problem] = field(default_factory=list)
-
-    def refuse_nothing(self, source: object) -> None:
-        """Raise ValueError, with the first reason, where nothing of `source` was taken."""
-        if self.added or self.replaced or self.unchanged or self.duplicates:
-            return
-        what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
-        if not self.skipped:
-            raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
-        first = self.skipped[0]
-        reason = first.reason
-        reason = reason if reason.startswith("expected") else f"expected a media file, got {first.shown}: {reason}"
-        if len(self.skipped) > 1:
-            reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
-        raise ValueError(reason if ";" in reason else f"{reason}; check the file")
-
-
-class Ledger:
-    """The ids and contents of an index, kept up to date while rows are added."""
-
-    def __init__(self, rows: Iterable[Mapping[str, Any]], *, deduplicate: bool) -> None:
-        self._rows: dict[str, tuple[str, str | None]] = {}  # id -> (content, path)
-        self._owner: dict[str, str] = {}  # content -> id
-        self._deduplicate = deduplicate
-        for row in rows:
-            self._put(row["id"], f"{row['modality']}:{row['checksum']}", row["path"])
-
-    def judge(self, entry: Entry) -> tuple[Verdict, str]:
-        """The verdict on an entry and the reason for leaving it out; what is new or changed is remembered."""
-        content = f"{entry.modality}:{entry.checksum}"
-        before, owner = self._rows.get(entry.id), self._owner.get(content)
-        if before and before[1] != entry.path:
-            return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
-        if before and before[0] == content:
-            return "unchanged", ""
-        if self._deduplicate and owner is not None and owner != entry.id:
-            return "duplicate", f"same content as {self._rows[owner][1] or owner}"
-        self._put(entry.id, content, entry.path)
-        return ("changed" if before else "new"), ""
-
-    def _put(self, row_id: str, content: str, path: str | None) -> None:
-        before = self._rows.get(row_id)
-        if before and self._owner.get(before[0]) == row_id:
-            del self._owner[before[0]]
-        self._rows[row_id] = (content, path)
-        self._owner.setdefault(content, row_id)
-
-
 TABLE = "items"
 FORMAT = 1
+"""Of the table's schema; an index of another format is refused rather than guessed at."""
+
 LOCK_SECONDS = 5.0
+"""Longer than a commit takes: who still waits then waits for a whole `add`, and had better be told."""
 
 _KEPT = "free some and run the same command again: what is committed is kept"
 _REMEDIES = {
@@ -162,103 +51,16 @@ _REMEDIES = {
     "permission denied": "check its owner and permissions",
     "read-only": "copy the index to a place that can be written",
 }
-
-
-def table_exists(path: Path) -> bool:
-    """Whether the directory `path` holds a table (its first commit is there)."""
-    return (path / f"{TABLE}.lance" / "_versions").is_dir()
-
-
-def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
-    """An empty table in the directory `path`. Raises ValueError when there is one already."""
-    if table_exists(path):
-        raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
-    lancedb = import_extra("lancedb")
-    import pyarrow as pa
-
-    schema = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("modality", pa.string(), nullable=False),
-            pa.field("path", pa.string()),
-            pa.field("caption", pa.string()),
-            pa.field("label", pa.string()),
-            pa.field("checksum", pa.string(), nullable=False),
-            pa.field("meta", pa.json_()),
-            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
-        ],
-        metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
-    )
-    path.mkdir(parents=True, exist_ok=True)
-    with one_line():
-        return lancedb.connect(path).create_table(TABLE, schema=schema)
-
-
-def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The table in `path` and its description. Raises ValueError when there is none or it is from another version."""
-    lancedb = import_extra("lancedb")
-    if not table_exists(path):
-        raise ValueError(f"expected an index, got {path}: none there; create it with plait index create")
-    with one_line():
-        # an interval of zero: a reader always sees what the last writer committed
-        table = lancedb.connect(path, read_consistency_interval=timedelta(0)).open_table(TABLE)
-        description = json.loads((table.schema.metadata or {}).get(b"plait", b"{}"))
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"expected an index of format {FORMAT}, got {description.get('format')} at {path}; build it anew"
-        )
-    return table, description
-
-
-def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
-    """Rows of the table: entries beside their vectors (len(entries), dim)."""
-    import pyarrow as pa
-
-    columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
-    columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
-    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
-
-
-@contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Hold the index for writing. Raises ValueError when another process writes for longer than a few seconds."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(path / ".lock", timeout=LOCK_SECONDS):
-            yield
-    except Timeout as error:
-        raise ValueError(
-            f"expected to write to {path}, got an index that another process is writing; wait for it"
-        ) from error
-
-
-@contextmanager
-def one_line(where: str | None = None) -> Generator[None]:
-    """Turn Lance's long errors into one line: UsageError for a wrong filter `where`, OSError for a disk that fails."""
-    try:
-        yield
-    except ValueError as error:
-        if where is None:
-            raise
-        reason = _first(error).removeprefix("Invalid input, ").rstrip(".")
-        raise UsageError(f"expected a filter such as \"label = 'dog'\", got another: {reason}; correct it") from error
-    except (RuntimeError, OSError) as error:
-        reason = _first(error)
-        remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")
-        raise OSError(f"expected an index that can be read and written, got {reason}; {remedy}") from error
-
-
-def _first(error: Exception) -> str:
-    return str(error).split(", /")[0].splitlines()[0][:300] if str(error) else type(error).__name__
-
-
 ANN_ROWS = 50_000
 """From this many rows on, `optimize` (and the end of an `add`) builds an approximate index; below, search is exact."""
 
 _MANY_FRAGMENTS = 64
-_KEEP_VERSIONS = timedelta(hours=1)
+"""A commit is a file of its own, and a search opens every one of them."""
+
+_KEEP_VERSIONS = timedelta(hours=1)  # a reader that began before holds on to the version that it opened
+Rows = list[dict[str, Any]]
+Hits = list["Hit"]
+Problems = list[Problem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +75,6 @@ class Hit:
     label: str | None = None
     checksum: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-Rows = list[dict[str, Any]]
-Hits = list[Hit]
-Problems = list[Problem]
 
 
 class Index:
@@ -385,11 +182,29 @@ class Index:
                     self._add_chunk(chunk, embedder, ledger, report)
                     bar.update(len(chunk))
             with one_line():
-                self._maintain()
+                indices = self._table.list_indices()
+                inside = len(self) - self._table.index_stats(indices[0].name).num_unindexed_rows if indices else 0
+                outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
+                if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
+                    self._optimize()
         return report
 
     def _add_chunk(self, chunk: Sequence[Candidate], embedder: Embedder, ledger: Ledger, report: AddReport) -> None:
-        fresh = list(_fresh(chunk, ledger, report))
+        fresh: list[tuple[Entry, bool]] = []  # (entry, whether it replaces a row)
+        for candidate in chunk:
+            try:
+                entry = entry_of(candidate)
+            except (ValueError, OSError) as error:
+                report.skipped.append(Problem.of(candidate.name, error))
+                continue
+            verdict, reason = ledger.judge(entry)
+            if verdict in ("new", "changed"):
+                fresh.append((entry, verdict == "changed"))
+            elif verdict == "unchanged":
+                report.unchanged += 1
+            else:
+                left_out = report.duplicates if verdict == "duplicate" else report.skipped
+                left_out.append(Problem(candidate.name, reason))
         found = embedder.embed_readable([entry.item for entry, _ in fresh], show_progress=False)
         report.skipped += [Problem.of(fresh[s.index][0].path or fresh[s.index][0].id, s.reason) for s in found.skipped]
         if not found.kept:
@@ -465,7 +280,12 @@ class Index:
         if paths:
             # one path is not its letters: the "." of "more/1.png" alone would be the working directory and all below
             listed = [paths] if isinstance(paths, str | Path) else paths
-            parts.append("(" + " OR ".join(_at_or_below(Path(path).resolve()) for path in listed) + ")")
+            places = []
+            for path in (Path(one).resolve() for one in listed):
+                folder = str(path) if path == path.parent else f"{path}{os.sep}"  # the root ends in its separator
+                # not LIKE, to which `%` and `_` in a name are wildcards
+                places.append(f"path = {quote(str(path))} OR starts_with(path, {quote(folder)})")
+            parts.append(f"({' OR '.join(places)})")
         if not parts:
             raise ValueError('expected a filter or paths, got neither; use where="true" for every row')
         return " AND ".join(parts)
@@ -523,12 +343,20 @@ class Index:
         if vector.shape != (self.description["dim"],):
             raise ValueError(f"expected a vector of shape ({self.description['dim']},), got {vector.shape}")
         request = self._table.search(np.asarray(vector, np.float32)).distance_type("dot").limit(k)
+        # the approximate index holds 8 bits a number: ten times as many candidates are compared in full
         request = request.refine_factor(10) if not exact else request.bypass_vector_index()
         if condition := to_sql(where, modality):
             request = request.where(condition)
         with one_line(condition):
             rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().to_pylist()
-        return [_hit(row) for row in rows]
+        return [
+            Hit(
+                score=1.0 - row["_distance"],  # Lance's dot distance is 1 - product, and vectors have length 1
+                meta=json.loads(row["meta"] or "{}"),
+                **{name: row[name] for name in COLUMNS},
+            )
+            for row in rows
+        ]
 
     def optimize(self) -> None:
         """Merge small files, drop versions older than an hour, and build or extend the approximate index when large."""
@@ -542,39 +370,195 @@ class Index:
             self._table.create_index("vector", config=HnswSq(distance_type="dot"))
         self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
-    def _maintain(self) -> None:
-        """At the end of an `add`: optimise when files are many or much is outside the approximate index."""
-        indices = self._table.list_indices()
-        inside = len(self) - self._table.index_stats(indices[0].name).num_unindexed_rows if indices else 0
-        outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
-        if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
-            self._optimize()
+
+@dataclass(slots=True)
+class AddReport:
+    """What `add` did: counts of rows, and what was left out and why."""
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    duplicates: list[Problem] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
+
+    def refuse_nothing(self, source: object) -> None:
+        """Raise ValueError, with the first reason, where nothing of `source` was taken."""
+        if self.added or self.replaced or self.unchanged or self.duplicates:
+            return
+        what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
+        if not self.skipped:
+            raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
+        first = self.skipped[0]
+        reason = first.reason
+        reason = reason if reason.startswith("expected") else f"expected a media file, got {first.shown}: {reason}"
+        if len(self.skipped) > 1:
+            reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
+        raise ValueError(reason if ";" in reason else f"{reason}; check the file")
 
 
-def _at_or_below(path: Path) -> str:
-    """SQL for the rows of a file, or of a folder by whole names. Not LIKE, to which `%` and `_` are wildcards."""
-    folder = str(path) if path == path.parent else f"{path}{os.sep}"  # the root ends in its separator already
-    return f"path = {quote(str(path))} OR starts_with(path, {quote(folder)})"
+Verdict = Literal["new", "changed", "unchanged", "duplicate", "taken"]
 
 
-def _fresh(chunk: Sequence[Candidate], ledger: Ledger, report: AddReport) -> Iterator[tuple[Entry, bool]]:
-    """The entries of a chunk that are new or (True) changed; the rest goes to the report."""
-    for candidate in chunk:
-        try:
-            entry = entry_of(candidate)
-        except (ValueError, OSError) as error:
-            report.skipped.append(Problem.of(candidate.name, error))
-            continue
-        verdict, reason = ledger.judge(entry)
-        if verdict in ("new", "changed"):
-            yield entry, verdict == "changed"
-        elif verdict == "unchanged":
-            report.unchanged += 1
-        else:
-            left_out = report.duplicates if verdict == "duplicate" else report.skipped
-            left_out.append(Problem(candidate.name, reason))
+class Ledger:
+    """The ids and contents of an index, kept up to date while rows are added."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], *, deduplicate: bool) -> None:
+        self._rows: dict[str, tuple[str, str | None]] = {}  # id -> (content, path)
+        self._owner: dict[str, str] = {}  # content -> id
+        self._deduplicate = deduplicate
+        for row in rows:
+            self._put(row["id"], f"{row['modality']}:{row['checksum']}", row["path"])
+
+    def judge(self, entry: Entry) -> tuple[Verdict, str]:
+        """The verdict on an entry and the reason for leaving it out; what is new or changed is remembered."""
+        content = f"{entry.modality}:{entry.checksum}"
+        before, owner = self._rows.get(entry.id), self._owner.get(content)
+        if before and before[1] != entry.path:
+            return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
+        if before and before[0] == content:
+            return "unchanged", ""
+        if self._deduplicate and owner is not None and owner != entry.id:
+            return "duplicate", f"same content as {self._rows[owner][1] or owner}"
+        self._put(entry.id, content, entry.path)
+        return ("changed" if before else "new"), ""
+
+    def _put(self, row_id: str, content: str, path: str | None) -> None:
+        before = self._rows.get(row_id)
+        if before and self._owner.get(before[0]) == row_id:
+            del self._owner[before[0]]
+        self._rows[row_id] = (content, path)
+        self._owner.setdefault(content, row_id)
 
 
-def _hit(row: Mapping[str, Any]) -> Hit:
-    kept = {name: row[name] for name in COLUMNS}
-    return Hit(score=1.0 - row["_distance"], meta=json.loads(row["meta"] or "{}"), **kept)
+def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -> str | None:
+    """SQL of a filter, or None when there is none.
+
+    A string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads a field of meta (a
+    number when it is compared with a number). A mapping asks for equality: names that are no column are fields of meta,
+    a list means any of its values. Raises UsageError for a modality that is none.
+    """
+    if modality not in (None, *MODALITIES):
+        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
+    parts = [] if modality is None else [f"modality = {quote(modality)}"]
+    if isinstance(where, Mapping):
+        parts += [_equals(name, value) for name, value in where.items()]
+    elif where and where.strip():
+
+        def read_meta(match: re.Match[str]) -> str:
+            name, comparison = match.groups()  # Lance has a getter per type: numbers are compared with numbers
+            return f"json_get_{'float' if comparison else 'string'}(meta, '{name}')" + (comparison or "")
+
+        pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
+        parts.append("(" + "".join(p if n % 2 else _META.sub(read_meta, p) for n, p in enumerate(pieces)) + ")")
+    return " AND ".join(parts) or None
+
+
+def quote(value: str) -> str:
+    """An SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _equals(name: str, value: Any) -> str:
+    if isinstance(value, list | tuple | set):
+        return "(" + " OR ".join(_equals(name, one) for one in value) + ")" if value else "false"
+    if name not in COLUMNS and not re.fullmatch(r"\w+", name):
+        raise ValueError(f"expected a filter on {', '.join(COLUMNS)} or a field of meta, got {name!r}")
+    if value is None:
+        return f"{name if name in COLUMNS else f'json_get_string(meta, {quote(name)})'} IS NULL"
+    if name in COLUMNS:
+        return f"{name} = {quote(str(value))}"
+    if isinstance(value, bool):
+        return f"json_get_bool(meta, {quote(name)}) = {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"json_get_float(meta, {quote(name)}) = {value}"
+    return f"json_get_string(meta, {quote(name)}) = {quote(str(value))}"
+
+
+def table_exists(path: Path) -> bool:
+    """Whether the directory `path` holds a table (its first commit is there)."""
+    return (path / f"{TABLE}.lance" / "_versions").is_dir()
+
+
+def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
+    """An empty table in the directory `path`. Raises ValueError when there is one already."""
+    if table_exists(path):
+        raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
+    lancedb = import_extra("lancedb")
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("modality", pa.string(), nullable=False),
+            pa.field("path", pa.string()),
+            pa.field("caption", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("checksum", pa.string(), nullable=False),
+            pa.field("meta", pa.json_()),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+        ],
+        metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    with one_line():
+        return lancedb.connect(path).create_table(TABLE, schema=schema)
+
+
+def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The table in `path` and its description. Raises ValueError when there is none or it is from another version."""
+    lancedb = import_extra("lancedb")
+    if not table_exists(path):
+        raise ValueError(f"expected an index, got {path}: none there; create it with plait index create")
+    with one_line():
+        # an interval of zero: a reader always sees what the last writer committed
+        table = lancedb.connect(path, read_consistency_interval=timedelta(0)).open_table(TABLE)
+        description = json.loads((table.schema.metadata or {}).get(b"plait", b"{}"))
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"expected an index of format {FORMAT}, got {description.get('format')} at {path}; build it anew"
+        )
+    return table, description
+
+
+def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
+    """Rows of the table: entries beside their vectors (len(entries), dim)."""
+    import pyarrow as pa
+
+    columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
+    columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
+    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Hold the index for writing. Raises ValueError when another process writes for longer than a few seconds."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path / ".lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"expected to write to {path}, got an index that another process is writing; wait for it"
+        ) from error
+
+
+@contextmanager
+def one_line(where: str | None = None) -> Generator[None]:
+    """Turn Lance's long errors into one line: UsageError for a wrong filter `where`, OSError for a disk that fails."""
+    try:
+        yield
+    except ValueError as error:
+        if where is None:
+            raise
+        reason = _first(error).removeprefix("Invalid input, ").rstrip(".")
+        raise UsageError(f"expected a filter such as \"label = 'dog'\", got another: {reason}; correct it") from error
+    except (RuntimeError, OSError) as error:
+        reason = _first(error)
+        remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")
+        raise OSError(f"expected an index that can be read and written, got {reason}; {remedy}") from error
+
+
+def _first(error: Exception) -> str:
+    return str(error).split(", /")[0].splitlines()[0][:300] if str(error) else type(error).__name__
