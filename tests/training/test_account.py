@@ -29,9 +29,10 @@ from plait.recipes.plan import plan_stage, with_cost
 from plait.training.account import mean_flops, step_cost
 from plait.training.loop import train
 from plait.training.lora import add_lora
-from plait.training.optim import DTYPES, adamw
+from plait.training.optim import adamw
 from plait.training.parallel import World, chunk_of, recomputed
 from plait.training.stages import Options, Stage, freeze
+from plait.weights.dtypes import DTYPES
 
 from ..models.mplug_owl2.tiny import images as owl2_images
 from ..models.mplug_owl2.tiny import model_and_processor as owl2_model_and_processor

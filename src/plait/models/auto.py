@@ -28,6 +28,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from plait.errors import UsageError, no_code_of
 from plait.models import shipped
+from plait.weights.dtypes import resolve_dtype
 from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint
 from plait.weights.lora import read_adapter
 
@@ -41,11 +42,6 @@ FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(gr
     for place in sorted(Path(__file__).parent.glob("*/__init__.py"))
 }
 """model_type -> the package of the family: `is_official`, `from_official`, `from_directory`, `CONFIG`, `HEADS` ..."""
-
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16,
-}  # fmt: skip
 
 
 def load(
@@ -178,15 +174,6 @@ def upcycle(src: str | Path, dst: str | Path, **options: Any) -> int:
     """Write a model directory around the language model in `src`; its number of parameters. See `write_upcycled`."""
     family = next(one for one in map(import_module, FAMILIES.values()) if hasattr(one, "write_upcycled"))
     return family.write_upcycled(src, dst, **options)
-
-
-def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype from its name; every common spelling is known and any other is an error."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise UsageError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}; choose one of them")
-    return DTYPES[dtype]
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

@@ -55,7 +55,8 @@ def convert(
     src, dst = Path(src), Path(dst)
     if os.path.lexists(dst):
         raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
-    from plait.models.auto import from_official, resolve_dtype
+    from plait.models.auto import from_official
+    from plait.weights.dtypes import resolve_dtype
     from plait.weights.files import read_checkpoint
 
     checkpoint = read_checkpoint(src)

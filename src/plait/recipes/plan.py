@@ -68,16 +68,15 @@ def with_cost(
     A step that needs values (a cut of the batch by them) is not counted; `note` says why.
     """
     from plait.training.account import step_cost
-    from plait.training.optim import DTYPES
+    from plait.weights.dtypes import resolve_dtype
 
-    if dtype not in DTYPES:
-        raise UsageError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    precision = resolve_dtype(dtype)
     if stage.batch_size % (processes * stage.accumulation):
         raise UsageError(
             f"expected a batch_size that {processes} processes x {stage.accumulation} micro batches divide, got "
             f"{stage.batch_size}"
         )
-    how: dict[str, Any] = {"dtype": DTYPES[dtype], "processes": processes, "recompute": recompute}
+    how: dict[str, Any] = {"dtype": precision, "processes": processes, "recompute": recompute}
     try:
         cost = step_cost(model, stage, stage.batches(), 0, **how)
     except ValueError as error:

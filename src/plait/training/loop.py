@@ -25,7 +25,7 @@ from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
 from plait.training.data_order import Flow, ahead, step_loader
 from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, note_bad, to_floats
-from plait.training.optim import DTYPES, LossScale, adamw, clip_gradients, set_learning_rate
+from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
     MomentumObjective,
     ObjectiveModule,
@@ -42,6 +42,7 @@ from plait.training.parallel import (
     without_gradient_sync,
 )
 from plait.training.stages import Batch, Options, Source, Stage, freeze
+from plait.weights.dtypes import resolve_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,10 @@ def train(
 
     Continues from the newest checkpoint of `run_dir`; resume=False removes checkpoints and metrics and starts again.
     SIGTERM and the first Ctrl-C save a checkpoint and return, the second Ctrl-C raises KeyboardInterrupt.
-    Under torchrun every process calls this with the same arguments. dtype: a name in DTYPES.
+    Under torchrun every process calls this with the same arguments. dtype: a name that `resolve_dtype` knows.
     Raises NonFiniteLossError, OSError when a checkpoint cannot be written, ValueError when arguments do not fit.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
+    precision = resolve_dtype(dtype)  # of matrix products (autocast): weights, optimiser and reductions stay in float32
     options, run_dir = options or Options(), Path(run_dir)
     with process_group(device) as (world, place), stop_signals() as signals, ExitStack() as undo:
         store = CheckpointStore(run_dir / "checkpoints", options.keep_last, world=world, is_async=True)
@@ -80,14 +80,14 @@ def train(
             store.clear()
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         world.barrier()
-        costs = [mean_seconds(model, stage, place, DTYPES[dtype], world.size) for stage in stages]
+        costs = [mean_seconds(model, stage, place, precision, world.size) for stage in stages]
         undo.enter_context(recomputed(model, options.recompute))
         undo.enter_context(compiled(model, options.compile))
-        whole = place_model(model, stages, options, world, place, DTYPES[dtype])
+        whole = place_model(model, stages, options, world, place, precision)
         newest, position = _restore(store, model, seed)
         log = MetricsLog(run_dir / "metrics.jsonl", position.total, options.tensorboard) if world.is_main else None
-        scale = LossScale(DTYPES[dtype] == torch.float16, position.loss_scale, position.good_steps)
-        run = _Run(model, whole, store, log, world, place, DTYPES[dtype], options, signals, position, scale, costs)
+        scale = LossScale(precision == torch.float16, position.loss_scale, position.good_steps)
+        run = _Run(model, whole, store, log, world, place, precision, options, signals, position, scale, costs)
         try:
             while position.stage < len(stages) and run.stopped_by is None:
                 run.stage(stages[position.stage], newest)

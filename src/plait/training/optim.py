@@ -14,16 +14,6 @@ from torch.distributed.tensor import DTensor
 
 from plait.training.stages import Stage
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-"""Names of the dtype of matrix products (autocast); weights, optimiser and reductions stay in float32."""
-
 
 class AdamW(torch.optim.Optimizer):
     """AdamW as ONE-PEACE was trained with: weights decay before the step and `eps` meets the uncorrected variance.

@@ -76,7 +76,7 @@ def measure(place: Path, seen: Any, count: int, device: str | None, dtype: str) 
     import torch
 
     from plait.recipes.mplug_owl import loaded
-    from plait.training.loop import DTYPES
+    from plait.weights.dtypes import resolve_dtype
     from plait_studies.build.stamps import reuters_r8
     from plait_studies.owl import training as small
     from plait_studies.owl.measures import asked, felt, nats
@@ -86,7 +86,7 @@ def measure(place: Path, seen: Any, count: int, device: str | None, dtype: str) 
     held_out = small.snippets("test")
     sentences = held_out[:: max(1, len(held_out) // NUM_SENTENCES)][:NUM_SENTENCES]
     stories = [s.text or "" for s in reuters_r8() if s.split == "test"][:NUM_NEWS]
-    precision = DTYPES[dtype]
+    precision = resolve_dtype(dtype)
     with torch.no_grad(), torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
         vqa = {task: asked(model, processor, seen.examples(task, "test", count)) for task in seen.tasks}
         texts = {"snippets": [s.text or "" for s in sentences], "news": [cut(story) for story in stories]}

@@ -111,7 +111,7 @@ def _measure(
     """Write results.json of one arm: what held-out questions and texts give, and how long training took."""
     import torch
 
-    from plait.training.loop import DTYPES
+    from plait.weights.dtypes import resolve_dtype
     from plait_studies.owl2 import training as small
     from plait_studies.owl2.measures import measured
 
@@ -120,7 +120,7 @@ def _measure(
     sentences = held_out[:: max(1, len(held_out) // NUM_SENTENCES)][:NUM_SENTENCES]  # the file is sorted by feeling
     drawings = small.drawings(model.config.image_size)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    found = measured(model, processor, drawings, sentences, news(), count, DTYPES[dtype])
+    found = measured(model, processor, drawings, sentences, news(), count, resolve_dtype(dtype))
     write_json(place / "results.json", {"arm": arm, "train_seconds": round(seconds), **found})
 
 
