@@ -1,13 +1,14 @@
-"""Beam search as transformers 4.28 to 4.31 ran it, which is what the official code of both Owls runs.
+"""Where generation depends on the version of transformers: the old beams of the Owls, and the name of the cache.
 
-Today's search and that one differ in three ways: a hypothesis was as long as the ids before its end token, those of the
-prompt that the old `generate` saw included (today: what was generated, the end token included); a row was done when the
-best candidate of a step, ended or not, could not beat the worst hypothesis (today: the best one that goes on); and at
-the length limit all beams that still ran became hypotheses (today: those among the best candidates).
+The official code of both Owls runs the beam search of transformers 4.28 to 4.31. Today's search differs in three ways:
+- a hypothesis was as long as the ids before its end token, those of the prompt that the old `generate` saw included
+  (today: what was generated, the end token included);
+- a row was done when the best candidate of a step, ended or not, could not beat the worst hypothesis (today: the best
+  one that goes on);
+- at the length limit all beams that still ran became hypotheses (today: those among the best candidates).
 
-The name under which transformers hands key/value caches around.
-
-Since 5.24 it is `cache`, before it was `past_key_values`; models of this library take either and return transformers'.
+Key/value caches are handed around as `cache` since transformers 5.24 and as `past_key_values` before; models of this
+library take either and return transformers'.
 """
 
 from __future__ import annotations

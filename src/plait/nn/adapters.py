@@ -1,11 +1,10 @@
 """Modality adapters: raw inputs of one modality -> embeddings with CLS in front, a mask and attention biases.
 
 ids | pixels | waveform -> [cls ; units] + positions, mask, relative-position bias -> trunk (ONE-PEACE, section 3.1)
+waveform -> strided convolutions with LayerNorm -> frames -> convolutional positions (wav2vec 2.0, arXiv 2006.11477)
 
 `keep` selects visible units for masked encoding: (batch, kept) positions in the CLS-prefixed sequence, 0 first, padded
 with -1. Padding entries read position kept - 1 and are masked, as the published code does it.
-
-Waveforms to frames: strided convolutions with LayerNorm, convolutional positions (wav2vec 2.0, arXiv 2006.11477).
 """
 
 from __future__ import annotations
@@ -38,35 +37,6 @@ class Adapted:
     x: Tensor
     mask: Tensor | None
     biases: tuple[Tensor, ...] = ()
-
-
-class RelativeBias(nn.Module):
-    """Learned attention bias per head and relative position; one table for all layers or one per layer."""
-
-    def __init__(self, rows: int, num_heads: int, num_tables: int) -> None:
-        super().__init__()
-        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(num_tables))
-
-    def forward(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
-        """index: (seq, seq); keep: (batch, kept) valid positions -> biases (batch or 1, heads, seq or kept, ...)."""
-        index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]
-        return tuple(F.embedding(index, table).permute(0, 3, 1, 2).contiguous() for table in self.tables)
-
-
-def resolve_keep(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """keep: (batch, kept) with -1 padding -> indices that can be gathered, and a (batch, kept) mask, True = real."""
-    mask = keep >= 0
-    return keep.masked_fill(~mask, keep.shape[1] - 1), mask
-
-
-def gather_units(x: Tensor, index: Tensor) -> Tensor:
-    """x: (batch, seq, dim), index: (batch, kept) -> (batch, kept, dim)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def prepend_true(mask: Tensor) -> Tensor:
-    """mask: (batch, seq) -> (batch, 1 + seq) bool with a real CLS in front."""
-    return F.pad(mask.bool(), (1, 0), value=True)
 
 
 class TextAdapter(nn.Module):
@@ -243,6 +213,36 @@ class AudioAdapter(nn.Module):
         return Adapted(x, None if mask is None else prepend_true(mask), biases)
 
 
+class RelativeBias(nn.Module):
+    """Learned attention bias per head and relative position; one table for all layers or one per layer."""
+
+    def __init__(self, rows: int, num_heads: int, num_tables: int) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(num_tables))
+
+    def forward(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
+        """index: (seq, seq); keep: (batch, kept) valid positions -> biases (batch or 1, heads, seq or kept, ...)."""
+        index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]
+        return tuple(F.embedding(index, table).permute(0, 3, 1, 2).contiguous() for table in self.tables)
+
+
+def resolve_keep(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """keep: (batch, kept) with -1 padding -> indices that can be gathered, and a (batch, kept) mask, True = real."""
+    mask = keep >= 0
+    # any valid position would do, since the mask hides it; the published one keeps golden padding rows comparable
+    return keep.masked_fill(~mask, keep.shape[1] - 1), mask
+
+
+def gather_units(x: Tensor, index: Tensor) -> Tensor:
+    """x: (batch, seq, dim), index: (batch, kept) -> (batch, kept, dim)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def prepend_true(mask: Tensor) -> Tensor:
+    """mask: (batch, seq) -> (batch, 1 + seq) bool with a real CLS in front."""
+    return F.pad(mask.bool(), (1, 0), value=True)
+
+
 def shrink_gradient(x: Tensor, scale: float) -> Tensor:
     """x with its gradient multiplied by `scale` (GLM-130B, arXiv 2210.02414)."""
     return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
@@ -325,6 +325,6 @@ class ConvPositions(nn.Module):
         for conv in self.convs:
             if mask is not None:
                 x = x * mask[..., None]
-            x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)
+            x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)  # an even kernel gives one frame too many
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
         return x

@@ -1,11 +1,10 @@
-"""Multi-head attention over a precomputed additive bias.
+"""Multi-head attention over a precomputed additive bias, and the masks and biases that it takes.
 
     x -> q, k, v -> softmax(q k^T * scale + bias) v -> LayerNorm (sub-LN) -> output projection
 
 `AttentionFunction`s are chosen by name (`eager`, `sdpa`, `flex_attention`, or anything registered with transformers'
-attention interface) once per forward pass by the top model, and handed down.
-
-Boolean masks (True = attend) and the additive biases made of them.
+attention interface) once per forward pass by the top model, and handed down. Masks are boolean, True = attend; what is
+added to scores is called a bias.
 """
 
 from __future__ import annotations
@@ -21,99 +20,6 @@ from torch.nn import functional as F
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v, bias, key_mask) -> like q. q, k, v: (batch, heads, seq, head_dim); bias: broadcastable to
 (batch, heads, seq, seq); key_mask: (batch, seq) bool, True = attend."""
-
-
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """Softmax attention spelled out, the softmax in fp32."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias
-    if key_mask is not None:
-        scores = scores.masked_fill(~key_mask[:, None, None], torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """torch's fused attention, which takes one additive tensor.
-
-    A bias that all rows of the batch share stays that small when keys are masked too: the mask then travels in one more
-    channel of q (1) and k (0, or hugely negative), which adds exactly 0 to the score of every attended key.
-    """
-    if bias is None:
-        mask = None if key_mask is None else key_mask[:, None, None]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    bias = bias.to(q.dtype)  # CUDA kernels refuse another dtype
-    if key_mask is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    if bias.shape[0] == q.shape[0]:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias + mask_bias(key_mask, bias.dtype) / 2)
-    head_dim, scale = q.shape[-1], q.shape[-1] ** -0.5
-    blocked = key_mask.new_zeros(key_mask.shape, dtype=q.dtype).masked_fill_(
-        ~key_mask, -3e4 if q.dtype == torch.float16 else -1e30
-    )
-    q = F.pad(q, (0, 8))  # kernels want a multiple of 8
-    q[..., head_dim] = 1.0
-    k = F.pad(k, (0, 8))
-    k[..., head_dim] = blocked[:, None]
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 8)), attn_mask=bias, scale=scale)[..., :head_dim]
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """FlexAttention with bias and mask as a score modification. It has no backward pass on CPU."""
-    if bias is None and key_mask is None:
-        return _compiled_flex()(q, k, v)
-    dense = q.new_zeros(1, 1, q.shape[2], k.shape[2]) if bias is None else bias.expand(-1, -1, q.shape[2], k.shape[2])
-    batched, headed = dense.shape[0] > 1, dense.shape[1] > 1
-    lowest = torch.finfo(q.dtype).min
-
-    def modify(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        score = score + dense[batch if batched else 0, head if headed else 0, query, key]
-        return score if key_mask is None else torch.where(key_mask[batch, key], score, lowest)
-
-    return _compiled_flex()(q, k, v, score_mod=modify)
-
-
-_FUNCTIONS: dict[str, AttentionFunction] = {
-    "eager": eager_attention,
-    "sdpa": sdpa_attention,
-    "flex_attention": flex_attention,
-}
-
-
-def attention_function(name: str) -> AttentionFunction:
-    """The function called `name`, looked up here first, then in transformers' attention interface."""
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name]
-    if name.startswith("flash"):
-        raise ValueError(f"expected an attention that takes an additive bias, got {name!r}; use sdpa or flex_attention")
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        raise ValueError(f"expected one of {sorted(_FUNCTIONS)} or a registered attention, got {name!r}")
-    registered = ALL_ATTENTION_FUNCTIONS[name]
-
-    def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-        # Registered functions read a few fields of the calling module and return (batch, seq, heads, head_dim).
-        if key_mask is not None:
-            bias = mask_bias(key_mask, q.dtype) + (0 if bias is None else bias)
-        return registered(_Caller(), q, k, v, bias, scaling=q.shape[-1] ** -0.5)[0].transpose(1, 2)
-
-    return call
-
-
-class _Caller(nn.Module):
-    """What transformers' attention functions expect of the module that calls them."""
-
-    is_causal = False
-    num_key_value_groups = 1
-    training = False
 
 
 class SelfAttention(nn.Module):
@@ -144,6 +50,102 @@ class SelfAttention(nn.Module):
         )
         out = attend(q, k, v, bias, key_mask).transpose(1, 2).flatten(2)
         return self.out_proj(out if self.norm is None else self.norm(out))
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    """Softmax attention spelled out, the softmax in fp32."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None], torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    """torch's fused attention, which takes one additive tensor.
+
+    A bias that all rows of the batch share stays that small when keys are masked too: the mask then travels in one more
+    channel of q (1) and k (0, or hugely negative), which adds exactly 0 to the score of every attended key.
+    """
+    if bias is None:
+        mask = None if key_mask is None else key_mask[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    bias = bias.to(q.dtype)  # CUDA kernels refuse another dtype
+    if key_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if bias.shape[0] == q.shape[0]:
+        both = bias + mask_bias(key_mask, bias.dtype) / 2  # half, so that the sum does not overflow to -inf
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=both)
+    head_dim, scale = q.shape[-1], q.shape[-1] ** -0.5
+    # finite, since a row of nothing but -inf gives NaN; in fp16 half of its range, so that a score can add to it
+    blocked = key_mask.new_zeros(key_mask.shape, dtype=q.dtype).masked_fill_(
+        ~key_mask, -3e4 if q.dtype == torch.float16 else -1e30
+    )
+    q = F.pad(q, (0, 8))  # kernels want a multiple of 8
+    q[..., head_dim] = 1.0
+    k = F.pad(k, (0, 8))
+    k[..., head_dim] = blocked[:, None]
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, 8)), attn_mask=bias, scale=scale)[..., :head_dim]
+
+
+def flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+    """FlexAttention with bias and mask as a score modification. It has no backward pass on CPU."""
+    if bias is None and key_mask is None:
+        return _compiled_flex()(q, k, v)
+    # one kernel for all four cases; a dimension of size 1 is indexed with 0, since flex knows no broadcasting
+    dense = q.new_zeros(1, 1, q.shape[2], k.shape[2]) if bias is None else bias.expand(-1, -1, q.shape[2], k.shape[2])
+    batched, headed = dense.shape[0] > 1, dense.shape[1] > 1
+    lowest = torch.finfo(q.dtype).min
+
+    def modify(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        score = score + dense[batch if batched else 0, head if headed else 0, query, key]
+        return score if key_mask is None else torch.where(key_mask[batch, key], score, lowest)
+
+    return _compiled_flex()(q, k, v, score_mod=modify)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+_FUNCTIONS: dict[str, AttentionFunction] = {
+    "eager": eager_attention,
+    "sdpa": sdpa_attention,
+    "flex_attention": flex_attention,
+}
+
+
+def attention_function(name: str) -> AttentionFunction:
+    """The function called `name`, looked up here first, then in transformers' attention interface."""
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name]
+    if name.startswith("flash"):  # these take no additive tensor
+        raise ValueError(f"expected an attention that takes an additive bias, got {name!r}; use sdpa or flex_attention")
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        raise ValueError(f"expected one of {sorted(_FUNCTIONS)} or a registered attention, got {name!r}")
+    registered = ALL_ATTENTION_FUNCTIONS[name]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        # Registered functions read a few fields of the calling module and return (batch, seq, heads, head_dim).
+        if key_mask is not None:
+            bias = mask_bias(key_mask, q.dtype) + (0 if bias is None else bias)
+        return registered(_Caller(), q, k, v, bias, scaling=q.shape[-1] ** -0.5)[0].transpose(1, 2)
+
+    return call
+
+
+class _Caller(nn.Module):
+    """What transformers' attention functions expect of the module that calls them."""
+
+    is_causal = False
+    num_key_value_groups = 1
+    training = False
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:

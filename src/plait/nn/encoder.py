@@ -1,13 +1,12 @@
-"""Bidirectional routed trunk: shared attention, feed-forward networks per way (ONE-PEACE, arXiv 2305.11172, 3.1).
+"""The two bidirectional trunks in which modalities meet.
 
+RoutedEncoder (ONE-PEACE, arXiv 2305.11172, 3.1): shared attention, feed-forward networks per way.
 x, route, biases -> [norm -> attention -> scale -> +, norm -> feed-forward of the way -> scale -> +] x layers -> norm
 
-Universal layers: the same layer objects called once for text and once for vision (mPLUG-2, section 3.3).
-
+UniversalLayers (mPLUG-2, section 3.3): the same layer objects called once for text and once for vision.
 text   (batch, tokens, dim) -> self-attention, MLP of every layer
 vision (batch, patches, dim) -> latents read the patches, layer by layer; in the last layer the roles swap and the
        patches read the latents -> + residual -> norm
-
 Shared, a layer holds one self-attention and one MLP for both; apart, each modality has its own, with MLPs narrowed so
 that the number of parameters stays the same: the ablation of the paper in one switch.
 """
@@ -26,42 +25,6 @@ from plait.nn.attention import AttentionFunction, SelfAttention
 from plait.nn.bert import BertLayer
 from plait.nn.layers import GeGLU, LayerScale, drop_path, linear_drop_path_rates
 from plait.routing import PerModality, Route, Ways
-
-
-class RoutedEncoderLayer(nn.Module):
-    """Pre-norm layer: shared norms and attention, one feed-forward network per way of `mlp_ways`."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        mlp_ways: Ways,
-        *,
-        inner_norms: Sequence[bool] = (True, True),
-        layer_scale: float | None = None,
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.drop_path_rate = drop_path_rate
-        self.attn_norm = nn.LayerNorm(dim)
-        self.attn = SelfAttention(dim, num_heads, key_bias=False, inner_norm=inner_norms[0])
-        self.attn_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.mlp_norm = nn.LayerNorm(dim)
-        self.mlp = PerModality(lambda: GeGLU(dim, mlp_dim, inner_norm=inner_norms[1]), mlp_ways)
-        self.mlp_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-
-    def forward(
-        self, x: Tensor, route: Route, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
-    ) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim)."""
-        y = self.attn_scale(self.attn(self.attn_norm(x), bias, key_mask, attend))
-        x = x + self.dropped(y)
-        return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
-
-    def dropped(self, x: Tensor) -> Tensor:
-        """A branch of this layer as it joins the residual stream: rows left out at `drop_path_rate` in training."""
-        return drop_path(x, self.drop_path_rate, self.training)
 
 
 class RoutedEncoder(nn.Module):
@@ -123,18 +86,44 @@ class RoutedEncoder(nn.Module):
         return x if self.norm is None else self.norm(x, route)
 
 
+class RoutedEncoderLayer(nn.Module):
+    """Pre-norm layer: shared norms and attention, one feed-forward network per way of `mlp_ways`."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        mlp_ways: Ways,
+        *,
+        inner_norms: Sequence[bool] = (True, True),
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.attn_norm = nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, num_heads, key_bias=False, inner_norm=inner_norms[0])
+        self.attn_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = PerModality(lambda: GeGLU(dim, mlp_dim, inner_norm=inner_norms[1]), mlp_ways)
+        self.mlp_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+    def forward(
+        self, x: Tensor, route: Route, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
+    ) -> Tensor:
+        """x: (batch, seq, dim) -> (batch, seq, dim)."""
+        y = self.attn_scale(self.attn(self.attn_norm(x), bias, key_mask, attend))
+        x = x + self.dropped(y)
+        return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """A branch of this layer as it joins the residual stream: rows left out at `drop_path_rate` in training."""
+        return drop_path(x, self.drop_path_rate, self.training)
+
+
 Sharing = Literal["shared", "apart"]
 Reader = Literal["text", "visual"]
-
-
-def apart_mlp_dim(dim: int, mlp_dim: int) -> int:
-    """Width of the two MLPs that cost as much as one of `mlp_dim` and one more self-attention.
-
-    2 (4 d^2 + 2 d m') = 4 d^2 + 2 d m. Raises ValueError where the shared layer is too narrow for that.
-    """
-    if mlp_dim <= 2 * dim:
-        raise ValueError(f"expected mlp_dim over {2 * dim} for layers apart at equal parameters, got {mlp_dim}")
-    return mlp_dim // 2 - dim
 
 
 class UniversalLayers(nn.Module):
@@ -201,3 +190,13 @@ class UniversalLayers(nn.Module):
         if hidden is not None:
             hidden.append(out)
         return self.dropout(self.norm(x + out))
+
+
+def apart_mlp_dim(dim: int, mlp_dim: int) -> int:
+    """Width of the two MLPs that cost as much as one of `mlp_dim` and one more self-attention.
+
+    2 (4 d^2 + 2 d m') = 4 d^2 + 2 d m. Raises ValueError where the shared layer is too narrow for that.
+    """
+    if mlp_dim <= 2 * dim:
+        raise ValueError(f"expected mlp_dim over {2 * dim} for layers apart at equal parameters, got {mlp_dim}")
+    return mlp_dim // 2 - dim

@@ -1,10 +1,7 @@
-"""Feed-forward networks.
+"""The small parts that blocks are built of: feed-forward networks, norms, what happens to a branch, patch stems.
 
-Norms without a mean: x / rms(x) * weight.
-
-What happens to a branch before it joins the residual stream.
-
-Image patches to vectors: a convolution whose kernel equals its stride is a matrix product over patches.
+x -> norm -> attention | GeGLU | SwiGLU -> LayerScale -> drop_path -> + x
+pixels -> HierarchicalStem | LinearStem -> (batch, height / patch, width / patch, dim)
 """
 
 from __future__ import annotations
@@ -57,17 +54,23 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> (..., dim)."""
-        wide = x.float()
+        wide = x.float()  # a sum of squares in bf16 loses the small ones
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.weight * wide.to(x.dtype)  # cast before the weight, as Llama does: the order shows in bf16
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth per sample (arXiv 1603.09382): rows of x (batch, ...) are 0 at `rate`, else scaled up."""
     if rate == 0.0 or not training:
         return x
+    # divided by the share that stays, so that the branch keeps its expectation and evaluation needs no factor
     keep = torch.rand(x.shape[0], *(1 for _ in x.shape[1:]), device=x.device) >= rate
     return x * (keep.to(x.dtype) / (1.0 - rate))
+
+
+def linear_drop_path_rates(rate: float, num_layers: int) -> list[float]:
+    """Rates from 0 at the first layer to `rate` at the last."""
+    return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
 
 
 class LayerScale(nn.Module):
@@ -81,27 +84,6 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> (..., dim)."""
         return x * self.weight
-
-
-def linear_drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """Rates from 0 at the first layer to `rate` at the last."""
-    return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
-
-
-class PatchMerge(nn.Conv2d):
-    """Conv2d with kernel = stride on channels-last input: (batch, h, w, in) -> (batch, h/k, w/k, out).
-
-    Weights and initialisation are those of the convolution; the product runs as one matrix multiplication.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size, bias=bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
-        k = self.kernel_size[0]
-        patches = input.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)
-        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class HierarchicalStem(nn.Module):
@@ -137,3 +119,20 @@ class LinearStem(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (batch, channels, height, width) -> (batch, height/patch, width/patch, dim)."""
         return self.conv(pixel_values.permute(0, 2, 3, 1))
+
+
+class PatchMerge(nn.Conv2d):
+    """Conv2d with kernel = stride on channels-last input: (batch, h, w, in) -> (batch, h/k, w/k, out).
+
+    Weights and initialisation are those of the convolution; the product runs as one matrix multiplication.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
+        k = self.kernel_size[0]
+        # (batch, rows, k, columns, k, in) -> (batch, rows, columns, in * k * k), channels first as in the kernel
+        patches = input.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias)

@@ -1,16 +1,13 @@
-"""Bucket indices of learned relative-position biases: positions -> row of a bias table -> (heads, query, key).
+"""Where a token is: biases by relative position, their tables for images of another size, and rotary angles.
 
-Both sequences start with a CLS vector. It has no position, so the last three rows of a table belong to it:
-CLS as query, CLS as key, CLS to itself (ONE-PEACE, sections 2.1 and 2.2 of its released layout).
-
-Position tables for another image size: absolute ones resized bicubically, relative ones on a geometric grid.
-
-Sources: BEiT's geometric-sequence interpolation as used by ONE-PEACE (section 4 of its released layout). The spline
-is the interpolating tensor-product cubic spline with not-a-knot ends: what FITPACK computes without smoothing.
-
-Rotary positions (arXiv 2104.09864), the half-split layout of Llama, with Qwen's dynamic NTK base and log-n scale.
-
+positions -> row of a bias table -> (heads, query, key), added to attention scores
+table of one image size -> table of another
 positions -> angles = position * inv_freq -> cos, sin -> x * cos + rotate_half(x) * sin
+
+Relative positions and their resizing: ONE-PEACE, sections 2.1, 2.2 and 4 of its released layout. Both sequences start
+with a CLS vector, which has no position, so the last three rows of a table belong to it: CLS as query, CLS as key, CLS
+to itself. Rotary positions (arXiv 2104.09864) in the half-split layout of Llama, with Qwen's dynamic NTK base and log-n
+scale.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ def gather_bias(table: Tensor, index: Tensor) -> Tensor:
 
     table: (rows, heads); index: (query, key) integer. Returns (heads, query, key).
     """
-    return torch.nn.functional.embedding(index, table).permute(2, 0, 1).contiguous()
+    return F.embedding(index, table).permute(2, 0, 1).contiguous()
 
 
 def token_table_rows(bucket_size: int) -> int:
@@ -70,10 +67,11 @@ def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor
     y, x = side.repeat_interleave(width), side.repeat(width)
     span = 2 * width - 1
     rows = (y[:, None] - y[None, :] + width - 1) * span + (x[:, None] - x[None, :] + width - 1)
-    return _with_cls_rows(torch.nn.functional.pad(rows, (1, 0, 1, 0)), first_row=span * span)
+    return _with_cls_rows(F.pad(rows, (1, 0, 1, 0)), first_row=span * span)
 
 
 def _with_cls_rows(index: Tensor, first_row: int) -> Tensor:
+    # written in this order: the corner belongs to the last row alone
     index[0, :] = first_row
     index[:, 0] = first_row + 1
     index[0, 0] = first_row + 2
@@ -116,6 +114,7 @@ def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: 
     if source == target:
         return table
     x = geometric_offsets(source, target)
+    # the last step of the sequence may fall short of the grid by the bisection's error: nothing is extrapolated
     at = np.clip(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64), x[0], x[-1])
     weights = cubic_spline_weights(x, at)  # (target, source)
     grid = table[: source * source].double().reshape(source, source, -1).cpu().numpy()
@@ -129,6 +128,7 @@ def geometric_offsets(source: int, target: int) -> np.ndarray:
 
     source, target: side lengths (odd) of the old and the new table. Returns float64 (source,).
     """
+    # bisection between BEiT's bounds to BEiT's precision: published tables were made with exactly this ratio
     low, high, ratio = 1.01, 1.5, 1.01
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -145,6 +145,7 @@ def cubic_spline_weights(x: np.ndarray, at: np.ndarray) -> np.ndarray:
     """
     if len(x) < 4:
         raise ValueError(f"expected at least 4 points for a cubic spline, got {len(x)}; use a larger table")
+    # not-a-knot ends, as FITPACK's interpolating spline has them
     knots = np.concatenate([np.repeat(x[0], 4), x[2:-2], np.repeat(x[-1], 4)])
     return np.linalg.solve(_cubic_basis(knots, x).T, _cubic_basis(knots, at).T).T
 
@@ -177,6 +178,7 @@ def rotary_tables(
 
     position_ids: (batch, seq); inv_freq: (head_dim / 2,) or (batch, head_dim / 2); scale: factor of both tables (YaRN).
     """
+    # fp32 whatever the model's type: at position 4096 bf16 would round angles by whole turns
     angles = position_ids[..., None].float() * inv_freq.unsqueeze(-2)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
@@ -193,6 +195,7 @@ def ntk_alpha(lengths: Tensor, trained_length: int) -> Tensor:
 
     lengths: (batch,) -> (batch,) fp32: 1 up to trained_length, 3 up to twice that, then 7, 15 ...
     """
+    # double precision, as Python's math.log in Qwen's code: a rounded logarithm could jump an octave
     octaves = torch.ceil(torch.log2(lengths.double() / trained_length) + 1)
     return (2**octaves - 1).clamp_min(1).float()
 

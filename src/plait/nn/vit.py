@@ -1,14 +1,8 @@
-"""Layers of the CLIP-like vision towers of mPLUG-Owl and mPLUG-Owl2.
+"""The CLIP-like vision tower of mPLUG-Owl and mPLUG-Owl2: its layer, where its weights come from, its official names.
 
 x -> norm -> attention with one fused projection -> + -> norm -> fc1, activation, fc2 -> +
-
-A CLIP vision tower of transformers as the towers of mPLUG-Owl and mPLUG-Owl2 begin with it.
-
-directory with config.json and weights -> sizes, weights in our layout
-
-Official names of the vision tower and the abstractor, which mPLUG-Owl and mPLUG-Owl2 share.
-
-vision_model.*, (visual_)abstractor.* without their prefix <-> Plait's layout
+directory of transformers with a CLIP -> sizes, weights in our layout
+vision_model.*, (visual_)abstractor.* without their prefix <-> our layout
 """
 
 from __future__ import annotations
@@ -32,21 +26,6 @@ from plait.weights.keymap import Rename, Rule
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class FusedAttention(nn.Module):
-    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
-        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
-        return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
-
-
 class VisionLayer(nn.Module):
     """Pre-norm transformer layer. activation: a name of `ACTIVATIONS`, ValueError for any other."""
 
@@ -67,6 +46,21 @@ class VisionLayer(nn.Module):
         return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
 
 
+class FusedAttention(nn.Module):
+    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
+        """x: (batch, positions, dim) -> the same."""
+        q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
+
+
 _CLIP_LAYER = {
     "self_attn.out_proj": "attn.out_proj", "layer_norm1": "attn_norm", "layer_norm2": "mlp_norm",
     "mlp.fc1": "fc1", "mlp.fc2": "fc2",
@@ -83,51 +77,51 @@ def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str
     if not (directory / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json and a CLIP, got {directory}")
     written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    kind, written = written.get("model_type"), written.get("vision_config", written)
     try:
-        return _converted(written.get("vision_config", written), directory, image_size)
+        sizes: dict[str, Any] = dict(
+            dim=written["hidden_size"],
+            num_heads=written["num_attention_heads"],
+            num_layers=written["num_hidden_layers"],
+            mlp_dim=written["intermediate_size"],
+            image_size=image_size or written["image_size"],
+            patch_size=written["patch_size"],
+            activation=written.get("hidden_act", "quick_gelu"),  # transformers leaves defaults out of config.json
+            eps=written.get("layer_norm_eps", 1e-5),
+        )
+        side, patch = sizes["image_size"], sizes["patch_size"]
+        if side <= 0 or side % patch:
+            raise ValueError(f"expected images of a positive multiple of {patch} pixels, got {side}")
+        found = read_checkpoint(directory).state
+        root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
+        state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
+        emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
+        table = resize_absolute(state["embeddings.position_embedding.weight"](), side // patch)
+        made = {
+            "cls_embedding": emb["class_embedding"][None, None],
+            "patch_embedding.weight": emb["patch_embedding.weight"],
+            "position_embedding": table[None],
+        }
+        for part in ("weight", "bias"):
+            made |= {
+                # "layrnorm": spelled so in transformers and in every published CLIP
+                f"pre_norm.{part}": state[f"pre_layrnorm.{part}"](),
+                f"post_norm.{part}": state[f"post_layernorm.{part}"](),
+            }
+            for i in range(sizes["num_layers"]):
+                theirs, ours = f"encoder.layers.{i}.", f"layers.{i}."
+                # the fused projection holds q, k, v of a head side by side
+                heads = [
+                    state[f"{theirs}self_attn.{n}_proj.{part}"]().unflatten(0, (sizes["num_heads"], -1)) for n in "qkv"
+                ]
+                made[f"{ours}attn.qkv.{part}"] = torch.stack(heads, dim=1).flatten(0, 2)
+                for old, new in _CLIP_LAYER.items():
+                    made[f"{ours}{new}.{part}"] = state[f"{theirs}{old}.{part}"]()
+        return sizes, made
     except KeyError as error:
-        kind = written.get("model_type")
         raise ValueError(
             f"expected a CLIP vision tower in {directory}, got {kind!r} without {error.args[0]}; pass another directory"
         ) from error
-
-
-def _converted(
-    written: dict[str, Any], directory: Path, image_size: int | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    sizes: dict[str, Any] = dict(
-        dim=written["hidden_size"], num_heads=written["num_attention_heads"], num_layers=written["num_hidden_layers"],
-        mlp_dim=written["intermediate_size"], image_size=image_size or written["image_size"],
-        patch_size=written["patch_size"], activation=written.get("hidden_act", "quick_gelu"),
-        eps=written.get("layer_norm_eps", 1e-5),
-    )  # fmt: skip
-    side, patch = sizes["image_size"], sizes["patch_size"]
-    if side <= 0 or side % patch:
-        raise ValueError(f"expected images of a positive multiple of {patch} pixels, got {side}")
-    found = read_checkpoint(directory).state
-    root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
-    state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
-    emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
-    table = resize_absolute(state["embeddings.position_embedding.weight"](), side // patch)
-    made = {
-        "cls_embedding": emb["class_embedding"][None, None],
-        "patch_embedding.weight": emb["patch_embedding.weight"],
-        "position_embedding": table[None],
-    }
-    for kind in ("weight", "bias"):
-        made |= {
-            f"pre_norm.{kind}": state[f"pre_layrnorm.{kind}"](),
-            f"post_norm.{kind}": state[f"post_layernorm.{kind}"](),
-        }
-        for i in range(sizes["num_layers"]):
-            theirs, ours = f"encoder.layers.{i}.", f"layers.{i}."
-            heads = [
-                state[f"{theirs}self_attn.{n}_proj.{kind}"]().unflatten(0, (sizes["num_heads"], -1)) for n in "qkv"
-            ]
-            made[f"{ours}attn.qkv.{kind}"] = torch.stack(heads, dim=1).flatten(0, 2)
-            for old, new in _CLIP_LAYER.items():
-                made[f"{ours}{new}.{kind}"] = state[f"{theirs}{old}.{kind}"]()
-    return sizes, made
 
 
 _P = "{p:weight|bias}"

@@ -1,19 +1,18 @@
-"""Images to tensors: PIL image -> bicubic resize, crop -> (3, height, width) float32 in [0, 1] -> normalised.
+"""Images to tensors, and RandAugment on 8-bit frames.
+
+PIL image -> bicubic resize, crop -> (3, height, width) float32 in [0, 1] -> normalised
+frame (height, width, 3) uint8 -> two operations at one magnitude, the same for every frame of a clip -> frame
 
 PIL's bicubic filter antialiases when it shrinks; published inputs were made with it (ONE-PEACE, section 5.2 of its
-released layout).
-
-RandAugment on 8-bit frames: two operations at one magnitude, the same for every frame of a clip.
-
-Colours change by tables, geometry by a bilinear inverse map; what comes from outside is mid-grey.
-Source: RandAugment (arXiv 1909.13719); specification mPLUG-2, section 11.
+released layout). RandAugment (arXiv 1909.13719; specification mPLUG-2, section 11): colours change by tables, geometry
+by a bilinear inverse map, and what comes from outside is mid-grey.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,7 +47,7 @@ def shorter_side_and_centre_crop(
     """ImageNet evaluation: shorter side to `size`, centre crop, normalise. Returns float32 (3, size, size)."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
-    scaled = int(size * long / short)
+    scaled = int(size * long / short)  # cut off, not rounded, as torchvision does
     image = resize(image, *((size, scaled) if width <= height else (scaled, size)))
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return normalize(to_tensor(image.crop((left, top, left + size, top + size))), mean, std)
@@ -109,7 +108,7 @@ IMAGE_OPS = (
 _LUMA = (0.114, 0.587, 0.299)
 """Weights of the channels in the grey that `Contrast` and `Color` turn around: published for BGR, applied to RGB."""
 _MAX_TRANSLATION, _MAX_SHEAR, _MAX_DEGREES = 10.0, 0.3, 30.0
-_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_OPS = (*PRETRAINING_OPS, "AutoContrast", "Equalize", "Color", "Solarize", "Posterize")
 
 
 def augment_clip(
@@ -141,48 +140,57 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
     level / 10 * 30 degrees counter-clockwise. `official` lets sharpened values beyond 0..255 wrap around.
     Raises ValueError for an unknown name.
     """
-    if name not in _OPS:
-        raise ValueError(f"expected an operation among {', '.join(_OPS)}, got {name!r}")
-    if name == "Sharpness":
-        return _sharpness(frame, level / MAX_LEVEL, wrap=official)
-    return _OPS[name](frame, level / MAX_LEVEL * (sign if name in _SIGNED else 1))
+    share = level / MAX_LEVEL
+    factor, moved = share * 1.8 + 0.1, share * sign
+    match name:
+        case "Identity":
+            return frame
+        case "HorizontalFlip":
+            return np.ascontiguousarray(frame[:, ::-1])
+        case "AutoContrast" | "Equalize":
+            from PIL import Image as PILImage
+            from PIL import ImageOps
+
+            change = ImageOps.autocontrast if name == "AutoContrast" else ImageOps.equalize
+            return np.array(change(PILImage.fromarray(frame)), dtype=np.uint8)
+        case "Brightness":
+            return _bytes(np.arange(256, dtype=np.float32) * factor)[frame]
+        case "Contrast":
+            mean = float((frame.mean(axis=(0, 1)) * _LUMA).sum())
+            return _bytes((np.arange(256) - mean) * factor + mean)[frame]
+        case "Color":
+            luma = np.array(_LUMA)[:, None]
+            to_grey, from_grey = luma.astype(np.float32), (np.eye(3) - luma).astype(np.float32)
+            return _bytes(frame @ (from_grey * factor + to_grey))
+        case "Solarize":
+            values = np.arange(256)
+            return _bytes(np.where(values < int(share * 256), values, 255 - values))[frame]
+        case "Posterize":
+            return frame & np.uint8(255 << (8 - int(share * 4)) & 255)
+        case "Sharpness":
+            return _sharpened(frame, factor, wrap=official)
+        case "ShearX":
+            return _warp(frame, ((1, moved * _MAX_SHEAR, 0), (0, 1, 0)))
+        case "ShearY":
+            return _warp(frame, ((1, 0, 0), (moved * _MAX_SHEAR, 1, 0)))
+        case "TranslateX":
+            return _warp(frame, ((1, 0, -moved * _MAX_TRANSLATION), (0, 1, 0)))
+        case "TranslateY":
+            return _warp(frame, ((1, 0, 0), (0, 1, -moved * _MAX_TRANSLATION)))
+        case "Rotate":
+            angle = math.radians(moved * _MAX_DEGREES)
+            cos, sin = math.cos(angle), math.sin(angle)
+            x, y = frame.shape[1] / 2, frame.shape[0] / 2
+            return _warp(frame, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)))
+    raise ValueError(f"expected an operation among {', '.join(_OPS)}, got {name!r}")
 
 
-def _factor(share: float) -> float:
-    return share * 1.8 + 0.1
-
-
-def _contrast(frame: Frame, share: float) -> Frame:
-    mean = float((frame.mean(axis=(0, 1)) * _LUMA).sum())
-    return _table((np.arange(256) - mean) * _factor(share) + mean)[frame]
-
-
-def _brightness(frame: Frame, share: float) -> Frame:
-    return _table(np.arange(256, dtype=np.float32) * _factor(share))[frame]
-
-
-def _color(frame: Frame, share: float) -> Frame:
-    luma = np.array(_LUMA)[:, None]
-    to_grey, from_grey = luma.astype(np.float32), (np.eye(3) - luma).astype(np.float32)
-    return _table(frame @ (from_grey * _factor(share) + to_grey))
-
-
-def _solarize(frame: Frame, share: float) -> Frame:
-    values = np.arange(256)
-    return _table(np.where(values < int(share * 256), values, 255 - values))[frame]
-
-
-def _posterize(frame: Frame, share: float) -> Frame:
-    return frame & np.uint8(255 << (8 - int(share * 4)) & 255)
-
-
-def _table(values: npt.NDArray[np.floating]) -> Frame:
+def _bytes(values: npt.NDArray[np.floating]) -> Frame:
     return values.clip(0, 255).astype(np.uint8)
 
 
-def _sharpness(frame: Frame, share: float, *, wrap: bool = False) -> Frame:
+def _sharpened(frame: Frame, factor: float, *, wrap: bool) -> Frame:
     """Away from a blur by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
-    factor = _factor(share)
     if factor == 1.0 or min(frame.shape[:2]) < 3:
         return frame
     height, width = frame.shape[:2]
@@ -192,31 +200,9 @@ def _sharpness(frame: Frame, share: float, *, wrap: bool = False) -> Frame:
     blur = np.rint((around + 4 * inner) / 13)
     sharp = frame.copy()
     values = (blur + factor * (inner - blur)).astype(np.int64)  # truncates towards zero
+    # The published code casts to bytes unchecked, so that a pixel sharpened beyond white comes back black.
     sharp[1:-1, 1:-1] = (values % 256 if wrap else values.clip(0, 255)).astype(np.uint8)
     return sharp
-
-
-def _shear_x(frame: Frame, share: float) -> Frame:
-    return _warp(frame, ((1, share * _MAX_SHEAR, 0), (0, 1, 0)))
-
-
-def _shear_y(frame: Frame, share: float) -> Frame:
-    return _warp(frame, ((1, 0, 0), (share * _MAX_SHEAR, 1, 0)))
-
-
-def _translate_x(frame: Frame, share: float) -> Frame:
-    return _warp(frame, ((1, 0, -share * _MAX_TRANSLATION), (0, 1, 0)))
-
-
-def _translate_y(frame: Frame, share: float) -> Frame:
-    return _warp(frame, ((1, 0, 0), (0, 1, -share * _MAX_TRANSLATION)))
-
-
-def _rotate(frame: Frame, share: float) -> Frame:
-    angle = math.radians(share * _MAX_DEGREES)
-    cos, sin = math.cos(angle), math.sin(angle)
-    x, y = frame.shape[1] / 2, frame.shape[0] / 2
-    return _warp(frame, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)))
 
 
 def _warp(frame: Frame, forward: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Frame:
@@ -227,48 +213,12 @@ def _warp(frame: Frame, forward: tuple[tuple[float, float, float], tuple[float, 
     x, y = a * columns + b * rows + c, d * columns + e * rows + f
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
     right, below = (x - left)[..., None], (y - top)[..., None]
-    upper = _at(frame, top, left) * (1 - right) + _at(frame, top, left + 1) * right
-    lower = _at(frame, top + 1, left) * (1 - right) + _at(frame, top + 1, left + 1) * right
+
+    def at(rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        found = frame[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(np.float64)
+        return np.where(inside[..., None], found, FILL)
+
+    upper = at(top, left) * (1 - right) + at(top, left + 1) * right
+    lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
     return np.rint(upper * (1 - below) + lower * below).astype(np.uint8)
-
-
-def _at(frame: Frame, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Pixels (height, width, 3) at these places, mid-grey outside of the frame."""
-    height, width = frame.shape[:2]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    found = frame[rows.clip(0, height - 1), columns.clip(0, width - 1)].astype(np.float64)
-    return np.where(inside[..., None], found, FILL)
-
-
-def _autocontrast(frame: Frame, share: float) -> Frame:
-    return _by_pillow("autocontrast", frame)
-
-
-def _equalize(frame: Frame, share: float) -> Frame:
-    return _by_pillow("equalize", frame)
-
-
-def _by_pillow(name: str, frame: Frame) -> Frame:
-    from PIL import Image as PILImage
-    from PIL import ImageOps
-
-    return np.array(getattr(ImageOps, name)(PILImage.fromarray(frame)), dtype=np.uint8)
-
-
-_OPS: dict[str, Callable[[Frame, float], Frame]] = {
-    "Identity": lambda frame, share: frame,
-    "AutoContrast": _autocontrast,
-    "Equalize": _equalize,
-    "Contrast": _contrast,
-    "Brightness": _brightness,
-    "Sharpness": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateX": _translate_x,
-    "TranslateY": _translate_y,
-    "Rotate": _rotate,
-    "Color": _color,
-    "Solarize": _solarize,
-    "Posterize": _posterize,
-    "HorizontalFlip": lambda frame, share: np.ascontiguousarray(frame[:, ::-1]),
-}

@@ -1,12 +1,11 @@
-"""Clips to tensors: frames (time, height, width, 3) uint8 -> resize, crop, flip, augment -> (3, time, size, size).
+"""Clips to tensors, and which frames of a clip a model sees.
 
-Every random choice of a clip is drawn once and used for all of its frames. Source: specification mPLUG-2, section 11.
+number of frames and clip length -> parts of equal length -> one frame of each
+frames (time, height, width, 3) uint8 -> resize, crop, flip, augment -> (3, time, size, size) normalised
 
-Which frames of a clip a model sees: by index, as published, or by presentation time, as Plait samples files.
-
-    number of frames and clip length -> parts of equal length -> one frame of each
-
-Source: the samplers of Frozen in Time and SlowFast as mPLUG-2's loaders use them (specification mPLUG-2, section 11).
+Every random choice of a clip is drawn once and used for all of its frames. Frames are chosen by index, as published
+(the samplers of Frozen in Time and SlowFast as mPLUG-2's loaders use them), or by presentation time, as Plait samples
+files. Source: specification mPLUG-2, section 11.
 """
 
 from __future__ import annotations
