@@ -129,3 +129,9 @@ def test_an_installed_copy_runs_the_shipped_kinds_alone(copies: Path, tmp_path: 
     verdicts = {row["name"]: row["verdict"] for row in map(json.loads, done.stdout.splitlines())}
     assert all((verdict == "ok") == name.startswith("abstractor") for name, verdict in verdicts.items()), verdicts
     assert set(verdicts.values()) == {"ok", "unavailable"}
+
+
+def test_shipped_runners_are_found_where_no_other_imports_them() -> None:
+    script = "import sys; from plait.parity.run import find; print(find('mplug_owl2', 'multiway_modules').kind)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "multiway_modules"

@@ -131,7 +131,7 @@ def runner_module(name: str) -> ModuleType:
 
 def load_runners(system: str) -> None:
     """Import the shipped runners and, in a checkout, those of a system: `<system>.py` and `<system>_*.py`."""
-
+    import_module("plait.parity.shipped_runners")
     place = home()
     for path in sorted(place.glob(f"{system}*.py")) if place else ():
         if path.stem == system or path.stem.startswith(f"{system}_"):
