@@ -49,7 +49,7 @@ def preprocess_video_train(case: Case) -> Outputs:
     out: Outputs = {}
     for n, crop in enumerate(case.config["crops"]):
         values = videos.crop_and_resize(
-            case.stored_inputs["frames"], videos.Crop(*crop), case.config["image_res"], official=True
+            case.stored_inputs["frames"], videos.Crop(*crop), case.config["image_res"], official=case.official
         )
         out |= {
             f"out.resized_int_{n}": values,
@@ -69,7 +69,7 @@ def randaugment_ops(case: Case) -> Outputs:
     out: Outputs = {}
     for name in case.outputs:
         op, _, level = name.removeprefix("out.").rpartition("_")
-        changed = apply(op, frame, float(level), official=True)
+        changed = apply(op, frame, float(level), official=case.official)
         out[name] = torch.from_numpy(np.ascontiguousarray(changed))
     return out
 
@@ -126,14 +126,14 @@ def text_preprocess(case: Case) -> Outputs:
         return {"text": row["text"], "ids": ids(row["text"])} | {k: ids(row["text"], n) for k, n in limits.items()}
 
     def answer(row: Row) -> Row:
-        found = wordpiece.answer_target(backend, row["answer"], official=True)
+        found = wordpiece.answer_target(backend, row["answer"], official=case.official)
         return {"answer": row["answer"], "text": row["answer"] + wordpiece.SEP, "ids": found.ids}
 
     def caption(row: Row) -> Row:
         (key,) = (key for key in row if key.startswith("ids_max"))
         limit = int(key.removeprefix("ids_max"))
         prompt = row["prompt"]
-        found = wordpiece.caption_target(backend, row["caption"], prompt, max_length=limit, official=True)
+        found = wordpiece.caption_target(backend, row["caption"], prompt, max_length=limit, official=case.official)
         labels = [-100] * found.prompt_length + found.ids[found.prompt_length :]
         return {
             "prompt": prompt,
@@ -195,7 +195,7 @@ def rates(row: Row, iteration: int) -> list[float]:
 @runner("mplug2", "scst_loss", tolerance={"*": Tolerance(1e-6, 1e-4)})
 def scst(case: Case) -> Outputs:
     scores = case.inputs["scores"].clone().requires_grad_()
-    loss = scst_loss(scores, case.inputs["cider"], case.inputs["lengths"], official=True)
+    loss = scst_loss(scores, case.inputs["cider"], case.inputs["lengths"], official=case.official)
     loss.backward()
     return {"out.loss": loss, "out.grad.scores": scores.grad}
 

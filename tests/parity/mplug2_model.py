@@ -36,7 +36,7 @@ def build(case: Case, model_class: type[M], **changes: Any) -> M:
         model_class=model_class,
         dtype=case.dtype,
         device=case.device,
-        official=True,
+        official=case.official,
         **changes,
     )
     model.set_attn_implementation(case.attn)
@@ -221,7 +221,7 @@ def scored(case: Case) -> Outputs:
 def renamed(case: Case) -> Outputs:
     """What the released loader makes of a name, its losses (null) included."""
     rows = case.document["result"]
-    return {"result": [{**row, "to": finetuning_name(row["from"], official=True)} for row in rows]}
+    return {"result": [{**row, "to": finetuning_name(row["from"], official=case.official)} for row in rows]}
 
 
 @runner("mplug2", "keys")

@@ -149,7 +149,7 @@ def masked_outputs(case: Case, logits: Tensor) -> Outputs:
     labels = case.inputs["labels"]
     loss = masked_lm_loss(logits, labels)
     loss.backward(retain_graph=True)
-    soft = soft_label_loss(logits, case.inputs["soft_labels"], labels, official=True)
+    soft = soft_label_loss(logits, case.inputs["soft_labels"], labels, official=case.official)
     valid = case.inputs["attention_mask"].bool()
     return {"out.logits": logits, "valid.out.logits": valid, "out.loss": loss} | distilled(case, loss, soft)
 
@@ -240,7 +240,7 @@ def decoded(case: Case, reduction: Reduction) -> Outputs:
     labels = ids.masked_fill(ids == 0, IGNORED)
     loss = next_token_loss(logits, labels, reduction)
     loss.sum().backward(retain_graph=True)
-    soft = soft_label_loss(logits[:, :-1], case.inputs["soft_labels"], labels[:, 1:], reduction, official=True)
+    soft = soft_label_loss(logits[:, :-1], case.inputs["soft_labels"], labels[:, 1:], reduction, official=case.official)
     return {
         "out.hidden": hidden,
         "out.logits": logits,
@@ -297,7 +297,7 @@ def search(case: Case) -> Outputs:
             min_length=min(shortest, longest),
             max_length=longest,
             num_return=min(number, beams),
-            official=True,
+            official=case.official,
         )
         outputs |= hypotheses(found, f"out.g{n}")
     return outputs

@@ -38,7 +38,7 @@ def loaded(case: Case, module: Part, rules: KeyMap, prefix: str = "") -> Part:
 def tower_of(case: Case) -> VisionTower:
     """The case's vision tower, with temporal modules where its weights have them."""
     temporal = any(".temporal." in key for key in case.weights())
-    tower = VisionTower(vision_sizes(case.config["vision_config"]), temporal=temporal, official=True)
+    tower = VisionTower(vision_sizes(case.config["vision_config"]), temporal=temporal, official=case.official)
     return loaded(case, tower, KeyMap(prefixed(tower_rules(), "vision_model.", "")))
 
 

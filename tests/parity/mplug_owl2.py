@@ -40,7 +40,7 @@ def loaded(case: Case, module: Part, rules: KeyMap) -> Part:
 @runner("mplug_owl2", "vision_")
 @torch.no_grad()
 def vision(case: Case) -> Outputs:
-    tower = loaded(case, VisionTower(vision_sizes(case.config), official=True), KeyMap(vision_rules()))
+    tower = loaded(case, VisionTower(vision_sizes(case.config), official=case.official), KeyMap(vision_rules()))
     attend = attention_function(case.attn)
     outputs: Outputs = {}
     for name, pixels in case.inputs.items():
@@ -110,7 +110,7 @@ def sincos_tables(case: Case) -> Outputs:
 
 def layer_of(case: Case, is_qwen: bool) -> tuple[RoutedDecoderLayer, MPlugOwl2Config]:
     """The single decoder layer of a case and a configuration that describes it."""
-    config = MPlugOwl2Config.from_official(case.config, official=True)
+    config = MPlugOwl2Config.from_official(case.config, official=case.official)
     assert config.num_kv_heads is not None and config.head_dim is not None and config.ways is not None
     layer = RoutedDecoderLayer(
         config.dim, config.num_heads, config.num_kv_heads, config.head_dim, config.mlp_dim, config.ways, config.routed,

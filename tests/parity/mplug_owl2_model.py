@@ -30,7 +30,7 @@ def build(case: Case) -> Model:
     """The case's model through the public loader, with the official quirks; generation never stops by itself."""
     checkpoint = read_checkpoint(case.path / "weights.safetensors")
     checkpoint = replace(checkpoint, config=dict(case.config))
-    model = from_official(checkpoint, dtype=case.dtype, device=case.device, official=True)
+    model = from_official(checkpoint, dtype=case.dtype, device=case.device, official=case.official)
     model.set_attn_implementation(case.attn)
     model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
     return model
@@ -302,7 +302,7 @@ def train_steps(case: Case) -> Outputs:
 
 @runner("mplug_owl2", "trainable_params")
 def trainable_params(case: Case) -> Outputs:
-    config = MPlugOwl2Config.from_official(case.config, official=True)
+    config = MPlugOwl2Config.from_official(case.config, official=case.official)
     with torch.device("meta"):
         model = MPlugOwl2ForConditionalGeneration(config)
     decayed = decays(model)

@@ -41,7 +41,7 @@ def preprocess_image(case: Case) -> Outputs:
     statistics = case.config["image_mean"], case.config["image_std"]
     return {
         f"out.pixel_values{name.removeprefix('image')}": pixels(
-            Image.fromarray(x.numpy()), side, *statistics, official=True
+            Image.fromarray(x.numpy()), side, *statistics, official=case.official
         )[None]
         for name, x in case.stored_inputs.items()
     }
@@ -96,13 +96,15 @@ def prompt_batch(item: Mapping[str, Any]) -> Outputs:
 
 @runner("mplug_owl", "tokenize_training", json_inputs=("text", "max_length", "note", "error"))
 def tokenize_training(case: Case) -> Outputs:
-    return indexed([{**item, **training_sample(item)} for item in case.document])
+    return indexed([{**item, **training_sample(item, case.official)} for item in case.document])
 
 
-def training_sample(item: Mapping[str, Any]) -> Outputs:
+def training_sample(item: Mapping[str, Any], official: bool) -> Outputs:
     """One conversation by the released rules; where they fail, so do we."""
     try:
-        made = official_sample(item["text"], fake_encode, item["max_length"], bos=BOS, eos=EOS, pad=PAD, official=True)
+        made = official_sample(
+            item["text"], fake_encode, item["max_length"], bos=BOS, eos=EOS, pad=PAD, official=official
+        )
     except ValueError as error:
         return {"error": item.get("error", str(error))}
     return {
@@ -130,7 +132,7 @@ def collate(case: Case) -> Outputs:
 def chat_prompt(case: Case) -> Outputs:
     chats = []
     for item in case.document["chats"]:
-        raw, prompt = demo_prompt(item["messages"], official=True)
+        raw, prompt = demo_prompt(item["messages"], official=case.official)
         chats.append({**item, "prompt_raw": raw, "prompt": prompt})
     cleaned = [{**item, "cleaned": clean_answer(item["raw"])} for item in case.document["post_process"]]
     return {"chats": chats, "post_process": cleaned}

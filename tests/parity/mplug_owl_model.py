@@ -33,7 +33,7 @@ def build(case: Case, *, lora: bool = True) -> Model:
     if not lora:
         base = {key: checkpoint.state[key] for key in checkpoint.state if ".lora_" not in key}
         checkpoint = replace(checkpoint, state=LazyState({key: (lambda x=x: x) for key, x in base.items()}))
-    model = from_official(checkpoint, dtype=case.dtype, device=case.device, official=True)
+    model = from_official(checkpoint, dtype=case.dtype, device=case.device, official=case.official)
     model.set_attn_implementation(case.attn)
     return model
 

@@ -41,7 +41,7 @@ def build(case: Case, model_class: type[M]) -> M:
         model_class=model_class,
         dtype=case.dtype,
         device=case.device,
-        official=True,
+        official=case.official,
     )
     model.set_attn_implementation(case.attn)
     return narrowed(model, model_class)
@@ -318,24 +318,25 @@ def official_groups(case: Case) -> Outputs:
     }  # fmt: skip
     decay, scale = case.config["weight_decay"], case.config["layer_decay"]
     num_layers = case.config["layers"]
-    config = OnePeaceConfig.from_official(tiny | {"head_type": "vl", "num_classes": 4}, official=True)
+    config = OnePeaceConfig.from_official(tiny | {"head_type": "vl", "num_classes": 4}, official=case.official)
     vl = named_officially(OnePeaceForClassification(config))
     groups = {
         key: [
             scale ** (num_layers + 1 - layer_id(name, num_layers)),
-            decay if decays(name, p.ndim, official=True) else 0.0,
+            decay if decays(name, p.ndim, official=case.official) else 0.0,
         ]
         for key, (name, p) in vl.items()
     }
     decoder = DecoderConfig(dim=12, num_heads=3, num_layers=2, mlp_dim=20, image_bucket_size=4, max_audio_positions=18)
     config = OnePeaceConfig.from_official(
-        tiny | {"head_type": "val"}, official=True, decoder=decoder, type_embeddings=()
+        tiny | {"head_type": "val"}, official=case.official, decoder=decoder, type_embeddings=()
     )
     pretraining = named_officially(OnePeaceForPreTraining(config))
     return {
         "config.classify_vl_groups": groups,
         "config.pretrain_weight_decay": {
-            key: decay if decays(name, p.ndim, official=True) else 0.0 for key, (name, p) in pretraining.items()
+            key: decay if decays(name, p.ndim, official=case.official) else 0.0
+            for key, (name, p) in pretraining.items()
         },
     }
 

@@ -95,7 +95,12 @@ def convert(case: Case) -> Outputs:
     """The extracted branch: names, what a classifier around it lacks or does not know, and its features."""
     checkpoint = replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config))
     model = from_official(
-        checkpoint, model_class=OnePeaceModel, branch=("image",), norm_ways={}, use_projections=False, official=True
+        checkpoint,
+        model_class=OnePeaceModel,
+        branch=("image",),
+        norm_ways={},
+        use_projections=False,
+        official=case.official,
     )
     if not isinstance(model, OnePeaceModel):
         raise ValueError(f"expected a OnePeaceModel in this case's weights, got {type(model).__name__}")

@@ -38,11 +38,15 @@ class OutputSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases run: attention implementation, device and floating-point type."""
+    """How cases run: attention implementation, device, floating-point type, and through which door.
+
+    official: with the quirks of the official code, as it computed the stored values; False: as users get it.
+    """
 
     attn: str = "eager"
     device: str = "cpu"
     dtype: str = "float32"
+    official: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Case:
     def attn(self) -> str:
         """Attention implementation to run with: "eager" or "sdpa"."""
         return self.settings.attn
+
+    @property
+    def official(self) -> bool:
+        """Whether to repeat the quirks of the official code."""
+        return self.settings.official
 
     @cached_property
     def device(self) -> torch.device:

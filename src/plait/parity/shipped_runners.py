@@ -88,7 +88,7 @@ def ramp(like: Tensor) -> Tensor:
 def forward_text(case: Case) -> Outputs:
     """A whole model through the public loader; text alone."""
     checkpoint = replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config))
-    model, _ = auto.from_official(checkpoint, dtype=case.dtype, device=case.device, official=True)
+    model, _ = auto.from_official(checkpoint, dtype=case.dtype, device=case.device, official=case.official)
     model.set_attn_implementation(case.attn)
     encoded = model.encode(input_ids=case.inputs["src_tokens"], output_hidden_states=True)
     adapted = encoded.adapted["text"]
