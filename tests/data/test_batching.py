@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.data.mixture import Budgeted, Mixture, shares_of
-from plait.data.order import rows_of_step
-from plait.data.reader import Reader
+from plait.data.mixture import Mixture, shares_of
+from plait.data.order import Budgeted, rows_of_step
+from plait.data.reader import Reader, Reading
 
 
 class Numbers:
@@ -74,6 +74,14 @@ def test_shares_are_close_to_the_weights(weights: list[float]) -> None:
     np.testing.assert_allclose(shares / shares.sum(), np.array(weights) / sum(weights), rtol=0.02, atol=0.001)
 
 
+def test_sources_take_turns_in_order_where_that_is_asked_for() -> None:
+    mixed = Mixture({"a": Numbers(10, "a"), "b": Numbers(20, "b")}, {"a": 1, "b": 2}, turns="in order", named=False)
+    seen = [mixed.load(mixed.rows(0, step, 5), np.random.default_rng(0)) for step in range(6)]
+    assert [batch["of"] for batch in seen] == list("abbabb") and all("task" not in batch for batch in seen)
+    wanted = [rows_of_step(20, 5, 0, turn).tolist() for turn in range(4)]
+    assert [batch["rows"] for batch in seen if batch["of"] == "b"] == wanted
+
+
 def test_wrong_mixtures_are_one_line() -> None:
     for weights in ({"a": 1.0}, {"a": 1.0, "b": 0.0}, {"a": 1.0, "c": 1.0}):
         with pytest.raises(ValueError, match="expected a weight above 0 for each of a, b"):
@@ -93,7 +101,7 @@ def test_no_batch_exceeds_its_budget_and_none_repeats_a_sample(
     lengths: list[int], unit: int, slack: int, seed: int
 ) -> None:
     budget = max(lengths) * unit + slack
-    source = Budgeted(Numbers(len(lengths)), lengths, budget, unit)
+    source = Budgeted(lengths, budget, unit)
     steps = len(source) // unit
     for epoch in range(2):
         seen: list[int] = []
@@ -107,7 +115,7 @@ def test_no_batch_exceeds_its_budget_and_none_repeats_a_sample(
 
 def test_short_samples_share_larger_batches_and_epochs_differ() -> None:
     lengths = [2] * 40 + [20] * 8
-    source = Budgeted(Numbers(48), lengths, 80, 4)
+    source = Budgeted(lengths, 80, 4)
     sizes = Counter(len(source.rows(0, step, 4)) for step in range(len(source) // 4))
     assert sizes == {4: 2, 40: 1}
     first, second = ([sorted(source.rows(0, step, 4)) for step in range(e * 3, e * 3 + 3)] for e in (0, 1))
@@ -117,11 +125,11 @@ def test_short_samples_share_larger_batches_and_epochs_differ() -> None:
 
 def test_a_budget_that_the_longest_do_not_fit_is_one_line() -> None:
     with pytest.raises(ValueError, match="expected a budget of at least 2 x 9 for the longest sample, got 17"):
-        Budgeted(Numbers(3), [1, 9, 2], 17, 2)
-    with pytest.raises(ValueError, match="expected a length of each of 3 samples"):
-        Budgeted(Numbers(3), [1, 9], 17, 2)
+        Budgeted([1, 9, 2], 17, 2)
+    with pytest.raises(ValueError, match="expected lengths of at least 3 samples, got 2"):
+        Budgeted([1, 9], 17, 3)
     with pytest.raises(ValueError, match="expected the batch_size 2 that the budget was made for, got 4"):
-        Budgeted(Numbers(3), [1, 9, 2], 18, 2).rows(0, 0, 4)
+        Budgeted([1, 9, 2], 18, 2).rows(0, 0, 4)
 
 
 def test_what_the_sources_of_a_mixture_skip_is_listed() -> None:
@@ -130,7 +138,7 @@ def test_what_the_sources_of_a_mixture_skip_is_listed() -> None:
             raise ValueError("expected another number, got 1")
         return sample
 
-    reader = Reader([0, 1, 2, 3], lambda parts, rng: {"parts": parts}, decode, on_bad="skip")
-    mixed = Mixture({"a": Budgeted(reader, [1] * 4, 4, 2)})
+    reader = Reader([0, 1, 2, 3], lambda parts, rng: {"parts": parts}, decode, reading=Reading(0, "skip"))
+    mixed = Mixture({"a": reader})
     assert mixed.load([0, 1], np.random.default_rng(0))["parts"] == [0, 2]
     assert mixed.bad == ["1: expected another number, got 1"]

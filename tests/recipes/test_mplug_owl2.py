@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from plait.data.order import Grouped
 from plait.errors import UsageError
 from plait.models.auto import load
 from plait.recipes import mplug_owl2 as module
@@ -175,7 +176,7 @@ def test_settings_that_teach_nothing_are_refused(init, data, settings, message):
 
 def test_steps_hold_one_modality_of_similar_length():
     samples = [Sample(str(i), image="x" if i % 2 else None, question="w " * (i + 1), answers=["a"]) for i in range(40)]
-    source = rows.Grouped(samples, lambda parts, rng: parts, lambda sample, rng: sample, micro=2)
+    source = Grouped(np.array([rows.length_of(sample) for sample in samples]), micro=2)
     steps = [source.rows(3, step, 4) for step in range(10)]
     assert sorted(row for step in steps for row in step) == list(range(40))
     assert all(len({row % 2 for row in step}) == 1 for step in steps[:8])  # the rest of both comes last, as published

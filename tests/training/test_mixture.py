@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plait.data.mixture import Budgeted, Mixture
-from plait.data.reader import Reader
+from plait.data.mixture import Mixture
+from plait.data.order import Budgeted
+from plait.data.reader import Reader, Reading
 from plait.data.shards import pack
 from plait.data.sources import open_samples
 from plait.training.logging import read_metrics
@@ -45,11 +46,9 @@ def collate(parts: list[tuple[int, float]], rng: np.random.Generator) -> dict[st
 
 
 def source(shards: Path, workers: int) -> Mixture:
-    long, short = (
-        Reader(open_samples(shards), collate, decode, workers=workers, on_bad="skip", most_bad=2) for _ in range(2)
-    )
-    lengths = [1 + n % 9 for n in range(40)]
-    return Mixture({"plain": long, "filled": Budgeted(short, lengths, 40, 4)}, {"plain": 2, "filled": 1})
+    how, filled = Reading(workers, "skip", 2), Budgeted([1 + n % 9 for n in range(40)], 40, 4)
+    long, short = (Reader(open_samples(shards), collate, decode, reading=how, order=one) for one in (None, filled))
+    return Mixture({"plain": long, "filled": short}, {"plain": 2, "filled": 1})
 
 
 def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:

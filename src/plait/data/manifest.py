@@ -7,14 +7,21 @@ paths are relative to the manifest's directory; reading makes them absolute, wri
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
+import os
 import warnings
+import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
+
+import numpy as np
 
 from plait.places import atomic_write
 from plait.types import Sample
@@ -49,6 +56,113 @@ def manifest_path(path: str | Path) -> Path:
     raise ValueError(f"expected a manifest file or a directory with {NAMES[0]}, got {path}; check the path")
 
 
+class Manifest(Sequence[Sample]):
+    """The rows of a manifest, every one checked at once and parsed again when it is asked for.
+
+    12 bytes a row are held: where its line begins and how long it is. A compressed manifest is unpacked into a file
+    without a name, since there is no seeking in gzip. The file stays open, so a manifest that is written anew
+    meanwhile is read as it was. `on_bad` and `skipped` as in `read_manifest`.
+    """
+
+    def __init__(
+        self, path: str | Path, on_bad: Literal["raise", "skip"] = "raise", skipped: Skipped | None = None
+    ) -> None:
+        if on_bad not in ("raise", "skip"):
+            raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
+        self.path = manifest_path(path)
+        self.folder: Path | None = self.path.parent
+        report = Skipped() if skipped is None else skipped
+        if self.path.suffix == ".gz":
+            with TemporaryFile() as unpacked:
+                self._fd = os.dup(unpacked.fileno())
+        else:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
+        starts, sizes, numbers, names = array("q"), array("i"), array("q"), array("Q")
+        for number, start, line in self._lines():
+            if not line.strip():
+                continue
+            try:
+                sample = _sample(line.decode("utf-8"), self.folder)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again"
+                ) from error
+            except ValueError as error:
+                self._bad(number, error, on_bad, report)
+                continue
+            starts.append(start)
+            sizes.append(len(line))
+            numbers.append(number)
+            names.append(digest(sample.id))
+        self._starts, self._sizes = np.array(starts, np.int64), np.array(sizes, np.int32)
+        self._drop_repeated(np.array(names, np.uint64), np.array(numbers, np.int64), on_bad, report)
+        if skipped is None and report.messages:
+            warnings.warn(f"skipped {len(report)} bad rows; {'; '.join(report.messages)}", stacklevel=2)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        line = os.pread(self._fd, int(self._sizes[number]), int(self._starts[number]))  # safe from any thread
+        return checked_sample(line.decode("utf-8", "replace"), self.folder, f"{self.path}, row {number}")
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def _lines(self) -> Iterator[tuple[int, int, bytes]]:
+        """Number from 1, place and bytes of every line; what is compressed is written to the file without a name."""
+        start, opener = 0, gzip.open if self.path.suffix == ".gz" else open
+        try:
+            with opener(self.path, "rb") as lines:
+                for number in itertools.count(1):
+                    if not (line := lines.readline(MAX_LINE)):
+                        return
+                    if len(line) == MAX_LINE and not line.endswith(b"\n"):
+                        raise EOFError(f"more than {MAX_LINE} characters in line {number}")
+                    if self.path.suffix == ".gz":
+                        os.pwrite(self._fd, line, start)
+                    yield number, start, line
+                    start += len(line)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again") from error
+
+    def _bad(self, number: int, error: ValueError, on_bad: str, report: Skipped) -> None:
+        message = f"{self.path}, line {number}: {error}" + ("" if ";" in str(error) else "; correct the row")
+        if on_bad == "raise":
+            raise ValueError(message) from error
+        report.messages.append(message)
+
+    def _drop_repeated(self, names: np.ndarray, numbers: np.ndarray, on_bad: str, report: Skipped) -> None:
+        """Leave out rows whose id an earlier row has; ids whose digests alone are equal are told apart by reading."""
+        order = np.argsort(names, kind="stable")
+        suspects = np.flatnonzero(names[order][1:] == names[order][:-1]) + 1
+        dropped: list[int] = []
+        for place in suspects.tolist():
+            row = int(order[place])
+            first = next(
+                int(one)
+                for one in order[np.searchsorted(names[order], names[row]) :]
+                if one == row or self[int(one)].id == self[row].id
+            )
+            if first != row:
+                dropped.append(row)
+                said = (
+                    f"field 'id': {self[row].id!r:.80} is already on line {numbers[first]}; give every row its own id"
+                )
+                self._bad(int(numbers[row]), ValueError(said), on_bad, report)
+        if dropped:
+            self._starts, self._sizes = np.delete(self._starts, dropped), np.delete(self._sizes, dropped)
+
+
+def digest(text: str) -> int:
+    """64 bits that stand for a text, the same in every process: two of a billion texts agree once in forty tries."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 def read_manifest(
     path: str | Path, on_bad: Literal["raise", "skip"] = "raise", skipped: Skipped | None = None
 ) -> list[Sample]:
@@ -57,29 +171,7 @@ def read_manifest(
     `on_bad="raise"`: the first bad row is a ValueError that names file, line and field. `on_bad="skip"`: bad rows are
     left out and listed in `skipped` when it is given, else in one warning with their count.
     """
-    if on_bad not in ("raise", "skip"):
-        raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
-    file = manifest_path(path)
-    report = Skipped() if skipped is None else skipped
-    samples: list[Sample] = []
-    seen: dict[str, int] = {}
-    for number, line in _lines(file):
-        if not line.strip():
-            continue
-        try:
-            sample = _sample(line, file.parent)
-            if (first := seen.setdefault(sample.id, number)) != number:
-                raise ValueError(f"field 'id': {sample.id!r:.80} is already on line {first}; give every row its own id")
-        except ValueError as error:
-            message = f"{file}, line {number}: {error}" + ("" if ";" in str(error) else "; correct the row")
-            if on_bad == "raise":
-                raise ValueError(message) from error
-            report.messages.append(message)
-            continue
-        samples.append(sample)
-    if skipped is None and report.messages:
-        warnings.warn(f"skipped {len(report)} bad rows; {'; '.join(report.messages)}", stacklevel=2)
-    return samples
+    return list(Manifest(path, on_bad, skipped))
 
 
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
@@ -97,20 +189,6 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
     return atomic_write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number in itertools.count(1):
-                if not (line := lines.readline(MAX_LINE)):
-                    return
-                if len(line) == MAX_LINE and not line.endswith("\n"):
-                    raise EOFError(f"more than {MAX_LINE} characters in line {number}")
-                yield number, line
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"expected UTF-8 JSON lines in {file}, got: {error}; write the file again") from error
 
 
 def checked_sample(line: str, folder: Path | None, where: str) -> Sample:

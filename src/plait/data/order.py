@@ -1,22 +1,164 @@
-"""The order of samples as a function: (seed, epoch, position) -> sample number, with no state to save.
+"""Which samples share a step: orders of rows, each a pure function (seed, step) -> rows with no state to save.
+
+Shuffled    every row once an epoch, in a new order each       Spread      rows of different concepts in a batch
+Grouped     rows of one modality and similar length            Budgeted    as many rows as a budget of tokens allows
 
 A keyed Feistel network over the smallest even number of bits that holds `length` shuffles the positions; results past
 the end are sent through again until they fall inside ("cycle walking"), which keeps it a permutation. Asking for one
 batch of a billion samples costs the same as of a hundred, and any process computes any batch by itself.
 
-The order of training samples: neighbours of one modality and of similar length (specification, section 10.3).
-
+`length_grouped` and `modality_grouped` are the released order of mPLUG-Owl2 (specification, section 10.3):
 lengths (negative: text only) -> shuffled -> megabatches sorted by length -> even chunks per process -> interleaved
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 _NUM_ROUNDS = 6
+
+
+class Order(Protocol):
+    """Which rows a step has."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
+        """The rows of global batch `step`."""
+        ...
+
+
+class Shuffled:
+    """Every row once an epoch, each epoch in a new order; rows that do not fill a batch are left out of it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
+        """Row numbers of global batch `step`."""
+        return rows_of_step(self.length, batch_size, seed, step).tolist()
+
+
+class Spread:
+    """Rows of pairwise different concepts in a batch, so that no negative is a hidden positive.
+
+    concepts: (rows,) a whole number that names the concept of each row, such as a digest of its label. `number_of`
+    tells the number of a row's concept, counted in the order of first appearance. A batch larger than the number of
+    concepts repeats some, none more often than it must.
+    """
+
+    def __init__(self, concepts: np.ndarray) -> None:
+        _, first, inverse = np.unique(concepts, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), np.int32)
+        rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+        self.number_of = rank[inverse]  # (rows,) int32
+        self.by_concept = np.argsort(self.number_of, kind="stable").astype(np.int32)
+        self.ends = np.cumsum(np.bincount(self.number_of, minlength=len(first)))
+
+    def __len__(self) -> int:
+        return len(self.number_of)
+
+    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """A row each of `batch_size` concepts."""
+        rng, count = np.random.default_rng((seed, step)), len(self.ends)
+        rounds = [rng.permutation(count) for _ in range(-(-batch_size // count))]
+        chosen = np.concatenate(rounds)[:batch_size]
+        starts = [0, *self.ends[:-1]] if count < 2 else np.concatenate([[0], self.ends[:-1]])
+        return [int(rng.choice(self.by_concept[starts[one] : self.ends[one]])) for one in chosen]
+
+
+class Grouped:
+    """Steps of rows of one modality and of similar length, as mPLUG-Owl2 was trained.
+
+    lengths: (rows,) positive with an image, negative without. micro: rows that go through the model together: steps
+    are dealt into chunks of so many, of nearly equal length each, whatever the number of processes. Every epoch is a
+    new order; its rows that do not fill a step are left out of it. The order of one epoch is kept, 4 bytes a row,
+    since the released rule cannot tell a batch without the others.
+    """
+
+    def __init__(self, lengths: np.ndarray, micro: int = 1) -> None:
+        self.lengths, self.micro = np.asarray(lengths, np.int32), micro
+        self._epoch: tuple[tuple[int, int, int], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """Row numbers of global batch `step`. Raises ValueError for fewer rows than one batch holds."""
+        if len(self) < batch_size:
+            raise ValueError(f"expected at least {batch_size} samples for one batch, got {len(self)}; lower batch_size")
+        epoch, place = divmod(step, len(self) // batch_size)
+        key = (seed, epoch, batch_size)
+        if self._epoch is None or self._epoch[0] != key:
+            micro = self.micro if batch_size % self.micro == 0 else 1
+            drawn = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+            generator = torch.Generator().manual_seed(drawn)
+            order = modality_grouped(self.lengths.tolist(), micro, batch_size // micro, generator)
+            self._epoch = key, np.asarray(order, np.int32)
+        return self._epoch[1][place * batch_size : (place + 1) * batch_size].tolist()
+
+
+class Budgeted:
+    """Batches of samples of nearly one length, as many as a budget of tokens (frames, samples of sound) allows.
+
+    lengths: of each sample, in tokens. budget: largest padded size of a global batch, `rows * longest`. unit: the
+    stage's batch_size; a batch has a multiple of it, so a number of processes that divides the unit divides every
+    batch.
+    Samples are ordered by length and cut into batches, which come in a new order every epoch, each of other samples of
+    the same lengths.
+    Raises ValueError where `unit` samples of the longest do not fit the budget.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, unit: int) -> None:
+        self.lengths, self.unit = np.asarray(lengths, np.int64), unit
+        if unit < 1 or len(self.lengths) < unit:
+            raise ValueError(f"expected lengths of at least {unit} samples, got {len(self.lengths)}")
+        longest = int(self.lengths.max())
+        if longest * unit > budget:
+            raise ValueError(
+                f"expected a budget of at least {unit} x {longest} for the longest sample, got {budget}; "
+                "raise it, lower batch_size, or leave long samples out"
+            )
+        self.order = np.argsort(self.lengths, kind="stable")
+        self.cuts: list[tuple[int, int]] = []  # (start, stop) in the order of lengths, from the longest down
+        stop = len(self.order)
+        while stop >= unit:  # fewer than a unit are left out
+            fitting = budget // max(1, int(self.lengths[self.order[stop - 1]]))
+            count = min(fitting, stop) // unit * unit
+            self.cuts.append((stop - count, stop))
+            stop -= count
+        changes = np.flatnonzero(np.diff(self.lengths[self.order])) + 1
+        self.ends = [*changes.tolist(), len(self.order)]
+        self.ties = list(zip([0, *self.ends[:-1]], self.ends, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.cuts) * self.unit  # so many steps an epoch, counted as the loop counts
+
+    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
+        """Sample numbers of batch `step`, a multiple of `batch_size`, which is the unit."""
+        if batch_size != self.unit:
+            raise ValueError(f"expected the batch_size {self.unit} that the budget was made for, got {batch_size}")
+        epoch, place = divmod(step, len(self.cuts))
+        number = int(permuted(len(self.cuts), np.array([place]), seed, epoch, 3)[0])
+        start, stop = self.cuts[number]
+        ranks = []  # each place is taken by another sample of the same length every epoch
+        for low, high in self.ties[bisect_right(self.ends, start) :]:
+            if low >= stop:
+                break
+            places = np.arange(max(low, start), min(high, stop)) - low
+            ranks.append(low + permuted(high - low, places, seed, epoch, low, 4))
+        shuffled = permuted(stop - start, np.arange(stop - start), seed, epoch, start, 5)
+        return self.order[np.concatenate(ranks)[shuffled]].tolist()
 
 
 def permuted(length: int, positions: np.ndarray, *key: int) -> np.ndarray:

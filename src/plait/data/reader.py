@@ -1,27 +1,55 @@
-"""Samples on disk -> batches: decoded by several workers, with bad samples fatal, or counted, listed and replaced.
+"""Any data set -> an ordered stream of batches that never lies in memory.
 
-rows of a step -> decode (workers, media limits) -> collate -> batch
+manifest | tar shards | parquet | saved set | folder -> open_samples -> select (which rows: 8 bytes each)
+    -> rows of a step (`plait.data.order`) -> decode (workers, media limits) -> collate -> batch
 
-What a batch holds is a function of its rows and the generator alone, never of the number or the speed of workers.
+What a batch holds is a function of its rows and the generator alone, never of the number or the speed of workers. The
+rows of a step are a function of seed and step, so nothing has to be stored to go on with them.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from plait.data.order import rows_of_step
+from plait.data.manifest import Skipped
+from plait.data.order import Order, Shuffled
+from plait.data.sources import open_samples
 from plait.media.image import load_image
 from plait.types import Sample
 
-Decode = Callable[[Sample, np.random.Generator], Any]
+Decode = Callable[[Any, np.random.Generator], Any]
 Collate = Callable[[list[Any], np.random.Generator], Any]
-T = TypeVar("T")
+
+
+class Source(Protocol):
+    """What a step's batch comes from: a `Reader`, a `plait.data.mixture.Mixture`, or examples that are drawn."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
+        """The sample numbers of global batch `step`: a pure function, the same for every number of processes.
+
+        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.order.Budgeted`).
+        """
+        ...
+
+    def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
+        """Read and collate these samples; runs in a background thread, so every random draw must come from `rng`."""
+        ...
+
+    def names(self, rows: Sequence[int]) -> list[str]:
+        """Ids of these samples, for messages."""
+        ...
 
 
 @dataclass
@@ -46,14 +74,103 @@ class BadSamples:
                 )
 
 
-class Reader(Generic[T]):
-    """A source over any sequence of samples, in a new order every epoch.
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read, never which they are or what becomes of them; every recipe has these three settings.
 
-    decode: `(sample, rng) -> part`, run by `workers` threads (decoders of media let others run meanwhile); without it
-        pictures are decoded and everything else is left as it is. collate: `(parts, rng) -> batch`.
-    on_bad: "raise", or "skip": a sample that decode or collate refuse (ValueError, OSError) is counted and listed in
-        `bad`, and the next row that can be read stands in, so every process keeps the size of its batch and the batch
-        stays a function of its rows. most_bad: so many are skipped, one more is fatal.
+    workers: threads that decode (decoders of media let others run meanwhile), 0 for the thread that collates.
+    on_bad: "raise", or "skip": a sample that cannot be read is counted and listed, and the next one stands in.
+    most_bad: so many are skipped, one more is fatal.
+    """
+
+    workers: int = 0
+    on_bad: Literal["raise", "skip"] = "raise"
+    most_bad: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("raise", "skip"):
+            raise ValueError(f"expected on_bad 'raise' or 'skip', got {self.on_bad!r}")
+        if self.workers < 0:
+            raise ValueError(f"expected 0 or more workers, got {self.workers}")
+
+
+class Rows(Sequence[Sample]):
+    """Some rows of a data set in its order, read when they are asked for; 8 bytes a row are held.
+
+    measures: (rows,) int64, what `select` was asked to measure of each; bad: what could not be read so far.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        numbers: np.ndarray,
+        measures: np.ndarray | None = None,
+        bad: BadSamples | None = None,
+    ) -> None:
+        self.samples, self.numbers = samples, numbers
+        self.measures = np.zeros(len(numbers), np.int64) if measures is None else measures
+        self.bad = BadSamples() if bad is None else bad
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self.samples[number] for number in self.numbers[place].tolist()]
+        return self.samples[int(self.numbers[place])]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[place] for place in range(len(self)))
+
+
+def select(
+    data: str | Sequence[Sample],
+    wanted: str,
+    keep: Callable[[Sample], bool],
+    *,
+    splits: Sequence[str | None] = (None, "train"),
+    measure: Callable[[Sample], int] | None = None,
+    reading: Reading | None = None,
+) -> Rows:
+    """The rows of a data set that are of `splits` and that `keep` takes, found in one pass that holds none of them.
+
+    data: a path for `open_samples`, or samples. wanted: what kept rows have, in words. measure: a whole number of each
+    row (its length, the digest of its concept). A row that cannot be read, or that keep or measure refuse with a
+    ValueError, is fatal, or skipped as `reading` says. Raises ValueError where none is left.
+    """
+    reading = reading or Reading()
+    skips, bad, skipped = reading.on_bad == "skip", BadSamples(reading.most_bad), Skipped()
+    samples = open_samples(data, reading.on_bad, skipped) if isinstance(data, str) else data
+    for line in skipped.messages:
+        bad.add(-1 - len(bad), line)  # these have no number: the manifest left them out
+    numbers, measures, seen = array("q"), array("q"), 0
+    for number in range(len(samples)):
+        try:
+            sample = samples[number]
+            if sample.split not in splits:
+                continue
+            seen += 1
+            if keep(sample):
+                measures.append(measure(sample) if measure else 0)
+                numbers.append(number)
+        except ValueError as error:
+            if not skips:
+                raise
+            bad.add(-1 - len(bad), " ".join(str(error).split()))
+    if not numbers:
+        named = " or ".join(repr(split) for split in splits if split)
+        raise ValueError(f"expected rows with {wanted} in {data}, got none among {seen} rows of split {named}")
+    return Rows(samples, np.array(numbers, np.int64), np.array(measures, np.int64), bad)
+
+
+class Reader:
+    """A source over any sequence of samples.
+
+    decode: `(sample, rng) -> part`, run by the workers; without it pictures are decoded and everything else is left as
+        it is. collate: `(parts, rng) -> batch`. A sample that either refuses (ValueError, OSError) is bad.
+    order: which rows a step has, without it a new order every epoch. keep_bytes: so many bytes of decoded parts are
+        kept for when their rows come again, which pays for small files that are met in many epochs; only for a decode
+        that draws nothing.
     """
 
     def __init__(
@@ -62,25 +179,25 @@ class Reader(Generic[T]):
         collate: Collate,
         decode: Decode | None = None,
         *,
-        workers: int = 0,
-        on_bad: Literal["raise", "skip"] = "raise",
-        most_bad: int | None = None,
+        reading: Reading | None = None,
+        order: Order | None = None,
+        keep_bytes: int = 0,
     ) -> None:
-        if on_bad not in ("raise", "skip"):
-            raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
-        if workers < 0:
-            raise ValueError(f"expected 0 or more workers, got {workers}")
+        reading = reading or Reading()
         self.samples, self.collate, self.decode = samples, collate, decode or decoded
-        self.skips = on_bad == "skip"
-        self.bad = BadSamples(most_bad)
-        self._pool = ThreadPoolExecutor(workers, "plait-decode") if workers else None
+        self.order = order or Shuffled(len(samples))
+        self.skips = reading.on_bad == "skip"
+        self.bad = samples.bad if isinstance(samples, Rows) else BadSamples(reading.most_bad)
+        self._pool = ThreadPoolExecutor(reading.workers, "plait-decode") if reading.workers else None
+        self._kept: dict[int, Any] = {}
+        self._room = keep_bytes
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.order)
 
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
         """Sample numbers of global batch `step`."""
-        return rows_of_step(len(self), batch_size, seed, step).tolist()
+        return self.order.rows(seed, step, batch_size)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Ids of these samples, their number where a row cannot be read."""
@@ -88,8 +205,10 @@ class Reader(Generic[T]):
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
         """The collated batch of these samples. Raises ValueError or OSError for the first bad one unless they skip."""
-        keys = rng.integers(1 << 62, size=len(rows))  # one generator a sample: workers do not share one
-        work = list(zip(rows, keys.tolist(), strict=True))
+        # a generator a sample, since workers do not share one; drawn from a copy, so that what collate draws is the
+        # same whether decode draws or not
+        keys = copy.deepcopy(rng).integers(1 << 62, size=len(rows)).tolist()
+        work = list(zip(rows, keys, strict=True))
         parts = list(self._pool.map(self._part, work) if self._pool else map(self._part, work))
         state = rng.bit_generator.state
         try:
@@ -108,12 +227,19 @@ class Reader(Generic[T]):
             place = (row + number) % len(self.samples)
             if place in self.bad.messages:
                 continue
+            if place in self._kept:
+                return self._kept[place]
             try:
-                return self.decode(self.samples[place], np.random.default_rng(key))
+                part = self.decode(self.samples[place], np.random.default_rng(key))
             except (ValueError, OSError) as error:
                 if not self.skips:
                     raise
-                self.bad.add(place, _line(self._name(place), error))
+                self.bad.add(place, f"{self._name(place)}: {' '.join(str(error).split())}")
+                continue
+            if self._room > 0:  # two workers may take a little more than there is
+                self._kept[place] = part
+                self._room -= num_bytes(part)
+            return part
         raise ValueError(f"expected samples that can be read, got {len(self.bad)} bad ones of {len(self.samples)}")
 
     def _collated_alone(self, part: Any, row: int, key: int) -> Any:
@@ -127,7 +253,7 @@ class Reader(Generic[T]):
             try:
                 self.collate([part], np.random.default_rng(key))
             except (ValueError, OSError) as error:
-                self.bad.add(place, _line(self._name(place), error))
+                self.bad.add(place, f"{self._name(place)}: {' '.join(str(error).split())}")
             else:
                 return part
         raise ValueError(f"expected samples that can be read, got {len(self.bad)} bad ones of {len(self.samples)}")
@@ -146,5 +272,15 @@ def decoded(sample: Sample, rng: np.random.Generator) -> Sample:
     return Sample.from_row({**sample.to_row(), "image": load_image(sample.image)})
 
 
-def _line(name: str, error: Exception) -> str:
-    return f"{name}: {' '.join(str(error).split())}"
+def as_it_is(sample: Any, rng: np.random.Generator) -> Any:
+    """Nothing is decoded: the samples lie in memory, or collate reads what they name."""
+    return sample
+
+
+def num_bytes(part: Any) -> int:
+    """Bytes of arrays and tensors in any nest of dicts, lists and tuples."""
+    if isinstance(part, dict):
+        return sum(map(num_bytes, part.values()))
+    if isinstance(part, list | tuple):
+        return sum(map(num_bytes, part))
+    return int(getattr(part, "nbytes", 0))

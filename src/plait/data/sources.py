@@ -1,17 +1,20 @@
 """One door to every kind of data set on disk: path -> a sequence of samples.
 
-manifest.jsonl | directory of tar shards | parquet | a directory saved by `datasets` -> open_samples -> Sequence[Sample]
+manifest | tar shards | parquet | directory saved by `datasets` | folder of media -> open_samples -> Sequence[Sample]
 
 `plait data pack`: any data set -> tar shards with an index, and what had to be left out.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-from plait.data.manifest import MEDIA, NAMES, Skipped, read_manifest
+from plait.data.folder import scan
+from plait.data.manifest import MEDIA, NAMES, Manifest, Skipped, write_manifest
 from plait.data.shards import Shards, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
 from plait.media.limits import Packed
@@ -22,10 +25,11 @@ from plait.types import Sample
 def open_samples(
     path: str | Path, on_bad: Literal["raise", "skip"] = "raise", skipped: Skipped | None = None
 ) -> Sequence[Sample]:
-    """The samples of a data set, whatever it is stored as; media are read when they are decoded.
+    """The samples of a data set, whatever it is stored as, each read when it is asked for; media when they are decoded.
 
     Rows of a manifest are all checked here (`on_bad`, `skipped` as in `read_manifest`); of shards and tables each when
-    it is asked for. Raises ValueError where the path holds no data set, or a shard is missing.
+    it is asked for. Files of a folder are decoded once to see that they can be; `plait data from-folder` keeps what was
+    found. Raises ValueError where the path holds no data set, or a shard is missing.
     """
     place = Path(path)
     if place.is_dir() and not any((place / name).is_file() for name in NAMES):
@@ -35,13 +39,28 @@ def open_samples(
             return read_saved(place)
         if next(place.rglob("*.parquet"), None) is not None:
             return read_parquet(place)
-        raise ValueError(
-            f"expected a manifest file or a directory with manifest.jsonl, tar shards, parquet or a saved set, got "
-            f"{place} with none of them; plait data from-folder makes a manifest of a folder of media"
-        )
+        return _folder(place, on_bad, skipped)
     if place.suffix == ".parquet" and place.is_file():
         return read_parquet(place)
-    return read_manifest(place, on_bad, skipped)
+    return Manifest(place, on_bad, skipped)
+
+
+def _folder(place: Path, on_bad: Literal["raise", "skip"], skipped: Skipped | None) -> Manifest:
+    """The media of a folder with their words, as `plait data from-folder` finds them, in a manifest without a name."""
+    try:
+        found = scan(place)
+    except ValueError as error:
+        raise ValueError(
+            f"expected a manifest file or a directory with manifest.jsonl, tar shards, parquet or a saved set, got "
+            f"{place} with none of them, and no folder of media: {error}"
+        ) from error
+    if skipped is not None:
+        skipped.messages += found.left_out
+    elif found.left_out:
+        lines = "; ".join(found.left_out[:3])
+        warnings.warn(f"left out {len(found.left_out)} files of {place}: {lines}", stacklevel=3)
+    with TemporaryDirectory() as aside:  # the manifest keeps its file open, so the name may go
+        return Manifest(write_manifest(Path(aside) / "manifest.jsonl", found.samples), on_bad)
 
 
 def pack_data(data: str | Path, out: str | Path, shard_bytes: int, *, skip: bool = False) -> tuple[int, list[str]]:

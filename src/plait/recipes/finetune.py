@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
-from plait.data.reader import Reader
+from plait.data.reader import Reader, Reading
 from plait.errors import UsageError
 from plait.media.image import load_image
 from plait.metrics.bootstrap import bootstrap_mean, bootstrap_ratio
@@ -226,7 +226,7 @@ class Talker:
             return self.decode(asked, rng)
 
         def batches() -> Source:
-            return Reader(request.train, partial(self.collate, processor, MAX_LENGTH), decode, **request.reading)
+            return Reader(request.train, partial(self.collate, processor, MAX_LENGTH), decode, reading=request.reading)
 
         def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
             was_training = model.training
@@ -341,7 +341,7 @@ class Request:
     lora: int
     bits: int
     augmentation: float
-    reading: dict[str, Any]
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ def finetune(
         raise UsageError(f"expected a task that finetune knows for {family} ({known}), got {task}")
     if bits and not lora:
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
-    reading = {"workers": workers, "on_bad": on_bad, "most_bad": most_bad}
+    reading = Reading(workers, on_bad, most_bad)
     length = (steps, None) if steps is not None else (None, epochs)
     medium, train, test = _rows(data, task, medium)
     request = Request(

@@ -661,7 +661,7 @@ def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Se
 
     def batches() -> Source:
         shuffled: Any = published.batches()
-        return Reader(request.train, shuffled.collate, lambda sample, _: sample, **request.reading)
+        return Reader(request.train, shuffled.collate, lambda sample, _: sample, reading=request.reading)
 
     def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
         was_training = model.training

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.data.order import modality_grouped
-from plait.data.reader import Collate, Decode, Reader
+from plait.data.order import Grouped
+from plait.data.reader import Reader, Reading
 from plait.data.sources import open_samples
 from plait.errors import UsageError
 from plait.media.image import load_image
@@ -149,39 +149,6 @@ def length_of(sample: Sample) -> int:
     return words + IMAGE_WORDS if _has_media(sample) else -words
 
 
-class Grouped(Reader[Any]):
-    """A source whose steps hold rows of one modality and of similar length (specification, section 10.3).
-
-    Every epoch is a new order; rows that do not fill a step are left out of it. micro: rows that go through the model
-    together: steps are dealt into chunks of so many, of nearly equal length each, whatever the number of processes.
-    Other arguments as `plait.data.reader.Reader`.
-    """
-
-    def __init__(
-        self, samples: Sequence[Sample], collate: Collate, decode: Decode, micro: int = 1, **reading: Any
-    ) -> None:
-        super().__init__(samples, collate, decode, **reading)
-        self.lengths, self.micro = [length_of(sample) for sample in samples], micro
-        self._epoch: tuple[tuple[int, int, int], list[int]] | None = None
-
-    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """Sample numbers of global batch `step`. Raises ValueError for fewer rows than one batch holds."""
-        if len(self) < batch_size:
-            raise ValueError(f"expected at least {batch_size} samples for one batch, got {len(self)}; lower batch_size")
-        epoch, place = divmod(step, len(self) // batch_size)
-        order = self._order(seed, epoch, batch_size)
-        return order[place * batch_size : (place + 1) * batch_size]
-
-    def _order(self, seed: int, epoch: int, batch_size: int) -> list[int]:
-        key = (seed, epoch, batch_size)
-        if self._epoch is None or self._epoch[0] != key:
-            micro = self.micro if batch_size % self.micro == 0 else 1
-            drawn = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
-            generator = torch.Generator().manual_seed(drawn)
-            self._epoch = key, modality_grouped(self.lengths, micro, batch_size // micro, generator)
-        return self._epoch[1]
-
-
 def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.Generator) -> Talk:
     """Pretraining: a random crop, mirrored half the time, and one of the row's captions, without a question."""
     said = _said(sample)
@@ -252,7 +219,7 @@ def pretrain(
     names = pretraining_names(model)
     samples = described(data)
     collate, decode = partial(captioned, processor, max_length), partial(read_caption, processor)
-    source = partial(Reader, samples, collate, decode, workers=workers)
+    source = partial(Reader, samples, collate, decode, reading=Reading(workers))
     stage = replace(
         _stage(model, "pretrain", source, batch_size, (lr, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
@@ -299,7 +266,8 @@ def joint(
     rate = lr or (1e-4 if lora else 2e-5)
     samples = conversations(data)
     collate, decode = partial(talked, processor, max_length), partial(read_talk, frames)
-    source = partial(Grouped, samples, collate, decode, micro_batch, workers=workers)
+    order = Grouped(np.array([length_of(sample) for sample in samples]), micro_batch)
+    source = partial(Reader, samples, collate, decode, reading=Reading(workers), order=order)
     stage = replace(
         _stage(model, "joint", source, batch_size, (rate, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,

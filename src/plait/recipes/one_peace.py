@@ -406,7 +406,7 @@ def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objecti
     return Stage(
         name=request.task,
         objective=objective,
-        batches=lambda: Reader(request.train, collate, decode, **request.reading),
+        batches=lambda: Reader(request.train, collate, decode, reading=request.reading),
         batch_size=request.batch_size,
         steps=request.steps,
         epochs=request.epochs,

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from plait.data.reader import Source
 from plait.training.schedules import cosine
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
@@ -30,29 +30,6 @@ Objective = Callable[["nn.Module", Batch, int, "torch.Generator"], tuple["Tensor
 `step` counts from 0 within the stage. The loss is a scalar, a mean over the rows of the batch; metrics are scalars and
 may differ from step to step. Draw with `generator` (on the device of the model) or with torch's global generator:
 both are seeded afresh at every step from (seed, stage, step), so a resumed run draws the same numbers."""
-
-
-class Source(Protocol):
-    """Where batches come from. `plait.training.data_order.Shuffled` serves any sequence of samples."""
-
-    def __len__(self) -> int:
-        """Samples in one epoch."""
-        ...
-
-    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """The sample numbers of global batch `step`: a pure function, the same for every number of processes.
-
-        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.mixture`).
-        """
-        ...
-
-    def load(self, rows: Sequence[int], rng: np.random.Generator) -> Batch:
-        """Read and collate these samples; runs in a background thread, so every random draw must come from `rng`."""
-        ...
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Ids of these samples, for messages."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
