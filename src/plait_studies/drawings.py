@@ -41,6 +41,8 @@ MOTIONS = {
 """Answer -> direction in x (to the right), y (down) and size."""
 
 MAX_THINGS = 4
+NUMBERS = ("one", "two", "three", "four")
+YES_NO = ("yes", "no")
 SIDES = (0.26, 0.5)
 REACH = (0.55, 1.0)
 
@@ -80,6 +82,7 @@ class Drawings:
         if not rows:
             raise ValueError("expected rows with an image, a text and a known group, got none; check the manifest")
         self.size, self.num_frames = size, num_frames
+        self.tasks = ("caption", "name", "kind", "is_kind", "is_there", "count", "beside", "order", "motion")
         self.rows = rows
         self.names = tuple(sorted({row.text or "" for row in rows}))
         self.pictures = [load_image(s.image).convert("RGB").resize((size, size)) for s in rows]
@@ -87,22 +90,6 @@ class Drawings:
         self._of: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for number, row in enumerate(rows):
             self._of[row.split or "train"][row.label or row.text or ""].append(number)
-        self._makers: dict[str, Callable[[str, np.random.Generator], Example]] = {
-            "caption": self._caption,
-            "name": self._name,
-            "kind": self._kind,
-            "is_kind": self._is_kind,
-            "is_there": self._is_there,
-            "count": self._count,
-            "beside": self._beside,
-            "order": self._order,
-            "motion": self._motion,
-        }
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return tuple(self._makers)
 
     def numbers(self, split: str) -> list[int]:
         """Rows of a split; `pictures[number]` is its drawing, `rows[number]` its annotation."""
@@ -110,9 +97,34 @@ class Drawings:
 
     def example(self, task: str, split: str, rng: np.random.Generator) -> Example:
         """A fresh example of a task, drawn with `rng`."""
-        if task not in self._makers:
-            raise ValueError(f"expected a task among {', '.join(self.tasks)}, got {task!r}")
-        return self._makers[task](split, rng)
+        if task == "caption":
+            return self._describe(self._any(split, rng))
+        if task == "name":
+            return self._ask_name(self._any(split, rng))
+        if task == "kind":
+            return self._ask_kind(self._any(split, rng))
+        if task == "is_kind":
+            kinds = sorted({self._kind_of(number) for number in self.numbers(split)})
+            kind, truth = _choice(kinds, rng), bool(rng.integers(2))
+            number = self._any(split, rng, lambda n: (self._kind_of(n) == kind) == truth)
+            return self._ask_is_kind(number, kind, truth)
+        if task == "is_there":
+            first, second, absent = self._several(split, 3, rng)
+            truth = bool(rng.integers(2))
+            page = self._scene([first, second], rng)
+            return self._ask_is_there(page, self.rows[first if truth else absent].text or "", truth)
+        if task == "count":
+            count = int(rng.integers(1, MAX_THINGS + 1))
+            return self._ask_count(self._scene(self._several(split, count, rng), rng), count)
+        if task == "beside":
+            page, shown = self._side_by_side(split, rng)
+            return self._ask_beside(page, shown, bool(rng.integers(2)))
+        if task == "order":
+            frames, names = self._two_in_turn(split, rng)
+            return self._ask_order(frames, names, bool(rng.integers(2)))
+        if task == "motion":
+            return self.moving(self._any(split, rng), rng)
+        raise ValueError(f"expected a task among {', '.join(self.tasks)}, got {task!r}")
 
     def examples(self, task: str, split: str, count: int, seed: int = 0) -> list[Example]:
         """`count` examples, the same for the same seed, whatever `count` is."""
@@ -126,145 +138,74 @@ class Drawings:
         """
         if group not in GROUPS:
             raise ValueError(f"expected a group among {', '.join(GROUPS)}, got {group!r}")
-        return getattr(self, f"_together_{group}")(split, rng)
-
-    def _together_drawing(self, split: str, rng: np.random.Generator) -> list[Example]:
-        number = self._any(split, rng)
-        kind, name = self._kind_of(number), self.rows[number].text or ""
-        other_kind = _choice([other for other in KINDS.values() if other != kind], rng)
-        asked = [self._describe(number) if rng.integers(2) else self._ask_name(number), self._ask_kind(number)]
-        asked += [self._ask_is_kind(number, some, some == kind) for some in (kind, other_kind)]
-        page = self._stills[number]
-        return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, self._other([number], rng)))]
-
-    def _together_scene(self, split: str, rng: np.random.Generator) -> list[Example]:
-        if rng.integers(2):
+        if group == "clip":
+            if rng.integers(2):
+                return [self.example("motion", split, rng)]
+            frames, names = self._two_in_turn(split, rng)
+            return [self._ask_order(frames, names, swapped) for swapped in (False, True)]
+        if group == "drawing":
+            number = self._any(split, rng)
+            kind, name, page = self._kind_of(number), self.rows[number].text or "", self._stills[number]
+            shown = [number]
+            other_kind = _choice([other for other in KINDS.values() if other != kind], rng)
+            asked = [self._describe(number) if rng.integers(2) else self._ask_name(number), self._ask_kind(number)]
+            asked += [self._ask_is_kind(number, some, some == kind) for some in (kind, other_kind)]
+        elif rng.integers(2):
             page, shown = self._side_by_side(split, rng)
             asked = [self._ask_beside(page, shown, left) for left in (False, True)]
+            name = self.rows[_choice(shown, rng)].text or ""
         else:
             shown = self._several(split, int(rng.integers(1, MAX_THINGS + 1)), rng)
-            page = self._still(self._scene([self.pictures[number] for number in shown], rng))
+            page = self._scene(shown, rng)
             asked = [self._ask_count(page, len(shown))]
-        name = self.rows[_choice(shown, rng)].text or ""
-        return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, self._other(shown, rng)))]
+            name = self.rows[_choice(shown, rng)].text or ""
+        seen = {self.rows[number].text for number in shown}
+        absent = _choice([other for other in self.names if other not in seen], rng)
+        return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, absent))]
 
-    def _together_clip(self, split: str, rng: np.random.Generator) -> list[Example]:
-        if rng.integers(2):
-            return [self._motion(split, rng)]
-        frames, names = self._two_in_turn(split, rng)
-        return [self._ask_order(frames, names, swapped) for swapped in (False, True)]
-
-    def _other(self, shown: Sequence[int], rng: np.random.Generator) -> str:
-        """The name of a thing that is not shown."""
-        names = {self.rows[number].text for number in shown}
-        return _choice([name for name in self.names if name not in names], rng)
-
-    def _caption(self, split: str, rng: np.random.Generator) -> Example:
-        return self._describe(self._any(split, rng))
+    def moving(self, number: int, rng: np.random.Generator) -> Example:
+        """A clip in which the drawing of a row moves in some direction."""
+        answer = _choice(tuple(MOTIONS), rng)
+        dx, dy, grows = MOTIONS[answer]
+        path = rng.uniform(*REACH) * np.linspace(-0.5, 0.5, self.num_frames)  # symmetric: one frame tells nothing
+        offset = rng.uniform(-0.5, 0.5, 2) * (1 - np.abs([dx, dy])) + rng.uniform(-0.2, 0.2, 2) * np.abs([dx, dy])
+        middle = np.mean(SIDES) if grows else rng.uniform(*SIDES)
+        sides = self.size * (middle + grows * path * (SIDES[1] - SIDES[0]))
+        frames = []
+        for t, side in zip(path, sides):
+            place = 0.5 + np.clip(offset + np.array([dx, dy]) * t, -0.5, 0.5)
+            x, y = place * (self.size - sides.max()) + (sides.max() - side) / 2
+            frames.append(self._page([(number, float(x), float(y), round(float(side)))]))
+        return Example("motion", np.concatenate(frames), "which way does it move?", answer, tuple(MOTIONS))
 
     def _describe(self, number: int) -> Example:
         row = self.rows[number]
         references = (row.text or "", *(row.captions or ()))
         return Example("caption", self._stills[number], "", row.text or "", None, references)
 
-    def _name(self, split: str, rng: np.random.Generator) -> Example:
-        return self._ask_name(self._any(split, rng))
-
     def _ask_name(self, number: int) -> Example:
-        return self._about("name", number, "what is this?", self.rows[number].text or "")
-
-    def _kind(self, split: str, rng: np.random.Generator) -> Example:
-        return self._ask_kind(self._any(split, rng))
+        return Example("name", self._stills[number], "what is this?", self.rows[number].text or "")
 
     def _ask_kind(self, number: int) -> Example:
-        return self._about("kind", number, "what kind of thing is this?", self._kind_of(number), tuple(KINDS.values()))
-
-    def _is_kind(self, split: str, rng: np.random.Generator) -> Example:
-        kinds = sorted({self._kind_of(number) for number in self.numbers(split)})
-        kind, truth = _choice(kinds, rng), bool(rng.integers(2))
-        number = self._any(split, rng, lambda n: (self._kind_of(n) == kind) == truth)
-        return self._ask_is_kind(number, kind, truth)
+        question, choices = "what kind of thing is this?", tuple(KINDS.values())
+        return Example("kind", self._stills[number], question, self._kind_of(number), choices)
 
     def _ask_is_kind(self, number: int, kind: str, truth: bool) -> Example:
-        return self._about("is_kind", number, f"is this {_a(kind)}?", _yes(truth), ("yes", "no"))
+        return Example("is_kind", self._stills[number], f"is this {_a(kind)}?", "yes" if truth else "no", YES_NO)
 
-    def _is_there(self, split: str, rng: np.random.Generator) -> Example:
-        scene = self._several(split, 3, rng)
-        truth = bool(rng.integers(2))
-        asked, shown = (scene[0], scene[:2]) if truth else (scene[2], scene[:2])
-        frames = self._still(self._scene([self.pictures[n] for n in shown], rng))
-        return self._ask_is_there(frames, self.rows[asked].text or "", truth)
+    def _ask_is_there(self, page: np.ndarray, name: str, truth: bool) -> Example:
+        return Example("is_there", page, f"is there {_a(name)}?", "yes" if truth else "no", YES_NO)
 
-    def _ask_is_there(self, frames: np.ndarray, name: str, truth: bool) -> Example:
-        return Example("is_there", frames, f"is there {_a(name)}?", _yes(truth), ("yes", "no"))
+    def _ask_count(self, page: np.ndarray, count: int) -> Example:
+        return Example("count", page, "how many things are there?", NUMBERS[count - 1], NUMBERS)
 
-    def _count(self, split: str, rng: np.random.Generator) -> Example:
-        count = int(rng.integers(1, MAX_THINGS + 1))
-        scene = self._scene([self.pictures[n] for n in self._several(split, count, rng)], rng)
-        return self._ask_count(self._still(scene), count)
-
-    def _ask_count(self, frames: np.ndarray, count: int) -> Example:
-        choices = ("one", "two", "three", "four")
-        return Example("count", frames, "how many things are there?", choices[count - 1], choices)
-
-    def _beside(self, split: str, rng: np.random.Generator) -> Example:
-        frames, shown = self._side_by_side(split, rng)
-        return self._ask_beside(frames, shown, bool(rng.integers(2)))
-
-    def _side_by_side(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-        """A picture of two things, the first on the left."""
-        shown = self._several(split, 2, rng)
-        page = Image.new("RGB", (self.size, self.size), "white")
-        for number, low, high in zip(shown, (0.0, 0.5), (0.5, 1.0), strict=True):
-            side = round(self.size * rng.uniform(0.4, 0.5))
-            x = rng.uniform(low * self.size, high * self.size - side)
-            self._paste(page, self.pictures[number], x, rng.uniform(0, self.size - side), side)
-        return self._still(page), shown
-
-    def _ask_beside(self, frames: np.ndarray, shown: Sequence[int], left: bool) -> Example:
+    def _ask_beside(self, page: np.ndarray, shown: Sequence[int], left: bool) -> Example:
         answer, asked = (self.rows[number].text or "" for number in (shown if left else shown[::-1]))
-        return Example("beside", frames, f"what is {'left' if left else 'right'} of the {asked}?", answer)
-
-    def _order(self, split: str, rng: np.random.Generator) -> Example:
-        frames, names = self._two_in_turn(split, rng)
-        return self._ask_order(frames, names, bool(rng.integers(2)))
-
-    def _two_in_turn(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, str]]:
-        """A clip of one thing and then another, and their names."""
-        first, second = self._several(split, 2, rng)
-        half = (self.num_frames + 1) // 2
-        shown = [first] * half + [second] * (self.num_frames - half)
-        frames = np.stack([np.asarray(self.pictures[number]) for number in shown])
-        return frames, (self.rows[first].text or "", self.rows[second].text or "")
+        return Example("beside", page, f"what is {'left' if left else 'right'} of the {asked}?", answer)
 
     def _ask_order(self, frames: np.ndarray, names: tuple[str, str], swapped: bool) -> Example:
         asked = names[::-1] if swapped else names
         return Example("order", frames, f"what comes first, {asked[0]} or {asked[1]}?", names[0], asked)
-
-    def _motion(self, split: str, rng: np.random.Generator) -> Example:
-        return self.moving(self._any(split, rng), rng)
-
-    def moving(self, number: int, rng: np.random.Generator) -> Example:
-        """A clip in which the drawing of a row moves some way."""
-        answer = _choice(tuple(MOTIONS), rng)
-        dx, dy, grows = MOTIONS[answer]
-        way = rng.uniform(*REACH) * np.linspace(-0.5, 0.5, self.num_frames)  # symmetric: one frame tells nothing
-        offset = rng.uniform(-0.5, 0.5, 2) * (1 - np.abs([dx, dy])) + rng.uniform(-0.2, 0.2, 2) * np.abs([dx, dy])
-        middle = np.mean(SIDES) if grows else rng.uniform(*SIDES)
-        sides = self.size * (middle + grows * way * (SIDES[1] - SIDES[0]))
-        frames = []
-        for t, side in zip(way, sides):
-            place = 0.5 + np.clip(offset + np.array([dx, dy]) * t, -0.5, 0.5)
-            x, y = place * (self.size - sides.max()) + (sides.max() - side) / 2
-            page = Image.new("RGB", (self.size, self.size), "white")
-            self._paste(page, self.pictures[number], float(x), float(y), round(float(side)))
-            frames.append(np.asarray(page))
-        return Example("motion", np.stack(frames), "which way does it move?", answer, tuple(MOTIONS))
-
-    def _about(
-        self, task: str, number: int, question: str, answer: str, choices: tuple[str, ...] | None = None
-    ) -> Example:
-        return Example(task, self._stills[number], question, answer, choices)
 
     def _kind_of(self, number: int) -> str:
         return KINDS[self.rows[number].meta["group"]]
@@ -283,29 +224,43 @@ class Drawings:
         chosen = rng.permutation(len(things))[:count]
         return [_choice(tuple(self._of[split][things[i]]), rng) for i in chosen]
 
-    def _scene(self, pictures: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
+    def _side_by_side(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+        """A picture of two things, the first on the left."""
+        shown, things = self._several(split, 2, rng), []
+        for number, low, high in zip(shown, (0.0, 0.5), (0.5, 1.0), strict=True):
+            side = round(self.size * rng.uniform(0.4, 0.5))
+            x = rng.uniform(low * self.size, high * self.size - side)
+            things.append((number, x, rng.uniform(0, self.size - side), side))
+        return self._page(things), shown
+
+    def _two_in_turn(self, split: str, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, str]]:
+        """A clip of one thing and then another, and their names."""
+        first, second = self._several(split, 2, rng)
+        half = (self.num_frames + 1) // 2
+        shown = [first] * half + [second] * (self.num_frames - half)
+        frames = np.concatenate([self._stills[number] for number in shown])
+        return frames, (self.rows[first].text or "", self.rows[second].text or "")
+
+    def _scene(self, shown: Sequence[int], rng: np.random.Generator) -> np.ndarray:
         """Drawings at random places, one in each quarter of the page at most."""
-        page = Image.new("RGB", (self.size, self.size), "white")
-        half = self.size // 2
-        for quarter, picture in zip(rng.permutation(MAX_THINGS), pictures):
+        half, things = self.size // 2, []
+        for quarter, number in zip(rng.permutation(MAX_THINGS), shown):
             side = round(self.size * rng.uniform(0.34, 0.48))
             x, y = rng.uniform(0, half - side, 2) + np.array([quarter % 2, quarter // 2]) * half
-            self._paste(page, picture, float(x), float(y), side)
-        return page
+            things.append((number, float(x), float(y), side))
+        return self._page(things)
 
-    def _paste(self, page: Image.Image, picture: Image.Image, x: float, y: float, side: int) -> None:
-        page.paste(picture.resize((side, side), Image.Resampling.BILINEAR), (round(x), round(y)))
-
-    def _still(self, picture: Image.Image) -> np.ndarray:
-        return np.asarray(picture)[None]
+    def _page(self, things: Sequence[tuple[int, float, float, int]]) -> np.ndarray:
+        """A white page with drawings. things: (number, x, y, side) of each."""
+        page = Image.new("RGB", (self.size, self.size), "white")
+        for number, x, y, side in things:
+            drawing = self.pictures[number].resize((side, side), Image.Resampling.BILINEAR)
+            page.paste(drawing, (round(x), round(y)))
+        return np.asarray(page)[None]
 
 
 def _choice(options: Sequence[T], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
-
-
-def _yes(truth: bool) -> str:
-    return "yes" if truth else "no"
 
 
 def _a(noun: str) -> str:

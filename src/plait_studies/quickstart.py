@@ -1,14 +1,10 @@
-"""The steps of a quickstart: which public command makes what, and what it needs.
+"""`plait quickstart`: everything once, with public commands only, each printed before it runs.
 
-The first hit: something real to look at within seconds, before anything trains, with the model that ships.
+shipped data | FOLDER -> first search with the model that ships -> check -> stage 1 -> stage 2 -> evaluate -> info
+    -> index -> search -> summary.json and report.html
 
-shipped data | FOLDER -> first/manifest.jsonl -> plait index add ... --model nano -> plait search
-
-`plait quickstart`: everything once, with public commands only, each printed before it runs.
-
-    data -> first search -> check -> stage 1 -> stage 2 -> evaluate -> info -> index -> search -> summary and report
-
-Every step is kept: a second run reuses what exists, and an interrupted run continues where it stopped.
+The first hit is something real to look at within seconds, before anything trains. Every step is kept: a second run
+reuses what exists, and an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,21 +14,19 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from plait.cli import INTERRUPTED, command
 from plait.data.manifest import write_manifest
 from plait.errors import UsageError
 from plait.media import kind_of
-from plait.places import atomic_write, check_apart, check_free, claim, remove
+from plait.places import check_apart, check_free, claim, remove
 from plait.types import Sample
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -149,53 +143,35 @@ def plan_of(settings: Settings, seeds: int) -> Plan:
 
 
 def _add_seed(plan: Plan, settings: Settings, seed: int, with_control: bool) -> None:
+    """Train and measure one seed, and its control: the same stage 2 with shuffled sounds."""
     name, home, data = f"seed-{seed}", settings.out / f"seed-{seed}", str(settings.data)
-    title = f"seed {seed}: "
-    shared = ("--set", f"data={data}", "--set", f"denoise_every={settings.k}", *_sets(settings.stage1))
-    first = home / "stage1"
-    plan.steps.append(_train(name, "stage1", title + "pictures with words", first, shared, seed, needs=("data",)))
-    model = first / "model"
-    if plan.has_sounds:
-        shared = ("--set", f"init={model}", "--set", f"data={data}", "--set", f"denoise_every={settings.k}")
-        shared += _sets(settings.stage2)
-        words = title + "sounds with words"
-        second, needs = home / "stage2", ("data", f"{name} stage1")
-        plan.steps.append(_train(name, "stage2", words, second, shared, seed, needs=needs))
-        model = second / "model"
-    trained = f"{name} {'stage2' if plan.has_sounds else 'stage1'}"
-    plan.steps.append(
-        _evaluate(name, "evaluate", title + "measure", model, data, home / "evaluation", needs=(trained,))
-    )
-    plan.evaluations.append(home / "evaluation" / "evaluation.json")
+
+    def train(phase: str, words: str, before: str, values: Sequence[str], needs: tuple[str, ...]) -> Step:
+        recipe = f"one_peace.{phase.removesuffix('-shuffled')}"
+        given = [*([before] if before else []), f"data={data}", f"denoise_every={settings.k}", *values]
+        sets = [word for value in given for word in ("--set", value)]
+        argv = ("train", recipe, *sets, "--seed", str(seed), "--out", str(home / phase))
+        place = home / phase
+        return Step(f"{name} {phase}", phase, f"seed {seed}: {words}", argv, place / "model", place, needs)
+
+    def measure(phase: str, words: str, trained: str) -> Path:
+        place = home / phase.replace("evaluate", "evaluation")
+        argv = ("eval", "emergent", str(home / trained / "model"), "--data", data, "--out", str(place))
+        result, needs = place / "evaluation.json", (f"{name} {trained}",)
+        plan.steps.append(Step(f"{name} {phase}", phase, f"seed {seed}: {words}", argv, result, place, needs))
+        return result
+
+    plan.steps.append(train("stage1", "pictures with words", "", settings.stage1, ("data",)))
+    if not plan.has_sounds:
+        plan.evaluations.append(measure("evaluate", "measure", "stage1"))
+        return
+    init, needs = f"init={home / 'stage1' / 'model'}", ("data", f"{name} stage1")
+    plan.steps.append(train("stage2", "sounds with words", init, settings.stage2, needs))
+    plan.evaluations.append(measure("evaluate", "measure", "stage2"))
     if with_control:
-        control, words = home / "stage2-shuffled", title + "the control, sounds with shuffled words"
-        shared += ("--set", "shuffle_pairs=true")
-        plan.steps.append(
-            _train(name, "stage2-shuffled", words, control, shared, seed, needs=("data", f"{name} stage1"))
-        )
-        place = home / "evaluation-shuffled"
-        words, needs = title + "measure the control", (f"{name} stage2-shuffled",)
-        plan.steps.append(_evaluate(name, "evaluate-shuffled", words, control / "model", data, place, needs=needs))
-        plan.controls.append(place / "evaluation.json")
-
-
-def _sets(values: Sequence[str]) -> tuple[str, ...]:
-    return tuple(word for value in values for word in ("--set", value))
-
-
-def _train(
-    name: str, phase: str, title: str, place: Path, sets: tuple[str, ...], seed: int, *, needs: tuple[str, ...]
-) -> Step:
-    recipe = "one_peace.stage1" if phase == "stage1" else "one_peace.stage2"
-    argv = ("train", recipe, *sets, "--seed", str(seed), "--out", str(place))
-    return Step(f"{name} {phase}", phase, title, argv, place / "model", place, needs)
-
-
-def _evaluate(
-    name: str, phase: str, title: str, model: Path, data: str, place: Path, *, needs: tuple[str, ...]
-) -> Step:
-    argv = ("eval", "emergent", str(model), "--data", data, "--out", str(place))
-    return Step(f"{name} {phase}", phase, title, argv, place / "evaluation.json", place, needs)
+        words, shuffled = "the control, sounds with shuffled words", (*settings.stage2, "shuffle_pairs=true")
+        plan.steps.append(train("stage2-shuffled", words, init, shuffled, needs))
+        plan.controls.append(measure("evaluate-shuffled", "measure the control", "stage2-shuffled"))
 
 
 def searches(settings: Settings, plan: Plan) -> list[Step]:
@@ -311,10 +287,6 @@ def caveat(is_shipped_data: bool) -> str:
     return "The shipped model knows drawings: on photographs it sees little more than colours and shapes."
 
 
-COMMAND = "plait.cli:command"
-"""How a verb is called in this process: found by name when it runs, since the command line sits above this room."""
-
-
 def quickstart(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="pictures (and sounds) of your own, in named sub-folders")
@@ -415,8 +387,10 @@ class Log:
 
     def write(self, **more: Any) -> None:
         """Write the file in one step."""
+        from plait_studies.summary import write_json
+
         self.content |= more
-        atomic_write(self.path, json.dumps(self.content, indent=1) + "\n")
+        write_json(self.path, self.content)
 
 
 def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
@@ -443,8 +417,6 @@ def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
 
 def invoke(argv: Sequence[str]) -> int:
     """Run a public command in this process, as the command line would. Returns its exit code; its errors propagate."""
-    module, _, attribute = COMMAND.partition(":")
-    command: Callable[[str], Any] = getattr(import_module(module), attribute)
     result = command(argv[0]).main(args=list(argv[1:]), prog_name=f"plait {argv[0]}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 

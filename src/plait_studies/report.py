@@ -1,16 +1,14 @@
-"""What a run directory holds, read for a report: summary, evaluations, curves, commands, facts about the data.
+"""The page of a quickstart: what it heard and found, with pictures and sounds inside the file.
 
-Contact sheets: a sound to play, the pictures it found, the right ones marked. Media become data URIs.
+summary.json, seed-0/evaluation, metrics.jsonl, quickstart.json -> RunFiles -> sections -> report.html
 
-`build_report`: a run directory -> one self-contained page (pictures, sounds, curves and style inside the file).
-
-summary.json, seed-0/evaluation, metrics.jsonl, quickstart.json -> sections -> report.html
+Of every query the page shows what was found, right or wrong: examples are chosen by their place in the list.
 """
 
 from __future__ import annotations
 
-import base64
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +20,8 @@ import numpy as np
 
 from plait.data.manifest import read_manifest
 from plait.report import charts, tables
-from plait.report.page import section, write_page
-from plait.report.run import curves_section, read_curves, worth_section
+from plait.report.page import data_uri, hero, section, write_page
+from plait.report.run import curves_section, read_curves
 from plait_studies.gap import modality_gap
 
 
@@ -46,25 +44,23 @@ class RunFiles:
     data: Path | None = None
     seed: Seed | None = None
     curves: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    worth: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: str | Path) -> RunFiles:
-        """Read the directory of one training run or of a demonstration with seeds. ValueError where it is neither."""
+        """Read the directory of a quickstart. ValueError where it is none."""
         directory = Path(directory)
         run = cls(directory, _json(directory / "summary.json"), _json(directory / "quickstart.json"))
-        run.worth = _json(directory / "finetune.json")
+        if not run.summary:
+            raise ValueError(f"expected a quickstart with summary.json, got {directory}; run plait quickstart first")
         if run.log:
             run.data = directory / run.log["data"]
         seeds = sorted(directory.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-        run.curves = read_curves(seeds or [directory])
-        first = seeds[0] if seeds else directory
-        if (first / "evaluation" / "evaluation.json").is_file():
-            run.seed = _seed(first / "evaluation")
-        run.config = next((_json(path) for path in sorted(first.rglob("model/config.json"))), {})
-        if not run.curves and not run.summary:
-            raise ValueError(f"expected a run with metrics.jsonl or summary.json, got {directory}; train into it first")
+        run.curves = read_curves(seeds)
+        stored = seeds[0] / "evaluation" if seeds else directory
+        if (stored / "evaluation.json").is_file():
+            with np.load(stored / "vectors.npz") as arrays:
+                vectors = {name: arrays[name] for name in arrays.files}
+            run.seed = Seed(_json(stored / "evaluation.json"), vectors, stored / "gallery")
         return run
 
     def names(self) -> dict[str, str]:
@@ -121,12 +117,6 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _seed(directory: Path) -> Seed:
-    with np.load(directory / "vectors.npz") as stored:
-        vectors = {name: stored[name] for name in stored.files}
-    return Seed(_json(directory / "evaluation.json"), vectors, directory / "gallery")
-
-
 _TYPES = {
     ".webp": "image/webp",
     ".png": "image/png",
@@ -142,55 +132,34 @@ _TYPES = {
 _BARS = 40
 
 
-def data_uri(path: Path) -> str:
+def file_uri(path: Path) -> str:
     """A media file as a data URI. ValueError for a type that browsers do not show."""
     kind = _TYPES.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"expected a picture or sound of {', '.join(_TYPES)}, got {path}; convert it for the report")
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+    return data_uri(path.read_bytes(), kind)
 
 
 def player(path: Path, name: str, heading: str) -> str:
-    """A round play button beside `heading` (HTML) and the clip's waveform; a plain <audio> where scripts are off."""
+    """A round play button beside `heading` (HTML) and the peaks of the clip; a plain <audio> where scripts are off."""
+    from plait.media.audio import load_audio
+
+    peaks = np.array([np.abs(part).max(initial=0.0) for part in np.array_split(load_audio(path), _BARS)])
+    heights = 3 + 29 * (peaks / max(float(peaks.max()), 1e-9)) ** 0.7
+    bars = "".join(f"M{4 * i + 2} {18 - h / 2:.1f}v{h:.1f}" for i, h in enumerate(heights))
     return (
         f'<header class="player"><button type="button" aria-label="play {escape(name)}" hidden>'
         '<svg viewBox="0 0 24 24" aria-hidden="true"><path class="go" d="M8 5.5v13l11-6.5z"/>'
         '<path class="stop" d="M7.5 6h3.4v12H7.5zm5.6 0h3.4v12h-3.4z"/></svg></button>'
-        f"<h3>{heading}</h3>{waveform(path)}"
-        f'<audio controls preload="none" src="{data_uri(path)}"></audio></header>'
+        f'<h3>{heading}</h3><svg class="wave" viewBox="0 0 {4 * _BARS} 36" preserveAspectRatio="none" '
+        f'aria-hidden="true"><path d="{bars}"/></svg>'
+        f'<audio controls preload="none" src="{file_uri(path)}"></audio></header>'
     )
 
 
-def waveform(path: Path) -> str:
-    """Peaks of a clip as an SVG of `_BARS` rounded bars."""
-    from plait.media.audio import load_audio
-
-    clip = np.abs(load_audio(path))
-    peaks = np.array([part.max() if len(part) else 0.0 for part in np.array_split(clip, _BARS)])
-    heights = 3 + 29 * (peaks / max(float(peaks.max()), 1e-9)) ** 0.7
-    bars = "".join(f"M{4 * i + 2} {18 - h / 2:.1f}v{h:.1f}" for i, h in enumerate(heights))
-    box = f'viewBox="0 0 {4 * _BARS} 36" preserveAspectRatio="none"'
-    return f'<svg class="wave" {box} aria-hidden="true"><path d="{bars}"/></svg>'
-
-
-def sound_card(example: Mapping[str, Any], root: Path) -> str:
-    """One sound, its five nearest drawings among sounding things, and (smaller) among all drawings."""
-    name = escape(example["name"])
-    wide = "".join(picture(hit, root) for hit in example["hits_in_all"])
-    return (
-        f'<article class="card">{player(root / example["audio"], example["name"], name)}'
-        f'<div class="row five">{"".join(picture(hit, root) for hit in example["hits"])}</div>'
-        f'<p class="among">among all drawings</p><div class="row five small">{wide}</div></article>'
-    )
-
-
-def fused_card(example: Mapping[str, Any], root: Path, pictures: Path) -> str:
-    """A sound plus a word, and the five nearest composed pictures."""
-    heading = f'{escape(example["name"])} <span class="plus">+</span> <q>{escape(example["text"])}</q>'
-    return (
-        f'<article class="card">{player(root / example["audio"], example["name"], heading)}'
-        f'<div class="row five">{"".join(picture(hit, pictures) for hit in example["hits"])}</div></article>'
-    )
+def row_of(hits: Sequence[Mapping[str, Any]], root: Path, size: str = "") -> str:
+    """Five found pictures, nearest first."""
+    return f'<div class="row five{size}">{"".join(picture(hit, root) for hit in hits)}</div>'
 
 
 def picture(hit: Mapping[str, Any], root: Path) -> str:
@@ -198,20 +167,47 @@ def picture(hit: Mapping[str, Any], root: Path) -> str:
     state = "right" if hit["right"] else "half" if hit.get("half_right") else ""
     says = {"right": "right: ", "half": "half right: ", "": ""}[state]
     words = escape(f"{says}{hit['name']} ({hit['score']:.2f})")
-    source = data_uri(root / hit["image"])
+    source = file_uri(root / hit["image"])
     return (
         f'<figure class="{state}"><img loading="lazy" alt="{words}" title="{words}" src="{source}">'
         f"<figcaption>{escape(hit['name'])}</figcaption></figure>"
     )
 
 
-def legend(kinds: Sequence[str]) -> str:
-    """What the marks mean."""
-    words = {"right": "the right picture", "half": "one of the two things is right"}
-    return "".join(f'<span class="key {kind}">{words[kind]}</span>' for kind in kinds)
-
-
+_RIGHT = '<span class="key right">the right picture</span>'
+_HALF = '<span class="key half">one of the two things is right</span>'
 _MAX_SOUNDS_ON_MAP = 12
+GROUPS: dict[str, dict[str, str]] = {
+    "A sound finds a picture, though no picture was ever trained with a sound": {
+        "audio_to_image_r1": "first answer right, one drawing of each sounding thing",
+        "audio_to_image_r5": "right within five",
+        "audio_to_all_images_r1": "first answer right, among all drawings",
+        "audio_to_all_images_r5": "right within five, among all drawings",
+        "image_to_audio_r1": "the other way: a drawing finds a note of its thing",
+        "unseen_font_audio_to_image_r1": "notes from a soundfont that was never trained on",
+    },
+    "What training was about": {
+        "image_to_text_r1": "a drawing in an unseen style finds its name",
+        "text_to_image_r1": "a name finds the drawing in an unseen style",
+        "audio_to_text_r1": "an unseen note finds the name of its thing",
+        "unseen_font_audio_to_text_r1": "the same for a soundfont that was never trained on",
+    },
+    "Two things in one query find the picture that shows both": {
+        "fused_to_image_r5": "sound + word, right within five",
+        "audio_only_to_image_r5": "the sound alone",
+        "text_only_to_image_r5": "the word alone",
+        "full_caption_to_image_r5": "both things in words, for comparison",
+        "image_audio_to_image_r5": "sound + another drawing of the second thing",
+        "image_only_to_image_r5": "that drawing alone",
+    },
+    "Control: trained equally long with shuffled names for the sounds": {
+        "shuffled_audio_to_text_r1": "an unseen note finds the name of its thing",
+        "shuffled_audio_to_image_r1": "a sound finds its picture, first answer",
+        "shuffled_audio_to_image_r5": "right within five",
+    },
+}
+"""Heading -> metric -> what it asks, in words."""
+
 _HONEST = """
 <p>The pictures are emoji drawings by five independent artists and a few silhouettes; the style held out is never
 trained on.<!--exceptions--> The sounds are sampled instruments and a few sampled effects, rendered note by note: a
@@ -224,10 +220,9 @@ nothing about how well a large model does.</p>
 
 
 def build_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run, to `run_dir`/report.html unless `out` is given. Returns its path.
+    """Write the page of a quickstart, to `run_dir`/report.html unless `out` is given. Returns its path.
 
-    Shows what the run has: a plain training run gets its curves, a demonstration everything. ValueError where the
-    directory holds no run.
+    ValueError where the directory holds none.
     """
     run = RunFiles.read(run_dir)
     sections = [
@@ -235,14 +230,12 @@ def build_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         _sounds(run),
         _fused(run),
         _numbers(run),
-        worth_section(run.worth),
         curves_section(run.curves),
         _space(run),
         _how(run),
         _honest(run),
     ]
-    path = Path(run_dir) / "report.html" if out is None else Path(out)
-    return write_page(path, _title(run), sections)
+    return write_page(Path(run_dir) / "report.html" if out is None else Path(out), _title(run), sections)
 
 
 def _metric(run: RunFiles, name: str) -> Mapping[str, Any] | None:
@@ -253,13 +246,10 @@ def _metric(run: RunFiles, name: str) -> Mapping[str, Any] | None:
 def _title(run: RunFiles) -> str:
     if _metric(run, "audio_to_image_r1"):
         return "It heard a sound and found the picture"
-    return "Words find pictures" if run.summary else f"Run {run.directory.name}"
+    return "Words find pictures"
 
 
 def _hero(run: RunFiles) -> str:
-    title = f"<h1>{escape(_title(run))}</h1>"
-    if not run.summary:
-        return f'<header class="hero">{title}</header>'
     heard = _metric(run, "audio_to_image_r1")
     kind = "drawings" if run.is_shipped else "pictures"
     runs = run.summary["seeds"]
@@ -279,10 +269,6 @@ def _hero(run: RunFiles) -> str:
         )
     else:
         words += f"It learnt {kind} with words. Here {kind} {style} and their names look for each other."
-    return f'<header class="hero">{title}<p class="lead">{words}</p>{_tiles(run)}</header>'
-
-
-def _tiles(run: RunFiles) -> str:
     wanted = {
         "audio_to_image_r1": ("a sound finds its picture", "audio"),
         "audio_to_image_r5": ("… within five answers", "audio"),
@@ -290,28 +276,31 @@ def _tiles(run: RunFiles) -> str:
         "image_to_text_r1": ("a picture finds its name", "image"),
     }
     tiles = []
-    for name, (words, strand) in wanted.items():
+    for name, (asked, strand) in wanted.items():
         found = _metric(run, name)
         if found:
             tiles.append(
-                f'<div class="tile {strand}"><b>{100 * found["value"]:.0f}<small>%</small></b><span>{words}</span>'
+                f'<div class="tile {strand}"><b>{100 * found["value"]:.0f}<small>%</small></b><span>{asked}</span>'
                 f"<span class='dim'>chance {tables.percent(found['chance'])}</span></div>"
             )
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+    return hero(_title(run), words, f'<div class="tiles">{"".join(tiles)}</div>')
 
 
 def _sounds(run: RunFiles) -> str:
     examples = run.seed.evaluation["examples"].get("audio_to_image", []) if run.seed else []
     if not examples or run.data is None:
         return ""
-    cards = "".join(sound_card(example, run.data) for example in examples)
+    cards = "".join(
+        f'<article class="card">{player(run.data / one["audio"], one["name"], escape(one["name"]))}'
+        f'{row_of(one["hits"], run.data)}<p class="among">among all drawings</p>'
+        f"{row_of(one['hits_in_all'], run.data, ' small')}</article>"
+        for one in examples
+    )
     lead = (
         f"Press play. One held-out note of each of the {len(examples)} sounding things, chosen by its place in the "
         "list and not by its result, with the five nearest pictures, nearest first."
     )
-    return section(
-        "This sound found these pictures", lead, f'{legend(["right"])}<div class="cards">{cards}</div>', "sounds"
-    )
+    return section("This sound found these pictures", lead, f'{_RIGHT}<div class="cards">{cards}</div>', "sounds")
 
 
 def _fused(run: RunFiles) -> str:
@@ -319,26 +308,40 @@ def _fused(run: RunFiles) -> str:
     fused = _metric(run, "fused_to_image_r5")
     if not examples or run.data is None or run.seed is None or fused is None:
         return ""
-    data, gallery = run.data, run.seed.gallery
-    cards = "".join(fused_card(example, data, gallery) for example in examples)
+    cards = ""
+    for one in examples:
+        heading = f'{escape(one["name"])} <span class="plus">+</span> <q>{escape(one["text"])}</q>'
+        cards += f'<article class="card">{player(run.data / one["audio"], one["name"], heading)}'
+        cards += f"{row_of(one['hits'], run.seed.gallery)}</article>"
     lead = (
         "One query of two parts: the vector of a sound plus the vector of a word. The gallery holds "
         f"{fused['gallery']} pictures of two things that were never shown side by side in training. "
         "Evenly spaced over all queries, failures included."
     )
-    body = f'{legend(["right", "half"])}<div class="cards">{cards}</div>'
+    body = f'{_RIGHT}{_HALF}<div class="cards">{cards}</div>'
     return section("A sound and a word in one query", lead, body, "fused")
 
 
 def _numbers(run: RunFiles) -> str:
-    if not run.summary:
-        return ""
     lead = (
         "Each row: how often the right answer is found, with a 95&#8239;% bootstrap interval (the whisker) over the "
         "things asked for, and what a random order of the same gallery would reach (the tick). Sounds are averaged per "
         "thing first."
     )
-    body = tables.metrics_table(run.summary["metrics"], run.summary.get("bars", {}))
+    bars, groups = run.summary.get("bars", {}), {}
+    for heading, wanted in GROUPS.items():
+        rows = []
+        for name, words in wanted.items():
+            if (found := _metric(run, name)) is None:
+                continue
+            note, seeds, bar = f"{found['queries']:,} queries, gallery of {found['gallery']:,}", found["per_seed"], None
+            if len(seeds) > 1:
+                note += f"; seeds {100 * min(seeds):.1f} to {100 * max(seeds):.1f} %"
+            if name in bars:
+                bar = bars[name] | {"bar": re.sub("_to_image|_r[15]", "", bars[name]["bar"]).replace("_", " ")}
+            rows.append(tables.Measured(words, found, name, note, bar))
+        groups[heading] = rows
+    body = tables.meters(groups)
     found = run.seed.evaluation["metrics"].get("audio_to_image_r1") if run.seed else None
     if found:
         listing = tables.class_bars(found["units"], run.names(), found["chance"])
@@ -395,10 +398,10 @@ def _how(run: RunFiles) -> str:
     about = run.summary.get("about", {})
     versions = ", ".join(f"{name} {number}" for name, number in about.get("versions", {}).items() if number)
     hardware = about.get("hardware", {})
-    facts = [("versions", escape(versions)), ("commit", escape(str(about.get("commit") or "not in a git checkout")))]
+    facts = [("versions", versions), ("commit", str(about.get("commit") or "not in a git checkout"))]
     if hardware:
-        facts.append(("machine", escape(f"{hardware['processor']}, {hardware['cores']} cores")))
-    facts += [(escape(name), escape(str(value))) for name, value in run.log.get("notes", {}).items()]
+        facts.append(("machine", f"{hardware['processor']}, {hardware['cores']} cores"))
+    facts += [(name, str(value)) for name, value in run.log.get("notes", {}).items()]
     lead = "These commands, and nothing else, made everything on this page."
     return section("What ran", lead, tables.commands_list(commands) + tables.card(facts), "commands")
 
@@ -407,16 +410,11 @@ def _honest(run: RunFiles) -> str:
     facts = run.data_facts()
     if not facts:
         return ""
-    listing = tables.card([(escape(name), escape(words)) for name, words in facts])
-    words = _HONEST.replace("<!--exceptions-->", _exceptions(run.familiar_styles())) if run.is_shipped else ""
+    familiar, words, listing = run.familiar_styles(), "", tables.card(facts)
+    if run.is_shipped:
+        told = escape(", ".join(familiar))
+        but = f" Except for {told}: another drawing of theirs is held out, in a style trained elsewhere."
+        words = _HONEST.replace("<!--exceptions-->", but if familiar else "")
     return section(
         "What the data is, and what this does not show", "", f'<div class="prose">{words}</div>{listing}', "data"
-    )
-
-
-def _exceptions(names: list[str]) -> str:
-    if not names:
-        return ""
-    return (
-        f" Except for {escape(', '.join(names))}: another drawing of theirs is held out, in a style trained elsewhere."
     )

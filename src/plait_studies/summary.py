@@ -1,4 +1,4 @@
-"""summary.json: every number of a run over its seeds, each beside its chance, with the bars it is held to.
+"""summary.json of a quickstart: every number over its seeds, each beside its chance, with the bars it is held to.
 
 evaluation.json per seed (+ the shuffled control's) -> {"seeds", "metrics", "bars", "seconds", "about"}
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.metrics.retrieval import bootstrap_interval
+from plait.metrics.bootstrap import bootstrap_mean
 from plait.places import atomic_write
 from plait.report.about import about
 
@@ -89,23 +89,28 @@ def summarise(
     }
 
 
-def _over_seeds(found: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    scores = [score for score in found if score is not None]
+def _over_seeds(given: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    scores = [score for score in given if score is not None]
     if not scores:
         return {"value": None, "chance": None, "per_seed": []}
     shared = [unit for unit in scores[0]["units"] if all(unit in score["units"] for score in scores)]
-    mean = {unit: float(np.mean([score["units"][unit] for score in scores])) for unit in shared}
+    found = bootstrap_mean([float(np.mean([score["units"][unit] for score in scores])) for unit in shared])
     return {
         "value": round(float(np.mean([score["value"] for score in scores])), 4),
         "chance": round(float(np.mean([score["chance"] for score in scores])), 4),
         "per_seed": [round(score["value"], 4) for score in scores],
-        "interval": [round(bound, 4) for bound in bootstrap_interval(mean.values())],
+        "interval": [round(found.lower, 4), round(found.upper, 4)],
         "queries": scores[0]["queries"],
         "gallery": scores[0]["gallery"],
     }
 
 
-def write_summary(path: str | Path, summary: Mapping[str, Any], seconds: Mapping[str, float]) -> Path:
-    """Write summary.json in one step: what `summarise` gave, seconds per phase, and what it was measured with."""
-    whole = {**summary, "seconds": {name: round(value, 1) for name, value in seconds.items()}, "about": about()}
-    return atomic_write(path, json.dumps(whole, indent=1) + "\n")
+def write_summary(path: Path, summary: Mapping[str, Any], seconds: Mapping[str, float]) -> Path:
+    """Write summary.json: what `summarise` gave, seconds per phase, and what it was measured with."""
+    rounded = {name: round(value, 1) for name, value in seconds.items()}
+    return write_json(path, {**summary, "seconds": rounded, "about": about()})
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    """A JSON file, whole or not at all: a run that is killed goes on from what is there."""
+    return atomic_write(path, json.dumps(value, indent=1) + "\n")

@@ -11,13 +11,11 @@ import torch
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.recipes.mplug2 import asked_together
 from plait.types import Sample
+from plait_studies import measures, training
 from plait_studies import mplug2 as module
 from plait_studies.drawings import Example
-from plait_studies.mplug2 import measures
 from plait_studies.mplug2 import measures as evaluate
-from plait_studies.mplug2 import measures as features
 from plait_studies.mplug2 import report as table
-from plait_studies.mplug2 import training as batches
 from plait_studies.mplug2 import training as small
 from plait_studies.mplug2.training import asked, pixels_of
 
@@ -34,10 +32,10 @@ def colours(pictures):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(small, "snippets", snippets)
+    monkeypatch.setattr(training, "snippets", snippets)
     monkeypatch.setattr(evaluate, "COUNT", 24)
     monkeypatch.setattr(evaluate, "features", colours)
-    monkeypatch.setattr(measures, "PRIOR_EXAMPLES", 20)
+    monkeypatch.setattr(evaluate, "PRIOR_EXAMPLES", 20)
     evaluate.held_out.cache_clear()
     yield
     evaluate.held_out.cache_clear()
@@ -97,8 +95,8 @@ def test_the_chosen_answer_is_what_ranking_alone_puts_first_among_the_own_choice
     model = MPlug2ForConditionalGeneration(small.config(made)).eval()
     examples = small.drawings().examples("order", "test", 5)
     allowed = [evaluate.choices(example) for example in examples]
-    monkeypatch.setattr(measures, "FEW", 2)
-    best = measures.chosen(model, made, examples, allowed)
+    monkeypatch.setattr(evaluate, "FEW", 2)
+    best = evaluate.chosen(model, made, examples, allowed)
     for example, own, answer in zip(examples, allowed, best, strict=True):
         ids = made.answers(own)
         inputs = {**pixels_of([example], made), **made.tokenize(asked([example]))}
@@ -111,7 +109,7 @@ def test_questions_asked_together_cost_what_they_cost_one_by_one(quick):
     made = small.processor()
     torch.manual_seed(0)
     model = MPlug2ForConditionalGeneration(small.config(made)).eval()
-    source = batches.source_of(small.drawings(), made, {"scene": 2, "clip": 1}, strength=0.0)()
+    source = small.source_of(small.drawings(), made, {"scene": 2, "clip": 1}, strength=0.0)()
     parts = source.load(source.rows(0, 0, 6), np.random.default_rng(0))
     together, _ = asked_together(model, parts, 0, torch.Generator())
     alone, count = torch.zeros(()), 0
@@ -124,7 +122,7 @@ def test_questions_asked_together_cost_what_they_cost_one_by_one(quick):
 
 
 def test_every_step_asks_of_every_group_by_its_share(quick):
-    source = batches.source_of(small.drawings(), small.processor(), {"drawing": 1, "scene": 2})()
+    source = small.source_of(small.drawings(), small.processor(), {"drawing": 1, "scene": 2})()
     named = source.names(source.rows(3, 5, 12))
     assert named == ["drawing"] * 4 + ["scene"] * 8 and len(source) == len(small.drawings().numbers("train"))
 
@@ -132,7 +130,7 @@ def test_every_step_asks_of_every_group_by_its_share(quick):
 def test_answers_of_the_shuffled_control_are_those_of_other_examples_of_their_task(quick):
     made = small.processor()
     right, wrong = (
-        batches.source_of(small.drawings(), made, {"drawing": 1}, strength=0.0, shuffle_answers=shuffled)().load(
+        small.source_of(small.drawings(), made, {"drawing": 1}, strength=0.0, shuffle_answers=shuffled)().load(
             [0] * 12, np.random.default_rng(0)
         )[0]
         for shuffled in (False, True)
@@ -145,13 +143,12 @@ def test_answers_of_the_shuffled_control_are_those_of_other_examples_of_their_ta
 
 def test_no_answer_of_the_shuffled_control_is_about_its_own_picture():
     picture = np.repeat(np.arange(6), 4)
-    pairs = batches._of_other_pictures(["name", "kind", "is_there", "is_there"] * 6, picture, np.random.default_rng(0))
+    pairs = small._of_other_pictures(["name", "kind", "is_there", "is_there"] * 6, picture, np.random.default_rng(0))
     own, other = np.array(sorted(pairs)).T
     assert own.tolist() == sorted(other.tolist()) == list(range(24))
     assert (picture[own] != picture[other]).all() and (np.minimum(own % 4, 2) == np.minimum(other % 4, 2)).all()
     assert (
-        len({tuple(batches._of_other_pictures(["a"] * 6, np.arange(6), np.random.default_rng(s))) for s in range(5)})
-        > 2
+        len({tuple(small._of_other_pictures(["a"] * 6, np.arange(6), np.random.default_rng(s))) for s in range(5)}) > 2
     )
 
 
@@ -190,7 +187,7 @@ def test_imagenet_features_pad_as_they_were_trained():
     torch.manual_seed(0)
     x, weight = torch.randn(1, 2, 6, 6), torch.randn(3, 2, 3, 3)
     norm = {f"n.{key}": torch.rand(3) for key in ("running_mean", "running_var", "weight", "bias")}
-    found = features._conv(x, {"c.weight": weight, **norm}, "c", "n", stride=2)
+    found = evaluate._conv(x, {"c.weight": weight, **norm}, "c", "n", stride=2)
     padded = torch.nn.functional.pad(x, (0, 1, 0, 1))  # the odd place goes behind
     plain = torch.nn.functional.conv2d(padded, weight, stride=2)
     scale = norm["n.weight"] / (norm["n.running_var"] + 1e-3).sqrt()
@@ -209,8 +206,8 @@ def test_a_caption_may_be_any_reference_and_an_answer_only_the_answer(quick):
     made = small.processor()
     frames = np.zeros((1, 4, 4, 3), np.uint8)
     caption = Example("caption", frames, "", "bear", None, ("bear", "animal"))
-    assert measures.same("animal", caption, made) == 1 and measures.same("bus", caption, made) == 0
-    assert measures.same("animal", Example("name", frames, "what?", "bear"), made) == 0
+    assert evaluate.same("animal", caption, made) == 1 and evaluate.same("bus", caption, made) == 0
+    assert evaluate.same("animal", Example("name", frames, "what?", "bear"), made) == 0
 
 
 def test_summaries_average_seeds_and_keep_each(quick):

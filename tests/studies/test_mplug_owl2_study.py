@@ -18,12 +18,12 @@ from plait.models.auto import load
 from plait.recipes.mplug_owl2 import save
 from plait.training.stages import freeze
 from plait.types import Sample
+from plait_studies import measures, training
 from plait_studies import owl2 as module
-from plait_studies.owl2 import measures
-from plait_studies.owl2 import measures as attention
+from plait_studies.owl2 import report as attention
 from plait_studies.owl2 import training as arms
 from plait_studies.owl2 import training as small
-from plait_studies.owl2.training import Mixture, about_text
+from plait_studies.training import Questions
 
 from ..models.mplug_owl2.tiny import llama_directory
 
@@ -35,8 +35,8 @@ def snippets(split):
 
 @pytest.fixture
 def llm(tmp_path, monkeypatch):
-    monkeypatch.setattr(small, "snippets", snippets)
-    monkeypatch.setattr(module, "news", lambda: ["prices rose", "the bank said on tuesday"])
+    monkeypatch.setattr(training, "snippets", snippets)
+    monkeypatch.setattr(training, "news", lambda: ["prices rose", "the bank said on tuesday"])
     llama_directory(tmp_path / "llm")
     return str(tmp_path / "llm")
 
@@ -125,19 +125,19 @@ def test_an_unknown_arm_is_one_clear_line(tmp_path, capsys, name, message):
 )
 def test_a_switch_typed_does_what_it_says(llm, tmp_path, monkeypatch, name, moves, asks):
     asked = []
-    load_rows = Mixture.load
+    load_rows = Questions.load
 
     def watched(self, rows, rng):
         asked.append(self.names(rows))
         return load_rows(self, rows, rng)
 
-    monkeypatch.setattr(Mixture, "load", watched)
+    monkeypatch.setattr(Questions, "load", watched)
     out = tmp_path / "study"
     settings = {"llm": llm, "only": name, "warm_steps": 1, "steps": 5, "batch_size": 2, "count": 1, "device": "cpu"}
     typed = [word for pair in settings.items() for word in ("--set", "=".join(map(str, pair)))]
     assert main(["study", "owl2", "--out", str(out), *typed]) == 0
     arm = arms.arm_of(name)
-    model, _ = load(out / "seed-0" / module.folder(name) / "model")
+    model, _ = load(out / "seed-0" / training.folder(name) / "model")
     assert (model.config.image_size, model.config.abstractor_sizes.num_queries) == (arm.image_size, arm.num_queries)
     before = small.begin(Path(llm), out / "seed-0" / "warm-up" / "model", arm)[0].state_dict()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -156,7 +156,7 @@ def test_sentences_that_reach_nothing_give_the_zeros_of_a_backward_pass(llm, war
     model, processor = small.begin(Path(llm), warm, arms.arm_of(name))
     freeze(model, arms.arm_of(name).patterns)
     model.train()
-    batch = dict(processor.supervised([about_text(sample) for sample in snippets("train")[:2]]))
+    batch = small.batch_of(processor, (), snippets("train")[:2])
     gradients = []
     for loss in (small.answer_loss(model, batch, 0, torch.Generator())[0], model(**batch).loss):
         model.zero_grad()
@@ -169,7 +169,7 @@ def test_sentences_that_reach_nothing_give_the_zeros_of_a_backward_pass(llm, war
 
 def test_the_likeliest_choice_is_the_one_with_the_highest_probability_written_out(llm):
     model, processor = small.fresh(Path(llm))
-    examples = small.drawings().examples("kind", "test", 6)
+    examples = small.drawings(small.SIDE, 1).examples("kind", "test", 6)
     expected = []
     for example in examples:
         losses, choices = [], example.choices or ()
@@ -178,9 +178,9 @@ def test_the_likeliest_choice_is_the_one_with_the_highest_probability_written_ou
             batch = processor.supervised([turns], [Image.fromarray(example.frames[0])])
             losses.append(model(**batch).loss.item() * int((batch["labels"] != -100).sum()))
         expected.append(int(choices[int(np.argmin(losses))] == example.answer))
-    assert measures.ranked(model, processor, examples) == expected
+    assert small.subject(model, processor).ranked(examples) == expected
     with pytest.raises(ValueError, match="expected questions with choices, got 'name'"):
-        measures.ranked(model, processor, small.drawings().examples("name", "test", 1))
+        small.subject(model, processor).ranked(small.drawings(small.SIDE, 1).examples("name", "test", 1))
 
 
 def test_shares_name_the_picture_the_words_and_the_first_key():
@@ -202,8 +202,8 @@ def test_weights_are_asked_of_eager_attention_only(llm):
 
 def test_exact_answers_need_every_piece(llm):
     model, processor = small.fresh(Path(llm))
-    examples = small.drawings().examples("is_there", "test", 3)
-    assert set(measures.answered(model, processor, examples, "removed")) <= {0, 1}
+    examples = small.drawings(small.SIDE, 1).examples("is_there", "test", 3)
+    assert set(small.subject(model, processor).answered(examples, shown=False)) <= {0, 1}
     assert measures.perplexity([(np.log(4) * 3, 3), (np.log(4), 1)]) == pytest.approx(4)
 
 

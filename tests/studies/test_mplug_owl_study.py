@@ -17,13 +17,11 @@ from plait.cli import main
 from plait.models.auto import load
 from plait.training.stages import freeze
 from plait.types import Sample
-from plait_studies.build import stamps as build_snippets
+from plait_studies import owl as small
+from plait_studies import training
 from plait_studies.build.emoji import write_clip
 from plait_studies.drawings import MOTIONS, Example
-from plait_studies.owl import measures
-from plait_studies.owl import training as sights
-from plait_studies.owl import training as small
-from plait_studies.owl.measures import CONDITIONS
+from plait_studies.measures import CONDITIONS, Subject
 
 from ..models.mplug_owl2.tiny import byte_tokenizer
 
@@ -36,8 +34,8 @@ def snippets(split):
 @pytest.fixture
 def llm(tmp_path, monkeypatch):
     news = [Sample(str(i), text="the bank said on tuesday", split="test") for i in range(2)]
-    monkeypatch.setattr(small, "snippets", snippets)
-    monkeypatch.setattr(build_snippets, "reuters_r8", lambda: iter(news))
+    monkeypatch.setattr(training, "snippets", snippets)
+    monkeypatch.setattr(training, "reuters_r8", lambda: iter(news))
     config = LlamaConfig(
         vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         bos_token_id=0, eos_token_id=1, pad_token_id=0, tie_word_embeddings=True,
@@ -80,11 +78,11 @@ def test_one_command_trains_measures_and_prints_its_table(llm, tmp_path, capsys)
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "stage2: shown minus shuffled" in printed
-    assert all(word in printed for word in (*CONDITIONS, *sights.TASKS, "commonest answer", "ppl news"))
+    assert all(word in printed for word in (*CONDITIONS, *small.TASKS, "commonest answer", "ppl news"))
     summary = json.loads((out / "summary.json").read_text())
     first, second = summary["rows"]
-    assert summary["questions"] == dict.fromkeys(sights.TASKS, 3)
-    assert set(second["vqa"]["one frame"]["tasks"]) == set(sights.CLIPS)
+    assert summary["questions"] == dict.fromkeys(small.TASKS, 3)
+    assert set(second["vqa"]["one frame"]["tasks"]) == set(small.CLIPS)
     assert first["perplexity"] != second["perplexity"]  # a LoRA moved the text
     source = load(out / "seed-0" / "warm-up" / "model")[0].language_model.state_dict()
     seen = load(out / "seed-0" / "stage1" / "model")[0].language_model.state_dict()
@@ -112,7 +110,7 @@ def test_without_packages_the_drawings_are_enough(llm, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    return sights.sights(photographs_and_animations(tmp_path_factory.mktemp("sights") / "data"))
+    return small.sights(photographs_and_animations(tmp_path_factory.mktemp("sights") / "data"))
 
 
 def test_examples_are_held_out_and_always_the_same(seen):
@@ -120,7 +118,7 @@ def test_examples_are_held_out_and_always_the_same(seen):
         once, again = (seen.examples(task, "test", 3) for _ in range(2))
         for one, other in zip(once, again, strict=True):
             assert one.answer == other.answer and np.array_equal(one.frames, other.frames)
-            assert sights.is_clip(one) is (task in sights.CLIPS)
+            assert (len(one.frames) > 1) is (task in small.CLIPS)
     shown = seen.example("naming", "train", np.random.default_rng(3))
     assert shown.question == "what is this?" and shown.answer
 
@@ -129,10 +127,10 @@ def test_names_lose_articles_and_split_by_name_alone():
     rows = [
         Sample(str(i), text=text, meta={"group": "food"}, split="train") for i, text in enumerate(("An apple.",) * 2)
     ]
-    found = [sights.relabelled(row, sights.STAMPS) for row in rows]
+    found = [small.relabelled(row, small.STAMPS) for row in rows]
     assert {(row.text, row.label) for row in found} == {("apple", "food")}
     assert found[0].split == found[1].split
-    assert sights.relabelled(Sample("a", text="A dice.", meta={"group": "people"}), sights.STAMPS).label is None
+    assert small.relabelled(Sample("a", text="A dice.", meta={"group": "people"}), small.STAMPS).label is None
 
 
 def test_a_moving_thing_is_never_mirrored(seen):
@@ -174,8 +172,10 @@ def test_the_tower_learns_alone_from_pictures_before_the_abstractor_does(llm, se
 
 
 def test_every_fourth_step_of_stage_two_asks_about_sentences(llm, seen):
-    _, processor = small.fresh(llm, 0)
-    source = small.Questions(seen, snippets("train"), processor, seen.tasks)
+    model, processor = small.fresh(llm, 0)
+    small.save(processor, model, llm.parent / "seen")
+    recipe = small.tuning(llm.parent / "seen", seen, 8, batch_size=2)
+    source = recipe.stages[0].batches()
     kinds = [source.rows(0, step, 2)[0] for step in range(8)]
     assert kinds == [0, 0, 0, 1] * 2
     assert "pixel_values" not in source.load([1, 1], np.random.default_rng(0))
@@ -185,13 +185,13 @@ def test_controls_show_what_they_say(llm, seen, monkeypatch):
     model, processor = small.fresh(llm, 0)
     given: list[list[Example]] = []
 
-    def watched(model, processor, examples, *, shown=True):
+    def watched(self, examples, *, shown=True):
         given.append(list(examples) if shown else [])
         return [1] * len(examples)
 
-    monkeypatch.setattr(measures, "answered", watched)
+    monkeypatch.setattr(Subject, "answered", watched)
     clips = seen.examples("motion", "test", 3)
-    found = measures.asked(model, processor, clips)
+    found = small.subject(model, processor).asked(clips)
     assert set(found) == set(CONDITIONS) and all(len(hits) == 3 for hits in found.values())
     shown, shuffled, still, removed = given
     assert [e.answer for e in shuffled] == [e.answer for e in shown]
@@ -213,16 +213,14 @@ def test_an_answer_is_right_when_every_piece_of_it_is_preferred(llm, seen, monke
         wanted[-1][places] = best[places - 1]  # what the model would say
         if number == 3:
             wanted[-1][places[-1]] += 1  # but for the end
-    true = small.batch_of
 
-    def rewritten(processor, chosen, *given, **options):
-        batch = true(processor, chosen, *given, **options)
+    def rewritten(chosen, **options):
+        batch = small.batch_of(processor, chosen, **options)
         for row, labels in zip(batch["labels"], wanted, strict=True):
             row[: len(labels)] = labels
         return batch
 
-    monkeypatch.setattr(measures, "batch_of", rewritten)
-    assert measures.answered(model, processor, examples) == [1, 1, 1, 0, 1]
+    assert Subject(model, processor, rewritten).answered(examples) == [1, 1, 1, 0, 1]
 
 
 def test_the_gpu_script_refuses_without_a_gpu(monkeypatch, capsys, tmp_path):

@@ -12,7 +12,6 @@ from PIL import Image
 
 from plait.errors import UsageError
 from plait.evaluation.emergent import evaluate_emergent
-from plait_studies import quickstart as first
 from plait_studies import quickstart as module
 from plait_studies.quickstart import INTERRUPTED, quickstart
 
@@ -24,8 +23,8 @@ FIRST = ["index", "search", "search"]
 
 @pytest.fixture(autouse=True)
 def planted_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first, "WORD", "thing 2")
-    monkeypatch.setattr(first, "SOUND", "thing-2")
+    monkeypatch.setattr(module, "WORD", "thing 2")
+    monkeypatch.setattr(module, "SOUND", "thing-2")
 
 
 class Commands:
@@ -278,8 +277,8 @@ def test_the_first_hit_is_real_and_comes_before_training(
 ) -> None:
     """On the shipped data, with the shipped model: the word and the sound find their held-out drawings."""
     pytest.importorskip("lancedb")
-    monkeypatch.setattr(first, "WORD", "trumpet")
-    monkeypatch.setattr(first, "SOUND", "bird")
+    monkeypatch.setattr(module, "WORD", "trumpet")
+    monkeypatch.setattr(module, "SOUND", "bird")
 
     def stop(argv: Sequence[str]) -> int:
         if argv[:2] == ("data", "check"):

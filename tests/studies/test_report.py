@@ -4,46 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from plait.evaluation.emergent import evaluate_emergent
-from plait.report.charts import gap_numbers, line_chart, thin, ticks
 from plait_studies.report import build_report
 from plait_studies.summary import summarise, write_summary
 
+from ..pages import Checker, write_curves
 from ..planted import SOUNDING, Planted, slug, write_data
-
-VOID = {"meta", "img", "br", "circle", "path", "rect"}
-
-
-class Checker(HTMLParser):
-    """Fails on unbalanced tags and collects every address that a browser would load."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.sources: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "poster")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-
-def write_curves(path: Path, stage: str) -> None:
-    path.mkdir(parents=True)
-    rows = [{"step": i, "stage": stage, "loss": 4 / i, "contrast": 3 / i, "samples_per_second": 9.0} for i in (1, 2, 3)]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "st')
 
 
 @pytest.fixture(scope="module")
@@ -119,63 +89,11 @@ def test_training_time_is_per_seed(page: str) -> None:
     assert "1&#8239;min 30&#8239;s of training" in page
 
 
-def test_a_plain_training_run_gets_its_curves(tmp_path: Path) -> None:
-    write_curves(tmp_path / "run", "stage1")
-    page = build_report(tmp_path / "run", tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("<section") == 1
-    assert 'id="curves"' in page
-
-
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a run with metrics\.jsonl or summary\.json"):
+    with pytest.raises(ValueError, match=r"expected a quickstart with summary\.json"):
         build_report(tmp_path)
-
-
-def test_thinning_keeps_the_mean_and_the_end() -> None:
-    series = [(float(i), float(i % 7)) for i in range(1600)]
-    short = thin(series)
-    assert len(short) == 160
-    assert short[-1][0] == 1599
-    assert np.mean([y for _, y in short]) == pytest.approx(np.mean([y for _, y in series]))
-    assert thin([(1.0, float("nan")), (2.0, 3.0)]) == [(2.0, 3.0)]
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 4.9), (0, 2200), (0, 0.031), (-1.5, 1), (0, 1)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 6
-    assert found[0] >= low - 1e-9 and found[-1] <= high + 1e-9
-    assert len(set(np.round(np.diff(found), 9))) == 1
-
-
-def test_a_chart_without_points_is_empty() -> None:
-    assert line_chart({"loss": [[]]}, "steps") == ""
-
-
-def test_gap_numbers_tell_matching_from_other_pairs() -> None:
-    vectors = {"text": np.eye(3), "image": np.eye(3)[[0, 0, 1]]}
-    labels = {"text": ["a", "b", "c"], "image": ["a", "a", "b"]}
-    assert gap_numbers(vectors, labels) == [("text and image", 1.0, 0.0)]
 
 
 def test_labels_of_concepts_are_slugs(run_dir: Path) -> None:
     stored = json.loads((run_dir / "seed-0" / "evaluation" / "evaluation.json").read_text())
     assert stored["examples"]["audio_to_image"][0]["label"] == slug(SOUNDING[0])
-
-
-def test_a_finetuned_model_shows_what_it_is_worth(tmp_path: Path) -> None:
-    write_curves(tmp_path / "run", "vqa")
-    one = {"metric": "accuracy", "value": 0.5, "interval": [0.25, 0.75]}
-    found = {
-        "task": "vqa",
-        "rows": {"test": 8},
-        "trivial": {**one, "about": "always '<b>'"},
-        "before": None,
-        "after": one,
-    }
-    (tmp_path / "run" / "finetune.json").write_text(json.dumps(found))
-    written = build_report(tmp_path / "run").read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(written)
-    assert checker.open == [] and "0.250 to 0.750" in written and "on 8 rows" in written
-    assert "always &#x27;&lt;b&gt;&#x27;" in written and "the model as it came" not in written

@@ -47,6 +47,12 @@ def line_chart(lines: Mapping[str, Sequence[Series]], x_name: str) -> str:
     return f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="curves">{"".join(parts)}</svg>'
 
 
+def panel(title: str, notes: Sequence[str], chart: str) -> str:
+    """A chart (HTML) in a frame, under its title and notes."""
+    words = f"<b>{escape(title)}</b> {escape(' · '.join(notes))}"
+    return f'<figure class="panel"><figcaption>{words}</figcaption>{chart}</figure>'
+
+
 def thin(series: Series) -> list[tuple[float, float]]:
     """At most `_MAX_POINTS` points: means over equal stretches, so that a noisy curve stays readable."""
     finite = np.array([(x, y) for x, y in series if np.isfinite(y)], dtype=np.float64)

@@ -1,32 +1,63 @@
-"""One self-contained page in the house's style: sections of HTML -> a file that needs nothing but a browser."""
+"""One self-contained page in the house's style: sections of HTML -> a file that needs nothing but a browser.
+
+Runs, evaluations, searches and studies write their pages here. Titles and names are words and escaped; leads and bodies
+are HTML, and whoever makes them escapes what comes from files.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait.places import atomic_write
 from plait.report import charts
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _HERE = Path(__file__).parent
 
 
-def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
+def write_page(path: Path, title: str, sections: Sequence[str], footer: str = "Made by Plait.") -> Path:
     """Write HTML sections as one self-contained page in the house's style; returns its path."""
+    body = "\n".join(sections)
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     for slot, content in {
         "title": escape(title),
         "style": (_HERE / "page.css").read_text(encoding="utf-8"),
-        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+        "script": f"<script>\n{script}</script>\n" if 'class="player"' in body else "",
         "braid": charts.braid(),
-        "body": "\n".join(sections),
+        "footer": escape(footer),
+        "body": body,  # last: what it holds may look like a slot
     }.items():
         page = page.replace(f"<!--{slot}-->", content)
     return atomic_write(path, page)
 
 
+def hero(title: str, lead: str = "", body: str = "") -> str:
+    """The head of a page: its title, what it is about and what to see first, as HTML."""
+    intro = f'<p class="lead">{lead}</p>' if lead else ""
+    return f'<header class="hero"><h1>{escape(title)}</h1>{intro}{body}</header>'
+
+
 def section(title: str, lead: str, body: str, name: str) -> str:
     """A heading, what it is about and its content, as HTML."""
     intro = f'<p class="lead">{lead}</p>' if lead else ""
-    return f'<section id="{name}"><h2>{title}</h2>{intro}{body}</section>'
+    return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{intro}{body}</section>'
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A media file of a MIME type inside the page."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def picture_uri(picture: Image, **options: bool | int) -> str:
+    """A picture as WebP inside the page. options: of Pillow's writer, such as lossless or quality."""
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", **options)
+    return data_uri(stream.getvalue(), "image/webp")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.report import charts
-from plait.report.page import section, write_page
+from plait.report.page import hero, section, write_page
 
 Curve = list[list[dict[str, Any]]]
 """Of one stage: for every seed, its rows of metrics.jsonl."""
@@ -32,11 +32,7 @@ def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     finetuned = directory / "finetune.json"
     worth = json.loads(finetuned.read_text(encoding="utf-8")) if finetuned.is_file() else {}
     title = f"Run {directory.name}"
-    sections = [
-        f'<header class="hero"><h1>{escape(title)}</h1></header>',
-        worth_section(worth),
-        curves_section(curves),
-    ]
+    sections = [hero(title), worth_section(worth), curves_section(curves)]
     return write_page(directory / "report.html" if out is None else Path(out), title, sections)
 
 
@@ -76,10 +72,7 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
             notes += [words.format(last[name])] if name in last else []
         if len(seeds) > 1:
             notes.append(f"{len(seeds)} seeds, the first drawn strong")
-        figures.append(
-            f"<figure class='panel'><figcaption><b>{escape(stage)}</b> {' · '.join(notes)}</figcaption>"
-            f"{charts.line_chart(lines, 'steps')}</figure>"
-        )
+        figures.append(charts.panel(stage, notes, charts.line_chart(lines, "steps")))
     return section("How it learnt", "", f'<div class="panels">{"".join(figures)}</div>', "curves") if figures else ""
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.embedder import Part, load, parts_of
 from plait.errors import import_extra
-from plait.places import atomic_write
+from plait.report.page import data_uri, hero, picture_uri, write_page
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,27 +35,14 @@ def write_contact_sheet(
     path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = ""
 ) -> Path:
     """Write one page with a section per `(query, hits)`; a query is an item as `Embedder.embed` takes it."""
-    sections = "".join(section(query, hits) for query, hits in results)
-    return atomic_write(
-        path,
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-        f"<style>{_style()}</style></head><body><main><h1>{html.escape(title)}</h1>"
-        f'<p class="note">{html.escape(note)}</p>{sections}</main></body></html>\n',
-    )
-
-
-def _style() -> str:
-    return Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
-
-
-def section(query: Any, hits: Sequence[Hit]) -> str:
-    """HTML of one query and its hits (uses the classes of the page's style)."""
-    parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
-    top = max((hit.score for hit in hits), default=1.0)
-    cards = "".join(_card(hit, top) for hit in hits) or "<p>Nothing found.</p>"
-    header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
-    return f'<section>{header}<div class="grid">{cards}</div></section>'
+    sections = [hero(title, html.escape(note))]
+    for query, hits in results:
+        parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
+        top = max((hit.score for hit in hits), default=1.0)
+        cards = "".join(_card(hit, top) for hit in hits) or "<p>Nothing found.</p>"
+        header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
+        sections.append(f'<section class="found">{header}<div class="hits">{cards}</div></section>')
+    return write_page(Path(path), title, sections)
 
 
 def _query_part(part: Part, *, first: bool) -> str:
@@ -82,7 +68,7 @@ def _card(hit: Hit, top: float) -> str:
     below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
     width = max(0.0, min(1.0, hit.score / top)) * 100 if top > 0 else 0
     return (
-        f'<figure><div class="view">{view}</div><figcaption><span class="score">{hit.score:.3f}</span>'
+        f'<figure class="hit"><div class="view">{view}</div><figcaption><span class="score">{hit.score:.3f}</span>'
         f'<div class="name" title="{name}">{name}</div>'
         f'<div class="sub" title="{html.escape(hit.path or hit.id)}">{below}</div>'
         f'<div class="bar"><i style="width:{width:.0f}%"></i></div></figcaption></figure>'
@@ -96,13 +82,7 @@ def _image(part: Part) -> str:
         return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
     picture: Image = loaded[0] if isinstance(loaded, list) else loaded
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return f'<img alt="" loading="lazy" src="{_data_uri(_encoded(picture), "image/webp")}">'
-
-
-def _encoded(picture: Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=82)
-    return stream.getvalue()
+    return f'<img alt="" loading="lazy" src="{picture_uri(picture, quality=82)}">'
 
 
 def _player(part: Part) -> str:
@@ -113,11 +93,7 @@ def _player(part: Part) -> str:
     soundfile = import_extra("soundfile")
     stream = io.BytesIO()
     soundfile.write(stream, clip, _CLIP_RATE, format="MP3")
-    return f'<audio controls preload="none" src="{_data_uri(stream.getvalue(), "audio/mpeg")}"></audio>'
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return f'<audio controls preload="none" src="{data_uri(stream.getvalue(), "audio/mpeg")}"></audio>'
 
 
 def table(hits: Sequence[Hit]) -> str:

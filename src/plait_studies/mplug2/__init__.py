@@ -1,5 +1,8 @@
-"""`plait study mplug2`: one small network learns pictures with names, then many tasks by picking modules; each measured
-on drawings of a style, and on sentences, that it never saw, beside honest baselines and controls.
+"""`plait study mplug2`: one small network learns pictures with names, then many tasks by picking modules.
+
+pictures with names -> answering, classification by other paths -> every arm beside baselines and controls -> report
+
+Each is measured on drawings of a style, and on sentences, that it never saw.
 """
 
 from __future__ import annotations
@@ -12,11 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plait.cli.train import INTERRUPTED
-from plait.places import atomic_write
+from plait.cli import INTERRUPTED
 from plait.report.about import about
-from plait.training.run import run_recipe
-from plait.training.stages import Options, Recipe
+from plait.training.stages import Recipe
 
 
 def study(
@@ -37,25 +38,25 @@ def study(
     modalities. animated: also zero-shot on animated emoji, a package of 165 MB. device, dtype: of training; `cuda` and
     `bfloat16` with more steps are the longer setting.
     """
+    from plait_studies.summary import write_json
+    from plait_studies.training import carry_out
+
     results = []
     for seed in range(seeds):
         home = out / f"seed-{seed}"
         spent = Spent(home / "cpu_seconds.txt")
-        for name, build in plan(home, pretrain_steps, answer_steps, control_steps, class_steps, universal).items():
-            print(f"[seed {seed}] {name}", flush=True)
-            result = run_recipe(build, home / name, seed=seed, device=device, dtype=dtype, options=Options())
+        runs = plan(home, pretrain_steps, answer_steps, control_steps, class_steps, universal)
+        if not carry_out(runs, home, seed, device, dtype, lambda name, run, spent=spent: spent.add()):
             spent.add()
-            if result.interrupted is not None:
-                print(f"stopped and saved; run the same command again to continue {out}")
-                return INTERRUPTED
+            return INTERRUPTED
         path = home / "results.json"
         if not path.exists():
-            _write(path, measured(home, universal, animated))
+            write_json(path, measured(home, universal, animated))
         results.append(json.loads(path.read_text(encoding="utf-8")) | {"cpu_seconds": round(spent.add())})
     from plait_studies.mplug2.report import as_text, report, summarise
 
     summary = summarise(results) | {"about": about()}
-    _write(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     print(as_text(summary))
     print(f"report: {report(out, summary)}")
     return 0
@@ -112,11 +113,7 @@ def measured(home: Path, universal: bool, animated: bool) -> dict[str, Any]:
     arms = ("pretraining", *(("pretraining-apart",) if universal else ()))
     return {
         "rows": [asdict(row) for row in rows],
-        "zero_shot": [asdict(row) for row in evaluate.zero_shot_of_arm(home / "pretraining" / "model", animated)],
+        "zero_shot": [asdict(row) for row in evaluate.zero_shot(home / "pretraining" / "model", animated)],
         "gap": {arm: evaluate.gap_of_arm(home / arm / "model") for arm in arms},
         "examples": evaluate.shown(home),
     }
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    atomic_write(path, json.dumps(value, indent=1) + "\n")

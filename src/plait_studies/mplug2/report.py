@@ -1,12 +1,10 @@
-"""The table of `plait study mplug2`: hits of every arm and seed -> means, intervals, differences and bars -> text.
+"""The table and page of `plait study mplug2`: every arm beside its baselines; what the decoder saw, wrote, looked at.
 
-The page of `plait study mplug2`: every arm beside its baselines, and what the decoder saw, wrote and looked at.
+hits of every arm and seed -> means, intervals, differences and bars -> text, report.html
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from plait.metrics.bootstrap import bootstrap_mean, paired_bootstrap
-from plait.report.charts import line_chart
-from plait.report.page import section, write_page
-from plait.report.tables import meter, percent
+from plait.report.charts import line_chart, panel
+from plait.report.page import hero, picture_uri, section, write_page
+from plait.report.tables import Measured, meters, percent
 from plait.training.logging import read_metrics
+from plait_studies.measures import in_points, interval
 from plait_studies.mplug2.measures import LANGUAGE, MAJORITY, ONE_FRAME, OURS, SHUFFLED
 
 POOLED = "all questions"
@@ -61,11 +59,8 @@ def _combined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, A
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    found = bootstrap_mean(row["hits"].tolist())
-    return {
-        "task": row["task"], "arm": row["arm"], "chance": row["chance"], "n": len(row["hits"]),
-        "value": found.estimate, "interval": [found.lower, found.upper], "per_seed": row["per_seed"],
-    }  # fmt: skip
+    told = {key: row[key] for key in ("task", "arm", "chance", "per_seed")}
+    return told | {"n": len(row["hits"]), **interval(row["hits"])}
 
 
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -80,36 +75,24 @@ def bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         hits.setdefault(row["task"], {})[row["arm"]] = np.asarray(row["hits"])
     chances = {row["task"]: row["chance"] for row in rows}
     found = []
+
+    def ask(task: str, arm: str, against: str, gain: np.ndarray) -> None:
+        """One bar. gain: per example, how much better the model (or the control) is than what it is held against."""
+        told = interval(gain)
+        held = told["interval"][0] <= 0 if arm == SHUFFLED else told["interval"][0] > 0
+        found.append({"bar": BARS[arm], "task": task, "against": against, **told, "held": held})
+
     for arm in BARS:
         for task, arms in hits.items():
-            if arm not in arms:
-                continue
-            if arm == SHUFFLED:
-                found.append(_control(task, arms, chances[task]))
-            else:
-                found.append(_better(task, arm, arms[OURS], arms[arm]))
+            if arm == SHUFFLED and arm in arms:
+                most = float(arms[MAJORITY].mean()) if MAJORITY in arms else 0.0
+                ask(task, arm, "chance or majority", arms[SHUFFLED] - max(chances[task] or 0.0, most))
+            elif arm in arms:
+                ask(task, arm, arm, arms[OURS] - arms[arm])
         questions = [arms for task, arms in hits.items() if LANGUAGE in arms and chances[task] is not None]
         if arm == LANGUAGE and questions:
-            pooled = (np.concatenate([arms[name] for arms in questions]) for name in (OURS, LANGUAGE))
-            found.append(_better(POOLED, arm, *pooled))
+            ask(POOLED, arm, arm, np.concatenate([arms[OURS] - arms[LANGUAGE] for arms in questions]))
     return found
-
-
-def _better(task: str, arm: str, ours: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    gain = paired_bootstrap(ours.tolist(), other.tolist())
-    return {
-        "bar": BARS[arm], "task": task, "against": arm, "difference": gain.estimate,
-        "interval": [gain.lower, gain.upper], "held": gain.lower > 0,
-    }  # fmt: skip
-
-
-def _control(task: str, arms: Mapping[str, np.ndarray], chance: float | None) -> dict[str, Any]:
-    guess = max(chance or 0.0, float(arms[MAJORITY].mean()) if MAJORITY in arms else 0.0)
-    gain = bootstrap_mean((arms[SHUFFLED] - guess).tolist())
-    return {
-        "bar": BARS[SHUFFLED], "task": task, "against": "chance or majority", "difference": gain.estimate,
-        "interval": [gain.lower, gain.upper], "held": gain.lower <= 0,
-    }  # fmt: skip
 
 
 def as_text(summary: Mapping[str, Any]) -> str:
@@ -124,14 +107,11 @@ def as_text(summary: Mapping[str, Any]) -> str:
             low, high = (100 * bound for bound in own[0]["interval"])
             chance = "" if own[0]["chance"] is None else f", chance {100 * own[0]['chance']:.1f}"
             lines.append(f"  {task:<26}{'; '.join(parts)} (interval {low:.1f}-{high:.1f}, n {own[0]['n']}{chance})")
-    lines += ["", "what was asked of it (differences in points, 95 % intervals)"]
+    lines += ["", "what was asked of it (differences, 95 % intervals)"]
     for bar in dict.fromkeys(one["bar"] for one in summary["bars"]):
         own = [one for one in summary["bars"] if one["bar"] == bar]
         lines.append(f"  {bar}: held on {sum(one['held'] for one in own)} of {len(own)}")
-        for one in own:
-            low, high = (100 * bound for bound in one["interval"])
-            verdict = "held" if one["held"] else "NOT held"
-            lines.append(f"    {one['task']:<24}{100 * one['difference']:+.1f} ({low:+.1f} to {high:+.1f}) {verdict}")
+        lines += [f"    {one['task']:<24}{in_points(one)} {'held' if one['held'] else 'NOT held'}" for one in own]
     lines.append("")
     for arm, figures in summary["gap"].items():
         name = "universal layers apart" if arm.endswith("apart") else "universal layers shared"
@@ -175,59 +155,46 @@ HONEST = (
 
 def report(out: Path, summary: Mapping[str, Any]) -> Path:
     """Write `out`/report.html."""
-    shared = summary["gap"]
-    gaps = "".join(
-        f"<p><b>universal layers {'apart' if arm.endswith('apart') else 'shared'}</b>: centroids of pictures and names "
-        f"{figures['centroid_distance']:.3f} apart, told apart by a line {percent(figures['separability'])} of the time"
-        "</p>"
-        for arm, figures in shared.items()
-    )
+    gaps = ""
+    for arm, figures in summary["gap"].items():
+        name = f"universal layers {'apart' if arm.endswith('apart') else 'shared'}"
+        gaps += (
+            f"<p><b>{name}</b>: centroids of pictures and names {figures['centroid_distance']:.3f} apart, told apart "
+        )
+        gaps += f"by a line {percent(figures['separability'])} of the time</p>"
     seconds = f"{round(np.mean(summary['cpu_seconds']) / 60)} minutes of CPU time per seed, {summary['seeds']} seed(s)"
+    asked = {}
+    for one in summary["bars"]:
+        own = [other for other in summary["bars"] if other["bar"] == one["bar"]]
+        title = f"{one['bar']}: held on {sum(other['held'] for other in own)} of {len(own)}"
+        cells = (WORDS.get(one["task"], one["task"]), in_points(one), "held" if one["held"] else "not held")
+        asked.setdefault(title, []).append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    bars = "".join(f'<h3>{escape(t)}</h3><table class="plain">{"".join(rows)}</table>' for t, rows in asked.items())
+    curves = []
+    for name in ("pretraining", "answering"):
+        rows = read_metrics(out / "seed-0" / name / "metrics.jsonl")
+        names = [key for key in ("contrast", "match", "masked", "generate") if key in rows[0]] or ["loss"]
+        lines = {key: [[(row["step"], row[key]) for row in rows if key in row]] for key in names}
+        curves.append(panel(name, [f"{len(rows):,} steps"], line_chart(lines, "steps")))
     sections = [
-        f'<header class="hero"><h1>{TITLE}</h1><p class="lead">{LEAD}</p></header>',
+        hero(TITLE, LEAD),
         section("What it saw and wrote", "", _examples(summary["examples"]), "examples"),
         section("Every task beside its baselines", seconds, _table(summary["rows"]), "numbers"),
-        section("What was asked of it", "", _bars(summary["bars"]), "bars"),
+        section("What was asked of it", "", bars, "bars"),
         section("Zero-shot, after pictures with names alone", "", _table(summary["zero_shot"]), "zero"),
         section("The gap between pictures and names", "", gaps, "gap"),
-        section("How it learnt", "", _curves(out), "curves"),
+        section("How it learnt", "", f'<div class="panels">{"".join(curves)}</div>', "curves"),
         section("What this is, and what not", "", f"<p>{HONEST}</p>", "honest"),
     ]
     return write_page(out / "report.html", TITLE, sections)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task]
-        title = escape(WORDS.get(task, task))
-        body.append(f'<tr class="group"><th colspan="4">{title} <small>{own[0]["n"]} examples</small></th></tr>')
-        for row in own:
-            found = {"value": row["value"], "interval": row["interval"], "chance": row["chance"] or 0.0}
-            chance = "" if row["chance"] is None else percent(row["chance"])
-            body.append(
-                f'<tr><td class="what">{escape(row["arm"])}</td><td class="value">{percent(row["value"])}</td>'
-                f'<td class="meter">{meter(found)}</td><td class="chance">{chance}</td></tr>'
-            )
-    return f'<table class="metrics"><tbody>{"".join(body)}</tbody></table>'
-
-
-def _bars(bars: Sequence[Mapping[str, Any]]) -> str:
-    """Every bar, the paired difference with its interval in points, and whether it is held."""
-    body = []
-    for bar in dict.fromkeys(one["bar"] for one in bars):
-        own = [one for one in bars if one["bar"] == bar]
-        told = f"{bar} <small>held on {sum(one['held'] for one in own)} of {len(own)}</small>"
-        body.append(f'<tr class="group"><th colspan="3">{told}</th></tr>')
-        for one in own:
-            low, high = (100 * bound for bound in one["interval"])
-            verdict = "held" if one["held"] else "<b>not held</b>"
-            body.append(
-                f'<tr><td class="what">{escape(WORDS.get(one["task"], one["task"]))}</td>'
-                f'<td class="value">{100 * one["difference"]:+.1f}</td>'
-                f'<td class="what">{low:+.1f} to {high:+.1f} points: {verdict}</td></tr>'
-            )
-    return f'<table class="metrics"><tbody>{"".join(body)}</tbody></table>'
+    groups: dict[str, list[Measured]] = {}
+    for row in rows:
+        title = f"{WORDS.get(row['task'], row['task'])} ({row['n']} examples)"
+        groups.setdefault(title, []).append(Measured(row["arm"], row))
+    return meters(groups)
 
 
 def _examples(shown: Sequence[Mapping[str, Any]]) -> str:
@@ -236,7 +203,8 @@ def _examples(shown: Sequence[Mapping[str, Any]]) -> str:
         frames, look = np.asarray(one["frames"], dtype=np.uint8), np.asarray(one["look"])
         seen = [_overlay(frame, share, look.max()) for frame, share in zip(frames, look, strict=True)]
         pages = seen if len(frames) > 1 else [frames[0], seen[0]]
-        pictures = "".join(f'<figure><img alt="" src="{_data_url(page)}"></figure>' for page in pages)
+        uris = [picture_uri(Image.fromarray(page), lossless=True) for page in pages]
+        pictures = "".join(f'<figure><img alt="" src="{uri}"></figure>' for uri in uris)
         right = "right" if one["written"] == one["answer"] else f"right would be {escape(one['answer'])}"
         question = escape(one["question"] or "describe the image")
         cards.append(
@@ -253,22 +221,3 @@ def _overlay(frame: np.ndarray, look: np.ndarray, most: float) -> np.ndarray:
     heat = np.asarray(shares.resize(frame.shape[1::-1], Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
     tint = np.array([214, 40, 120], dtype=np.float32)
     return (frame * (1 - 0.65 * heat) + tint * 0.65 * heat).clip(0, 255).astype(np.uint8)
-
-
-def _data_url(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _curves(out: Path) -> str:
-    figures = []
-    for name in ("pretraining", "answering"):
-        rows = read_metrics(out / "seed-0" / name / "metrics.jsonl")
-        names = [key for key in ("contrast", "match", "masked", "generate") if key in rows[0]] or ["loss"]
-        lines = {key: [[(row["step"], row[key]) for row in rows if key in row]] for key in names}
-        figures.append(
-            f"<figure class='panel'><figcaption><b>{name}</b> {len(rows):,} steps</figcaption>"
-            f"{line_chart(lines, 'steps')}</figure>"
-        )
-    return f'<div class="panels">{"".join(figures)}</div>'

@@ -1,8 +1,8 @@
-"""Batches for mPLUG-2: drawn questions, texts with labels, and rows of manifests -> what the task classes take.
-
-A small mPLUG-2 on drawings and sentences that packages carry: the stages of the study, each a `Recipe`.
+"""What `plait study mplug2` trains: a small mPLUG-2 on drawings and sentences that packages carry, each run a `Recipe`.
 
 pretraining (pictures with names) -> answering | text, image, video classification; arms and controls by options
+
+mPLUG-2, sections 3.2 and 3.3 (arXiv 2302.00402).
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.data.manifest import read_manifest
-from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, augment
 from plait.models.auto import load_processor
 from plait.models.mplug2.config import MPlug2Config, VisionConfig
 from plait.models.mplug2.model import MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
-from plait.models.mplug2.tasks import TEMPLATES, instruct
+from plait.models.mplug2.tasks import TEMPLATES, MPlug2ForConditionalGeneration, instruct
 from plait.models.mplug2.weights import from_directory
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.recipes.mplug2 import PreTraining, asked_together, save, supervised
 from plait.recipes.mplug2_rows import to_be_written
 from plait.training.data_order import Shuffled
-from plait.training.stages import Recipe, Source, Stage
+from plait.training.stages import Recipe, Source
 from plait.types import Sample
+from plait_studies import training as shared
 from plait_studies.build.emoji import HELD_OUT_STYLE
-from plait_studies.build.stamps import movie_snippets
 from plait_studies.drawings import KINDS, MOTIONS, Drawings, Example
+from plait_studies.training import Questions, as_pixels, normalised
 
 SCENES = ("is_there", "count", "beside", "order", "motion")
 """Tasks whose pictures bear only small changes: nothing may leave the page or change sides."""
@@ -56,45 +55,7 @@ def vocabulary(texts: Iterable[str], min_count: int = 1) -> list[str]:
     return [*SPECIAL, *(piece for piece in kept if piece not in SPECIAL)]
 
 
-class FreshExamples:
-    """Examples drawn anew at every step, each alone; each step has pictures or clips.
-
-    groups: tasks that share a batch, with the share of steps they get. collate: examples, generator -> batch.
-    """
-
-    def __init__(
-        self,
-        drawings: Drawings,
-        groups: Sequence[tuple[int, Sequence[str]]],
-        collate: Callable[[list[Example], np.random.Generator], Any],
-        split: str = "train",
-    ) -> None:
-        self.drawings, self.collate, self.split = drawings, collate, split
-        self.groups = [tuple(tasks) for _, tasks in groups]
-        self.cycle = [number for number, (share, _) in enumerate(groups) for _ in range(share)]
-
-    def __len__(self) -> int:
-        return len(self.drawings.numbers(self.split))
-
-    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Numbers that name group and place; the examples themselves come from the generator of the step."""
-        turn, place = divmod(step, len(self.cycle))
-        order = np.random.default_rng((seed, turn)).permutation(len(self.cycle))
-        return [self.cycle[order[place]]] * batch_size
-
-    def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
-        """One batch of the group."""
-        tasks = self.groups[rows[0]]
-        return self.collate(
-            [self.drawings.example(tasks[rng.integers(len(tasks))], self.split, rng) for _ in rows], rng
-        )
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """What was asked, for messages."""
-        return [",".join(self.groups[row]) for row in rows]
-
-
-class FreshQuestions:
+class QuestionsTogether:
     """Pictures, scenes and clips drawn anew at every step, several questions about each.
 
     shares: group of `Drawings.together` -> its share of the pictures and clips of a step, at least one each: a step
@@ -146,20 +107,17 @@ def pixels_of(
     rng, strength: of augmentation, the same for all frames of a clip; single_frame: a frame of an unknown time instead
     of the clip.
     """
-    frames = torch.from_numpy(np.stack([example.frames for example in examples]))  # (batch, time, side, side, 3)
+    frames = np.stack([example.frames for example in examples])  # (batch, time, side, side, 3)
     if single_frame and frames.shape[1] > 1:
         chosen = np.random.default_rng(len(examples)) if rng is None else rng
-        frames = frames[torch.arange(len(frames)), torch.from_numpy(chosen.integers(frames.shape[1], size=len(frames)))]
-        frames = frames[:, None]
+        frames = frames[np.arange(len(frames)), chosen.integers(frames.shape[1], size=len(frames))][:, None]
     time = frames.shape[1]
-    pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float().div(255)
+    pixels = as_pixels(frames.reshape(-1, *frames.shape[2:]))
     if rng is not None and strength:
         is_scene = any(example.task in SCENES for example in examples)
         strength *= SCENE_STRENGTH if is_scene else 1
         pixels = augment(pixels, strength, rng, frames=time, mirrors=not is_scene)
-    image = processor.image_processor
-    mean, std = (torch.tensor(values)[:, None, None] for values in (image.image_mean, image.image_std))
-    pixels = (pixels - mean) / std
+    pixels = normalised(pixels, processor.image_processor)
     if time == 1:
         return {"pixel_values": pixels}
     return {"pixel_values_videos": pixels.unflatten(0, (-1, time)).transpose(1, 2).contiguous()}
@@ -215,6 +173,12 @@ def _of_other_pictures(tasks: Sequence[str], picture: np.ndarray, rng: np.random
     return found
 
 
+def numbered(answers: Sequence[str], labels: Sequence[str], shuffle: bool, rng: np.random.Generator) -> Tensor:
+    """The number of each answer among `labels`; shuffle: those of other examples, the control that learns nothing."""
+    numbers = torch.tensor([labels.index(answer) for answer in answers])
+    return numbers[torch.from_numpy(rng.permutation(len(numbers)))] if shuffle else numbers
+
+
 def collate_classes(
     processor: MPlug2Processor,
     labels: Sequence[str],
@@ -222,32 +186,12 @@ def collate_classes(
     single_frame: bool,
     shuffle_labels: bool,
     examples: list[Example],
+    sentences: Sequence[Sample],
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
     """Examples -> pixels and the number of their answer among `labels`."""
-    numbers = torch.tensor([labels.index(example.answer) for example in examples])
-    if shuffle_labels:
-        numbers = numbers[torch.from_numpy(rng.permutation(len(numbers)))]
+    numbers = numbered([example.answer for example in examples], labels, shuffle_labels, rng)
     return {**pixels_of(examples, processor, rng, strength, single_frame=single_frame), "labels": numbers}
-
-
-def collate_texts(
-    processor: MPlug2Processor,
-    labels: Sequence[str],
-    shuffle_labels: bool,
-    samples: list[Any],
-    rng: np.random.Generator,
-) -> dict[str, Tensor]:
-    """Rows with `text` and `label` -> ids and numbers of the labels."""
-    numbers = torch.tensor([labels.index(sample.label) for sample in samples])
-    if shuffle_labels:
-        numbers = numbers[torch.from_numpy(rng.permutation(len(numbers)))]
-    return {**processor.tokenize([sample.text for sample in samples], truncation=True), "labels": numbers}
-
-
-def pretraining_texts(processor: MPlug2Processor, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Captions -> what alignment reads, and what the decoder writes."""
-    return {**processor.tokenize(texts), **to_be_written(processor, texts)}
 
 
 def source_of(
@@ -255,7 +199,7 @@ def source_of(
 ) -> Callable[[], Source]:
     """A builder of fresh questions; options as the named parameters of `collate_answers`."""
     given = {"strength": 0.5, "instructions": True, "single_frame": False, "shuffle_answers": False} | options
-    return partial(FreshQuestions, drawings, shares, partial(collate_answers, processor, *given.values()))
+    return partial(QuestionsTogether, drawings, shares, partial(collate_answers, processor, *given.values()))
 
 
 SIDE, FRAMES = 64, 4
@@ -266,25 +210,17 @@ SHARES = {"drawing": 1, "scene": 1, "clip": 1}
 RARE = 0.1
 """Times that a word counts as written which never is."""
 
-FEELINGS = ("negative", "positive")
-
 
 @cache
 def drawings() -> Drawings:
     """The shipped drawings of twelve things of each kind: the first by name that are drawn in the held-out style."""
-    samples = [s for s in read_manifest(cached_mini()) if s.image is not None and s.meta["group"] in KINDS]
+    samples = shared.drawings(SIDE, FRAMES).rows
     of_kind: dict[str, list[str]] = {}
     for sample in sorted(samples, key=lambda s: s.label or ""):
         if sample.split == "test" and sample.meta["style"] == HELD_OUT_STYLE:
             of_kind.setdefault(sample.meta["group"], []).append(sample.label or "")
     chosen = {label for labels in of_kind.values() for label in labels[:THINGS_PER_KIND]}
     return Drawings([sample for sample in samples if sample.label in chosen], SIDE, FRAMES)
-
-
-@cache
-def snippets(split: str) -> tuple[Sample, ...]:
-    """Movie snippets of a split."""
-    return tuple(sample for sample in movie_snippets() if sample.split == split)
 
 
 def written() -> list[str]:
@@ -307,7 +243,7 @@ def _words(row: Sample) -> tuple[str, ...]:
 def processor(size: int = SIDE) -> MPlug2Processor:
     """Reads the pieces that the study's texts need."""
     kept = vocabulary(texts())
-    common = vocabulary((s.text or "" for s in snippets("train")), min_count=8)
+    common = vocabulary((s.text or "" for s in shared.snippets("train")), min_count=8)
     pieces = [*kept, *(piece for piece in common if piece not in set(kept))]
     return MPlug2Processor.build(size, pieces, num_frames=FRAMES, max_text_tokens=48)
 
@@ -355,7 +291,7 @@ def pretraining(
     source = partial(
         PicturesWithWords,
         [drawings().rows[number] for number in drawings().numbers("train")],
-        partial(pretraining_texts, made),
+        lambda texts: {**made.tokenize(texts), **to_be_written(made, texts)},
         SIDE,
         mean=CLIP_MEAN,
         std=CLIP_STD,
@@ -363,8 +299,8 @@ def pretraining(
         composed=0.1,
         bare_names=0.8,
     )
-    stage = _stage("pretraining", objective, source, steps, batch_size, lr, period=every)
-    return Recipe(partial(fresh, shape, made), [stage], partial(save, made))
+    first = stage("pretraining", objective, source, steps, batch_size, lr, period=every)
+    return Recipe(partial(fresh, shape, made), [first], partial(save, made))
 
 
 def fresh(shape: MPlug2Config, made: MPlug2Processor) -> MPlug2ForPreTraining:
@@ -390,12 +326,12 @@ def answering(
 ) -> Recipe:
     """Captions, and several questions about each picture or clip, by one decoder.
 
-    shares: of the batch, for groups of `drawn_tasks.GROUPS`; options of `batches.source_of`.
+    shares: of the batch, for groups of `drawings.GROUPS`; options of `source_of`.
     """
     made = load_processor(init)
     source = source_of(drawings(), made, shares, **options)
-    stage = _stage("answering", asked_together, source, steps, batch_size, lr)
-    return Recipe(lambda: load(init, "answer"), [stage], partial(save, made))
+    answered = stage("answering", asked_together, source, steps, batch_size, lr)
+    return Recipe(lambda: load(init, "answer"), [answered], partial(save, made))
 
 
 def seeing(
@@ -411,52 +347,44 @@ def seeing(
     """Classification of pictures (`kind`) or clips (`motion`) with a head."""
     made = load_processor(init)
     labels = tuple(KINDS.values()) if task == "kind" else tuple(MOTIONS)
-    collate = partial(collate_classes, made, labels, 0.7, single_frame, shuffle)
-    source = partial(FreshExamples, drawings(), [(1, (task,))], collate)
+    source = Questions(drawings(), (task,), partial(collate_classes, made, labels, 0.7, single_frame, shuffle))
     medium = "video" if task == "motion" and not single_frame else "image"
-    stage = _stage("classification", supervised, source, steps, batch_size, lr)
-    return Recipe(
-        lambda: load(init, "classify", branch=(medium,), id2label=dict(enumerate(labels))), [stage], partial(save, made)
-    )
+    return _classification(init, made, labels, medium, lambda: source, steps, batch_size, lr)
 
 
 def reading(init: Path, steps: int, *, batch_size: int = 64, lr: float = 7e-4, shuffle: bool = False) -> Recipe:
     """Whether a movie snippet is positive, read by the text layers and universal layers."""
     made = load_processor(init)
-    collate = partial(collate_texts, made, FEELINGS, shuffle)
-    source = partial(Shuffled, snippets("train"), collate)
-    stage = _stage("classification", supervised, source, steps, batch_size, lr)
-    return Recipe(
-        lambda: load(init, "classify", branch=("text",), id2label=dict(enumerate(FEELINGS))),
-        [stage],
-        partial(save, made),
-    )
+
+    def collate(samples: list[Any], rng: np.random.Generator) -> dict[str, Tensor]:
+        labels = numbered([sample.label for sample in samples], shared.FEELINGS, shuffle, rng)
+        return {**made.tokenize([sample.text for sample in samples], truncation=True), "labels": labels}
+
+    source = partial(Shuffled, shared.snippets("train"), collate)
+    return _classification(init, made, shared.FEELINGS, "text", source, steps, batch_size, lr)
+
+
+def _classification(
+    init: Path,
+    made: MPlug2Processor,
+    labels: Sequence[str],
+    medium: str,
+    source: Callable[[], Any],
+    steps: int,
+    batch_size: int,
+    lr: float,
+) -> Recipe:
+    """A head on one branch of the pretrained model."""
+    classified = stage("classification", supervised, source, steps, batch_size, lr)
+    build = partial(load, init, "classify", branch=(medium,), id2label=dict(enumerate(labels)))
+    return Recipe(build, [classified], partial(save, made))
 
 
 def load(init: Path, task: str, **changes: Any) -> MPlug2PreTrainedModel:
     """A model for a task out of a directory."""
-    return from_directory(init, task=None if task == "answer" else task, model_class=_class(task), **changes)
+    if task == "answer":
+        return from_directory(init, model_class=MPlug2ForConditionalGeneration, **changes)
+    return from_directory(init, task=task, **changes)
 
 
-def _class(task: str) -> type[MPlug2PreTrainedModel] | None:
-    from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
-
-    return MPlug2ForConditionalGeneration if task == "answer" else None
-
-
-def _stage(
-    name: str, objective: Any, source: Callable[[], Any], steps: int, batch_size: int, lr: float, **changes: Any
-) -> Stage:
-    return Stage(
-        name=name,
-        objective=objective,
-        batches=source,
-        batch_size=batch_size,
-        steps=steps,
-        peak_lr=lr,
-        floor=lr / 100,
-        betas=(0.9, 0.98),
-        weight_decay=0.02,
-        clip=1.0,
-        **changes,
-    )
+stage = partial(shared.stage, betas=(0.9, 0.98), weight_decay=0.02)

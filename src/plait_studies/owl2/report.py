@@ -1,131 +1,37 @@
-"""The table of `plait study owl2`: results.json of every arm and seed -> summary -> text.
+"""The table and page of `plait study owl2`: the arms, where both decoders look, how they learnt, what this is not.
 
-The page of `plait study owl2`: the table, where both decoders look, how they learnt, and what this is not.
+results.json of every arm and seed -> summary -> report.html
+held-out questions -> eager attention weights -> shares per layer and maps -> a picture (mPLUG-Owl2, section 4.4)
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from plait.report.charts import line_chart
-from plait.report.page import section, write_page
-from plait.report.tables import format_table, meter, percent
+from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
+from plait.models.mplug_owl2.processor import MPlugOwl2Processor
+from plait.report.charts import line_chart, panel
+from plait.report.page import data_uri, hero, section, write_page
+from plait.report.tables import Measured, meters
 from plait.training.logging import read_metrics
-from plait_studies.drawings import Drawings
-from plait_studies.owl2 import training as small
-from plait_studies.owl2.measures import (
-    CHOICE_TASKS,
-    CONDITIONS,
-    COUNT,
-    TASK,
-    attention_of,
-    draw_attention,
-    majority,
-    perplexity,
-)
-from plait_studies.owl2.training import TASKS
+from plait_studies.drawings import Example
+from plait_studies.measures import combined, guessing, in_points, interval, over_seeds
+from plait_studies.owl2.training import batch_of, drawings, load
 
 REFERENCE = "adaptive"
-
-
-def summarise(out: Path, order: Sequence[str], drawings: Drawings, count: int) -> dict[str, Any]:
-    """Figures of every measured arm, means over seeds, and each arm's accuracy minus that of `adaptive`.
-
-    order: names of arms that come first; arms of other names follow by the alphabet.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(out.glob("seed-*/*/results.json")):
-        one = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(one["arm"], []).append(one)
-    names = [name for name in order if name in found] + sorted(found.keys() - set(order))
-    rows = [{"arm": name, **_row(found[name])} for name in names]
-    for row in rows:
-        own = found[row["arm"]]
-        if row["arm"] != REFERENCE and len(own) == len(found.get(REFERENCE, ())):
-            row["minus_adaptive"] = resampled(_all(own, "image") - _all(found[REFERENCE], "image"))
-    guessing = majority(drawings, count)
-    likeliest = float(np.mean([guessing[task] for task in CHOICE_TASKS]))
-    return {
-        "rows": rows,
-        "majority": guessing | {"all": float(np.mean(list(guessing.values()))), "likeliest": likeliest},
-    }
-
-
-def resampled(values: np.ndarray) -> dict[str, Any]:
-    """Mean and its 95 % percentile bootstrap interval over examples. values: (examples,)."""
-    drawn = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
-    low, high = np.percentile(values[drawn].mean(1), [2.5, 97.5])
-    return {"value": float(values.mean()), "interval": [float(low), float(high)]}
-
-
-def _row(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    vqa = {}
-    for condition in CONDITIONS:
-        tasks = {task: float(_hits(results, task, condition).mean()) for task in TASKS}
-        vqa[condition] = {"tasks": tasks, **resampled(_all(results, condition))}
-    texts = {kind: float(np.mean([perplexity(r["text"][kind]) for r in results])) for kind in ("snippets", "news")}
-    return {
-        "seeds": len(results),
-        "train_seconds": float(np.mean([r["train_seconds"] for r in results])),
-        "vqa": vqa,
-        "likeliest": resampled(_likeliest(results)),
-        "perplexity": texts,
-        "feeling": resampled(np.mean([r["text"]["feeling"] for r in results], axis=0)),
-    }
-
-
-def _hits(results: Sequence[Mapping[str, Any]], task: str, condition: str) -> np.ndarray:
-    return np.mean([one["vqa"][task][condition] for one in results], axis=0)
-
-
-def _all(results: Sequence[Mapping[str, Any]], condition: str) -> np.ndarray:
-    """All questions of all tasks, each the mean of its seeds."""
-    return np.concatenate([_hits(results, task, condition) for task in TASKS])
-
-
-def _likeliest(results: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """All questions with choices, whether the right one was the likeliest, each the mean of its seeds."""
-    return np.concatenate([np.mean([one["ranked"][task] for one in results], axis=0) for task in CHOICE_TASKS])
-
-
-def as_text(summary: Mapping[str, Any]) -> str:
-    """Accuracy in percent on a held-out style with intervals, controls, perplexities, feeling; then differences."""
-    head = ["arm", *TASKS, "all", "(95 %)", "no image", "other image", "likeliest", "(95 %)"]
-    head += ["ppl snippets", "ppl news", "feeling", "(95 %)"]
-    rows = []
-    for row in summary["rows"]:
-        seen = row["vqa"]["image"]
-        cells = [row["arm"], *(_percent(seen["tasks"][task]) for task in TASKS), *_with_range(seen)]
-        cells += [_percent(row["vqa"][condition]["value"]) for condition in CONDITIONS[1:]]
-        cells += _with_range(row["likeliest"])
-        cells += [f"{row['perplexity'][kind]:.2f}" for kind in ("snippets", "news")]
-        rows.append([*cells, *_with_range(row["feeling"])])
-    guessing = summary["majority"]
-    known = [_percent(guessing[task]) for task in (*TASKS, "all")]
-    rows.append(["majority", *known, *[""] * 3, _percent(guessing["likeliest"]), *[""] * 5])
-    lines = [format_table(head, rows)]
-    for row in summary["rows"]:
-        if (gap := row.get("minus_adaptive")) is not None:
-            low, high = (f"{100 * bound:+.1f}" for bound in gap["interval"])
-            lines.append(f"{row['arm']} minus {REFERENCE}: {100 * gap['value']:+.1f} points ({low} to {high})")
-    return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _with_range(found: Mapping[str, Any]) -> list[str]:
-    return [_percent(found["value"]), "-".join(_percent(bound) for bound in found["interval"])]
-
-
+TASK, COUNT = "is_there", 24
+SHOWN = 4
+COLOURS = ("#0b7a75", "#d1495b", "#5b5f97", "#b0741d")
+INK, PALE, BARS = "#22252b", "#d9dce2", "#0b7a75"
+CELL = 5
 TITLE = "Own norms, keys and values for pictures, or shared ones"
 COMPARED = ("adaptive", "adaptive all ways", "shared", "abstractor only")
 LEAD = (
@@ -141,15 +47,67 @@ HONEST = (
 )
 
 
+def summarise(out: Path, order: Sequence[str], examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
+    """Figures of every measured arm, means over seeds, and each arm's accuracy minus that of `adaptive`.
+
+    order: names of arms that come first; arms of other names follow by the alphabet.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("seed-*/*/results.json")):
+        one = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(one["arm"], []).append(one)
+    rows = []
+    for name in [name for name in order if name in found] + sorted(found.keys() - set(order)):
+        own, reference = found[name], found.get(REFERENCE, ())
+        seconds = float(np.mean([one["train_seconds"] for one in own]))
+        rows.append({"arm": name, **combined(own), "train_seconds": seconds})
+        if name != REFERENCE and len(own) == len(reference):
+            gain = [over_seeds(own, "vqa", t, "shown") - over_seeds(reference, "vqa", t, "shown") for t in examples]
+            rows[-1]["minus_adaptive"] = interval(np.concatenate(gain))
+    guesses = guessing(examples)
+    likeliest = [guesses["majority"][task] for task, some in examples.items() if some[0].choices is not None]
+    guesses["majority"]["likeliest"] = float(np.mean(likeliest))
+    return {"rows": rows, **guesses}
+
+
+def report(out: Path, summary: Mapping[str, Any], curves: Mapping[str, Path]) -> Path:
+    """Write `out`/report.html. curves: arm -> its run directory of the first seed."""
+    guess, seeing, reading = summary["majority"]["all"], [], []
+    for row in summary["rows"]:
+        without, other = (f"{100 * row['vqa'][name]['value']:.1f} %" for name in ("removed", "shuffled"))
+        likeliest = f"{100 * row['likeliest']['value']:.1f} %"
+        note = f"no picture {without}, another picture {other}; right choice likeliest {likeliest}"
+        if "minus_adaptive" in row:
+            note += f"; minus {REFERENCE} {in_points(row['minus_adaptive'])}"
+        seeing.append(Measured(row["arm"], row["vqa"]["shown"] | {"chance": guess}, note=note))
+        snippets, news = (f"{row['perplexity'][kind]:.2f}" for kind in ("snippets", "news"))
+        note = f"perplexity {snippets} on snippets, {news} on news"
+        reading.append(Measured(row["arm"], row["feeling"] | {"chance": 0.5}, note=note))
+    seconds = f"{summary['seconds'] // 60} min {summary['seconds'] % 60} s for this command"
+    looks, lines = "<p>None of the compared arms is trained.</p>", {}
+    if (out / "attention.png").exists():
+        source = data_uri((out / "attention.png").read_bytes(), "image/png")
+        words = "share of attention on the picture per layer, and attention maps"
+        looks = f'<figure class="panel"><img alt="{words}" style="max-width:100%" src="{source}"></figure>'
+    for arm, place in curves.items():
+        lines[arm] = [[(row["step"], row["loss"]) for row in read_metrics(place / "metrics.jsonl")]]
+    sections = [
+        hero(TITLE, LEAD),
+        section("Questions about drawings of an unseen style", seconds, meters({"": seeing}), "numbers"),
+        section("Text", "perplexity, and whether a movie snippet is positive", meters({"": reading}), "text"),
+        section("Where the answer looks", f"{COUNT} questions, mean over heads", looks, "attention"),
+        section("How they learnt", "", panel("loss", (), line_chart(lines, "steps")), "curves"),
+        section("What this is, and what not", "", f"<p>{HONEST}</p>", "honest"),
+    ]
+    return write_page(out / "report.html", TITLE, sections)
+
+
 def attention(out: Path, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Shares per layer of the compared arms that are trained; writes attention.json and attention.png under `out`."""
-    from plait.models.auto import load
-
     found = {}
     for arm in (name for name in COMPARED if name in folders):
         model, processor = load(folders[arm] / "model")
-        examples = small.drawings(model.config.image_size).examples(TASK, "test", COUNT)
-        found[arm] = attention_of(model, processor, examples)
+        found[arm] = attention_of(model, processor, drawings(model.config.image_size, 1).examples(TASK, "test", COUNT))
     if not found:
         return {}
     draw_attention(found, out / "attention.png")
@@ -158,69 +116,105 @@ def attention(out: Path, folders: Mapping[str, Path]) -> dict[str, Any]:
     return shares
 
 
-def report(out: Path, summary: Mapping[str, Any], curves: Mapping[str, Path]) -> Path:
-    """Write `out`/report.html. curves: arm -> its run directory of the first seed."""
-    rows, guessing = summary["rows"], summary["majority"]["all"]
-    seconds = f"{summary['seconds'] // 60} min {summary['seconds'] % 60} s for this command"
-    sections = [
-        f'<header class="hero"><h1>{TITLE}</h1><p class="lead">{LEAD}</p></header>',
-        section("Questions about drawings of an unseen style", seconds, _accuracy(rows, guessing), "numbers"),
-        section("Text", "perplexity, and whether a movie snippet is positive", _text(rows), "text"),
-        section("Where the answer looks", f"{COUNT} questions, mean over heads", _picture(out), "attention"),
-        section("How they learnt", "", _curves(curves), "curves"),
-        section("What this is, and what not", "", f"<p>{HONEST}</p>", "honest"),
-    ]
-    return write_page(out / "report.html", TITLE, sections)
+@torch.no_grad()
+def attention_of(
+    model: MPlugOwl2ForConditionalGeneration, processor: MPlugOwl2Processor, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Mean attention over heads and questions.
+
+    Returns {"visual", "text", "first"}: per layer the share of its attention that the position which predicts the
+    answer gives to the picture's positions, to words, and to the sequence's first position (where attention rests
+    that needs nothing); {"maps"}: (layers, seq, seq) of the first question, {"is_image"}: (seq,) its picture.
+    """
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    shares, first_maps, first_image = [], None, None
+    try:
+        for example in examples:
+            batch = {name: value.to(model.device) for name, value in batch_of(processor, [example]).items()}
+            asked = int((batch["labels"][0] != -100).long().argmax())  # ids before the answer
+            ids = batch["input_ids"][:, :asked]
+            found = model(ids, pixel_values=batch["pixel_values"], use_cache=False, output_attentions=True).attentions
+            assert found is not None
+            maps = torch.stack([layer[0].float().mean(0) for layer in found]).cpu()  # (layers, seq, seq)
+            is_image = torch.eq(ids[0], model.config.image_token).cpu()
+            shares.append(shares_of(maps[:, -1], is_image))
+            if first_maps is None:
+                first_maps, first_image = maps, is_image
+    finally:
+        model.set_attn_implementation(before)
+    assert first_maps is not None and first_image is not None
+    mean = torch.stack(shares).mean(0)
+    names = ("visual", "text", "first")
+    return {name: mean[i].tolist() for i, name in enumerate(names)} | {
+        "maps": first_maps.numpy(),
+        "is_image": first_image.tolist(),
+    }
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]], guessing: float) -> str:
-    body = []
-    for row in rows:
-        seen = row["vqa"]["image"]
-        found = {"value": seen["value"], "interval": seen["interval"], "chance": guessing}
-        without, other = (percent(row["vqa"][name]["value"]) for name in ("removed", "shuffled"))
-        likeliest = percent(row["likeliest"]["value"])
-        body.append(
-            f'<tr><td class="what">{escape(row["arm"])}<br><small>no picture {without}, another picture {other}; right '
-            f'choice likeliest {likeliest}{_gap(row)}</small></td><td class="value">{percent(seen["value"])}</td>'
-            f'<td class="meter">{meter(found)}</td><td class="chance">{percent(guessing)}</td></tr>'
-        )
-    return f'<table class="metrics"><tbody>{"".join(body)}</tbody></table>'
+def shares_of(weights: Tensor, is_image: Tensor) -> Tensor:
+    """weights: (layers, keys) of one query; is_image: (keys,) -> (3, layers): on the picture, on words, on key 0."""
+    first = torch.zeros_like(is_image)
+    first[0] = True
+    kinds = (is_image & ~first, ~is_image & ~first, first)
+    return torch.stack([weights[:, kind].sum(1) for kind in kinds])
 
 
-def _gap(row: Mapping[str, Any]) -> str:
-    gap = row.get("minus_adaptive")
-    if gap is None:
-        return ""
-    low, high = (f"{100 * bound:+.1f}" for bound in gap["interval"])
-    return f"; minus {REFERENCE} {100 * gap['value']:+.1f} points ({low} to {high})"
+def draw_attention(found: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Arm -> `attention_of`: left the share on the picture per layer, right maps of some layers. Writes a PNG."""
+    arms = list(found)
+    layers, length = np.asarray(found[arms[0]]["maps"]).shape[:2]
+    chosen = [round(i * (layers - 1) / (SHOWN - 1)) for i in range(SHOWN)] if layers > SHOWN else list(range(layers))
+    side, gap, left, top = max(CELL * length, 150), 16, 560, 60
+    width, height = left + len(chosen) * (side + gap) + gap, top + len(arms) * (side + 44) + 30
+    page = Image.new("RGB", (width, max(height, 430)), "white")
+    pen = ImageDraw.Draw(page)
+    _curves(pen, found, (60, top, left - 60, max(height, 430) - 90))
+    for row, arm in enumerate(arms):
+        for column, layer in enumerate(chosen):
+            corner = (left + column * (side + gap), top + row * (side + 44))
+            pen.text((corner[0], corner[1] - 20), f"{arm}: layer {layer + 1}", INK, ImageFont.load_default(13))
+            _map(page, corner, side, found[arm]["maps"][layer], found[arm]["is_image"])
+    note = "rows ask, columns answer; bars: the picture's positions; the darker, the more attention (square root)"
+    pen.text((left, page.height - 26), note, INK, ImageFont.load_default(12))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+    return path
 
 
-def _text(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for row in rows:
-        found = {"value": row["feeling"]["value"], "interval": row["feeling"]["interval"], "chance": 0.5}
-        snippets, news = (f"{row['perplexity'][kind]:.2f}" for kind in ("snippets", "news"))
-        body.append(
-            f'<tr><td class="what">{escape(row["arm"])}<br><small>perplexity {snippets} on snippets, {news} on news'
-            f'</small></td><td class="value">{percent(row["feeling"]["value"])}</td>'
-            f'<td class="meter">{meter(found)}</td><td class="chance">{percent(0.5)}</td></tr>'
-        )
-    return f'<table class="metrics"><tbody>{"".join(body)}</tbody></table>'
+def _curves(pen: ImageDraw.ImageDraw, found: Mapping[str, Mapping[str, Any]], box: tuple[int, int, int, int]) -> None:
+    x0, y0, x1, y1 = box
+    most = max(max(one["visual"]) for one in found.values())
+    highest = max(0.05, np.ceil(20 * most) / 20)
+    pen.text((x0 - 40, y0 - 42), "share of the answer's attention on the picture", INK, ImageFont.load_default(15))
+    for tick in np.linspace(0, highest, 6):
+        y = y1 - (y1 - y0) * tick / highest
+        pen.line((x0, y, x1, y), PALE)
+        pen.text((x0 - 36, y - 7), f"{100 * tick:.0f} %", INK, ImageFont.load_default(12))
+    for colour, (arm, one) in zip(COLOURS, found.items(), strict=False):
+        values = one["visual"]
+        step = (x1 - x0) / max(1, len(values) - 1)
+        points = [(x0 + i * step, y1 - (y1 - y0) * value / highest) for i, value in enumerate(values)]
+        pen.line(points, colour, 3, joint="curve")
+        place = list(found).index(arm)
+        pen.line((x0 + 150 * place, y1 + 50, x0 + 150 * place + 24, y1 + 50), colour, 4)
+        pen.text((x0 + 150 * place + 30, y1 + 42), arm, INK, ImageFont.load_default(13))
+    count = len(next(iter(found.values()))["visual"])
+    for layer in sorted({1, count, *range(5, count, 5)}):
+        x = x0 + (x1 - x0) * (layer - 1) / max(1, count - 1)
+        pen.text((x - 5, y1 + 6), str(layer), INK, ImageFont.load_default(12))
+    pen.text((x0, y1 + 22), "layer", INK, ImageFont.load_default(12))
 
 
-def _picture(out: Path) -> str:
-    path = out / "attention.png"
-    if not path.exists():
-        return "<p>None of the compared arms is trained.</p>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    alt = "share of attention on the picture per layer, and attention maps"
-    return f'<figure><img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}"></figure>'
-
-
-def _curves(curves: Mapping[str, Path]) -> str:
-    lines = {}
-    for arm, place in curves.items():
-        rows = read_metrics(place / "metrics.jsonl")
-        lines[arm] = [[(row["step"], row["loss"]) for row in rows]]
-    return f"<div class='panels'><figure class='panel'>{line_chart(lines, 'steps')}</figure></div>"
+def _map(page: Image.Image, corner: tuple[int, int], side: int, weights: np.ndarray, is_image: Sequence[bool]) -> None:
+    """(seq, seq) weights, white for 0, the square root darker; bars beside it mark the picture's positions."""
+    strength = np.sqrt(np.asarray(weights, dtype=np.float32).clip(0, 1))[..., None]
+    dark, white = np.array([13, 59, 102], np.float32), np.float32(255)
+    pixels = (white * (1 - strength) + dark * strength).astype(np.uint8)
+    page.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), corner)
+    (x, y), cell, pen = corner, side / len(is_image), ImageDraw.Draw(page)
+    pen.rectangle((x, y, x + side, y + side), outline=PALE)
+    places = [i for i, held in enumerate(is_image) if held]
+    start, end = cell * places[0], cell * (places[-1] + 1)
+    pen.rectangle((x + start, y - 4, x + end, y - 1), BARS)
+    pen.rectangle((x - 4, y + start, x - 1, y + end), BARS)
