@@ -1,12 +1,9 @@
-"""State dicts that are read tensor by tensor, and the one strict way to put them into a module.
-
-file -> LazyState (names known, tensors not yet read) -> KeyMap.forward -> load_strict(module, state)
-
-Checkpoint files of every kind in circulation, read without executing anything and without reading what nobody takes.
+"""Checkpoint files of every kind in circulation, read without executing anything or reading what nobody takes.
 
 path -> by content: torch zip | torch legacy | plain pickle | safetensors | shards -> Checkpoint(state, config)
+LazyState (names known, tensors not yet read) -> KeyMap.forward -> load_strict(module, state)
 
-The file is mapped into memory privately: tensors are views of it, pages are read when a tensor is used, and changes
+Files are mapped into memory privately: tensors are views of them, pages are read when a tensor is used, and changes
 never reach the file. torch's own `weights_only` reader is not used: it refuses the objects that published files hold
 beside their weights, and it cannot map the older formats.
 """
@@ -17,7 +14,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,25 +120,6 @@ def load_strict(
         for key, value in own.items()
         if key in state and state[key].shape != value.shape
     }
-    _raise_unless_fitting(missing, unexpected, misshapen)
-    present = [key for key in own if key in state]
-    if assign:
-        module.load_state_dict({key: _cast(state[key], dtype) for key in present}, strict=False, assign=True)
-    elif any(own[key].is_meta for key in present):
-        raise ValueError("expected a module with memory, got one on the meta device; pass assign=True")
-    else:
-        for key in present:
-            own[key].copy_(_cast(state[key], dtype))
-    return tuple(key for key in absent if key in allowed)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _raise_unless_fitting(
-    missing: list[str], unexpected: list[str], misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-) -> None:
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing: {listed(missing)}")
@@ -155,6 +133,19 @@ def _raise_unless_fitting(
         raise StateError(
             message + "; check that file and configuration belong together", [*missing, *unexpected, *misshapen]
         )
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    present = [key for key in own if key in state]
+    if assign:
+        module.load_state_dict({key: cast(state[key]) for key in present}, strict=False, assign=True)
+    elif any(own[key].is_meta for key in present):
+        raise ValueError("expected a module with memory, got one on the meta device; pass assign=True")
+    else:
+        for key in present:
+            own[key].copy_(cast(state[key]))
+    return tuple(key for key in absent if key in allowed)
 
 
 STATE_NAMES = ("model", "state_dict", "module")
@@ -198,9 +189,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        if path.is_dir():
-            return _read_directory(path)
-        return _read_file(path)
+        if not path.is_dir():
+            return _read_file(path)
+        found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
+        if found is None:
+            raise PickleError(f"a directory without {' or '.join(DIRECTORY_FILES)}")
+        inner = _read_file(found)
+        written = path / "config.json"
+        return replace(inner, path=path, config=_read_json(written) if written.is_file() else inner.config)
     except (PickleError, NotPlainError, SafetensorError, OSError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
@@ -218,15 +214,6 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
         f"expected a torch zip, torch legacy, pickle or safetensors checkpoint, got {path}: {reason}; "
         "check the path and that the download is complete"
     )
-
-
-def _read_directory(path: Path) -> Checkpoint:
-    found = next((path / name for name in DIRECTORY_FILES if (path / name).is_file()), None)
-    if found is None:
-        raise PickleError(f"a directory without {' or '.join(DIRECTORY_FILES)}")
-    inner = _read_file(found)
-    config = _read_json(path / "config.json") if (path / "config.json").is_file() else inner.config
-    return Checkpoint(path, inner.format, inner.state, config, inner.container, inner.ignored, inner.notes)
 
 
 def _read_file(path: Path) -> Checkpoint:
@@ -266,15 +253,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _from_safetensors(path: Path) -> Checkpoint:
     file = safe_open(path, framework="pt")
-    readers = {key: partial(_safetensor, path, file, key) for key in file.keys()}  # noqa: SIM118
+
+    def read(key: str) -> Tensor:
+        try:
+            return file.get_tensor(key)
+        except SafetensorError as error:
+            raise _unreadable(path, error) from error
+
+    readers = {key: partial(read, key) for key in file.keys()}  # noqa: SIM118
     return _checkpoint(path, "safetensors", readers)
-
-
-def _safetensor(path: Path, file: Any, key: str) -> Tensor:
-    try:
-        return file.get_tensor(key)
-    except SafetensorError as error:
-        raise _unreadable(path, error) from error
 
 
 def _from_index(path: Path) -> Checkpoint:
@@ -288,26 +275,29 @@ def _from_index(path: Path) -> Checkpoint:
         if not isinstance(name, str) or Path(name).name != name:
             raise PickleError(f"a shard index with something else than file names: {name!s:.80}")
         if name not in shards:
-            shards[name] = _read_shard(path.parent / name)
+            if name.endswith(".json"):  # which could name itself
+                raise PickleError(f"a shard index that names another index, {name}")
+            shards[name] = _read_file(path.parent / name)
         if key not in shards[name].state:
             raise PickleError(f"a shard index that promises {key:.80} in {name}, where it is not")
         readers[key] = partial(shards[name].state.__getitem__, key)
     return _checkpoint(path, "shards", readers)
 
 
-def _read_shard(path: Path) -> Checkpoint:
-    if path.suffix == ".json":
-        raise PickleError(f"a shard index that names another index, {path.name}")
-    return _read_file(path)
-
-
 def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
     container, entries = _find_state(value)
+
+    def read(key: str, tensor: LazyTensor) -> Tensor:
+        try:
+            return tensor.read()
+        except (PickleError, RuntimeError) as error:
+            raise CheckpointError(f"expected a whole tensor {key} in {path}: {error}") from error
+
     readers: dict[str, Callable[[], Tensor]] = {}
     ignored = []
     for key, entry in entries.items():
         if isinstance(key, str) and isinstance(entry, LazyTensor):
-            readers[key] = partial(_pickled_tensor, path, key, entry)
+            readers[key] = partial(read, key, entry)
         else:
             ignored.append(str(key))
     notes: list[str] = []
@@ -316,13 +306,6 @@ def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
         config, name = _find_config(value, notes)
         ignored += [str(key) for key in value if key not in {container.partition(".")[0], name}]
     return _checkpoint(path, kind, readers, config, container, tuple(ignored), tuple(notes))
-
-
-def _pickled_tensor(path: Path, key: str, tensor: LazyTensor) -> Tensor:
-    try:
-        return tensor.read()
-    except (PickleError, RuntimeError) as error:
-        raise CheckpointError(f"expected a whole tensor {key} in {path}: {error}") from error
 
 
 def _find_state(value: Any) -> tuple[str, Mapping[Any, Any]]:

@@ -10,8 +10,6 @@ reversible:
 
 The first rule that matches a key takes it. Nothing is computed until a tensor of the result is asked for, so dropped
 tensors are never read and rules work on meta tensors too.
-
-A key rule for layouts that differ in dimensions of size 1, such as a linear layer saved as a convolution.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ class Rule:
         return tensors
 
     def __post_init__(self) -> None:
-        names = [set(_names(pattern)) for pattern in (*self.official, *self.native)]
+        names = [{field[1] for field in _FIELD.finditer(text)} for text in (*self.official, *self.native)]
         if any(fields != names[0] for fields in names):
             raise ValueError(f"expected the same fields in every pattern of {self}, got {[sorted(n) for n in names]}")
 
@@ -98,6 +96,29 @@ class Transpose(Rename):
         if sorted(order) != list(range(tensor.ndim)):
             raise ValueError(f"expected {self.source} with dimensions for {self.dims}, got {tuple(tensor.shape)}")
         return tensor.permute(order)
+
+
+@dataclass(frozen=True)
+class Singleton(Rename):
+    """The same numbers where one side has dimensions of size 1 that the other lacks, at the places named."""
+
+    official_dims: tuple[int, ...] = ()
+    native_dims: tuple[int, ...] = ()
+
+    def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self._moved(tensors[0], self.official_dims, self.native_dims)]
+
+    def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [self._moved(tensors[0], self.native_dims, self.official_dims)]
+
+    def _moved(self, tensor: Tensor, away: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+        if any(dim >= tensor.ndim or tensor.shape[dim] != 1 for dim in away):
+            raise ValueError(f"expected {self.source} with size 1 at {away}, got {tuple(tensor.shape)}")
+        for dim in sorted(away, reverse=True):
+            tensor = tensor.squeeze(dim)
+        for dim in sorted(new):
+            tensor = tensor.unsqueeze(dim)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -171,27 +192,25 @@ class Drop(Rule):
 
 def prefixed(rules: Iterable[Rule], official: str = "", native: str = "") -> tuple[Rule, ...]:
     """The same rules for a sub-module that sits under the prefixes `official` and `native` (which may have fields)."""
-    return tuple(_prefixed(rule, official, native) for rule in rules)
 
+    def restored(restore: Restore, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inner = {key.removeprefix(native): partial(state.__getitem__, key) for key in state if key.startswith(native)}
+        return {official + key: tensor for key, tensor in restore(LazyState(inner)).items()}
 
-def _prefixed(rule: Rule, official: str, native: str) -> Rule:
-    match rule:
-        case Rename():
-            return replace(rule, source=official + rule.source, target=native + rule.target)
-        case Split():
-            return replace(rule, source=official + rule.source, targets=tuple(native + t for t in rule.targets))
-        case Concat():
-            return replace(rule, sources=tuple(official + s for s in rule.sources), target=native + rule.target)
-        case Drop():
-            restore = rule.restore and partial(_restore_under, rule.restore, official, native)
-            return replace(rule, source=official + rule.source, restore=restore)
-    raise ValueError(f"expected one of the rules of this module, got {rule}")
+    def moved(rule: Rule) -> Rule:
+        match rule:
+            case Rename():
+                return replace(rule, source=official + rule.source, target=native + rule.target)
+            case Split():
+                return replace(rule, source=official + rule.source, targets=tuple(native + t for t in rule.targets))
+            case Concat():
+                return replace(rule, sources=tuple(official + s for s in rule.sources), target=native + rule.target)
+            case Drop():
+                restore = rule.restore and partial(restored, rule.restore)
+                return replace(rule, source=official + rule.source, restore=restore)
+        raise ValueError(f"expected one of the rules of this module, got {rule}")
 
-
-def _restore_under(restore: Restore, official: str, native: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Call `restore` on what lies under `native` and put what it makes under `official`."""
-    inner = {key.removeprefix(native): partial(state.__getitem__, key) for key in state if key.startswith(native)}
-    return {official + key: tensor for key, tensor in restore(LazyState(inner)).items()}
+    return tuple(moved(rule) for rule in rules)
 
 
 @dataclass(frozen=True)
@@ -217,8 +236,12 @@ class KeyMap:
     def forward(self, state: Mapping[str, Tensor]) -> tuple[LazyState, Report]:
         """Official layout -> native layout. Raises StateError with every key that no rule takes or that collides."""
         groups = self._group(state, "official")
-        for group in groups:
-            self._check_way_back(group)
+        for group in (group for group in groups if not isinstance(group.rule, Alias)):
+            for key in group.outputs:
+                back = _find(self.rules, key, "native")
+                if back is None or back.outputs != group.inputs:
+                    got = "nothing" if back is None else ", ".join(back.outputs)
+                    raise StateError(f"expected {key} to lead back to {', '.join(group.inputs)}, got {got}", [key])
         return self._run(state, groups)
 
     def backward(self, state: Mapping[str, Tensor]) -> LazyState:
@@ -230,7 +253,7 @@ class KeyMap:
                 for key, tensor in rule.restore(state).items():
                     if _match(rule.source, key) is None or key in official:
                         raise StateError(f"expected {rule} to restore keys of its own, got {key}", [key])
-                    readers[key] = partial(_same, tensor)
+                    readers[key] = lambda tensor=tensor: tensor
         return LazyState(readers)
 
     def _group(self, state: Mapping[str, Tensor], side: Side) -> list[_Group]:
@@ -252,15 +275,6 @@ class KeyMap:
         if lacking:
             raise StateError(f"expected all parts of a combined tensor, got none of: {listed(lacking)}", lacking)
         return list(groups.values())
-
-    def _check_way_back(self, group: _Group) -> None:
-        if isinstance(group.rule, Alias):
-            return
-        for key in group.outputs:
-            found = _find(self.rules, key, "native")
-            if found is None or found.outputs != group.inputs:
-                got = "nothing" if found is None else ", ".join(found.outputs)
-                raise StateError(f"expected {key} to lead back to {', '.join(group.inputs)}, got {got}", [key])
 
     def _run(self, state: Mapping[str, Tensor], groups: list[_Group]) -> tuple[LazyState, Report]:
         readers: dict[str, Callable[[], Tensor]] = {}
@@ -342,10 +356,6 @@ def _fill(pattern: str, fields: Fields) -> str:
     return _FIELD.sub(lambda field: fields[field[1]], pattern)
 
 
-def _names(pattern: str) -> list[str]:
-    return [field[1] for field in _FIELD.finditer(pattern)]
-
-
 def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, name: str) -> list[Tensor]:
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     expected = sizes or (whole // parts,) * parts
@@ -360,42 +370,10 @@ def _join(tensors: list[Tensor], dim: int, sizes: tuple[int, ...] | None, name: 
     got = tuple(tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1 for tensor in tensors)
     expected = sizes or got[:1] * len(tensors)
     dtypes = {tensor.dtype for tensor in tensors}
-    others = {_without(tensor.shape, dim) for tensor in tensors}
+    others = {tuple(size for i, size in enumerate(t.shape) if i != dim % max(t.ndim, 1)) for t in tensors}
     if got != expected or -1 in got or len(dtypes) > 1 or len(others) > 1:
         raise ValueError(
             f"expected parts of {name} with sizes {expected} along {dim}, alike otherwise, of one dtype, "
             f"got {[tuple(tensor.shape) for tensor in tensors]} and {dtypes}"
         )
     return torch.cat(tensors, dim)
-
-
-def _without(shape: Sequence[int], dim: int) -> tuple[int, ...]:
-    """`shape` without the size of dimension `dim`."""
-    return tuple(size for place, size in enumerate(shape) if place != dim % max(len(shape), 1))
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass(frozen=True)
-class Singleton(Rename):
-    """The same numbers where one side has dimensions of size 1 that the other lacks, at the places named."""
-
-    official_dims: tuple[int, ...] = ()
-    native_dims: tuple[int, ...] = ()
-
-    def there(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [self._moved(tensors[0], self.official_dims, self.native_dims)]
-
-    def back(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [self._moved(tensors[0], self.native_dims, self.official_dims)]
-
-    def _moved(self, tensor: Tensor, away: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-        if any(dim >= tensor.ndim or tensor.shape[dim] != 1 for dim in away):
-            raise ValueError(f"expected {self.source} with size 1 at {away}, got {tuple(tensor.shape)}")
-        for dim in sorted(away, reverse=True):
-            tensor = tensor.squeeze(dim)
-        for dim in sorted(new):
-            tensor = tensor.unsqueeze(dim)
-        return tensor

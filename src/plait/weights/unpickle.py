@@ -1,28 +1,18 @@
-"""What a pickle's names turn into: descriptions of tensors, plain containers, and stand-ins that do nothing.
+"""Pickles read without running anything: what torch wrote becomes tensors and plain containers, the rest stand-ins.
 
-name + arguments -> call() -> LazyTensor | dict | tuple | StandIn
+mapped file -> read_zip | read_legacy | read_pickle -> PickleReader.load() -> dict, list, ..., LazyTensor, StandIn
+configuration written as omegaconf, argparse, enum or numpy objects -> to_plain -> dict, list, str, int, float, bool
 
-Only the names in `_BUILDERS` (what torch writes into checkpoints) are answered, by functions of this file.
+A pickle is a small program. The reader knows its instructions (`pickletools` of the standard library), but no Python
+function is ever looked up by name or called: a global is only its name, and calling one gives what `call` makes of it.
+Only the names in `_BUILDERS` (what torch writes into checkpoints) are answered, by functions of this file. Byte strings
+and tensors stay views of the input.
 
-A pickle reader that cannot run anything.
-
-bytes -> PickleReader.load() -> dict, list, tuple, set, scalars, memoryviews, LazyTensor, StandIn
-
-A pickle is a small program. This machine knows its instructions, but no Python function is ever looked up by name or
-called: a global is only its name, and calling one gives what `standins.call` makes of it. Byte strings and tensors stay
-views of the input. Format: the `pickletools` module of the standard library.
-
-The ways torch lays pickles and tensor bytes into one file.
-
-mapped file -> read_zip | read_legacy | read_pickle -> what was pickled, tensors as LazyTensor
-
-Zip (torch 1.6 and newer): `NAME/data.pkl` and one uncompressed entry `NAME/data/KEY` per storage. Legacy: five pickles
-(magic number, version, byte order, the object, storage keys), then each storage as a 64-bit length and its bytes.
-Plain pickle: tensors hold their storage as a legacy file inside a byte string. Format: `torch/serialization.py`.
-
-Plain data out of what a pickle held: configurations written as omegaconf, argparse, enum or numpy objects.
-
-dict | list | StandIn -> to_plain -> dict, list, str, int, float, bool, None
+How torch lays pickles and tensor bytes into one file (`torch/serialization.py`):
+- zip (torch 1.6 and newer): `NAME/data.pkl` and one uncompressed entry `NAME/data/KEY` per storage;
+- legacy: five pickles (magic number, version, byte order, the object, storage keys), then each storage as a 64-bit
+  length and its bytes;
+- plain pickle: tensors hold their storage as a legacy file inside a byte string.
 """
 
 from __future__ import annotations
@@ -102,24 +92,18 @@ class LazyTensor:
         if len(self.shape) != len(self.stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
             raise PickleError(f"expected a shape and a stride, got {self.shape!r:.60} and {self.stride!r:.60}")
         available = self.storage.num_bytes // self.dtype.itemsize
-        elements = _product(self.shape)
+        elements = 1
+        for n in self.shape:  # cut off once it is beyond any file: a product of many sizes takes memory itself
+            elements = min(elements * n, 1 << 62)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
         if elements == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         if last >= available or elements > max(available, SMALL_TENSOR):
             raise PickleError(f"expected a tensor inside its {available} elements, got shape {self.shape!r:.60}")
         raw = torch.frombuffer(data, dtype=torch.uint8)
-        if raw.data_ptr() % self.dtype.itemsize:
+        if raw.data_ptr() % self.dtype.itemsize:  # legacy files align nothing, and a view needs alignment
             raw = raw.clone()
         return raw.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    """The number of elements, cut off once it is beyond any file."""
-    total = 1
-    for n in shape:
-        total = min(total * n, 1 << 62) if n else 0
-    return total if all(shape) else 0
 
 
 _STORAGES = {
@@ -258,7 +242,7 @@ class PickleReader:
     ) -> None:
         self.data, self.position = data, position
         self.persistent, self.blob = persistent, blob
-        self.work = 2 * len(data) + 1024
+        self.work = 2 * len(data) + 1024  # see `call`
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -307,6 +291,11 @@ class PickleReader:
             return kind(text)
         except ValueError as error:
             raise PickleError(f"expected a number, got {text!r:.40}") from error
+
+    def int_line(self) -> int | bool:
+        """Protocol 0 writes truth values as the numbers 00 and 01."""
+        text = self.line()
+        return text == "01" if text in {"00", "01"} else self.parsed(int, text)
 
     def name(self) -> Global:
         return Global(f"{self.line('utf-8')}.{self.line('utf-8')}")
@@ -431,15 +420,6 @@ class PickleReader:
         return int.from_bytes(self.take(size), "little", signed=True)
 
 
-def _int_line(reader: PickleReader) -> None:
-    """Protocol 0 writes truth values as the numbers 00 and 01."""
-    text = reader.line()
-    if text in {"00", "01"}:
-        reader.push(text == "01")
-    else:
-        reader.push(reader.parsed(int, text))
-
-
 _Step = Callable[[PickleReader], Any]
 
 _STEPS: dict[int, _Step] = {
@@ -454,7 +434,7 @@ _STEPS: dict[int, _Step] = {
     ord("N"): lambda r: r.push(None),
     0x88: lambda r: r.push(True),
     0x89: lambda r: r.push(False),
-    ord("I"): _int_line,
+    ord("I"): lambda r: r.push(r.int_line()),
     ord("L"): lambda r: r.push(r.parsed(int, r.line().removesuffix("L"))),
     ord("F"): lambda r: r.push(r.parsed(float, r.line())),
     ord("J"): lambda r: r.push(r.number("<i")),
@@ -545,14 +525,14 @@ class _Storages:
 
 def read_pickle(data: memoryview) -> Any:
     """A plain pickle. Raises PickleError."""
-    return PickleReader(data, blob=_nested).load()
 
+    def nested(blob: Any) -> Any:
+        """torch.storage._load_from_bytes: a legacy file in a byte string."""
+        if not isinstance(blob, memoryview):
+            raise PickleError("expected bytes of a nested torch file, got something else")
+        return read_legacy(blob)
 
-def _nested(blob: Any) -> Any:
-    """torch.storage._load_from_bytes: a legacy file in a byte string."""
-    if not isinstance(blob, memoryview):
-        raise PickleError("expected bytes of a nested torch file, got something else")
-    return read_legacy(blob)
+    return PickleReader(data, blob=nested).load()
 
 
 def is_legacy(data: memoryview) -> bool:
@@ -620,20 +600,20 @@ def _entries(data: memoryview) -> dict[str, memoryview]:
         raise PickleError(f"expected a whole zip file, got a damaged one ({error})") from error
     if len(infos) > MAX_ENTRIES:
         raise PickleError(f"expected at most {MAX_ENTRIES} entries in a zip file, got {len(infos)}")
-    return {info.filename: _entry(data, info) for info in infos}
-
-
-def _entry(data: memoryview, info: zipfile.ZipInfo) -> memoryview:
-    start = info.header_offset
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-        raise PickleError(f"expected uncompressed entries, as torch writes them, got {info.filename!r:.60} compressed")
-    if start + 30 > len(data) or bytes(data[start : start + 4]) != b"PK\x03\x04":
-        raise PickleError(f"expected entry {info.filename!r:.60} at {start}, got other bytes")
-    name_length, extra_length = struct.unpack("<HH", data[start + 26 : start + 30])
-    start += 30 + name_length + extra_length
-    if start + info.file_size > len(data):
-        raise PickleError(f"expected {info.file_size} bytes in entry {info.filename!r:.60}, got a shorter file")
-    return data[start : start + info.file_size]
+    found = {}
+    for info in infos:
+        name, start = info.filename, info.header_offset
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+            raise PickleError(f"expected uncompressed entries, as torch writes them, got {name!r:.60} compressed")
+        if start + 30 > len(data) or bytes(data[start : start + 4]) != b"PK\x03\x04":
+            raise PickleError(f"expected entry {name!r:.60} at {start}, got other bytes")
+        # The local header has lengths of its own: torch pads there, so that tensors begin at multiples of 64 bytes.
+        name_length, extra_length = struct.unpack("<HH", data[start + 26 : start + 30])
+        start += 30 + name_length + extra_length
+        if start + info.file_size > len(data):
+            raise PickleError(f"expected {info.file_size} bytes in entry {name!r:.60}, got a shorter file")
+        found[name] = data[start : start + info.file_size]
+    return found
 
 
 class _Window(io.RawIOBase):
@@ -681,45 +661,40 @@ def to_plain(value: Any) -> Any:
     omegaconf nodes give their content, argparse.Namespace its attributes, enum members their value, paths their text,
     numpy scalars a number. Raises NotPlainError for anything else, naming its class, and for values too deep or large.
     """
-    return _Plain().convert(value, MAX_DEPTH)
+    left = MAX_NODES  # shared values are visited once per use: unbounded, a short pickle could unfold into a huge one
 
-
-class _Plain:
-    def __init__(self) -> None:
-        # Shared values are visited once per use: without a bound a short pickle could unfold into a huge one.
-        self.left = MAX_NODES
-
-    def convert(self, value: Any, depth: int) -> Any:
-        self.left -= 1
-        if self.left < 0 or depth < 0:
+    def convert(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0 or depth < 0:
             raise NotPlainError(f"expected at most {MAX_NODES} values and {MAX_DEPTH} levels, got more")
         if isinstance(value, _SCALAR):
             return value
         if isinstance(value, dict):
             if not all(isinstance(key, _SCALAR) for key in value):
                 raise NotPlainError("expected plain keys, got others")
-            return {str(key): self.convert(item, depth - 1) for key, item in value.items()}
+            return {str(key): convert(item, depth - 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.convert(item, depth - 1) for item in value]
-        if isinstance(value, StandIn):
-            return self.stand_in(value, depth)
-        raise NotPlainError(f"expected plain data, got {getattr(value, 'name', type(value).__name__):.80}")
-
-    def stand_in(self, value: StandIn, depth: int) -> Any:
+            return [convert(item, depth - 1) for item in value]
+        if not isinstance(value, StandIn):
+            raise NotPlainError(f"expected plain data, got {getattr(value, 'name', type(value).__name__):.80}")
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
         if isinstance(state, dict) and value.name.startswith("omegaconf."):
-            for content in ("_content", "_val"):
+            for content in ("_content", "_val"):  # of containers, of leaves
                 if content in state:
-                    return self.convert(state[content], depth - 1)
+                    return convert(state[content], depth - 1)
         if isinstance(state, dict) and value.name == "argparse.Namespace":
-            return self.convert(state, depth - 1)
+            return convert(state, depth - 1)
         if value.name.startswith("pathlib.") and all(isinstance(arg, str) for arg in value.args):
             return str(PurePosixPath(*value.args))
         if value.name.endswith("multiarray.scalar"):
             return _numpy_scalar(value)
+        # An enum member is its class called with its value.
         if len(value.args) == 1 and state is None and not value.items and isinstance(value.args[0], _SCALAR):
             return value.args[0]
         raise NotPlainError(f"expected plain data, got an object of {value.name:.80}")
+
+    return convert(value, MAX_DEPTH)
 
 
 def _numpy_scalar(value: StandIn) -> Any:
