@@ -145,7 +145,7 @@ def towards_words(
     pixels -> positions (batch, n, dim); labels (batch, parts): the words that the parts of the positions should mean,
     one for all of them, or one for each half.
     """
-    table: Tensor = model.get_input_embeddings().weight  # ty: ignore[call-non-callable]
+    table: Tensor = model.get_input_embeddings().weight  # ty: ignore[not-callable]
     with torch.no_grad():
         goals, middle = torch.stack([table[ids].mean(0) for ids in words]), table.mean(0)
     labels = batch["labels"]
