@@ -167,15 +167,10 @@ def mlm_text(case: Case) -> Outputs:
 # Fusion
 
 
-def fusion_module(config: MPlug2Config) -> FusionModule:
-    """The fusion module of a configuration."""
-    return FusionModule(*common(config), config.num_fusion_layers, stride=config.fusion_stride, **rates(config))
-
-
 @runner("mplug2", "fusion_")
 def fusion(case: Case) -> Outputs:
     config = config_of(case, {})
-    holder, rules = nn.ModuleDict({"fusion": fusion_module(config)}), key_map(config, base="")
+    holder, rules = nn.ModuleDict({"fusion": FusionModule(config)}), key_map(config, base="")
     fill(case, holder, rules)
     mask = case.inputs["attention_mask"].bool()
     states = (case.inputs["text_embeds"], mask, case.inputs["image_embeds"])
@@ -193,7 +188,7 @@ def mlm_fusion(case: Case) -> Outputs:
     """The masked language head that pretraining files hold on the fusion module, with a token table of its own."""
     config = config_of(case, {})
     table, head = nn.Embedding(config.vocab_size, config.dim), LMHead(config.dim, config.vocab_size, config.eps)
-    parts = nn.ModuleDict({"fusion": fusion_module(config), "table": table, "head": head})
+    parts = nn.ModuleDict({"fusion": FusionModule(config), "table": table, "head": head})
     theirs = "fusion_encoder.cls.predictions."
     rules = KeyMap(
         [
@@ -215,14 +210,7 @@ def mlm_fusion(case: Case) -> Outputs:
 def text_decoder(case: Case) -> tuple[TextDecoder, KeyMap]:
     """The decoder of a case."""
     config = config_of(case, {})
-    decoder = TextDecoder(
-        *common(config),
-        config.num_decoder_layers,
-        vocab_size=config.vocab_size,
-        max_positions=config.max_positions,
-        num_types=config.num_types,
-        **rates(config),
-    )
+    decoder = TextDecoder(config)
     rules = KeyMap(prefixed(decoder_rules(config), "text_decoder."))
     fill(case, decoder, rules)
     return decoder, rules

@@ -35,7 +35,7 @@ from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
-from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, parameter_groups
+from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, decays, layer_id
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
@@ -49,6 +49,7 @@ from plait.objectives.masked import mask_tokens
 from plait.recipes import mplug2_rows as rows
 from plait.recipes.finetune import Job, Request, text_of
 from plait.training.data_order import Shuffled
+from plait.training.optim import parameter_groups
 from plait.training.parallel import gather_rows
 from plait.training.stages import Recipe, Source, Stage
 from plait.types import Sample
@@ -237,7 +238,13 @@ class SelfCritical:
 
 def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
     """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest."""
-    groups = parameter_groups(model.named_parameters(), weight_decay=stage.weight_decay, vision_scale=vision_scale)
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=stage.weight_decay,
+        no_decay=lambda name, parameter: not decays(name, parameter.ndim),
+        layer_id=layer_id,
+        layer_decay=vision_scale,
+    )
     return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from plait.generation import beam_search
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.model import MPlug2Model, RecomputedStep
+from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 
 
@@ -82,9 +84,15 @@ def test_searching_with_a_cache_equals_recomputing_the_prefix(build, clips: Tens
         states, mask = encoded.states()
         start = torch.full((3, 1), 101)
         options = {"num_beams": 4, "min_length": 2, "max_length": 7, "num_return": 3}
-        plain = beam_search(
-            RecomputedStep(model.model.decoder, states, model.attend, mask), start, end_id=102, **options
-        )
+
+        def recomputed(ids: Tensor, beam_indices: Tensor | None, states: Tensor = states, mask: Any = mask) -> Tensor:
+            """Without any cache, as the released code does it: the prefix and all its keys, for every beam."""
+            beams = len(ids) // len(states)
+            seen = None if mask is None else mask.repeat_interleave(beams, 0)
+            copied = states.repeat_interleave(beams, 0)
+            return model.model.decoder(ids, copied, model.attend, states_mask=seen)[:, -1]
+
+        plain = beam_search(recomputed, start, end_id=102, **options)
         cached = model.search(encoded, **options)
         for one, other in zip(plain, cached, strict=True):
             assert [h.ids.tolist() for h in one] == [h.ids.tolist() for h in other]

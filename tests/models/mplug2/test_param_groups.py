@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from plait.models.mplug2.pretraining import decays, official_group, parameter_groups
+from plait.models.mplug2.pretraining import VISION_SCALE, WEIGHT_DECAY, decays, layer_id, official_group
+from plait.training.optim import parameter_groups
 
 
 def test_every_trainable_parameter_is_in_one_group() -> None:
@@ -12,7 +13,13 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
         {"vision": nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "text": nn.Linear(3, 3), "teacher": nn.Linear(2, 2)}
     )
     model["teacher"].requires_grad_(False)
-    groups = parameter_groups(model.named_parameters())
+    groups = parameter_groups(
+        model.named_parameters(),
+        weight_decay=WEIGHT_DECAY,
+        no_decay=lambda name, parameter: not decays(name, parameter.ndim),
+        layer_id=layer_id,
+        layer_decay=VISION_SCALE,
+    )
     found = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
     assert found == {
         "vision.0.weight": (0.02, 0.1),

@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from plait.models.mplug2.composition import path
+from plait.models.mplug2.composition import path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.objectives.contrastive import contrastive_loss
 from plait.objectives.distillation import update_teacher
-from plait.objectives.matching import QueueContrast, enqueue, hard_negatives, matching_loss, queue_contrast
+from plait.objectives.matching import enqueue, hard_negatives, matching_loss, queue_contrast
 
 NOT_SCORED = -100.0
 """Score of a pair that was not among the best candidates."""
 
 EMPTY_ID = -100
+"""Identity of a place in the queues that nothing filled: no pair has it, so it is never a positive."""
 TEMPERATURES = (0.001, 0.5)
+"""Bounds of the temperature in ALBEF (arXiv 2107.07651); mPLUG's release learns it without any."""
 Gather = Callable[[Tensor], Tensor]
 """Rows of all processes from those of this one, without gradient."""
 
@@ -58,9 +60,9 @@ class Pairs(NamedTuple):
 
     def encode(self, network: MPlug2Model) -> tuple[Tensor, Tensor, Tensor]:
         """Vision (batch, patches, dim) and text (batch, tokens, dim), apart, and which tokens are real."""
-        way = path("retrieve", network.medium(self.pixel_values, self.pixel_values_videos))
-        vision = network.see(self.pixel_values, self.pixel_values_videos, way)
-        text, mask = network.read(self.input_ids, self.attention_mask, way=way)
+        path = path_of("retrieve", network.medium(self.pixel_values, self.pixel_values_videos))
+        vision = network.see(self.pixel_values, self.pixel_values_videos, path)
+        text, mask = network.read(self.input_ids, self.attention_mask, path=path)
         return vision, text, mask
 
 
@@ -76,7 +78,8 @@ class RetrievalScores(NamedTuple):
 class Alignment(nn.Module):
     """Projections, temperature and match head; with queues also momentum projections and what they filled.
 
-    queue_size: 0 for a model that is not trained with queues; then neither queues nor momentum projections exist.
+    `config.queue_size` is 0 for a model that is not trained with queues: then neither they nor the momentum projections
+    exist.
     """
 
     temperature_parameter: nn.Parameter
@@ -85,13 +88,13 @@ class Alignment(nn.Module):
     id_queue: Tensor
     queue_pointer: Tensor
 
-    def __init__(self, dim: int, projection_dim: int, temperature: float, queue_size: int) -> None:
+    def __init__(self, config: MPlug2Config) -> None:
         super().__init__()
+        dim, projection_dim, queue_size = config.dim, config.projection_dim, config.queue_size
         self.vision_proj = nn.Linear(dim, projection_dim)
         self.text_proj = nn.Linear(dim, projection_dim)
         self.match_head = nn.Linear(dim, 2)
-        self.temperature_parameter = nn.Parameter(torch.tensor(temperature))
-        self.queue_size = queue_size
+        self.temperature_parameter = nn.Parameter(torch.tensor(config.temperature_init))
         if queue_size:
             self.teacher_vision_proj = nn.Linear(dim, projection_dim)
             self.teacher_text_proj = nn.Linear(dim, projection_dim)
@@ -112,41 +115,12 @@ class Alignment(nn.Module):
             slow, fast = getattr(self, f"teacher_{kind}_proj"), getattr(self, f"{kind}_proj")
             update_teacher(slow.parameters(), fast.parameters(), momentum)
 
-    def contrast(
-        self,
-        vision: Tensor,
-        text: Tensor,
-        vision_momentum: Tensor,
-        text_momentum: Tensor,
-        temperature: Tensor,
-        ids: Tensor,
-        alpha: float,
-    ) -> QueueContrast:
-        """Contrast with the momentum features of the batch and the queues; see `queue_contrast`."""
-        return queue_contrast(
-            vision,
-            text,
-            vision_momentum,
-            text_momentum,
-            self.vision_queue.clone(),
-            self.text_queue.clone(),
-            temperature,
-            ids=ids,
-            queue_ids=self.id_queue[0].clone(),
-            alpha=alpha,
-        )
-
     def enqueue(self, vision: Tensor, text: Tensor, ids: Tensor) -> None:
         """Put momentum features (batch, projection_dim) and identities (batch,) into the queues."""
         pointer = int(self.queue_pointer)
         enqueue(self.vision_queue, vision, pointer)
         enqueue(self.text_queue, text, pointer)
         self.queue_pointer[0] = enqueue(self.id_queue, ids, pointer)
-
-
-def alignment_of(config: MPlug2Config) -> Alignment:
-    """The heads that a configuration describes."""
-    return Alignment(config.dim, config.projection_dim, config.temperature_init, config.queue_size)
 
 
 class MPlug2AlignedModel(MPlug2PreTrainedModel):
@@ -156,8 +130,8 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         super().__init__(config)
         parts = self.parts(config)
         self.model = MPlug2Model(config, parts)
-        self.alignment = alignment_of(config)
-        kept = parts - {"fusion", "decoder", "masked_lm"}
+        self.alignment = Alignment(config)
+        kept = parts - {"fusion", "decoder", "masked_lm"}  # the teacher gives class tokens, nothing else
         self.teacher = Teacher(config, kept) if config.queue_size else None
 
     def post_init(self) -> None:
@@ -169,7 +143,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
     @classmethod
     def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
         """See `MPlug2PreTrainedModel.heads`."""
-        return {"alignment": alignment_of(config)}
+        return {"alignment": Alignment(config)}
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -194,15 +168,15 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(pixel_values, way=path("retrieve", "image")), "vision")
+        return self.alignment.embed(self.model.see(pixel_values, path=path_of("retrieve", "image")), "vision")
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
-        return self.alignment.embed(self.model.see(None, pixel_values_videos, path("retrieve", "video")), "vision")
+        return self.alignment.embed(self.model.see(None, pixel_values_videos, path_of("retrieve", "video")), "vision")
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
         """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
-        states = self.model.read(input_ids, attention_mask, way=path("retrieve", "image"))[0]
+        states = self.model.read(input_ids, attention_mask, path=path_of("retrieve", "image"))[0]
         return self.alignment.embed(states, "text")
 
     def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
@@ -227,15 +201,36 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         """
         vision, text, mask = pairs.encode(self.model) if encoded is None else encoded
         a, b = self.alignment.embed(vision, "vision"), self.alignment.embed(text, "text")
+        # Without ids every pair is its own identity.
         own, count = torch.arange(len(a), device=a.device) if ids is None else ids, len(a)
         if self.teacher is None:
-            contrast, to_text = self._contrast_in_batch(a, b, own)
+            contrast = contrastive_loss(a, b, 1 / self.temperature(), ids=own).loss
+            to_text = a.detach() @ b.detach().T / self.temperature().detach()
             to_vision = to_text.T
         else:
-            found = self._contrast_with_queues(a, b, pairs, ids, alpha, gather)
+            heads = self.alignment
+            with torch.no_grad():
+                seen, written, _ = pairs.encode(self.teacher)
+                slow_a, slow_b = heads.embed(seen, "vision", teacher=True), heads.embed(written, "text", teacher=True)
+            found = queue_contrast(
+                a,
+                b,
+                slow_a,
+                slow_b,
+                heads.vision_queue.clone(),  # a copy, since `enqueue` below writes into what the gradient will read
+                heads.text_queue.clone(),
+                self.temperature(),
+                ids=own,
+                queue_ids=heads.id_queue[0].clone(),
+                alpha=alpha,
+            )
             contrast, to_text, to_vision = found.loss, found.vision_to_text, found.text_to_vision
+            every = gather or (lambda rows: rows)  # queues hold what all processes saw; negatives below are local
+            stored = torch.full_like(own, EMPTY_ID) if ids is None else ids  # without ids nobody's partner later
+            heads.enqueue(every(slow_a), every(slow_b), every(stored))
         if not matching:
             return AlignmentOutput(loss=contrast, contrast_loss=contrast, vision_embeds=a, text_embeds=b)
+        # Drawn in proportion to similarity to the current batch; pairs of one identity are never each other's negative.
         drawn = (None, None) if noise is None else noise.split(count)
         wrong_vision = hard_negatives(to_vision[:, :count].detach(), own, noise=drawn[0])
         wrong_text = hard_negatives(to_text[:, :count].detach(), own, noise=drawn[1])
@@ -255,40 +250,6 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
             negative_vision=wrong_vision,
             negative_text=wrong_text,
         )
-
-    def _contrast_in_batch(self, a: Tensor, b: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and similarities over temperature (batch, batch) without teacher and queues."""
-        loss = contrastive_loss(a, b, 1 / self.temperature(), ids=ids).loss
-        return loss, a.detach() @ b.detach().T / self.temperature().detach()
-
-    def _contrast_with_queues(
-        self,
-        a: Tensor,
-        b: Tensor,
-        pairs: Pairs,
-        ids: Tensor | None,
-        alpha: float,
-        gather: Gather | None,
-    ) -> QueueContrast:
-        """Contrast with the teacher's features, which then go into the queues.
-
-        Without ids every pair is its own identity, and no place of a queue is a partner.
-        """
-        assert self.teacher is not None
-        with torch.no_grad():
-            vision, text, _ = pairs.encode(self.teacher)
-            slow_vision = self.alignment.embed(vision, "vision", teacher=True)
-            slow_text = self.alignment.embed(text, "text", teacher=True)
-        own = torch.arange(len(a), device=a.device) if ids is None else ids
-        found = self.alignment.contrast(a, b, slow_vision, slow_text, self.temperature(), own, alpha)
-        stored = torch.full_like(own, EMPTY_ID) if ids is None else ids
-        every = gather or _alone
-        self.alignment.enqueue(every(slow_vision), every(slow_text), every(stored))
-        return found
-
-
-def _alone(rows: Tensor) -> Tensor:
-    return rows
 
 
 class MPlug2ForRetrieval(MPlug2AlignedModel):

@@ -25,7 +25,7 @@ _ALL: tuple[Part, ...] = ("vision", "universal", "text", "fusion", "decoder")
 
 @dataclass(frozen=True)
 class Path:
-    """The way of one task through the network.
+    """What one task does with one medium.
 
     parts: modules in the order of the data; heads: behind them; about: what happens, for people.
     """
@@ -35,16 +35,17 @@ class Path:
     about: str = ""
 
     def uses(self, part: Part) -> bool:
-        """Whether the part is on the way."""
+        """Whether the data pass this part."""
         return part in self.parts
 
 
 def _both(parts: tuple[Part, ...], heads: tuple[Head, ...], about: str) -> dict[Medium, Path]:
-    """The same way for pictures and clips; clips pass the temporal modules too."""
+    """The same for pictures and clips, except that clips pass the temporal modules too (figure 1)."""
     return {"image": Path(parts, heads, about), "video": Path(("vision", "temporal", *parts[1:]), heads, about)}
 
 
 TABLE: dict[Task, dict[Medium, Path]] = {
+    # As released: captions use neither text encoder nor fusion, though an official file holds both.
     "caption": _both((*_SEE, "decoder"), (), "the decoder writes, looking at the vision tokens"),
     "answer": _both(_ALL, (), "the decoder writes or ranks answers, looking at fused vision and question"),
     "retrieve": _both(
@@ -55,6 +56,7 @@ TABLE: dict[Task, dict[Medium, Path]] = {
     "compare": {
         "image": Path((*_SEE, "text", "fusion"), ("classifier",), "the text is fused with each of two pictures")
     },
+    # Figure 1: a picture's label is read behind the universal layers, without fusion.
     "classify": {
         "text": Path(("text", "universal"), ("classifier",), "the class token of the text is classified"),
         **_both(_SEE, ("classifier",), "the class token of the vision tokens is classified"),
@@ -67,7 +69,7 @@ TABLE: dict[Task, dict[Medium, Path]] = {
 """Task -> medium -> path. A task without a medium cannot be done with it."""
 
 
-def path(task: str, medium: str) -> Path:
+def path_of(task: str, medium: str) -> Path:
     """The path of a task for a medium. Raises ValueError for a cell that is not in the table."""
     cell = next((p for t, row in TABLE.items() if t == task for m, p in row.items() if m == medium), None)
     if cell is None:
@@ -76,17 +78,12 @@ def path(task: str, medium: str) -> Path:
     return cell
 
 
-def media(task: Task) -> tuple[Medium, ...]:
-    """What the task can be done with."""
-    return tuple(TABLE[task])
-
-
 def parts_of(tasks: tuple[Task, ...], modalities: tuple[str, ...]) -> frozenset[Part]:
     """The parts that a model for all of `tasks` with these modalities needs.
 
     modalities: of text, image, video; a part that none of their paths passes is not needed.
     """
-    paths = [row[m] for t in tasks for row in [TABLE[t]] for m in row if m in modalities]
+    paths = [one for task in tasks for medium, one in TABLE[task].items() if medium in modalities]
     if not paths:
         raise ValueError(f"expected a modality for {', '.join(tasks)}, got {', '.join(modalities) or 'none'}")
     return frozenset(part for one in paths for part in one.parts)

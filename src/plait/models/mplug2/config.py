@@ -1,11 +1,10 @@
 """Configuration of mPLUG-2: sizes of its modules, and which task of the family a model is for.
 
-official yaml + bert json (or the shapes of a checkpoint) -> MPlug2Config.from_official -> model
+official yaml + bert json, and the shapes of a checkpoint -> MPlug2Config.from_official -> model
 preset name -> MPlug2Config.preset
 
-Reading the settings of official mPLUG-2 and mPLUG files; what they do not say is read off the tensors.
-
-{yaml, bert_config, clip sizes} + shapes -> fields of MPlug2Config; a setting nobody knows is an error
+The settings of official files say little and name released files for the rest, so most sizes are read off the tensors;
+a setting that nobody knows is an error. Source: specification mPLUG-2, sections 2 and 13.
 """
 
 from __future__ import annotations
@@ -172,8 +171,6 @@ class MPlug2Config(PreTrainedConfig):
         cls, official_config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]], **changes: Any
     ) -> MPlug2Config:
         """The configuration of an official file from its settings, where it has some, and the shapes of its tensors."""
-        pass
-
         return cls(**{**config_fields(official_config, shapes), **cls._fields(changes)})
 
 
@@ -278,7 +275,18 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     if unknown:
         raise ValueError(f"expected settings of mPLUG-2, got {', '.join(sorted(unknown))}; remove them")
     fields = _from_shapes(shapes)
-    fields |= bert_fields(_bert(official.get("bert_config"), fields))
+    bert = official.get("bert_config") or {}
+    if isinstance(bert, str):
+        name = PurePosixPath(bert).name.removesuffix(".json")
+        bert = NAMED_BERTS.get(name, {})
+        if not fields["num_universal_layers"]:
+            bert = {}  # mPLUG has files of the same names with other numbers: those of its releases are assumed
+        elif name not in NAMED_BERTS:
+            known = ", ".join(NAMED_BERTS)
+            logger.warning(
+                "expected a bert_config among %s, got %s: fusion layers assumed as in the releases", known, name
+            )
+    fields |= bert_fields(bert)
     fields["vision"] = _vision(official, shapes, fields["num_temporal"] > 0)
     if "prefix_ids" in shapes:  # mPLUG's grounding cuts the text encoder to as many layers as the stride
         fields["text_layers"] = min(fields["text_layers"], count_layers(shapes, "text_encoder.encoder.layer."))
@@ -293,19 +301,6 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     if "image_queue" in shapes:
         fields["projection_dim"] = shapes["image_queue"][0]
     return {name: value for name, value in fields.items() if name not in ("num_temporal", "text_layers")}
-
-
-def _bert(bert: Mapping[str, Any] | str | None, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A bert configuration given itself or, in files of mPLUG-2, by the name of a released one."""
-    if not isinstance(bert, str):
-        return bert or {}
-    name = PurePosixPath(bert).name.removesuffix(".json")
-    if not fields["num_universal_layers"]:
-        return {}  # mPLUG has files of the same names with other numbers: those of its releases are assumed
-    if name not in NAMED_BERTS:
-        logger.warning("expected a bert_config among %s, got %s: fusion layers assumed as in the releases",
-                       ", ".join(NAMED_BERTS), name)  # fmt: skip
-    return NAMED_BERTS.get(name, {})
 
 
 def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,9 +330,15 @@ def _from_shapes(shapes: Shapes) -> dict[str, Any]:
     dim = table[1]
     text = count_layers(shapes, "text_encoder.encoder.layer.")
     fusion = count_layers(shapes, "fusion_encoder.encoder.layer.")
+    # Universal layers are those of the text encoder with cross-attention, its last ones; mPLUG has none.
     crossed = {key.split(".")[3] for key in shapes if key.startswith("text_encoder.") and ".crossattention." in key}
     positions = next(s for k, s in shapes.items() if k.endswith("embeddings.position_embeddings.weight"))
     mlp = next(s for k, s in shapes.items() if re.match(r"text_\w+\..*layer\.0\.intermediate\.dense\.weight", k))
+    # How many fusion layers run, and the stride, no tensor tells: those of the released configurations.
+    if crossed:
+        run, stride = 6 if fusion == 24 else 3, 1000
+    else:
+        run, stride = 6, 6 if conv[0] > dim else 3
     return {
         "dim": dim,
         "num_heads": max(dim // 64, 1),
@@ -350,15 +351,9 @@ def _from_shapes(shapes: Shapes) -> dict[str, Any]:
         "num_decoder_layers": count_layers(shapes, "text_decoder.bert.encoder.layer."),
         "stored_fusion_layers": fusion,
         "num_temporal": sum(".lmhra1." in key for key in shapes),
-        **_fusion(conv[0] > dim, fusion, predecessor=not crossed),
+        "num_fusion_layers": min(run, fusion),
+        "fusion_stride": stride,
     }
-
-
-def _fusion(is_large: bool, stored: int, *, predecessor: bool) -> dict[str, int]:
-    """How many fusion layers run, and the stride, which no tensor tells: those of the released configurations."""
-    if predecessor:
-        return {"num_fusion_layers": min(6, stored), "fusion_stride": 6 if is_large else 3}
-    return {"num_fusion_layers": min(6 if stored == 24 else 3, stored), "fusion_stride": 1000}
 
 
 def count_layers(shapes: Iterable[str], prefix: str) -> int:

@@ -1,27 +1,12 @@
-"""mPLUG-2's network: the parts that a task needs, and the way of pictures, clips and texts through them.
+"""mPLUG-2's network: the parts that a task needs, and the path of pictures, clips and texts through them.
 
 pictures | clips -> vision encoder -> (projection) -> universal layers --+
-                                                                          +-> fusion -> states -> decoder (tasks)
+                                                                          +-> fusion -> states -> decoder -> ids
 texts -> embeddings -> text layers -> universal layers ------------------+
 
-Which of these steps exist and are taken is read from `composition.TABLE`. Source: mPLUG-2 (arXiv 2302.00402), figure 2.
-
-The teacher of momentum distillation: a slow copy that is part of the model, so that checkpoints hold it.
-
-student -> update: teacher <- m teacher + (1 - m) student        (ALBEF, arXiv 2107.07651, section 3.3)
-
-The fusion module: text reads vision by cross-attention; now and then both meet in one self-attention.
-
-text, vision -> [text + self-attention + cross-attention + MLP | joint layer over [vision ; text]] x layers -> both
-
-Source: mPLUG (arXiv 2205.12005), section 3.2; specification mPLUG-2, section 5.
-
-The decoder that all generative tasks share: causal, with cross-attention to vision (and text) states.
-
-ids -> embeddings -> [causal self-attention -> cross-attention -> MLP] x layers -> LM head over the token table
-
-Keys of the encoder states are made once (`cross_keys`), those of the ids kept in a `Cache`. Source: specification
-mPLUG-2, section 6.
+Which of these parts exist and are passed is read from `composition.TABLE`. The classes stand in the order of the data;
+the teacher of momentum distillation, a slow copy of the network, comes last. Source: mPLUG-2 (arXiv 2302.00402), figure
+2; mPLUG (arXiv 2205.12005), section 3.2, for the fusion module; specification mPLUG-2, sections 3 to 6.
 """
 
 from __future__ import annotations
@@ -36,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path
+from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
@@ -160,13 +145,158 @@ class MPlug2PreTrainedModel(PreTrainedModel):
                     init.copy_(queue, nn.functional.normalize(torch.randn_like(queue), dim=0))
 
 
-def for_task(config: MPlug2Config, task: Task) -> MPlug2Config:
-    """`config` with the only task of a class where it names none, so that whoever reads it builds no other parts."""
-    if config.task is not None:
-        return config
-    config = copy.deepcopy(config)
-    config.task = task
-    return config
+class MPlug2Model(MPlug2PreTrainedModel):
+    """The parts of the network and the paths through them.
+
+    parts: which to build, by default those of `config.task`, or all.
+    """
+
+    TASKS = ("caption", "answer", "retrieve", "ground", "entail", "compare", "classify")
+
+    def __init__(self, config: MPlug2Config, parts: frozenset[Part] | None = None) -> None:
+        super().__init__(config)
+        self.has = frozenset(p for p in PARTS if p in (self.parts(config) if parts is None else parts))
+        sizes = config.vision_sizes
+        if "vision" in self.has:
+            self.vision = DualVisionEncoder(
+                sizes.dim,
+                sizes.num_heads,
+                sizes.num_layers,
+                patch_size=sizes.patch_size,
+                image_size=sizes.image_size,
+                # The released encoder has no switch: with `official` pictures pass the temporal modules too.
+                temporal=sizes.temporal and ("temporal" in self.has or config.official),
+                temporal_kernel=sizes.temporal_kernel,
+                temporal_stride=sizes.temporal_stride,
+            )
+        if "vision" in self.has and config.has_projection:
+            self.vision_adapter = VisionAdapter(sizes.dim, config.dim, config.eps, config.dropout)
+        if "text" in self.has:
+            self.text = TextEncoder(config)
+        if "universal" in self.has and config.num_universal_layers:
+            readers: dict[Reader, bool] = {"text": "text" in self.has, "visual": "vision" in self.has}
+            self.universal = UniversalLayers(
+                config.dim,
+                config.num_heads,
+                config.mlp_dim,
+                config.num_universal_layers,
+                num_latents=config.num_latents,
+                sharing=cast("Any", config.universal_sharing),
+                readers=tuple(reader for reader, wanted in readers.items() if wanted),
+                **rates(config),
+            )
+        if "fusion" in self.has:
+            self.fusion = FusionModule(config)
+        if "decoder" in self.has:
+            self.decoder = TextDecoder(config)
+        if "masked_lm" in self.has:
+            self.masked_lm = LMHead(config.dim, config.vocab_size, config.eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table of the text encoder, or of the decoder in a model without one."""
+        owner = self.text if "text" in self.has else self.decoder
+        return owner.embeddings.token_embedding
+
+    def see(
+        self, pixel_values: Tensor | None = None, pixel_values_videos: Tensor | None = None, path: Path | None = None
+    ) -> Tensor:
+        """Vision tokens behind the universal layers (batch, 1 + patches, dim), class token first.
+
+        pixel_values: (batch, 3, side, side), which pass no temporal module; pixel_values_videos: (batch, 3, frames,
+        side, side). `config.official` sends pictures through the temporal modules as clips of one frame. path: by
+        default that of classification.
+        """
+        self._require("vision")
+        medium = self.medium(pixel_values, pixel_values_videos)
+        path = path_of("classify", medium) if path is None else path
+        if medium not in self.config.modalities:
+            raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
+        clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
+        # mPLUG never saw a clip in training: each frame is a picture of its own, finished, before they are joined.
+        frame_by_frame = medium == "video" and self.config.is_predecessor
+        if frame_by_frame:
+            frames = clips.transpose(1, 2).flatten(0, 1)[:, :, None]  # (batch * frames, 3, 1, side, side)
+            x = self.vision(frames, self.attend)
+        else:
+            x = self.vision(clips, self.attend, temporal=path.uses("temporal") or bool(self.config.official))
+        if self.config.has_projection:
+            x = self.vision_adapter(x)
+        if frame_by_frame:  # the mean of the class tokens, then all patches: (batch, 1 + frames * patches, dim)
+            x = x.unflatten(0, (len(clips), -1))
+            return torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
+        return self.universal.see(x, self.attend) if self._is_universal(path) else x
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        path: Path | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Text states behind the universal layers (batch, tokens, dim), and which are real, (batch, tokens) bool.
+
+        attention_mask: (batch, tokens), by default ids other than padding; path: by default that of classification.
+        """
+        self._require("text")
+        path = path_of("classify", "text") if path is None else path
+        mask = input_ids.ne(self.config.pad_token_id or 0) if attention_mask is None else attention_mask.bool()
+        x = self.text(input_ids, mask, self.attend, token_type_ids)
+        # No residual around the layers here: the figure draws one on both sides, the released code has vision's only.
+        return (self.universal.read(x, mask, self.attend) if self._is_universal(path) else x), mask
+
+    def _is_universal(self, path: Path) -> bool:
+        return path.uses("universal") and self.config.num_universal_layers > 0
+
+    def fuse(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision and text after reading each other; shapes as given."""
+        self._require("fusion")
+        return self.fusion(text, text_mask, vision, self.attend)
+
+    def run(
+        self,
+        path: Path,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Encoded:
+        """The encoding part of a path. Raises ValueError for inputs that it lacks or has no use for."""
+        if path.uses("text") != (input_ids is not None):
+            raise ValueError(f"expected {'input_ids' if path.uses('text') else 'no input_ids'} where {path.about}")
+        out = Encoded()
+        if path.uses("vision"):
+            out.vision = self.see(pixel_values, pixel_values_videos, path)
+        if input_ids is not None:
+            out.text, out.text_mask = self.read(input_ids, attention_mask, token_type_ids, path)
+        if path.uses("fusion") and out.vision is not None and out.text is not None:
+            out.fused_vision, out.fused_text = self.fuse(out.text, out.text_mask, out.vision)
+        return out
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: object,
+    ) -> Encoded:
+        """Encode what is given: text alone, a picture or clip alone, or both, fused. Shapes as in `see` and `read`."""
+        if pixel_values is None and pixel_values_videos is None:
+            path = path_of("classify", "text")
+        else:
+            medium = self.medium(pixel_values, pixel_values_videos)
+            path = path_of("entail" if input_ids is not None else "classify", medium)
+        return self.run(path, pixel_values, pixel_values_videos, input_ids, attention_mask, token_type_ids)
+
+    def _require(self, part: Part) -> None:
+        if part not in self.has:
+            raise ValueError(
+                f"expected a model with its {part} part, got one with {', '.join(p for p in PARTS if p in self.has)}; "
+                "load it with another task="
+            )
 
 
 class VisionAdapter(nn.Module):
@@ -188,14 +318,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__()
-        self.embeddings = BertEmbeddings(
-            config.vocab_size,
-            config.dim,
-            config.max_positions,
-            config.num_types,
-            eps=config.eps,
-            dropout=config.dropout,
-        )
+        self.embeddings = embeddings_of(config)
         sizes = (config.dim, config.num_heads, config.mlp_dim)
         self.layers = nn.ModuleList(BertLayer(*sizes, **rates(config)) for _ in range(config.num_text_layers))
 
@@ -221,207 +344,18 @@ class TextEncoder(nn.Module):
         return x
 
 
-def rates(config: MPlug2Config) -> dict[str, Any]:
-    """What every BERT-like layer of a configuration has in common."""
-    return {"eps": config.eps, "dropout": config.dropout, "attention_dropout": config.attention_dropout}
-
-
-class MPlug2Model(MPlug2PreTrainedModel):
-    """The parts of the network and the paths through them.
-
-    parts: which to build, by default those of `config.task`, or all.
-    """
-
-    TASKS = ("caption", "answer", "retrieve", "ground", "entail", "compare", "classify")
-
-    def __init__(self, config: MPlug2Config, parts: frozenset[Part] | None = None) -> None:
-        super().__init__(config)
-        self.has = frozenset(p for p in PARTS if p in (self.parts(config) if parts is None else parts))
-        sizes, common = config.vision_sizes, (config.dim, config.num_heads, config.mlp_dim)
-        if "vision" in self.has:
-            self.vision = DualVisionEncoder(
-                sizes.dim,
-                sizes.num_heads,
-                sizes.num_layers,
-                patch_size=sizes.patch_size,
-                image_size=sizes.image_size,
-                temporal=sizes.temporal and ("temporal" in self.has or config.official),
-                temporal_kernel=sizes.temporal_kernel,
-                temporal_stride=sizes.temporal_stride,
-            )
-        if "vision" in self.has and config.has_projection:
-            self.vision_adapter = VisionAdapter(sizes.dim, config.dim, config.eps, config.dropout)
-        if "text" in self.has:
-            self.text = TextEncoder(config)
-        if "universal" in self.has and config.num_universal_layers:
-            readers: dict[Reader, bool] = {"text": "text" in self.has, "visual": "vision" in self.has}
-            self.universal = UniversalLayers(
-                *common,
-                config.num_universal_layers,
-                num_latents=config.num_latents,
-                sharing=cast("Any", config.universal_sharing),
-                readers=tuple(reader for reader, wanted in readers.items() if wanted),
-                **rates(config),
-            )
-        if "fusion" in self.has:
-            self.fusion = FusionModule(*common, config.num_fusion_layers, stride=config.fusion_stride, **rates(config))
-        if "decoder" in self.has:
-            self.decoder = TextDecoder(
-                *common,
-                config.num_decoder_layers,
-                vocab_size=config.vocab_size,
-                max_positions=config.max_positions,
-                num_types=config.num_types,
-                **rates(config),
-            )
-        if "masked_lm" in self.has:
-            self.masked_lm = LMHead(config.dim, config.vocab_size, config.eps)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token table of the text encoder, or of the decoder in a model without one."""
-        owner = self.text if "text" in self.has else self.decoder
-        return owner.embeddings.token_embedding
-
-    def see(
-        self, pixel_values: Tensor | None = None, pixel_values_videos: Tensor | None = None, way: Path | None = None
-    ) -> Tensor:
-        """Vision tokens behind the universal layers (batch, 1 + patches, dim), class token first.
-
-        pixel_values: (batch, 3, side, side), which pass no temporal module; pixel_values_videos: (batch, 3, frames,
-        side, side). `config.official` sends pictures through the temporal modules as clips of one frame. way: by
-        default that of classification.
-        """
-        self._require("vision")
-        medium = self.medium(pixel_values, pixel_values_videos)
-        way = path("classify", medium) if way is None else way
-        if medium not in self.config.modalities:
-            raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
-        clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
-        if pixel_values is None and self.config.is_predecessor:
-            return self._frame_by_frame(clips)
-        x = self.vision(clips, self.attend, temporal=way.uses("temporal") or bool(self.config.official))
-        x = self.vision_adapter(x) if self.config.has_projection else x
-        return self.universal.see(x, self.attend) if self._is_universal(way) else x
-
-    def _frame_by_frame(self, clips: Tensor) -> Tensor:
-        """mPLUG's zero-shot way of clips: every frame a picture of its own, finished; then the mean of class tokens and
-        all patches. clips: (batch, 3, frames, side, side) -> (batch, 1 + frames * patches, dim)."""
-        x = self.vision(clips.transpose(1, 2).flatten(0, 1)[:, :, None], self.attend)
-        x = self.vision_adapter(x) if self.config.has_projection else x
-        x = x.unflatten(0, (len(clips), -1))
-        return torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
-
-    def read(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        way: Path | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Text states behind the universal layers (batch, tokens, dim), and which are real, (batch, tokens) bool.
-
-        attention_mask: (batch, tokens), by default ids other than padding; way: by default that of classification.
-        """
-        self._require("text")
-        way = path("classify", "text") if way is None else way
-        mask = input_ids.ne(self.config.pad_token_id or 0) if attention_mask is None else attention_mask.bool()
-        x = self.text(input_ids, mask, self.attend, token_type_ids)
-        return (self.universal.read(x, mask, self.attend) if self._is_universal(way) else x), mask
-
-    def _is_universal(self, way: Path) -> bool:
-        return way.uses("universal") and self.config.num_universal_layers > 0
-
-    def fuse(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> tuple[Tensor, Tensor]:
-        """Vision and text after reading each other; shapes as given."""
-        self._require("fusion")
-        return self.fusion(text, text_mask, vision, self.attend)
-
-    def run(
-        self,
-        way: Path,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Encoded:
-        """The encoding part of a path. Raises ValueError for inputs that it lacks or has no use for."""
-        if way.uses("text") != (input_ids is not None):
-            raise ValueError(f"expected {'input_ids' if way.uses('text') else 'no input_ids'} where {way.about}")
-        out = Encoded()
-        if way.uses("vision"):
-            out.vision = self.see(pixel_values, pixel_values_videos, way)
-        if input_ids is not None:
-            out.text, out.text_mask = self.read(input_ids, attention_mask, token_type_ids, way)
-        if way.uses("fusion") and out.vision is not None and out.text is not None:
-            out.fused_vision, out.fused_text = self.fuse(out.text, out.text_mask, out.vision)
-        return out
-
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        **_: object,
-    ) -> Encoded:
-        """Encode what is given: text alone, a picture or clip alone, or both, fused. Shapes as in `see` and `read`."""
-        if pixel_values is None and pixel_values_videos is None:
-            way = path("classify", "text")
-        else:
-            medium = self.medium(pixel_values, pixel_values_videos)
-            way = path("entail" if input_ids is not None else "classify", medium)
-        return self.run(way, pixel_values, pixel_values_videos, input_ids, attention_mask, token_type_ids)
-
-    def _require(self, part: Part) -> None:
-        if part not in self.has:
-            raise ValueError(
-                f"expected a model with its {part} part, got one with {', '.join(p for p in PARTS if p in self.has)}; "
-                "load it with another task="
-            )
-
-
-class Teacher(MPlug2Model):
-    """A network that never trains; gradients are switched off by the model that holds it."""
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode whatever is asked."""
-        return super().train(False)
-
-
-@torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float, *, leave: tuple[str, ...] = ()) -> None:
-    """Move every tensor of `teacher` towards the one of `student` of that name, children called `leave` excepted.
-
-    Momentum 0 copies. Raises ValueError where the student lacks a tensor of the teacher.
-    """
-    fast = dict(student.named_parameters())
-    slow = [(n, p) for n, p in teacher.named_parameters() if n.partition(".")[0] not in leave]
-    missing = [name for name, _ in slow if name not in fast]
-    if missing:
-        raise ValueError(f"expected a student with every tensor of its teacher, got none of {', '.join(missing[:5])}")
-    update_teacher((p for _, p in slow), (fast[name] for name, _ in slow), momentum)
-
-
-def is_connected(index: int, stride: int) -> bool:
-    """Whether layer `index`, counted from the first that runs, joins both streams."""
-    return index > 0 and index % stride == 0
-
-
 class FusionModule(nn.Module):
-    """`num_layers` layers, every `stride`-th but the first connected; those have no cross-attention."""
+    """Text reads vision by cross-attention; in every `fusion_stride`-th layer but the first both meet in one
+    self-attention instead. Large has a stride of 1000, so none of those."""
 
-    def __init__(
-        self, dim: int, num_heads: int, mlp_dim: int, num_layers: int, *, stride: int = 1000, **rates: Any
-    ) -> None:
+    def __init__(self, config: MPlug2Config) -> None:
         super().__init__()
+        stride, sizes = config.fusion_stride, (config.dim, config.num_heads, config.mlp_dim)
         if stride < 1:
             raise ValueError(f"expected a fusion stride of at least 1, got {stride}")
-        self.stride = stride
         self.layers = nn.ModuleList(
-            BertLayer(dim, num_heads, mlp_dim, cross=not is_connected(i, stride), **rates) for i in range(num_layers)
+            BertLayer(*sizes, cross=not is_connected(i, stride), **rates(config))
+            for i in range(config.num_fusion_layers)
         )
 
     def forward(
@@ -440,43 +374,38 @@ class FusionModule(nn.Module):
             joint = torch.cat([vision, text], dim=1)
             seen = None if text_mask is None else nn.functional.pad(text_mask, (patches, 0), value=True)
             joint = layer(joint, attend, key_mask=seen)
+            # mPLUG's skip connection: what the layer makes of vision is added, what it makes of text replaces.
             vision, text = vision + joint[:, :patches], joint[:, patches:]
         return vision, text
 
 
-class TextDecoder(nn.Module):
-    """Next-token logits of texts about something seen."""
+def is_connected(index: int, stride: int) -> bool:
+    """Whether layer `index`, counted from the first that runs, joins both streams."""
+    return index > 0 and index % stride == 0
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_dim: int,
-        num_layers: int,
-        *,
-        vocab_size: int,
-        max_positions: int,
-        num_types: int = 2,
-        eps: float = 1e-12,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-    ) -> None:
+
+class TextDecoder(nn.Module):
+    """Next-token logits of texts about something seen: causal, with cross-attention to the encoder's states.
+
+    ids -> embeddings -> [causal self-attention -> cross-attention -> MLP] x layers -> LM head over the token table
+
+    Keys of the states are made once (`cross_keys`), those of the ids kept in a `Cache`: the released code makes all of
+    them anew at every step, since its cache drops the keys and keeps the values.
+    """
+
+    def __init__(self, config: MPlug2Config) -> None:
         super().__init__()
-        self.embeddings = BertEmbeddings(vocab_size, dim, max_positions, num_types, eps=eps, dropout=dropout)
-        rates: dict[str, Any] = {"eps": eps, "dropout": dropout, "attention_dropout": attention_dropout}
-        self.layers = nn.ModuleList(BertLayer(dim, num_heads, mlp_dim, cross=True, **rates) for _ in range(num_layers))
-        self.head = LMHead(dim, vocab_size, eps)
+        sizes = (config.dim, config.num_heads, config.mlp_dim)
+        self.embeddings = embeddings_of(config)
+        self.layers = nn.ModuleList(
+            BertLayer(*sizes, cross=True, **rates(config)) for _ in range(config.num_decoder_layers)
+        )
+        self.head = LMHead(config.dim, config.vocab_size, config.eps)
 
     def cross_keys(self, states: Tensor) -> list[KeysValues]:
         """Keys of the encoder states for every layer. states: (batch, seq, dim)."""
-        return [attention.project(states) for attention in self._cross_attentions()]
-
-    def _cross_attentions(self) -> list[BertAttention]:
-        return [cast("BertAttention", cast("BertLayer", layer).cross_attn) for layer in self.layers]
-
-    def new_cache(self, max_length: int) -> Cache:
-        """An empty cache for up to `max_length` positions."""
-        return Cache(len(self.layers), max_length)
+        attentions = [cast("BertAttention", cast("BertLayer", layer).cross_attn) for layer in self.layers]
+        return [attention.project(states) for attention in attentions]
 
     def hidden(
         self,
@@ -522,6 +451,17 @@ class TextDecoder(nn.Module):
         return self.logits(hidden)
 
 
+def embeddings_of(config: MPlug2Config) -> BertEmbeddings:
+    """A token table and its positions. Text encoder and decoder have one each, which are not tied."""
+    sizes = (config.vocab_size, config.dim, config.max_positions, config.num_types)
+    return BertEmbeddings(*sizes, eps=config.eps, dropout=config.dropout)
+
+
+def rates(config: MPlug2Config) -> dict[str, Any]:
+    """What every BERT-like layer of a configuration has in common."""
+    return {"eps": config.eps, "dropout": config.dropout, "attention_dropout": config.attention_dropout}
+
+
 class CachedStep:
     """A decoder as `plait.generation.beam_search` sees it: every token is computed once.
 
@@ -537,7 +477,7 @@ class CachedStep:
         cross_mask: Tensor | None = None,
     ) -> None:
         self.decoder, self.cross, self.attend, self.cross_mask = decoder, cross, attend, cross_mask
-        self.cache = decoder.new_cache(max_length)
+        self.cache = Cache(len(decoder.layers), max_length)
 
     def __call__(self, ids: Tensor, beam_indices: Tensor | None) -> Tensor:
         """Logits of the next token (rows, vocab); see `plait.generation.StepFunction`."""
@@ -548,21 +488,33 @@ class CachedStep:
         return self.decoder.logits(hidden[:, -1])
 
 
-class RecomputedStep:
-    """The same without any cache, as the released code does it: the prefix and all its keys at every step.
+class Teacher(MPlug2Model):
+    """A slow copy of the network, part of the model so that checkpoints hold it: teacher <- m teacher + (1 - m) student
+    (ALBEF, arXiv 2107.07651, section 3.3). It never trains: gradients are switched off by the model that holds it."""
 
-    states: (items, seq, dim) are copied for every beam. Kept as the reference that `CachedStep` is held against.
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever is asked; the released teacher drops units, and so blurs its targets."""
+        return super().train(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float, *, leave: tuple[str, ...] = ()) -> None:
+    """Move every tensor of `teacher` towards the one of `student` of that name, children called `leave` excepted.
+
+    Momentum 0 copies. Raises ValueError where the student lacks a tensor of the teacher.
     """
+    fast = dict(student.named_parameters())
+    slow = [(n, p) for n, p in teacher.named_parameters() if n.partition(".")[0] not in leave]
+    missing = [name for name, _ in slow if name not in fast]
+    if missing:
+        raise ValueError(f"expected a student with every tensor of its teacher, got none of {', '.join(missing[:5])}")
+    update_teacher((p for _, p in slow), (fast[name] for name, _ in slow), momentum)
 
-    def __init__(
-        self, decoder: TextDecoder, states: Tensor, attend: AttentionFunction, states_mask: Tensor | None = None
-    ) -> None:
-        self.decoder, self.states, self.attend, self.states_mask = decoder, states, attend, states_mask
 
-    def __call__(self, ids: Tensor, beam_indices: Tensor | None) -> Tensor:
-        """Logits of the next token (rows, vocab)."""
-        beams = len(ids) // len(self.states)
-        states = self.states.repeat_interleave(beams, 0)
-        mask = None if self.states_mask is None else self.states_mask.repeat_interleave(beams, 0)
-        with torch.no_grad():
-            return self.decoder(ids, states, self.attend, states_mask=mask)[:, -1]
+def for_task(config: MPlug2Config, task: Task) -> MPlug2Config:
+    """`config` with the only task of a class where it names none, so that whoever reads it builds no other parts."""
+    if config.task is not None:
+        return config
+    config = copy.deepcopy(config)
+    config.task = task
+    return config

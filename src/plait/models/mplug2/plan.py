@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.models.mplug2.composition import PARTS, TABLE, path
+from plait.models.mplug2.composition import PARTS, TABLE, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, rates
 from plait.models.mplug2.weights import NEVER_RUN, changed, class_for
@@ -76,18 +76,18 @@ def plan_tasks(task: str, settings: Mapping[str, Any] | None = None) -> list[Tas
 
 def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | None = None) -> TaskPlan:
     """The plan of a cell of the composition table. Raises ValueError for a cell that does not exist."""
-    way = path(task, medium)
-    only = changed(config, {"task": task, "modalities": [] if medium == "text" else [medium]}, None, None)
+    path = path_of(task, medium)
+    only = changed(config, {"task": task, "modalities": [] if medium == "text" else [medium]})
     with torch.device("meta"):
         model = class_for(only, ())(only)
     network = model.model
     assert isinstance(network, MPlug2Model)
     parameters = count_parts(network)
     parameters |= {name: count for name, head in model.named_children() if name != "model" if (count := _count(head))}
-    flops = count_flops(network, set(way.parts), medium, work or Workload())
-    plan = TaskPlan(task, medium, way.about, parameters, flops)
-    if "decoder" in way.parts:
-        seq = _visual_tokens(only, medium) + ((work or Workload()).tokens if way.uses("text") else 0)
+    flops = count_flops(network, set(path.parts), medium, work or Workload())
+    plan = TaskPlan(task, medium, path.about, parameters, flops)
+    if "decoder" in path.parts:
+        seq = _visual_tokens(only, medium) + ((work or Workload()).tokens if path.uses("text") else 0)
         plan.cross_bytes = 4 * 2 * only.num_decoder_layers * seq * only.dim
     everything = official_parts(config)
     if everything is not None:
@@ -165,7 +165,7 @@ def official_parts(config: MPlug2Config) -> dict[str, int] | None:
     """Parameters by part of the modules that the released tasks run; None for sizes that nothing was released of."""
     if config.vision_sizes.dim not in CLIP_TEXT or config.is_predecessor:
         return None
-    whole = changed(config, {"task": None, "modalities": ["image", "video"]}, None, None)
+    whole = changed(config, {"task": None, "modalities": ["image", "video"]})
     with torch.device("meta"):
         return count_parts(MPlug2Model(whole))
 
@@ -204,5 +204,4 @@ def media_of(task: str) -> tuple[str, ...]:
 
 def sized(preset: str, **changes: Any) -> MPlug2Config:
     """A preset with other fields; `image_size` changes the pictures."""
-    size = changes.pop("image_size", None)
-    return changed(MPlug2Config.preset(preset), changes, size, None)
+    return changed(MPlug2Config.preset(preset), changes)

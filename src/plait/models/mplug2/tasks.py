@@ -1,36 +1,18 @@
-"""Classifiers: the class token of what a path ends with -> head -> labels.
+"""What mPLUG-2 does with one model: captions and answers, boxes, classes; and all of it for a `plait.Assistant`.
 
-pictures, clips: vision -> universal -> head;  texts: text -> universal -> head;
-entailment, several pictures (NLVR2): vision, text -> universal -> fusion -> head
+pictures | clips [+ question] -> states -> decoder -> beams | ranked answers         (the released tasks, images too)
+picture + phrase              -> fused states -> start token -> cx -> cy -> w -> h                 (mPLUG's grounding)
+pictures | clips | texts      -> class token of what the path ends with -> head -> labels
+decoded items -> processor -> instruction -> model of the task -> texts, boxes, labels                     (the skills)
 
-Source: figure 1 of mPLUG-2 (arXiv 2302.00402); the heads of fused tasks follow ALBEF (arXiv 2107.07651), section 4.
-
-Captions and answers: pictures or clips, with a question or without -> states -> decoder -> words.
-
-The two released tasks of mPLUG-2, for images as well. Source: specification mPLUG-2, section 7.
-
-Visual grounding: a picture and a phrase -> fused states -> four coordinate tokens -> a box.
-
-start token -> cx -> cy -> w -> h, each one of `bins + 1` ids behind the start token
-
-Source: mPLUG's grounding as released (specification mPLUG-2, 7.3).
-
-Instructions: what a joint model is told to do, per task and modality, so that one set of weights serves many tasks.
-
-task, modality, text -> one line of text for the text encoder (or, switched off, the text alone)
-
-Source: mPLUG-2 (arXiv 2302.00402), section 3.4: language modelling with handcrafted instructions. The templates of the
-paper were never released; these are Plait's, one per cell, and part of what a trained model expects.
-
-What mPLUG-2 offers a `plait.Assistant`: each task class does its own, all through one small interface.
-
-decoded items -> processor -> model.generate | rank_answers | ground | forward | get_*_features -> texts, boxes, labels
+Sources: mPLUG-2 (arXiv 2302.00402), figure 1 and section 3.4; specification mPLUG-2, section 7. The heads of fused
+tasks follow ALBEF (arXiv 2107.07651), section 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL.Image import Image
@@ -39,7 +21,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOutput
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
-from plait.models.mplug2.composition import Part, parts_of, path
+from plait.models.mplug2.composition import Medium, Part, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.models.mplug2.processor import MPlug2Processor
@@ -47,125 +29,6 @@ from plait.objectives.captioning import IGNORED, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, corners, tokens_to_boxes
 from plait.objectives.scst import scst_loss
-
-
-class MPlug2Classifier(MPlug2PreTrainedModel):
-    """What the classifiers share."""
-
-    def __init__(self, config: MPlug2Config) -> None:
-        super().__init__(config)
-        self.model = MPlug2Model(config, self.parts(config))
-        self.classifier = self.heads(config)["classifier"]
-        self.post_init()
-
-    @classmethod
-    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
-        """See `MPlug2PreTrainedModel.heads`."""
-        return {"classifier": nn.Linear(config.dim, config.num_labels or 2)}
-
-    def classify(self, states: Tensor, labels: Tensor | None) -> SequenceClassifierOutput:
-        """states: (batch, dim); labels: (batch,) int64, or (batch, labels) float for several at once."""
-        logits = self.classifier(states)
-        if labels is None:
-            return SequenceClassifierOutput(logits=logits)
-        if labels.is_floating_point():
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        else:
-            loss = F.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(loss=cast("torch.FloatTensor", loss), logits=logits)
-
-
-class MPlug2ForImageClassification(MPlug2Classifier):
-    """What a picture shows."""
-
-    TASKS = ("classify",)
-    MEDIA = ("image",)
-
-    def forward(
-        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
-        """pixel_values: (batch, 3, side, side); labels: (batch,) -> logits (batch, labels) and their loss."""
-        if pixel_values is None:
-            raise ValueError("expected pixel_values, got none")
-        return self.classify(self.model.see(pixel_values, way=path("classify", "image"))[:, 0], labels)
-
-
-class MPlug2ForVideoClassification(MPlug2Classifier):
-    """What happens in a clip."""
-
-    TASKS = ("classify",)
-    MEDIA = ("video",)
-
-    def forward(
-        self, pixel_values_videos: Tensor | None = None, labels: Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
-        """pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,) -> logits (batch, labels), loss."""
-        if pixel_values_videos is None:
-            raise ValueError("expected pixel_values_videos, got none")
-        return self.classify(self.model.see(None, pixel_values_videos, path("classify", "video"))[:, 0], labels)
-
-
-class MPlug2ForSequenceClassification(MPlug2Classifier):
-    """A text, or two as one sequence (`classify`, the default); whether a text follows from a picture or clip
-    (`entail`); what it says of `config.num_images` pictures (`compare`). `config.task` picks one."""
-
-    TASKS = ("classify", "entail", "compare")
-
-    @classmethod
-    def parts(cls, config: MPlug2Config) -> frozenset[Part]:
-        """See `MPlug2PreTrainedModel.parts`."""
-        if config.task in (None, "classify"):
-            return parts_of(("classify",), ("text",))
-        return super().parts(config)
-
-    @classmethod
-    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
-        """See `MPlug2PreTrainedModel.heads`; pictures side by side, and a hidden layer for fused states."""
-        if config.task in (None, "classify"):
-            return super().heads(config)
-        count = config.num_images if config.task == "compare" else 1
-        hidden = nn.Linear(count * config.dim, config.dim)
-        return {"classifier": nn.Sequential(hidden, nn.ReLU(), nn.Linear(config.dim, config.num_labels or 2))}
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        labels: Tensor | None = None,
-        **_: object,
-    ) -> SequenceClassifierOutput:
-        """Logits (batch, labels) and their loss.
-
-        input_ids, token_type_ids: (batch, tokens); pixel_values: (batch, 3, side, side), of `compare` (batch, images,
-        3, side, side); pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,).
-        """
-        task = self.config.task or "classify"
-        text = (input_ids, attention_mask, token_type_ids)
-        if task == "compare":
-            return self.classify(self._compared(pixel_values, *text), labels)
-        medium = "text" if task == "classify" else self.medium(pixel_values, pixel_values_videos)
-        encoded = self.model.run(path(task, medium), pixel_values, pixel_values_videos, *text)
-        states = encoded.text if encoded.fused_text is None else encoded.fused_text
-        assert states is not None
-        return self.classify(states[:, 0], labels)
-
-    def _compared(
-        self, pixel_values: Tensor | None, input_ids: Tensor | None, mask: Tensor | None, types: Tensor | None
-    ) -> Tensor:
-        """Fused class tokens of the text with each picture, side by side: (batch, images * dim)."""
-        count = self.config.num_images
-        if input_ids is None or pixel_values is None or pixel_values.dim() != 5 or pixel_values.shape[1] != count:
-            shape = None if pixel_values is None else tuple(pixel_values.shape)
-            raise ValueError(f"expected input_ids and pixel_values (batch, {count}, 3, side, side), got {shape}")
-        way = path("compare", "image")
-        vision = self.model.see(pixel_values.flatten(0, 1), way=way).unflatten(0, (-1, count))
-        text, seen = self.model.read(input_ids, mask, types, way)
-        fused = [self.model.fuse(text, seen, vision[:, i])[1][:, 0] for i in range(count)]
-        return torch.cat(fused, dim=-1)
-
 
 LENGTHS = {"caption": (4, 20), "answer": (1, 10)}
 """Fewest and most generated tokens per task, the end token included, as released."""
@@ -197,8 +60,8 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         network: MPlug2Model | None = None,
     ) -> Encoded:
         """The path of captioning, or with input_ids that of answering. network: default the student's."""
-        way = path("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
-        return (network or self.model).run(way, pixel_values, pixel_values_videos, input_ids, attention_mask)
+        path = path_of("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
+        return (network or self.model).run(path, pixel_values, pixel_values_videos, input_ids, attention_mask)
 
     def forward(
         self,
@@ -224,37 +87,32 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         """
         if decoder_input_ids is None:
             raise ValueError("expected decoder_input_ids, got none; pass the texts, or call generate")
-        inputs = (pixel_values, pixel_values_videos, input_ids, attention_mask)
-        texts = (decoder_input_ids, decoder_attention_mask, answers_per_question)
-        encoded = self.encode(*inputs)
-        logits = self._decode(self.model, encoded, *texts)
+        texts = Texts(decoder_input_ids, decoder_attention_mask, answers_per_question)
+        encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask)
+        logits = self._decode(self.model, encoded, texts)
         loss = None
         if labels is not None:
-            reduction = "mean" if input_ids is None else "per_sample"
+            reduction = "mean" if input_ids is None else "per_sample"  # as released: answers weigh by their sum
             loss = next_token_loss(logits, labels, reduction)
+            # The released loop computes soft labels and never passes alpha on, so its teacher has no influence.
             if alpha and not self.config.official:
-                soft = self.teacher_logits(*inputs, *texts)[:, :-1].softmax(-1)
+                soft = self.teacher_logits(pixel_values, pixel_values_videos, input_ids, attention_mask, *texts)
+                soft = soft[:, :-1].softmax(-1)
                 loss = mix(loss, soft_label_loss(logits[:, :-1], soft, labels[:, 1:], reduction), alpha)
             if input_ids is not None:
                 loss = (loss if answer_weights is None else answer_weights * loss).sum() / len(input_ids)
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=encoded.states()[0])
 
-    def _decode(
-        self,
-        network: MPlug2Model,
-        encoded: Encoded,
-        ids: Tensor,
-        mask: Tensor | None,
-        counts: Tensor | None,
-    ) -> Tensor:
+    def _decode(self, network: MPlug2Model, encoded: Encoded, texts: Texts) -> Tensor:
+        """Logits (texts, length, vocab)."""
         states, states_mask = encoded.states()
-        if counts is not None:
-            states = states.repeat_interleave(counts, 0)
-            states_mask = None if states_mask is None else states_mask.repeat_interleave(counts, 0)
-        if len(ids) != len(states):
-            raise ValueError(f"expected a text for each of {len(states)} items, got {len(ids)}")
-        mask = None if mask is None else mask.bool()
-        return network.decoder(ids, states, self.attend, attention_mask=mask, states_mask=states_mask)
+        if texts.counts is not None:
+            states = states.repeat_interleave(texts.counts, 0)
+            states_mask = None if states_mask is None else states_mask.repeat_interleave(texts.counts, 0)
+        if len(texts.ids) != len(states):
+            raise ValueError(f"expected a text for each of {len(states)} items, got {len(texts.ids)}")
+        seen = None if texts.mask is None else texts.mask.bool()
+        return network.decoder(texts.ids, states, self.attend, attention_mask=seen, states_mask=states_mask)
 
     @torch.no_grad()
     def teacher_logits(
@@ -268,17 +126,20 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         answers_per_question: Tensor | None = None,
     ) -> Tensor:
         """Logits (texts, length, vocab) of the momentum copy. Raises ValueError for a model without one."""
+        teacher = self._teacher()
+        encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask, network=teacher)
+        return self._decode(teacher, encoded, Texts(decoder_input_ids, decoder_attention_mask, answers_per_question))
+
+    def _teacher(self) -> Teacher:
         if self.teacher is None:
             raise ValueError("expected a model with a teacher, got one without; load it with distill=True")
-        encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask, network=self.teacher)
-        return self._decode(self.teacher, encoded, decoder_input_ids, decoder_attention_mask, answers_per_question)
+        return self.teacher
 
     def update_teacher(self, momentum: float | None = None) -> None:
-        """Move the teacher towards the student; call it once per step. `config.official` leaves fusion behind."""
-        if self.teacher is None:
-            raise ValueError("expected a model with a teacher, got one without; load it with distill=True")
+        """Move the teacher towards the student; call it once per step. `config.official` leaves fusion behind, whose
+        pair the released code forgot."""
         leave = ("fusion",) if self.config.official else ()
-        follow(self.teacher, self.model, self.config.momentum if momentum is None else momentum, leave=leave)
+        follow(self._teacher(), self.model, self.config.momentum if momentum is None else momentum, leave=leave)
 
     @torch.no_grad()
     def search(
@@ -337,7 +198,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         sizes = torch.tensor([len(row) for row in rows], device=ids.device)
         written = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
         counts = torch.full((len(found),), num_beams, device=ids.device)
-        logits = self._decode(self.model, encoded, ids, written, counts)
+        logits = self._decode(self.model, encoded, Texts(ids, written, counts))
         written[:, 0] = False  # the start token was given
         scores = score_sequences(logits, ids, written).view(len(found), num_beams)
         return scst_loss(scores, reward(found).to(scores), sizes.view_as(scores), official=bool(self.config.official))
@@ -387,6 +248,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         decoder = self.model.decoder
         cross = decoder.cross_keys(states)
         start = answer_ids[:1, :1].expand(len(states), 1)
+        # As released, the first token alone chooses the candidates, and counts twice in their score.
         first = decoder.logits(decoder.hidden(start, cross, self.attend, cross_mask=mask)[:, -1])
         seen = answer_mask.bool()
         labels = answer_ids.masked_fill(~seen, IGNORED)
@@ -403,6 +265,15 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
 
         official: Any = bool(self.config.official)
         return rank_answers(first, answer_ids, losses, k=k, official=official)
+
+
+class Texts(NamedTuple):
+    """What a decoder is given: ids (texts, length) with start token, which of them are real, (texts, length), and how
+    many texts each item has, (items,), None for one each."""
+
+    ids: Tensor
+    mask: Tensor | None
+    counts: Tensor | None
 
 
 class MPlug2ForGrounding(MPlug2PreTrainedModel):
@@ -428,12 +299,8 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         """The id that stands for the coordinate 0."""
         return self.config.grounding_start_id + 1
 
-    def _states(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.model.run(path("ground", "image"), pixel_values, None, input_ids, attention_mask).states()
-
     def _coordinates_only(self, logits: Tensor) -> Tensor:
+        """Logits of everything but coordinates lowered by 10000, in training as in decoding."""
         bias = coordinate_bias(self.config.vocab_size, self.config.grounding_bins, self.first_id)
         return logits.float() + bias.to(logits.device)
 
@@ -452,7 +319,8 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         """
         if pixel_values is None or input_ids is None or boxes is None:
             raise ValueError("expected pixel_values, input_ids and boxes, got some without; to find boxes, call ground")
-        states, mask = self._states(pixel_values, input_ids, attention_mask)
+        encoded = self.model.run(path_of("ground", "image"), pixel_values, None, input_ids, attention_mask)
+        states, mask = encoded.states()
         tokens = boxes_to_tokens(boxes, self.config.grounding_bins, self.first_id)
         start = torch.full_like(tokens[:, :1], self.config.grounding_start_id)
         given = torch.cat([start, tokens[:, :-1]], dim=1)
@@ -464,7 +332,8 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
     @torch.no_grad()
     def ground(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The likeliest boxes, coordinate by coordinate: (batch, 4) as (cx, cy, w, h) in [0, 1]."""
-        states, mask = self._states(pixel_values, input_ids, attention_mask)
+        encoded = self.model.run(path_of("ground", "image"), pixel_values, None, input_ids, attention_mask)
+        states, mask = encoded.states()
         decoder = self.model.decoder
         step = CachedStep(decoder, decoder.cross_keys(states), self.attend, 4, mask)
         ids = torch.full((len(states), 1), self.config.grounding_start_id, device=states.device)
@@ -473,42 +342,116 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         return tokens_to_boxes(ids[:, 1:], self.config.grounding_bins, self.first_id)
 
 
-Task = Literal["caption", "answer", "match", "classify", "ground", "complete"]
-Medium = Literal["text", "image", "video"]
+class MPlug2Classifier(MPlug2PreTrainedModel):
+    """What the classifiers share."""
 
-TASKS: tuple[Task, ...] = get_args(Task)
+    def __init__(self, config: MPlug2Config) -> None:
+        super().__init__(config)
+        self.model = MPlug2Model(config, self.parts(config))
+        self.classifier = self.heads(config)["classifier"]
+        self.post_init()
 
-TEMPLATES: dict[tuple[Task, Medium], str] = {
-    ("caption", "image"): "describe the image",
-    ("caption", "video"): "describe the video",
-    ("answer", "image"): "answer the question about the image : {text}",
-    ("answer", "video"): "answer the question about the video : {text}",
-    ("match", "image"): "does the text fit the image : {text}",
-    ("match", "video"): "does the text fit the video : {text}",
-    ("classify", "text"): "classify the text : {text}",
-    ("classify", "image"): "name what the image shows",
-    ("classify", "video"): "name what happens in the video",
-    ("ground", "image"): "find in the image : {text}",
-    ("complete", "text"): "continue the text : {text}",
-    ("complete", "image"): "continue the description of the image : {text}",
-    ("complete", "video"): "continue the description of the video : {text}",
-}
-"""Lower case and free of what `clean_question` deletes except the colon, as the vocabulary reads it."""
+    @classmethod
+    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
+        """See `MPlug2PreTrainedModel.heads`."""
+        return {"classifier": nn.Linear(config.dim, config.num_labels or 2)}
+
+    def classify(self, states: Tensor, labels: Tensor | None) -> SequenceClassifierOutput:
+        """states: (batch, dim); labels: (batch,) int64, or (batch, labels) float for several at once."""
+        logits = self.classifier(states)
+        if labels is None:
+            return SequenceClassifierOutput(logits=logits)
+        if labels.is_floating_point():
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        else:
+            loss = F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=cast("torch.FloatTensor", loss), logits=logits)
 
 
-def instruct(task: Task, medium: Medium, text: str = "", *, enabled: bool = True) -> str:
-    """The instruction of a task for a modality with `text` (a question, a phrase) in its place.
+class MPlug2ForImageClassification(MPlug2Classifier):
+    """What a picture shows."""
 
-    Switched off it is `text` alone: what the released finetuned models were trained on. Raises ValueError for a cell
-    without a template, and for a task that needs a text and gets none.
-    """
-    template = TEMPLATES.get((task, medium))
-    if template is None:
-        cells = ", ".join(f"{t} {m}" for t, m in TEMPLATES)
-        raise ValueError(f"expected a task and modality among {cells}, got {task} {medium}")
-    if "{text}" in template and not text.strip():
-        raise ValueError(f"expected a text for the task {task}, got none; pass what to {task}")
-    return template.format(text=text) if enabled else text
+    TASKS = ("classify",)
+    MEDIA = ("image",)
+
+    def forward(
+        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **_: object
+    ) -> SequenceClassifierOutput:
+        """pixel_values: (batch, 3, side, side); labels: (batch,) -> logits (batch, labels) and their loss."""
+        if pixel_values is None:
+            raise ValueError("expected pixel_values, got none")
+        return self.classify(self.model.see(pixel_values, path=path_of("classify", "image"))[:, 0], labels)
+
+
+class MPlug2ForVideoClassification(MPlug2Classifier):
+    """What happens in a clip."""
+
+    TASKS = ("classify",)
+    MEDIA = ("video",)
+
+    def forward(
+        self, pixel_values_videos: Tensor | None = None, labels: Tensor | None = None, **_: object
+    ) -> SequenceClassifierOutput:
+        """pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,) -> logits (batch, labels), loss."""
+        if pixel_values_videos is None:
+            raise ValueError("expected pixel_values_videos, got none")
+        return self.classify(self.model.see(None, pixel_values_videos, path_of("classify", "video"))[:, 0], labels)
+
+
+class MPlug2ForSequenceClassification(MPlug2Classifier):
+    """A text, or two as one sequence (`classify`, the default); whether a text follows from a picture or clip
+    (`entail`); what it says of `config.num_images` pictures (`compare`). `config.task` picks one."""
+
+    TASKS = ("classify", "entail", "compare")
+
+    @classmethod
+    def parts(cls, config: MPlug2Config) -> frozenset[Part]:
+        """See `MPlug2PreTrainedModel.parts`."""
+        if config.task in (None, "classify"):
+            return parts_of(("classify",), ("text",))
+        return super().parts(config)
+
+    @classmethod
+    def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
+        """See `MPlug2PreTrainedModel.heads`; pictures side by side, and a hidden layer for fused states."""
+        if config.task in (None, "classify"):
+            return super().heads(config)
+        count = config.num_images if config.task == "compare" else 1
+        hidden = nn.Linear(count * config.dim, config.dim)
+        return {"classifier": nn.Sequential(hidden, nn.ReLU(), nn.Linear(config.dim, config.num_labels or 2))}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: object,
+    ) -> SequenceClassifierOutput:
+        """Logits (batch, labels) and their loss.
+
+        input_ids, token_type_ids: (batch, tokens); pixel_values: (batch, 3, side, side), of `compare` (batch, images,
+        3, side, side); pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,).
+        """
+        task = self.config.task or "classify"
+        if task != "compare":
+            medium = "text" if task == "classify" else self.medium(pixel_values, pixel_values_videos)
+            text = (input_ids, attention_mask, token_type_ids)
+            encoded = self.model.run(path_of(task, medium), pixel_values, pixel_values_videos, *text)
+            states = encoded.text if encoded.fused_text is None else encoded.fused_text
+            assert states is not None
+            return self.classify(states[:, 0], labels)
+        count, path = self.config.num_images, path_of("compare", "image")
+        if input_ids is None or pixel_values is None or pixel_values.dim() != 5 or pixel_values.shape[1] != count:
+            shape = None if pixel_values is None else tuple(pixel_values.shape)
+            raise ValueError(f"expected input_ids and pixel_values (batch, {count}, 3, side, side), got {shape}")
+        vision = self.model.see(pixel_values.flatten(0, 1), path=path).unflatten(0, (-1, count))
+        text, seen = self.model.read(input_ids, attention_mask, token_type_ids, path)
+        # Read once and fused with each picture; the class tokens stand side by side: (batch, count * dim).
+        fused = [self.model.fuse(text, seen, vision[:, i])[1][:, 0] for i in range(count)]
+        return self.classify(torch.cat(fused, dim=-1), labels)
 
 
 class Offer(NamedTuple):
@@ -558,7 +501,16 @@ class MPlug2Skills:
         self.model, self.processor = model, processor
         self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
         self.instructed = bool(getattr(model.config, "instructions", False))
-        self.tasks, self.kinds = _offered(self.name, model.config)
+        self.tasks, kinds = OFFERS[self.name]
+        task = getattr(model.config, "task", None)
+        if task == "caption":
+            self.tasks -= {"answer", "rank"}
+        elif task in ("entail", "compare"):
+            raise ValueError(
+                f"expected a model for single items, got one to {task}; call it with text and pictures itself"
+            )
+        media = ("text", *getattr(model.config, "modalities", kinds))  # a branch may have been left in the file
+        self.kinds = frozenset(kind for kind in kinds if kind in media)
         self.num_frames = processor.num_frames
         has_head = self.name.endswith("Classification")
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
@@ -575,7 +527,7 @@ class MPlug2Skills:
 
     def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
         """Beam search from the media alone, or from them and the instruction to describe them."""
-        asked = self._tokens([instruct("caption", _medium(kind))] * len(prepared)) if self.instructed else {}
+        asked = self._tokens([instruct("caption", kind)] * len(prepared)) if self.instructed else {}
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
 
@@ -610,7 +562,7 @@ class MPlug2Skills:
         if labels is None:
             raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
         if self.name not in COMPARING:
-            asked = self._tokens([instruct("classify", _medium(kind))] * len(prepared)) if self.instructed else {}
+            asked = self._tokens([instruct("classify", kind)] * len(prepared)) if self.instructed else {}
             return self._ranked(labels, **self._pixels(kind, prepared), **asked)
         features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
         texts = self.model.get_text_features(**self._tokens(labels))
@@ -624,7 +576,7 @@ class MPlug2Skills:
         return [[(answers[i], share) for i, share in zip(*row, strict=True)] for row in rows]
 
     def _asked(self, kind: str, questions: Sequence[str]) -> list[str]:
-        return [instruct("answer", _medium(kind), question, enabled=self.instructed) for question in questions]
+        return [instruct("answer", kind, question, enabled=self.instructed) for question in questions]
 
     def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
@@ -640,24 +592,45 @@ class MPlug2Skills:
         return {name: value.to(self.model.device) for name, value in tokens.items()}
 
 
-def _offered(name: str, config: Any) -> Offer:
-    """What a class offers in a configuration, which may have fewer parts and media than the class knows."""
-    tasks, kinds = OFFERS[name]
-    task, media = getattr(config, "task", None), getattr(config, "modalities", kinds)
-    if task == "caption":
-        tasks -= {"answer", "rank"}
-    elif task in ("entail", "compare"):
-        raise ValueError(f"expected a model for single items, got one to {task}; call it with text and pictures itself")
-    return Offer(tasks, frozenset(kind for kind in kinds if kind == "text" or kind in media))
-
-
-def _medium(kind: str) -> Medium:
-    return "video" if kind == "video" else "image"
-
-
 def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
     shares, places = probabilities.sort(dim=-1, descending=True, stable=True)
     return [
         [(labels[i], share) for i, share in zip(*row, strict=True)]
         for row in zip(places.tolist(), shares.tolist(), strict=True)
     ]
+
+
+TEMPLATES: dict[tuple[str, Medium], str] = {
+    ("caption", "image"): "describe the image",
+    ("caption", "video"): "describe the video",
+    ("answer", "image"): "answer the question about the image : {text}",
+    ("answer", "video"): "answer the question about the video : {text}",
+    ("match", "image"): "does the text fit the image : {text}",
+    ("match", "video"): "does the text fit the video : {text}",
+    ("classify", "text"): "classify the text : {text}",
+    ("classify", "image"): "name what the image shows",
+    ("classify", "video"): "name what happens in the video",
+    ("ground", "image"): "find in the image : {text}",
+    ("complete", "text"): "continue the text : {text}",
+    ("complete", "image"): "continue the description of the image : {text}",
+    ("complete", "video"): "continue the description of the video : {text}",
+}
+"""(task, medium) -> what a joint model is told to do, one line for its text encoder, so that one set of weights serves
+many tasks (mPLUG-2, section 3.4). The paper's templates were never released; these are Plait's, and part of what a
+trained model expects. Lower case, and free of what `clean_question` deletes except the colon, as the vocabulary has it.
+"""
+
+
+def instruct(task: str, medium: str, text: str = "", *, enabled: bool = True) -> str:
+    """The instruction of a task for a modality with `text` (a question, a phrase) in its place.
+
+    Switched off it is `text` alone: what the released finetuned models were trained on. Raises ValueError for a cell
+    without a template, and for a task that needs a text and gets none.
+    """
+    template = next((words for cell, words in TEMPLATES.items() if cell == (task, medium)), None)
+    if template is None:
+        cells = ", ".join(f"{t} {m}" for t, m in TEMPLATES)
+        raise ValueError(f"expected a task and modality among {cells}, got {task} {medium}")
+    if "{text}" in template and not text.strip():
+        raise ValueError(f"expected a text for the task {task}, got none; pass what to {task}")
+    return template.format(text=text) if enabled else text

@@ -1,24 +1,15 @@
-"""Official mPLUG-2 and mPLUG weights <-> Plait's layout; every key that is left behind has its reason here.
+"""Official mPLUG-2 and mPLUG weights <-> Plait's layout, and how models are made of what lies on disk.
 
 official state -> official_names (pretraining spellings) -> KeyMap -> what the model's parts need -> strict load
+directory      -> config -> model of the task on the meta device   -> only the tensors its parts need -> strict load
+CLIP, BERT     -> vision | text, universal, fusion, decoder of a fresh model: where pretraining begins
 
-Build mPLUG-2 models from weights on disk: official files of mPLUG-2 and mPLUG, and model directories.
-
-checkpoint -> config -> model of the task on the meta device -> only the tensors its parts need -> strict load
-
-Where pretraining begins: CLIP's weights for vision, BERT's for text, fusion and decoder; the rest stays fresh.
-
-CLIP (OpenAI's or transformers' layout) -> vision encoder: patches inflated over time, positions resized to the grid
-BERT -> text and universal layers (by index), fusion module (its last layers), decoder (its first layers), LM heads
-
-Temporal modules, cross-attention, latents, projections and match head have no source. Source: specification mPLUG-2,
-section 12; the released code starts from an all-zero position table by mistake, this does not.
+Every key that is left behind has its reason here. Source: specification mPLUG-2, sections 12 and 13.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -30,7 +21,7 @@ from torch import Tensor
 
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.composition import PARTS
-from plait.models.mplug2.config import MPlug2Config
+from plait.models.mplug2.config import MPlug2Config, count_layers
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, is_connected
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.tasks import (
@@ -46,9 +37,202 @@ from plait.objectives.grounding import coordinate_bias
 from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
 from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
+logger = logging.getLogger(__name__)
+
+CLASSES: dict[str, type[MPlug2PreTrainedModel]] = {
+    c.__name__: c
+    for c in (
+        MPlug2ForConditionalGeneration,
+        MPlug2ForRetrieval,
+        MPlug2ForGrounding,
+        MPlug2ForImageClassification,
+        MPlug2ForVideoClassification,
+        MPlug2ForSequenceClassification,
+        MPlug2ForPreTraining,
+        MPlug2Model,
+    )
+}
+
+
+def from_official(
+    checkpoint: Checkpoint,
+    *,
+    official_config: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    model_class: type[MPlug2PreTrainedModel] | None = None,
+    branch: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    **changes: Any,
+) -> MPlug2PreTrainedModel:
+    """A model from an official file. Only tensors that its task needs are read.
+
+    official_config: the settings of the run where the file holds none; task: of `composition.TASKS`, by default all
+    that the class can do; model_class: by default what the file or the task is for; branch: media to keep, of text,
+    image and video; changes: fields of `MPlug2Config`, such as `image_size=384`, `distill=True` or `official=True`.
+    Raises ValueError (StateError) listing missing, unexpected and misshapen keys.
+    """
+    state = official_names(checkpoint.state)
+    shapes = {key: tuple(state[key].shape) for key in state}
+    settings = checkpoint.config if official_config is None else official_config
+    config = MPlug2Config.from_official(settings, shapes)
+    if "prefix_ids" in state:
+        config.grounding_start_id = int(state["prefix_ids"].flatten()[0])
+    rules = key_map(config, flat_patches=len(shapes["visual_encoder.visual.conv1.weight"]) == 4)
+    config = changed(config, changes if task is None else {**changes, "task": task}, branch)
+    check_ties(state)
+    native, report = rules.forward(state)
+    for key, reason in report.dropped.items():
+        logger.debug("dropped %s: %s", key, reason)
+    chosen = model_class or class_for(config, native)
+    return assemble(config, chosen, native, dtype, device)
+
+
+def from_directory(
+    path: Path,
+    *,
+    task: str | None = None,
+    model_class: type[MPlug2PreTrainedModel] | None = None,
+    branch: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    **changes: Any,
+) -> MPlug2PreTrainedModel:
+    """A model directory written by `save_pretrained`, as the class that wrote it or another one of the family.
+
+    task, model_class, branch and changes as in `from_official`: a captioner out of a pretraining directory is
+    `task="caption"`.
+    """
+    config = MPlug2Config.from_pretrained(path, trust_remote_code=False)
+    stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
+    if model_class not in (None, stored) or task is not None:
+        changes = {"task": task} | changes  # another class does not have the task of the one that wrote the directory
+    config = changed(config, changes, branch)
+    if model_class is None and task is not None and task not in stored.TASKS:
+        model_class = class_for(config, ())
+    state: Mapping[str, Tensor] = read_checkpoint(path).state
+    if stored is MPlug2Model:
+        state = LazyState({f"model.{key}": partial(state.__getitem__, key) for key in state})
+    return assemble(config, model_class or stored, state, dtype, device)
+
+
+def changed(config: MPlug2Config, changes: Mapping[str, Any], branch: Sequence[str] | None = None) -> MPlug2Config:
+    """`config` with other fields, among them `image_size` of its pictures, and the media of `branch` alone.
+
+    Raises ValueError for a field that does not exist and a branch that it lacks.
+    """
+    unknown = [name for name in changes if not hasattr(config, name)]
+    if unknown:
+        raise ValueError(f"expected fields of MPlug2Config, got {', '.join(unknown)}")
+    fields = config.to_dict()
+    if {"num_labels", "id2label"} & set(changes):
+        fields = {name: value for name, value in fields.items() if name not in ("num_labels", "id2label", "label2id")}
+    fields |= changes
+    if (size := fields.pop("image_size", None)) is not None:
+        fields["vision"] = {**fields["vision"], "image_size": size}
+    if branch is not None:
+        missing = [m for m in branch if m not in ("text", *config.modalities)]
+        if missing or not branch:
+            raise ValueError(
+                f"expected branches among text, {', '.join(config.modalities)}, got {', '.join(missing) or 'none'}"
+            )
+        fields["modalities"] = [m for m in config.modalities if m in branch]
+    for name in ("model_type", "transformers_version"):
+        fields.pop(name, None)
+    return MPlug2Config(**fields)
+
+
+def class_for(config: MPlug2Config, native: Iterable[str]) -> type[MPlug2PreTrainedModel]:
+    """The class for `config.task`, or without one for the parts that the file holds, native keys."""
+    if config.task is None:
+        held = {".".join(key.split(".")[:2]) for key in native}
+        if {"model.decoder", "model.masked_lm", "alignment.match_head"} <= held:
+            return MPlug2ForPreTraining
+        return MPlug2ForConditionalGeneration if "model.decoder" in held else MPlug2ForRetrieval
+    if config.task == "classify":
+        if "video" in config.modalities:
+            return MPlug2ForVideoClassification
+        return MPlug2ForImageClassification if config.modalities else MPlug2ForSequenceClassification
+    return next(c for c in CLASSES.values() if config.task in c.TASKS)
+
+
+def assemble(
+    config: MPlug2Config,
+    model_class: type[MPlug2PreTrainedModel],
+    native: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> MPlug2PreTrainedModel:
+    """A model with the weights of `native` that its parts need.
+
+    Heads that the file lacks start fresh, a teacher that it lacks as a copy of the student, a masked language head as
+    one of the decoder's; position tables are resized to the image size of `config`, bilinearly as published. Raises
+    StateError for anything else that is missing, unexpected or misshapen.
+    """
+    with torch.device("meta"):
+        model = model_class(config)
+    own = model.state_dict()
+    fresh: dict[str, Tensor] = {}  # of everything that is no network: projections, queues, classifiers
+    for name, head in model_class.heads(model.config).items():
+        head.apply(model._init_weights)
+        fresh |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
+    base = "" if model_class is MPlug2Model else "model."
+    source = {base + key.removeprefix("model.") if key.startswith("model.") else key: key for key in native}
+
+    def read(key: str) -> Tensor:
+        tensor = native[source[key]]
+        if key.endswith("vision.position_embedding"):
+            return resize_absolute(tensor, config.vision_sizes.grid, mode="bilinear")
+        return tensor
+
+    state: dict[str, Callable[[], Tensor]] = {
+        key: partial(read, key) for key in source if key in own or not has_no_use(key, model, base)
+    }
+    started: set[str] = set()
+    for key in (key for key in own if key not in state):
+        origin = key.replace("teacher.", base, 1) if key.startswith("teacher.") else key
+        if origin not in source:
+            origin = origin.replace("masked_lm.", "decoder.head.", 1)
+        if key != origin and origin in source:
+            state[key] = lambda origin=origin: read(origin).clone()  # it will be trained apart from its origin
+        elif key in fresh:
+            state[key] = partial(fresh.__getitem__, key)
+            started.add(key.partition(".")[0])
+    if started:
+        logger.warning("not in the file, or in part, so fresh: %s", ", ".join(sorted(started)))
+    load_strict(model, LazyState(state), dtype=dtype, assign=True)
+    model.requires_grad_(True)
+    model.freeze_teacher()
+    model.config.architectures = [model_class.__name__]
+    return model.to(device).eval()
+
+
+def has_no_use(key: str, model: MPlug2PreTrainedModel, base: str) -> bool:
+    """Whether the model does without a native key of a file: a part, a head or temporal modules that it does not have.
+
+    base: prefix of its network.
+    """
+    if key.startswith(("alignment.", "classifier.")):
+        head = getattr(model, key.partition(".")[0], None)
+        queued = key.removeprefix("alignment.").startswith(("teacher_", "vision_queue", "text_queue", "id_queue", "q"))
+        return head is None or (queued and not model.config.queue_size)
+    prefix = "teacher." if key.startswith("teacher.") else base
+    network = model if prefix == "" else getattr(model, prefix.removesuffix("."), None)
+    if not isinstance(network, MPlug2Model):
+        return True
+    inner = key.removeprefix(prefix)
+    part = inner.partition(".")[0]
+    if not hasattr(network, part):
+        return part == "vision_adapter" or part in PARTS
+    if part == "vision":
+        return ".temporal" in inner and not network.vision.has_temporal
+    if part == "universal" and network.universal.latents is None:
+        return ".cross_attn." in inner or inner.startswith(("universal.latents", "universal.norm."))
+    return False
+
+
 _P = "{p:weight|bias}"
 
-POSITIONS = "position numbers, which the configuration determines"
 NEVER_RUN = {
     "clip": "CLIP's text tower, which rides along and is never run",
     "projection": "CLIP's image projection, which no task applies",
@@ -57,9 +241,16 @@ NEVER_RUN = {
     "fusion_layer": "a fusion layer before the first that is run",
     "connected": "cross-attention of a connected fusion layer, which has none",
     "latents": "latents of the decoder, which has no use for them",
+    "elsewhere": "no part of what is started from this file",
     "fusion_head": "a masked language head on the fusion module; Plait's is the text encoder's",
 }
 """Why tensors of the official files are dead."""
+
+CLIP_TEXT_KEYS = (
+    "positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "transformer.{_:.*}",
+    "ln_final.{_:.*}",
+)  # fmt: skip
+"""Patterns of CLIP's text tower in the vision encoder of an official file."""
 
 
 def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | None = None) -> KeyMap:
@@ -73,7 +264,7 @@ def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | 
     for mark, prefix in (("", base), ("_m", "teacher.")):
         rules += [
             *prefixed(vision_rules(flat=flat), f"visual_encoder{mark}.visual.", f"{prefix}vision."),
-            *prefixed(_clip_text_rules(), f"visual_encoder{mark}."),
+            *(Drop(f"visual_encoder{mark}.{name}", NEVER_RUN["clip"]) for name in CLIP_TEXT_KEYS),
             Rename(f"visn_fc{mark}.{_P}", f"{prefix}vision_adapter.proj.{{p}}"),
             Rename(f"visn_layer_norm{mark}.{_P}", f"{prefix}vision_adapter.norm.{{p}}"),
             Rename(f"visn_emb_norm{mark}.{_P}", f"{prefix}universal.norm.{{p}}"),
@@ -81,7 +272,20 @@ def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | 
             *prefixed(fusion_rules(config), f"fusion_encoder{mark}.", prefix),
             *prefixed(decoder_rules(config), f"text_decoder{mark}.", f"{prefix}decoder."),
         ]
-    return KeyMap([*rules, *_head_rules(), *_grounding_rules(config)])
+    rules += [
+        Rename(f"{{n:vision|text}}_proj.{_P}", "alignment.{n}_proj.{p}"),
+        Rename(f"{{n:vision|text}}_proj_m.{_P}", "alignment.teacher_{n}_proj.{p}"),
+        Rename(f"itm_head.{_P}", "alignment.match_head.{p}"),
+        Rename("temp", "alignment.temperature_parameter"),
+        Rename("image_queue", "alignment.vision_queue"),
+        Rename("text_queue", "alignment.text_queue"),
+        Rename("idx_queue", "alignment.id_queue"),
+        Rename("queue_ptr", "alignment.queue_pointer"),
+    ]
+    reason = "a constant of the coordinate tokens, which the configuration determines"
+    for name in ("prefix_ids", "target_ids", "bbox_prob_mask"):
+        rules.append(Drop(name, reason, restore=partial(_restore_grounding, config, name)))
+    return KeyMap(rules)
 
 
 def vision_rules(*, flat: bool) -> list[Rule]:
@@ -119,10 +323,53 @@ def clip_layer_rules(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _clip_text_rules() -> list[Rule]:
-    names = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight")
-    patterns = (*names, "transformer.{_:.*}", "ln_final.{_:.*}")
-    return [Drop(name, NEVER_RUN["clip"]) for name in patterns]
+def text_rules(config: MPlug2Config) -> list[Rule]:
+    """Rules of the text encoder; its last layers are the universal ones."""
+    first = config.num_text_layers
+    rules = [*prefixed(embedding_rules(), "embeddings.", "text.embeddings.")]
+    if first:
+        numbers = "|".join(map(str, range(first)))
+        rules += layer_rules(f"encoder.layer.{{i:{numbers}}}.", "text.layers.{i}.")
+    for k in range(config.num_universal_layers):  # the file's last layers, which alone have cross-attention
+        theirs, ours = f"encoder.layer.{first + k}.", f"universal.stacks.shared.{k}."
+        rules += [
+            *layer_rules(theirs, ours, cross=True),
+            Drop(f"{theirs}{{_:intermediate_vision|output_vision}}.{{rest:.*}}", NEVER_RUN["visual_mlp"]),
+        ]
+    return [
+        *rules,
+        Rename(f"encoder.layer.{first}.latents", "universal.latents"),
+        *prefixed(lm_head_rules("masked_lm.", "text.embeddings."), "cls.predictions."),
+    ]
+
+
+def fusion_rules(config: MPlug2Config) -> list[Rule]:
+    """Rules of the fusion module: the last layers of the stored stack."""
+    start = config.stored_fusion_layers - config.num_fusion_layers
+    rules: list[Rule] = [
+        Drop("embeddings.{_:.*}", NEVER_RUN["fusion_embeddings"]),
+        Drop("cls.{_:.*}", NEVER_RUN["fusion_head"]),
+    ]
+    if start:
+        numbers = "|".join(map(str, range(start)))
+        rules.append(Drop(f"encoder.layer.{{i:{numbers}}}.{{_:.*}}", NEVER_RUN["fusion_layer"]))
+    for k in range(config.num_fusion_layers):
+        theirs, connected = f"encoder.layer.{start + k}.", is_connected(k, config.fusion_stride)
+        rules += layer_rules(theirs, f"fusion.layers.{k}.", cross=not connected)
+        if connected:
+            rules.append(Drop(f"{theirs}crossattention.{{_:.*}}", NEVER_RUN["connected"]))
+    return rules
+
+
+def decoder_rules(config: MPlug2Config) -> list[Rule]:
+    """Rules of the decoder (prefix `text_decoder.`)."""
+    return [
+        *prefixed(embedding_rules(), "bert.embeddings.", "embeddings."),
+        *layer_rules("bert.encoder.layer.{i}.", "layers.{i}.", cross=True),
+        Drop("bert.encoder.layer.{i}.latents", NEVER_RUN["latents"]),
+        Drop("bert.encoder.layer.{i}.{_:intermediate_vision|output_vision}.{rest:.*}", NEVER_RUN["visual_mlp"]),
+        *prefixed(lm_head_rules("head.", "embeddings."), "cls.predictions."),
+    ]
 
 
 def embedding_rules() -> list[Rule]:
@@ -132,7 +379,7 @@ def embedding_rules() -> list[Rule]:
         Rename("position_embeddings.weight", "position_embedding.weight"),
         Rename("token_type_embeddings.weight", "type_embedding.weight"),
         Rename(f"LayerNorm.{_P}", "norm.{p}"),
-        Drop("position_ids", POSITIONS, restore=_restore_positions),
+        Drop("position_ids", "position numbers, which the configuration determines", restore=_restore_positions),
     ]
 
 
@@ -159,58 +406,6 @@ def layer_rules(theirs: str, ours: str, *, cross: bool = False) -> list[Rule]:
     ]
 
 
-def _numbers(stop: int) -> str:
-    """A field for the layer numbers below `stop`."""
-    return "{i:" + "|".join(map(str, range(stop))) + "}"
-
-
-def text_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the text encoder; its last layers are the universal ones."""
-    first = config.num_text_layers
-    rules = [*prefixed(embedding_rules(), "embeddings.", "text.embeddings.")]
-    if first:
-        rules += layer_rules(f"encoder.layer.{_numbers(first)}.", "text.layers.{i}.")
-    for k in range(config.num_universal_layers):
-        theirs, ours = f"encoder.layer.{first + k}.", f"universal.stacks.shared.{k}."
-        rules += [
-            *layer_rules(theirs, ours, cross=True),
-            Drop(f"{theirs}{{_:intermediate_vision|output_vision}}.{{rest:.*}}", NEVER_RUN["visual_mlp"]),
-        ]
-    return [
-        *rules,
-        Rename(f"encoder.layer.{first}.latents", "universal.latents"),
-        *prefixed(lm_head_rules("masked_lm.", "text.embeddings."), "cls.predictions."),
-    ]
-
-
-def fusion_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the fusion module: the last layers of the stored stack."""
-    start = config.stored_fusion_layers - config.num_fusion_layers
-    rules: list[Rule] = [
-        Drop("embeddings.{_:.*}", NEVER_RUN["fusion_embeddings"]),
-        Drop("cls.{_:.*}", NEVER_RUN["fusion_head"]),
-    ]
-    if start:
-        rules.append(Drop(f"encoder.layer.{_numbers(start)}.{{_:.*}}", NEVER_RUN["fusion_layer"]))
-    for k in range(config.num_fusion_layers):
-        theirs, connected = f"encoder.layer.{start + k}.", is_connected(k, config.fusion_stride)
-        rules += layer_rules(theirs, f"fusion.layers.{k}.", cross=not connected)
-        if connected:
-            rules.append(Drop(f"{theirs}crossattention.{{_:.*}}", NEVER_RUN["connected"]))
-    return rules
-
-
-def decoder_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the decoder (prefix `text_decoder.`)."""
-    return [
-        *prefixed(embedding_rules(), "bert.embeddings.", "embeddings."),
-        *layer_rules("bert.encoder.layer.{i}.", "layers.{i}.", cross=True),
-        Drop("bert.encoder.layer.{i}.latents", NEVER_RUN["latents"]),
-        Drop("bert.encoder.layer.{i}.{_:intermediate_vision|output_vision}.{rest:.*}", NEVER_RUN["visual_mlp"]),
-        *prefixed(lm_head_rules("head.", "embeddings."), "cls.predictions."),
-    ]
-
-
 def lm_head_rules(ours: str, embeddings: str) -> list[Rule]:
     """Rules of a language head `ours` whose table is the token table of `embeddings`; both are prefixes."""
     return [
@@ -229,28 +424,6 @@ def _restore_ties(ours: str, embeddings: str, state: Mapping[str, Tensor]) -> di
     if f"{ours}bias" not in state:
         return {}
     return {"decoder.weight": state[f"{embeddings}token_embedding.weight"], "decoder.bias": state[f"{ours}bias"]}
-
-
-def _head_rules() -> list[Rule]:
-    """The contrastive and matching heads, their teacher and queues."""
-    return [
-        Rename(f"{{n:vision|text}}_proj.{_P}", "alignment.{n}_proj.{p}"),
-        Rename(f"{{n:vision|text}}_proj_m.{_P}", "alignment.teacher_{n}_proj.{p}"),
-        Rename(f"itm_head.{_P}", "alignment.match_head.{p}"),
-        Rename("temp", "alignment.temperature_parameter"),
-        Rename("image_queue", "alignment.vision_queue"),
-        Rename("text_queue", "alignment.text_queue"),
-        Rename("idx_queue", "alignment.id_queue"),
-        Rename("queue_ptr", "alignment.queue_pointer"),
-    ]
-
-
-def _grounding_rules(config: MPlug2Config) -> list[Rule]:
-    reason = "a constant of the coordinate tokens, which the configuration determines"
-    return [
-        Drop(name, reason, restore=partial(_restore_grounding, config, name))
-        for name in ("prefix_ids", "target_ids", "bbox_prob_mask")
-    ]
 
 
 def _restore_grounding(config: MPlug2Config, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -298,26 +471,6 @@ def check_ties(state: Mapping[str, Tensor]) -> None:
                 raise StateError(f"expected {key} to equal text_decoder{whole}, got other numbers", [key])
 
 
-def resize_positions(state: Mapping[str, Tensor], config: MPlug2Config) -> LazyState:
-    """A converted state whose position tables fit the image size of `config`, resized bilinearly as published."""
-    readers: dict[str, Callable[[], Tensor]] = {key: partial(state.__getitem__, key) for key in state}
-    for key in state:
-        if key.endswith("vision.position_embedding"):
-            readers[key] = partial(_resized, state, key, config.vision_sizes.grid)
-    return LazyState(readers)
-
-
-def _resized(state: Mapping[str, Tensor], key: str, grid: int) -> Tensor:
-    return resize_absolute(state[key], grid, mode="bilinear")
-
-
-def dead_keys(keys: Iterable[str], config: MPlug2Config, *, flat_patches: bool | None = None) -> dict[str, str]:
-    """Official keys that no task of Plait reads, with the reason."""
-    found = key_map(config, flat_patches=flat_patches).explain(keys)
-    reasons = {key: rule.reason for key, rule in found.items() if isinstance(rule, Drop)}
-    return {key: reason for key, reason in reasons.items() if reason in NEVER_RUN.values()}
-
-
 def explain_keys(shapes: Mapping[str, tuple[int, ...]], config: MPlug2Config) -> None:
     """Prove on shapes alone that a key list converts both ways: each key comes back with its shape, or is dead.
 
@@ -332,213 +485,6 @@ def explain_keys(shapes: Mapping[str, tuple[int, ...]], config: MPlug2Config) ->
     wrong += [key for key in back if key not in state]
     if wrong:
         raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
-
-
-def grid_of(table_shape: tuple[int, ...]) -> int:
-    """Patches along one side of a position table with a class row."""
-    return math.isqrt(table_shape[0] - 1)
-
-
-logger = logging.getLogger(__name__)
-
-CLASSES: dict[str, type[MPlug2PreTrainedModel]] = {
-    c.__name__: c
-    for c in (
-        MPlug2ForConditionalGeneration,
-        MPlug2ForRetrieval,
-        MPlug2ForGrounding,
-        MPlug2ForImageClassification,
-        MPlug2ForVideoClassification,
-        MPlug2ForSequenceClassification,
-        MPlug2ForPreTraining,
-        MPlug2Model,
-    )
-}
-
-
-def from_official(
-    checkpoint: Checkpoint,
-    *,
-    official_config: Mapping[str, Any] | None = None,
-    task: str | None = None,
-    model_class: type[MPlug2PreTrainedModel] | None = None,
-    branch: Sequence[str] | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    **changes: Any,
-) -> MPlug2PreTrainedModel:
-    """A model from an official file. Only tensors that its task needs are read.
-
-    official_config: the settings of the run where the file holds none; task: of `composition.TASKS`, by default all
-    that the class can do; model_class: by default what the file or the task is for; branch: media to keep, of text,
-    image and video; changes: fields of `MPlug2Config`, such as `image_size=384`, `distill=True` or `official=True`.
-    Raises ValueError (StateError) listing missing, unexpected and misshapen keys.
-    """
-    state = official_names(checkpoint.state)
-    shapes = {key: tuple(state[key].shape) for key in state}
-    settings = checkpoint.config if official_config is None else official_config
-    image_size = changes.pop("image_size", None)
-    config = MPlug2Config.from_official(settings, shapes)
-    if "prefix_ids" in state:
-        config.grounding_start_id = int(state["prefix_ids"].flatten()[0])
-    rules = key_map(config, flat_patches=len(shapes["visual_encoder.visual.conv1.weight"]) == 4)
-    config = changed(config, {**changes, **({} if task is None else {"task": task})}, image_size, branch)
-    check_ties(state)
-    native, report = rules.forward(state)
-    for key, reason in report.dropped.items():
-        logger.debug("dropped %s: %s", key, reason)
-    chosen = model_class or class_for(config, native)
-    return assemble(config, chosen, native, dtype, device)
-
-
-def from_directory(
-    path: Path,
-    *,
-    task: str | None = None,
-    model_class: type[MPlug2PreTrainedModel] | None = None,
-    branch: Sequence[str] | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    **changes: Any,
-) -> MPlug2PreTrainedModel:
-    """A model directory written by `save_pretrained`, as the class that wrote it or another one of the family.
-
-    task, model_class, branch and changes as in `from_official`: a captioner out of a pretraining directory is
-    `task="caption"`.
-    """
-    config = MPlug2Config.from_pretrained(path, trust_remote_code=False)
-    stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
-    image_size = changes.pop("image_size", None)
-    if model_class not in (None, stored) or task is not None:
-        changes = {"task": task} | changes  # another class does not have the task of the one that wrote the directory
-    config = changed(config, changes, image_size, branch)
-    if model_class is None and task is not None and task not in stored.TASKS:
-        model_class = class_for(config, ())
-    state: Mapping[str, Tensor] = read_checkpoint(path).state
-    if stored is MPlug2Model:
-        state = LazyState({f"model.{key}": partial(state.__getitem__, key) for key in state})
-    return assemble(config, model_class or stored, state, dtype, device)
-
-
-def changed(
-    config: MPlug2Config, changes: Mapping[str, Any], image_size: int | None, branch: Sequence[str] | None
-) -> MPlug2Config:
-    """`config` with other fields. Raises ValueError for a field that does not exist and a branch that it lacks."""
-    unknown = [name for name in changes if not hasattr(config, name)]
-    if unknown:
-        raise ValueError(f"expected fields of MPlug2Config, got {', '.join(unknown)}")
-    fields = config.to_dict()
-    if {"num_labels", "id2label"} & set(changes):
-        fields = {name: value for name, value in fields.items() if name not in ("num_labels", "id2label", "label2id")}
-    fields |= changes
-    if image_size is not None:
-        fields["vision"] = {**fields["vision"], "image_size": image_size}
-    if branch is not None:
-        missing = [m for m in branch if m not in ("text", *config.modalities)]
-        if missing or not branch:
-            raise ValueError(
-                f"expected branches among text, {', '.join(config.modalities)}, got {', '.join(missing) or 'none'}"
-            )
-        fields["modalities"] = [m for m in config.modalities if m in branch]
-    for name in ("model_type", "transformers_version"):
-        fields.pop(name, None)
-    return MPlug2Config(**fields)
-
-
-def class_for(config: MPlug2Config, native: Iterable[str]) -> type[MPlug2PreTrainedModel]:
-    """The class for `config.task`, or without one for the parts that the file holds, native keys."""
-    if config.task is None:
-        held = {".".join(key.split(".")[:2]) for key in native}
-        if {"model.decoder", "model.masked_lm", "alignment.match_head"} <= held:
-            return MPlug2ForPreTraining
-        return MPlug2ForConditionalGeneration if "model.decoder" in held else MPlug2ForRetrieval
-    if config.task == "classify":
-        if "video" in config.modalities:
-            return MPlug2ForVideoClassification
-        return MPlug2ForImageClassification if config.modalities else MPlug2ForSequenceClassification
-    return next(c for c in CLASSES.values() if config.task in c.TASKS)
-
-
-def assemble(
-    config: MPlug2Config,
-    model_class: type[MPlug2PreTrainedModel],
-    native: Mapping[str, Tensor],
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> MPlug2PreTrainedModel:
-    """A model with the weights of `native` that its parts need.
-
-    Heads that the file lacks start fresh, a teacher that it lacks as a copy of the student, a masked language head as
-    one of the decoder's; position tables are resized to the image size of `config`. Raises StateError for anything else
-    that is missing, unexpected or misshapen.
-    """
-    with torch.device("meta"):
-        model = model_class(config)
-    base = "" if model_class is MPlug2Model else "model."
-    own = model.state_dict()
-    names = {base + key.removeprefix("model.") if key.startswith("model.") else key: key for key in native}
-    source = LazyState({key: partial(native.__getitem__, name) for key, name in names.items()})
-    kept = source.select(key for key in source if key in own or not has_no_use(key, model, base))
-    state: dict[str, Callable[[], Tensor]] = {}
-    resized = resize_positions(kept, config)
-    for key in resized:
-        state[key] = partial(resized.__getitem__, key)
-    fresh = fresh_heads(model)
-    for key in (key for key in own if key not in state):
-        origin = key.replace("teacher.", base, 1) if key.startswith("teacher.") else key
-        origin = origin.replace("masked_lm.", "decoder.head.", 1) if origin not in resized else origin
-        if key != origin and origin in source:
-            state[key] = partial(_copy, resize_positions(source.select([origin]), config), origin)
-        elif key in fresh:
-            state[key] = partial(fresh.__getitem__, key)
-    if started := sorted({key.partition(".")[0] for key in fresh if key in state and key not in resized}):
-        logger.warning("not in the file, or in part, so fresh: %s", ", ".join(started))
-    load_strict(model, LazyState(state), dtype=dtype, assign=True)
-    model.requires_grad_(True)
-    model.freeze_teacher()
-    model.config.architectures = [model_class.__name__]
-    return model.to(device).eval()
-
-
-def _copy(state: Mapping[str, Tensor], key: str) -> Tensor:
-    return state[key].clone()
-
-
-def fresh_heads(model: MPlug2PreTrainedModel) -> dict[str, Tensor]:
-    """Initial values of everything that is no network: projections, queues, classifiers."""
-    values: dict[str, Tensor] = {}
-    for name, head in type(model).heads(model.config).items():
-        head.apply(model._init_weights)
-        values |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
-    return values
-
-
-def has_no_use(key: str, model: MPlug2PreTrainedModel, base: str) -> bool:
-    """Whether the model does without a native key of a file: a part, a head or temporal modules that it does not have.
-
-    base: prefix of its network.
-    """
-    if key.startswith(("alignment.", "classifier.")):
-        head = getattr(model, key.partition(".")[0], None)
-        queued = key.removeprefix("alignment.").startswith(("teacher_", "vision_queue", "text_queue", "id_queue", "q"))
-        return head is None or (queued and not model.config.queue_size)
-    prefix = "teacher." if key.startswith("teacher.") else base
-    network = model if prefix == "" else getattr(model, prefix.removesuffix("."), None)
-    if not isinstance(network, MPlug2Model):
-        return True
-    inner = key.removeprefix(prefix)
-    part = inner.partition(".")[0]
-    if not hasattr(network, part):
-        return part == "vision_adapter" or part in PARTS
-    if part == "vision":
-        return ".temporal" in inner and not network.vision.has_temporal
-    if part == "universal" and network.universal.latents is None:
-        return ".cross_attn." in inner or inner.startswith(("universal.latents", "universal.norm."))
-    return False
-
-
-_P_of_initial = "{p:weight|bias}"
-_NOT_HERE = "no part of what is started from this file"
 
 
 def start_from(
@@ -574,13 +520,14 @@ def clip_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
     is_released = "visual.conv1.weight" in state
     rules = prefixed(vision_rules(flat=True), "visual.", "vision.") if is_released else _transformers_clip()
     named = LazyState({key.removeprefix("vision_model."): partial(state.__getitem__, key) for key in state})
-    native, _ = KeyMap([*rules, Drop("{_:.*}", _NOT_HERE)]).forward(named)
+    native, _ = KeyMap([*rules, Drop("{_:.*}", NEVER_RUN["elsewhere"])]).forward(named)
     if "vision.class_embedding" not in native:
         raise ValueError(f"expected a CLIP checkpoint with a ViT, got keys such as {listed(list(state)[:3])}")
     found = {name: native[name] for name in native}
-    layers = _depth(found, "vision.layers.")
+    layers = count_layers(found, "vision.layers.")
     if layers != len(network.vision.layers):
         raise ValueError(f"expected a ViT of {len(network.vision.layers)} layers, got {layers}")
+    # The released code resizes CLIP's table into a stray attribute and begins with positions of zero; this does not.
     kernel = network.vision.patch_embedding.kernel_size[0]
     patches = found["vision.patch_embedding.weight"]
     found["vision.patch_embedding.weight"] = inflate_patches(patches[:, :, 0], kernel)
@@ -592,20 +539,20 @@ def clip_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
 def _transformers_clip() -> list[Rule]:
     """Rules of transformers' CLIP without `vision_model.`, whose queries, keys and values lie apart."""
     theirs, ours = "encoder.layers.{i}.", "vision.layers.{i}."
-    qkv = tuple(f"{theirs}self_attn.{letter}_proj.{_P_of_initial}" for letter in "qkv")
+    qkv = tuple(f"{theirs}self_attn.{letter}_proj.{_P}" for letter in "qkv")
     embeddings = "embeddings."
     return [
         Rename(f"{embeddings}class_embedding", "vision.class_embedding"),
         Rename(f"{embeddings}position_embedding.weight", "vision.position_embedding"),
         Singleton(f"{embeddings}patch_embedding.weight", "vision.patch_embedding.weight", native_dims=(2,)),
-        Rename(f"pre_layrnorm.{_P_of_initial}", "vision.pre_norm.{p}"),
-        Rename(f"post_layernorm.{_P_of_initial}", "vision.post_norm.{p}"),
+        Rename(f"pre_layrnorm.{_P}", "vision.pre_norm.{p}"),
+        Rename(f"post_layernorm.{_P}", "vision.post_norm.{p}"),
         Concat(qkv, f"{ours}attn.qkv.{{p}}"),
-        Rename(f"{theirs}self_attn.out_proj.{_P_of_initial}", f"{ours}attn.out_proj.{{p}}"),
-        Rename(f"{theirs}layer_norm1.{_P_of_initial}", f"{ours}attn_norm.{{p}}"),
-        Rename(f"{theirs}layer_norm2.{_P_of_initial}", f"{ours}mlp_norm.{{p}}"),
-        Rename(f"{theirs}mlp.fc1.{_P_of_initial}", f"{ours}fc1.{{p}}"),
-        Rename(f"{theirs}mlp.fc2.{_P_of_initial}", f"{ours}fc2.{{p}}"),
+        Rename(f"{theirs}self_attn.out_proj.{_P}", f"{ours}attn.out_proj.{{p}}"),
+        Rename(f"{theirs}layer_norm1.{_P}", f"{ours}attn_norm.{{p}}"),
+        Rename(f"{theirs}layer_norm2.{_P}", f"{ours}mlp_norm.{{p}}"),
+        Rename(f"{theirs}mlp.fc1.{_P}", f"{ours}fc1.{{p}}"),
+        Rename(f"{theirs}mlp.fc2.{_P}", f"{ours}fc2.{{p}}"),
     ]
 
 
@@ -617,10 +564,10 @@ def bert_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
         *prefixed(embedding_rules(), "embeddings.", "embeddings."),
         *layer_rules("encoder.layer.{i}.", "layers.{i}."),
         *prefixed(lm_head_rules("head.", "embeddings."), "cls.predictions."),
-        Drop("{_:.*}", _NOT_HERE),
+        Drop("{_:.*}", NEVER_RUN["elsewhere"]),
     ]
     native, _ = KeyMap(rules).forward(LazyState({n: partial(state.__getitem__, key) for n, key in named.items()}))
-    layers = _depth(native, "layers.")
+    layers = count_layers(native, "layers.")
     if not layers or "embeddings.token_embedding.weight" not in native:
         raise ValueError(f"expected a BERT checkpoint, got keys such as {listed(list(state)[:3])}")
     config, own = network.config, dict(network.named_parameters())
@@ -639,14 +586,6 @@ def bert_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
             places[name] = inner
         elif part == "masked_lm":
             places[name] = f"head.{inner}"
-    return {name: native[place] for name, place in places.items() if place in native and not _narrowed(name, network)}
-
-
-def _narrowed(name: str, network: MPlug2Model) -> bool:
-    """Whether a weight belongs to an MLP that has not BERT's width: that of universal layers apart."""
-    return ".fc" in name and name.startswith("universal.") and network.config.universal_sharing == "apart"
-
-
-def _depth(keys: Iterable[str], prefix: str) -> int:
-    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in keys)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    # Universal layers apart have MLPs narrower than BERT's, at equal parameters: those stay fresh.
+    narrow = {n for n in own if n.startswith("universal.") and ".fc" in n and config.universal_sharing == "apart"}
+    return {name: native[place] for name, place in places.items() if place in native and name not in narrow}
