@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from plait.chat import Chat
     from plait.embedder import Embedder
     from plait.models.auto import load
+    from plait.models.plugins import use
     from plait.search import Index
     from plait.types import Sample
 
@@ -22,9 +23,10 @@ _HOMES = {
     "Index": "plait.search",
     "Sample": "plait.types",
     "load": "plait.models.auto",
+    "use": "plait.models.plugins",
 }
 
-__all__ = ["Assistant", "Chat", "Embedder", "Index", "Sample", "__version__", "load"]
+__all__ = ["Assistant", "Chat", "Embedder", "Index", "Sample", "__version__", "load", "use"]
 
 
 def __getattr__(name: str) -> Any:

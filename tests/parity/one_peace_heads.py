@@ -40,7 +40,8 @@ def head_outputs(case: Case, loss: Loss, repeat: int = 1) -> Outputs:
     pooled = pool(model, encoded)
     vectors = [pooled]
     if "src_images_2" in inputs:
-        vectors.append(model.pool(inputs["src_tokens"], inputs["src_images_2"], is_second_image=True))
+        second = {"pixel_values": inputs["src_images_2"], "is_second": True}
+        vectors.append(model.pool({"text": inputs["src_tokens"], "image": second}))
     logits = model.head.classifier(torch.cat(vectors, dim=-1))
     total = loss(logits, inputs["target"])
     total.backward()

@@ -56,13 +56,11 @@ def narrowed(module: nn.Module, kind: type[Part]) -> Part:
 
 def encode(model: OnePeaceModel, inputs: Mapping[str, Tensor], *names: str, **options: Any) -> Encoded:
     """One pass over the named modalities of a case's inputs."""
-    if "text" in names:
-        options["input_ids"] = inputs["src_tokens"]
-    if "image" in names:
-        options["pixel_values"] = inputs["src_images"]
-    if "audio" in names:
-        options["input_values"], options["frame_mask"] = inputs["src_audios"], frame_mask(inputs)
-    return model.encode(**options)
+    sources = {"text": "src_tokens", "image": "src_images", "audio": "src_audios"}
+    given: dict[str, Any] = {m: inputs[sources[m]] for m in names}
+    if "audio" in given:
+        given["audio"] = {"input_values": given["audio"], "frame_mask": frame_mask(inputs)}
+    return model.encode(given, **options)
 
 
 def frame_mask(inputs: Mapping[str, Tensor]) -> Tensor | None:

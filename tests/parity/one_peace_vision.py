@@ -111,7 +111,7 @@ def convert(case: Case) -> Outputs:
     classifier = classifier_keys(model)
     table = "image_adapter.rel_pos_table.weight"  # a consumer makes it from the file's first table
     return {
-        "out.features_before_final_norm": model.encode(pixel_values=case.inputs["src_images"]).features["image"],
+        "out.features_before_final_norm": model.encode({"image": case.inputs["src_images"]}).features["image"],
         "config.key_map": renamed,
         "config.missing_in_vit": [key for key in classifier if key not in renamed.values() and key != table],
         "config.unexpected_in_vit": [name for name in renamed.values() if name not in classifier],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,16 @@ class Adapted:
     x: Tensor
     mask: Tensor | None
     biases: tuple[Tensor, ...] = ()
+
+
+class Adapter(Protocol):
+    """The entrance of one modality: its inputs -> tokens, mask, attention biases.
+
+    Called with its first input, or with all of them by name, and in masked encoding with `keep`. A model holds adapters
+    that arrive built, as modules by the name of their modality, and knows nothing of their inputs.
+    """
+
+    def __call__(self, *inputs: Any, **named: Any) -> Adapted: ...
 
 
 class TextAdapter(nn.Module):

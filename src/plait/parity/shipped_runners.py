@@ -90,7 +90,7 @@ def forward_text(case: Case) -> Outputs:
     checkpoint = replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config))
     model, _ = auto.from_official(checkpoint, dtype=case.dtype, device=case.device, official=case.official)
     model.set_attn_implementation(case.attn)
-    encoded = model.encode(input_ids=case.inputs["src_tokens"], output_hidden_states=True)
+    encoded = model.encode({"text": case.inputs["src_tokens"]}, output_hidden_states=True)
     adapted = encoded.adapted["text"]
     return hidden(encoded) | {
         "out.adapter.x": adapted.x,

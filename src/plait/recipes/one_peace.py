@@ -36,7 +36,7 @@ from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
 from plait.models.one_peace.pretraining import (
     STAGE2_TRAINABLE,
     OnePeaceForPreTraining,
@@ -376,11 +376,10 @@ def contrast(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy of both directions over the rows of all processes; equal ids are no negatives."""
     assert isinstance(model, OnePeaceModel)
-    other = {k: v for k, v in batch.items() if k in ("pixel_values", "input_values")}
     mask = batch.get("audio_attention_mask")
-    text = model.project(model.encode(batch["input_ids"]).features["text"], "text")
-    encoded = model.encode(**other, frame_mask=None if mask is None else model.frame_mask(mask))
-    found = model.project(encoded.features[medium], medium)
+    frames = None if mask is None else model.frame_mask(mask)
+    inputs = by_modality(batch["input_ids"], batch.get("pixel_values"), batch.get("input_values"), frame_mask=frames)
+    text, found = model.embed({"text": inputs["text"]})["text"], model.embed({medium: inputs[medium]})[medium]
     (text_all, offset), (found_all, _), (ids_all, _) = map(gather_rows, (text, found, batch["ids"]))
     out = contrastive_loss(
         text, found, model.temperature(), a_all=text_all, b_all=found_all, offset=offset, ids=batch["ids"],

@@ -125,7 +125,7 @@ def test_one_branch_loads_alone_and_computes_the_same(tmp_path):
 
 def test_image_with_audio_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match="add their unit vectors"):
-        build().encode(pixel_values=images(1), input_values=waves(500)[0])
+        build().encode({"image": images(1), "audio": waves(500)[0]})
 
 
 def test_images_of_another_size_are_refused():
@@ -193,7 +193,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 def test_the_bias_is_computed_once_and_not_expanded_over_the_batch():
-    encoded = build().encode(ids([5, 6], [7]), images(2))
+    encoded = build().encode({"text": ids([5, 6], [7]), "image": images(2)})
     assert [b.shape[0] for part in encoded.adapted.values() for b in part.biases] == [1, 1]
 
 

@@ -118,9 +118,9 @@ def test_the_vision_branch_file_equals_the_full_model_without_its_final_norm(tmp
         pickle.dump({"model": keep, "__author__": "test", "matching_heuristics": True}, file)
     vision = from_official(read_checkpoint(tmp_path / "vision.pkl"))
     pixels = torch.randn(1, 3, 64, 64)
-    features = vision.encode(pixel_values=pixels).features["image"]
+    features = vision.encode({"image": pixels}).features["image"]
     normed = full.trunk.norm["image"](features)
-    torch.testing.assert_close(normed, full.encode(pixel_values=pixels).features["image"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(normed, full.encode({"image": pixels}).features["image"], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="without projections"):
         vision.get_image_features(pixels)
 

@@ -1,10 +1,8 @@
 """Configuration of ONE-PEACE: one encoder for text, image and audio, and a light decoder for denoising.
 
-official cfg (checkpoint) -> OnePeaceConfig.from_official -> model        preset name -> OnePeaceConfig.preset
+`cfg` of an official checkpoint -> OnePeaceConfig.from_official -> model        preset name -> OnePeaceConfig.preset
 
-Reading the `cfg` of official ONE-PEACE checkpoints.
-
-cfg {task, model {encoder, decoder, head ...}} -> fields of OnePeaceConfig; a field nobody knows is an error
+A field of an official `cfg` that nobody knows is an error. Source: specification ONE-PEACE, sections 1 and 3.1.
 """
 
 from __future__ import annotations
@@ -17,9 +15,12 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from plait.errors import UsageError
+from plait.modalities import in_order, is_registered
 from plait.nn.adapters import ConvSpec
 from plait.routing import Ways
-from plait.types import MODALITIES
+
+BUILT_IN = ("text", "image", "audio")
+"""The modalities that the published model has."""
 
 PUBLISHED_CONV_SPEC = ((512, 10, 5), *(((512, 3, 2),) * 4), *(((512, 2, 2),) * 2))
 
@@ -40,7 +41,9 @@ class DecoderConfig:
 class OnePeaceConfig(PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
-    modalities: which branches exist, in the shared order;
+    modalities: which branches exist, in the shared order; others than text, image and audio are registered first
+        (`plait.modalities`);
+    joint: which pairs of modalities may be encoded as one sequence, since a stage trained them together;
     dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way
         each, {} = no final norm);
     layer_scale: initial LayerScale, None for none; drop_path_rate: of the last layer;
@@ -64,7 +67,8 @@ class OnePeaceConfig(PreTrainedConfig):
         "intermediate_size": "mlp_dim",
     }
 
-    modalities: Sequence[str] = ("text", "image", "audio")
+    modalities: Sequence[str] = BUILT_IN
+    joint: Sequence[Sequence[str]] = (("text", "image"), ("text", "audio"))
     dim: int = 1536
     num_heads: int = 24
     num_layers: int = 40
@@ -110,12 +114,15 @@ class OnePeaceConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the modalities and turn every field into what JSON gives back."""
-        unknown = set(self.modalities) - {"text", "image", "audio"}
+        unknown = [m for m in self.modalities if m not in BUILT_IN and not is_registered(m)]
         if unknown or not self.modalities:
-            raise ValueError(f"expected modalities among text, image, audio, got {list(self.modalities)}")
-        self.modalities = [m for m in MODALITIES if m in self.modalities]
-        self.mlp_ways = _as_lists(self.mlp_ways)
-        self.norm_ways = _as_lists(self.norm_ways)
+            remedy = f"; plait.use(...) the file that registers {', '.join(unknown)}" if unknown else ""
+            raise ValueError(f"expected modalities among {', '.join(BUILT_IN)}, got {list(self.modalities)}{remedy}")
+        self.modalities = in_order(self.modalities)
+        self.joint = [list(pair) for pair in self.joint]
+        for name in ("mlp_ways", "norm_ways"):
+            ways = getattr(self, name)
+            setattr(self, name, None if ways is None else {way: list(cell) for way, cell in ways.items()})
         self.inner_norms = list(self.inner_norms)
         self.audio_conv_spec = [list(layer) for layer in self.audio_conv_spec]
         self.embedding_norms = list(self.embedding_norms)
@@ -172,13 +179,7 @@ class OnePeaceConfig(PreTrainedConfig):
     @classmethod
     def from_official(cls, official_config: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
         """The configuration that an official checkpoint's `cfg` (or its `model` section) describes."""
-        pass
-
         return cls(**{**config_fields(official_config), **cls._fields(changes)})
-
-
-def _as_lists(ways: Ways | None) -> dict[str, list[str]] | None:
-    return None if ways is None else {way: list(cell) for way, cell in ways.items()}
 
 
 _SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV_SPEC)
@@ -270,13 +271,17 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
     encoder = model["encoder"]
     _check(model, _IGNORED_MODEL, "model")
     _check(encoder, _IGNORED_ENCODER, "model.encoder")
-    for name in ("text", "image", "audio"):
-        _check(encoder.get(f"{name}_adapter") or {}, _IGNORED_ADAPTER, f"model.encoder.{name}_adapter")
-    text, image, audio = ((encoder.get(f"{name}_adapter") or {}) for name in ("text", "image", "audio"))
-    adapters = {"text": text, "image": image, "audio": audio}
+    adapters = {name: encoder.get(f"{name}_adapter") or {} for name in BUILT_IN}
+    for name, adapter in adapters.items():
+        _check(adapter, _IGNORED_ADAPTER, f"model.encoder.{name}_adapter")
+    text, image, audio = adapters.values()
     head = model.get("head_type") or task.get("head_type")
+    if head is not None and head not in _HEAD_MODALITIES:
+        raise ValueError(f"expected head_type among {sorted(_HEAD_MODALITIES)}, got {head!r}")
+    # Defaults of the official code differ from the published cfg: what follows where a field is absent is the latter.
+    branches = tuple(m for m in BUILT_IN if encoder.get(f"use_{m}_moe", m == "text"))
     fields: dict[str, Any] = {
-        "modalities": _modalities(encoder, head),
+        "modalities": branches if head is None else _HEAD_MODALITIES[head],
         "dim": encoder["embed_dim"],
         "num_heads": encoder["attention_heads"],
         "num_layers": encoder["layers"],
@@ -335,22 +340,16 @@ _ORDER = """
 
 
 def official_order(keys: Iterable[str]) -> list[str]:
-    """Official names in the order in which the official model registers its parameters."""
+    """Official names in the order in which the official model registers its parameters: golden optimiser groups list
+    them so."""
     rank = {name: i for i, name in enumerate(_ORDER)}
     return sorted(
         keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")]
     )
 
 
-def _modalities(encoder: Mapping[str, Any], head: str | None) -> tuple[str, ...]:
-    if head is not None:
-        if head not in _HEAD_MODALITIES:
-            raise ValueError(f"expected head_type among {sorted(_HEAD_MODALITIES)}, got {head!r}")
-        return _HEAD_MODALITIES[head]
-    return tuple(m for m in ("text", "image", "audio") if encoder.get(f"use_{m}_moe", m == "text"))
-
-
 def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | None) -> dict[str, Any]:
+    # RefCOCO and RefCOCO+ pool what the picture became, RefCOCOg and all other pairs what the text became.
     pooled = (
         "image" if model.get("use_image_features") else {"image": "image", "audio": "audio"}.get(head or "", "text")
     )
@@ -387,4 +386,4 @@ def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
                     f"expected {where}.{name} = {_FIXED[name]!r}, as in all published models, got {value!r}"
                 )
         elif name not in known:
-            raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to official.py")
+            raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to config.py")

@@ -1,18 +1,12 @@
-"""What dense heads do with raw outputs: overlapping boxes, doubtful masks, queries to maps (specification 8.4, 8.5).
+"""ONE-PEACE's vision branch for dense prediction: backbones of its detector and its segmenter, and what follows heads.
 
-boxes + scores -> soft-NMS -> kept indices, new scores        class and mask logits -> map of classes
+detection:    pixels -> stem + positions, no CLS -> layers (attention in windows, in some over all) -> map at 1/16
+segmentation: pixels -> spatial prior (strides 4, 8, 16, 32) = c      pixels -> image adapter = x
+              [x <- attends to c, a group of layers, c <- attends to x] x groups -> maps of c + maps of x -> norms
+afterwards:   boxes + scores -> soft-NMS -> kept indices, new scores  class and mask logits -> map of classes
 
-ONE-PEACE's vision branch for dense prediction in windows: the backbone of its detector (specification 8.4).
-
-pixels -> stem + positions, no CLS -> layers (attention in windows, in some over the whole picture) -> map at stride 16
-
-Attention scores carry the shared relative table, resized to the grid, and decomposed positions per axis (ViTDet,
-arXiv 2203.16527; MViTv2, arXiv 2112.01526).
-
-ViT-Adapter around ONE-PEACE's vision branch: four maps for segmentation (specification 8.5; arXiv 2205.08534).
-
-pixels -> spatial prior (strides 4, 8, 16, 32) = c        pixels -> image adapter = x
-[x <- attends to c, a group of layers, c <- attends to x] x groups -> maps of c + maps of x -> batch norms
+Sources: ViTDet (arXiv 2203.16527), MViTv2 (arXiv 2112.01526), ViT-Adapter (arXiv 2205.08534), Mask2Former (arXiv
+2112.01527); specification ONE-PEACE, 8.4 and 8.5.
 """
 
 from __future__ import annotations
@@ -30,7 +24,7 @@ from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.vision import branch_rules
 from plait.models.one_peace.weights import vision_key_map
-from plait.nn.attention import SelfAttention, attention_function
+from plait.nn.attention import attention_function
 from plait.nn.encoder import RoutedEncoder, RoutedEncoderLayer
 from plait.nn.layers import HierarchicalStem
 from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, resize_absolute
@@ -62,37 +56,27 @@ def soft_nms(
         raise ValueError(f"expected soft-NMS linear, gaussian or hard, got {method!r}")
     kept: list[Tensor] = []
     rescored: list[Tensor] = []
+    falling = scores.clone()
     for wanted in classes.unique():
-        index = (classes == wanted).nonzero()[:, 0]
-        found, values = _one_class(boxes[index], scores[index], method, threshold, sigma, prune)
-        kept.append(index[found])
-        rescored.append(values)
+        left = (classes == wanted).nonzero()[:, 0]
+        while len(left):
+            best = left[falling[left].argmax()]
+            kept.append(best)
+            rescored.append(falling[best].clone())
+            left = left[left != best]
+            iou = _iou(boxes[best], boxes[left])
+            if method == "linear":
+                decay = torch.where(iou > threshold, 1 - iou, torch.ones_like(iou))
+            elif method == "gaussian":
+                decay = torch.exp(-(iou**2) / sigma)
+            else:
+                decay = (iou < threshold).to(iou)
+            falling[left] *= decay
+            left = left[falling[left] > prune]
     if not kept:
-        return classes.new_zeros(0), scores.clone()
-    values, order = torch.cat(rescored).sort(descending=True, stable=True)
-    return torch.cat(kept)[order], values
-
-
-def _one_class(
-    boxes: Tensor, scores: Tensor, method: str, threshold: float, sigma: float, prune: float
-) -> tuple[Tensor, Tensor]:
-    scores, left = scores.clone(), torch.arange(len(boxes), device=boxes.device)
-    kept, values = [], []
-    while len(left):
-        best = left[scores[left].argmax()]
-        kept.append(best)
-        values.append(scores[best].clone())
-        left = left[left != best]
-        iou = _iou(boxes[best], boxes[left])
-        if method == "linear":
-            decay = torch.where(iou > threshold, 1 - iou, torch.ones_like(iou))
-        elif method == "gaussian":
-            decay = torch.exp(-(iou**2) / sigma)
-        else:
-            decay = (iou < threshold).to(iou)
-        scores[left] *= decay
-        left = left[scores[left] > prune]
-    return torch.stack(kept), torch.stack(values)
+        return classes.new_zeros(0), falling
+    values, order = torch.stack(rescored).sort(descending=True, stable=True)
+    return torch.stack(kept)[order], values
 
 
 def _iou(box: Tensor, others: Tensor) -> Tensor:
@@ -124,7 +108,9 @@ def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
 
 
 CLS_ROWS = 3
+"""Last rows of a relative table, for CLS as query, as key, and itself: the detector has no CLS and leaves them out."""
 PRETRAIN_WIDTH = 16
+"""Side of the grid that the shared relative table was trained for."""
 
 
 class AxisPositions(nn.Module):
@@ -196,30 +182,25 @@ class DetectionBackbone(nn.Module):
         """pixel_values: (batch, 3, 16 * side, 16 * side) -> (batch, dim, side, side)."""
         x = self.embed(pixel_values)
         biases = {width: self.bias(width) for width in {self.window, self.side}}
+        attend = attention_function(self.config._attn_implementation or "sdpa")
         for i, layer in enumerate(self.trunk.layers):
             assert isinstance(layer, RoutedEncoderLayer)
             width = self.window if i in self.windowed else self.side
             axes = None if self.axes is None else self.axes[i]
-            x = self._layer(x, layer, biases[width], axes, width if i in self.windowed else None)
+            normed = layer.attn_norm(x)
+            # Windows are padded with zeros behind the norm, as ViTDet does: their padding attends and is attended to.
+            cells = cut_windows(normed, width) if i in self.windowed else normed
+            inside, bias = cells.flatten(1, 2), biases[width][None]
+            if axes is not None:  # decomposed positions meet the query before it is scaled
+                q = layer.attn.q_proj(inside).unflatten(-1, (layer.attn.num_heads, -1)).transpose(1, 2)
+                bias = bias + axes(q, width)
+            y = layer.attn(inside, bias, None, attend).unflatten(1, cells.shape[1:3])
+            if i in self.windowed:
+                y = join_windows(y, width, x.shape[1:3])
+            x = x + layer.dropped(layer.attn_scale(y))
+            y = layer.mlp(layer.mlp_norm(x).flatten(1, 2), Route.only("image")).view_as(x)
+            x = x + layer.dropped(layer.mlp_scale(y))
         return x.permute(0, 3, 1, 2)
-
-    def _layer(
-        self, x: Tensor, layer: RoutedEncoderLayer, bias: Tensor, axes: nn.Module | None, window: int | None
-    ) -> Tensor:
-        normed = layer.attn_norm(x)
-        cells = normed if window is None else cut_windows(normed, window)
-        y = self._attend(cells.flatten(1, 2), layer.attn, bias, axes, cells.shape[1]).unflatten(1, cells.shape[1:3])
-        y = y if window is None else join_windows(y, window, x.shape[1:3])
-        x = x + layer.dropped(layer.attn_scale(y))
-        y = layer.mlp(layer.mlp_norm(x).flatten(1, 2), Route.only("image")).view_as(x)
-        return x + layer.dropped(layer.mlp_scale(y))
-
-    def _attend(self, x: Tensor, attn: SelfAttention, bias: Tensor, axes: nn.Module | None, width: int) -> Tensor:
-        full = bias[None]
-        if axes is not None:
-            q = attn.q_proj(x).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-            full = full + axes(q, width)
-        return attn(x, full, None, attention_function(self.config._attn_implementation or "sdpa"))
 
     def key_map(self) -> KeyMap:
         """Official backbone (prefix `backbone.net.`) <-> this module."""
@@ -261,6 +242,7 @@ def join_windows(x: Tensor, window: int, size: tuple[int, ...]) -> Tensor:
 
 
 EPS = 1e-6
+"""Of the norms inside ViT-Adapter; the branch's own have 1e-5."""
 Size = tuple[int, int]
 
 
@@ -420,10 +402,14 @@ class SegmentationBackbone(nn.Module):
         tokens = [x.flatten(2).transpose(1, 2) + y for x, y in zip(levels, self.level_embedding, strict=True)]
         c, patches, pyramid = torch.cat(tokens, dim=1), (self.side, self.side), self.pyramid
         cls, x = adapted.x.split([1, adapted.x.shape[1] - 1], dim=1)
-        passed = []
+        passed, attend = [], attention_function(self.vision.config._attn_implementation)
         for group, inject, extract in zip(self.groups, self.injectors, self.extractors, strict=True):
             x = inject(x, patches, c, pyramid)
-            cls, x = self._layers(group, torch.cat([cls, x], dim=1), adapted.biases).split([1, x.shape[1]], dim=1)
+            joined = torch.cat([cls, x], dim=1)
+            for i in range(group[0], group[1] + 1):
+                bias = adapted.biases[i % len(adapted.biases)]
+                joined = self.vision.trunk.layers[i](joined, Route.only("image"), bias, None, attend)
+            cls, x = joined.split([1, x.shape[1]], dim=1)
             c = extract(x, patches, c, pyramid)
             passed.append(x.transpose(1, 2).unflatten(-1, patches))
         for extract in self.last_extractors:
@@ -431,14 +417,13 @@ class SegmentationBackbone(nn.Module):
         sizes = [h * w for h, w in pyramid]
         maps = [part.transpose(1, 2).unflatten(-1, s) for part, s in zip(c.split(sizes, dim=1), pyramid, strict=True)]
         maps = [self.up(maps[0]) + first, *maps]
-        seen = [x if x.shape == y.shape else _resized(x, y.shape[-2:]) for x, y in zip(passed, maps, strict=True)]
-        return [norm(x + y) for norm, x, y in zip(self.norms, maps, seen, strict=True)]
-
-    def _layers(self, group: tuple[int, ...], x: Tensor, biases: Sequence[Tensor]) -> Tensor:
-        attend, route = attention_function(self.vision.config._attn_implementation), Route.only("image")
-        for i in range(group[0], group[1] + 1):
-            x = self.vision.trunk.layers[i](x, route, biases[i % len(biases)], None, attend)
-        return x
+        out = []
+        for norm, y, x in zip(self.norms, maps, passed, strict=True):
+            if x.shape != y.shape:
+                scale = y.shape[-2] / x.shape[-2]
+                x = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+            out.append(norm(y + x))
+        return out
 
     def key_map(self) -> KeyMap:
         """Official backbone (prefix `backbone.`) <-> this module."""
@@ -466,10 +451,6 @@ class SegmentationBackbone(nn.Module):
         own += _exchange("interactions.{i}.extractor.", "extractors.{i}.")
         own += _exchange(last, "last_extractors.{j}.")
         return KeyMap([*prefixed(own, official="backbone."), *branch_rules("backbone.")])
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(x, scale_factor=size[0] / x.shape[-2], mode="bilinear", align_corners=False)
 
 
 def _exchange(source: str, target: str) -> list[Rename]:

@@ -1,14 +1,17 @@
 """ONE-PEACE: one transformer for text, image and audio (arXiv 2305.11172).
 
-text | image | audio -> adapter -> routed trunk (shared attention, a feed-forward network per modality) -> features
-features[:, 0] -> projection -> unit vector                                                      (section 3.1)
+text | image | audio | what a user adds -> adapter -> routed trunk (shared attention, a feed-forward network each)
+    -> features -> CLS -> projection -> unit vector                                                  (section 3.1)
+
+The model knows its modalities by the names in its configuration alone; what each takes is its adapter's business.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from plait.modalities import registered
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.adapters import (
     Adapted,
@@ -87,31 +91,35 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             for table in module.tables:
                 init.zeros_(table)
         else:
-            self._init_vectors(module)
+            for name, parameter in module.named_parameters(recurse=False):
+                if "type_embedding" in name:
+                    init.zeros_(parameter)
+                elif name == "logit_scale":
+                    init.constant_(parameter, math.log(self.config.logit_scale_init))
+                else:
+                    self._draw(parameter)
 
     def _draw(self, parameter: Tensor) -> None:
-        std = self.config.init_std
+        std = self.config.init_std  # cut at one sigma, as released: the drawn deviation is about half of it
         init.trunc_normal_(parameter, std=std, a=-std, b=std)
-
-    def _init_vectors(self, module: nn.Module) -> None:
-        for name, parameter in module.named_parameters(recurse=False):
-            if "type_embedding" in name:
-                init.zeros_(parameter)
-            elif name == "logit_scale":
-                init.constant_(parameter, math.log(self.config.logit_scale_init))
-            else:
-                self._draw(parameter)
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
-    """Encoder, projections and temperature: embeds text, images and audio into one space, and pairs of them jointly.
+    """Encoder, projections and temperature: embeds text, images, audio and what a user adds into one space, and encodes
+    pairs of them jointly.
 
     Build it from a config, or load it with `plait.load` / `from_pretrained`; its branches are `config.modalities`.
+    adapters: built ones by modality, by default those that the configuration describes; they keep their weights.
     """
 
-    def __init__(self, config: OnePeaceConfig) -> None:
+    def __init__(self, config: OnePeaceConfig, adapters: Mapping[str, nn.Module] | None = None) -> None:
         super().__init__(config)
-        self.adapters = nn.ModuleDict({m: build_adapter(config, m) for m in config.modalities})
+        given = dict(adapters or {})
+        self.adapters = nn.ModuleDict({m: given.get(m) or build_adapter(config, m) for m in config.modalities})
+        for modality, adapter in self.adapters.items():
+            if modality in given or modality not in ADAPTERS:
+                for module in adapter.modules():
+                    cast("Any", module)._is_hf_initialized = True  # so post_init draws it no second time
         self.trunk = RoutedEncoder(
             config.dim,
             config.num_heads,
@@ -134,49 +142,41 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return tuple(self.config.modalities)
 
     def temperature(self) -> Tensor:
-        """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients."""
+        """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients.
+
+        The released code clamps the parameter in place whenever it reads it; the value and its gradient are the same.
+        """
         clamped = self.logit_scale + (self.logit_scale.clamp(0.0, math.log(100.0)) - self.logit_scale).detach()
         return clamped.exp()
 
     def encode(
         self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        input_values: Tensor | None = None,
+        inputs: Mapping[str, Tensor | Mapping[str, Any]],
         *,
-        attention_mask: Tensor | None = None,
-        frame_mask: Tensor | None = None,
         keep: Mapping[str, Tensor] | None = None,
-        is_second_image: bool = False,
         output_hidden_states: bool = False,
     ) -> Encoded:
-        """Encode text, an image or audio alone, or text jointly with one of the other two.
+        """Encode one modality alone, or a pair of `config.joint` as one sequence.
 
-        input_ids: (batch, tokens) ending in EOS; attention_mask: (batch, tokens), default: ids other than padding;
-        pixel_values: (batch, 3, side, side); input_values: (batch, samples) with frame_mask: (batch, frames) bool;
-        keep: visible units per modality, (batch, kept), see `plait.nn.adapters`.
-        Raises ValueError for a branch the model lacks and for image with audio, which no stage ever trained together.
+        inputs: modality -> what its adapter takes, its first argument or all by name: `{"text": input_ids}`, `{"audio":
+        {"input_values": waves, "frame_mask": mask}}`; keep: visible units per modality, (batch, kept), see
+        `plait.nn.adapters`. Raises ValueError for a branch the model lacks and for a pair that no stage ever trained.
         """
-        keep = keep or {}
-        given = {"text": input_ids, "image": pixel_values, "audio": input_values}
-        names = [m for m, value in given.items() if value is not None]
-        self._check(names)
+        self._check(inputs)
         adapted: dict[str, Adapted] = {}
-        if input_ids is not None:
-            adapted["text"] = self.adapters["text"](input_ids, attention_mask, keep.get("text"))
-        if pixel_values is not None:
-            adapted["image"] = self.adapters["image"](pixel_values, keep.get("image"), is_second=is_second_image)
-        if input_values is not None:
-            adapted["audio"] = self.adapters["audio"](input_values, frame_mask, keep.get("audio"))
-        return self._run_trunk(adapted, output_hidden_states)
-
-    def _run_trunk(self, adapted: dict[str, Adapted], output_hidden_states: bool) -> Encoded:
+        for m in (m for m in self.modalities if m in inputs):
+            adapter, given = self.adapters[m], inputs[m]
+            visible = {"keep": keep[m]} if keep and m in keep else {}
+            adapted[m] = adapter(**given, **visible) if isinstance(given, Mapping) else adapter(given, **visible)
         parts = list(adapted.values())
         x = torch.cat([part.x for part in parts], dim=1)
         mask = join_masks(parts)
         if mask is not None:
-            x = x * mask[..., None]
-        biases = tuple(block_diagonal(blocks) for blocks in zip(*(part.biases for part in parts)))
+            x = x * mask[..., None]  # once, before the first layer, as released
+        # Block by block: between two modalities the bias is 0, as published; so it is where an adapter has no biases.
+        count = max(len(part.biases) for part in parts)
+        blocks = [part.biases or (self._no_bias(part),) * count for part in parts]
+        biases = tuple(block_diagonal(of_layer) for of_layer in zip(*blocks, strict=True))
         route = Route.segments({m: part.x.shape[1] for m, part in adapted.items()}, listed=self.modalities)
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         attend = attention_function(self.config._attn_implementation)
@@ -184,17 +184,18 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         features = dict(zip(adapted, out.split([part.x.shape[1] for part in parts], dim=1)))
         return Encoded(features, {m: part.mask for m, part in adapted.items()}, adapted, hidden or [])
 
-    def _check(self, names: list[str]) -> None:
-        missing = [m for m in names if m not in self.modalities]
-        if missing:
+    def _no_bias(self, part: Adapted) -> Tensor:
+        return part.x.new_zeros(1, self.config.num_heads, part.x.shape[1], part.x.shape[1])
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        missing = [m for m in inputs if m not in self.modalities]
+        if missing or not inputs:
+            got = f"{', '.join(missing)}; load that branch too" if missing else "none"
+            raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {got}")
+        if len(inputs) > 1 and not any(set(pair) == set(inputs) for pair in self.config.joint):
+            pairs = " or ".join(" with ".join(pair) for pair in self.config.joint)
             raise ValueError(
-                f"expected inputs of {', '.join(self.modalities)}, got {', '.join(missing)}; load that branch too"
-            )
-        if not names:
-            raise ValueError("expected input_ids, pixel_values or input_values, got none")
-        if "image" in names and "audio" in names:
-            raise ValueError(
-                "expected one modality, or text with image or audio, got image with audio; "
+                f"expected one modality, or {pairs}, got {' with '.join(inputs)}; "
                 "embed them apart and add their unit vectors"
             )
 
@@ -204,18 +205,23 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             raise ValueError("expected a retrieval model, got one without projections; embed with the pretrained model")
         return F.normalize(self.projections[modality](features[:, 0]), dim=-1)
 
+    def embed(self, inputs: Mapping[str, Tensor | Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Unit vectors (batch, dim) of every modality given, each encoded alone; inputs as in `encode`."""
+        self._check(dict.fromkeys(list(inputs)[:1]))
+        return {m: self.project(self.encode({m: given}).features[m], m) for m, given in inputs.items()}
+
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids: (batch, tokens) -> unit vectors (batch, dim)."""
-        return self.project(self.encode(input_ids, attention_mask=attention_mask).features["text"], "text")
+        return self.embed({"text": {"input_ids": input_ids, "attention_mask": attention_mask}})["text"]
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (batch, 3, side, side) -> unit vectors (batch, dim)."""
-        return self.project(self.encode(pixel_values=pixel_values).features["image"], "image")
+        return self.embed({"image": pixel_values})["image"]
 
     def get_audio_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """input_values: (batch, samples); attention_mask: (batch, samples), 1 = real -> unit vectors (batch, dim)."""
         mask = None if attention_mask is None else self.frame_mask(attention_mask)
-        return self.project(self.encode(input_values=input_values, frame_mask=mask).features["audio"], "audio")
+        return self.embed({"audio": {"input_values": input_values, "frame_mask": mask}})["audio"]
 
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
         """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
@@ -233,52 +239,78 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         audio_attention_mask: Tensor | None = None,
-        **_: object,
+        **others: Any,
     ) -> dict[str, Tensor]:
         """Unit vectors of every modality given, each encoded alone: {"text_embeds": (batch, dim), ...}.
 
-        audio_attention_mask: (batch, samples), 1 = real.
+        audio_attention_mask: (batch, samples), 1 = real; others: modalities that the user added, by name.
         """
-        embeds: dict[str, Tensor] = {}
-        if input_ids is not None:
-            embeds["text_embeds"] = self.get_text_features(input_ids, attention_mask)
-        if pixel_values is not None:
-            embeds["image_embeds"] = self.get_image_features(pixel_values)
-        if input_values is not None:
-            embeds["audio_embeds"] = self.get_audio_features(input_values, audio_attention_mask)
-        self._check([name.removesuffix("_embeds") for name in list(embeds)[:1]])
-        return embeds
+        frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
+        inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
+        inputs |= {m: given for m, given in others.items() if m in self.modalities}
+        return {f"{m}_embeds": vectors for m, vectors in self.embed(inputs).items()}
+
+
+def by_modality(
+    input_ids: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    input_values: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+) -> dict[str, Tensor | Mapping[str, Any]]:
+    """The tensors that transformers calls by these names, as inputs of `OnePeaceModel.encode`; shapes as there."""
+    inputs: dict[str, Tensor | Mapping[str, Any]] = {}
+    if input_ids is not None:
+        inputs["text"] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if pixel_values is not None:
+        inputs["image"] = pixel_values
+    if input_values is not None:
+        inputs["audio"] = {"input_values": input_values, "frame_mask": frame_mask}
+    return inputs
 
 
 def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
-    """The adapter of one modality as the configuration describes it."""
+    """The adapter of one modality: a published one as the configuration describes it, or what a user registered."""
+    if modality not in ADAPTERS:
+        return registered(modality).adapter(config)
     common = {
         "num_bias_tables": config.num_bias_tables,
         "embedding_norm": modality in config.embedding_norms,
         "type_embedding": modality in config.type_embeddings,
         "gradient_scale": config.gradient_scale,
     }
-    if modality == "text":
-        if config.pad_token_id is None:
-            raise ValueError("expected config.pad_token_id for a text branch, got None; the published one is 1")
-        return TextAdapter(
-            config.dim,
-            config.num_heads,
-            config.vocab_size,
-            bucket_size=config.text_bucket_size,
-            max_positions=config.max_text_positions,
-            pad_token_id=config.pad_token_id,
-            **common,
-        )
-    if modality == "image":
-        return ImageAdapter(
-            config.dim,
-            config.num_heads,
-            bucket_size=config.image_bucket_size,
-            rel_bucket_size=config.image_rel_bucket_size,
-            stem=config.image_stem,
-            **common,
-        )
+    return ADAPTERS[modality](config, **common)
+
+
+def text_adapter(config: OnePeaceConfig, **common: Any) -> TextAdapter:
+    """Token ids through a table; see `TextAdapter`."""
+    if config.pad_token_id is None:
+        raise ValueError("expected config.pad_token_id for a text branch, got None; the published one is 1")
+    return TextAdapter(
+        config.dim,
+        config.num_heads,
+        config.vocab_size,
+        bucket_size=config.text_bucket_size,
+        max_positions=config.max_text_positions,
+        pad_token_id=config.pad_token_id,
+        **common,
+    )
+
+
+def image_adapter(config: OnePeaceConfig, **common: Any) -> ImageAdapter:
+    """Pixels through a convolutional stem; see `ImageAdapter`."""
+    return ImageAdapter(
+        config.dim,
+        config.num_heads,
+        bucket_size=config.image_bucket_size,
+        rel_bucket_size=config.image_rel_bucket_size,
+        stem=config.image_stem,
+        **common,
+    )
+
+
+def audio_adapter(config: OnePeaceConfig, **common: Any) -> AudioAdapter:
+    """A waveform through strided convolutions; see `AudioAdapter`."""
     return AudioAdapter(
         config.dim,
         config.num_heads,
@@ -288,9 +320,14 @@ def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
         position_width=config.audio_position_width,
         position_groups=config.audio_position_groups,
         conv_bias=config.audio_conv_bias,
+        # The released code lets zero padding into the convolutions, so a clip's vector depends on its batch mates.
         leaky_padding=config.official,
         **common,
     )
+
+
+ADAPTERS: dict[str, Callable[..., nn.Module]] = {"text": text_adapter, "image": image_adapter, "audio": audio_adapter}
+"""The published modalities -> what builds their adapters."""
 
 
 def join_masks(parts: list[Adapted]) -> Tensor | None:

@@ -1,13 +1,10 @@
 """ONE-PEACE pretraining: cross-modal contrast and denoising contrast (arXiv 2305.11172, section 3.2).
 
-full inputs -> encoder -> contrast of CLS vectors, and teacher features
+full inputs   -> encoder -> contrast of CLS vectors, and teacher features
 visible units -> encoder -> decoder (full length, mask tokens) -> head -> contrast with teacher features
+batch -> full passes -> masked passes -> weighted sum of losses              (stage 1: image-text, stage 2: audio-text)
 
-The two pretraining stages of ONE-PEACE as losses of one batch (arXiv 2305.11172, section 3.2; specification 6).
-
-batch -> full passes (contrast, teacher) -> masked passes (student) -> weighted sum of losses
-
-Which ONE-PEACE parameters decay, at which learning-rate scale, and which a stage trains (specification 6.4, 6.5).
+What decays, at which learning-rate scale, and what a stage trains closes the file (specification 6.4, 6.5).
 """
 
 from __future__ import annotations
@@ -15,6 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +40,14 @@ class Denoised:
 
 
 class DecoderBranch(nn.Module):
-    """One modality's way into and out of the decoder: embed visible units among mask tokens, add positions; head."""
+    """One modality into the decoder and out of it: embed visible units among mask tokens, add positions; head.
 
-    def __init__(self, encoder_dim: int, dim: int, num_positions: int, modality: str) -> None:
+    grid: side of the patch grid, to which square position tables are resized; None for positions along a line.
+    """
+
+    def __init__(
+        self, encoder_dim: int, dim: int, num_positions: int, grid: int | None = None, *, mask_embedding: bool = False
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder_dim, dim)
         self.head = nn.Linear(dim, encoder_dim)
@@ -51,13 +55,11 @@ class DecoderBranch(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(num_positions, dim))
         # Published files carry these vectors; nothing reads them.
         self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
-        self.mask_embedding = nn.Parameter(torch.zeros(1, dim)) if modality == "audio" else None
+        self.mask_embedding = nn.Parameter(torch.zeros(1, dim)) if mask_embedding else None
+        self.grid = grid
 
-    def forward(self, features: Tensor, keep: Tensor, length: int, grid: int | None = None) -> Tensor:
-        """features: (batch, kept, encoder_dim); keep: (batch, kept), -1 = padding -> (batch, length, dim).
-
-        grid: side of the patch grid, to which square position tables are resized.
-        """
+    def forward(self, features: Tensor, keep: Tensor, length: int) -> Tensor:
+        """features: (batch, kept, encoder_dim); keep: (batch, kept), -1 = padding -> (batch, length, dim)."""
         index, real = resolve_keep(keep)
         visible = self.embed(features)
         # A padding entry would overwrite the real unit whose index it borrows: send it to a place behind the sequence.
@@ -65,7 +67,7 @@ class DecoderBranch(nn.Module):
         base = self.mask_token.to(visible.dtype).expand(len(visible), length + 1, -1)
         full = base.scatter(1, index, visible)[:, :length]
         positions = self.position_embedding
-        return full + (positions[:length] if grid is None else resize_absolute(positions, grid))
+        return full + (positions[:length] if self.grid is None else resize_absolute(positions, self.grid))
 
 
 class OnePeaceDecoder(nn.Module):
@@ -73,16 +75,15 @@ class OnePeaceDecoder(nn.Module):
 
     def __init__(self, config: OnePeaceConfig, sizes: DecoderConfig) -> None:
         super().__init__()
-        self.grid = config.image_rel_bucket_size
         self.attend_to_padding = config.official
-        positions = {
-            "text": config.max_text_positions,
-            "image": sizes.image_bucket_size**2 + 1,
-            "audio": sizes.max_audio_positions,
+        make, squares = partial(DecoderBranch, config.dim, sizes.dim), sizes.image_bucket_size**2 + 1
+        known = {
+            "text": partial(make, config.max_text_positions),
+            "image": partial(make, squares, config.image_rel_bucket_size),
+            "audio": partial(make, sizes.max_audio_positions, mask_embedding=True),
         }
-        self.branches = nn.ModuleDict(
-            {m: DecoderBranch(config.dim, sizes.dim, positions[m], m) for m in config.modalities}
-        )
+        # What a user adds has no branch here: it is trained by contrast, with everything else frozen.
+        self.branches = nn.ModuleDict({m: known[m]() for m in config.modalities if m in known})
         self.trunk = RoutedEncoder(
             sizes.dim,
             sizes.num_heads,
@@ -94,10 +95,10 @@ class OnePeaceDecoder(nn.Module):
         )
 
     def branch(self, modality: str) -> DecoderBranch:
-        """The way of one modality into and out of the decoder."""
-        branch = self.branches[modality]
-        assert isinstance(branch, DecoderBranch)
-        return branch
+        """What leads one modality in and out. Raises ValueError for one that the decoder does not denoise."""
+        if modality not in self.branches:
+            raise ValueError(f"expected a modality among {', '.join(self.branches)} to denoise, got {modality}")
+        return cast("DecoderBranch", self.branches[modality])
 
     def forward(
         self,
@@ -108,10 +109,7 @@ class OnePeaceDecoder(nn.Module):
         attend: AttentionFunction,
     ) -> dict[str, Tensor]:
         """features, keep, masks (full length, True = real), lengths by modality -> (batch, length, dim) by modality."""
-        parts = [
-            Adapted(self.branch(m)(x, keep[m], lengths[m], self.grid if m == "image" else None), masks[m])
-            for m, x in features.items()
-        ]
+        parts = [Adapted(self.branch(m)(x, keep[m], lengths[m]), masks[m]) for m, x in features.items()]
         x = torch.cat([part.x for part in parts], dim=1)
         mask = join_masks(parts)
         if mask is not None:
@@ -136,19 +134,16 @@ class OnePeaceForPreTraining(OnePeacePreTrainedModel):
 
     def denoise(
         self,
+        inputs: Inputs,
         keep: Mapping[str, Tensor],
         teacher: Encoded,
-        *,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        input_values: Tensor | None = None,
-        frame_mask: Tensor | None = None,
     ) -> Denoised:
         """Encode the visible units `keep` names, decode them at full length, map them back to the encoder's width.
 
-        keep: (batch, kept) per modality; teacher: the full pass of the same inputs, for its lengths and masks.
+        inputs: as in `OnePeaceModel.encode`; keep: (batch, kept) per modality; teacher: the full pass of the same
+        inputs, for its lengths and masks.
         """
-        encoded = self.model.encode(input_ids, pixel_values, input_values, frame_mask=frame_mask, keep=keep)
+        encoded = self.model.encode(inputs, keep=keep)
         lengths = {m: teacher.features[m].shape[1] for m in encoded.features}
         masks = {m: teacher.masks[m] for m in encoded.features}
         attend = attention_function(self.config._attn_implementation)
@@ -157,9 +152,12 @@ class OnePeaceForPreTraining(OnePeacePreTrainedModel):
         return Denoised(encoded, decoded, student)
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """The embeddings of `OnePeaceModel`; training passes are composed in `tasks.py`."""
+        """The embeddings of `OnePeaceModel`; training passes are composed by the losses below."""
         return self.model(**inputs)
 
+
+Inputs = Mapping[str, Tensor | Mapping[str, Any]]
+"""As in `OnePeaceModel.encode`."""
 
 Masks = Mapping[str, Tensor]
 """Masked units per pass and modality, (batch, units) bool without CLS: keys such as `text`, `image`, `vl_text`."""
@@ -207,15 +205,14 @@ def image_text_losses(
     None for contrast alone; ids: (batch,) identities, equal where several rows describe one thing;
     gather: collects rows of all processes.
     """
-    text = model.model.encode(input_ids)
-    image = model.model.encode(pixel_values=pixel_values)
-    contrast = _contrast(model, (text, "text"), (image, "image"), ids=ids, chunk_size=chunk_size, gather=gather)
+    inputs = {"text": input_ids, "image": pixel_values}
+    text, image = (model.model.encode({m: given}) for m, given in inputs.items())
+    contrast = _contrast(model, {"text": text, "image": image}, ids=ids, chunk_size=chunk_size, gather=gather)
     losses = PretrainingLosses(contrast.loss, contrast)
     if masks is None:
         return losses
     with torch.no_grad():
-        joint = model.model.encode(input_ids, pixel_values)
-    inputs = {"text": {"input_ids": input_ids}, "image": {"pixel_values": pixel_values}}
+        joint = model.model.encode(inputs)
     passes = {"text": text, "image": image, "vl": joint}
     return _add_denoising(model, losses, inputs, passes, masks, weights, denoising)
 
@@ -238,31 +235,30 @@ def audio_text_losses(
     The audio-only student learns from the joint audio-text teacher, as published.
     input_values: (batch, samples); frame_mask: (batch, frames) bool; masks: for `audio`, `al_text`, `al_audio`.
     """
+    inputs = {"text": input_ids, "audio": {"input_values": input_values, "frame_mask": frame_mask}}
     with torch.no_grad():
-        text = model.model.encode(input_ids)
-    audio = model.model.encode(input_values=input_values, frame_mask=frame_mask)
-    contrast = _contrast(model, (text, "text"), (audio, "audio"), ids=ids, chunk_size=chunk_size, gather=gather)
+        text = model.model.encode({"text": inputs["text"]})
+    audio = model.model.encode({"audio": inputs["audio"]})
+    contrast = _contrast(model, {"text": text, "audio": audio}, ids=ids, chunk_size=chunk_size, gather=gather)
     losses = PretrainingLosses(contrast.loss, contrast)
     losses.teachers |= {"text": text, "audio_full": audio}
     if masks is None:
         return losses
     with torch.no_grad():
-        joint = model.model.encode(input_ids, input_values=input_values, frame_mask=frame_mask)
-    inputs = {"text": {"input_ids": input_ids}, "audio": {"input_values": input_values, "frame_mask": frame_mask}}
+        joint = model.model.encode(inputs)
     return _add_denoising(model, losses, inputs, {"audio": joint, "al": joint}, masks, weights, denoising)
 
 
 def _contrast(
     model: OnePeaceForPreTraining,
-    a: tuple[Encoded, str],
-    b: tuple[Encoded, str],
+    passes: Mapping[str, Encoded],
     *,
     ids: Tensor | None,
     chunk_size: int | None,
     gather: Gather | None,
 ) -> ContrastiveOutput:
-    """Contrast of the CLS vectors of two passes, each with the modality to read."""
-    x, y = (model.model.project(encoded.features[m], m) for encoded, m in (a, b))
+    """Contrast of the CLS vectors of two passes, by the modality to read."""
+    x, y = (model.model.project(encoded.features[m], m) for m, encoded in passes.items())
     x_all, y_all, ids_all, offset = None, None, None, 0
     if gather is not None:
         (x_all, offset), (y_all, _) = gather(x), gather(y)
@@ -276,13 +272,13 @@ def _contrast(
 def _add_denoising(
     model: OnePeaceForPreTraining,
     losses: PretrainingLosses,
-    inputs: Mapping[str, Mapping[str, Tensor | None]],
+    inputs: Inputs,
     teachers: Mapping[str, Encoded],
     masks: Masks,
     weights: Mapping[str, float],
     objective: str,
 ) -> PretrainingLosses:
-    """Run a masked pass against every teacher and add its losses to the total. inputs: of `denoise`, by modality."""
+    """Run a masked pass against every teacher and add its losses to the total."""
     if objective not in DENOISING:
         raise ValueError(f"expected a denoising objective among {sorted(DENOISING)}, got {objective!r}")
     for name, teacher in teachers.items():
@@ -290,8 +286,7 @@ def _add_denoising(
         names = {m: m if name == m else f"{name}_{m}" for m in inputs if name in (m, "vl", "al")}
         real = {m: None if (mask := teacher.masks[m]) is None else mask[:, 1:] for m in names}
         keep = {m: preserve_ids(masks[key], real[m]) for m, key in names.items()}
-        given = {field: value for m in names for field, value in inputs[m].items()}
-        student = model.denoise(keep, teacher, **given)
+        student = model.denoise({m: inputs[m] for m in names}, keep, teacher)
         losses.teachers[name], losses.students[name] = teacher, student
         for m, key in names.items():
             target = teacher.features[m][:, 1:].detach()
@@ -305,7 +300,7 @@ _EMBEDDINGS = re.compile(
     r"(adapters\.(text|image|audio)\.cls_embedding|adapters\.(text|image)\.position_embedding"
     r"|decoder\.branches\.\w+\.(cls_embedding|position_embedding))$"
 )
-# A missing comma in the official list lets these two decay.
+# A missing comma in the official list of names without decay joins two of them into none, so these decay.
 _OFFICIAL_SLIP = re.compile(r"decoder\.branches\.(text\.cls_embedding|image\.position_embedding)$")
 
 STAGE2_TRAINABLE = (

@@ -15,6 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, 
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
+from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.processing.images import CLIP_MEAN, CLIP_STD, square
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
@@ -112,20 +113,22 @@ class OnePeaceProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         max_tokens: int = MAX_TOKENS,
         return_tensors: str = "pt",
-        **unknown: Any,
+        **others: Any,
     ) -> BatchFeature:
         """Any mixture of modalities -> a batch of each.
+
+        others: modalities that a user added, by name: a list of values, or of what the modality's `load` takes.
 
         text gives input_ids and attention_mask (batch, tokens); images pixel_values (batch, 3, side, side); audio,
         alone, input_values and attention_mask (batch, samples), beside text audio_attention_mask.
         Raises ValueError for arguments it does not know, and for audio of another sampling rate.
         """
-        known = {"padding", "truncation"}
-        if set(unknown) - known:
-            raise ValueError(f"expected images, text, audio, got {', '.join(sorted(set(unknown) - known))}")
+        added = {name: values for name, values in others.items() if is_registered(name)}
+        if unknown := set(others) - added.keys() - {"padding", "truncation"}:
+            raise ValueError(f"expected images, text, audio, got {', '.join(sorted(unknown))}")
         if return_tensors != "pt":
             raise ValueError(f"expected return_tensors='pt', got {return_tensors!r}")
-        batch: dict[str, torch.Tensor] = {}
+        batch: dict[str, Any] = {}
         if text is not None:
             batch |= self.tokenize([text] if isinstance(text, str) else list(text), max_tokens)
         if images is not None:
@@ -135,6 +138,9 @@ class OnePeaceProcessor(ProcessorMixin):
             clips = self.feature_extractor(audio, sampling_rate)
             batch["input_values"] = clips["input_values"]
             batch["attention_mask" if text is None else "audio_attention_mask"] = clips["attention_mask"]
+        for name, values in added.items():
+            modality = registered(name)
+            batch[name] = dict(modality.process([modality.load(value) for value in values]))
         if not batch:
             raise ValueError("expected images, text or audio, got none")
         return BatchFeature(batch)

@@ -5,12 +5,15 @@ features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
 
 
 class AttentionPooling(nn.Module):
@@ -74,24 +77,12 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
         self.head = ClassificationHead(config)
         self.post_init()
 
-    def pool(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        input_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        frame_mask: Tensor | None = None,
-        is_second_image: bool = False,
-    ) -> Tensor:
-        """One pass of the encoder, pooled over the modality the head reads -> (batch, dim)."""
-        encoded = self.model.encode(
-            input_ids,
-            pixel_values,
-            input_values,
-            attention_mask=attention_mask,
-            frame_mask=frame_mask,
-            is_second_image=is_second_image,
-        )
+    def pool(self, inputs: Mapping[str, Tensor | Mapping[str, Any]]) -> Tensor:
+        """One pass of the encoder over inputs as in `OnePeaceModel.encode`, pooled over the modality the head reads.
+
+        Returns (batch, dim).
+        """
+        encoded = self.model.encode(inputs)
         modality = self.config.pool_modality or next(iter(encoded.features))
         return self.head.pooled(encoded.features[modality], encoded.masks[modality])
 
@@ -113,11 +104,13 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
         """
         if audio_attention_mask is not None:
             frame_mask = self.model.frame_mask(audio_attention_mask)
-        pooled = self.pool(input_ids, pixel_values, input_values, attention_mask, frame_mask)
+        pooled = self.pool(by_modality(input_ids, pixel_values, input_values, attention_mask, frame_mask))
         if self.config.use_two_images:
             if second_pixel_values is None:
                 raise ValueError("expected second_pixel_values for a model of two images, got none")
-            second = self.pool(input_ids, second_pixel_values, None, attention_mask, is_second_image=True)
+            # NLVR2: the text is read again beside the second picture, which both type vectors mark.
+            other = {"pixel_values": second_pixel_values, "is_second": True}
+            second = self.pool({**by_modality(input_ids, attention_mask=attention_mask), "image": other})
             pooled = torch.cat([pooled, second], dim=-1)
         logits = self.head.classifier(pooled)
         return {"logits": logits} if labels is None else {"logits": logits, "loss": F.cross_entropy(logits, labels)}

@@ -1,7 +1,7 @@
 """ONE-PEACE's vision branch with heads of its own: pictures and videos (specification 8.1-8.3).
 
 pixels -> image adapter -> trunk without final norm -> mean of patches -> norm -> head                    picture
-frames -> image adapter + time -> trunk with adapters -> norm -> CLS of every frame, averaged -> head        video
+frames -> image adapter + time -> trunk with bottlenecks -> norm -> CLS of every frame, averaged -> head        video
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class OnePeaceImageClassifier(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (batch, 3, side, side) -> (batch, 1 + patches, dim)."""
-        return self.vision.encode(pixel_values=pixel_values).features["image"]
+        return self.vision.encode({"image": pixel_values}).features["image"]
 
     def classify(self, features: Tensor) -> Tensor:
         """features: (batch, 1 + patches, dim) -> logits (batch, num_classes)."""
@@ -90,8 +90,8 @@ class OnePeaceImageClassifier(nn.Module):
         return KeyMap([*branch_rules(), Rename(f"fc_norm.{_P}", "norm.{p}"), Rename(f"head.{_P}", "head.{p}")])
 
 
-class Adapter(nn.Module):
-    """A bottleneck of a quarter of the width, 0 at first; with `skip` it starts as the identity (AIM, 2302.03024)."""
+class Bottleneck(nn.Module):
+    """Down to a quarter of the width and up, 0 at first; with `skip` it starts as the identity (AIM, 2302.03024)."""
 
     def __init__(self, dim: int, *, skip: bool) -> None:
         super().__init__()
@@ -107,15 +107,15 @@ class Adapter(nn.Module):
         return x + y if self.skip else y
 
 
-class VideoAdapters(nn.Module):
+class VideoLayer(nn.Module):
     """What one layer gains for videos; the layer's own attention serves both time and space."""
 
     def __init__(self, dim: int, scale: float, drop_path_rate: float) -> None:
         super().__init__()
         self.scale, self.drop_path_rate = scale, drop_path_rate
-        self.time = Adapter(dim, skip=False)
-        self.space = Adapter(dim, skip=True)
-        self.mlp = Adapter(dim, skip=False)
+        self.time = Bottleneck(dim, skip=False)
+        self.space = Bottleneck(dim, skip=True)
+        self.mlp = Bottleneck(dim, skip=False)
 
     def forward(
         self, x: Tensor, layer: RoutedEncoderLayer, bias: Tensor, num_frames: int, attend: AttentionFunction
@@ -136,14 +136,14 @@ class VideoAdapters(nn.Module):
 
 
 class OnePeaceVideoClassifier(nn.Module):
-    """Videos -> logits: frames through the adapted branch, CLS averaged over time."""
+    """Videos -> logits: frames through the branch with bottlenecks, CLS averaged over time."""
 
     def __init__(self, config: OnePeaceConfig, *, num_frames: int, adapter_scale: float = 0.5) -> None:
         super().__init__()
         self.vision = OnePeaceModel(config)
         self.time_embedding = nn.Parameter(torch.zeros(1, num_frames, config.dim))
         rates = linear_drop_path_rates(config.drop_path_rate, config.num_layers)
-        self.adapters = nn.ModuleList(VideoAdapters(config.dim, adapter_scale, rate) for rate in rates)
+        self.adapters = nn.ModuleList(VideoLayer(config.dim, adapter_scale, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(config.dim, config.num_classes)

@@ -1,17 +1,16 @@
-"""Official ONE-PEACE weights <-> Plait's layout.
+"""Official ONE-PEACE weights <-> Plait's layout, and how models are made of what lies on disk.
 
-official state -> KeyMap -> drop branches not asked for -> interpolate and copy position tables -> strict load
+official file | directory -> config -> model on the meta device
+    -> KeyMap -> only the tensors of the branches asked for -> position tables interpolated and copied -> strict load
 
-Build ONE-PEACE models from weights on disk: official checkpoints and model directories.
-
-checkpoint -> config -> model on the meta device -> only the tensors its branches need -> strict load
+Source: specification ONE-PEACE, section 3 (layout of the files; 3.3 what a narrower task leaves in them).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.models.one_peace.config import OnePeaceConfig
+from plait.modalities import is_registered
+from plait.models.one_peace.config import BUILT_IN, OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
-from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
 from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, prefixed
 
 _P = "{p:weight|bias}"
 _M = "{m:text|image|audio}"
 MAX_TOKEN_POSITIONS = 1024
+"""Side of the stored matrices of token buckets: official files carry them whole, though 514 positions are the most."""
+DETERMINED = "an index buffer that the configuration determines"
+UNREAD = "an index buffer that nothing reads"
 
 
 def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
@@ -38,10 +41,31 @@ def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
 
     base: prefix of the `OnePeaceModel` inside the target, "" or "model.".
     """
+    tokens = {"text": config.text_bucket_size, "audio": config.audio_bucket_size}
     encoder = [
         *prefixed(_adapter_rules(), native="adapters."),
-        *prefixed(_buffer_rules(config)),
+        *(
+            _constant(
+                f"{m}_adapter.rp_bucket",
+                f"adapters.{m}.cls_embedding",
+                lambda _, size=size: token_bucket_index(MAX_TOKEN_POSITIONS, size),
+            )
+            for m, size in tokens.items()
+        ),
+        _constant(
+            "image_adapter.rp_bucket",
+            "adapters.image.cls_embedding",
+            lambda _: image_bucket_index(config.image_rel_bucket_size),
+        ),
+        _constant("image_adapter.position_idx", "adapters.image.position_embedding", numbered, UNREAD),
         *prefixed(_trunk_rules(), official="fusion_model.", native="trunk."),
+    ]
+    head = [
+        Rename(f"norm.{_P}", "norm.{p}"),
+        Rename("attn_pooling_func.q", "pool.query"),
+        Rename(f"attn_pooling_func.{{n:k_proj|v_proj|out_proj}}.{_P}", "pool.{n}.{p}"),
+        Rename(f"pooler.1.{_P}", "pooler.{p}"),
+        Rename(f"classifier.{{i}}.{_P}", "classifier.{i}.{p}"),
     ]
     decoder = prefixed(_trunk_rules(), official="decoder_wrapper.fusion_model.", native="decoder.trunk.")
     return KeyMap(
@@ -51,7 +75,7 @@ def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
             Rename("logit_scale", f"{base}logit_scale"),
             *decoder,
             *_decoder_rules(),
-            *prefixed(_head_rules(), official="classify_head.", native="head."),
+            *prefixed(head, official="classify_head.", native="head."),
         ]
     )
 
@@ -113,42 +137,19 @@ def _trunk_rules() -> list[Rule]:
         Rename(f"{layer}{_M}_ffn.2.{_P}", f"{layer}mlp.{{m}}.norm.{{p}}"),
         Rename(f"{layer}{_M}_ffn.3.{_P}", f"{layer}mlp.{{m}}.down_proj.{{p}}"),
         Rename(f"{_M}_layer_norm.{_P}", "norm.{m}.{p}"),
-        Drop("version", "a constant layout version, 3.0", restore=partial(_restore_version, "layers.0.")),
+        _constant(
+            "version", "layers.0.attn_norm.weight", lambda _: torch.tensor([3.0]), "a constant layout version, 3.0"
+        ),
     ]
 
 
-def _restore_version(present: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"version": torch.tensor([3.0])} if any(key.startswith(present) for key in state) else {}
+def _constant(name: str, beside: str, make: Callable[[Tensor], Tensor], reason: str = DETERMINED) -> Drop:
+    """An official constant, left in the file; on the way back it is made again where the tensor `beside` exists."""
 
+    def restore(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: make(state[beside])} if beside in state else {}
 
-def _buffer_rules(config: OnePeaceConfig) -> list[Rule]:
-    buckets = {"text": config.text_bucket_size, "audio": config.audio_bucket_size}
-    reason = "an index buffer that the configuration determines"
-    return [
-        *(Drop(f"{m}_adapter.rp_bucket", reason, restore=partial(_restore_tokens, m, b)) for m, b in buckets.items()),
-        Drop("image_adapter.rp_bucket", reason, restore=partial(_restore_patches, config.image_rel_bucket_size)),
-        Drop("image_adapter.position_idx", "an index buffer that nothing reads", restore=_restore_position_idx),
-    ]
-
-
-def _restore_tokens(modality: str, bucket_size: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if f"adapters.{modality}.cls_embedding" not in state:
-        return {}
-    return {f"{modality}_adapter.rp_bucket": token_bucket_index(MAX_TOKEN_POSITIONS, bucket_size)}
-
-
-def _restore_patches(width: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {"image_adapter.rp_bucket": image_bucket_index(width)} if "adapters.image.cls_embedding" in state else {}
-
-
-def _restore_position_idx(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    key = "adapters.image.position_embedding"
-    return {"image_adapter.position_idx": torch.arange(state[key].shape[0])} if key in state else {}
-
-
-def _restore_decoder_idx(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    key = "decoder.branches.image.position_embedding"
-    return {"decoder_wrapper.image_adapter.position_idx": torch.arange(state[key].shape[0])} if key in state else {}
+    return Drop(name, reason, restore=restore)
 
 
 def _decoder_rules() -> list[Rule]:
@@ -162,20 +163,13 @@ def _decoder_rules() -> list[Rule]:
         Rename(f"{wrapper}audio_adapter.mask_embedding", f"{branch}audio.mask_embedding"),
         Rename(f"{wrapper}{{m:text|audio}}_adapter.embed_positions.weight", f"{branch}{{m}}.position_embedding"),
         Rename(f"{wrapper}image_adapter.pos_embed", f"{branch}image.position_embedding"),
-        Drop(
-            f"{wrapper}image_adapter.position_idx", "an index buffer that nothing reads", restore=_restore_decoder_idx
-        ),
+        _constant(f"{wrapper}image_adapter.position_idx", f"{branch}image.position_embedding", numbered, UNREAD),
     ]
 
 
-def _head_rules() -> list[Rule]:
-    return [
-        Rename(f"norm.{_P}", "norm.{p}"),
-        Rename("attn_pooling_func.q", "pool.query"),
-        Rename(f"attn_pooling_func.{{n:k_proj|v_proj|out_proj}}.{_P}", "pool.{n}.{p}"),
-        Rename(f"pooler.1.{_P}", "pooler.{p}"),
-        Rename(f"classifier.{{i}}.{_P}", "classifier.{i}.{p}"),
-    ]
+def numbered(table: Tensor) -> Tensor:
+    """The numbers of the rows of a table."""
+    return torch.arange(len(table))
 
 
 def official_buffers(keys: Iterable[str]) -> set[str]:
@@ -187,56 +181,14 @@ def modality_of(key: str) -> str | None:
     """The modality a Plait key belongs to alone, None for shared parameters."""
     for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):
         _, found, rest = key.partition(part)
-        if found and rest.split(".")[0] in ("text", "image", "audio"):
-            return rest.split(".")[0]
+        name = rest.split(".")[0]
+        if found and (name in BUILT_IN or is_registered(name)):  # else a cell that several modalities share
+            return name
     return None
-
-
-def fit_state(state: Mapping[str, Tensor], config: OnePeaceConfig, wanted: Iterable[str]) -> LazyState:
-    """Make a converted state fit `config`: the published upgrade rules for checkpoints of another image size.
-
-    Relative image tables are interpolated when the target grid is larger (only then: a smaller one is refused), and a
-    single table is copied to every layer of a target with a table per layer. Keys not in `wanted` are left out.
-    """
-    readers = {}
-    wanted = set(wanted)
-    for key in wanted:
-        head, found, _ = key.rpartition(".bias.tables.")
-        source = key if key in state or not found else f"{head}.bias.tables.0"
-        if source not in state:
-            continue
-        resize = found and head.endswith("image")
-        readers[key] = (
-            partial(_resized, state, source, config.image_rel_bucket_size)
-            if resize
-            else partial(state.__getitem__, source)
-        )
-    return LazyState(readers)
-
-
-def _resized(state: Mapping[str, Tensor], key: str, width: int) -> Tensor:
-    table = state[key]
-    if table.shape[0] == image_table_rows(width):
-        return table
-    if table.shape[0] > image_table_rows(width):
-        raise StateError(
-            f"expected a relative table of at most {image_table_rows(width)} rows, got {table.shape[0]}; "
-            "keep the image size",
-            [key],
-        )
-    return resize_relative(table, (math.isqrt(table.shape[0] - 3) + 1) // 2, width)
-
-
-def branch_state(state: Mapping[str, Tensor], modalities: Sequence[str]) -> LazyState:
-    """The part of a converted state that a model of `modalities` uses; nothing else is ever read."""
-    kept = [key for key in state if modality_of(key) in (None, *modalities)]
-    return LazyState({key: partial(state.__getitem__, key) for key in kept})
 
 
 def explain_keys(keys: Mapping[str, Sequence], config: OnePeaceConfig) -> None:
     """Prove on shapes alone that a published key list converts both ways. Raises StateError listing what does not."""
-    from plait.weights.files import meta_state
-
     rules = key_map(config)
     official = meta_state({key: list(value) for key, value in keys.items()})
     native, _ = rules.forward(official)
@@ -315,12 +267,17 @@ def from_directory(
     model_class: type[OnePeacePreTrainedModel] | None = None,
     **changes: Any,
 ) -> OnePeacePreTrainedModel:
-    """A model directory written by `save_pretrained`; `branch` reads and keeps only those modalities."""
+    """A model directory written by `save_pretrained`; `branch` reads and keeps only those modalities.
+
+    changes: fields of `OnePeaceConfig`. `modalities=` may add some that the directory has no weights of, which start
+    fresh: everything that was there stays bit for bit.
+    """
     config = OnePeaceConfig.from_pretrained(path, trust_remote_code=False)
-    for name, value in changes.items():
-        if not hasattr(config, name):
-            raise ValueError(f"expected a field of OnePeaceConfig, got {name!r}")
-        setattr(config, name, value)
+    known = list(config.modalities)
+    if unknown := next((name for name in changes if not hasattr(config, name)), None):
+        raise ValueError(f"expected a field of OnePeaceConfig, got {unknown!r}")
+    if changes:
+        config = OnePeaceConfig.from_dict({**config.to_dict(), **changes})
     stored = stored_class(path)
     chosen = model_class or stored
     state: Mapping[str, Tensor] = read_checkpoint(path).state
@@ -328,6 +285,10 @@ def from_directory(
         state = {key: state[key] for key in state if key.startswith("model.")}
         state = {key.removeprefix("model."): value for key, value in state.items()}
     _restrict(config, branch)
+    if added := [m for m in config.modalities if m not in known]:
+        alone = OnePeaceConfig.from_dict({**config.to_dict(), "modalities": added, "decoder": None})
+        fresh, base = OnePeaceModel(alone).state_dict(), base_prefix(chosen)
+        state = {**state, **{f"{base}{key}": value for key, value in fresh.items() if modality_of(key) in added}}
     return _assemble(config, chosen, state, dtype, device)
 
 
@@ -358,25 +319,50 @@ def _assemble(
     dtype: torch.dtype | None,
     device: str | torch.device,
 ) -> OnePeacePreTrainedModel:
+    """A model with the weights of `native` that its branches use; nothing else is ever read.
+
+    Position tables are fitted as published: a relative table of pictures is interpolated where the target grid is
+    larger (a smaller one is refused), and a single table is copied to every layer of a target with one per layer.
+    """
     with torch.device("meta"):
         model = model_class(config)
-    wanted = list(model.state_dict())
-    state = branch_state(native, config.modalities)
-    used = {key for key in state if key in set(wanted) or (".bias.tables." in key)}
-    unused = [key for key in state if key not in used and not _may_be_left(key, config)]
+    own = set(model.state_dict())
+    state: dict[str, Callable[[], Tensor]] = {}
+    for key in own:
+        head, is_table, _ = key.rpartition(".bias.tables.")
+        source = f"{head}.bias.tables.0" if is_table and key not in native else key
+        if source not in native:
+            continue
+        is_grid = is_table and head.endswith("adapters.image")
+        read = partial(native.__getitem__, source)
+        state[key] = partial(_grown, read, source, config.image_rel_bucket_size) if is_grid else read
+    for key in native:  # what is left over is handed on too, so that the strict load lists it
+        is_used = key in own or ".bias.tables." in key
+        if modality_of(key) in (None, *config.modalities) and not is_used and not _may_be_left(key, config):
+            state[key] = partial(native.__getitem__, key)
     scale = f"{base_prefix(model_class)}logit_scale"
-    fitted = {**fit_state(state, config, wanted), **{key: state[key] for key in unused}}
-    if scale in wanted and scale not in fitted:
+    if scale in own and scale not in state:
         logger.info("%s is not in the file; it keeps its initial value", scale)
-        fitted[scale] = torch.tensor(config.logit_scale_init).log()
-    load_strict(model, fitted, dtype=dtype, assign=True)
+        state[scale] = lambda: torch.tensor(config.logit_scale_init).log()
+    load_strict(model, LazyState(state), dtype=dtype, assign=True)
     model.config.architectures = [model_class.__name__]
     return model.to(device).eval()
 
 
+def _grown(read: Callable[[], Tensor], key: str, width: int) -> Tensor:
+    """A relative table of pictures for a grid of `width` patches a side."""
+    table, rows = read(), image_table_rows(width)
+    if table.shape[0] > rows:
+        raise StateError(
+            f"expected a relative table of at most {rows} rows, got {table.shape[0]}; keep the image size", [key]
+        )
+    # (2 w - 1)^2 + 3 rows: one per distance, and three for CLS
+    return table if len(table) == rows else resize_relative(table, (math.isqrt(len(table) - 3) + 1) // 2, width)
+
+
 def _may_be_left(key: str, config: OnePeaceConfig) -> bool:
-    """Keys a narrower task leaves in the file, as the specification lists them (3.3)."""
-    is_head = key.startswith("decoder.")
+    """Keys that a narrower task leaves in the file."""
+    is_decoder = key.startswith("decoder.")
     is_projection = not config.use_projections and ("projections." in key or key.endswith("logit_scale"))
     is_norm = not config.ways("norm_ways") and "trunk.norm." in key
-    return is_head or is_projection or is_norm
+    return is_decoder or is_projection or is_norm

@@ -1,0 +1,37 @@
+"""`plait.use("my_file.py")`: code of the user's own, brought in by their own hand and never by a model's files."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from plait.errors import UsageError
+
+
+def use(path: str | Path) -> ModuleType:
+    """Run a Python file once, which registers what it adds (`plait.modalities.register`); the module it became.
+
+    The same file again is the same module. Raises UsageError for what is no Python file; what goes wrong inside the
+    file is the file's own error.
+    """
+    place = Path(path).resolve()
+    if place.suffix != ".py" or not place.is_file():
+        raise UsageError(f"expected a Python file, got {path}; pass the file that registers your modality")
+    known = next((one for one in list(sys.modules.values()) if getattr(one, "__plait_plugin__", None) == place), None)
+    if known is not None:
+        return known
+    # Two files of one name from different folders are two modules, and neither hides a module that is installed.
+    name = f"plait_plugin_{sum(key.startswith('plait_plugin_') for key in sys.modules)}_{place.stem}"
+    spec = spec_from_file_location(name, place)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    module.__dict__["__plait_plugin__"] = place
+    sys.modules[name] = module  # classes defined in it are found by pickle and dataclasses while it runs
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,142 @@
+"""A modality that a user wrote embeds, trains beside frozen ones, is saved and loads where the user's file was used."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import plait
+from plait import modalities
+from plait.models.one_peace import OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
+from plait.models.one_peace.weights import modality_of
+
+USERS_FILE = Path(__file__).parent / "fixtures" / "depth_modality.py"
+SIZES = {
+    "dim": 16, "num_heads": 2, "num_layers": 2, "mlp_dim": 16, "text_bucket_size": 8, "image_bucket_size": 4,
+    "image_rel_bucket_size": 2, "audio_bucket_size": 16, "audio_conv_spec": ((8, 10, 5), (8, 3, 2), (8, 2, 2)),
+    "audio_position_groups": 4, "layer_scale": 0.3, "vocab_size": 50264,
+}  # fmt: skip
+MAPS = [[[float(i + j * k) for j in range(16)] for i in range(16)] for k in range(3)]
+
+
+@pytest.fixture
+def depth(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The user's file, used for one test."""
+    monkeypatch.setattr(modalities, "_REGISTRY", {})
+    module = plait.use(USERS_FILE)
+    yield
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A directory of a model that knows text and images."""
+    torch.manual_seed(0)
+    config = OnePeaceConfig(modalities=["text", "image"], **SIZES)
+    model = OnePeaceModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "trained")
+    OnePeaceProcessor.from_config(config).save_pretrained(tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+def test_a_new_modality_joins_a_trained_model_and_the_old_ones_stay_as_they_are(depth, trained: Path) -> None:
+    before, _ = plait.load(trained)
+    model, processor = plait.load(trained, modalities=["text", "image", "depth"], joint=[["text", "depth"]])
+    ids = torch.tensor([[5, 6, 2], [7, 2, 1]])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(modality_of(name) == "depth")
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    batch = processor(depth=MAPS[:2])
+    first = model.embed(batch)["depth"].detach()
+    assert torch.allclose(first.norm(dim=-1), torch.ones(2))
+    losses = []
+    for _ in range(4):
+        loss = -(model.embed(batch)["depth"] * before.get_text_features(ids)).sum()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.adapters["depth"].parameters())
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    with torch.no_grad():  # with gradients attention takes another path, whose last bits differ
+        assert torch.equal(model.get_text_features(ids), before.get_text_features(ids))
+    assert set(model.state_dict()) - set(before.state_dict()) == {
+        name for name in model.state_dict() if modality_of(name) == "depth"
+    }
+    assert model(**batch, input_ids=ids).keys() == {"text_embeds", "depth_embeds"}
+    joint = model.encode({"text": ids, **batch})
+    assert [(m, x.shape[1]) for m, x in joint.features.items()] == [("text", 4), ("depth", 17)]
+    with pytest.raises(ValueError, match=r"one modality, or text with depth, got image with depth.* add their unit"):
+        model.encode({"image": torch.zeros(2, 3, 32, 32), **batch})
+
+
+def test_it_loads_where_the_users_file_was_used_and_says_so_elsewhere(depth, trained: Path, tmp_path: Path) -> None:
+    model, processor = plait.load(trained, modalities=["text", "image", "depth"])
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    wanted = model.embed(processor(depth=MAPS))["depth"]
+    script = (
+        "import sys, torch, plait\n"
+        "for path in sys.argv[2:]: plait.use(path)\n"
+        "model, processor = plait.load(sys.argv[1])\n"
+        "maps = [[[float(i + j * k) for j in range(16)] for i in range(16)] for k in range(3)]\n"
+        "print(model.embed(processor(depth=maps))['depth'].tolist())"
+    )
+    run = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "saved")]
+    found = subprocess.run([*run, str(USERS_FILE)], check=True, capture_output=True, text=True).stdout
+    assert torch.equal(torch.tensor(json.loads(found)), wanted)
+    failed = subprocess.run(run, check=False, capture_output=True, text=True)
+    assert failed.returncode == 1
+    last = failed.stderr.strip().splitlines()[-1]
+    assert "expected modalities among text, image, audio" in last
+    assert "plait.use(...) the file that registers depth" in last
+
+
+def test_a_modality_that_the_model_lacks_is_an_error_that_lists_what_it_has(depth, trained: Path) -> None:
+    model, processor = plait.load(trained)
+    with pytest.raises(ValueError, match="expected inputs of text, image, got depth"):
+        model.embed(processor(depth=MAPS))
+    with pytest.raises(ValueError, match="expected inputs of text, image, got smell"):
+        model.encode({"smell": torch.zeros(1, 4)})
+    with pytest.raises(ValueError, match=r"expected modalities among text, image, audio.*registers smell"):
+        OnePeaceConfig(modalities=["text", "smell"])
+    with pytest.raises(ValueError, match=r"expected images, text, audio, got smell"):
+        processor(smell=[1])
+
+
+def test_adapters_that_arrive_built_keep_their_weights(depth) -> None:
+    adapter = modalities.registered("depth").adapter(OnePeaceConfig(modalities=["depth"], **SIZES))
+    before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+    model = OnePeaceModel(OnePeaceConfig(modalities=["depth"], **SIZES), {"depth": adapter})
+    assert model.adapters["depth"] is adapter
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapter.state_dict().items())
+
+
+@pytest.mark.parametrize(("name", "words"), [("image", "a new word"), ("two words", "a new word"), ("", "a new word")])
+def test_names_that_weights_cannot_carry_are_refused(name: str, words: str) -> None:
+    with pytest.raises(plait.errors.UsageError, match=words):
+        modalities.register(name, load=str, process=dict, adapter=str)
+
+
+def test_use_runs_a_file_once_and_refuses_what_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import builtins\nbuiltins.times = getattr(builtins, 'times', 0) + 1\ntimes = builtins.times\n")
+    module = plait.use(file)
+    assert plait.use(str(file)) is module
+    assert module.times == 1
+    (tmp_path / "broken.py").write_text("raise KeyError('mine')")
+    with pytest.raises(KeyError, match="mine"):
+        plait.use(tmp_path / "broken.py")
+    assert not any(name.endswith("_broken") for name in sys.modules)
+    for wrong in (tmp_path / "absent.py", tmp_path):
+        with pytest.raises(plait.errors.UsageError, match="expected a Python file"):
+            plait.use(wrong)
