@@ -13,9 +13,14 @@ import numpy as np
 
 def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
     """Share of equal strings without any normalisation: open video QA (mPLUG-2), FrameQA, BBH."""
+    return sum(exact_hits(predictions, answers)) / len(answers)
+
+
+def exact_hits(predictions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+    """Which strings are equal. Raises ValueError for none, or for other numbers of the two."""
     if len(predictions) != len(answers) or not answers:
         raise ValueError(f"expected as many predictions as answers, and some, got {len(predictions)}, {len(answers)}")
-    return sum(said == right for said, right in zip(predictions, answers, strict=True)) / len(answers)
+    return [said == right for said, right in zip(predictions, answers, strict=True)]
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
@@ -58,7 +63,8 @@ def gqa_scores(
     questions: the questions file. predictions: question id -> answer; every balanced question and its entailed ones
     need one. choices: question id -> `valid` and `plausible` answers. consistency: of each correctly answered question
     with other entailed questions, the share of those answered right. distribution: chi-square of answers per global
-    group, weighted by group size (lower is better). Breakdowns are [percent, number]. Entailed questions that the file
+    group, weighted by group size (lower is better).
+    Breakdowns are [percent, number]; hits: balanced question -> 1 or 0. Entailed questions that the file
     does not hold are left out: files of balanced questions alone name them.
     """
     balanced = {name: question for name, question in questions.items() if question["isBalanced"]}
@@ -71,6 +77,7 @@ def gqa_scores(
         "open": _percent(hit for name, hit in hits.items() if is_open[name]),
         "consistency": _percent(_consistency(questions, balanced, predictions)),
         "distribution": _distribution(balanced, predictions),
+        "hits": hits,
     }
     if choices is not None:
         for figure, kind in (("validity", "valid"), ("plausibility", "plausible")):
@@ -154,7 +161,7 @@ def judge_verdict(reply: str) -> tuple[bool, int] | None:
         found = ast.literal_eval(reply.strip())
         word = str(found["pred"]).lower()
         return (word == "yes", int(found["score"])) if word in ("yes", "no") else None
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError):  # int() of an infinite score overflows
         return None
 
 

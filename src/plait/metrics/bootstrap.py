@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 _MULTIPLIER, _INCREMENT, _MASK = 6364136223846793005, 1442695040888963407, (1 << 64) - 1
@@ -54,13 +56,13 @@ GENERATORS: dict[str, Callable[[int, int, int], Indices]] = {"numpy": numpy_indi
 
 def bootstrap_mean(values: Sequence[float] | Floats, **options: Any) -> Interval:
     """Interval of the mean. values: (n,). Options as in `bootstrap`."""
-    data = np.asarray(values, dtype=np.float64)
+    data = finite(values, "values")
     return bootstrap(data.size, lambda drawn: data[drawn].mean(axis=1), **options)
 
 
 def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], **options: Any) -> Interval:
     """Interval of sum(numerators) / sum(denominators), both (n,): corpus precision. Options as in `bootstrap`."""
-    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    above, below = finite(numerators, "values"), finite(denominators, "values")
     return bootstrap(above.size, lambda drawn: above[drawn].sum(axis=1) / below[drawn].sum(axis=1), **options)
 
 
@@ -73,7 +75,7 @@ def bootstrap_clustered_mean(values: Sequence[float], groups: Sequence[Hashable]
         raise ValueError(f"expected one group for each of {len(values)} values, got {len(groups)}; align the two")
     numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     index = np.array([numbers[group] for group in groups])
-    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
+    sums = np.bincount(index, weights=finite(values, "values"))
     return bootstrap_ratio(sums.tolist(), np.bincount(index).tolist(), **options)
 
 
@@ -82,7 +84,7 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], **options:
 
     p = 2 min(share of statistics <= 0, share >= 0), at most 1. Options as in `bootstrap`.
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = finite(first, "values"), finite(second, "values")
     if a.shape != b.shape:
         raise ValueError(f"expected values of the same items, got {a.size} and {b.size}; score one split twice")
     difference = a - b

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Boxes = npt.NDArray[Any] | Sequence[Sequence[float]]
 Floats = npt.NDArray[np.float64]
 
@@ -62,7 +64,7 @@ def xywh_to_xyxy(boxes: Boxes) -> Floats:
 
 
 def _pair(predicted: Boxes, target: Boxes) -> tuple[Floats, Floats]:
-    first, second = np.asarray(predicted, dtype=np.float64), np.asarray(target, dtype=np.float64)
+    first, second = finite(predicted, "boxes"), finite(target, "boxes")
     if first.shape != second.shape or first.ndim != 2 or first.shape[1] != 4:
         raise ValueError(
             f"expected predicted and target boxes of one shape (n, 4), got {first.shape} and {second.shape}; "

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.metrics.checks import finite
 from plait.metrics.replies import LETTERS, letter, open_answer_hit
 
 Row = Mapping[str, Any]
@@ -32,10 +33,10 @@ SCIENCEQA_GROUPS = {
 
 def percent(hits: Iterable[float]) -> float:
     """Mean of hits in percent. Raises ValueError for none."""
-    values = list(hits)
-    if not values:
+    values = finite(list(hits), "hits")
+    if not values.size:
         raise ValueError("expected at least one question, got none")
-    return 100.0 * float(np.mean(values))
+    return 100.0 * float(values.mean())
 
 
 def percent_by(kinds: Iterable[Any], hits: Iterable[float]) -> dict[str, float]:
@@ -57,6 +58,7 @@ def circular_hits(indices: Sequence[int], hits: Sequence[bool]) -> dict[int, boo
 def mmbench_scores(rows: Sequence[Row], rule: str = "mmbench_2023") -> dict[str, Any]:
     """Circular and vanilla accuracy of MMBench (Liu et al. 2023), by category and l2-category, in percent.
 
+    `letters` says what was read in every row, None where nothing.
     rows: `index`, options `A` to `D` (empty cells where there are fewer), `answer`, `category`, `l2-category`,
     `prediction`. Vanilla looks at the unrotated row only.
     """
@@ -73,6 +75,7 @@ def mmbench_scores(rows: Sequence[Row], rule: str = "mmbench_2023") -> dict[str,
         return percent_by((main[index][column] for index in circular), circular.values())
 
     return {
+        "letters": said,
         "hit_per_question": {str(index): int(hit) for index, hit in circular.items()},
         "circular_accuracy": percent(circular.values()),
         "by_category": by("category"),
@@ -99,19 +102,27 @@ def mmmu_scores(rows: Sequence[Row], options: Sequence[str] | None = None, rule:
     rows: `id`, `question_type` (multiple-choice or open), `answer` (one or several), `prediction`, perhaps `options`.
     Rule official reads letters with its parser; rule release (Owl2's script) wants the letter alone.
     """
-    if rule not in ("official", "release"):
-        raise ValueError(f"expected rule official or release, got {rule!r}")
-    hits = [_mmmu_hit(row, row.get("options") or options or [], rule) for row in rows]
+    hits = [hit for hit, _ in mmmu_hits(rows, options, rule)]
     subjects = (str(row["id"]).split("_", 1)[1].rsplit("_", 1)[0] for row in rows)
     return {"overall": percent(hits), **percent_by(subjects, hits)}
 
 
-def _mmmu_hit(row: Row, options: Sequence[str], rule: str) -> bool:
-    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
-    if row["question_type"] == "open":
-        return open_answer_hit(row["prediction"], answers)
-    said = row["prediction"] if rule == "release" else letter(row["prediction"], options, "mmmu_official")
-    return said in answers
+def mmmu_hits(
+    rows: Sequence[Row], options: Sequence[str] | None = None, rule: str = "official"
+) -> list[tuple[bool, bool]]:
+    """Per row of `mmmu_scores`: whether it is right, and whether its reply could be read at all."""
+    if rule not in ("official", "release"):
+        raise ValueError(f"expected rule official or release, got {rule!r}")
+    hits = []
+    for row in rows:
+        answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+        given = row.get("options") or options or []
+        if row["question_type"] == "open":
+            hits.append((open_answer_hit(row["prediction"], answers), True))
+            continue
+        said = row["prediction"] if rule == "release" else letter(row["prediction"], given, "mmmu_official")
+        hits.append((said in answers, said is not None and said in tuple(LETTERS[: len(given)])))
+    return hits
 
 
 def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) -> dict[str, Any]:
@@ -127,6 +138,7 @@ def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) ->
         table[f"acc_{topic}"] = _column(problems, hits, lambda problem, topic=topic: problem["topic"] == topic)
     with_image = [hit for name, hit in hits.items() if problems[name]["image"]]
     return {
+        "hits": hits,
         "predicted_index": said,
         "accuracy": percent(hits.values()),
         "image_accuracy": percent(with_image) if with_image else float("nan"),
@@ -144,14 +156,15 @@ def _column(problems: Mapping[str, Row], hits: Mapping[str, bool], counts: Any) 
 
 
 def seed_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """SEED-Bench v1: accuracy by question type, over all questions (micro), over image (1-9) and video (10-12) types.
+    """SEED-Bench v1: accuracy by question type, over all questions (micro), over image (1-9) and video (10-12) types;
+    `hits` are those of the rows.
 
     rows: `question_type_id`, `answer` (a letter), `prediction`: its first character counts, in either case.
     """
     hits = [(letter(str(r["prediction"]), (), "first_character") or "").upper() == r["answer"].upper() for r in rows]
     kinds = [int(row["question_type_id"]) for row in rows]
     found = percent_by(kinds, hits)
-    scores: dict[str, Any] = {"per_type": {kind: found[kind] for kind in sorted(found, key=int)}}
+    scores: dict[str, Any] = {"hits": hits, "per_type": {kind: found[kind] for kind in sorted(found, key=int)}}
     scores["overall"] = percent(hits)
     for name, is_part in (("image", lambda kind: kind <= 9), ("video", lambda kind: kind >= 10)):
         part = [hit for kind, hit in zip(kinds, hits, strict=True) if is_part(kind)]
@@ -161,7 +174,7 @@ def seed_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
 def lowest_loss(losses: Sequence[Sequence[float]]) -> list[str]:
     """SEED-Bench's ranking: the letter of the option with the lowest language-model loss, the first of equals."""
-    return [LETTERS[int(np.argmin(row))] for row in losses]
+    return [LETTERS[int(finite(row, "losses").argmin())] for row in losses]
 
 
 def q_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
@@ -179,7 +192,8 @@ def q_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
 def q_bench_quality(good_logit: float, poor_logit: float) -> float:
     """Q-Bench A3: probability of the token good against poor, logits divided by 100."""
-    return 1.0 / (1.0 + float(np.exp((poor_logit - good_logit) / 100.0)))
+    good, poor = finite([good_logit, poor_logit], "logits")
+    return 1.0 / (1.0 + float(np.exp((poor - good) / 100.0)))
 
 
 def mmlu_scores(subjects: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
@@ -188,12 +202,17 @@ def mmlu_scores(subjects: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     Rows: `choice_logprobs` of the letters as next token, `answer` (a letter); the first of equal ones is said.
     """
     hits = {
-        subject: [LETTERS[int(np.argmax(row["choice_logprobs"]))] == row["answer"] for row in rows]
+        subject: [LETTERS[int(finite(row["choice_logprobs"]).argmax())] == row["answer"] for row in rows]
         for subject, rows in subjects.items()
     }
     per_subject = {subject: percent(values) for subject, values in hits.items()}
     micro = percent(hit for values in hits.values() for hit in values)
-    return {"per_subject": per_subject, "micro": micro, "macro": float(np.mean(list(per_subject.values())))}
+    return {
+        "hits": hits,
+        "per_subject": per_subject,
+        "micro": micro,
+        "macro": float(np.mean(list(per_subject.values()))),
+    }
 
 
 def arc_scores(rows: Sequence[Row]) -> dict[str, Any]:
@@ -201,10 +220,9 @@ def arc_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
     Rows: `choice_logprobs` and `choice_texts` of the options, `answer_index`.
     """
-    said = [int(np.argmax(row["choice_logprobs"])) for row in rows]
-    norm = [
-        int(np.argmax(np.divide(row["choice_logprobs"], [len(text) for text in row["choice_texts"]]))) for row in rows
-    ]
+    scores = [finite(row["choice_logprobs"]) for row in rows]
+    said = [int(one.argmax()) for one in scores]
+    norm = [int((one / [len(t) for t in row["choice_texts"]]).argmax()) for one, row in zip(scores, rows, strict=True)]
     right = [row["answer_index"] for row in rows]
     return {
         "acc": percent(a == b for a, b in zip(said, right, strict=True)),

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Array = npt.NDArray[Any] | Sequence[Any]
 Floats = npt.NDArray[np.float64]
 
 
 def predictions(scores: Array) -> npt.NDArray[np.int64]:
     """Class with the highest score: (n, classes) -> (n,); the first of equals."""
-    return np.asarray(scores).argmax(axis=1).astype(np.int64)
+    return finite(scores).argmax(axis=1).astype(np.int64)
 
 
 def top_k_hits(scores: Array, labels: Array, k: int) -> npt.NDArray[np.bool_]:
     """Whether the right class is among the k best: scores (n, classes), labels (n,) -> (n,). k is clipped."""
-    values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    values, right = finite(scores), np.asarray(labels, dtype=np.int64)
     if values.ndim != 2 or right.shape != values.shape[:1]:
         raise ValueError(f"expected scores (n, classes) and labels (n,), got {values.shape} and {right.shape}")
     own = np.take_along_axis(values, right[:, None], axis=1)
@@ -46,7 +48,7 @@ def average_views(view_logits: Array) -> Floats:
 
     view_logits: (n, views, classes). Returns (n, classes).
     """
-    logits = np.asarray(view_logits, dtype=np.float64)
+    logits = finite(view_logits, "logits")
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=1)
 
@@ -56,7 +58,7 @@ def closed_vocabulary_accuracy(logits: Array, targets: Array) -> float:
 
     logits: (n, classes). targets: (n, classes) of soft scores, such as min(1, 0.3 * annotators), or labels (n,).
     """
-    said, values = predictions(logits), np.asarray(targets)
+    said, values = predictions(logits), finite(targets, "targets")
     if values.ndim == 1:
         return float((said == values).mean())
     return float(np.take_along_axis(values, said[:, None], axis=1).mean())

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.errors import import_extra
+from plait.metrics.checks import finite
 
 SUMMARY = (
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -30,6 +31,8 @@ def coco_ap(
     """
     if kind not in ("bbox", "segm"):
         raise ValueError(f"expected kind bbox or segm, got {kind!r}")
+    for box in results:
+        finite([box["score"], *box.get("bbox", ())], "scores and boxes")
     coco, evaluation = import_extra("pycocotools.coco"), import_extra("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):  # the tool prints its progress
         truth = coco.COCO()

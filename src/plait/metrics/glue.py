@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Array = npt.NDArray[Any] | Sequence[Any]
 Floats = npt.NDArray[np.float64]
 
 
 def accuracy(predicted: Array, labels: Array) -> float:
     """Share of equal entries: (n,), (n,)."""
-    said, right = np.asarray(predicted), np.asarray(labels)
+    said, right = finite(predicted, "classes"), finite(labels, "classes")
     if said.shape != right.shape or not said.size:
         raise ValueError(f"expected as many predictions as labels, and some, got {said.shape} and {right.shape}")
     return float((said == right).mean())
@@ -25,7 +27,7 @@ def accuracy(predicted: Array, labels: Array) -> float:
 
 def f1(predicted: Array, labels: Array, positive: int = 1) -> float:
     """F1 of one class: 2 TP / (2 TP + FP + FN). predicted, labels: (n,)."""
-    said, right = np.asarray(predicted) == positive, np.asarray(labels) == positive
+    said, right = finite(predicted, "classes") == positive, finite(labels, "classes") == positive
     total = float(said.sum() + right.sum())
     return 2 * float((said & right).sum()) / total if total else 0.0
 
@@ -35,7 +37,7 @@ def matthews(predicted: Array, labels: Array) -> float:
 
     predicted, labels: (n,). 0 where one of the two is constant.
     """
-    said, right = np.asarray(predicted), np.asarray(labels)
+    said, right = finite(predicted, "classes"), finite(labels, "classes")
     classes = np.unique(np.concatenate([said, right]))
     a, b = (said[:, None] == classes).astype(np.float64), (right[:, None] == classes).astype(np.float64)
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
@@ -45,7 +47,7 @@ def matthews(predicted: Array, labels: Array) -> float:
 
 def pearson(first: Array, second: Array) -> float:
     """Pearson correlation of two vectors (n,); 0 where one of them is constant."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = finite(first), finite(second)
     a, b = a - a.mean(), b - b.mean()
     length = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / length if length else 0.0
@@ -58,6 +60,6 @@ def spearman(first: Array, second: Array) -> float:
 
 def mean_ranks(values: Array) -> Floats:
     """1-based ranks (n,), equal values at their mean rank."""
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(finite(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -14,6 +14,8 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Array = npt.NDArray[np.generic]
 
 
@@ -21,7 +23,7 @@ def ranks(similarity: Array, targets: Array) -> npt.NDArray[np.int64]:
     """Rank of the best right item of every query: 1 + the number of wrong items that score at least as much.
 
     similarity: (q, g), larger is closer. targets: bool (q, g), True where the item is a right answer. Returns (q,).
-    Raises ValueError if shapes differ, a similarity is not a number or a query has no right item.
+    Raises ValueError if shapes differ, a similarity is NaN or infinite or a query has no right item.
     """
     similarity, targets = np.asarray(similarity), np.asarray(targets, dtype=bool)
     if similarity.ndim != 2 or similarity.shape != targets.shape:
@@ -29,8 +31,7 @@ def ranks(similarity: Array, targets: Array) -> npt.NDArray[np.int64]:
             f"expected similarity and targets of one shape (q, g), got {similarity.shape} and {targets.shape}; "
             "give one row per query and one column per gallery item"
         )
-    if np.isnan(similarity).any():
-        raise ValueError("expected finite similarities, got NaN; check the vectors of the model")
+    finite(similarity, "similarities", None)
     if not targets.any(axis=1).all():
         raise ValueError("expected at least one right item for every query, got a query without; leave it out")
     best = np.where(targets, similarity, -np.inf).max(axis=1, keepdims=True)
@@ -104,7 +105,7 @@ def bootstrap_interval(
     values: (n,) independent units (queries, or classes when queries of one class hang together). indices: (resamples,
     n) draws from another generator; `seed` is then unused. Quantiles interpolate linearly.
     """
-    data = np.asarray(list(values), dtype=np.float64)
+    data = finite(list(values), "values")
     if data.size == 0:
         raise ValueError("expected at least one value to resample, got none; evaluate on at least one query")
     if indices is None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Array = npt.NDArray[Any] | Sequence[Any]
 Floats = npt.NDArray[np.float64]
 IGNORED = 255
@@ -38,7 +40,10 @@ def confusion(
     predicted, target: integers of one shape. The last column counts predictions that are no class: wrong.
     reduce_zero_label (ADE20K): target 0 means unlabelled, others are decreased by one; predictions stay as they are.
     """
-    said, right = np.asarray(predicted).astype(np.int64), np.asarray(target).astype(np.int64)
+    said, right = (np.asarray(one) for one in (predicted, target))
+    if not (np.issubdtype(said.dtype, np.integer) and np.issubdtype(right.dtype, np.integer)):
+        said, right = finite(said, "classes"), finite(right, "classes")  # NaN would become some class as an integer
+    said, right = said.astype(np.int64), right.astype(np.int64)
     if said.shape != right.shape:
         raise ValueError(f"expected maps of one shape, got {said.shape} and {right.shape}; predict at full size")
     if reduce_zero_label:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.metrics.checks import finite
 from plait.metrics.replies import mme_label, pope_label
 
 Row = Mapping[str, Any]
@@ -22,7 +23,8 @@ MARKS = "ABCD"
 def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
     """MME (Fu et al. 2023): per category 100 (acc + acc+), at most 200; their sums over perception and cognition.
 
-    acc: share of questions right; acc+: share of images whose questions are all right.
+    acc: share of questions right; acc+: share of images whose questions are all right. `shares` are what every image
+    adds to its category: (category, image) -> points.
     rows: `category`, `image`, `answer` (Yes or No), `prediction`.
     """
     images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
@@ -31,30 +33,36 @@ def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
         images[row["category"]][row["image"]].append(hit)
     if unknown := images.keys() - {*MME_PERCEPTION, *MME_COGNITION}:
         raise ValueError(f"expected categories of MME, got {min(unknown)!r}")
-    scores = {}
+    scores, shares = {}, {}
     for category, found in images.items():
         hits = [hit for both in found.values() for hit in both]
         scores[category] = 100.0 * sum(hits) / len(hits) + 100.0 * sum(map(all, found.values())) / len(found)
+        for image, both in found.items():
+            shares[category, image] = 100.0 * (sum(both) / len(hits) + all(both) / len(found))
     return {
         "scores": scores,
+        "shares": shares,
         "perception": sum(scores.get(category, 0.0) for category in MME_PERCEPTION),
         "cognition": sum(scores.get(category, 0.0) for category in MME_COGNITION),
     }
 
 
-def pope_scores(replies: Sequence[str], labels: Sequence[str]) -> dict[str, float | int]:
+def pope_scores(replies: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
     """POPE (Li et al. 2023), fractions: accuracy, precision, recall and F1 of yes, share of yes, and the four counts.
 
-    labels: yes or no. A ratio without a denominator is 0.
+    replies: None where there is none, which is wrong and neither yes nor no (the public script has a reply always).
+    labels: yes or no. `hits` are those of the replies. A ratio without a denominator is 0.
     """
-    said = np.array([pope_label(reply) == "yes" for reply in replies])
+    said = np.array([reply is not None and pope_label(reply) == "yes" for reply in replies])
+    denied = np.array([reply is not None and pope_label(reply) == "no" for reply in replies])
     right = np.array([label.lower() == "yes" for label in labels])
     if said.shape != right.shape or not said.size:
         raise ValueError(f"expected as many replies as labels, and some, got {said.size} and {right.size}")
     tp, fp = int((said & right).sum()), int((said & ~right).sum())
-    tn, fn = int((~said & ~right).sum()), int((~said & right).sum())
+    tn, fn = int((denied & ~right).sum()), int((~said & right).sum())
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
     return {
+        "hits": ((said & right) | (denied & ~right)).tolist(),
         "accuracy": (tp + tn) / said.size,
         "precision": precision,
         "recall": recall,
@@ -88,7 +96,7 @@ def mm_vet_scores(capabilities: Mapping[str, Sequence[str]], grades: Mapping[str
     """
     if missing := capabilities.keys() - grades.keys():
         raise ValueError(f"expected grades of every question, got none for {min(missing)}")
-    table = {name: np.asarray(grades[name], dtype=np.float64) for name in capabilities}
+    table = {name: finite(grades[name], "grades") for name in capabilities}
 
     def runs(names: Sequence[str]) -> list[float]:
         return (100.0 * np.mean([table[name] for name in names], axis=0)).tolist()

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plait.metrics.checks import finite
+
 Array = npt.NDArray[Any] | Sequence[Any]
 Floats = npt.NDArray[np.float64]
 
@@ -17,7 +19,7 @@ def average_precision(scores: Array, targets: Array) -> float:
 
     scores: (n,), targets: (n,) of 0 and 1. NaN without a positive.
     """
-    values, right = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    values, right = finite(scores), np.asarray(targets, dtype=bool)
     if not right.any():
         return float("nan")
     order = np.argsort(-values, kind="stable")
@@ -71,13 +73,13 @@ def label_weighted_ranking_precision(scores: Array, targets: Array) -> float:
 
 def sigmoid(logits: Array) -> Floats:
     """1 / (1 + exp(-x)) in double precision, without overflow."""
-    values = np.asarray(logits, dtype=np.float64)
+    values = finite(logits, "logits")
     powers = np.exp(-np.abs(values))
     return np.where(values >= 0, 1 / (1 + powers), powers / (1 + powers))
 
 
 def _pair(scores: Array, targets: Array) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    values, right = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=bool)
+    values, right = finite(scores), np.asarray(targets, dtype=bool)
     if values.ndim != 2 or values.shape != right.shape:
         raise ValueError(f"expected scores and targets of one shape (n, classes), got {values.shape}, {right.shape}")
     return values, right
