@@ -22,7 +22,7 @@ from plait.data.manifest import manifest_path, read_manifest
 from plait.media import kind_of
 from plait.media.image import load_image
 from plait.media.video import load_video
-from plait.types import Sample
+from plait.types import Asks, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -241,7 +241,7 @@ class Assistant:
         return values[0] if single else values
 
 
-class Skills(Protocol):
+class Skills(Asks, Protocol):
     """Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item.
 
     tasks: what this model does; kinds: what it looks at; num_frames: of a clip; labels: what a classification head
@@ -250,7 +250,6 @@ class Skills(Protocol):
 
     tasks: frozenset[Task]
     kinds: frozenset[Kind]
-    num_frames: int
     labels: tuple[str, ...]
 
     def prepare(self, kind: Kind, value: Any) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 Modality = Literal["text", "image", "video", "audio"]
 
@@ -59,3 +59,59 @@ class Sample:
     def modalities(self) -> tuple[Modality, ...]:
         """The modalities this sample carries, in the shared order."""
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+
+
+QuestionKind = Literal[
+    "caption", "short", "open", "letters", "letters_with_hint", "letters_or_words", "yes_no", "statement", "entailment",
+    "locate", "few_shot", "exam", "plain",
+]  # fmt: skip
+"""How a question wants to be answered: with a sentence, a word or two, at length, by the letter of a choice, yes or no,
+true or false of a statement, what follows from a picture, a box; and, in text alone, by a letter after examples, by a
+letter or words in an exam, by words that continue the text."""
+
+
+class Question(Protocol):
+    """What a question is made of, whatever its kind; None where it has no such part."""
+
+    question: str | None
+    text: str | None
+    context: str | None
+    choices: list[str] | None
+    answer_index: int | None
+    category: str | None
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated: greedy unless `num_beams` > 1; token counts are of new tokens."""
+
+    max_new_tokens: int = 10
+    min_new_tokens: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+
+class Asks(Protocol):
+    """How a family wants to be asked: its words, its layout, its frames, its decoding. Part of a family's skills.
+
+    num_frames: pictures that a video becomes.
+    """
+
+    num_frames: int
+
+    def prompt(self, kind: QuestionKind, item: Question) -> str:
+        """The words of a question."""
+        ...
+
+    def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
+        """Words behind the turns (words, answer) of a dialogue."""
+        ...
+
+    def layout(self, words: str, pictures: int) -> str:
+        """The text that is fed for words beside so many pictures, placeholders and roles included."""
+        ...
+
+    def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
+        """How the answer to a question of this kind about such a medium is generated."""
+        ...

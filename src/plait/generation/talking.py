@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.generation.asking import Asking
+
 MAX_NEW_TOKENS = 128
 
 
-class TalkingSkills:
+class TalkingSkills(Asking):
     """See `plait.assistant.Skills`.
 
     family: its name in messages; describe, name: what is asked for a caption and for labels, with `{kind}`;
@@ -27,7 +29,6 @@ class TalkingSkills:
     tasks = frozenset({"caption", "answer", "rank", "classify"})
     kinds = frozenset({"image", "video", "text"})
     labels: tuple[str, ...] = ()
-    num_frames = 8
     family: str
     describe: str
     name: str

@@ -11,6 +11,7 @@ tasks follow ALBEF (arXiv 2107.07651), section 4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOutput
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
+from plait.generation.asking import Asking
 from plait.models.mplug2.composition import Medium, Part, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
@@ -29,6 +31,7 @@ from plait.objectives.captioning import IGNORED, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, corners, tokens_to_boxes
 from plait.objectives.scst import scst_loss
+from plait.types import Decoding, Modality, Question, QuestionKind
 
 LENGTHS = {"caption": (4, 20), "answer": (1, 10)}
 """Fewest and most generated tokens per task, the end token included, as released."""
@@ -480,7 +483,11 @@ COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
-class MPlug2Skills:
+MAX_QUESTION_WORDS = 50
+_MARKS = re.compile(r"([,.'!?\"()*#:;~])")
+
+
+class MPlug2Skills(Asking):
     """See `plait.assistant.Skills`.
 
     The model has, as far as its class offers the task:
@@ -514,6 +521,22 @@ class MPlug2Skills:
         self.num_frames = processor.num_frames
         has_head = self.name.endswith("Classification")
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
+
+    def prompt(self, kind: QuestionKind, item: Question) -> str:
+        """As released: nothing for a caption; a question in lower case, without punctuation, of at most 50 words."""
+        if kind == "caption":
+            return ""
+        if kind not in ("short", "open"):
+            return super().prompt(kind, item)
+        words = _MARKS.sub("", (item.question or "").lower()).replace("-", " ").replace("/", " ")
+        return " ".join(words.split()[:MAX_QUESTION_WORDS])
+
+    def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
+        """Five beams, with the lengths of the released code: mPLUG's for captions of pictures, mPLUG-2's for others."""
+        if kind == "caption":
+            fewest, most = (4, 20) if medium == "video" else (8, 25)
+            return Decoding(max_new_tokens=most, min_new_tokens=fewest, num_beams=5)
+        return Decoding(num_beams=5) if kind == "short" else super().decoding(kind, medium)
 
     def prepare(self, kind: str, value: Image | Sequence[Image] | str) -> Tensor | str:
         """A picture -> (3, side, side), frames -> (3, time, side, side); a text stays."""

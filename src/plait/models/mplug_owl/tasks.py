@@ -25,6 +25,14 @@ class MPlugOwlSkills(TalkingSkills):
     family, describe, name = "mPLUG-Owl", DESCRIBE, "What is in this {kind}?"
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
+    def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
+        """Turns that are over, between the roles that `layout` writes around the last one."""
+        return "".join(f"{asked}\nAI: {answer}\nHuman: " for asked, answer in earlier) + words
+
+    def layout(self, words: str, pictures: int) -> str:
+        """The released conversation without its system line; every picture in a line of its own."""
+        return f"Human: {IMAGE}\n" * pictures + f"Human: {words}\nAI: "
+
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions as open conversations."""
         return [prompt([(question, None)]) for question in asked]

@@ -27,6 +27,14 @@ class MPlugOwl2Skills(TalkingSkills):
     name = "What is in this {kind}? Answer the question using a single word or phrase."
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
+    def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
+        """Turns that are over, each ended as in training."""
+        return "".join(f"{asked} ASSISTANT: {answer}</s>USER: " for asked, answer in earlier) + words
+
+    def layout(self, words: str, pictures: int) -> str:
+        """The released evaluation's conversation, which has no system line."""
+        return f"USER: {IMAGE * pictures}{words} ASSISTANT: "
+
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions in the processor's template."""
         return [self.processor.conversation.prompt([(question, None)]) for question in asked]
