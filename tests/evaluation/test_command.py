@@ -18,8 +18,8 @@ from tiny_peers import BUILDERS
 from whole_fixtures import fixture
 
 from plait.cli import main
-from plait.evaluation.models import TextGenerator
-from plait.evaluation.registry import TASKS
+from plait.evaluation.peers import TextGenerator
+from plait.evaluation.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings
 Run = Callable[..., dict[str, Any]]
@@ -74,14 +74,14 @@ def test_peers_and_ours_run_the_same_tasks(
     task: str, model: str, way: str, models: Callable[[str], str], run: Run, tmp_path: Path
 ) -> None:
     result = run(task, models(model), "--out", str(tmp_path / "out"))
-    assert (result["model"]["name"], result["model"]["way"]) == (model, way)
+    assert (result["model"]["name"], result["model"]["method"]) == (model, way)
     assert result["items"] > 0
     assert set(result["environment"]["versions"]) >= {"plait", "torch", "transformers", "numpy"}
     page = (tmp_path / "out" / "result.html").read_text()
     assert result["model"]["fingerprint"] in page
     assert result["environment"]["versions"]["torch"] in page
     again = run(task, None, "--predictions", str(tmp_path / "out" / "predictions.jsonl"))
-    assert again["scores"] == pytest.approx(result["scores"], nan_ok=True)
+    assert again["scores"] == pytest.approx(result["scores"])
 
 
 def test_missing_media_are_told_before_a_model_is_opened(tmp_path: Path, capsys: Any) -> None:
@@ -105,9 +105,9 @@ def test_what_a_peer_cannot_do_is_one_line(models: Callable[[str], str], tmp_pat
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
-from plait.evaluation import adapters
+from plait.evaluation import peers
 from plait.cli import main
-plain, calls = adapters.TextGenerator.generate, []
+plain, calls = peers.TextGenerator.generate, []
 
 def mortal(self, asks, decoding):
     if len(calls) == {after}:
@@ -115,7 +115,7 @@ def mortal(self, asks, decoding):
     calls.append(len(asks))
     return plain(self, asks, decoding)
 
-adapters.TextGenerator.generate = mortal
+peers.TextGenerator.generate = mortal
 sys.exit(main({words!r}))
 """
 

@@ -13,13 +13,11 @@ import pytest
 from tiny_families import FAMILIES
 from whole_fixtures import fixture
 
-from plait.evaluation.media_files import media_of
+from plait.evaluation.base import Capability, Task
 from plait.evaluation.models import Ask, open_model
-from plait.evaluation.predict import BY_FAMILY, class_words
-from plait.evaluation.readers import read
-from plait.evaluation.registry import TASKS
 from plait.evaluation.run import Options, evaluate
-from plait.evaluation.tasks import Capability, Decoding, Task
+from plait.evaluation.tasks import TASKS, read
+from plait.types import Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings
 JUDGED = {"mm_vet": "0.5", "owl_eval": "B", "mmhal_bench": "Rating: 4"}
@@ -29,10 +27,10 @@ GLUE = {"glue_mnli": "mplug2_texts3", "glue_stsb": "mplug2_texts1"}
 def models_for(task: Task) -> list[tuple[Capability, str]]:
     """(capability, tiny model) of our families for a task."""
     found: list[tuple[Capability, str]] = []
-    for capability in task.ways:
+    for capability in task.methods:
         if capability == "generate":
             found += [(capability, "mplug_owl"), (capability, "mplug_owl2")]
-            if task.prompt in BY_FAMILY["mplug2"]:  # captions and open questions
+            if task.kind in ("caption", "short", "open"):  # captions and open questions
                 found.append((capability, "mplug2"))
         elif capability == "text":
             found += [(capability, "mplug_owl"), (capability, "mplug_owl2")]
@@ -55,7 +53,7 @@ def head_for(task: Task) -> str:
     if task.media == ("text",):
         return GLUE.get(task.name, "mplug2_texts2")
     if task.media == ("audio",):
-        return "one_peace_tags" if task.scorer == "tagging" else "one_peace_sounds"
+        return "one_peace_tags" if task.primary == "mAP" else "one_peace_sounds"
     return "mplug2_pictures" if task.media == ("image",) else "mplug2_videos"
 
 
@@ -86,9 +84,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_a_family_runs_a_task_end_to_end(
     name: str, model: str, capability: Capability, opened: Any, tmp_path: Path
 ) -> None:
-    short = Decoding(max_new_tokens=3)
-    task = dataclasses.replace(TASKS[name], decoding=short, family_decoding={}, num_frames=2)
-    task = dataclasses.replace(task, ways={capability: task.ways[capability]})
+    task = dataclasses.replace(TASKS[name], methods={capability: TASKS[name].methods[capability]})
     data, split = fixture(task, task.layouts[0], tmp_path / "data")
     judge = None
     if name in JUDGED:
@@ -96,10 +92,12 @@ def test_a_family_runs_a_task_end_to_end(
         items = read(data, task.layouts[:1], split)[0]
         rows = [{"id": item.id, "judge": "test", "reply": JUDGED[name]} for item in items]
         Path(judge).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = Options(split=split, judge=judge, show_progress=False, batch_size=2)
+    options = Options(
+        split=split, judge=judge, show_progress=False, batch_size=2, decoding=Decoding(max_new_tokens=3), num_frames=2
+    )
     result = evaluate(task, opened(model, capability), data, tmp_path / "out", options)
     assert result["score"] is not None
-    assert result["model"]["way"] == task.ways[capability]
+    assert result["model"]["method"] == task.methods[capability]
     assert model.startswith(result["model"]["family"])
 
 
@@ -116,17 +114,17 @@ NEED_MEDIA = [
 def test_a_missing_medium_is_listed_first_and_counts_as_wrong_when_skipped(
     name: str, model: str, capability: Capability, opened: Any, tmp_path: Path
 ) -> None:
-    task = dataclasses.replace(TASKS[name], decoding=Decoding(max_new_tokens=2), num_frames=2)
+    task, short = TASKS[name], {"decoding": Decoding(max_new_tokens=2), "num_frames": 2}
     data, split = fixture(task, task.layouts[0], tmp_path / "data")
     items = read(data, task.layouts[:1], split)[0]
-    gone = next((name for item in items for _, name in media_of(item, task.media) if isinstance(name, str)), None)
+    gone = next((name for item in items for _, name in item.media(task.media) if isinstance(name, str)), None)
     assert gone is not None
     for path in data.rglob(f"{Path(gone).stem}.*"):
         path.unlink()
     with pytest.raises(ValueError, match=f"got none for 1: {re.escape(gone)}"):
-        evaluate(task, opened(model, capability), data, None, Options(split=split, show_progress=False))
-    options = Options(split=split, show_progress=False, skip_missing=True)
-    if task.scorer == "retrieval" and len(items) == 1:
+        evaluate(task, opened(model, capability), data, None, Options(split=split, show_progress=False, **short))
+    options = Options(split=split, show_progress=False, skip_missing=True, **short)
+    if task.primary == "mean_recall" and len(items) == 1:
         return  # nothing is left to be found
     result = evaluate(task, opened(model, capability), data, tmp_path / "out", options)
     failed = result["failures"]["media missing"]
@@ -165,8 +163,8 @@ def test_embedders_tell_texts_and_pictures_apart(name: str, opened: Any) -> None
 
 
 def test_classes_are_named_by_the_configuration_or_the_release(opened: Any) -> None:
-    assert class_words(TASKS["vqav2"], opened("one_peace_vqav2", "decide")) == ("yes", "2", "no")
-    assert class_words(TASKS["nlvr2"], opened("one_peace_nlvr2", "decide")) == ("True", "False")
-    assert class_words(TASKS["nlvr2"], opened("mplug2_nlvr2", "decide")) == ("False", "True")
+    assert opened("one_peace_vqav2", "decide").class_words("short") == ("yes", "2", "no")
+    assert opened("one_peace_nlvr2", "decide").class_words("statement") == ("True", "False")
+    assert opened("mplug2_nlvr2", "decide").class_words("statement") == ("False", "True")
     with pytest.raises(ValueError, match="expected names of the classes in id2label of one_peace_nlvr2"):
-        class_words(TASKS["vqav2"], opened("one_peace_nlvr2", "decide"))
+        opened("one_peace_nlvr2", "decide").class_words("short")

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from plait.cli import main
-from plait.evaluation.predict import in_dialogue
-from plait.evaluation.registry import task_named
 from plait.evaluation.run import score_file
+from plait.evaluation.tasks import task_named
+from plait.generation.asking import Asking
 from plait.models.mplug_owl.conversation import prompt
+from plait.models.mplug_owl.tasks import MPlugOwlSkills
+from plait.models.mplug_owl2.tasks import MPlugOwl2Skills
 
 from ..models.mplug_owl.tiny import LLAMA, model_and_processor
 
@@ -74,15 +76,16 @@ def test_turns_of_one_picture_are_one_dialogue(place):
 
 def test_further_turns_read_as_the_family_writes_them():
     said = [("a?", "b"), ("c?", "d")]
-    assert in_dialogue("mplug_owl", said, "e?") == "a?\nAI: b\nHuman: c?\nAI: d\nHuman: e?"
-    assert in_dialogue("mplug_owl2", said, "e?") == "a? ASSISTANT: b</s>USER: c? ASSISTANT: d</s>USER: e?"
-    assert in_dialogue("llava", said[:1], "e?") == "a?\nb\ne?"
-    assert in_dialogue("llava", [], "e?") == "e?"
+    owl, owl2 = (object.__new__(skills) for skills in (MPlugOwlSkills, MPlugOwl2Skills))
+    assert owl.dialogue(said, "e?") == "a?\nAI: b\nHuman: c?\nAI: d\nHuman: e?"
+    assert owl2.dialogue(said, "e?") == "a? ASSISTANT: b</s>USER: c? ASSISTANT: d</s>USER: e?"
+    assert Asking().dialogue(said[:1], "e?") == "a?\nb\ne?"
+    assert Asking().dialogue([], "e?") == "e?"
 
 
 def test_a_long_dialogue_keeps_its_last_turns(monkeypatch):
     from plait.evaluation import predict
-    from plait.evaluation.readers import Item
+    from plait.evaluation.base import Item
 
     words_of = []
 
@@ -90,9 +93,9 @@ def test_a_long_dialogue_keeps_its_last_turns(monkeypatch):
         words_of.extend(wordings)
         return [{"id": item.id, "prediction": f"a{item.id}"} for item in items]
 
-    monkeypatch.setattr(predict, "_prompted", answered)
+    monkeypatch.setattr(predict, "replies", answered)
     items = [Item(str(i), image="1.jpg", question=f"q{i}", group="1.jpg", meta={"turn": i}) for i in range(8)]
-    task, model = SimpleNamespace(prompt="question"), SimpleNamespace(family="mplug_owl")
+    task, model = SimpleNamespace(kind="open"), SimpleNamespace(asking=object.__new__(MPlugOwlSkills))
     rows = predict.prompt(items, SimpleNamespace(task=task, model=model))
     assert [row["id"] for row in rows] == [item.id for item in items]
     assert words_of[1] == "q0\nAI: a0\nHuman: q1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,12 @@ from whole_fixtures import fixture
 from plait.cli.evaluate import evaluate as command
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.compare import as_lines, compare
-from plait.evaluation.media_files import MediaFiles, frames_of
+from plait.evaluation.files import MediaFiles, frames_of
 from plait.evaluation.models import Ask
-from plait.evaluation.registry import TASKS
-from plait.evaluation.run import Options, evaluate, score_file
-from plait.evaluation.tasks import Decoding
+from plait.evaluation.run import Options, evaluate, score_file, used_by
+from plait.evaluation.tasks import TASKS
+from plait.generation.asking import Asking
+from plait.types import Decoding, Modality, Question, QuestionKind
 
 
 class Parrot:
@@ -30,13 +33,14 @@ class Parrot:
 
     name, family, fingerprint = "parrot", "parrot", "0"
     capabilities = ("generate",)
+    asking = Asking()
 
     def __init__(self, fail_after: int | None = None, reply: str | None = None) -> None:
         self.asked: list[str] = []
         self.fail_after, self.reply = fail_after, reply
 
     def prompt(self, ask: Ask) -> str:
-        return f"[{len(ask.images)}] {ask.words}"
+        return f"[{len(ask.images)}] {self.asking.layout(ask.words, len(ask.images))}"
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
         if self.fail_after is not None and len(self.asked) + len(asks) > self.fail_after:
@@ -69,7 +73,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_run import Parrot, QUIET
-from plait.evaluation.registry import TASKS
+from plait.evaluation.tasks import TASKS
 from plait.evaluation.run import evaluate
 
 class Mortal(Parrot):
@@ -242,3 +246,74 @@ def test_the_command_lists_scores_and_compares(pictures: Path, tmp_path: Path, c
 def test_a_wrong_command_says_what_was_expected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         command(**arguments)
+
+
+class Terse(Asking):
+    """A family with words, frames and lengths of its own."""
+
+    num_frames = 3
+
+    def prompt(self, kind: QuestionKind, item: Question) -> str:
+        return f"{kind}? {item.question}"
+
+    def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
+        return Decoding(max_new_tokens=7, num_beams=4)
+
+
+class TerseParrot(Parrot):
+    """Remembers with how many pictures and with which decoding it was asked."""
+
+    asking = Terse()
+
+    def __init__(self) -> None:
+        super().__init__(reply="x")
+        self.seen: list[tuple[int, Decoding]] = []
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        self.seen += [(len(ask.images), decoding) for ask in asks]
+        return super().generate(asks, decoding)
+
+
+def test_words_frames_and_decoding_are_the_familys_and_the_result_says_so(tmp_path: Path) -> None:
+    data, split = fixture(TASKS["msvd_qa"], "msvd_qa", tmp_path / "data")
+    parrot, quiet = TerseParrot(), Options(split=split, show_progress=False)
+    result = evaluate(TASKS["msvd_qa"], parrot, data, tmp_path / "out", quiet)
+    used = {"max_new_tokens": 7, "min_new_tokens": 1, "num_beams": 4, "length_penalty": 1.0}
+    assert set(parrot.seen) == {(3, Decoding(**used))}
+    assert result["model"]["decoding"] == used
+    assert (result["model"]["kind"], result["model"]["num_frames"]) == ("short", 3)
+    assert result["prompt"].startswith("[3] short? ")
+    page = (tmp_path / "out" / "result.html").read_text()
+    assert "max_new_tokens 7" in page and "num_beams 4" in page and result["prompt"] in html.unescape(page)
+    told = Options(split=split, show_progress=False, num_frames=2, decoding=Decoding(max_new_tokens=5))
+    other = evaluate(TASKS["msvd_qa"], parrot, data, tmp_path / "other", told)
+    assert (other["model"]["num_frames"], other["model"]["decoding"]["max_new_tokens"]) == (2, 5)
+    assert parrot.seen[-1] == (2, Decoding(max_new_tokens=5))
+
+
+def test_methods_without_words_use_no_decoding() -> None:
+    model = SimpleNamespace(name="e", capabilities=("embed",))
+    assert used_by(TASKS["coco_retrieval"], model, Options()) == {"method": "retrieve"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_says_no_number_is_stopped(value: float, tmp_path: Path) -> None:
+    data, split = fixture(TASKS["imagenet"], "imagenet", tmp_path / "data")
+    head = SimpleNamespace(name="h", family="h", fingerprint="0", capabilities=("classify",))
+    head.class_scores = lambda batch: np.full((len(batch), 4), value)
+    with pytest.raises(ValueError, match=r"expected finite scores of item .*, got (NaN|inf)"):
+        evaluate(TASKS["imagenet"], head, data, None, Options(split=split, show_progress=False))
+    embedder = SimpleNamespace(name="e", family="e", fingerprint="0", capabilities=("embed",))
+    embedder.embed = lambda batch: np.full((len(batch), 4), value)
+    data, split = fixture(TASKS["coco_retrieval"], "coco_karpathy_official", tmp_path / "captions")
+    with pytest.raises(ValueError, match=r"expected finite vectors of media, got (NaN|inf)"):
+        evaluate(TASKS["coco_retrieval"], embedder, data, None, Options(split=split, show_progress=False))
+
+
+def test_the_page_escapes_everything(pictures: Path, tmp_path: Path) -> None:
+    reply = "<script>alert(1)</script>"
+    result = evaluate(TASKS["nlvr2"], Parrot(reply=reply), pictures, tmp_path / "out", QUIET)
+    page = (tmp_path / "out" / "result.html").read_text()
+    assert reply not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert result["about"] in html.unescape(page)

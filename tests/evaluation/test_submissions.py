@@ -13,10 +13,9 @@ import pytest
 from test_run import QUIET, Parrot
 from whole_fixtures import fixture
 
-from plait.evaluation.readers.results import read_results
-from plait.evaluation.registry import TASKS
+from plait.evaluation.files import read_results, write_spreadsheet
 from plait.evaluation.run import evaluate, score_file
-from plait.evaluation.submissions import write_spreadsheet
+from plait.evaluation.tasks import TASKS
 
 
 def without_answers(name: str, place: Path) -> Path:

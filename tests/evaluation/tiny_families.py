@@ -93,8 +93,8 @@ def labels(*words: str) -> dict[str, Any]:
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "mplug_owl": owl,
     "mplug_owl2": owl2,
-    "mplug2": mplug2("generation", "MPlug2ForConditionalGeneration"),
-    "mplug2_ground": mplug2("grounding", "MPlug2ForGrounding"),
+    "mplug2": mplug2("tasks", "MPlug2ForConditionalGeneration"),
+    "mplug2_ground": mplug2("tasks", "MPlug2ForGrounding"),
     "mplug2_retrieval": mplug2("alignment", "MPlug2ForRetrieval"),
     "mplug2_pictures": mplug2("tasks", "MPlug2ForImageClassification", **labels(*"abcdef")),
     "mplug2_videos": mplug2("tasks", "MPlug2ForVideoClassification", **labels(*"abcdef")),

@@ -13,9 +13,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from plait.evaluation.media_files import media_of
-from plait.evaluation.readers import Item, read
-from plait.evaluation.tasks import Task
+from plait.evaluation.base import Item, Task
+from plait.evaluation.tasks import read
 from plait.types import Modality
 
 FORMATS = Path(__file__).parents[1] / "goldens" / "formats"
@@ -72,7 +71,7 @@ def fixture(task: Task, layout: str, place: Path) -> tuple[Path, str]:
 def compose(place: Path, items: Sequence[Item], modalities: Sequence[Modality]) -> None:
     """Write every medium that items name and that is not there."""
     for item in items:
-        for modality, name in media_of(item, modalities):
+        for modality, name in item.media(modalities):
             if isinstance(name, str) and not (place / name).exists():
                 path = place / name if Path(name).suffix else place / f"{name}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)

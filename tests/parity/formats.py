@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plait.evaluation.readers import LAYOUTS, Item, Source
-from plait.evaluation.readers.regions import mask_classes
-from plait.evaluation.readers.results import read_results
+from plait.evaluation.base import LAYOUTS, Item, Source
+from plait.evaluation.files import read_results
+from plait.evaluation.tasks.regions import mask_classes
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 

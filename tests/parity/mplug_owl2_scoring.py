@@ -12,14 +12,12 @@ from plait.metrics.replies import (
     open_answer_hit,
     open_candidates,
 )
+from plait.metrics.suites import MME_PERCEPTION, mme_scores
 from plait.metrics.vqa import evalai, plain_words, vqa_accuracy, without_punctuation
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 
 Outputs = dict[str, Any]
-PERCEPTION = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-)  # fmt: skip
 INPUTS = ("inp", "questions", "predictions", "groups", "choices", "index2ans", "gold", "response")
 
 
@@ -68,17 +66,21 @@ def mean(values: Iterable[float]) -> float:
 
 def mme(asked: Mapping[str, Any]) -> Outputs:
     """Accuracy plus accuracy with both questions of an image right, in percent, per task and summed."""
-    scores: dict[str, float] = {}
-    sums = {"Perception": 0.0, "Cognition": 0.0}
-    for task, pictures in asked["groups"].items():
-        right = [[mme_label(q["answer"]) == q["annotation"].lower() for q in both] for both in pictures.values()]
-        single = sum(sum(hits) for hits in right) / sum(len(hits) for hits in right)
-        score = 100 * single + 100 * sum(all(hits) for hits in right) / len(right)
-        half = "Perception" if task in PERCEPTION else "Cognition"
-        scores[f"{half}-{task}"] = score
-        sums[half] += score
-    parse = [{**item, "out": mme_label(item["inp"])} for item in asked["parse"]]
-    return {**asked, "scores": scores, "perception": sums["Perception"], "cognition": sums["Cognition"], "parse": parse}
+    rows = [
+        {"category": task, "image": name, "answer": question["annotation"], "prediction": question["answer"]}
+        for task, pictures in asked["groups"].items()
+        for name, both in pictures.items()
+        for question in both
+    ]
+    found = mme_scores(rows)
+    halves = {task: "Perception" if task in MME_PERCEPTION else "Cognition" for task in found["scores"]}
+    return {
+        **asked,
+        "scores": {f"{halves[task]}-{task}": score for task, score in found["scores"].items()},
+        "perception": found["perception"],
+        "cognition": found["cognition"],
+        "parse": [{**item, "out": mme_label(item["inp"])} for item in asked["parse"]],
+    }
 
 
 def mmmu(asked: Mapping[str, Any]) -> Outputs:

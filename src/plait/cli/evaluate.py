@@ -93,8 +93,9 @@ def _run(
     as_json: bool,
     adapter: Path | None,
 ) -> str:
-    from plait.evaluation.registry import task_named
-    from plait.evaluation.run import PAGE, check_rule, evaluate, headline, prepare, score_file
+    from plait.evaluation.result import PAGE, headline
+    from plait.evaluation.run import check_rule, evaluate, prepare, score_file
+    from plait.evaluation.tasks import task_named
 
     task = task_named(name)
     check_rule(task, options.rule)
@@ -109,7 +110,7 @@ def _run(
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
         out = out or Path("runs") / "eval" / own
         loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
-        result = evaluate(task, open_model(spec, task.ways, adapter), loaded, out, options)
+        result = evaluate(task, open_model(spec, task.methods, adapter), loaded, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)
     lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]
@@ -138,17 +139,23 @@ def _leaderboard(results: str | None, out: Path | None) -> Path:
 def _listing(as_json: bool) -> str:
     from dataclasses import asdict
 
-    from plait.evaluation.registry import TASKS as REGISTERED
+    from plait.evaluation.tasks import TASKS as REGISTERED
 
     if as_json:
-        return json.dumps([asdict(task) for task in REGISTERED.values()] + [{"name": name} for name in TASKS])
+        told = ("name", "about", "layouts", "split", "media", "methods", "kind", "primary", "rules", "size", "needs")
+        rows = [
+            {**{key: getattr(task, key) for key in told}, "submission": task.submission is not None,
+             "published": [asdict(one) for one in task.published]}
+            for task in REGISTERED.values()
+        ]  # fmt: skip
+        return json.dumps(rows + [{"name": name} for name in TASKS])
     head = f"{'task':<24}{'split':<12}{'items':>8}  {'metric':<38} {'models that':<16}{'needs':<18}published"
     lines = [head]
     for task in REGISTERED.values():
         metric = task.primary + (f" ({'|'.join(task.rules)})" if task.rules else "")
         needs = task.needs or ("server for test" if task.submission else "")
         known = "; ".join(f"{one.model} {one.value} [{one.status}]" for one in task.published[:2])
-        can = "|".join(task.ways)
+        can = "|".join(task.methods)
         lines.append(
             f"{task.name:<24}{task.split:<12}{task.size or '':>8}  {metric:<38} {can:<16}{needs:<18}{known}".rstrip()
         )

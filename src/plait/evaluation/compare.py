@@ -1,10 +1,7 @@
-"""Two results on the same items: paired bootstrap of the difference.
+"""Results beside one another: two on the same items, or all of a directory.
 
-result.json A and B -> values of the units both have -> mean difference, interval, two-sided p-value
-
-A leaderboard page from result JSONs: every row was measured, by the result file that it links.
-
-results/*.json -> rows by task -> Markdown
+result.json A and B -> values of the units both have -> paired bootstrap: difference, interval, two-sided p-value
+results/*.json -> rows by task -> a leaderboard in Markdown, every row with the file that it was measured in
 """
 
 from __future__ import annotations
@@ -17,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from plait.evaluation.scoring.base import group_sums
+from plait.evaluation.result import RESULT
+from plait.places import atomic_write
 
 RESAMPLES = 2_000
 
@@ -39,7 +37,11 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
         apart = len(a["units"].keys() ^ b["units"].keys())
         raise ValueError(f"expected results on the same items, got {apart} that only one of them has")
     difference = {unit: a["units"][unit] - b["units"][unit] for unit in a["units"]}
-    sums, counts = group_sums(difference, a.get("groups", {}))
+    groups = a.get("groups", {})
+    totals: dict[str, list[float]] = defaultdict(list)
+    for unit, value in difference.items():
+        totals[groups.get(unit, unit)].append(value)
+    sums, counts = (np.array([measure(one) for one in totals.values()]) for measure in (sum, len))
     drawn = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -58,7 +60,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
 
 def _read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
-    path = path / "result.json" if path.is_dir() else path
+    path = path / RESULT if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"expected a result.json of plait eval, got {path}: no such file")
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -105,30 +107,30 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
     parts = [HEAD.format(source=source, target=target)]
     for (task, split, rule), rows in groups.items():
         title = f"## {task} ({split}{', rule ' + rule if rule else ''})"
-        head = f"| model | family | {rows[0]['primary']} | interval | chance | items | failures | way | date | file |"
-        lines = [_line(row) for row in rows]
+        head = (
+            f"| model | family | {rows[0]['primary']} | interval | chance | items | failures | method | date | file |"
+        )
+        lines = []
+        for row in rows:
+            chance, model = row["scores"].get(f"chance_{row['primary']}"), row["model"]
+            cells = (
+                model.get("name", "unknown"),
+                model.get("family", ""),
+                "not scored" if row["score"] is None else f"{row['score']:.2f}",
+                f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}" if row["interval"] else "",
+                "" if chance is None else f"{chance:.2f}",
+                row["items"] if row["limit"] is None else f"{row['items']} of {row['items_in_split']}",
+                sum(found["count"] for found in row["failures"].values()),
+                model.get("method", model.get("way", "")),  # results of earlier versions call it so
+                f"{row['date']}, {row['environment'].get('commit') or 'no commit'}",
+                f"`{row['file']}`",
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
         parts.append("\n".join([title, "", f"{rows[0]['about']}.", "", head, "|" + "---|" * 10, *lines, ""]))
     return "\n".join(parts)
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    score = "not scored" if row["score"] is None else f"{row['score']:.2f}"
-    interval = f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}" if row["interval"] else ""
-    chance = row["scores"].get(f"chance_{row['primary']}")
-    items = row["items"] if row["limit"] is None else f"{row['items']} of {row['items_in_split']}"
-    failed = sum(found["count"] for found in row["failures"].values())
-    model, commit = row["model"], row["environment"].get("commit") or "no commit"
-    cells = (
-        model.get("name", "unknown"), model.get("family", ""), score, interval,
-        "" if chance is None else f"{chance:.2f}", items, failed, model.get("way", ""),
-        f"{row['date']}, {commit}", f"`{row['file']}`",
-    )  # fmt: skip
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def write_leaderboard(results: Path, target: Path) -> Path:
     """Write the page for the results below a directory."""
     page = as_markdown(leaderboard(results), results.as_posix(), target.as_posix())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
-    return target
+    return atomic_write(target, page)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from plait.evaluation.base import Item, NotScored, Scoring
 from plait.evaluation.cache import ResponseCache, collect, key_of
-from plait.evaluation.readers.files import read_rows
-from plait.evaluation.tasks import Decoding
+from plait.evaluation.files import read_rows
+from plait.types import Decoding
 
 REPLY = Decoding(max_new_tokens=64)
 
@@ -61,30 +62,10 @@ class Judge:
         return found
 
 
-def video_prompt(question: str, answer: str, prediction: str) -> str:
-    """Ask whether an answer to a video question means the same as the right one."""
-    return (
-        "Compare an answer to a question about a video with the right answer. Paraphrases count as right.\n"
-        f"Question: {question}\nRight answer: {answer}\nAnswer: {prediction}\n"
-        "Reply with a Python dictionary only, such as {'pred': 'yes', 'score': 4}: pred yes or no, score 0 to 5."
-    )
-
-
-def grade_prompt(question: str, answer: str, prediction: str) -> str:
-    """Ask for a grade from 0.0 to 1.0 of a free answer. <AND> joins what must all be there, <OR> alternatives."""
-    answer = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return (
-        "Grade how much of the ground truth an answer gives, from 0.0 to 1.0 in steps of 0.1. <AND> joins parts that "
-        "must all be given, <OR> parts of which one is enough. Reply with the number only.\n"
-        f"Question: {question}\nGround truth: {answer}\nAnswer: {prediction}\nGrade:"
-    )
-
-
-def hallucination_prompt(question: str, answer: str, content: str, prediction: str) -> str:
-    """Ask for a rating from 0 to 6 of how far an answer keeps to a picture, whose content is given in words."""
-    return (
-        "Rate an answer to a question about a picture from 0 to 6. 0 to 2: it says what is not in the picture (0"
-        " without other use, 2 with much). 3 to 6: it does not (3 without information, 6 very informative).\n"
-        f"In the picture: {content}\nQuestion: {question}\nStandard answer: {answer}\nAnswer: {prediction}\n"
-        "Explain in one sentence, then end with a line such as: Rating: 4"
-    )
+def judged(scoring: Scoring, needs: str, prompt_of: Callable[[Item, str], str]) -> tuple[dict[str, str], str]:
+    """What the judge of a run says of every reply, by id, and who it is. Raises NotScored without a judge."""
+    if scoring.judge is None:
+        raise NotScored(f"not scored: {needs} needs --judge FILE.jsonl or --judge MODEL")
+    judge = Judge(scoring.judge, scoring.out)
+    told = judge.replies({item.id: prompt_of(item, reply) for item, reply in scoring.pairs()})
+    return told, f"judge {judge.name}"

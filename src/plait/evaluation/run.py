@@ -1,6 +1,4 @@
-"""What an evaluation found: result.json for machines, one page for people.
-
-One evaluation: DIR -> items -> media checked -> predictions.jsonl -> scores -> result.json and result.html.
+"""One evaluation: DIR -> items -> media checked -> predictions.jsonl -> scores -> result.json and result.html.
 
 Predictions are complete on disk before anything is scored, so that `score_file` gives the same result without the
 model. The directory of a run holds cache.jsonl (every answer), predictions.jsonl, result.json, result.html and, for
@@ -9,161 +7,25 @@ benchmarks scored by a server, submission.json.
 
 from __future__ import annotations
 
-import hashlib
-import html
 import json
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from plait.errors import UsageError
+from plait.evaluation.base import Item, Method, Scoring, Task, score
 from plait.evaluation.cache import ResponseCache
-from plait.evaluation.media_files import MediaFiles, missing_line, missing_media
-from plait.evaluation.readers import Item, read
-from plait.evaluation.readers.files import read_rows, unique
-from plait.evaluation.tasks import Task, Way
+from plait.evaluation.files import MediaFiles, read_results, read_rows, unique
+from plait.evaluation.result import PAGE, PREDICTIONS, RESULT, Loaded, build_result, write_result_page
+from plait.evaluation.tasks import read
 from plait.places import atomic_write
-from plait.types import Modality
+from plait.types import Decoding, Modality
 
-if TYPE_CHECKING:
-    from plait.evaluation.scoring import Scored
-
-SHOWN = 50
-"""Predictions that the page lists."""
-
-
-def build_result(
-    task: Task,
-    loaded: Loaded,
-    rows: Sequence[Mapping[str, Any]],
-    scored: Scored,
-    model: Mapping[str, Any],
-    rule: str | None,
-    options: Options,
-    seconds: float,
-) -> dict[str, Any]:
-    """The result of one evaluation, ready to be written.
-
-    `units` are the values by item whose mean is the score, `groups` the items that hang together: what intervals and
-    paired tests resample.
-    """
-    from plait.report.about import about
-
-    primary = scored.scores.get(task.primary)
-    prompts = Counter(row.get("prompt", "") for row in rows)
-    return {
-        "task": task.name,
-        "about": task.about,
-        "model": dict(model),
-        "split": loaded.split,
-        "layout": loaded.layout,
-        "items": len(loaded.items),
-        "items_in_split": loaded.total,
-        "limit": options.limit,
-        "rule": rule,
-        "primary": task.primary,
-        "score": primary,
-        "interval": scored.interval(),
-        "scores": scored.scores,
-        "categories": scored.categories,
-        "failures": {name: {"count": len(ids), "ids": ids[:SHOWN]} for name, ids in failures(rows, scored).items()},
-        "notes": scored.notes,
-        "prompt": next((row.get("prompt", "") for row in rows if row.get("prompt")), ""),
-        "distinct_prompts": len(prompts),
-        "units": scored.units,
-        "groups": scored.groups,
-        "predictions_sha256": hashlib.sha256(json.dumps([dict(r) for r in rows], sort_keys=True).encode()).hexdigest(),
-        "published": [asdict(number) for number in task.published],
-        "seconds": round(seconds, 2),
-        "date": time.strftime("%Y-%m-%d"),
-        "environment": about(),
-    }
-
-
-def failures(rows: Sequence[Mapping[str, Any]], scored: Scored) -> dict[str, list[str]]:
-    """Ids of what went wrong, by kind: all of them count as wrong."""
-    found: dict[str, list[str]] = {
-        "media missing": [row["id"] for row in rows if row.get("failed") == "media missing"],
-        "empty reply": [row["id"] for row in rows if row.get("prediction") == "" and not row.get("failed")],
-        "unreadable": list(scored.unreadable),
-    }
-    return {name: ids for name, ids in found.items() if ids}
-
-
-def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write result.json in one step."""
-    atomic_write(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the page: score with its interval, published numbers, exact prompt, failures, the first predictions."""
-    model, environment = result["model"], result["environment"]
-    facts = {
-        "model": f"{model.get('name')} ({model.get('family', '')}, weights {model.get('fingerprint', 'unknown')})",
-        "split": f"{result['split']}, {result['items']} of {result['items_in_split']} items ({result['layout']})",
-        "metric": f"{result['primary']}" + (f", rule {result['rule']}" if result["rule"] else ""),
-        "decoding": json.dumps(model.get("decoding", {})),
-        "failures": ", ".join(f"{v['count']} {k}" for k, v in result["failures"].items()) or "none",
-        "notes": "; ".join(result["notes"]) or "none",
-        "measured": f"{result['date']}, {result['seconds']} s",
-        "versions": ", ".join(f"{k} {v}" for k, v in environment["versions"].items()),
-        "commit": environment["commit"],
-    }
-    shown = [[row["id"], row.get("prompt", ""), row.get("raw"), row.get("prediction")] for row in rows[:SHOWN]]
-    published = [[one["model"], one["value"], one["status"]] for one in result["published"]]
-    parts = [
-        f"<h1>{_safe(result['task'])}: {_safe(headline(result))}</h1>",
-        f"<p>{_safe(result['about'])}</p>",
-        _table([], [[name, value] for name, value in facts.items()]),
-        f"<h2>Prompt</h2><pre>{_safe(result['prompt'] or 'none')}</pre>",
-        "<h2>Scores</h2>"
-        + _table([], [[k, _number(v)] for k, v in {**result["scores"], **result["categories"]}.items()]),
-        "<h2>Published by others</h2>" + _table(["model", "value", "status"], published),
-        f"<h2>First {len(shown)} predictions</h2>" + _table(["id", "prompt", "raw", "prediction"], shown),
-    ]
-    style = (
-        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
-    )
-    style += "td,th{border-bottom:1px solid #ddd;padding:.2rem .6rem;text-align:left;vertical-align:top}"
-    style += "pre{white-space:pre-wrap}"
-    page = f"<!doctype html><meta charset=utf-8><title>{_safe(result['task'])}</title><style>{style}</style>"
-    path.write_text(page + "\n".join(parts) + "\n", encoding="utf-8")
-
-
-def headline(result: Mapping[str, Any]) -> str:
-    """The score in words, with its interval."""
-    if result["score"] is None:
-        return "predictions written, not scored"
-    interval = result["interval"]
-    around = f" (95 % {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-    rule = f", rule {result['rule']}" if result["rule"] else ""
-    return f"{result['primary']} {result['score']:.2f}{around}{rule}, {result['items']} items"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    top = f"<tr>{''.join(f'<th>{_safe(cell)}</th>' for cell in head)}</tr>" if head else ""
-    body = "".join(f"<tr>{''.join(f'<td>{_safe(_short(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>{top}{body}</table>"
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 400 else f"{text[:400]} ..."
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _safe(value: Any) -> str:
-    return html.escape(str(value))
-
-
-PREDICTIONS, CACHE, RESULT, PAGE, SUBMISSION = (
-    "predictions.jsonl", "cache.jsonl", "result.json", "result.html", "submission.json",
-)  # fmt: skip
+CACHE = "cache.jsonl"
+SHOWN = 8
+"""Missing media that an error names."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +33,7 @@ class Options:
     """How a task is run. rule: a variant of the metric. template: how the user's media files are called.
 
     skip_missing: items without media count as wrong instead of stopping the run. judge: stored replies or a model.
+    decoding, num_frames: instead of those of the model's family.
     """
 
     split: str | None = None
@@ -181,17 +44,8 @@ class Options:
     skip_missing: bool = False
     judge: str | None = None
     show_progress: bool | None = None
-
-
-@dataclass
-class Loaded:
-    """Items of a task with where they come from."""
-
-    items: list[Item]
-    files: MediaFiles
-    split: str
-    layout: str
-    total: int
+    decoding: Decoding | None = None
+    num_frames: int | None = None
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
@@ -214,59 +68,71 @@ def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
     """
     check_rule(task, options.rule)
     loaded = load_items(task, data, options)
-    missing = missing_media(loaded.items, loaded.files, _seen(task))
+    missing = sorted(missing_media(loaded.items, loaded.files, task.seen))
     if missing and not options.skip_missing:
-        raise ValueError(missing_line(sorted(missing), loaded.files.root))
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise ValueError(
+            f"expected the media of every item below {loaded.files.root}, got none for {len(missing)}: "
+            f"{', '.join(missing[:SHOWN])}{more}; "
+            "add them, name them with --media, or count them as wrong with --skip-missing"
+        )
     return loaded
 
 
-def _seen(task: Task) -> list[Modality]:
-    return [modality for modality in task.media if modality != "text"]
+def missing_media(items: Iterable[Item], files: MediaFiles, modalities: Sequence[Modality]) -> dict[str, None]:
+    """Names without a file, in order and each once."""
+    named = ((name, modality) for item in items for modality, name in item.media(modalities))
+    return {str(name): None for name, modality in named if files.find(name, modality) is None}
+
+
+def method_of(task: Task, model: Any) -> Method:
+    """How this model predicts for this task. ValueError where it cannot."""
+    for capability, method in task.methods.items():
+        if capability in model.capabilities:
+            return method
+    raise ValueError(
+        f"expected a model that can {' or '.join(task.methods)} for {task.name}, got {model.name}, "
+        f"which can {', '.join(model.capabilities)}"
+    )
+
+
+def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
+    """What the run asks with: the kind of question, decoding and frames, as the family has them unless told otherwise.
+
+    Nothing of these where the method asks no words.
+    """
+    method = method_of(task, model)
+    if method not in ("prompt", "locate", "rank_choices") or (method == "locate" and "ground" in model.capabilities):
+        return {"method": method}
+    medium = "video" if "video" in task.media and "image" not in task.media else task.media[0]
+    used: dict[str, Any] = {"method": method, "kind": task.kind}
+    if method != "rank_choices":
+        used["decoding"] = asdict(options.decoding or model.asking.decoding(task.kind, medium))
+    if "video" in task.media:
+        used["num_frames"] = options.num_frames or model.asking.num_frames
+    return used
 
 
 def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
     """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl."""
-    from plait.evaluation.predict import WAYS, Setting
+    from plait.evaluation.predict import METHODS, Setting
 
-    way, modalities = way_of(task, model), _seen(task)
-    missing = set(missing_media(loaded.items, loaded.files, modalities))
-    present = [item for item in loaded.items if not missing & _names(item, modalities)]
-    about = {
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "task": task.name,
-        "way": way,
-        "decoding": asdict(task.decoding_of(model.family)),
-        "frames": task.num_frames,
-    }
+    used = used_by(task, model, options)
+    missing = missing_media(loaded.items, loaded.files, task.seen)
+    present, absent = [], []
+    for item in loaded.items:
+        (absent if any(str(name) in missing for _, name in item.media(task.seen)) else present).append(item)
+    about = {"model": model.name, "fingerprint": model.fingerprint, "task": task.name, **used}
     with ResponseCache(None if out is None else out / CACHE, about) as cache:
-        setting = Setting(task, model, loaded.files, cache, options.batch_size, options.show_progress)
-        rows = WAYS[way](present, setting) if present else []
+        decoding, frames = Decoding(**used.get("decoding", {})), used.get("num_frames", 0)
+        setting = Setting(task, model, loaded.files, cache, decoding, frames, options.batch_size, options.show_progress)
+        rows = METHODS[used["method"]](present, setting) if present else []
     rows += [
-        {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"}
-        for item in loaded.items
-        if missing & _names(item, modalities)
+        {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"} for item in absent
     ]
     if out is not None:
-        write_rows(out / PREDICTIONS, rows)
+        atomic_write(out / PREDICTIONS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
-
-
-def _names(item: Item, modalities: Sequence[Any]) -> set[str]:
-    from plait.evaluation.media_files import media_of
-
-    return {str(name) for _, name in media_of(item, modalities)}
-
-
-def way_of(task: Task, model: Any) -> Way:
-    """How this model predicts for this task. ValueError where it cannot."""
-    for capability, way in task.ways.items():
-        if capability in model.capabilities:
-            return way
-    raise ValueError(
-        f"expected a model that can {' or '.join(task.ways)} for {task.name}, got {model.name}, "
-        f"which can {', '.join(model.capabilities)}"
-    )
 
 
 def evaluate(
@@ -280,14 +146,9 @@ def evaluate(
     started = time.perf_counter()
     loaded = data if isinstance(data, Loaded) else prepare(task, data, options)
     rows = predict(task, model, loaded, options, out)
-    about = {
-        "name": model.name,
-        "family": model.family,
-        "fingerprint": model.fingerprint,
-        "way": way_of(task, model),
-        "decoding": asdict(task.decoding_of(model.family)),
-    }
-    return _finish(task, loaded, rows, about, options, out, time.perf_counter() - started)
+    about = {"name": model.name, "family": model.family, "fingerprint": model.fingerprint}
+    used = used_by(task, model, options)
+    return _finish(task, loaded, rows, about | used, options, out, time.perf_counter() - started)
 
 
 def score_file(
@@ -300,27 +161,20 @@ def score_file(
     options = options or Options()
     check_rule(task, options.rule)
     loaded = load_items(task, data, options)
-    rows = [dict(row) for row in _prediction_rows(predictions)]
+    found = read_rows(predictions)
+    if found and "id" in found[0] and "prediction" in found[0]:
+        unique(predictions.name, (row.text("id") for row in found))
+        rows = [dict(row) for row in found]
+    else:
+        rows = [{"id": i, "prediction": said, "raw": said, "prompt": ""} for i, said in read_results(predictions)]
     beside = predictions.parent / RESULT
     stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    about = stored.get("model", {"name": predictions.stem, "way": "stored predictions"})
+    about = stored.get("model", {"name": predictions.stem, "method": "stored predictions"})
     return _finish(task, loaded, rows, about, options, out, 0.0)
-
-
-def _prediction_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    from plait.evaluation.readers.results import read_results
-
-    rows = read_rows(path)
-    if rows and "id" in rows[0] and "prediction" in rows[0]:
-        unique(path.name, (row.text("id") for row in rows))
-        return rows
-    return [{"id": key, "prediction": value, "raw": value, "prompt": ""} for key, value in read_results(path)]
 
 
 def check_rule(task: Task, rule: str | None) -> None:
     """Raise UsageError for a rule that the task does not have."""
-    from plait.errors import UsageError
-
     if rule is not None and rule not in task.rules:
         have = f"one of {', '.join(task.rules)}" if task.rules else "no --rule"
         raise UsageError(f"expected {have} for {task.name}, got {rule!r}")
@@ -335,21 +189,16 @@ def _finish(
     out: Path | None,
     seconds: float,
 ) -> dict[str, Any]:
-    pass
-    from plait.evaluation.scoring import Scoring, score
-    from plait.evaluation.submissions import write_submission
-
+    """Score the rows and write what a run leaves behind."""
     rule = options.rule or (task.rules[0] if task.rules else None)
     scored = score(task, Scoring(loaded.items, rows, rule, options.judge, loaded.files, out))
-    result = build_result(task, loaded, rows, scored, model, rule, options, seconds)
+    result = build_result(task, loaded, rows, scored, model, rule, options.limit, seconds)
     if out is not None:
-        if task.submission:
-            result["submission"] = write_submission(task, loaded.items, rows, out, model["name"]).name
-        write_result(out / RESULT, result)
-        write_page(out / PAGE, result, rows)
+        out.mkdir(parents=True, exist_ok=True)
+        if task.submission is not None:
+            replies = {row["id"]: row.get("prediction") or "" for row in rows}
+            pairs = [(item, replies.get(item.id, "")) for item in loaded.items]
+            result["submission"] = task.submission(pairs, out, model["name"]).name
+        atomic_write(out / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_result_page(out / PAGE, result, rows)
     return result
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write JSON lines in one step: the file is whole or absent."""
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -82,6 +82,18 @@ def meters(groups: Mapping[str, Sequence[Measured]]) -> str:
     return f'<table class="metrics"><thead><tr>{head}</tr></thead>{"".join(blocks)}</table>'
 
 
+def plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A table of values as text, everything escaped; without a head the first cell of a row is its name."""
+    columns = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in head)
+    top = f"<thead><tr>{columns}</tr></thead>" if head else ""
+    lines = []
+    for row in rows:
+        first, *rest = (escape(str(cell)) for cell in row)
+        named = f"<td>{first}</td>" if head else f'<th scope="row">{first}</th>'
+        lines.append(f"<tr>{named}{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>")
+    return f'<table class="plain">{top}<tbody>{"".join(lines)}</tbody></table>'
+
+
 def meter(found: Mapping[str, Any]) -> str:
     """A track from 0 to 100 %: the value filled, its interval as a whisker, chance as a tick."""
     low, high = (100 * bound for bound in found["interval"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from plait.evaluation.readers import LAYOUTS, Source
+from plait.evaluation.base import LAYOUTS, Source
 
 FORMATS = Path(__file__).parents[2] / "goldens" / "formats"
 KINDS = sorted(path.name for path in FORMATS.iterdir() if path.is_dir() and path.name in LAYOUTS)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from plait.evaluation.readers import LAYOUTS, Item, Source, read
+from plait.evaluation.base import LAYOUTS, Item, Source
+from plait.evaluation.tasks import read
 
 FORMATS = Path(__file__).parents[2] / "goldens" / "formats"
 

@@ -1,13 +1,13 @@
-"""Tables of the ONE-PEACE release: tab-separated, a header, columns chosen by name, the last one takes the rest."""
+"""Tables of the ONE-PEACE release, other layouts of tasks in the neighbouring files: tab-separated, a header, columns
+chosen by name, the last one takes the rest."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from plait.evaluation.readers.classes import named
-from plait.evaluation.readers.files import Row, read_lines, read_record, read_table
-from plait.evaluation.readers.item import Item
-from plait.evaluation.readers.layout import Source, layout
+from plait.evaluation.base import Item, Source, layout
+from plait.evaluation.files import Row, read_lines, read_record, read_table
+from plait.evaluation.tasks.classes import named
 
 
 def _rows(path: Path) -> list[Row]:
@@ -138,3 +138,6 @@ def sound_class(source: Source) -> list[Item]:
         item.label = row.integer("text")
         items.append(named(item, classes))
     return items
+
+
+TASKS = ()

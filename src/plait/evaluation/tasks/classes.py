@@ -1,12 +1,95 @@
-"""One class, or several, per picture, video or sound."""
+"""One class, or several, per picture, video or sound: ImageNet and folders like it, Kinetics, Something-Something,
+ESC-50, VGGSound, FSD50K.
+
+    annotation files -> Item(image | video | audio, label | labels) -> a score of every class -> top-1, top-5 | mAP
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from plait.evaluation.readers.files import Row, read_lines, read_record, read_rows, read_table
-from plait.evaluation.readers.item import Item
-from plait.evaluation.readers.layout import Source, layout
+import numpy as np
+
+from plait.evaluation.base import Capability, Item, Method, Scored, Scoring, Source, Task, layout, means, published
+from plait.evaluation.files import Row, read_lines, read_record, read_rows, read_table
+from plait.metrics.checks import finite
+from plait.metrics.classification import mean_per_class_accuracy, predictions, top_k_hits
+from plait.metrics.tagging import mean_average_precision
+from plait.types import Modality
+
+LOWEST = float(np.finfo(np.float64).min)
+"""Score of a class that a head does not have, or of a medium that is missing: behind everything, and finite."""
+
+
+def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (items, classes), at least `least` classes wide, and which items have any: (items,).
+
+    Predictions of others may name the best classes alone: these are then in that order, and all others behind them.
+    """
+    raw, best = scoring.raw, scoring.predictions
+    width = max([least, *(len(row) for row in raw.values() if isinstance(row, list))])
+    scores, has = np.full((len(scoring.items), width), LOWEST), np.zeros(len(scoring.items), dtype=bool)
+    for row, item in enumerate(scoring.items):
+        if best[item.id] is None:
+            continue
+        has[row] = True
+        if isinstance(raw[item.id], list):
+            scores[row, : len(raw[item.id])] = finite(raw[item.id], f"scores of item {item.id}")
+        else:
+            for place, index in enumerate(best[item.id]):
+                scores[row, index] = -place
+    return scores, has
+
+
+def top_k(scoring: Scoring) -> Scored:
+    """Top-1 and top-5 accuracy in percent, the mean of the classes' top-1, and top-1 of a uniform guess."""
+    scoring.keep(lambda item: item.label is not None, "class")
+    labels = np.array([item.label for item in scoring.items])
+    scores, has = scores_of_classes(scoring, int(labels.max()) + 1)
+    hits = top_k_hits(scores, labels, 1) & has
+    scored = scoring.scored(hits.tolist())
+    per_class = means((i.label_name or i.label, scored.units[i.id]) for i in scoring.items)
+    guesses = max((len(raw) for raw in scoring.raw.values() if isinstance(raw, list)), default=1)
+    scored.scores = {
+        "top1": scored.scores["accuracy"],
+        "top5": 100 * float((top_k_hits(scores, labels, 5) & has).mean()),
+        "mean_per_class": 100 * mean_per_class_accuracy(np.where(has, predictions(scores), -1), labels),
+        "chance_top1": 100 / guesses,
+    }
+    scored.categories = per_class if len(per_class) <= 100 else {}
+    return scored
+
+
+def tagging(scoring: Scoring) -> Scored:
+    """Macro mean of the classes' average precision, in percent; classes without a positive are left out and counted."""
+    scoring.keep(lambda item: item.labels is not None, "labels")
+    least = 1 + max((label for item in scoring.items for label in item.labels or []), default=0)
+    scores, _ = scores_of_classes(scoring, least)
+    targets = np.zeros(scores.shape, dtype=bool)
+    for row, item in enumerate(scoring.items):
+        targets[row, item.labels or []] = True
+    empty = int((~targets.any(axis=0)).sum())
+    notes = [f"{empty} of {targets.shape[1]} classes have no positive item and are left out"] if empty else []
+
+    def mean_ap(drawn: np.ndarray) -> float:
+        return 100 * mean_average_precision(scores[drawn], targets[drawn])
+
+    return Scored({"mAP": mean_ap(np.arange(len(scores)))}, notes=notes, resampled=resampled(mean_ap, len(scores)))
+
+
+RESAMPLES = 200
+"""Fewer than of means: a score of a whole set is measured anew on every draw."""
+
+
+def resampled(measure: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
+    """95 % interval of a score of a whole set: measured on items drawn with replacement, draws without one left out."""
+    generator = np.random.default_rng(0)
+    drawn = [measure(generator.integers(0, count, count)) for _ in range(RESAMPLES if count > 1 else 0)]
+    drawn = drawn if drawn and not np.isnan(drawn).all() else [measure(np.arange(count))]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
 
 _PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 VGGSOUND_SECONDS = 10
@@ -15,7 +98,7 @@ _VALIDATION = ("val", "validate", "validation")
 
 
 @layout("imagenet", {"list": "{split}.txt", "classes": ("classes.txt", "*synset*.txt")}, optional=("classes",))
-def imagenet(source: Source) -> list[Item]:
+def read_imagenet(source: Source) -> list[Item]:
     """ImageNet, list layout: lines "file index"; id = file stem."""
     names = class_names(source.get("classes"))
     path = source["list"]
@@ -77,7 +160,7 @@ def _file_and_index(path: Path) -> list[tuple[str, int]]:
     optional=("official", "list"),
     aliases={"val": "val*"},
 )
-def kinetics(source: Source) -> list[Item]:
+def read_kinetics(source: Source) -> list[Item]:
     """Kinetics: the official CSV (clip file = id, start and end in six digits), else ONE-PEACE's list "path index"."""
     if (path := source.get("official")) is None:
         return [Item(Path(f).stem, video=f, label=index) for f, index in _file_and_index(source["list"])]
@@ -113,7 +196,7 @@ def something_something(source: Source) -> list[Item]:
 
 
 @layout("esc50", {"annotations": "esc50.csv"})
-def esc50(source: Source) -> list[Item]:
+def read_esc50(source: Source) -> list[Item]:
     """ESC-50: 50 classes in five folds; split `all`, or the number of a fold."""
     items = []
     for row in read_table(source["annotations"]):
@@ -127,7 +210,7 @@ def esc50(source: Source) -> list[Item]:
 
 
 @layout("fsd50k", {"annotations": ("{split}.csv", "dev.csv"), "vocabulary": "vocabulary.csv"})
-def fsd50k(source: Source) -> list[Item]:
+def read_fsd50k(source: Source) -> list[Item]:
     """FSD50K: comma-joined class names in one cell; dev.csv has a column split (train, val)."""
     vocabulary = read_table(source["vocabulary"], columns=("index", "name", "mid"))
     index = {row.text("name"): row.integer("index") for row in vocabulary}
@@ -146,7 +229,7 @@ def fsd50k(source: Source) -> list[Item]:
 
 
 @layout("vggsound", {"annotations": "vggsound.csv"})
-def vggsound(source: Source) -> list[Item]:
+def read_vggsound(source: Source) -> list[Item]:
     """VGGSound: no header; class = position among the sorted labels of the file."""
     rows = read_table(source["annotations"], columns=("youtube_id", "start", "label", "split"))
     order = {name: i for i, name in enumerate(sorted({row.text("label") for row in rows}))}
@@ -163,3 +246,50 @@ def clip_of(row: Row, name: str, seconds: int) -> tuple[float, float]:
     """Start and end in seconds of a clip of fixed length."""
     start = row.number(name)
     return start, start + seconds
+
+
+def _classes(name: str, about: str, layouts: tuple[str, ...], split: str, media: Modality, labels: str, **more) -> Task:
+    rule, primary = more.pop("rule", top_k), more.pop("primary", "top1")
+    methods: Mapping[Capability, Method] = {"classify": "class_scores", "embed": "zero_shot"}
+    return Task(name, about, layouts, split, (media,), methods, rule, primary, labels=labels, **more)
+
+
+SOUND = "This is a sound of {label}"
+TASKS = (
+    _classes(
+        "imagenet", "ImageNet-1K", ("imagenet", "imagenet_folder"), "val", "image", "a photo of a {label}.", size=50000,
+        published=published(readme_one_peace="89.6 (384 px), 89.8 (512 px)", recalled_mplug2="87.7"),
+    ),
+    _classes(
+        "image_folder", "any folder of classes (Flowers102, Food101, Pets, DTD ...)", ("imagenet_folder",), "test",
+        "image", "a photo of a {label}.", published=published(web_mplug2="97.1 (Flowers102)"),
+    ),
+    _classes(
+        "kinetics400", "Kinetics-400", ("kinetics",), "val", "video", "a video of {label}.",
+        published=published(readme_one_peace="88.0/97.8 and 88.1/97.8", web_mplug2="87.1/97.7"),
+    ),
+    _classes(
+        "kinetics600", "Kinetics-600", ("kinetics",), "val", "video", "a video of {label}.",
+        published=published(recalled_mplug2="89.8/98.3"),
+    ),
+    _classes(
+        "kinetics700", "Kinetics-700", ("kinetics",), "val", "video", "a video of {label}.",
+        published=published(recalled_mplug2="80.4/94.9"),
+    ),
+    _classes(
+        "something_something_v2", "Something-Something v2", ("something_something_v2",), "val", "video",
+        "a video of {label}.", size=24777,
+    ),
+    _classes(
+        "esc50", "ESC-50, zero-shot over all folds", ("esc50",), "all", "audio", SOUND, size=2000,
+        published=published(readme_one_peace="91.8"),
+    ),
+    _classes(
+        "vggsound", "VGGSound, sound alone", ("vggsound", "one_peace_vggsound"), "test", "audio", SOUND, size=15400,
+        published=published(readme_one_peace="68.2"),
+    ),
+    _classes(
+        "fsd50k", "FSD50K, several classes per clip", ("fsd50k", "one_peace_fsd50k"), "eval", "audio", SOUND,
+        rule=tagging, primary="mAP", size=10231, published=published(readme_one_peace="69.7"),
+    ),
+)  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +13,16 @@ from PIL import Image
 from tiny_peers import BUILDERS, letters_tokenizer, redraw
 from whole_fixtures import fixture
 
-from plait.evaluation.models import Ask, AssistantModel, TextGenerator, grid, kinds_of, open_model
-from plait.evaluation.registry import TASKS
+from plait.evaluation.base import Item
+from plait.evaluation.models import AssistantModel, Talker, open_model
+from plait.evaluation.peers import Ask, grid, kinds_of
 from plait.evaluation.run import Options, evaluate
-from plait.evaluation.tasks import Decoding
+from plait.evaluation.tasks import TASKS
+from plait.generation.asking import Asking
+from plait.models.mplug2.tasks import MPlug2Skills
+from plait.models.mplug_owl.tasks import MPlugOwlSkills
+from plait.models.mplug_owl2.tasks import MPlugOwl2Skills
+from plait.types import Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DECODING = Decoding(max_new_tokens=4)
@@ -37,7 +42,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def owl2() -> TextGenerator:
+def owl2() -> Talker:
     """A tiny mPLUG-Owl2 with random weights."""
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +64,7 @@ def owl2() -> TextGenerator:
     model = family.GENERATIVE_MODEL(config)
     redraw(model)
     pair = (model, family.PROCESSOR.from_config(config, tokenizer))
-    return TextGenerator("owl2", {"model_type": "mplug_owl2"}, pair)
+    return Talker("owl2", {"model_type": "mplug_owl2"}, pair)
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2", "owl2"])
@@ -115,11 +120,15 @@ def test_frames_of_a_video_become_a_grid_for_models_with_one_picture() -> None:
     assert grid([RED]) is RED
 
 
+class Skills(Asking):
+    labels = ("cat", "dog")
+
+
 class Skilled:
     """Stands for a `plait.Assistant`: tells what it was asked."""
 
     tasks = ("answer", "caption", "classify", "ground")
-    skills = SimpleNamespace(labels=("cat", "dog"))
+    skills = Skills()
     model = torch.nn.Linear(1, 1)
 
     def caption(self, items: list[Any], **options: int) -> list[str]:
@@ -152,7 +161,7 @@ def test_a_grounding_head_is_scored_like_words(tmp_path: Path) -> None:
     result = evaluate(TASKS["refcoco"], model, data, tmp_path / "out", Options(show_progress=False))
     assert result["score"] == 0
     assert result["failures"] == {}
-    assert result["model"]["way"] == "locate"
+    assert result["model"]["method"] == "locate"
 
 
 @pytest.mark.parametrize(
@@ -172,4 +181,26 @@ def test_a_configuration_tells_what_a_model_can_do(config: dict[str, Any], expec
 def test_a_model_that_cannot_do_a_task_is_refused(tmp_path: Path) -> None:
     BUILDERS["clip"](tmp_path / "clip")
     with pytest.raises(ValueError, match=r"expected a model that can decide or generate, got .*, which can embed"):
-        open_model(f"hf:{tmp_path / 'clip'}", TASKS["vqav2"].ways)
+        open_model(f"hf:{tmp_path / 'clip'}", TASKS["vqav2"].methods)
+
+
+def test_every_family_words_questions_as_released() -> None:
+    item = Item("1", question="What is the dog's name-tag, please?", choices=["a", "b"])
+    owl, owl2 = (object.__new__(skills) for skills in (MPlugOwlSkills, MPlugOwl2Skills))
+    assert owl2.layout(owl2.prompt("short", item), 1) == (
+        "USER: <|image|>What is the dog's name-tag, please? Answer the question using a single word or phrase. "
+        "ASSISTANT: "
+    )
+    assert owl.layout("hi", 2) == "Human: <image>\nHuman: <image>\nHuman: hi\nAI: "
+    assert owl2.prompt("letters_with_hint", item).startswith("N/A\n") and "option\u2019s" in owl2.prompt(
+        "letters", item
+    )
+    assert owl2.decoding("caption", "image") == Decoding(max_new_tokens=60, min_new_tokens=8)
+    mplug2 = object.__new__(MPlug2Skills)
+    assert mplug2.prompt("short", item) == "what is the dogs name tag please"
+    assert len(mplug2.prompt("open", Item("2", question="word " * 60)).split()) == 50
+    assert mplug2.prompt("caption", item) == ""
+    assert mplug2.decoding("caption", "video") == Decoding(max_new_tokens=20, min_new_tokens=4, num_beams=5)
+    assert mplug2.decoding("short", "video") == Decoding(num_beams=5)
+    with pytest.raises(ValueError, match="expected a known kind of question, got 'riddle'"):
+        Asking().prompt(cast("Any", "riddle"), item)

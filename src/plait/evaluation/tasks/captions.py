@@ -1,13 +1,59 @@
-"""Captions of pictures and videos: COCO and its kin, Karpathy's splits, MSRVTT, MSVD, VATEX, mPLUG-2's files."""
+"""Captions of pictures and videos: COCO and its kin, Karpathy's splits, MSRVTT, MSVD, VATEX, mPLUG-2's files.
+
+annotation files -> Item(image | video, captions) -> a caption -> BLEU, ROUGE-L, CIDEr of the COCO kit
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from plait.evaluation.readers.files import Row, read_lines, read_record, read_rows, read_text
-from plait.evaluation.readers.item import Item
-from plait.evaluation.readers.layout import Source, layout
+from plait.evaluation.base import (
+    Item,
+    Pairs,
+    Scored,
+    Scoring,
+    Source,
+    Task,
+    layout,
+    means,
+    number_of,
+    published,
+    write_json,
+)  # fmt: skip
+from plait.evaluation.files import Row, read_lines, read_record, read_rows, read_text
+from plait.metrics import java
+from plait.metrics.captions import token_scores, tokenized
+
+
+def captions(scoring: Scoring) -> Scored:
+    """BLEU, ROUGE-L and CIDEr (times 100) of the COCO kit; CIDEr of a domain uses the weights of all references.
+
+    Where Java is there, its tokens are scored, and METEOR, and SPICE where its models are there as well.
+    """
+    scoring.keep(lambda item: bool(item.captions), "reference captions")
+    has_java = java.missing() is None
+    tokenize = java.tokenized if has_java else tokenized
+    said, right = tokenize(scoring.replies(), [item.captions or [] for item in scoring.items])
+    found = token_scores(said, right)
+    cider = {item.id: 100 * value for item, value in zip(scoring.items, found.cider, strict=True)}
+    shown = {"CIDEr": "cider", "ROUGE-L": "rouge_l", **{f"BLEU-{n}": f"bleu_{n}" for n in range(1, 5)}}
+    scores = {name: 100 * found.corpus[key] for name, key in shown.items()}
+    scores |= {"METEOR": 100 * java.meteor(said, right)[0]} if has_java else {}
+    scores |= {"SPICE": 100 * java.spice(said, right)[0]} if java.spice_missing() is None else {}
+    absent = "".join(f", no {name}" for name in ("METEOR", "SPICE") if name not in scores)
+    notes = [
+        f"CIDEr weighs words by the references of these {len(cider)} items",
+        f"tokenizer={'java' if has_java else 'python'}{absent}",
+    ]
+    domains = means((item.category, cider[item.id]) for item in scoring.items if item.category)
+    return Scored(scores, cider, categories=domains, notes=notes)
+
+
+def submitted(pairs: Pairs, out: Path, model: str) -> Path:
+    """COCO and NoCaps: [{image_id, caption}]."""
+    rows = [{"image_id": number_of(item.id), "caption": text} for item, text in pairs]
+    return write_json(out / "submission.json", rows)
 
 
 def _coco(source: Source, file_field: str) -> list[Item]:
@@ -17,11 +63,11 @@ def _coco(source: Source, file_field: str) -> list[Item]:
         for row in record.records("images")
     }
     for row in record.records("annotations") if "annotations" in record else ():
-        known_item(items, row, "image_id", "images").append(row.text("caption"))
+        known_captions(items, row, "image_id", "images").append(row.text("caption"))
     return list(items.values())
 
 
-def known_item(items: dict[str, Item], row: Row, name: str, of: str) -> list[str]:
+def known_captions(items: dict[str, Item], row: Row, name: str, of: str) -> list[str]:
     """The captions of the item that a row belongs to. ValueError for an id that is not among the items."""
     if (found := items.get(row.text(name))) is None:
         raise row.wrong(name, f"an id of the {of}", row[name])
@@ -58,8 +104,8 @@ def _karpathy(source: Source, id_field: str, *, has_folder: bool) -> list[Item]:
     for row in read_record(source["annotations"]).records("images"):
         if row.text("split") in splits:
             folder = f"{row.text('filepath')}/" if has_folder else ""
-            captions = [sentence.text("raw") for sentence in row.records("sentences")]
-            items.append(Item(row.text(id_field), image=folder + row.text("filename"), captions=captions))
+            sentences = [sentence.text("raw") for sentence in row.records("sentences")]
+            items.append(Item(row.text(id_field), image=folder + row.text("filename"), captions=sentences))
     return items
 
 
@@ -80,12 +126,13 @@ def retrieval_json_list(source: Source) -> list[Item]:
     """List of ALBEF, BLIP and mPLUG: test rows hold a list of captions, train rows one. id = row number."""
     rows = read_rows(source["annotations"])
     return [
-        Item(str(i), image=row.text("image"), captions=_one_or_more(row, "caption"), group=row.get("image_id"))
+        Item(str(i), image=row.text("image"), captions=texts_of(row, "caption"), group=row.get("image_id"))
         for i, row in enumerate(rows)
     ]
 
 
-def _one_or_more(row: Row, name: str) -> list[str]:
+def texts_of(row: Row, name: str) -> list[str]:
+    """A field that holds one text or a list."""
     return row.texts(name) if isinstance(row[name], list) else [row.text(name)]
 
 
@@ -106,7 +153,7 @@ def msrvtt_captions(source: Source) -> list[Item]:
     videos = record.records("videos")
     items = {v.text("video_id"): Item(v.text("video_id"), video=f"{v['video_id']}.mp4", captions=[]) for v in videos}
     for row in record.records("sentences"):
-        known_item(items, row, "video_id", "videos").append(row.text("caption"))
+        known_captions(items, row, "video_id", "videos").append(row.text("caption"))
     return [items[v.text("video_id")] for v in videos if v.text("split") == split]
 
 
@@ -165,3 +212,40 @@ def mplug2_video_caption(source: Source) -> list[Item]:
 def video_file(video_id: str) -> str:
     """The file of a video id in mPLUG-2's releases: .gif for ids of tumblr, else .mp4 (.avi is tried as well)."""
     return f"{video_id}.gif" if video_id.startswith("tumblr") else f"{video_id}.mp4"
+
+
+def _caption(name: str, about: str, layouts: tuple[str, ...], split: str, size: int, **more) -> Task:
+    media = more.pop("media", ("image",))
+    return Task(
+        name, about, layouts, split, media, {"generate": "prompt"}, captions, "CIDEr", "caption", size=size, **more
+    )
+
+
+TASKS = (
+    _caption(
+        "coco_caption", "COCO captions, Karpathy's test split",
+        ("coco_karpathy_official", "coco_captions", "owl2_captions", "retrieval_json_list"), "test", 5000,
+        published=published(
+            readme_owl2="137.3", readme_owl21="135.3", readme_mplug="141.0 (CE), 155.1 (SCST)",
+            recalled_mplug2="137.7 (CE)",
+        ),
+    ),
+    _caption(
+        "flickr30k_caption", "Flickr30k captions, zero-shot", ("flickr30k_karpathy_official", "owl2_captions"), "test",
+        1000, published=published(readme_owl2="85.1", readme_owl21="78.5"),
+    ),
+    _caption("nocaps", "captions of novel objects", ("nocaps",), "val", 4500, submission=submitted),
+    _caption(
+        "msrvtt_caption", "MSRVTT captions, official test split (the release does not name its split)",
+        ("msrvtt_captions", "mplug2_video_caption"), "test", 2990, media=("video",),
+        published=published(readme_mplug2="80.3"),
+    ),
+    _caption(
+        "msvd_caption", "MSVD captions", ("msvd_captions", "mplug2_video_caption"), "test", 670, media=("video",),
+        published=published(readme_mplug2="165.8"),
+    ),
+    _caption(
+        "vatex_caption", "VATEX captions, public test", ("vatex",), "test", 6000, media=("video",),
+        published=published(readme_mplug="42.0 (zero-shot)"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,315 @@
+"""Models of other libraries behind the same few methods as ours, opened through transformers' Auto classes.
+
+    config.json -> kinds_of -> TextGenerator | Classifier | Detector | Segmenter
+
+The methods are told in `plait.evaluation.models`. Nothing here runs code that a directory brings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from plait.embedder.towers import fingerprint
+from plait.evaluation.base import Capability
+from plait.generation.asking import Asking
+from plait.media.image import load_image
+from plait.types import Asks, Decoding
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question: its words, and pictures (files, bytes or PIL images) in their order, or a sound (a file)."""
+
+    words: str
+    images: tuple[Any, ...] = ()
+    audio: Any = None
+
+
+_HEADS: tuple[tuple[str, Capability], ...] = (
+    ("ForImageClassification", "classify"),
+    ("ForSequenceClassification", "classify"),
+    ("ForAudioClassification", "classify"),
+    ("ForVideoClassification", "classify"),
+    ("ForObjectDetection", "detect"),
+    ("ForSemanticSegmentation", "segment"),
+)
+ONE_PICTURE = {"blip", "blip-2", "instructblip", "git", "pix2struct", "kosmos-2", "vision-encoder-decoder"}
+"""Peers that take exactly one picture: several (frames of a video) are laid out in a grid."""
+PLACES_ITSELF = ONE_PICTURE | {"paligemma", "florence2", "fuyu"}
+"""Peers whose processor puts the picture in front of the words."""
+
+
+def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
+    """What a peer can do, from its configuration; every kind that applies."""
+    if (place / "modules.json").is_file():
+        return ("embed",)
+    model_type = config.get("model_type", "")
+    name = (config.get("architectures") or [""])[0]
+    for ending, kind in _HEADS:
+        if name.endswith(ending):
+            return (kind,)
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return ("generate", "text")
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return ("text",)
+    return ("embed",)
+
+
+def home() -> str:
+    """Where models run: the first GPU when there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Named:
+    """Name, family and hash of a model that lies in a directory."""
+
+    capabilities: tuple[Capability, ...] = ()
+
+    def __init__(self, place: str, config: Mapping[str, Any], model: Any) -> None:
+        self.name = Path(place).name
+        self.family = str(config.get("model_type") or getattr(getattr(model, "config", None), "model_type", "unknown"))
+        self.model = model.to(home())
+        self._fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs on the model's device, floating-point ones in its type."""
+        first = next(self.model.parameters())
+        tensors = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+        return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in tensors.items()}
+
+
+class PeerAsking(Asking):
+    """The standard words in the chat template of a peer, where it has one."""
+
+    def __init__(self, processor: Any, family: str) -> None:
+        self.processor, self.family = processor, family
+
+    def layout(self, words: str, pictures: int) -> str:
+        """The text as it is fed, with the peer's own placeholders."""
+        if pictures and self.family in PLACES_ITSELF:
+            return words
+        if not pictures and not hasattr(self.processor, "image_processor"):
+            return words  # a language model: few-shot prompts are text to be continued
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}] * pictures + [{"type": "text", "text": words}]
+            chat = [{"role": "user", "content": content}]
+            return self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return f"{getattr(self.processor, 'image_token', '<image>')}\n" * pictures + words
+
+
+class TextGenerator(Named):
+    """Any image-text-to-text model, and language models alone."""
+
+    capabilities: tuple[Capability, ...] = ("generate", "text")
+
+    asking: Asks
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VISUAL
+
+        is_visual = config.get("model_type") in VISUAL
+        kind: Any = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
+        reader: Any = AutoProcessor if is_visual else AutoTokenizer
+        model = kind.from_pretrained(place, trust_remote_code=False)
+        self.processor = reader.from_pretrained(place, trust_remote_code=False)
+        super().__init__(place, config, model.eval())
+        self.asking = PeerAsking(self.processor, self.family)
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        if not getattr(model.config, "is_encoder_decoder", False):
+            self.tokenizer.padding_side = "left"  # replies begin behind the last column of the batch
+        if self.tokenizer.pad_token is None and self.tokenizer.eos_token is not None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def prompt(self, ask: Ask) -> str:
+        """The exact text that the model reads, placeholders included."""
+        return self.asking.layout(ask.words, len(ask.images))
+
+    def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """One reply per question; questions with equally many pictures go through the model together."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for i, ask in enumerate(asks):
+            groups[len(ask.images)].append(i)
+        options: dict[str, Any] = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
+        replies = [""] * len(asks)
+        for members in groups.values():
+            inputs = self.placed(self.inputs([asks[i] for i in members]))
+            with torch.inference_mode():
+                made = self.model.generate(
+                    **inputs,
+                    do_sample=False,
+                    num_beams=decoding.num_beams,
+                    max_new_tokens=decoding.max_new_tokens,
+                    min_new_tokens=decoding.min_new_tokens,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    **options,
+                )
+            read = inputs.get("input_ids")
+            # decoder-only models repeat what they read, encoder-decoders and some others do not
+            if read is not None and made.shape[1] > read.shape[1] and torch.equal(made[:, : read.shape[1]], read):
+                made = made[:, read.shape[1] :]
+            for i, reply in zip(members, self.tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+                replies[i] = reply
+        return replies
+
+    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Summed log-probability (float32) of every continuation after its text, from one forward pass of the batch."""
+        heads = [self.tokenizer(text)["input_ids"] for text, _ in pairs]
+        tails = [self.tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in pairs]
+        longest = max(len(head) + len(tail) for head, tail in zip(heads, tails))
+        ids = torch.full((len(pairs), longest), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for row, (head, tail) in enumerate(zip(heads, tails)):
+            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)  # padded on the right: nothing attends to it
+            mask[row, : len(head) + len(tail)] = 1
+        with torch.inference_mode():
+            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits.float()
+        chances = logits.log_softmax(-1).cpu()
+        return [
+            float(chances[row, len(head) - 1 + torch.arange(len(tail)), torch.tensor(tail)].sum())
+            for row, (head, tail) in enumerate(zip(heads, tails))
+        ]
+
+    def inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
+        """Questions with equally many pictures as the model takes them."""
+        texts = [self.prompt(ask) for ask in asks]
+        pictures = [[load_image(image) for image in ask.images] for ask in asks]
+        if not pictures[0]:
+            return self.tokenizer(texts, return_tensors="pt", padding=True)
+        if self.family in ONE_PICTURE:
+            pictures = [[grid(row)] for row in pictures]
+        nested = pictures if len(pictures[0]) > 1 else [row[0] for row in pictures]
+        return self.processor(images=nested, text=texts, return_tensors="pt", padding=True)
+
+
+def grid(pictures: Sequence[Any]) -> Any:
+    """Pictures in reading order in one, as square as they can be laid out, each scaled to the size of the first."""
+    from PIL import Image
+
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture.resize((width, height)), (i % columns * width, i // columns * height))
+    return sheet
+
+
+class Classifier(Named):
+    """A transformers model with a classification head for pictures, sounds, videos or texts."""
+
+    capabilities: tuple[Capability, ...] = ("classify",)
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as HEARING
+
+        head = (config.get("architectures") or [""])[0]
+        hears = HEARING.get(config.get("model_type")) == head  # Wav2Vec2 and its kin call it ForSequenceClassification
+        self.kind = "Audio" if hears else head.rpartition("For")[2].removesuffix("Classification")
+        auto = getattr(transformers, f"AutoModelFor{self.kind}Classification")
+        model = auto.from_pretrained(place, trust_remote_code=False)
+        super().__init__(place, config, model.eval())
+        reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
+        self.reader: Any = getattr(transformers, reader).from_pretrained(place, trust_remote_code=False)
+        self.is_multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
+
+    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Media, texts or pairs of texts -> probabilities (n, classes); one score (n, 1) of a head for numbers."""
+        with torch.inference_mode():
+            logits = self.model(**self.placed(self._read(inputs))).logits.float()
+        if logits.shape[1] == 1:
+            return logits.cpu().numpy()
+        return (logits.sigmoid() if self.is_multi_label else logits.softmax(-1)).cpu().numpy()
+
+    def _read(self, inputs: Sequence[Any]) -> Mapping[str, Any]:
+        if self.kind == "Sequence":
+            first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
+            pairs = None if second[0] is None else list(second)
+            return self.reader(list(first), pairs, padding=True, truncation=True, return_tensors="pt")
+        if self.kind == "Audio":
+            from plait.media.audio import load_audio
+
+            clips = [load_audio(one, sampling_rate=self.reader.sampling_rate) for one in inputs]
+            return self.reader(clips, sampling_rate=self.reader.sampling_rate, padding=True, return_tensors="pt")
+        if self.kind == "Video":
+            from plait.media.video import load_frames
+
+            frames = [load_frames(one, self.model.config.num_frames) for one in inputs]
+            return self.reader(frames, return_tensors="pt")
+        return self.reader([load_image(one) for one in inputs], return_tensors="pt")
+
+
+class _Sees(Named):
+    """What detectors and segmenters share: an image processor, and outputs of pictures with their sizes."""
+
+    auto = ""
+
+    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
+        import transformers
+
+        model = getattr(transformers, self.auto).from_pretrained(place, trust_remote_code=False)
+        super().__init__(place, config, model.eval())
+        self.reader: Any = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+
+    def seen(self, images: Sequence[Any]) -> tuple[Any, list[tuple[int, int]]]:
+        """Outputs for pictures, and their heights and widths."""
+        pictures = [load_image(image) for image in images]
+        with torch.inference_mode():
+            outputs = self.model(**self.placed(self.reader(pictures, return_tensors="pt")))
+        return outputs, [(picture.height, picture.width) for picture in pictures]
+
+
+class Detector(_Sees):
+    """A transformers object detector."""
+
+    capabilities: tuple[Capability, ...] = ("detect",)
+    auto = "AutoModelForObjectDetection"
+
+    def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+        """Boxes in pixels of every picture with label and score, all that the model gives."""
+        outputs, sizes = self.seen(images)
+        found = self.reader.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+        names = self.model.config.id2label
+        return [
+            [
+                {"label": names[int(label)], "score": float(score), "box": [round(float(x), 2) for x in box]}
+                for label, score, box in zip(one["labels"], one["scores"], one["boxes"])
+            ]
+            for one in found
+        ]
+
+
+class Segmenter(_Sees):
+    """A transformers model for semantic segmentation."""
+
+    capabilities: tuple[Capability, ...] = ("segment",)
+    auto = "AutoModelForSemanticSegmentation"
+
+    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """The class of every pixel (height, width) uint8, at the size of the picture."""
+        outputs, sizes = self.seen(images)
+        masks = self.reader.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return [mask.cpu().numpy().astype(np.uint8) for mask in masks]
