@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.models.mplug_owl.config import MPlugOwlConfig, described, vision_sizes
-from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, OwlVisionLayer, VisionTower
+from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, OwlVisionLayer, OwlVisionTower
 from plait.models.mplug_owl.tasks import language_names, lora_targets, visual_names
-from plait.models.mplug_owl.weights import explain_keys, key_map, tower_rules
+from plait.models.mplug_owl.weights import key_map, tower_rules
 from plait.nn.attention import attention_function
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.parity.shipped_runners import GRADIENTS, abstractor
-from plait.weights.files import load_strict
+from plait.weights.files import StateError, listed, load_strict, meta_state
 from plait.weights.keymap import KeyMap, prefixed
 
 Outputs = dict[str, Any]
@@ -35,14 +36,14 @@ def loaded(case: Case, module: Part, rules: KeyMap, prefix: str = "") -> Part:
     return module.to(case.device, case.dtype).eval()
 
 
-def tower_of(case: Case) -> VisionTower:
+def tower_of(case: Case) -> OwlVisionTower:
     """The case's vision tower, with temporal modules where its weights have them."""
     temporal = any(".temporal." in key for key in case.weights())
-    tower = VisionTower(vision_sizes(case.config["vision_config"]), temporal=temporal, official=case.official)
+    tower = OwlVisionTower(vision_sizes(case.config["vision_config"]), temporal=temporal, official=case.official)
     return loaded(case, tower, KeyMap(prefixed(tower_rules(), "vision_model.", "")))
 
 
-def tower_gradients(tower: VisionTower) -> Outputs:
+def tower_gradients(tower: OwlVisionTower) -> Outputs:
     """Gradients under official names."""
     found = {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
     official = KeyMap(tower_rules()).backward(found)
@@ -118,6 +119,22 @@ def video_temporal_module(case: Case) -> Outputs:
         (made * case.inputs["grad_target"]).sum().backward()
         outputs |= tower_gradients(tower)
     return {name: y.detach() for name, y in outputs.items()}
+
+
+def explain_keys(shapes: Mapping[str, Sequence[int]], config: MPlugOwlConfig) -> None:
+    """Prove on shapes alone that a key list fills a model of `config` and converts both ways. Raises StateError."""
+    official = meta_state({key: [shape, "float32"] for key, shape in shapes.items()})
+    rules = key_map()
+    native, report = rules.forward(official)
+    with torch.device("meta"):
+        own = MPlugOwlForConditionalGeneration(config).state_dict()
+    wrong = [key for key in own if key not in native and key != "language_model.lm_head.weight"]
+    wrong += [key for key in native if key not in own or own[key].shape != native[key].shape]
+    back = rules.backward(native)
+    wrong += [key for key in official if key not in report.dropped and key not in back]
+    wrong += [key for key in back if official[key].shape != back[key].shape]
+    if wrong:
+        raise StateError(f"expected every key in the model and back, got differences in {listed(wrong)}", wrong)
 
 
 @runner("mplug_owl", "published_keys")

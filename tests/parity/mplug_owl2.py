@@ -5,24 +5,24 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from plait.models.mplug_owl2.config import MPlugOwl2Config, abstractor_sizes, vision_sizes
-from plait.models.mplug_owl2.model import Abstractor, VisionTower, sincos_1d, sincos_2d
-from plait.models.mplug_owl2.weights import abstractor_rules, explain_keys, from_megatron, key_map
+from plait.models.mplug_owl2.model import Abstractor, Owl2VisionTower
+from plait.models.mplug_owl2.weights import MEGATRON, abstractor_rules, key_map
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import attention_function
 from plait.nn.decoder import Pass, RoutedDecoderLayer, eager_attention, through
-from plait.nn.positions import inverse_frequencies, rotary_tables
+from plait.nn.positions import inverse_frequencies, rotary_tables, sincos_1d, sincos_2d
 from plait.nn.vit import vision_rules
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.routing import Route
-from plait.weights.files import load_strict
+from plait.weights.files import StateError, listed, load_strict, meta_state
 from plait.weights.keymap import Drop, KeyMap
 
 Outputs = dict[str, Any]
@@ -40,7 +40,7 @@ def loaded(case: Case, module: Part, rules: KeyMap) -> Part:
 @runner("mplug_owl2", "vision_")
 @torch.no_grad()
 def vision(case: Case) -> Outputs:
-    tower = loaded(case, VisionTower(vision_sizes(case.config), official=case.official), KeyMap(vision_rules()))
+    tower = loaded(case, Owl2VisionTower(vision_sizes(case.config), official=case.official), KeyMap(vision_rules()))
     attend = attention_function(case.attn)
     outputs: Outputs = {}
     for name, pixels in case.inputs.items():
@@ -56,7 +56,7 @@ def vision(case: Case) -> Outputs:
             f"out.pooler_output{tail}": last[:, 0] if tower.post_norm is None else tower.post_norm(last[:, 0]),
         }
         side = pixels.shape[-1] // tower.sizes.patch_size
-        outputs[f"out.pos{tail}"] = tower.positions((side, side))
+        outputs[f"out.pos{tail}"] = tower.positions(side, side)
     return outputs
 
 
@@ -196,6 +196,18 @@ def prefill_pass(case: Case, config: MPlugOwl2Config, keys: Tensor, cache: Any) 
     return Pass((batch, seq), cos, sin, attend, mask=mask, cache=cache), weights
 
 
+def explain_keys(shapes: Mapping[str, Sequence[int]], config: MPlugOwl2Config) -> None:
+    """Prove on shapes alone that a key list converts both ways. Raises StateError listing what does not."""
+    official = meta_state({key: [shape, "float32"] for key, shape in shapes.items()})
+    rules = key_map(config)
+    native, _ = rules.forward(official)
+    back = rules.backward(native)
+    wrong = [key for key in official if key not in back or back[key].shape != official[key].shape]
+    wrong += [key for key in back if key not in official]
+    if wrong:
+        raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
+
+
 @runner("mplug_owl2", "keys")
 def keys(case: Case) -> Outputs:
     outputs: Outputs = {}
@@ -216,7 +228,7 @@ def megatron_agrees(mapping: Mapping[str, Any]) -> bool:
         if path == "computed":
             if not isinstance(rules.explain([official])[official], Drop):
                 return False
-        elif from_megatron(".".join(path[1:])) != official:
+        elif next(iter(MEGATRON.forward({".".join(path[1:]): torch.empty(0)})[0])) != official:
             return False
     return True
 

@@ -13,10 +13,10 @@ from tokenizers import decoders
 
 from plait.data.order import even_chunks, length_grouped, modality_grouped
 from plait.models.mplug_owl2.conversation import TEMPLATES, Encode, image_first, official_labels, tokenize, turns_of
-from plait.models.mplug_owl2.model import IGNORED
 from plait.models.mplug_owl2.processor import padded_square, pixels, stretched_square
 from plait.parity.cases import Case
 from plait.parity.runners import NotRun, runner
+from plait.processing.talking import IGNORED
 from plait.processing.tokenizers import llama_tokenizer
 
 Outputs = dict[str, Any]

@@ -4,26 +4,98 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationConfig
 
 from plait.models.mplug_owl2.config import MPlugOwl2Config
-from plait.models.mplug_owl2.model import Expanded, MPlugOwl2ForConditionalGeneration, expand_placeholders
+from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER, MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.tasks import decays, lora_targets, pretraining_names, without_tower
 from plait.models.mplug_owl2.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.processing.talking import IGNORED
 from plait.training.schedules import cosine
 from plait.training.stages import freeze
 from plait.weights.files import read_checkpoint
 
 Outputs = dict[str, Any]
 Model = MPlugOwl2ForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A batch as the model takes it, right-padded to its longest row.
+
+    input_ids, attention_mask, labels: (batch, seq); pixel_values: (images, 3, side, side), only images that have a
+    placeholder; added: (batch, seq) bool, True on the padding that expansion added.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    labels: Tensor | None
+    pixel_values: Tensor | None
+    added: Tensor
+
+
+def expand_placeholders(
+    input_ids: Tensor,
+    images: Tensor | Sequence[Tensor] | None,
+    *,
+    tokens_per_image: int,
+    image_token_id: int,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    pad_token_id: int = 0,
+) -> Expanded:
+    """Expand a batch of official ids.
+
+    images: (images, 3, side, side), one for each placeholder in reading order; or a list of (k, 3, side, side) (or one
+    tensor of five dimensions), all k for one placeholder. A row without placeholder may own an entry too, a dummy.
+    Raises ValueError where placeholders and images do not agree.
+    """
+    if images is None:
+        if bool((input_ids == IMAGE_PLACEHOLDER).any()):
+            raise ValueError("expected images for the placeholders, got none; pass one image per placeholder")
+        return Expanded(input_ids, attention_mask, labels, None, torch.zeros_like(input_ids, dtype=torch.bool))
+    blocks = [image[None] for image in images] if getattr(images, "ndim", 5) == 4 else list(images)
+    counts = (input_ids == IMAGE_PLACEHOLDER).sum(dim=1).tolist()
+    needed = sum(max(count, 1) for count in counts)  # a row of text may own an entry too, a dummy
+    if len(blocks) not in (needed, sum(counts)):
+        raise ValueError(
+            f"expected {sum(counts)} images for {sum(counts)} placeholders (or {needed} with a dummy for every row of "
+            f"text), got {len(blocks)}; pass one image per placeholder"
+        )
+    rows, used, start = [], [], 0
+    for i, (ids, count) in enumerate(zip(input_ids, counts)):
+        owned = blocks[start : start + count]
+        start += max(count, 1) if len(blocks) == needed else count
+        used += owned
+        is_image, repeats = ids == IMAGE_PLACEHOLDER, torch.ones_like(ids)
+        repeats[is_image] = torch.tensor([len(block) * tokens_per_image for block in owned]).to(ids)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask[i]
+        targets = torch.full_like(ids, IGNORED) if labels is None else labels[i]
+        columns = ids.masked_fill(is_image, image_token_id), mask, targets.masked_fill(is_image, IGNORED)
+        rows.append([column.repeat_interleave(repeats) for column in columns])
+    lengths = torch.tensor([len(row[0]) for row in rows], device=input_ids.device)
+    width = int(lengths.max())
+    ids, mask, targets = (
+        torch.stack([F.pad(row[k], (0, width - len(row[k])), value=fill) for row in rows])
+        for k, fill in enumerate((pad_token_id, 0, IGNORED))
+    )
+    added = torch.arange(width, device=input_ids.device) >= lengths[:, None]
+    return Expanded(
+        ids,
+        None if attention_mask is None and not bool(added.any()) else mask,
+        None if labels is None else targets,
+        torch.cat(used) if used else None,
+        added,
+    )
 
 
 def build(case: Case) -> Model:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from plait.models.mplug_owl.conversation import (
     clean_answer,
     demo_prompt,
-    official_batch,
     official_sample,
     tokenize,
 )
@@ -114,6 +114,26 @@ def training_sample(item: Mapping[str, Any], official: bool) -> Outputs:
         "prompt_mask": made.prompt_mask,
         "seq_length": made.seq_length,
         "prompt_length": [-2 if made.has_image else -1],
+    }
+
+
+def official_batch(samples: Sequence[Mapping[str, Tensor | None]]) -> dict[str, Tensor | None]:
+    """Samples stacked as the released collator does.
+
+    samples: input_ids, masks, and image (k, 3, side, side) where there is one; `num_images` counts images, also those
+    whose place was cut away. pixel_values is None where no sample has an image.
+    """
+    names = [name for name in samples[0] if name != "image"]
+    batch: dict[str, Tensor | None] = {
+        name: torch.stack([value for sample in samples if (value := sample[name]) is not None]) for name in names
+    }
+    images = [sample.get("image") for sample in samples]
+    held = [image for image in images if image is not None]
+    ids = batch["input_ids"]
+    return batch | {
+        "labels": None if ids is None else ids.clone(),
+        "pixel_values": torch.cat(held) if held else None,
+        "num_images": torch.tensor([0 if image is None else len(image) for image in images]),
     }
 
 

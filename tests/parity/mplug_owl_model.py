@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers.generation import GenerationConfig
 
-from plait.models.mplug_owl.conversation import official_labels
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, from_runs, token_loss
 from plait.models.mplug_owl.tasks import visual_names
 from plait.models.mplug_owl.weights import from_official, key_map
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
+from plait.processing.talking import IGNORED
 from plait.training.stages import freeze
 from plait.weights.files import LazyState, read_checkpoint
 
@@ -57,6 +58,15 @@ def training(case: Case, model: Model) -> Outputs:
         "out.logits": result.logits,
         "out.loss": result.loss,
     }
+
+
+def official_labels(input_ids: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+    """Labels of a batch in official notation, (batch, seq): -100 wherever a mask is 0; the ids stay as they are.
+
+    masks: non_padding_mask, non_media_mask, prompt_mask, (batch, seq - 1) each.
+    """
+    keep = masks["non_padding_mask"] * masks["non_media_mask"] * masks["prompt_mask"]
+    return torch.cat([input_ids[:, :1], input_ids[:, 1:].masked_fill(keep != 1, IGNORED)], dim=1)
 
 
 def gradients(model: Model) -> Outputs:

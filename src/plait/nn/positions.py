@@ -8,11 +8,15 @@ Relative positions and their resizing: ONE-PEACE, sections 2.1, 2.2 and 4 of its
 with a CLS vector, which has no position, so the last three rows of a table belong to it: CLS as query, CLS as key, CLS
 to itself. Rotary positions (arXiv 2104.09864) in the half-split layout of Llama, with Qwen's dynamic NTK base and log-n
 scale.
+
+Fixed sine and cosine tables in one and two dimensions (mPLUG-Owl2's abstractor): computed, never stored, and stretched
+to another grid or another number of queries so that a resized checkpoint stays close.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -209,3 +213,36 @@ def log_n_scale(position_ids: Tensor, trained_length: int) -> Tensor:
     """Factor of queries behind the trained length, log_trained(p + 1), else 1. (batch, seq) -> (batch, 1, seq, 1)."""
     ratio = torch.log((position_ids + 1).double()) / torch.log(torch.tensor(float(trained_length), dtype=torch.double))
     return ratio.clamp_min(1.0).float()[:, None, :, None]
+
+
+def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
+    """positions: (n,) -> (n, dim) float32: [sin, cos] of m * 10000^(-j / (dim / 2)).
+
+    In fp32 as released; NumPy's power differs in the last bit between processors, so tables are equal on one only.
+    """
+    omega = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float32) / (dim / 2.0))
+    angles = np.einsum("m,d->md", positions.reshape(-1), omega)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def stretched(count: int, span: int) -> np.ndarray:
+    """Centres of `count` equal cells laid over the cells 0 .. span-1; the integers where both agree."""
+    if count == span:
+        return np.arange(span, dtype=np.float32)
+    return ((np.arange(count) + 0.5) * span / count - 0.5).astype(np.float32)
+
+
+def sincos_2d(dim: int, grid: int, span: int | None = None, *, with_cls: bool = False) -> np.ndarray:
+    """(grid * grid [+ 1], dim): the column in the first half of the width, the row in the second; CLS is a zero row."""
+    line = stretched(grid, span or grid)
+    columns, rows = np.meshgrid(line, line)  # row-major: the column runs fastest
+    table = np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)
+    return np.concatenate([np.zeros((1, dim), np.float32), table]) if with_cls else table
+
+
+@lru_cache(maxsize=8)
+def position_tables(dim: int, sizes: tuple[int, int, int, int, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Query and key tables; sizes: (queries, query span, grid, grid span, with_cls)."""
+    queries, query_span, grid, grid_span, with_cls = sizes
+    first = sincos_1d(dim, stretched(queries, query_span))
+    return first, sincos_2d(dim, grid, grid_span, with_cls=with_cls)

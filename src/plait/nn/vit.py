@@ -1,8 +1,9 @@
-"""The CLIP-like vision tower of mPLUG-Owl and mPLUG-Owl2: its layer, where its weights come from, its official names.
+"""The CLIP-like vision tower of mPLUG-Owl and mPLUG-Owl2, and what official files and CLIP itself call its weights.
 
-x -> norm -> attention with one fused projection -> + -> norm -> fc1, activation, fc2 -> +
-directory of transformers with a CLIP -> sizes, weights in our layout
-vision_model.*, (visual_)abstractor.* without their prefix <-> our layout
+pixel_values -> patches -> (+ class position) -> + position table -> norm -> pre-norm layers -> (norm) -> all positions
+
+A layer is norm -> attention with one fused projection -> + -> norm -> fc1, activation, fc2 -> +. Families differ in the
+rows of the table that a grid takes, and one in what stands before a layer (specifications mPLUG-Owl 2, mPLUG-Owl2 3).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from plait.nn.attention import AttentionFunction
 from plait.nn.positions import resize_absolute
@@ -59,6 +61,65 @@ class FusedAttention(nn.Module):
         """x: (batch, positions, dim) -> the same."""
         q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
+
+
+class VisionTower(nn.Module):
+    """Images to features of every position, the class position first where there is one.
+
+    dim, patch_size, num_layers, eps: sizes; table: shape of the position table; layer: builds a layer; fresh: draws the
+    class position and the table of a new tower. A family says in `positions` which rows a grid of patches takes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        patch_size: int,
+        num_layers: int,
+        eps: float,
+        table: tuple[int, ...],
+        layer: Callable[[], nn.Module],
+        *,
+        use_cls_token: bool = True,
+        use_post_norm: bool = True,
+        fresh: Callable[..., Tensor] = torch.zeros,
+    ) -> None:
+        super().__init__()
+        self.patch_embedding = nn.Conv2d(3, dim, patch_size, stride=patch_size, bias=False)
+        self.cls_embedding = nn.Parameter(fresh(1, 1, dim)) if use_cls_token else None
+        self.position_embedding = nn.Parameter(fresh(*table))
+        self.pre_norm = nn.LayerNorm(dim, eps)
+        self.layers = nn.ModuleList(layer() for _ in range(num_layers))
+        self.post_norm = nn.LayerNorm(dim, eps) if use_post_norm else None
+        self.gradient_checkpointing = False
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table for a grid of patches, (..., positions, dim). Raises ValueError for a grid that has none."""
+        raise NotImplementedError
+
+    def forward(
+        self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None, *beside: Any
+    ) -> Tensor:
+        """pixel_values: (images, 3, height, width) -> (images, positions, dim).
+
+        hidden: a list to which the states before every layer and after the last are appended; beside: what the layers
+        of a family take besides.
+        """
+        x = self.patch_embedding(pixel_values)
+        height, width = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)  # row-major, as the tables are
+        if self.cls_embedding is not None:
+            x = torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], dim=1)
+        x = self.pre_norm(x + self.positions(height, width))
+        for layer in self.layers:
+            if hidden is not None:
+                hidden.append(x)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, attend, *beside, use_reentrant=False)
+            else:
+                x = layer(x, attend, *beside)
+        if hidden is not None:
+            hidden.append(x)
+        return x if self.post_norm is None else self.post_norm(x)
 
 
 _CLIP_LAYER = {

@@ -148,6 +148,41 @@ def load_strict(
     return tuple(key for key in absent if key in allowed)
 
 
+def build_strict(
+    build: Callable[[], Any], state: Mapping[str, Tensor], *, tied: Sequence[str] = (), dtype: torch.dtype | None = None
+) -> Any:
+    """A transformers model with exactly the weights of `state`, built without memory of its own.
+
+    build: makes the model; tied: keys that the state may lack, as other weights are theirs. Raises StateError, listing
+    missing, unexpected and misshapen keys.
+    """
+    with torch.device("meta"):  # so that a model never stands in memory twice
+        model = build()
+    load_strict(model, state, dtype=dtype, assign=True, optional=tied)
+    model.tie_weights()
+    model.config.architectures = [type(model).__name__]
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise StateError("expected a weight for every parameter, got none for a tied head", list(tied))
+    model.generation_config = type(model.generation_config).from_model_config(model.config)
+    return model
+
+
+def stored_config(kind: Any, directory: Path, changes: Mapping[str, Any]) -> Any:
+    """The configuration of class `kind` in a model directory, fields changed. ValueError for one it does not have."""
+    config = kind.from_pretrained(directory, trust_remote_code=False)
+    for name, value in changes.items():
+        if not hasattr(config, name):
+            raise ValueError(f"expected a field of {kind.__name__}, got {name!r}")
+        setattr(config, name, value)
+    return config
+
+
+def refuse_branch(branch: Sequence[str] | None, family: str) -> None:
+    """Raise ValueError where modalities are named to a family that cannot leave any out."""
+    if branch is not None:
+        raise ValueError(f"expected no branch for {family}, whose parts only work together, got {list(branch)}")
+
+
 STATE_NAMES = ("model", "state_dict", "module")
 CONFIG_NAMES = ("cfg", "config", "args")
 DIRECTORY_FILES = (

@@ -11,14 +11,16 @@ from plait.generation.official_beams import CACHE
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import (
     MPlugOwl2ForConditionalGeneration,
-    VisionTower,
-    expand_placeholders,
+    Owl2VisionTower,
     words_only,
 )
 from plait.models.mplug_owl2.weights import resized
+from plait.nn.attention import attention_function
+from plait.parity.run import runner_module
 
 from .tiny import PROMPTS, config, images, model_and_processor, redraw
 
+expand_placeholders = runner_module("mplug_owl2_model").expand_placeholders
 QWEN = {"routed": ("q", "k", "v"), "trained_length": 24, "qkv_bias": True}
 NEW = 9
 
@@ -218,15 +220,16 @@ def test_fresh_weights_are_drawn_as_published() -> None:
 
 def test_only_an_official_tower_cuts_its_table_for_a_smaller_image() -> None:
     sizes = config().vision_sizes
-    towers = {official: VisionTower(sizes, official=official) for official in (False, True)}
+    towers = {official: Owl2VisionTower(sizes, official=official) for official in (False, True)}
     towers[True].load_state_dict(towers[False].state_dict())
     small, whole = torch.randn(1, 3, 8, 12), torch.randn(1, 3, 16, 16)
     table = towers[True].position_embedding
-    assert torch.equal(towers[True].positions((2, 3)), table[:, :7])
-    assert towers[True].embed(small).shape[1] == 7
-    assert torch.equal(towers[True].embed(whole), towers[False].embed(whole))
+    assert torch.equal(towers[True].positions(2, 3), table[:, :7])
+    attend = attention_function("eager")
+    assert towers[True](small, attend).shape[1] == 7
+    assert torch.equal(towers[True](whole, attend), towers[False](whole, attend))
     with pytest.raises(ValueError, match="expected images of 16 x 16 pixels"):
-        towers[False].embed(small)
+        towers[False](small, attend)
 
 
 def test_a_resized_checkpoint_stays_close() -> None:

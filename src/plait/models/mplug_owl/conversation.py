@@ -13,9 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN
 from plait.processing.talking import IGNORED, Encode, Row, Turn
 
@@ -215,32 +212,3 @@ def official_sample(
         seq_length=length,
         has_image=has_image,
     )
-
-
-def official_labels(input_ids: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    """Labels of a batch in official notation, (batch, seq): -100 wherever a mask is 0; the ids stay as they are.
-
-    masks: non_padding_mask, non_media_mask, prompt_mask, (batch, seq - 1) each.
-    """
-    keep = masks["non_padding_mask"] * masks["non_media_mask"] * masks["prompt_mask"]
-    return torch.cat([input_ids[:, :1], input_ids[:, 1:].masked_fill(keep != 1, IGNORED)], dim=1)
-
-
-def official_batch(samples: Sequence[Mapping[str, Tensor | None]]) -> dict[str, Tensor | None]:
-    """Samples stacked as the released collator does.
-
-    samples: input_ids, masks, and image (k, 3, side, side) where there is one; `num_images` counts images, also those
-    whose place was cut away. pixel_values is None where no sample has an image.
-    """
-    names = [name for name in samples[0] if name != "image"]
-    batch: dict[str, Tensor | None] = {
-        name: torch.stack([value for sample in samples if (value := sample[name]) is not None]) for name in names
-    }
-    images = [sample.get("image") for sample in samples]
-    held = [image for image in images if image is not None]
-    ids = batch["input_ids"]
-    return batch | {
-        "labels": None if ids is None else ids.clone(),
-        "pixel_values": torch.cat(held) if held else None,
-        "num_images": torch.tensor([0 if image is None else len(image) for image in images]),
-    }

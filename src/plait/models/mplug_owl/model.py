@@ -1,25 +1,9 @@
-"""Where media stand in a sequence: official runs of -1 and -2 -> our ids -> features put into the embeddings.
+"""mPLUG-Owl: images and videos become positions of a causal language model (arXiv 2304.14178, section 3).
 
-ids with runs -> from_runs -> image_id and video_id on every position -> place -> (batch, seq, dim)
+pixel_values -> vision tower -> abstractor -> placed over the media positions of the text's embeddings -> language model
 
-The vision tower: a CLIP ViT whose layers, in the video variant, first exchange information between frames.
-
-pixel_values -> patches, class position -> + positions -> norm -> [temporal -> attention -> MLP] x layers -> norm
-
-Frames have no position of their own: only the temporal modules see their order (specification mPLUG-Owl, section 4).
-
-The visual abstractor: learned queries read an image or a clip and become positions of the language model.
-
-queries (+ temporal queries for clips) -> layers over (queries, features) -> projection(s) -> + end vector
-
-The language model behind mPLUG-Owl: any causal one of transformers, given embeddings instead of ids.
-
-BLOOM normalises its embeddings, and Owl splices media behind that norm: here the norm waits in `EmbeddingNorm` and is
-applied to text alone (specification mPLUG-Owl, section 5.5).
-
-mPLUG-Owl: images and videos become positions of a causal language model (arXiv 2304.14178).
-
-pixels -> vision tower -> abstractor -> placed over the media positions of the text's embeddings -> language model
+Top to bottom: the tower (a CLIP ViT whose layers, in the video variant, first exchange information between frames), the
+abstractor (learned queries read an image or a clip), placing, the language model, and the whole.
 """
 
 from __future__ import annotations
@@ -29,79 +13,28 @@ import inspect
 import warnings
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import LocalTemporal, ZeroLinear
-from plait.nn.vit import VisionLayer
+from plait.nn.vit import VisionLayer, VisionTower
+from plait.processing.talking import IGNORED
 
 IMAGE_RUN, VIDEO_RUN = -1, -2
-
-
-def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:
-    """Ids in official notation, -1 on positions of images and -2 on those of videos, in ours.
-
-    input_ids: (..., seq); media_ids: `config.media_ids`.
-    """
-    image_id, video_id = media_ids
-    return input_ids.masked_fill(input_ids == IMAGE_RUN, image_id).masked_fill(input_ids == VIDEO_RUN, video_id)
-
-
-def count_runs(input_ids: list[int], media_id: int, tokens_per_media: int) -> int:
-    """Media of one kind in a sequence; neighbours count by their length. Raises ValueError for a cut one."""
-    lengths = [len(list(run)) for value, run in groupby(input_ids) if value == media_id]
-    for length in lengths:
-        if length % tokens_per_media:
-            raise ValueError(f"expected {tokens_per_media} positions per medium, got a run of {length}")
-    return sum(lengths) // tokens_per_media
-
-
-def place(
-    embeds: Tensor, where: Tensor, features: Tensor | None, per_media: int, kind: str, counts: Tensor | None = None
-) -> Tensor:
-    """Put features over the positions of their media, the k-th of a row over its k-th place.
-
-    embeds: (batch, seq, dim); where: (batch, seq) bool; features: (count, per_media, dim) over the whole batch; counts:
-    (batch,) media of each row where some may have lost their place, which are left out then. Raises ValueError, naming
-    `kind`, where media and places do not agree.
-    """
-    places = where.sum(dim=1)
-    given = 0 if features is None else len(features)
-    if counts is not None and features is not None:
-        kept = _with_place(places, counts, per_media)
-        features, given = features[kept], len(kept)
-    if int(places.sum()) != given * per_media:
-        held = int(places.sum()) / per_media
-        raise ValueError(
-            f"expected one {kind} per placeholder, got {given} {kind}s for {held:g} placeholders of {per_media} "
-            f"positions; pass as many {kind}s as the prompt has placeholders"
-        )
-    if features is None:
-        return embeds
-    return embeds.masked_scatter(where[..., None], features.flatten(0, 1).to(embeds.dtype))
-
-
-def _with_place(places: Tensor, counts: Tensor, per_media: int) -> Tensor:
-    """Indices of the media that have a place: the first ones of every row."""
-    starts = counts.cumsum(0) - counts
-    found = [
-        torch.arange(int(start), int(start) + min(int(count), int(held) // per_media))
-        for start, count, held in zip(starts, counts, places)
-    ]
-    return torch.cat(found).to(places.device)
+"""Ids that the released code writes on positions of media; no embedding table has them."""
 
 
 class OwlVisionLayer(VisionLayer):
@@ -118,74 +51,58 @@ class OwlVisionLayer(VisionLayer):
         return super().forward(x, attend)
 
     def add_temporal(self, x: Tensor, frames: int) -> Tensor:
-        """Add what neighbouring frames hold. The class position passes the module unchanged, so the sum doubles it."""
+        """Add what neighbouring frames hold."""
         assert self.temporal is not None
         patches = x[:, 1:].unflatten(0, (-1, frames))
+        # The released module returns the class position as it came, so the sum doubles it in every layer: odd, but what
+        # the published weights were trained with.
         return torch.cat([2 * x[:, :1], (patches + self.temporal(patches)).flatten(0, 1)], dim=1)
 
 
-class VisionTower(nn.Module):
-    """Images or clips to features of every position, the class position first.
+class OwlVisionTower(VisionTower):
+    """Images or clips to features of every position; frames have no position of their own, only their order in layers.
 
     temporal: whether it takes clips; official: cut the position table for smaller images instead of resizing it.
     """
 
     def __init__(self, sizes: VisionConfig, *, temporal: bool = False, official: bool = False) -> None:
-        super().__init__()
+        super().__init__(
+            sizes.dim, sizes.patch_size, sizes.num_layers, sizes.eps, (1, sizes.grid**2 + 1, sizes.dim),
+            lambda: OwlVisionLayer(sizes, temporal=temporal),
+        )  # fmt: skip
         self.sizes, self.has_temporal, self.official = sizes, temporal, official
-        self.patch_embedding = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size, bias=False)
-        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, sizes.dim))
-        self.position_embedding = nn.Parameter(torch.zeros(1, sizes.grid**2 + 1, sizes.dim))
-        self.pre_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.layers = nn.ModuleList(OwlVisionLayer(sizes, temporal=temporal) for _ in range(sizes.num_layers))
-        self.post_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.gradient_checkpointing = False
 
-    def embed(self, images: Tensor) -> Tensor:
-        """images: (images, 3, height, width) -> (images, 1 + positions, dim), positions added and normalised.
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table for a grid of patches, (1, 1 + height * width, dim).
 
         Raises ValueError for images that are not square or, where `official`, need more rows than the table has.
         """
-        x = self.patch_embedding(images)
-        height, width = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], dim=1)
-        return self.pre_norm(x + self.positions(height, width))
-
-    def positions(self, height: int, width: int) -> Tensor:
-        """The table for a grid of patches, (1, 1 + height * width, dim)."""
         side, rows = self.sizes.image_size, height * width + 1
         if height == width == self.sizes.grid:
             return self.position_embedding
         if rows > self.position_embedding.shape[1] if self.official else height != width:
             raise ValueError(f"expected images of {side} x {side} pixels, got {height} x {width} patches; resize them")
-        if self.official:
+        if self.official:  # the first rows in raster order, without a word: they belong to other places
             return self.position_embedding[:, :rows]
         return resize_absolute(self.position_embedding[0], width)[None]
 
-    def forward(self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None, *beside: Any
+    ) -> Tensor:
         """(images, 3, height, width) -> (images, positions, dim); clips (clips, 3, frames, height, width) -> (clips,
         frames, positions, dim).
 
-        hidden: a list to which the states before every layer and after the last are appended, frames in one batch. A
-        clip of one frame is an image. Raises ValueError for clips where the tower has no temporal modules.
+        hidden: as in `VisionTower`, frames in one batch. Raises ValueError for clips without temporal modules.
         """
-        frames = pixel_values.shape[2] if pixel_values.dim() == 5 else None
-        if frames is not None and frames > 1 and not self.has_temporal:
+        if pixel_values.dim() == 4:
+            return super().forward(pixel_values, attend, hidden, None)
+        frames = pixel_values.shape[2]
+        if frames > 1 and not self.has_temporal:
             raise ValueError("expected images, got clips: this checkpoint reads a video as images, one per frame")
-        x = self.embed(pixel_values if frames is None else pixel_values.transpose(1, 2).flatten(0, 1))
-        through = frames if frames != 1 else None
-        for layer in self.layers:
-            if hidden is not None:
-                hidden.append(x)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, attend, through, use_reentrant=False)
-            else:
-                x = layer(x, attend, through)
-        if hidden is not None:
-            hidden.append(x)
-        x = self.post_norm(x)
-        return x if frames is None else x.unflatten(0, (-1, frames))
+        images = pixel_values.transpose(1, 2).flatten(0, 1)
+        # A clip of one frame is an image, which no temporal module sees (the released code stops there with an error).
+        x = super().forward(images, attend, hidden, frames if frames > 1 else None)
+        return x.unflatten(0, (-1, frames))
 
 
 class Abstractor(nn.Module):
@@ -220,6 +137,7 @@ class Abstractor(nn.Module):
         feature_mask: (batch, positions, or frames * positions) bool, True = read; hidden: a list to which the queries
         after every layer are appended.
         """
+        # Several frames bring the temporal queries; all queries read all positions of all frames, in the order of time.
         is_clip = features.dim() == 4 and features.shape[1] > 1
         x = self.queries
         if is_clip and self.temporal_queries is not None:
@@ -238,8 +156,59 @@ class Abstractor(nn.Module):
         return torch.cat([out, self.end.expand(len(out), -1, -1)], dim=1)
 
 
+def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:
+    """Ids in official notation, -1 on positions of images and -2 on those of videos, in ours.
+
+    input_ids: (..., seq); media_ids: `config.media_ids`.
+    """
+    image_id, video_id = media_ids
+    return input_ids.masked_fill(input_ids == IMAGE_RUN, image_id).masked_fill(input_ids == VIDEO_RUN, video_id)
+
+
+def count_runs(input_ids: list[int], media_id: int, tokens_per_media: int) -> int:
+    """Media of one kind in a sequence; neighbours count by their length. Raises ValueError for a cut one."""
+    lengths = [len(list(run)) for value, run in groupby(input_ids) if value == media_id]
+    for length in lengths:
+        if length % tokens_per_media:
+            raise ValueError(f"expected {tokens_per_media} positions per medium, got a run of {length}")
+    return sum(lengths) // tokens_per_media
+
+
+def place(
+    embeds: Tensor, where: Tensor, features: Tensor | None, per_media: int, kind: str, counts: Tensor | None = None
+) -> Tensor:
+    """Put features over the positions of their media, the k-th of a row over its k-th place.
+
+    embeds: (batch, seq, dim); where: (batch, seq) bool; features: (count, per_media, dim) over the whole batch; counts:
+    (batch,) media of each row where some may have lost their place, which are left out then. Raises ValueError, naming
+    `kind`, where media and places do not agree.
+    """
+    places = where.sum(dim=1)
+    given = 0 if features is None else len(features)
+    if counts is not None and features is not None:
+        # Of every row the first media have a place: what truncation cut away stood at its end.
+        starts = counts.cumsum(0) - counts
+        kept = torch.cat([
+            torch.arange(int(start), int(start) + min(int(count), int(held) // per_media))
+            for start, count, held in zip(starts, counts, places)
+        ]).to(places.device)  # fmt: skip
+        features, given = features[kept], len(kept)
+    if int(places.sum()) != given * per_media:
+        held = int(places.sum()) / per_media
+        raise ValueError(
+            f"expected one {kind} per placeholder, got {given} {kind}s for {held:g} placeholders of {per_media} "
+            f"positions; pass as many {kind}s as the prompt has placeholders"
+        )
+    if features is None:
+        return embeds
+    return embeds.masked_scatter(where[..., None], features.flatten(0, 1).to(embeds.dtype))
+
+
 class EmbeddingNorm(nn.LayerNorm):
-    """A norm that the body must not apply, because `embed_text` did: called, it returns its input."""
+    """A norm that the body must not apply, because `embed_text` did: called, it returns its input.
+
+    BLOOM normalises its embeddings, and Owl splices media behind that norm: applied to text alone (section 5.5).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (..., dim) -> itself."""
@@ -273,15 +242,20 @@ def embed_text(model: Any, input_ids: Tensor) -> Tensor:
     return x if norm is None else norm.apply_to(x)
 
 
-def takes_positions(model: Any) -> bool:
-    """Whether the model is told positions (rotary) or derives them from the mask (ALiBi)."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+class Media(NamedTuple):
+    """One kind of media of a batch: its name, the id on its positions, pixels or what `encode` made of them.
+
+    counts: (batch,) how many belong to each row, where rows may have lost positions.
+    """
+
+    kind: str
+    media_id: int
+    pixels: Tensor | None
+    features: Tensor | None
+    counts: Tensor | None
 
 
-MEDIA = ("pixel_values", "pixel_values_videos", "image_features", "video_features", "num_images", "num_videos")
-
-
-class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, GenerationMixin):
+class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
     """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged."""
 
     config: MPlugOwlConfig
@@ -296,15 +270,23 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
     _can_compile_fullgraph = True
     _skip_keys_device_placement = CACHE_NAMES
     _no_split_modules = ["OwlVisionLayer", "AbstractorLayer"]  # noqa: RUF012
+    prompt_only = (
+        "pixel_values",
+        "pixel_values_videos",
+        "image_features",
+        "video_features",
+        "num_images",
+        "num_videos",
+    )
 
     def __init__(self, config: MPlugOwlConfig, language_model: Any = None) -> None:
         super().__init__(config)
         vision, text = config.vision_sizes, config.text_sizes
-        self.vision = VisionTower(vision, temporal=config.temporal, official=config.official)
-        width = config.text_sizes.hidden_size
-        self.abstractor = Abstractor(vision.dim, width, config.abstractor_sizes, temporal=config.temporal)
+        self.vision = OwlVisionTower(vision, temporal=config.temporal, official=config.official)
+        self.abstractor = Abstractor(vision.dim, text.hidden_size, config.abstractor_sizes, temporal=config.temporal)
         self.language_model = build_language_model(text) if language_model is None else language_model
-        self.takes_positions = takes_positions(self.language_model)
+        # Rotary models are told positions; BLOOM derives its ALiBi from the mask.
+        self.takes_positions = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
 
     @classmethod
@@ -320,15 +302,19 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation, but for the queries: the released code leaves them all zero, and so all alike."""
+        """Published initialisation, but for the queries.
+
+        The released code leaves all queries zero: they stay alike but for dropout, and 64 of them read as one.
+        """
         std = self.config.init_std
         if isinstance(module, VisionTower | Abstractor):
             for parameter in module.parameters(recurse=False):
                 init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, LocalTemporal | ZeroLinear):
-            if isinstance(module, ZeroLinear):
-                init.zeros_(module.weight)
-                init.zeros_(module.bias)
+        elif isinstance(module, ZeroLinear):  # the temporal path starts as the identity
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, LocalTemporal):
+            pass  # its convolution as torch draws it
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             init.normal_(module.weight, std=std)
             bias = getattr(module, "bias", None)
@@ -359,7 +345,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Images (images, 3, side, side) or clips (clips, 3, frames, side, side) -> (count, tokens_per_media, dim)."""
         attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
-        return self.abstractor(self.vision(pixel_values.to(self.vision.cls_embedding.dtype), attend), attend)
+        return self.abstractor(self.vision(pixel_values.to(self.vision.position_embedding.dtype), attend), attend)
 
     def embed(
         self,
@@ -376,29 +362,29 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
 
         Raises ValueError where media and media positions do not agree.
         """
-        media = (pixel_values, pixel_values_videos, image_features, video_features)
-        if input_ids.shape[1] == 1 and all(given is None for given in media) and not self.training:
-            return embed_text(self.language_model, input_ids)
-        return self._embed_with_media(input_ids, media, (num_images, num_videos))
+        image_id, video_id = self.config.media_ids
+        images = Media("image", image_id, pixel_values, image_features, num_images)
+        videos = Media("video", video_id, pixel_values_videos, video_features, num_videos)
+        has_media = any(one.pixels is not None or one.features is not None for one in (images, videos))
+        if input_ids.shape[1] == 1 and not has_media and not self.training:
+            return embed_text(self.language_model, input_ids)  # a step of decoding, which compiles
+        return self._embed_with_media(input_ids, images, videos)
 
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
-    def _embed_with_media(
-        self, input_ids: Tensor, media: tuple[Tensor | None, ...], counts: tuple[Tensor | None, Tensor | None]
-    ) -> Tensor:
-        image_id, video_id = self.config.media_ids
-        is_media = (input_ids == image_id) | (input_ids == video_id)
+    def _embed_with_media(self, input_ids: Tensor, images: Media, videos: Media) -> Tensor:
+        is_media = (input_ids == images.media_id) | (input_ids == videos.media_id)
         embeds = embed_text(self.language_model, input_ids.masked_fill(is_media, 0))
-        images, videos, image_features, video_features = media
-        if images is None and image_features is None and self.training:
+        if images.pixels is None and images.features is None and self.training:
             # Gradients of tower and abstractor are 0, not None, so that all ranks issue the same collectives.
             side = self.config.image_size
-            images = embeds.new_zeros(0, 3, side, side)
-            counts = (input_ids.new_zeros(len(input_ids)) if counts[0] is not None else None, counts[1])
-        kinds = (("image", image_id, images, image_features), ("video", video_id, videos, video_features))
-        for (kind, media_id, pixels, features), count in zip(kinds, counts):
-            if features is None and pixels is not None:
-                features = self.encode(pixels)
-            embeds = place(embeds, input_ids == media_id, features, self.config.tokens_per_media, kind, count)
+            none = None if images.counts is None else input_ids.new_zeros(len(input_ids))
+            images = images._replace(pixels=embeds.new_zeros(0, 3, side, side), counts=none)
+        for media in (images, videos):
+            features = media.features
+            if features is None and media.pixels is not None:
+                features = self.encode(media.pixels)
+            where = input_ids == media.media_id
+            embeds = place(embeds, where, features, self.config.tokens_per_media, media.kind, media.counts)
         return embeds
 
     def forward(
@@ -468,12 +454,17 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
         return GenerationMixin.generate(self, inputs, *args, **kwargs)
 
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
-        """(rows, seq) -> (rows,): the official `generate` sees a start id in place of the prompt."""
+        """(rows, seq) -> (rows,): all but one, as the official `generate` sees a start id in place of the prompt."""
         return prompt_ids.new_full(prompt_ids.shape[:1], prompt_ids.shape[1] - 1)
 
     def _get_logits_processor(
         self: Any, generation_config: Any, input_ids_seq_length: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        """Rules over generated ids that see the answer alone.
+
+        The released `generate` starts from embeddings, so transformers 4.28 showed its rules no prompt but one start id
+        (`official`): repetition is penalised in the answer only, and lengths count that id.
+        """
         length, lead = input_ids_seq_length or 0, int(self.config.official)
         seen = copy.copy(generation_config)
         if seen.min_length is not None:  # transformers counts the prompt, these rules do not see it
@@ -492,42 +483,20 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, OfficialBeams, Generatio
 
         return LogitsProcessorList(partial(on_answer, processor) for processor in found)
 
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Media are placed once, with the prompt; later steps are text. ALiBi needs the mask as it was given."""
-        inputs = GenerationMixin.prepare_inputs_for_generation(
-            self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs.update(dict.fromkeys(MEDIA))
+    def media_places(self) -> dict[str, Places]:
+        """Features follow their rows into beams; `generate` has encoded all pixels by then."""
+        names, per_medium = ("image_features", "video_features"), self.config.tokens_per_media
+        return {name: Places(media_id, per_medium) for name, media_id in zip(names, self.config.media_ids)}
+
+    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As in `MediaPrompts`; a BLOOM, which builds ALiBi from it, gets the mask as it was given."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         if not self.takes_positions:
             mask, cache = kwargs.get("attention_mask"), kwargs.get(CACHE)
-            inputs["attention_mask"] = _as_long_as_the_cache(mask, cache)
+            if mask is not None and cache is not None and cache.is_compileable:  # as long as what it will hold
+                mask = F.pad(mask, (0, cache.layers[0].max_cache_len - mask.shape[1]))
+            inputs["attention_mask"] = mask
         return inputs
-
-    def _expand_inputs_for_generation(
-        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows for beams; media follow the rows they stand in, so a row's media repeat as a block."""
-        held = {}
-        for name, media_id in zip(("image_features", "video_features"), self.config.media_ids):
-            features = kwargs.pop(name, None)
-            if features is not None and expand_size > 1 and input_ids is not None:
-                per_row = (input_ids == media_id).sum(dim=1) // self.config.tokens_per_media
-                features = torch.cat([block.repeat(expand_size, 1, 1) for block in features.split(per_row.tolist())])
-            held[name] = features
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
-        )
-        return input_ids, kwargs | {name: value for name, value in held.items() if value is not None}
-
-
-def _as_long_as_the_cache(mask: Tensor | None, cache: Any) -> Tensor | None:
-    """A mask (batch, seq) with zeros for what a static cache will hold later."""
-    if mask is None or cache is None or not cache.is_compileable:
-        return mask
-    return F.pad(mask, (0, cache.layers[0].max_cache_len - mask.shape[1]))
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
@@ -535,6 +504,6 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
 
     logits: (batch, seq, vocab), labels: (batch, seq); num_items: divide the sum by this instead.
     """
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100).to(logits.device)
-    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
-    return total / ((targets != -100).sum().clamp(min=1) if num_items is None else num_items)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).to(logits.device)
+    total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
+    return total / ((targets != IGNORED).sum().clamp(min=1) if num_items is None else num_items)

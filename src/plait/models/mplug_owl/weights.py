@@ -1,14 +1,9 @@
-"""Official mPLUG-Owl weights <-> Plait's layout, both ways bit for bit; the language model keeps transformers' names.
+"""mPLUG-Owl from files: official weights, trainer checkpoints, model directories, and a bare language model.
 
-official state -> plain_names (trainer checkpoints unwrapped, LoRA merged) -> KeyMap -> strict load
+official state -> plain_names (trainer checkpoints unwrapped, LoRA merged) -> KeyMap -> strict load       (section 6)
+language model's directory -> its weights, a fresh or given tower, a fresh abstractor -> where stage 1 begins
 
-Build mPLUG-Owl models from weights on disk: official directories and files, trainer checkpoints, model directories.
-
-checkpoint -> plain names, LoRA merged -> config (sizes read off the weights) -> model on the meta device -> strict load
-
-An untrained mPLUG-Owl around any causal language model: what stage 1 begins with.
-
-directory of a language model -> its weights, a fresh or given vision tower, a fresh abstractor -> model, processor
+The language model keeps transformers' names; conversion goes both ways bit for bit.
 """
 
 from __future__ import annotations
@@ -22,18 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from plait.errors import no_code_of
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, described, is_official_config
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, adopt, build_language_model
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.nn.vit import clip_tower, shared_abstractor_rules, vision_rules
-from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
+from plait.processing.tokenizers import tokenizer_to_talk
+from plait.weights.files import (
+    Checkpoint,
+    LazyState,
+    StateError,
+    build_strict,
+    listed,
+    read_checkpoint,
+    refuse_branch,
+    stored_config,
+)
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
 _P = "{p:weight|bias}"
 WRAPPER = "base_model.model."
+"""Before every name of a checkpoint that the released LoRA script wrote; read as it is, it loads nothing at all."""
 PUBLISHED_ALPHA = 32.0
 """`lora_alpha` of the released script, for trainer checkpoints, which do not say."""
 
@@ -44,20 +49,18 @@ def is_official(keys: Iterable[str]) -> bool:
     return "query_tokens" in names and "vision_model.embeddings.cls_token" in names
 
 
-def temporal_rules() -> list[Rule]:
-    """Rules of one layer's temporal module: linear layers and a convolution over time, saved as 3-D convolutions."""
-    return [
+def tower_rules() -> list[Rule]:
+    """Rules of the vision tower alone, the temporal modules of the video variant included.
+
+    These are linear layers and a convolution over time here, saved as 3-D convolutions with dimensions of 1.
+    """
+    temporal = [
         Rename(f"ln.{_P}", f"norm.{_P}"),
         Singleton("{n:down_proj|up_proj}.weight", "{n:down_proj|up_proj}.weight", official_dims=(2, 3, 4)),
         Singleton("conv.weight", "conv.weight", official_dims=(3, 4)),
         Rename("{n:down_proj|conv|up_proj}.bias", "{n:down_proj|conv|up_proj}.bias"),
     ]
-
-
-def tower_rules() -> list[Rule]:
-    """Rules of the vision tower alone, the temporal modules of the video variant included."""
-    temporal = prefixed(temporal_rules(), "encoder.layers.{i}.temporal.", "layers.{i}.temporal.")
-    return [*temporal, *vision_rules()]
+    return [*prefixed(temporal, "encoder.layers.{i}.temporal.", "layers.{i}.temporal."), *vision_rules()]
 
 
 def abstractor_rules() -> list[Rule]:
@@ -102,10 +105,22 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
             "pass it as adapter= beside its base",
             strangers,
         )
+
+    def merged(base: Callable[[], Tensor], down_key: str, up_key: str) -> Tensor:
+        """W + alpha / r * B A, in fp32 whatever the file's type."""
+        weight, down, up = base(), state[down_key].float(), state[up_key].float()
+        return (weight.float() + (alpha or PUBLISHED_ALPHA) / len(down) * (up @ down)).to(weight.dtype)
+
     for name, key in downs.items():
-        other, weight = names[name.replace("lora_A", "lora_B")], name.replace(".lora_A", "")
-        readers[weight] = partial(_merged, readers[weight], state, key, other, alpha or PUBLISHED_ALPHA)
+        weight = name.replace(".lora_A", "")
+        readers[weight] = partial(merged, readers[weight], key, names[name.replace("lora_A", "lora_B")])
     return LazyState(readers)
+
+
+def _plain(key: str) -> str:
+    """A key without PEFT's wrappers, its adapters as adapter files spell them."""
+    key = key.removeprefix(WRAPPER).replace(".base_layer.", ".")
+    return re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", key)
 
 
 def notes(state: Iterable[str], official_config: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -119,36 +134,6 @@ def notes(state: Iterable[str], official_config: Mapping[str, Any] | None) -> tu
 
 official_names = plain_names
 """The name by which `plait convert` finds a family's other spellings."""
-
-
-def _plain(key: str) -> str:
-    key = key.removeprefix(WRAPPER).replace(".base_layer.", ".")
-    return re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", key)
-
-
-def _merged(
-    base: Callable[[], Tensor], state: Mapping[str, Tensor], down_key: str, up_key: str, alpha: float
-) -> Tensor:
-    weight, down, up = base(), state[down_key].float(), state[up_key].float()
-    return (weight.float() + alpha / len(down) * (up @ down)).to(weight.dtype)
-
-
-def explain_keys(shapes: Mapping[str, Sequence[int]], config: MPlugOwlConfig) -> None:
-    """Prove on shapes alone that a key list fills a model of `config` and converts both ways. Raises StateError."""
-    from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
-
-    official = meta_state({key: [shape, "float32"] for key, shape in shapes.items()})
-    rules = key_map()
-    native, report = rules.forward(official)
-    with torch.device("meta"):
-        own = MPlugOwlForConditionalGeneration(config).state_dict()
-    wrong = [key for key in own if key not in native and key != "language_model.lm_head.weight"]
-    wrong += [key for key in native if key not in own or own[key].shape != native[key].shape]
-    back = rules.backward(native)
-    wrong += [key for key in official if key not in report.dropped and key not in back]
-    wrong += [key for key in back if official[key].shape != back[key].shape]
-    if wrong:
-        raise StateError(f"expected every key in the model and back, got differences in {listed(wrong)}", wrong)
 
 
 logger = logging.getLogger(__name__)
@@ -170,7 +155,7 @@ def from_official(
     lora_alpha: of adapters inside the file; changes: fields of `MPlugOwlConfig` to set. Raises ValueError (StateError)
     listing missing, unexpected and misshapen keys.
     """
-    _no_branch(branch)
+    refuse_branch(branch, "mplug_owl")
     written = checkpoint.config if official_config is None else official_config
     lora = (written or {}).get("lora") or {}
     state = plain_names(checkpoint.state, lora_alpha or lora.get("lora_alpha"))
@@ -193,17 +178,11 @@ def from_directory(
     **changes: Any,
 ) -> MPlugOwlForConditionalGeneration:
     """A model directory written by `save_pretrained`, or an official one."""
-    written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    refuse_branch(branch, "mplug_owl")
     checkpoint = read_checkpoint(path)
-    if is_official_config(written):
-        return from_official(checkpoint, dtype=dtype, device=device, branch=branch, **changes)
-    _no_branch(branch)
-    config = MPlugOwlConfig.from_pretrained(path, trust_remote_code=False)
-    for name, value in changes.items():
-        if not hasattr(config, name):
-            raise ValueError(f"expected a field of MPlugOwlConfig, got {name!r}")
-        setattr(config, name, value)
-    return assemble(config, checkpoint.state, dtype, device)
+    if is_official_config(json.loads((path / "config.json").read_text(encoding="utf-8"))):
+        return from_official(checkpoint, dtype=dtype, device=device, **changes)
+    return assemble(stored_config(MPlugOwlConfig, path, changes), checkpoint.state, dtype, device)
 
 
 def assemble(
@@ -213,31 +192,14 @@ def assemble(
     device: str | torch.device = "cpu",
 ) -> MPlugOwlForConditionalGeneration:
     """A model of `config` with exactly the weights of `state`, ours by name. Raises StateError for any other set."""
-    with torch.device("meta"):
-        model = MPlugOwlForConditionalGeneration(config)
     tied = ["language_model.lm_head.weight"] if config.tie_word_embeddings else []
-    load_strict(model, state, dtype=dtype, assign=True, optional=tied)
-    model.tie_weights()
-    model.config.architectures = [type(model).__name__]
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise StateError("expected a weight for every parameter, got none for a tied head", tied)
-    give_buffers_memory(model.language_model)
-    model.generation_config = type(model.generation_config).from_model_config(config)
-    return model.to(device).eval()
-
-
-def give_buffers_memory(language_model: nn.Module) -> None:
-    """Compute the buffers that no file holds (rotary frequencies) where the model was built without memory."""
-    for name, module in list(language_model.named_modules()):
+    model = build_strict(lambda: MPlugOwlForConditionalGeneration(config), state, tied=tied, dtype=dtype)
+    # Rotary frequencies lie in no file: a model built without memory has none until their modules are made again.
+    for name, module in list(model.language_model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, last = name.rpartition(".")
-            fresh = type(module)(language_model.config)
-            setattr(language_model.get_submodule(parent), last, fresh)
-
-
-def _no_branch(branch: Sequence[str] | None) -> None:
-    if branch is not None:
-        raise ValueError(f"expected no branch for mplug_owl, whose parts only work together, got {list(branch)}")
+            setattr(model.language_model.get_submodule(parent), last, type(module)(model.language_model.config))
+    return model.to(device).eval()
 
 
 def around(
@@ -256,28 +218,29 @@ def around(
     abstractor: its sizes; temporal: whether it reads clips; seed: of what is fresh. Raises ValueError for a directory
     without a language model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     llm = Path(llm)
-    _check_talks(llm)
+    if not (llm / "config.json").is_file():
+        raise ValueError(f"expected a transformers directory of a language model, got {llm}; pass llm=DIR")
+    kind = json.loads((llm / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"expected a causal language model of transformers in {llm}, got {kind}; pass llm=DIR")
     tower = None
     if isinstance(vision, str | Path):
         found, tower = clip_tower(Path(vision), image_size)
         found.pop("activation")  # QuickGELU, as all published towers
         vision = VisionConfig(**found)
-    with no_code_of(llm):
-        tokenizer: Any = AutoTokenizer.from_pretrained(llm, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    tokenizer = tokenizer_to_talk(llm)
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype or torch.float32, trust_remote_code=False)
     config = MPlugOwlConfig(
         text_config=language_model.config.to_dict(), vision=vision, abstractor=abstractor, temporal=temporal,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
         torch.manual_seed(seed)
-        with torch.device("meta"):
+        with torch.device("meta"):  # a shell: drawing weights that the source replaces takes minutes at 7B
             shell = build_language_model(config.text_sizes)
         model = MPlugOwlForConditionalGeneration(config, shell)
     model.language_model = adopt(language_model)
@@ -289,13 +252,3 @@ def around(
             raise ValueError(f"expected a CLIP tower in {vision}, got others: {strangers[0]}")
     model.generation_config = type(model.generation_config).from_model_config(config)
     return model.to(dtype).eval(), MPlugOwlProcessor.from_config(config, tokenizer)
-
-
-def _check_talks(llm: Path) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if not (llm / "config.json").is_file():
-        raise ValueError(f"expected a transformers directory of a language model, got {llm}; pass llm=DIR")
-    kind = json.loads((llm / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(f"expected a causal language model of transformers in {llm}, got {kind}; pass llm=DIR")

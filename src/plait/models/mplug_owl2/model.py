@@ -1,43 +1,20 @@
-"""Batches in the official notation, where one id -200 stands for an image, to sequences with every position in place.
-
-input_ids with -200, images -> image_token_id on every position of an image, mask and labels grown where it stands
-
-Rotary positions of Owl2 (Llama) and Owl2.1 (Qwen: dynamic NTK base chosen at prefill, log-n query scale).
-
-attention_mask -> positions (left padding does not count) -> cos, sin        the cache keeps the base it was filled with
-
-The vision tower: patches -> positions -> norm -> pre-norm layers (CLIP ViT-L/14 in Owl2, a ViT-bigG in Owl2.1).
-
-pixel_values -> patches -> (+ class position) + position table -> norm -> layers -> (final norm) -> all positions
-
-The visual abstractor: learned queries read the patches of an image and become positions of the language model.
-
-queries -> [norm -> attention over (queries, patches) -> + -> gated MLP -> +] x layers -> projection -> + end vector
-
-Fixed sine and cosine tables give queries a one-dimensional and patches a two-dimensional position. They are computed,
-never stored, and stretch to another grid or another number of queries so that a resized checkpoint stays close.
-
-What rules about repeated ids see of a prompt: its words, neither images nor padding.
-
-prompt ids -> (image positions and padding become an id that the row has anyway) -> penalty of repeated ids
-
-mPLUG-Owl2: images become positions of a causal language model that keeps a way per modality (arXiv 2311.04257).
+"""mPLUG-Owl2: images become positions of a causal language model that keeps a way per modality (arXiv 2311.04257, 3).
 
 pixel_values -> vision tower -> abstractor -> placed over the image positions of input_ids -> routed decoder -> logits
+
+Top to bottom: the tower (CLIP ViT-L/14 in Owl2, a ViT-bigG in Owl2.1), the abstractor (learned queries read the patches
+of an image), rotary positions of Owl2 (Llama) and Owl2.1 (Qwen), the model, and the chat model with its generation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -47,112 +24,127 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
 from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.decoder import Pass, RoutedDecoder, eager_attention
 from plait.nn.layers import RMSNorm
-from plait.nn.positions import inverse_frequencies, log_n_scale, ntk_alpha, ntk_theta, rotary_tables
-from plait.nn.vit import VisionLayer
-from plait.processing.talking import IGNORED
+from plait.nn.positions import (
+    inverse_frequencies,
+    log_n_scale,
+    ntk_alpha,
+    ntk_theta,
+    position_tables,
+    rotary_tables,
+)
+from plait.nn.vit import VisionLayer, VisionTower
 from plait.routing import Route
 from plait.types import MODALITIES
 
 IMAGE_PLACEHOLDER = -200
+"""The id that official batches write for a whole image."""
 
 
-@dataclass(frozen=True)
-class Expanded:
-    """A batch as the model takes it, right-padded to its longest row.
+TABLE_WIDTH = 16
+"""Side of the position table of towers without class position, whatever their image size: 224 pixels."""
 
-    input_ids, attention_mask, labels: (batch, seq); pixel_values: (images, 3, side, side), only images that have a
-    placeholder; added: (batch, seq) bool, True on the padding that expansion added.
+
+class Owl2VisionTower(VisionTower):
+    """Images to features of every position, the class position first where there is one.
+
+    official: cut the position table for smaller images, which the released tower does without a word.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    labels: Tensor | None
-    pixel_values: Tensor | None
-    added: Tensor
+    def __init__(self, sizes: VisionConfig, *, official: bool = False) -> None:
+        rows = sizes.grid**2 + 1 if sizes.use_cls_token else TABLE_WIDTH**2
+        super().__init__(
+            sizes.dim, sizes.patch_size, sizes.num_layers, sizes.eps,
+            (1, rows, sizes.dim) if sizes.use_cls_token else (rows, sizes.dim),  # as in the files
+            lambda: VisionLayer(
+                sizes.dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps, activation=sizes.activation
+            ),
+            use_cls_token=sizes.use_cls_token, use_post_norm=sizes.use_post_norm, fresh=torch.randn,
+        )  # fmt: skip
+        self.sizes, self.official = sizes, official
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position.
+
+        Raises ValueError where the image does not fit the table of a tower with a class position.
+        """
+        table, sizes = self.position_embedding, self.sizes
+        if not sizes.use_cls_token:
+            if height == width == TABLE_WIDTH:
+                return table
+            # In every forward pass, in fp32 and without antialiasing, as released.
+            square = table.float().reshape(1, TABLE_WIDTH, TABLE_WIDTH, -1).permute(0, 3, 1, 2)
+            square = F.interpolate(square, size=(height, width), mode="bicubic", align_corners=False)
+            return square.flatten(2)[0].T.to(table.dtype)
+        if self.official and height * width < table.shape[1]:
+            return table[:, : height * width + 1]
+        if height != sizes.grid or width != sizes.grid:
+            side, got = sizes.image_size, (height * sizes.patch_size, width * sizes.patch_size)
+            raise ValueError(
+                f"expected images of {side} x {side} pixels, got {got}; "
+                "resize them, or the checkpoint with plait.models.mplug_owl2.weights"
+            )
+        return table
 
 
-def expand_placeholders(
-    input_ids: Tensor,
-    images: Tensor | Sequence[Tensor] | None,
-    *,
-    tokens_per_image: int,
-    image_token_id: int,
-    attention_mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    pad_token_id: int = 0,
-) -> Expanded:
-    """Expand a batch of official ids.
+class Abstractor(nn.Module):
+    """Features of an image to `num_queries + 1` vectors of the language model's width.
 
-    images: (images, 3, side, side), one for each placeholder in reading order; or a list of (k, 3, side, side) (or one
-    tensor of five dimensions), all k for one placeholder. A row without placeholder may own an entry too, a dummy.
-    Raises ValueError where placeholders and images do not agree.
+    dim: width of the vision tower; out_dim: of the language model; with_cls: whether features start with a class
+    position.
     """
-    if images is None:
-        if bool((input_ids == IMAGE_PLACEHOLDER).any()):
-            raise ValueError("expected images for the placeholders, got none; pass one image per placeholder")
-        return Expanded(input_ids, attention_mask, labels, None, torch.zeros_like(input_ids, dtype=torch.bool))
-    blocks = [image[None] for image in images] if getattr(images, "ndim", 5) == 4 else list(images)
-    owners = _owners(input_ids, len(blocks))
-    rows = []
-    for i, ids in enumerate(input_ids):
-        sizes = [len(blocks[j]) * tokens_per_image for j in owners[i]]
-        mask = torch.ones_like(ids) if attention_mask is None else attention_mask[i]
-        targets = torch.full_like(ids, IGNORED) if labels is None else labels[i]
-        rows.append(_expand_row(ids, mask, targets, sizes, image_token_id))
-    length = max(len(row[0]) for row in rows)
-    columns = [_padded([row[k] for row in rows], length, fill) for k, fill in enumerate((pad_token_id, 0, IGNORED))]
-    added = torch.stack([torch.arange(length, device=input_ids.device) >= len(row[0]) for row in rows])
-    used = [blocks[j] for owned in owners for j in owned]
-    return Expanded(
-        columns[0],
-        None if attention_mask is None and not bool(added.any()) else columns[1],
-        None if labels is None else columns[2],
-        torch.cat(used) if used else None,
-        added,
-    )
 
-
-def _owners(input_ids: Tensor, entries: int) -> list[list[int]]:
-    """The entries of the image list that each row's placeholders take."""
-    counts = (input_ids == IMAGE_PLACEHOLDER).sum(dim=1).tolist()
-    needed = sum(max(count, 1) for count in counts)
-    with_dummies = needed == entries
-    if not with_dummies and sum(counts) != entries:
-        raise ValueError(
-            f"expected {sum(counts)} images for {sum(counts)} placeholders (or {needed} with a dummy for every row of "
-            f"text), got {entries}; pass one image per placeholder"
+    def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, with_cls: bool) -> None:
+        super().__init__()
+        self.sizes, self.with_cls = sizes, with_cls
+        self.queries = nn.Parameter(torch.randn(1, sizes.num_queries, dim))
+        self.layers = nn.ModuleList(
+            AbstractorLayer(dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps) for _ in range(sizes.num_layers)
         )
-    owners, start = [], 0
-    for count in counts:
-        owners.append(list(range(start, start + count)))
-        start += max(count, 1) if with_dummies else count
-    return owners
+        self.proj = nn.Linear(dim, out_dim)
+        self.end = nn.Parameter(torch.randn(1, 1, out_dim))
 
+    @torch.compiler.disable
+    def tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Position tables for so many features. Raises ValueError where they form no square grid."""
+        patches = num_positions - self.with_cls
+        grid = round(patches**0.5)
+        if grid * grid != patches:
+            raise ValueError(f"expected features of a square grid of patches, got {patches}; pass square images")
+        sizes = self.sizes
+        span = sizes.query_span or sizes.num_queries
+        # Positions stand over the grid and the queries that they were trained for, stretched where those are others.
+        made = position_tables(self.queries.shape[-1], (sizes.num_queries, span, grid, sizes.grid_size, self.with_cls))
+        queries, keys = (torch.from_numpy(table).to(self.queries) for table in made)
+        return queries, keys
 
-def _expand_row(
-    ids: Tensor, mask: Tensor, labels: Tensor, sizes: list[int], image_token_id: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    repeats = torch.ones_like(ids)
-    is_image = ids == IMAGE_PLACEHOLDER
-    repeats[is_image] = torch.tensor(sizes, dtype=ids.dtype, device=ids.device)
-    ids, labels = ids.masked_fill(is_image, image_token_id), labels.masked_fill(is_image, IGNORED)
-    return ids.repeat_interleave(repeats), mask.repeat_interleave(repeats), labels.repeat_interleave(repeats)
+    def forward(self, features: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
+        """features: (images, positions, dim) -> (images, num_queries + 1, out_dim).
 
-
-def _padded(rows: list[Tensor], length: int, fill: int) -> Tensor:
-    return torch.stack([torch.nn.functional.pad(row, (0, length - len(row)), value=fill) for row in rows])
+        hidden: a list to which the queries after every layer are appended.
+        """
+        tables = self.tables(features.shape[1])
+        x = self.queries.expand(len(features), -1, -1)
+        for layer in self.layers:
+            x = layer(x, features, attend, tables)
+            if hidden is not None:
+                hidden.append(x)
+        return torch.cat([self.proj(x), self.end.expand(len(x), -1, -1)], dim=1)
 
 
 def position_ids_of(
     given: Tensor | None, mask: Tensor | None, past: int | Tensor, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """(batch or 1, seq): positions count from the first token that is attended, so left padding shifts nothing."""
+    """(batch or 1, seq): positions count from the first token that is attended, so left padding shifts nothing.
+
+    The released code counts padding too, and forgets it while decoding; one prompt at a time is all it can do.
+    """
     if given is not None:
         return given
     positions = torch.arange(shape[1], device=device) + past
@@ -188,10 +180,10 @@ def rotary(
 
 
 def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, cache: Any, x: Tensor) -> Tensor:
-    """Qwen's NTK factor per sample, (batch,): chosen by the prompt's own length, then kept beside the keys it rotated.
+    """Qwen's NTK factor per sample, (batch,): chosen at prefill by the prompt's own length, then kept with its keys.
 
-    A new implementation ties the factor to the cache: the official code keeps it in the module, where two generations
-    at once would mix it up.
+    Keys in the cache were rotated with it, so a longer answer must not choose another one. It is kept on the cache: the
+    official code keeps it in the module, where two generations at once would mix it up.
     """
     kept = getattr(cache, "ntk_alpha", None)
     # A compiled step never asks how full a static cache is: that number lives on the device.
@@ -207,194 +199,6 @@ def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, c
     if cache is not None:
         cache.ntk_alpha = alpha
     return alpha
-
-
-def query_scale(config: MPlugOwl2Config, position_ids: Tensor) -> Tensor | None:
-    """Log-n factor of every query, (batch or 1, 1, seq, 1), or None for a model without."""
-    if config.trained_length is None or not config.use_log_n:
-        return None
-    return log_n_scale(position_ids, config.trained_length)
-
-
-TABLE_WIDTH = 16
-"""Side of the position table of towers without class position, whatever their image size."""
-
-
-class VisionTower(nn.Module):
-    """Images to features of every position, the class position first where there is one.
-
-    official: cut the position table for smaller images, which the released tower does without a word.
-    """
-
-    def __init__(self, sizes: VisionConfig, *, official: bool = False) -> None:
-        super().__init__()
-        self.sizes, self.official = sizes, official
-        rows = sizes.grid**2 + 1 if sizes.use_cls_token else TABLE_WIDTH**2
-        self.patch_embedding = nn.Conv2d(3, sizes.dim, sizes.patch_size, stride=sizes.patch_size, bias=False)
-        if sizes.use_cls_token:
-            self.cls_embedding = nn.Parameter(torch.randn(1, 1, sizes.dim))
-        shape = (1, rows, sizes.dim) if sizes.use_cls_token else (rows, sizes.dim)  # as in the files
-        self.position_embedding = nn.Parameter(torch.randn(shape))
-        self.pre_norm = nn.LayerNorm(sizes.dim, sizes.eps)
-        self.layers = nn.ModuleList(
-            VisionLayer(sizes.dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps, activation=sizes.activation)
-            for _ in range(sizes.num_layers)
-        )
-        self.post_norm = nn.LayerNorm(sizes.dim, sizes.eps) if sizes.use_post_norm else None
-        self.gradient_checkpointing = False
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (images, 3, height, width) -> (images, positions, dim), positions added and normalised.
-
-        Raises ValueError where the image does not fit the position table (towers with a class position).
-        """
-        x = self.patch_embedding(pixel_values)
-        grid = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)
-        if self.sizes.use_cls_token:
-            side, rows = self.sizes.image_size, self.position_embedding.shape[1]
-            fits = tuple(grid) == (self.sizes.grid,) * 2 or (self.official and grid.numel() < rows)
-            if not fits:
-                raise ValueError(
-                    f"expected images of {side} x {side} pixels, got {tuple(pixel_values.shape[-2:])}; "
-                    "resize them, or the checkpoint with plait.models.mplug_owl2.weights"
-                )
-            x = torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], dim=1)
-        return self.pre_norm(x + self.positions(grid))
-
-    def positions(self, grid: tuple[int, int] | torch.Size) -> Tensor:
-        """The table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position."""
-        table = self.position_embedding
-        if self.sizes.use_cls_token and self.official:
-            return table[:, : grid[0] * grid[1] + 1]
-        if self.sizes.use_cls_token or tuple(grid) == (TABLE_WIDTH, TABLE_WIDTH):
-            return table
-        square = table.float().reshape(1, TABLE_WIDTH, TABLE_WIDTH, -1).permute(0, 3, 1, 2)
-        square = F.interpolate(square, size=tuple(grid), mode="bicubic", align_corners=False)
-        return square.flatten(2)[0].T.to(table.dtype)
-
-    def forward(self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
-        """pixel_values: (images, 3, height, width) -> (images, positions, dim).
-
-        hidden: a list to which the states before every layer and after the last are appended.
-        """
-        x = self.embed(pixel_values)
-        for layer in self.layers:
-            if hidden is not None:
-                hidden.append(x)
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, attend, use_reentrant=False)
-            else:
-                x = layer(x, attend)
-        if hidden is not None:
-            hidden.append(x)
-        return x if self.post_norm is None else self.post_norm(x)
-
-
-def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
-    """positions: (n,) -> (n, dim) float32: [sin, cos] of m * 10000^(-j / (dim / 2))."""
-    omega = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float32) / (dim / 2.0))
-    angles = np.einsum("m,d->md", positions.reshape(-1), omega)
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
-
-
-def stretched(count: int, span: int) -> np.ndarray:
-    """Centres of `count` equal cells laid over the cells 0 .. span-1; the integers where both agree."""
-    if count == span:
-        return np.arange(span, dtype=np.float32)
-    return ((np.arange(count) + 0.5) * span / count - 0.5).astype(np.float32)
-
-
-def sincos_2d(dim: int, grid: int, span: int | None = None, *, with_cls: bool = False) -> np.ndarray:
-    """(grid * grid [+ 1], dim): the column in the first half of the width, the row in the second; CLS is a zero row."""
-    line = stretched(grid, span or grid)
-    columns, rows = np.meshgrid(line, line)  # row-major: the column runs fastest
-    table = np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)
-    return np.concatenate([np.zeros((1, dim), np.float32), table]) if with_cls else table
-
-
-@lru_cache(maxsize=8)
-def position_tables(dim: int, sizes: tuple[int, int, int, int, bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Query and key tables; sizes: (queries, query span, grid, grid span, with_cls)."""
-    queries, query_span, grid, grid_span, with_cls = sizes
-    first = sincos_1d(dim, stretched(queries, query_span))
-    return first, sincos_2d(dim, grid, grid_span, with_cls=with_cls)
-
-
-class Abstractor(nn.Module):
-    """Features of an image to `num_queries + 1` vectors of the language model's width.
-
-    dim: width of the vision tower; out_dim: of the language model; with_cls: whether features start with a class
-    position.
-    """
-
-    def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, with_cls: bool) -> None:
-        super().__init__()
-        self.sizes, self.with_cls = sizes, with_cls
-        self.queries = nn.Parameter(torch.randn(1, sizes.num_queries, dim))
-        self.layers = nn.ModuleList(
-            AbstractorLayer(dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps) for _ in range(sizes.num_layers)
-        )
-        self.proj = nn.Linear(dim, out_dim)
-        self.end = nn.Parameter(torch.randn(1, 1, out_dim))
-
-    @torch.compiler.disable
-    def tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Position tables for so many features. Raises ValueError where they form no square grid."""
-        patches = num_positions - self.with_cls
-        grid = round(patches**0.5)
-        if grid * grid != patches:
-            raise ValueError(f"expected features of a square grid of patches, got {patches}; pass square images")
-        sizes = self.sizes
-        span = sizes.query_span or sizes.num_queries
-        made = position_tables(self.queries.shape[-1], (sizes.num_queries, span, grid, sizes.grid_size, self.with_cls))
-        queries, keys = (torch.from_numpy(table).to(self.queries) for table in made)
-        return queries, keys
-
-    def forward(self, features: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
-        """features: (images, positions, dim) -> (images, num_queries + 1, out_dim).
-
-        hidden: a list to which the queries after every layer are appended.
-        """
-        tables = self.tables(features.shape[1])
-        x = self.queries.expand(len(features), -1, -1)
-        for layer in self.layers:
-            x = layer(x, features, attend, tables)
-            if hidden is not None:
-                hidden.append(x)
-        return torch.cat([self.proj(x), self.end.expand(len(x), -1, -1)], dim=1)
-
-
-def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor:
-    """ids: (rows, seq); mask: (rows, prompt), once or once per beam, 0 on padding -> ids with the rest replaced.
-
-    Image positions hold an id outside the vocabulary, and padding is no word; each becomes the smallest id that its row
-    has elsewhere, which changes nothing for a rule that asks whether an id occurs.
-    """
-    hidden = ids == image_id
-    if mask is not None:
-        mask = mask[:: max(1, len(mask) // len(ids))].repeat_interleave(max(1, len(ids) // len(mask)), dim=0)
-        padding = mask[:, : ids.shape[1]] == 0
-        hidden[:, : padding.shape[1]] |= padding
-    word = ids.masked_fill(hidden, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
-    return torch.where(hidden & (word < image_id), word, ids)
-
-
-class WordsInPenalties(GenerationMixin):
-    """`generate` whose penalties of repeated ids see words alone."""
-
-    config: Any
-
-    def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        ids, mask = kwargs.get("encoder_input_ids"), (kwargs.get("model_kwargs") or {}).get("attention_mask")
-        if ids is not None and ids.dim() == 2:
-            kwargs["encoder_input_ids"] = words_only(ids, self.config.image_id, mask)
-        found = GenerationMixin._get_logits_processor(self, *args, **kwargs)
-
-        def on_words(processor: LogitsProcessor, input_ids: Tensor, scores: Tensor) -> Tensor:
-            return processor(words_only(input_ids, self.config.image_id, mask), scores)
-
-        return LogitsProcessorList(partial(on_words, rule) if isinstance(rule, Penalty) else rule for rule in found)
 
 
 TEXT, IMAGE = MODALITIES.index("text"), MODALITIES.index("image")
@@ -413,6 +217,7 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _skip_keys_device_placement = CACHE_NAMES
+    _input_embed_layer = "token_embedding"  # transformers finds table and head by name
     _no_split_modules = ["RoutedDecoderLayer", "VisionLayer", "AbstractorLayer"]  # noqa: RUF012
 
     @classmethod
@@ -421,7 +226,10 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation: language model normal of `init_std`, tower and abstractor as torch draws them."""
+        """Published initialisation: language model normal of `init_std`, tower and abstractor as torch draws them.
+
+        Their tables, queries and end vectors are normal of 1; their linear layers keep torch's uniform draw.
+        """
         if isinstance(module, nn.LayerNorm | RMSNorm):
             init.ones_(module.weight)
             if isinstance(module, nn.LayerNorm):
@@ -448,7 +256,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
     def __init__(self, config: MPlugOwl2Config) -> None:
         super().__init__(config)
         vision = config.vision_sizes
-        self.vision = VisionTower(vision)
+        self.vision = Owl2VisionTower(vision)
         self.abstractor = Abstractor(vision.dim, config.dim, config.abstractor_sizes, with_cls=vision.use_cls_token)
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.decoder = RoutedDecoder(
@@ -466,14 +274,6 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             mlp_bias=config.mlp_bias,
         )
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
-        return self.token_embedding
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Replace the token table."""
-        self.token_embedding = value
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (images, 3, height, width) -> (images, tokens_per_image, dim)."""
@@ -546,50 +346,45 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         cache = one_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = DynamicCache()
-        run = self._pass(inputs_embeds, attention_mask, position_ids, cache)
-        run.weights = self._kept_weights() if output_attentions else None
+        chosen = self.config._attn_implementation
+        if output_attentions and chosen != "eager":
+            raise ValueError(
+                f"expected attention 'eager' to return weights, got {chosen!r}; call "
+                "model.set_attn_implementation('eager')"
+            )
+        config, mask, x = self.config, attention_mask, inputs_embeds
+        past = cache.get_seq_length() if cache is not None else 0
+        position_ids = position_ids_of(position_ids, mask, past, x.shape[:2], x.device)
+        cos, sin = rotary(config, position_ids, mask, past, cache, x, self.training)
+        # Log-n scaling belongs to evaluation, as NTK does: in training no sequence is longer than the trained length.
+        scales = config.trained_length is not None and config.use_log_n and not self.training
+        run = Pass(
+            shape=(x.shape[0], x.shape[1]),
+            cos=cos,
+            sin=sin,
+            attend=ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager_attention),
+            mask=create_causal_mask(config, x, mask, cache, position_ids),
+            cache=cache,
+            query_scale=log_n_scale(position_ids, config.trained_length) if scales else None,
+            weights=[] if output_attentions else None,
+        )
         hidden: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.decoder(inputs_embeds, self.route(inputs_embeds, is_image, modality_ids), run, hidden)
+        x = self.decoder(x, self.route(x, is_image, modality_ids), run, hidden)
         return CausalLMOutputWithPast(
             hidden_states=tuple(hidden) if hidden else (x,),
             attentions=None if run.weights is None else tuple(run.weights),
             **named(cache),
         )
 
-    def _pass(self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None) -> Pass:
-        """What all layers of a forward pass over x: (batch, seq, dim) share."""
-        past = cache.get_seq_length() if cache is not None else 0
-        position_ids = position_ids_of(position_ids, mask, past, x.shape[:2], x.device)
-        cos, sin = rotary(self.config, position_ids, mask, past, cache, x, self.training)
-        return Pass(
-            shape=(x.shape[0], x.shape[1]),
-            cos=cos,
-            sin=sin,
-            attend=ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention),
-            mask=create_causal_mask(self.config, x, mask, cache, position_ids),
-            cache=cache,
-            query_scale=None if self.training else query_scale(self.config, position_ids),
-        )
-
-    def _kept_weights(self) -> list[Tensor]:
-        """A list for attention weights. Raises ValueError for an attention that returns none."""
-        chosen = self.config._attn_implementation
-        if chosen != "eager":
-            raise ValueError(
-                f"expected attention 'eager' to return weights, got {chosen!r}; call "
-                "model.set_attn_implementation('eager')"
-            )
-        return []
-
     def route(self, x: Tensor, is_image: Tensor | None, modality_ids: Tensor | None) -> Route:
         """Which modality owns each token of x: (batch, seq, dim); in training every modality is listed."""
         if not self.config.routed:
-            return Route.only("text")
+            return TEXT_ONLY
         if is_image is not None and modality_ids is None:
             modality_ids = is_image.long() * (IMAGE - TEXT) + TEXT
-        if modality_ids is None:
-            return Route.segments({"text": x.shape[1]}, listed=self.config.modalities) if self.training else TEXT_ONLY
-        return interleaved(modality_ids)
+        if modality_ids is not None:
+            return interleaved(modality_ids)
+        return Route.segments({"text": x.shape[1]}, listed=self.config.modalities) if self.training else TEXT_ONLY
 
 
 TEXT_ONLY = Route.only("text")
@@ -601,9 +396,10 @@ def interleaved(modality_ids: Tensor) -> Route:
     return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 
-class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams, WordsInPenalties, GenerationMixin):
+class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
     """The chat model: images and text in, text out."""
 
+    prompt_only = ("pixel_values", "modality_ids")
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: MPlugOwl2Config) -> None:
@@ -611,22 +407,6 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams,
         self.model = MPlugOwl2Model(config)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The token table."""
-        return self.model.token_embedding
-
-    def set_input_embeddings(self, value: Any) -> None:
-        """Replace the token table."""
-        self.model.token_embedding = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Replace the head."""
-        self.lm_head = new_embeddings
 
     def forward(
         self,
@@ -680,27 +460,33 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, OfficialBeams,
         images = torch.eq(prompt_ids, self.config.image_token).sum(dim=1)
         return images - images // self.config.tokens_per_image
 
-    def prepare_inputs_for_generation(
-        self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Images are read once, with the prompt; later steps are text."""
-        inputs = GenerationMixin.prepare_inputs_for_generation(
-            self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs["pixel_values"] = inputs["modality_ids"] = None
-        return inputs
+    def media_places(self) -> dict[str, Places]:
+        """Images follow their rows into beams."""
+        return {"pixel_values": Places(self.config.image_token, self.config.tokens_per_image)}
 
-    def _expand_inputs_for_generation(
-        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows for beams; images follow the rows they stand in, so a row's images repeat as a block."""
-        pixel_values = kwargs.pop("pixel_values", None)
-        if pixel_values is not None and expand_size > 1 and input_ids is not None:
-            per_row = (input_ids == self.config.image_id).sum(dim=1) // self.config.tokens_per_image
-            blocks: Iterable[Tensor] = pixel_values.split(per_row.tolist())
-            pixel_values = torch.cat([block.repeat(expand_size, 1, 1, 1) for block in blocks])
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
-        )
-        return input_ids, kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
+    def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """Penalties of repeated ids see the words of a prompt, neither its images nor its padding."""
+        ids, mask = kwargs.get("encoder_input_ids"), (kwargs.get("model_kwargs") or {}).get("attention_mask")
+        if ids is not None and ids.dim() == 2:
+            kwargs["encoder_input_ids"] = words_only(ids, self.config.image_id, mask)
+        found = GenerationMixin._get_logits_processor(self, *args, **kwargs)
+
+        def on_words(processor: LogitsProcessor, input_ids: Tensor, scores: Tensor) -> Tensor:
+            return processor(words_only(input_ids, self.config.image_id, mask), scores)
+
+        return LogitsProcessorList(partial(on_words, rule) if isinstance(rule, Penalty) else rule for rule in found)
+
+
+def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor:
+    """ids: (rows, seq); mask: (rows, prompt), once or once per beam, 0 on padding -> ids with the rest replaced.
+
+    Image positions hold an id outside the vocabulary, and padding is no word; each becomes the smallest id that its row
+    has elsewhere, which changes nothing for a rule that asks whether an id occurs.
+    """
+    hidden = ids == image_id
+    if mask is not None:
+        mask = mask[:: max(1, len(mask) // len(ids))].repeat_interleave(max(1, len(ids) // len(mask)), dim=0)
+        padding = mask[:, : ids.shape[1]] == 0
+        hidden[:, : padding.shape[1]] |= padding
+    word = ids.masked_fill(hidden, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
+    return torch.where(hidden & (word < image_id), word, ids)

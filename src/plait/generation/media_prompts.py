@@ -1,0 +1,62 @@
+"""`generate` on prompts that hold media: placed once, with the prompt, and repeated for beams with their rows.
+
+prompt with media -> rows repeated per beam, media as blocks -> first pass places them -> later passes are text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationMixin
+
+
+class Places(NamedTuple):
+    """The id on all positions of a kind of media, and how many positions one fills."""
+
+    media_id: int
+    per_medium: int
+
+
+class MediaPrompts(GenerationMixin):
+    """What models share that put media over positions of a prompt.
+
+    prompt_only: arguments of `forward` that belong to the prompt alone; media_places: argument -> where the media in it
+    stand, one entry of it per medium, in reading order over the batch.
+    """
+
+    prompt_only: tuple[str, ...] = ()
+
+    def media_places(self) -> Mapping[str, Places]:
+        """See the class."""
+        raise NotImplementedError
+
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Media are placed once, with the prompt; later steps are text."""
+        inputs = GenerationMixin.prepare_inputs_for_generation(
+            self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs.update(dict.fromkeys(self.prompt_only))
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat rows for beams. Media follow the rows they stand in: transformers would repeat each by itself."""
+        held = {}
+        for name, places in self.media_places().items():
+            media = kwargs.pop(name, None)
+            if media is None:
+                continue
+            if expand_size > 1 and input_ids is not None:
+                per_row = (input_ids == places.media_id).sum(dim=1) // places.per_medium
+                media = torch.cat([torch.cat([row] * expand_size) for row in media.split(per_row.tolist())])
+            held[name] = media
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs | held
