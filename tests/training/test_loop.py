@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from plait.errors import UsageError
 from plait.training.data_order import Shuffled
 from plait.training.logging import read_metrics
 from plait.training.loop import NonFiniteLossError, train
@@ -256,6 +258,29 @@ def test_rare_looks_log_the_same_values_and_miss_no_bad_step(
     with pytest.raises(NonFiniteLossError, match="at step 4 "):
         tiny.run(tmp_path / "bad", stages=tiny.stages(objective), options=Options(log_every=5, progress=False))
     assert not (tmp_path / "bad" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("name", "period", "steps"), [("nonsense", 1, 1), ("nonsense", 3, 3), ("late", 3, 8)])
+def test_a_best_metric_that_no_step_has_is_refused_after_one_period(
+    name: str, period: int, steps: int, tiny: ModuleType, tmp_path: Path
+) -> None:
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        seen.append(step)
+        loss, metrics = tiny.noisy_loss(model, batch, step, generator)
+        return loss, {**metrics, **({"late": loss.detach()} if step % 3 == 2 else {})}
+
+    seen: list[int] = []
+    options = Options(progress=False, best=name)
+    stage = replace(tiny.stages(objective)[0], steps=8, period=period)
+    if name == "nonsense":
+        with pytest.raises(UsageError, match=r"expected one of the metrics loss, .* got 'nonsense'"):
+            tiny.run(tmp_path, stages=[stage], options=options)
+    else:
+        tiny.run(tmp_path, stages=[stage], options=options)
+    assert len(seen) == steps
+    if name == "nonsense":  # nothing is lost: the corrected command trains
+        tiny.run(tmp_path, stages=[stage], options=QUIET)
+        assert lines(tmp_path)[-1]["step"] == 8
 
 
 def test_bf16_runs_products_in_bf16_and_keeps_float32_weights(tiny: ModuleType, tmp_path: Path) -> None:

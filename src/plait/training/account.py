@@ -8,7 +8,6 @@ it does in training; everything of floating point has a shape and no values.
 
 from __future__ import annotations
 
-import copy
 import resource
 import sys
 from contextlib import ExitStack, nullcontext
@@ -25,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.training.parallel import MomentumObjective, alone, blocks_of, in_full_precision, plain, recomputed
+from plait.training.parallel import ObjectiveModule, alone, blocks_of, in_full_precision, plain, recomputed
 from plait.training.stages import Batch, Source, Stage, freeze
 
 PEAK_TFLOPS = {
@@ -65,12 +64,12 @@ def step_cost(
     size = stage.batch_size // (processes * stage.accumulation)
     batch = source.load([int(row) for row in source.rows(0, step, stage.batch_size)][:size], np.random.default_rng(0))
     freeze(model, stage.trainable)
-    with in_full_precision(model):
+    with in_full_precision(model):  # a quantised weight has no shape that a product could be counted by
         return _counted(model, stage, batch, step, dtype, recompute)
 
 
 def _counted(model: nn.Module, stage: Stage, batch: Batch, step: int, dtype: torch.dtype, recompute: int) -> StepCost:
-    whole, fake = _Whole(model, stage), FakeTensorMode(allow_non_fake_inputs=True)
+    whole, fake = ObjectiveModule(model, stage.objective), FakeTensorMode(allow_non_fake_inputs=True)
     state = {name: _fake(value, fake) for name, value in [*whole.named_parameters(), *whole.named_buffers()]}
     kept, counter = _Kept(state.values()), FlopCounterMode(display=False)
     with ExitStack() as stack:
@@ -79,7 +78,7 @@ def _counted(model: nn.Module, stage: Stage, batch: Batch, step: int, dtype: tor
         stack.enter_context(recomputed(model, recompute))
         for block in list(blocks_of(model).values())[:: recompute or 1] if recompute else []:
             stack.callback(block.register_forward_pre_hook(kept.inputs, with_kwargs=True).remove)
-        for context in (_Mixed(fake), counter, saved_tensors_hooks(kept.pack, _same)):
+        for context in (_Mixed(fake), counter, saved_tensors_hooks(kept.pack, lambda x: x)):
             stack.enter_context(context)
         batch = tree_map_only(Tensor, lambda x: _fake(x, fake) if x.is_floating_point() else x, batch)
         stack.enter_context(torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext())
@@ -131,21 +130,6 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _Whole(nn.Module):
-    """Model, and objective with whatever it keeps, as one module."""
-
-    def __init__(self, model: nn.Module, stage: Stage) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = stage.objective
-        if isinstance(stage.objective, MomentumObjective):
-            self.objective = copy.deepcopy(stage.objective)
-            self.objective.begin(model)
-
-    def forward(self, *args: Any) -> Any:
-        return self.objective(self.model, *args)
-
-
 class _Kept:
     """Sums the bytes of storages saved for the backward pass, each once, without weights."""
 
@@ -179,12 +163,11 @@ class _Mixed(TorchDispatchMode):
             return func(*args, **kwargs)
         if func in _INDEXING:  # a real mask says how many it picks, a fake one could not
             args = tree_map_only(list, _masks_to_numbers, args, is_leaf=lambda x: isinstance(x, list))
-        args, kwargs = tree_map_only(Tensor, self._shape_of, (args, kwargs))
+        args, kwargs = tree_map_only(
+            Tensor, lambda x: x if isinstance(x, FakeTensor) else _fake(x, self.fake), (args, kwargs)
+        )
         with self.fake:
             return func(*args, **kwargs)
-
-    def _shape_of(self, x: Tensor) -> Tensor:
-        return x if isinstance(x, FakeTensor) else _fake(x, self.fake)
 
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
@@ -202,7 +185,3 @@ def _fake(x: Tensor, mode: FakeTensorMode) -> Tensor:
     """Shape, strides and dtype of `x` as a tensor of the CPU without values; a leaf that trains where `x` does."""
     empty = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
     return FakeTensor(mode, empty, torch.device("cpu")).requires_grad_(x.requires_grad)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x

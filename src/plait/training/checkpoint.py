@@ -166,7 +166,6 @@ class CheckpointStore:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
         position: Position,
-        objective: nn.Module | None = None,
     ) -> Path:
         """Begin a checkpoint, unless this step has one; without `is_async` also finish it.
 
@@ -181,8 +180,6 @@ class CheckpointStore:
             self._make(unfinished)
         self.world.barrier()
         pieces = {"model": _pieces(tensors_of(model), self.world)}
-        if objective is not None:
-            pieces["objective"] = _pieces(tensors_of(objective), self.world)
         numbers: dict[str, Any] = {}
         if optimizer is not None:
             state, numbers = _optimizer_state(model, optimizer)
@@ -269,13 +266,10 @@ class CheckpointStore:
         """The position stored with the checkpoint of `step`."""
         return Position(**json.loads((self.path(step) / "state.json").read_text())["position"])
 
-    def load_model(self, step: int, model: nn.Module, name: str = "model") -> None:
-        """Load weights and buffers in place. Raises ValueError when the model has other names or shapes.
-
-        name: "model", or "objective" for what an objective keeps.
-        """
+    def load_model(self, step: int, model: nn.Module) -> None:
+        """Load weights and buffers in place. Raises ValueError when the model has other names or shapes."""
         targets = tensors_of(model)
-        with Pieces(self.path(step), name) as pieces, torch.no_grad():
+        with Pieces(self.path(step), "model") as pieces, torch.no_grad():
             shapes = {key: tuple(value.shape) for key, value in targets.items()}
             wrong = sorted(key for key in shapes.keys() | pieces.shapes if shapes.get(key) != pieces.shapes.get(key))
             if wrong:

@@ -21,22 +21,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from plait.errors import UsageError
 from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
 from plait.training.data_order import Flow, ahead, step_loader
 from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, note_bad, to_floats
 from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
-    MomentumObjective,
     ObjectiveModule,
     World,
     compiled,
     distributed,
     map_tensors,
-    place_model,
     process_group,
     recomputed,
     seed_everything,
+    shard,
     stop_signals,
     sync_whole_gradients,
     without_gradient_sync,
@@ -83,11 +83,19 @@ def train(
         costs = [mean_seconds(model, stage, place, precision, world.size) for stage in stages]
         undo.enter_context(recomputed(model, options.recompute))
         undo.enter_context(compiled(model, options.compile))
-        whole = place_model(model, stages, options, world, place, precision)
+        whole = ObjectiveModule(model, stages[0].objective)
+        model.train()
+        if options.parallel == "ddp" or world.size == 1:
+            model.to(place)
+        else:
+            shard(whole, world, place, precision)
         newest, position = _restore(store, model, seed)
         log = MetricsLog(run_dir / "metrics.jsonl", position.total, options.tensorboard) if world.is_main else None
         scale = LossScale(precision == torch.float16, position.loss_scale, position.good_steps)
-        run = _Run(model, whole, store, log, world, place, precision, options, signals, position, scale, costs)
+        run = _Run(
+            model=model, whole=whole, store=store, log=log, world=world, device=place, dtype=precision,
+            options=options, signals=signals, position=position, scale=scale, peak_seconds=costs,
+        )  # fmt: skip
         try:
             while position.stage < len(stages) and run.stopped_by is None:
                 run.stage(stages[position.stage], newest)
@@ -129,9 +137,9 @@ class _Current:
 
     stage: Stage
     source: Source
+    first: int
     total: int
     optimizer: torch.optim.Optimizer
-    momentum: MomentumObjective | None
     module: nn.Module
     parameters: list[nn.Parameter]
     generator: torch.Generator
@@ -159,6 +167,7 @@ class _Run:
     peak_seconds: list[float | None]
     stopped_by: signal.Signals | None = None
     scores: list[float] = field(default_factory=list)
+    metrics: dict[str, None] = field(default_factory=dict)
     unseen: list[_Done] = field(default_factory=list)
     last_look: float = 0.0
     last_save: float = 0.0
@@ -181,7 +190,7 @@ class _Run:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
-                for hook in (*([now.momentum.after] if now.momentum else []), *stage.after_step):
+                for hook in stage.after_step:
                     hook(self.model, step)
                 self.position.step, self.position.total = step + 1, self.position.total + 1
                 self.unseen.append(_Done(self.position.total, rows, lr, values))
@@ -200,23 +209,24 @@ class _Run:
         seed_everything(self.position.seed, self.position.stage, *b"before")
         for prepare in stage.before if self.position.step == 0 else ():
             prepare(self.model)
-        momentum = stage.objective if isinstance(stage.objective, MomentumObjective) else None
         optimizer = (stage.optimizer or adamw)(self.model, stage)
-        if momentum is not None:
-            momentum.begin(self.model)
-            momentum.to(self.device)
         if newest is not None and self.position.step > 0:
             self.store.load_optimizer(newest, self.model, optimizer)
-            if momentum is not None:
-                self.store.load_model(newest, momentum, "objective")
         is_shown = self.log is not None and self.options.progress
         line = ProgressLine(stage.name, total, self.position.step, stage.batch_size, is_shown)
         self.whole.objective[0] = stage.objective
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        peak_seconds = self.peak_seconds[self.position.stage]
-        module = distributed(self.whole, self.world)
-        generator = torch.Generator(self.device)
-        return _Current(stage, source, total, optimizer, momentum, module, trained, generator, line, peak_seconds)
+        return _Current(
+            stage=stage,
+            source=source,
+            first=self.position.step,
+            total=total,
+            optimizer=optimizer,
+            module=distributed(self.whole, self.world),
+            parameters=[p for p in self.model.parameters() if p.requires_grad],
+            generator=torch.Generator(self.device),
+            line=line,
+            peak_seconds=self.peak_seconds[self.position.stage],
+        )
 
     def _step(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> dict[str, Any]:
         """One optimiser step; loss and metrics as means over the micro batches, and the norm of the gradient."""
@@ -246,9 +256,16 @@ class _Run:
         """Fetch the values of the steps since the last look (one wait for the GPU), log the last, save when due."""
         values = to_floats([done.values for done in self.unseen], self.device)
         clock = time.monotonic()
-        flags = [bool(self.signals), self._is_due(clock), self.store.is_written(), self.store.failed()]
+        for row in values:
+            self.metrics |= dict.fromkeys(row)
+        best = self.options.best
+        flags = [
+            bool(self.signals), self._is_due(clock), self.store.is_written(), self.store.failed(),
+            best is not None and best not in self.metrics,
+        ]  # fmt: skip
         own = [*(row["loss"] for row in values), *(float(flag) for flag in flags)]
-        *losses, stops, due, written, failed = self.world.mean(own, self.device)
+        # one reduction for all: every process comes to the same decision at the same step
+        *losses, stops, due, written, failed, unknown = self.world.mean(own, self.device)
         if written == 1 or failed:
             self.store.wait()
         for done, loss, row in zip(self.unseen, losses, values, strict=True):
@@ -257,8 +274,16 @@ class _Run:
                 self.store.wait()
                 names, steps = now.source.names(done.rows), self.store.steps()
                 raise NonFiniteLossError(loss, row["gradient_norm"], done.number, now.stage.name, names, steps)
+        # a name may be another stage's, or of a kind of step that comes later in the period
+        is_last_stage = self.position.stage + 1 == len(self.peak_seconds)
+        if unknown == 1 and is_last_stage and (self.position.step >= now.first + now.stage.period or is_end):
+            self.store.wait()
+            raise UsageError(
+                f"expected one of the metrics {', '.join(self.metrics)} for the best checkpoint, got {best!r}; "
+                "choose one of them and run again"
+            )
         self._log(now, {**values[-1], "loss": losses[-1]}, clock - self.last_look)
-        self.scores += [row[self.options.best] for row in values if self.options.best in row]
+        self.scores += [row[best] for row in values if best in row]
         self.unseen.clear()
         if is_end:
             self.position.stage, self.position.step = self.position.stage + 1, 0
@@ -297,5 +322,5 @@ class _Run:
         position.loss_scale, position.good_steps = self.scale.value, self.scale.good_steps
         position.score = sum(self.scores) / len(self.scores) if self.scores else None
         self.scores.clear()
-        self.store.save(self.model, *((None, position) if is_end else (now.optimizer, position, now.momentum)))
+        self.store.save(self.model, None if is_end else now.optimizer, position)
         self.last_save = time.monotonic()

@@ -1,25 +1,18 @@
-"""The repeated layers of a model, found from outside: to compute them again instead of keeping them, compile or shard.
+"""Several processes train one model, and what is done to a model's layers from outside.
 
-model -> blocks_of (name -> layer) -> recomputed | compiled, both undone when the run is over; groups_of for sharding
+    torchrun's environment -> `process_group` -> World -> `distributed` (DDP) | `shard` (FSDP2)
+    model -> `blocks_of` (name -> layer) -> recomputed | compiled | sharded, each undone when the run is over
 
-State that an objective keeps between steps: a momentum twin, queues of its outputs, averaged weights.
-
-`MomentumObjective` is a module, so that the loop finds what it holds and stores it in every checkpoint.
-
-Several processes train one model: what torchrun says in the environment -> a process group -> DDP (or FSDP2).
-
-The objective is wrapped together with the model, so an objective may call any method of the model and DDP still sees
-one forward pass. Parameters that a rank's batch does not touch are found in the graph, so ranks with different
+DDP: the objective is wrapped together with the model, so an objective may call any method of the model and DDP still
+sees one forward pass. Parameters that a rank's batch does not touch are found in the graph, so ranks with different
 modalities never wait for one another's gradients.
 
-FSDP2: every process keeps a part of each parameter, gradient and optimiser state.
-
-model (whole in process 0, on the meta device elsewhere) -> fully_shard per layer, per group, for the rest
-    -> memory for the parts -> process 0's values, spread
-
-A layer is gathered when it is entered and dropped when it is left, so all processes must enter the same layers in the
-same order: a batch of other modalities is fine where the layer is shared (`plait.routing`: absent modalities get zero
-gradients), a tower with nothing to read is given an empty batch, and a step has one task in all processes.
+FSDP2: every process keeps a part of each parameter, gradient and optimiser state. Process 0 holds the model whole, the
+others on the meta device; each layer, each group of layers and the rest become units, get memory for their parts, and
+process 0's values are spread. A layer is gathered when it is entered and dropped when it is left, so all processes must
+enter the same layers in the same order: a batch of other modalities is fine where the layer is shared
+(`plait.routing`: absent modalities get zero gradients), a tower with nothing to read is given an empty batch, and a
+step has one task in all processes.
 """
 
 from __future__ import annotations
@@ -30,7 +23,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -50,7 +43,249 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from plait.errors import UsageError
-from plait.training.stages import Batch, Metrics, Objective, Options, Stage
+from plait.training.stages import Batch, Metrics, Objective
+
+_is_alone = False
+_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By its name of torch 2.13, which warns about the older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all: rank 0 .. size - 1, and its number on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, values: list[float], device: torch.device) -> list[float]:
+        """Mean of each number over all processes."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return (total / self.size).tolist()
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+    def wait(self) -> None:
+        """As `barrier`, but up to a day: for the process that measures or writes alone, longer than a hang may last."""
+        if self.size > 1:
+            dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
+
+
+@contextmanager
+def process_group(device: str | torch.device | None = None) -> Generator[tuple[World, torch.device]]:
+    """The world torchrun describes (one process without it) and the device of this process.
+
+    device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one. Backend: nccl on GPUs, gloo on the CPU.
+    Leaves a process group that exists already as it is. Raises ValueError for a device that is not there.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    try:
+        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"expected a device such as cuda or cpu, got {str(device)!r}; pass one of them") from error
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected a device of this machine, got {str(kind)!r} without a GPU; pass --device cpu")
+    if kind.type == "cuda":
+        kind = torch.device("cuda", local_rank if kind.index is None else kind.index)
+        torch.cuda.set_device(kind)
+    starts = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if starts:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo")
+    try:
+        yield current_world(), kind
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
+def current_world() -> World:
+    """The world of the running process group, a world of one without a group or `alone`."""
+    if _is_alone or not dist.is_initialized():
+        return World()
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Inside, this process is a world of its own: what it does alone (a plan, a measurement) waits for no other."""
+    global _is_alone  # noqa: PLW0603 (a process group is global as well)
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
+
+
+def check_shared(directory: Path, world: World) -> None:
+    """Raise ValueError in every process unless all see one `directory`: nodes have to share a file system."""
+    if world.size == 1:
+        return
+    mark = directory / f".seen-by-{world.size}"
+    if world.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    world.barrier()
+    seeing = round(world.size * world.mean([float(mark.exists())], torch.device("cpu"))[0])
+    if world.is_main:
+        mark.unlink()
+    if seeing < world.size:
+        raise ValueError(
+            f"expected {directory} on a file system that all nodes share, got {seeing} of {world.size} processes that "
+            "see it; choose another --out"
+        )
+
+
+class ObjectiveModule(nn.Module):
+    """A model and its objective as one module, whose forward is `objective(model, batch, step, generator)`."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = [objective]  # in a list: its own state (a momentum twin) is none of DDP's business
+
+    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        """The objective's (loss, metrics)."""
+        return self.objective[0](self.model, batch, step, generator)
+
+
+def distributed(module: ObjectiveModule, world: World) -> nn.Module:
+    """`module` itself in a world of one or when it is sharded, else under DDP (gradients are means over processes)."""
+    if world.size == 1 or isinstance(module, FSDPModule):
+        return module
+    accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # name by version
+    how: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
+    return DistributedDataParallel(module, **how)
+
+
+@contextmanager
+def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
+    """Keep gradients local (all but the last micro batch of an accumulated step)."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not active)
+        yield
+    elif active and isinstance(module, DistributedDataParallel):
+        with cast("Any", module).no_sync():
+            yield
+    else:
+        yield
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """All processes' rows, without gradient, and where this process's rows start among them.
+
+    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). As in ONE-PEACE, every process
+    learns from its own rows alone; the mean of the gradients over processes, which DDP and FSDP take, is then the
+    gradient of one large batch: no further factor.
+    """
+    world, x = current_world(), x.detach().contiguous()
+    if world.size == 1:
+        return x, 0
+    gathered = torch.empty(world.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+    _ALL_GATHER(gathered, x)
+    return gathered, world.rank * len(x)
+
+
+def chunk_of(batch: int) -> int:
+    """Rows of contrastive logits to hold at a time, so that their memory does not grow with the number of processes.
+
+    batch: rows of this process. A chunk of batch / world rows against world * batch columns has batch ** 2 numbers.
+    """
+    return max(1, batch // current_world().size)
+
+
+def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: torch.dtype) -> None:
+    """Spread the model inside `module` over all processes, in place; its names stay.
+
+    dtype: of the gathered weights of layers and of matrix products; parts, gradients and reductions stay in float32.
+    Single numbers (a temperature) cannot be cut and stay whole, see `sync_whole_gradients`.
+    """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ValueError(f"expected torch 2.13 or newer for --parallel fsdp, got {torch.__version__}; use ddp")
+    model = module.model
+    if len(dict(model.named_parameters())) != len(dict(model.named_parameters(remove_duplicate=False))):
+        raise ValueError("expected a model without tied parameters for --parallel fsdp; use ddp")
+
+    def tensors() -> dict[str, Tensor]:
+        """Parameters and all buffers, also those that no checkpoint holds."""
+        return dict(model.named_parameters()) | dict(model.named_buffers())
+
+    values = {name: tensor.detach().clone() for name, tensor in tensors().items()} if world.is_main else {}
+    mesh = init_device_mesh(device.type, (world.size,))
+    whole = {p for p in model.parameters() if p.ndim == 0}
+    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, cast_forward_inputs=False)
+    for block in blocks_of(model).values():
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    for group in reversed(groups_of(model).values()):
+        fully_shard(group, mesh=mesh, ignored_params=whole)
+    root = fully_shard(module, mesh=mesh, ignored_params=whole)
+    root.set_reduce_scatter_unused_params(True)  # else processes with other modalities wait for one another
+    model.to_empty(device=device)
+    with torch.no_grad():  # one tensor at a time: no process ever holds the whole model
+        for name, tensor in tensors().items():
+            if values:
+                full = values.pop(name).to(device)
+            else:
+                full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            if isinstance(tensor, DTensor):
+                part = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=0)
+                tensor.to_local().copy_(part.to_local())
+            else:
+                full = full.contiguous()
+                dist.broadcast(full, src=0)
+                tensor.copy_(full)
+
+
+def sync_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
+    """Mean over processes of the gradients of parameters that FSDP leaves whole."""
+    for parameter in parameters:
+        if isinstance(parameter, DTensor):
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world.size
+
+
+def gathered_state(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """All parameters and persistent buffers, whole and on the CPU, in process 0; empty elsewhere. All must call it."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if world.is_main:
+            state[name] = full.detach().cpu()
+    return state
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes on the meta device: names and shapes, no memory for weights.
+
+    A loader that makes fresh heads beside what it reads needs values and is run as it is.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build()
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -59,9 +294,13 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     Layers are what a transformers model lists in `_no_split_modules`; a model without such a list gives the elements
     of its lists of modules of one class, two or more of them.
     """
+
+    def repeats(module: nn.Module) -> Any:
+        return isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
+
     listed = {name for m in model.modules() for name in getattr(m, "_no_split_modules", None) or ()}
     found: dict[str, nn.Module] = {}
-    repeated = {f"{name}.{i}".lstrip(".") for name, m in model.named_modules() if _repeats(m) for i in range(len(m))}
+    repeated = {f"{name}.{i}".lstrip(".") for name, m in model.named_modules() if repeats(m) for i in range(len(m))}
     for name, module in model.named_modules():
         is_layer = type(module).__name__ in listed if listed else name in repeated
         if is_layer and not any(name.startswith(f"{outer}.") for outer in found):
@@ -73,49 +312,6 @@ def groups_of(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> the module whose list holds layers: a vision tower, an abstractor, a trunk."""
     names = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in blocks_of(model))
     return {name: model.get_submodule(name) for name in names if name}
-
-
-def _repeats(module: nn.Module) -> Any:
-    return isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(one) for one in module}) == 1
-
-
-def is_quantised(module: nn.Module) -> bool:
-    """Whether the weight of this layer is held in few bits, by torchao or bitsandbytes."""
-    weight = module._parameters.get("weight")
-    if weight is None or isinstance(weight, DTensor):
-        return False
-    return type(weight) is not nn.Parameter or type(weight.data) is not Tensor
-
-
-def size_of(parameter: Tensor) -> tuple[int, int]:
-    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised."""
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
-    if state is not None:
-        return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
-    flatten = getattr(parameter, "__tensor_flatten__", None)  # of torchao
-    if flatten is None or isinstance(parameter, DTensor):
-        return parameter.numel(), parameter.nbytes
-    parts = [getattr(parameter, name) for name in flatten()[0]]
-    return parameter.numel(), sum(part.nbytes for part in parts if isinstance(part, Tensor))
-
-
-@contextmanager
-def in_full_precision(model: nn.Module) -> Generator[None]:
-    """Plain linear layers without values in the place of quantised ones, for as long as the context lasts."""
-    changed = [
-        (parent, name, child)
-        for parent in list(model.modules())
-        for name, child in list(parent._modules.items())
-        if isinstance(child, nn.Linear) and is_quantised(child)
-    ]
-    for parent, name, child in changed:
-        plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
-        parent._modules[name] = plain.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parent, name, child in changed:
-            parent._modules[name] = child
 
 
 @contextmanager
@@ -171,254 +367,43 @@ def plain(model: nn.Module) -> Generator[None]:
                 block.forward = forward
 
 
-class MomentumObjective(nn.Module):
-    """An objective with state. The loop calls `begin` once a stage, `forward` at every micro batch, then `after`.
-
-    What `begin` builds is stored with the checkpoint (parameters and buffers) and restored after `begin` on resume.
-    Runs in one process and under DDP, where every process keeps the same copy; not under FSDP.
-    """
-
-    def begin(self, model: nn.Module) -> None:
-        """Build the state for `model`, on its device; called when a stage begins and before a resumed one goes on."""
-
-    def forward(self, model: nn.Module, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """(loss, metrics) as of any objective."""
-        raise NotImplementedError
-
-    def after(self, model: nn.Module, step: int) -> None:
-        """Move the state on, after the optimiser's step."""
-
-
-class Twin(nn.Module):
-    """A slowly following copy: twin <- m twin + (1 - m) model, without gradients. `twin.module` is the copy.
-
-    Floating-point buffers follow the same way, others are copied. Source: MoCo (arXiv 1911.05722), equation 2; mPLUG-2
-    uses m = 0.995. The same object holds averaged weights (EMA) for evaluation.
-    """
-
-    def __init__(self, module: nn.Module, momentum: float) -> None:
-        super().__init__()
-        if not 0 <= momentum < 1:
-            raise ValueError(f"expected a momentum in [0, 1), got {momentum}")
-        self.module = copy.deepcopy(module).requires_grad_(False)
-        self.momentum = momentum
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """One step towards `module`, which has the names of the copy."""
-        mine, theirs = self.module.state_dict(), module.state_dict()
-        for name, value in theirs.items():
-            if value.is_floating_point():
-                mine[name].lerp_(value.to(mine[name].dtype), 1 - self.momentum)
-            else:
-                mine[name].copy_(value)
-
-
-class Queues(nn.Module):
-    """Ring buffers of the last `size` rows of several features, all moved on together.
-
-    dims: name -> width, 0 for a vector of integer identities, which starts at `empty_id` (no partner of anybody).
-    Feature rows start as random unit vectors, as in ALBEF and mPLUG-2. `rows(name)`: (size, dim).
-    """
-
-    def __init__(self, size: int, dims: Mapping[str, int], empty_id: int = -100) -> None:
-        super().__init__()
-        self.size = size
-        self.names = tuple(dims)
-        for name, dim in dims.items():
-            rows = torch.full((size,), empty_id) if dim == 0 else nn.functional.normalize(torch.randn(size, dim), dim=1)
-            self.register_buffer(name, rows)
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))
-
-    def rows(self, name: str) -> Tensor:
-        """All rows of one feature, (size, dim) or (size,)."""
-        return self.get_buffer(name)
-
-    @torch.no_grad()
-    def push(self, **rows: Tensor) -> None:
-        """Put the rows of all processes over the oldest ones; every feature gives as many, at most `size`.
-
-        Gather them first (`plait.training.parallel.gather_rows`), so that all processes hold the same queue.
-        """
-        counts = {name: len(value) for name, value in rows.items()}
-        if set(rows) != set(self.names) or len(set(counts.values())) != 1 or max(counts.values()) > self.size:
-            raise ValueError(
-                f"expected as many rows of each of {', '.join(self.names)}, up to {self.size}, got {counts}"
-            )
-        count = next(iter(counts.values()))
-        place = self.get_buffer("place")
-        where = (place + torch.arange(count, device=place.device)) % self.size
-        for name, value in rows.items():
-            kept = self.get_buffer(name)
-            kept[where] = value.detach().to(kept.dtype)
-        place.copy_((place + count) % self.size)
-
-
-def twins(model: nn.Module, names: Sequence[str], momentum: float) -> nn.ModuleDict:
-    """A `Twin` of each named submodule of `model`; keys are the names with dots as dashes."""
-    return nn.ModuleDict({name.replace(".", "-"): Twin(model.get_submodule(name), momentum) for name in names})
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """This process among all: rank 0 .. size - 1, and its number on this machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @property
-    def is_main(self) -> bool:
-        """True in the one process that writes files and prints."""
-        return self.rank == 0
-
-    def mean(self, values: list[float], device: torch.device) -> list[float]:
-        """Mean of each number over all processes."""
-        if self.size == 1:
-            return values
-        total = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(total)
-        return (total / self.size).tolist()
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-        if self.size > 1:
-            dist.barrier()
-
-    def wait(self) -> None:
-        """As `barrier`, but up to a day: for the process that measures or writes alone, longer than a hang may last."""
-        if self.size > 1:
-            dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=1)))
-
-
-def check_shared(directory: Path, world: World) -> None:
-    """Raise ValueError in every process unless all see one `directory`: nodes have to share a file system."""
-    if world.size == 1:
-        return
-    mark = directory / f".seen-by-{world.size}"
-    if world.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    world.barrier()
-    seeing = round(world.size * world.mean([float(mark.exists())], torch.device("cpu"))[0])
-    if world.is_main:
-        mark.unlink()
-    if seeing < world.size:
-        raise ValueError(
-            f"expected {directory} on a file system that all nodes share, got {seeing} of {world.size} processes that "
-            "see it; choose another --out"
-        )
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the weight of this layer is held in few bits, by torchao or bitsandbytes."""
+    weight = module._parameters.get("weight")
+    if weight is None or isinstance(weight, DTensor):
+        return False
+    return type(weight) is not nn.Parameter or type(weight.data) is not Tensor
 
 
 @contextmanager
-def process_group(device: str | torch.device | None = None) -> Generator[tuple[World, torch.device]]:
-    """The world torchrun describes (one process without it) and the device of this process.
-
-    device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one. Backend: nccl on GPUs, gloo on the CPU.
-    Leaves a process group that exists already as it is. Raises ValueError for a device that is not there.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    try:
-        kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f"expected a device such as cuda or cpu, got {str(device)!r}; pass one of them") from error
-    if kind.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"expected a device of this machine, got {str(kind)!r} without a GPU; pass --device cpu")
-    if kind.type == "cuda":
-        kind = torch.device("cuda", local_rank if kind.index is None else kind.index)
-        torch.cuda.set_device(kind)
-    starts = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
-    if starts:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo")
-    try:
-        yield current_world(), kind
-    finally:
-        if starts:
-            dist.destroy_process_group()
-
-
-_is_alone = False
-
-
-@contextmanager
-def alone() -> Generator[None]:
-    """Inside, this process is a world of its own: what it does alone (a plan, a measurement) waits for no other."""
-    global _is_alone  # noqa: PLW0603 (a process group is global as well)
-    before, _is_alone = _is_alone, True
+def in_full_precision(model: nn.Module) -> Generator[None]:
+    """Plain linear layers without values in the place of quantised ones, for as long as the context lasts."""
+    changed = [
+        (parent, name, child)
+        for parent in list(model.modules())
+        for name, child in list(parent._modules.items())
+        if isinstance(child, nn.Linear) and is_quantised(child)
+    ]
+    for parent, name, child in changed:
+        plain = nn.Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
+        parent._modules[name] = plain.requires_grad_(False)
     try:
         yield
     finally:
-        _is_alone = before
+        for parent, name, child in changed:
+            parent._modules[name] = child
 
 
-def current_world() -> World:
-    """The world of the running process group, a world of one without a group or `alone`."""
-    if _is_alone or not dist.is_initialized():
-        return World()
-    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """All processes' rows, without gradient, and where this process's rows start among them.
-
-    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). As in ONE-PEACE, every process
-    learns from its own rows alone; the mean of the gradients over processes, which DDP and FSDP take, is then the
-    gradient of one large batch: no further factor.
-    """
-    world, x = current_world(), x.detach().contiguous()
-    if world.size == 1:
-        return x, 0
-    gathered = torch.empty(world.size * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-    _ALL_GATHER(gathered, x)
-    return gathered, world.rank * len(x)
-
-
-_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-"""By its name of torch 2.13, which warns about the older one."""
-
-
-def chunk_of(batch: int) -> int:
-    """Rows of contrastive logits to hold at a time, so that their memory does not grow with the number of processes.
-
-    batch: rows of this process. A chunk of batch / world rows against world * batch columns has batch ** 2 numbers.
-    """
-    return max(1, batch // current_world().size)
-
-
-class ObjectiveModule(nn.Module):
-    """A model and its objective as one module, whose forward is `objective(model, batch, step, generator)`."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = [objective]  # in a list: its own state (a momentum twin) is none of DDP's business
-
-    def forward(self, batch: Batch, step: int, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        """The objective's (loss, metrics)."""
-        return self.objective[0](self.model, batch, step, generator)
-
-
-def distributed(module: ObjectiveModule, world: World) -> nn.Module:
-    """`module` itself in a world of one or when it is sharded, else under DDP (gradients are means over processes)."""
-    if world.size == 1 or isinstance(module, FSDPModule):
-        return module
-    accepted = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # name by version
-    how: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
-    return DistributedDataParallel(module, **how)
-
-
-@contextmanager
-def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
-    """Keep gradients local (all but the last micro batch of an accumulated step)."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(not active)
-        yield
-    elif active and isinstance(module, DistributedDataParallel):
-        with cast("Any", module).no_sync():
-            yield
-    else:
-        yield
+def size_of(parameter: Tensor) -> tuple[int, int]:
+    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised."""
+    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
+    if state is not None:
+        return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
+    flatten = getattr(parameter, "__tensor_flatten__", None)  # of torchao
+    if flatten is None or isinstance(parameter, DTensor):
+        return parameter.numel(), parameter.nbytes
+    parts = [getattr(parameter, name) for name in flatten()[0]]
+    return parameter.numel(), sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -462,103 +447,3 @@ def stop_signals() -> Generator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes on the meta device: names and shapes, no memory for weights.
-
-    A loader that makes fresh heads beside what it reads needs values and is run as it is.
-    """
-    try:
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:
-        return build()
-
-
-def hollow(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
-
-
-def place_model(
-    model: nn.Module, stages: Sequence[Stage], options: Options, world: World, device: torch.device, dtype: torch.dtype
-) -> ObjectiveModule:
-    """Move the model to its device, in parts where it is sharded; the module that holds it."""
-    whole = ObjectiveModule(model, stages[0].objective)
-    model.train()
-    if options.parallel == "ddp" or world.size == 1:
-        model.to(device)
-    elif any(isinstance(stage.objective, MomentumObjective) for stage in stages):
-        raise ValueError("expected --parallel ddp for a stage with a momentum twin or queues, got fsdp")
-    else:
-        shard(whole, world, device, dtype)
-    return whole
-
-
-def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: torch.dtype) -> None:
-    """Spread the model inside `module` over all processes, in place; its names stay.
-
-    dtype: of the gathered weights of layers and of matrix products; parts, gradients and reductions stay in float32.
-    Single numbers (a temperature) cannot be cut and stay whole, see `sync_whole_gradients`.
-    """
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
-        raise ValueError(f"expected torch 2.13 or newer for --parallel fsdp, got {torch.__version__}; use ddp")
-    model = module.model
-    if len(dict(model.named_parameters())) != len(dict(model.named_parameters(remove_duplicate=False))):
-        raise ValueError("expected a model without tied parameters for --parallel fsdp; use ddp")
-    values = {n: t.detach().clone() for n, t in _tensors(model).items()} if world.is_main else {}
-    mesh = init_device_mesh(device.type, (world.size,))
-    whole = {p for p in model.parameters() if p.ndim == 0}
-    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, cast_forward_inputs=False)
-    for block in blocks_of(model).values():
-        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
-    for group in reversed(groups_of(model).values()):
-        fully_shard(group, mesh=mesh, ignored_params=whole)
-    root = fully_shard(module, mesh=mesh, ignored_params=whole)
-    root.set_reduce_scatter_unused_params(True)  # else processes with other modalities wait for one another
-    _materialise(model, device, values)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers, also those that no checkpoint holds."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
-@torch.no_grad()
-def _materialise(model: nn.Module, device: torch.device, values: dict[str, Tensor]) -> None:
-    """Give every part memory on `device` and process 0's values, one tensor at a time."""
-    model.to_empty(device=device)
-    for name, tensor in _tensors(model).items():
-        full = values.pop(name).to(device) if values else torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-        if isinstance(tensor, DTensor):
-            part = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=0)
-            tensor.to_local().copy_(part.to_local())
-        else:
-            full = full.contiguous()
-            dist.broadcast(full, src=0)
-            tensor.copy_(full)
-
-
-def sync_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
-    """Mean over processes of the gradients of parameters that FSDP leaves whole."""
-    for parameter in parameters:
-        if isinstance(parameter, DTensor):
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
-        parameter.grad /= world.size
-
-
-def gathered_state(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """All parameters and persistent buffers, whole and on the CPU, in process 0; empty elsewhere. All must call it."""
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if world.is_main:
-            state[name] = full.detach().cpu()
-    return state

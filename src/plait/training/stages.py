@@ -39,9 +39,8 @@ class Stage:
     batch_size: samples of an optimiser step over all processes; each process loads batch_size / (world *
     accumulation) at a time. warmup: steps, or a fraction of the stage when below 1. floor: lowest learning rate.
     clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
-    objective: a function, or a `plait.training.parallel.MomentumObjective` where it keeps state between steps.
     before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
-    after every optimiser step; what it keeps belongs in the model or in the objective, where checkpoints find it.
+    after every optimiser step; what it keeps belongs in the model, where checkpoints find it.
     period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th step: 8).
     no_decay, layer_id, num_layers and layer_decay: as in `plait.training.optim.parameter_groups`. optimizer:
     `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies its rate.
