@@ -1,7 +1,6 @@
-"""What is in a model directory, read from config.json and the safetensors headers: no weight is loaded.
+"""What is in a model directory, and which models there are, without loading a weight.
 
-The verb `models`: checkpoints that the authors published, and model directories on this machine.
-
+config.json + safetensors headers + README.md -> ModelInfo (`plait info`)
 official.json + folders + the hub's cache -> rows of (family, name, size, memory, licence, what it does)
 """
 
@@ -22,6 +21,11 @@ from safetensors import SafetensorError, safe_open
 from plait.errors import UsageError
 from plait.models import SHIPPED, shipped
 from plait.types import MODALITIES
+
+DEPTH = 5
+"""Folders below a given one that are searched for model directories: runs/NAME/seed-0/stage2/model."""
+BYTES = {"bfloat16": 2, "float32": 4}
+UNKNOWN = "not stated: ask its authors"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def model_info(path: str | Path) -> ModelInfo:
             count = prod(shape)
             parts[part_of(name)] += count
             dtypes[dtype] += count
+    card = path / "README.md"
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
+    license = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
     return ModelInfo(
         path=str(path),
         family=config.get("model_type", "unknown"),
@@ -67,7 +74,7 @@ def model_info(path: str | Path) -> ModelInfo:
         parts=dict(parts.most_common()),
         dtypes=dict(dtypes.most_common()),
         bytes=sum(file.stat().st_size for file in weights),
-        license=_license(path / "README.md"),
+        license=license[1] if license else None,
     )
 
 
@@ -92,21 +99,6 @@ def part_of(name: str) -> str:
     owner = levels[:-1] or levels
     depth = next((i + 1 for i, level in enumerate(owner) if level in (*MODALITIES, "visual")), 2)
     return ".".join(owner[:depth])
-
-
-def _license(card: Path) -> str | None:
-    """The licence a model card names in its front matter."""
-    if not card.is_file():
-        return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
-    line = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
-    return line[1] if line else None
-
-
-DEPTH = 5
-"""Folders below a given one that are searched for model directories: runs/NAME/seed-0/stage2/model."""
-BYTES = {"bfloat16": 2, "float32": 4}
-UNKNOWN = "not stated: ask its authors"
 
 
 @dataclass(frozen=True)
@@ -135,27 +127,31 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
 
     Directories of other libraries (CLIP, sentence-transformers, ...) are listed too; what cannot be read is left out.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     found = [(name, place) for name in SHIPPED if (place := shipped(name))]
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"expected a folder to look for models in, got {folder}; pass one that exists")
         found += [(str(place), place) for place in _directories(folder)]
-    found += [(_hub_name(place), place) for place in _in_hub_cache()]
-    return [row for name, place in found if (row := _local(name, place))]
+    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
+        name = repository.name.removeprefix("models--").replace("--", "/")
+        newest = sorted(path.parent for path in repository.glob("snapshots/*/config.json"))[-1:]
+        found += [(name, place) for place in newest]
+    rows = []
+    for name, place in found:
+        try:
+            facts = model_info(place)
+        except (ValueError, OSError):
+            continue
+        does = f"takes {', '.join(facts.modalities)}" if facts.modalities else "-"
+        rows.append(_listed(facts.family, name, facts.parameters, facts.license, does, str(place)))
+    return rows
 
 
 def _listed(family: str, name: str, parameters: int, license: str | None, does: str, where: str) -> Listed:
     memory = {dtype: parameters * size for dtype, size in BYTES.items()}
     return Listed(family, name, parameters, memory, license or UNKNOWN, does, where)
-
-
-def _local(name: str, place: Path) -> Listed | None:
-    try:
-        facts = model_info(place)
-    except (ValueError, OSError):
-        return None
-    takes = ", ".join(facts.modalities)
-    return _listed(facts.family, name, facts.parameters, facts.license, f"takes {takes}" if takes else "-", str(place))
 
 
 def _directories(folder: Path) -> Iterator[Path]:
@@ -168,14 +164,3 @@ def _directories(folder: Path) -> Iterator[Path]:
         elif len(here.relative_to(folder).parts) >= DEPTH:
             names.clear()
         names[:] = sorted(name for name in names if not name.startswith("."))
-
-
-def _in_hub_cache() -> Iterator[Path]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
-        yield from sorted(path.parent for path in repository.glob("snapshots/*/config.json"))[-1:]
-
-
-def _hub_name(snapshot: Path) -> str:
-    return snapshot.parents[1].name.removeprefix("models--").replace("--", "/")

@@ -18,8 +18,7 @@ from plait.errors import UsageError
 from plait.places import atomic_directory
 
 if TYPE_CHECKING:
-    from plait.weights.files import Checkpoint
-    from plait.weights.keymap import KeyMap
+    pass
 
 
 @dataclass(frozen=True)
@@ -55,67 +54,44 @@ def convert(
     src, dst = Path(src), Path(dst)
     if os.path.lexists(dst):
         raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
-    from plait.models.auto import from_official
+    from plait.models.auto import FAMILIES, from_official
     from plait.weights.dtypes import resolve_dtype
-    from plait.weights.files import read_checkpoint
+    from plait.weights.files import fingerprint, read_checkpoint
 
     checkpoint = read_checkpoint(src)
     model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
     if "task" in options and not getattr(model, "TASKS", ()):
         raise UsageError(f"expected --task with a family that is loaded by task, got {model.config.model_type}")
-    dropped, added = _account(checkpoint, model)
+    weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
+    state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
+    rules = [weights.key_map(model.config)]
+    rules += [weights.vision_key_map()] if hasattr(weights, "vision_key_map") else []
+    explaining = next((one for one in rules if all(one.explain(state).values())), None)
+    if explaining is None:
+        raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")
+    _, report = explaining.forward(state)  # names only: nothing is read
+    own = {key.removeprefix("model.") for key in model.state_dict()}
+    moved = {key: {t.removeprefix("model.") for t in targets} for key, targets in report.moved.items()}
+    left = {key: "belongs to a branch or head that was not kept" for key in moved if own.isdisjoint(moved[key])}
+    notes = getattr(weights, "notes", lambda state, config: ())  # what a family has to say beyond its keys
+    said = notes(checkpoint.state, options.get("official_config") or checkpoint.config)
+    suffixes = {".safetensors", ".bin", ".json"}  # of a directory's files, those that hold weights and configuration
+    files = sorted(path for path in src.iterdir() if path.suffix in suffixes) if src.is_dir() else [src]
     done = Conversion(
         path=str(dst),
         model_type=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        sources=_fingerprints(src),
-        dropped=dropped,
-        added=added,
-        notes=(*checkpoint.notes, *_family_notes(checkpoint, model, options.get("official_config"))),
+        sources={file.name: fingerprint(file) for file in files},
+        dropped=dict(report.dropped) | left,
+        added=tuple(sorted(own.difference(*moved.values()))),
+        notes=(*checkpoint.notes, *said),
     )
     with atomic_directory(dst) as out:
         model.save_pretrained(out)
         processor.save_pretrained(out)
         (out / "README.md").write_text(card(done), encoding="utf-8")
     return done
-
-
-def _account(checkpoint: Checkpoint, model: Any) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Official keys that are not in the model, with the reason, and keys of the model that come from none."""
-    from plait.models.auto import FAMILIES
-
-    weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
-    state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
-    _, report = _rules(checkpoint, state, model, weights).forward(state)  # names only: nothing is read
-    own = {key.removeprefix("model.") for key in model.state_dict()}
-    dropped = dict(report.dropped)
-    moved = {key: {t.removeprefix("model.") for t in targets} for key, targets in report.moved.items()}
-    for key, targets in moved.items():
-        if own.isdisjoint(targets):
-            dropped[key] = "belongs to a branch or head that was not kept"
-    reached = {target for targets in moved.values() for target in targets}
-    return dropped, tuple(sorted(own - reached))
-
-
-def _family_notes(checkpoint: Checkpoint, model: Any, official_config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What a family has to say about a file beyond its keys."""
-    from plait.models.auto import FAMILIES
-
-    weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
-    said = getattr(weights, "notes", None)
-    return said(checkpoint.state, official_config or checkpoint.config) if said else ()
-
-
-def _rules(checkpoint: Checkpoint, state: Mapping[str, Any], model: Any, weights: Any) -> KeyMap:
-    """The family's key rules that explain every key of the file."""
-    candidates = [weights.key_map(model.config)]
-    if hasattr(weights, "vision_key_map"):
-        candidates.append(weights.vision_key_map())
-    for rules in candidates:
-        if all(rules.explain(state).values()):
-            return rules
-    raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")
 
 
 def card(done: Conversion) -> str:
@@ -161,12 +137,3 @@ def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
     for key, reason in dropped.items():
         grouped[reason].append(key)
     return dict(grouped)
-
-
-def _fingerprints(src: Path) -> dict[str, str]:
-    """SHA-256 of the file, or of the files of a directory that hold weights and configuration."""
-    from plait.weights.files import fingerprint
-
-    suffixes = {".safetensors", ".bin", ".json"}
-    files = sorted(p for p in src.iterdir() if p.suffix in suffixes) if src.is_dir() else [src]
-    return {file.name: fingerprint(file) for file in files}

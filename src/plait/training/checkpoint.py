@@ -1,18 +1,14 @@
-"""Tensors of several processes in safetensors files, read back whole or in parts by any number of processes.
+"""Checkpoints that a kill at any moment cannot break, written and read by any number of processes.
 
-local rows of every process -> NAME-00000-of-00002.safetensors + where they belong -> `Pieces` -> rows of a reader
+    copy to the host -> write to a hidden directory -> fsync every file -> marker with their sizes -> rename -> prune
+    local rows of every process -> NAME-00000-of-00002.safetensors + where they belong -> `Pieces` -> rows of a reader
+
+A checkpoint is `step-00000120/` with the tensors of model and optimiser (a file per process), state.json and the marker
+COMPLETE. A directory without a marker was never finished and counts for nothing; one whose files do not have the sizes
+the marker states was damaged later and is an error. Training goes on while a background thread writes.
 
 Every tensor is cut along its first dimension at most, as FSDP2 does. Nothing is pickled: torch's own distributed
 checkpoints (DCP) keep a pickle beside the data, which Plait never reads.
-
-Checkpoints that a kill at any moment cannot break.
-
-copy to the host -> write to a hidden directory -> fsync every file -> marker with their sizes -> rename -> prune
-
-A checkpoint is `step-00000120/` with the tensors of model, objective and optimiser (`plait.training.checkpoint`, a file
-per process), state.json and the marker COMPLETE. A directory without a marker was never finished and counts for
-nothing; one whose files do not have the sizes the marker states was damaged later and is an error. Training goes on
-while a background thread writes; any number of processes reads what any number wrote.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import json
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,84 +31,6 @@ from torch.distributed.tensor import DTensor, Shard
 
 from plait.places import sync
 from plait.training.parallel import World, is_quantised
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows `start` .. `start + len(rows)` of a tensor of `shape`, on the CPU; a 0-dim tensor is one piece."""
-
-    rows: Tensor
-    start: int
-    shape: tuple[int, ...]
-
-
-def piece_of(tensor: Tensor, is_main: bool) -> Piece | None:
-    """A copy of what this process has to store of `tensor`: its shard, or all of it in the main process, or nothing."""
-    tensor = tensor.detach()
-    if not isinstance(tensor, DTensor):
-        return Piece(tensor.to("cpu", copy=True).contiguous(), 0, tuple(tensor.shape)) if is_main else None
-    rows = tensor.to_local()
-    start = first_row(tensor)
-    is_stored = rows.numel() > 0 or (is_main and tensor.numel() == 0)
-    return Piece(rows.to("cpu", copy=True).contiguous(), start, tuple(tensor.shape)) if is_stored else None
-
-
-def first_row(tensor: DTensor) -> int:
-    """Where this process's rows start. Raises ValueError for a tensor that is not cut along its first dimension."""
-    if len(tensor.placements) != 1 or tensor.placements[0] != Shard(0):
-        raise ValueError(f"expected tensors cut along the first dimension, got {tensor.placements}")
-    size, count = -(-tensor.shape[0] // tensor.device_mesh.size()), tensor.shape[0]
-    return min(count, tensor.device_mesh.get_local_rank() * size)
-
-
-def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> None:
-    """Write one process's pieces into one file; empty files are fine."""
-    places = {name: [piece.start, *piece.shape] for name, piece in pieces.items()}
-    save_file({name: piece.rows for name, piece in pieces.items()}, str(path), {"places": json.dumps(places)})
-
-
-class Pieces:
-    """Files of one name, opened together; use as a context. Reading maps the files, nothing is loaded before asked."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._where: dict[str, list[tuple[int, Any]]] = defaultdict(list)
-        self._stack = ExitStack()
-        for path in sorted(directory.glob(f"{name}-*-of-*.safetensors")):
-            file = self._stack.enter_context(safe_open(str(path), "pt"))
-            for key, (start, *shape) in json.loads((file.metadata() or {})["places"]).items():
-                self.shapes[key] = tuple(shape)
-                self._where[key].append((start, file))
-
-    def __enter__(self) -> Pieces:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def read(self, name: str, like: Tensor | None = None) -> Tensor:
-        """All of a tensor, or, where `like` is spread over processes, this process's part spread the same way."""
-        if not isinstance(like, DTensor) or self.shapes[name] != tuple(like.shape):
-            return self._rows(name, 0, None)
-        rows, start = like.to_local(), first_row(like)
-        mine = self._rows(name, start, start + len(rows)).to(rows.device)
-        return DTensor.from_local(
-            mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-        )
-
-    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
-        shape, pieces = self.shapes[name], sorted(self._where[name], key=lambda one: one[0])
-        if not shape:
-            return pieces[0][1].get_tensor(name)
-        stop = shape[0] if stop is None else stop
-        parts = []
-        for first, file in pieces:
-            rows = file.get_slice(name)
-            low, high = max(start, first), min(stop, first + rows.get_shape()[0])
-            if low < high or len(pieces) == 1:
-                parts.append(rows[low - first : max(low, high) - first])
-        return torch.cat(parts) if parts else pieces[0][1].get_slice(name)[:0]
-
 
 _MARKER = "COMPLETE"
 
@@ -161,12 +79,7 @@ class CheckpointStore:
         """Where the checkpoint of `step` lives."""
         return self.directory / f"step-{step:08d}"
 
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        position: Position,
-    ) -> Path:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position) -> Path:
         """Begin a checkpoint, unless this step has one; without `is_async` also finish it.
 
         What is stored is copied before this returns. Raises OSError (disk full) and leaves older ones intact.
@@ -176,16 +89,41 @@ class CheckpointStore:
         if (final / _MARKER).exists():
             return final
         unfinished = self.directory / f".writing-{final.name}"
+        rank, size = self.world.rank, self.world.size
         if self.world.is_main:
-            self._make(unfinished)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.glob(".writing-*"):  # of a process that was killed
+                shutil.rmtree(path)
+            unfinished.mkdir()
         self.world.barrier()
-        pieces = {"model": _pieces(tensors_of(model), self.world)}
-        numbers: dict[str, Any] = {}
+        tensors: dict[str, dict[str, Tensor]] = {"model": tensors_of(model)}
+        numbers: dict[str, dict[str, Any]] = {}
         if optimizer is not None:
-            state, numbers = _optimizer_state(model, optimizer)
-            pieces["optimizer"] = _pieces(state, self.world)
-        state = {"position": asdict(position), "optimizer": numbers, "processes": self.world.size}
-        self._writing = _Writing(unfinished, final, lambda: self._write(unfinished, pieces, state))
+            tensors["optimizer"] = {}
+            for name, parameter in model.named_parameters():
+                for field, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        tensors["optimizer"][f"{name}/{field}"] = value
+                    else:
+                        numbers.setdefault(name, {})[field] = value
+        # copied now: the next step changes the weights while the thread still writes
+        pieces = {
+            kind: {name: one for name, x in own.items() if (one := piece_of(x, self.world.is_main)) is not None}
+            for kind, own in tensors.items()
+        }
+        state = json.dumps({"position": asdict(position), "optimizer": numbers, "processes": size})
+
+        def write() -> None:
+            for kind, own in pieces.items():
+                path = unfinished / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
+                places = {name: [piece.start, *piece.shape] for name, piece in own.items()}
+                save_file({name: piece.rows for name, piece in own.items()}, str(path), {"places": json.dumps(places)})
+                sync(path)
+            if rank == 0:
+                (unfinished / "state.json").write_text(state)
+                sync(unfinished / "state.json")
+
+        self._writing = _Writing(unfinished, final, write)
         if not self.is_async:
             self.wait()
         return final
@@ -196,14 +134,15 @@ class CheckpointStore:
 
     def is_written(self) -> bool:
         """Whether this process's part of the write under way is on the disk."""
-        return self._writing is not None and self._writing.is_done()
+        return self._writing is not None and not self._writing.thread.is_alive()
 
     def wait(self) -> None:
         """Finish the write under way. Raises OSError in every process when it failed in one."""
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        error = writing.wait()
+        writing.thread.join()
+        error = writing.error
         failures = self.world.mean([float(error is not None)], torch.device("cpu"))[0]
         if failures:
             if self.world.is_main:
@@ -213,39 +152,21 @@ class CheckpointStore:
                 f"{' '.join(str(error or 'a failure in another process').split())}; "
                 "check the free space and run again, earlier checkpoints are intact"
             ) from error
-        if self.world.is_main:
-            self._finish(writing.unfinished, writing.final)
+        if self.world.is_main:  # every process has written its part
+            unfinished = writing.unfinished
+            sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
+            (unfinished / _MARKER).write_text(json.dumps(sizes))
+            sync(unfinished / _MARKER)
+            sync(unfinished)
+            unfinished.rename(writing.final)
+            sync(self.directory)
+            steps = self.steps()
+            scores = {step: score for step in steps if (score := self.position(step).score) is not None}
+            best = min(scores, key=lambda step: scores[step]) if scores else None
+            for step in steps[: -self.keep_last]:  # only now: older ones go when a newer one is whole
+                if step != best:
+                    shutil.rmtree(self.path(step))
         self.world.barrier()
-
-    def _make(self, unfinished: Path) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.glob(".writing-*"):
-            shutil.rmtree(path)
-        unfinished.mkdir()
-
-    def _write(self, unfinished: Path, pieces: dict[str, dict[str, Piece]], state: dict[str, Any]) -> None:
-        rank, size = self.world.rank, self.world.size
-        for name, own in pieces.items():
-            write_pieces(unfinished / f"{name}-{rank:05d}-of-{size:05d}.safetensors", own)
-            sync(unfinished / f"{name}-{rank:05d}-of-{size:05d}.safetensors")
-        if rank == 0:
-            (unfinished / "state.json").write_text(json.dumps(state))
-            sync(unfinished / "state.json")
-
-    def _finish(self, unfinished: Path, final: Path) -> None:
-        """The main process, when every process has written its part."""
-        sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
-        (unfinished / _MARKER).write_text(json.dumps(sizes))
-        sync(unfinished / _MARKER)
-        sync(unfinished)
-        unfinished.rename(final)
-        sync(self.directory)
-        steps = self.steps()
-        scores = {step: score for step in steps if (score := self.position(step).score) is not None}
-        best = min(scores, key=lambda step: scores[step]) if scores else None
-        for step in steps[: -self.keep_last]:
-            if step != best:
-                shutil.rmtree(self.path(step))
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint, None when there is none. Raises ValueError when it is damaged."""
@@ -311,22 +232,15 @@ class _Writing:
     def __init__(self, unfinished: Path, final: Path, write: Callable[[], None]) -> None:
         self.unfinished, self.final = unfinished, final
         self.error: Exception | None = None
-        self._write = write
-        self._thread = threading.Thread(target=self._run, name="plait-checkpoint", daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
-        try:
-            self._write()
-        except (OSError, SafetensorError, RuntimeError) as error:
-            self.error = error
+        def run() -> None:
+            try:
+                write()
+            except (OSError, SafetensorError, RuntimeError) as error:  # raised by `wait`, in every process
+                self.error = error
 
-    def is_done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def wait(self) -> Exception | None:
-        self._thread.join()
-        return self.error
+        self.thread = threading.Thread(target=run, name="plait-checkpoint", daemon=True)
+        self.thread.start()
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -344,21 +258,72 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _pieces(tensors: dict[str, Tensor], world: World) -> dict[str, Piece]:
-    found = {name: piece_of(tensor, world.is_main) for name, tensor in tensors.items()}
-    return {name: piece for name, piece in found.items() if piece is not None}
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows `start` .. `start + len(rows)` of a tensor of `shape`, on the CPU; a 0-dim tensor is one piece."""
+
+    rows: Tensor
+    start: int
+    shape: tuple[int, ...]
 
 
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Tensors as `parameter/field`, and the plain numbers, by parameter."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        for field, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{field}"] = value
-            else:
-                numbers.setdefault(name, {})[field] = value
-    return tensors, numbers
+def piece_of(tensor: Tensor, is_main: bool) -> Piece | None:
+    """A copy of what this process has to store of `tensor`: its shard, or all of it in the main process, or nothing."""
+    tensor = tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor.to("cpu", copy=True).contiguous(), 0, tuple(tensor.shape)) if is_main else None
+    rows = tensor.to_local()
+    start = first_row(tensor)
+    is_stored = rows.numel() > 0 or (is_main and tensor.numel() == 0)
+    return Piece(rows.to("cpu", copy=True).contiguous(), start, tuple(tensor.shape)) if is_stored else None
+
+
+def first_row(tensor: DTensor) -> int:
+    """Where this process's rows start. Raises ValueError for a tensor that is not cut along its first dimension."""
+    if len(tensor.placements) != 1 or tensor.placements[0] != Shard(0):
+        raise ValueError(f"expected tensors cut along the first dimension, got {tensor.placements}")
+    size, count = -(-tensor.shape[0] // tensor.device_mesh.size()), tensor.shape[0]
+    return min(count, tensor.device_mesh.get_local_rank() * size)
+
+
+class Pieces:
+    """Files of one name, opened together; use as a context. Reading maps the files, nothing is loaded before asked."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._where: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        self._stack = ExitStack()
+        for path in sorted(directory.glob(f"{name}-*-of-*.safetensors")):
+            file = self._stack.enter_context(safe_open(str(path), "pt"))
+            for key, (start, *shape) in json.loads((file.metadata() or {})["places"]).items():
+                self.shapes[key] = tuple(shape)
+                self._where[key].append((start, file))
+
+    def __enter__(self) -> Pieces:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, name: str, like: Tensor | None = None) -> Tensor:
+        """All of a tensor, or, where `like` is spread over processes, this process's part spread the same way."""
+        if not isinstance(like, DTensor) or self.shapes[name] != tuple(like.shape):
+            return self._rows(name, 0, None)
+        rows, start = like.to_local(), first_row(like)
+        mine = self._rows(name, start, start + len(rows)).to(rows.device)
+        return DTensor.from_local(
+            mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        )
+
+    def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        shape, pieces = self.shapes[name], sorted(self._where[name], key=lambda one: one[0])
+        if not shape:
+            return pieces[0][1].get_tensor(name)
+        stop = shape[0] if stop is None else stop
+        parts = []
+        for first, file in pieces:
+            rows = file.get_slice(name)
+            low, high = max(start, first), min(stop, first + rows.get_shape()[0])
+            if low < high or len(pieces) == 1:
+                parts.append(rows[low - first : max(low, high) - first])
+        return torch.cat(parts) if parts else pieces[0][1].get_slice(name)[:0]

@@ -59,7 +59,12 @@ class AdamW(torch.optim.Optimizer):
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if not params:
             return
-        states = [self._state(p) for p in params]
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.zeros(())  # on the CPU, where reading it waits for no device
+                self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        states = [self.state[p] for p in params]
         means, squares = [local(s["exp_avg"]) for s in states], [local(s["exp_avg_sq"]) for s in states]
         grads = [local(p.grad).to(m.dtype) for p, m in zip(params, means, strict=True) if p.grad is not None]
         params = [local(p) for p in params]  # every number is updated by itself: shards need no neighbours
@@ -71,17 +76,9 @@ class AdamW(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, grads, grads, 1.0 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["eps"])
-        steps = [s["step"].item() for s in states]  # on the CPU: no synchronisation
+        steps = [s["step"].item() for s in states]
         sizes = [-lr * math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t) for t in steps]
         torch._foreach_addcdiv_(params, means, roots, sizes)
-
-    def _state(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        return state
 
 
 def parameter_groups(

@@ -17,9 +17,6 @@ from plait.errors import UsageError
 from plait.places import MARK, atomic_directory, atomic_write, check_free, claim, is_ours
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
     from plait.training.checkpoint import CheckpointStore
     from plait.training.loop import TrainResult
     from plait.training.stages import Options, Recipe
@@ -73,7 +70,14 @@ def run_recipe(
         if result.interrupted is None:
             state = gathered_state(model, world) if is_sharded else {}
             if world.is_main:
-                _finish(recipe, whole, state, run_dir, place)
+                trained = whole
+                if state:  # what training spread over processes, together again in a copy that has shapes alone
+                    trained.load_state_dict(state, assign=True)
+                    trained.to(place)
+                if recipe.after is not None:
+                    trained = recipe.after(trained, run_dir)
+                with atomic_directory(model_dir, replace=True) as directory:
+                    recipe.save(trained, directory)
         world.wait()
     return result
 
@@ -97,17 +101,6 @@ def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResul
         raise UsageError(f"expected no {model_dir} before training, got one of no run here; choose another --out")
     rows = read_metrics(metrics)
     return TrainResult(rows[-1]["step"] if rows else 0, 0.0) if resume else None
-
-
-def _finish(recipe: Recipe, model: nn.Module, state: dict[str, Tensor], run_dir: Path, place: torch.device) -> None:
-    """Measure and save the trained model. state: its values, where training spread them over processes."""
-    if state:
-        model.load_state_dict(state, assign=True)
-        model.to(place)
-    if recipe.after is not None:
-        model = recipe.after(model, run_dir)
-    with atomic_directory(run_dir / "model", replace=True) as directory:
-        recipe.save(model, directory)
 
 
 def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: int) -> dict[str, Any]:
@@ -146,12 +139,13 @@ def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
         check_free(run_dir)
     if not (found and resume):
         return
-    different = _differences(found, _plain(config))
-    if different:
-        raise UsageError(
-            f"expected the settings of {path}, got another {different[0]}; "
-            "choose another --out, or --no-resume to start again"
-        )
+    before, now = ({**one, **one.get("arguments", {})} for one in (found, _plain(config)))
+    for key in before | now:
+        if key not in ("arguments", "plait") and before.get(key) != now.get(key):
+            raise UsageError(
+                f"expected the settings of {path}, got another {key} ({before.get(key)!r}, now {now.get(key)!r}); "
+                "choose another --out, or --no-resume to start again"
+            )
 
 
 def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
@@ -191,17 +185,6 @@ def _plain(config: dict[str, Any]) -> Any:
     return json.loads(json.dumps(config, default=str))
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """`key (old, now new)` for everything in which two configurations differ."""
-    flat = [{**config, **config.get("arguments", {})} for config in (found, wanted)]
-    keys = [key for key in flat[0] | flat[1] if key not in ("arguments", "plait")]
-    return [
-        f"{key} ({flat[0].get(key)!r}, now {flat[1].get(key)!r})"
-        for key in keys
-        if flat[0].get(key) != flat[1].get(key)
-    ]
-
-
 def _parse(key: str, text: str, hint: Any, default: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
@@ -212,8 +195,18 @@ def _parse(key: str, text: str, hint: Any, default: Any) -> Any:
     try:
         return TypeAdapter(hint).validate_python([part for part in text.split(",") if part] if is_sequence else text)
     except ValidationError as error:
-        example = f"--set {key}={_example(hint, default)}"
-        raise UsageError(f"expected {key} as {_in_words(hint)}, got {text!r}; for example {example}") from error
+        # an example as it is written: the default where there is one, else a value of the first known type
+        if isinstance(default, list | tuple) and default:
+            example = ",".join(map(str, default))
+        elif default is not None and default is not inspect.Parameter.empty and default != ():
+            example = str(default).lower() if isinstance(default, bool) else str(default)
+        else:
+            known = (one for one in (hint, *members) if one in _KINDS or isinstance(one, str))
+            found = next(known, "none")
+            example = _KINDS[found][1] if found in _KINDS else str(found)
+        raise UsageError(
+            f"expected {key} as {_in_words(hint)}, got {text!r}; for example --set {key}={example}"
+        ) from error
 
 
 def _in_words(hint: Any) -> str:
@@ -229,21 +222,12 @@ def _in_words(hint: Any) -> str:
     return _KINDS[hint][0] if hint in _KINDS else getattr(hint, "__name__", str(hint))
 
 
-def _example(hint: Any, default: Any) -> str:
-    """A value that the parameter takes, as it is written: its default where that is one."""
-    if isinstance(default, list | tuple) and default:
-        return ",".join(map(str, default))
-    if default is not None and default is not inspect.Parameter.empty and default != ():
-        return str(default).lower() if isinstance(default, bool) else str(default)
-    found = next((member for member in (hint, *get_args(hint)) if member in _KINDS or isinstance(member, str)), "none")
-    return _KINDS[found][1] if found in _KINDS else str(found)
-
-
 def is_main() -> bool:
     """True in the process that prints and writes, before there is a process group to ask."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def nearest(name: str, names: list[str]) -> str:
+    """The end of a message about a wrong name: the one that was meant, or all."""
     close = get_close_matches(name, names, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(sorted(names))}"
