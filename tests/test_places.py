@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,14 @@ def test_reading_and_writing_places_are_apart(tmp_path: Path) -> None:
     for source, out in (("a", "a"), ("a", "a/b"), ("a/b", "a")):
         with pytest.raises(UsageError, match="expected an output apart"):
             check_apart(tmp_path / source, tmp_path / out)
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        atomic_write(pipe, "words")
+        assert read.result() == "words"
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

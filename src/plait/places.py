@@ -85,6 +85,12 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
     Parent directories are made. A second writer of the same file waits for the first; the last one stays.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe: a rename would put a file in its place
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(WRITING + path.name)
     with _held(aside, wait=True):
