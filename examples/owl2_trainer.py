@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from typing import Any
 
+import numpy as np
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import plait
-from plait.media.image import load_image
+from plait.data.conversation import holds_conversation
+from plait.data.reader import select
 from plait.models.mplug_owl2.tasks import lora_saved, lora_targets
-from plait.recipes.mplug_owl2 import conversations, turns_of
+from plait.recipes.mplug_owl2 import read_talk, talked
 
 
 def main() -> None:
@@ -41,9 +44,11 @@ def main() -> None:
     tuned = get_peft_model(model, chosen)
     tuned.print_trainable_parameters()
 
+    rows = select(asked.data, "a conversation", partial(holds_conversation, captions=True))
+    drawing = np.random.default_rng(0)  # which of several answers is learned
+
     def collate(samples: list[plait.Sample]) -> dict[str, Any]:
-        turns = [turns_of(sample) for sample in samples]
-        return dict(processor.supervised(turns, [load_image(s.image) for s in samples if s.image is not None]))
+        return talked(processor, 2048, [read_talk(8, sample, drawing) for sample in samples])
 
     with tempfile.TemporaryDirectory() as scratch:
         settings = TrainingArguments(
@@ -59,7 +64,7 @@ def main() -> None:
             remove_unused_columns=False,  # samples are no columns
             dataloader_pin_memory=False,
         )
-        Trainer(tuned, settings, train_dataset=conversations(asked.data), data_collator=collate).train()
+        Trainer(tuned, settings, train_dataset=rows, data_collator=collate).train()
     tuned.save_pretrained(asked.out)
     print(f"the adapter is in {asked.out}")
 

@@ -19,8 +19,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 import plait
+from plait.data.conversation import holds_conversation
+from plait.data.reader import select
 from plait.models.mplug_owl.tasks import lora_targets
-from plait.recipes.mplug_owl import collate, conversations
+from plait.recipes.mplug_owl import collate, read
 
 
 def main(owl: Path, manifest: Path, out: Path, steps: int = 100, batch_size: int = 8, lr: float = 2e-5) -> float:
@@ -44,11 +46,12 @@ def main(owl: Path, manifest: Path, out: Path, steps: int = 100, batch_size: int
         disable_tqdm=True,
         seed=0,
     )
+    rows = select(str(manifest), "a conversation", partial(holds_conversation, captions=False))
     rng = np.random.default_rng(0)
     trainer = Trainer(
         model=adapted,
         args=arguments,
-        train_dataset=conversations(str(manifest)),  # ty: ignore[invalid-argument-type] (a list of rows)
+        train_dataset=rows,  # ty: ignore[invalid-argument-type] (a sequence of rows)
         data_collator=partial(_batch, processor, rng),
     )
     found = trainer.train()
@@ -57,7 +60,7 @@ def main(owl: Path, manifest: Path, out: Path, steps: int = 100, batch_size: int
 
 
 def _batch(processor: object, rng: np.random.Generator, rows: list) -> dict:
-    return collate(processor, 2048, rows, rng)  # ty: ignore[invalid-argument-type]
+    return collate(processor, 2048, [read(processor, row, rng) for row in rows], rng)  # ty: ignore[invalid-argument-type]
 
 
 if __name__ == "__main__":

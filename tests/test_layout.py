@@ -42,7 +42,7 @@ SAME_LEVEL = {
 }
 
 
-STILL_CIRCLES = ("plait.recipes.finetune",)
+STILL_CIRCLES = ()
 """First files of circles that the next changes cut."""
 
 

@@ -141,7 +141,7 @@ def test_the_bits_of_a_conversation_are_those_of_the_models_loss(owls: dict[str,
     model, processor = plait.load(owls["mplug_owl2"])
     nats = job.predict(model, request.test)
     drawing = np.random.default_rng(0)
-    batch = talked(processor, 2048, [read_talk(8, sample, drawing) for sample in request.test], drawing)
+    batch = talked(processor, 2048, [read_talk(8, sample, drawing) for sample in request.test])
     with torch.no_grad():
         loss = model(**batch).loss
     count = int((batch["labels"][:, 1:] != -100).sum())

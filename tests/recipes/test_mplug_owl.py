@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,11 +18,14 @@ from plait.errors import UsageError
 from plait.models.auto import load
 from plait.models.mplug_owl.weights import around
 from plait.recipes.finetune import finetune
-from plait.recipes.mplug_owl import TOWERS, answer_loss, collate, conversation_of, stage1, stage2
+from plait.recipes.mplug_owl import TOWERS, answer_loss, read, stage1, stage2
+from plait.training.logging import read_metrics
 from plait.training.run import run_recipe
 from plait.types import Sample
 
 from ..models.mplug_owl2.tiny import byte_tokenizer
+from . import owl_world
+from .tiny_world import SAVED
 
 
 @pytest.fixture(scope="module")
@@ -154,28 +160,31 @@ def test_the_loss_is_that_of_the_model(llm, data) -> None:
     assert torch.allclose(loss, model(**batch).loss, atol=1e-5) and 0 <= metrics["right"] <= 1
 
 
-def test_rows_become_conversations() -> None:
-    assert conversation_of(Sample("a", image="a.png", text="red")) == [("<image>Describe this image.", "red")]
-    asked = Sample("b", video="b.mp4", question="what?", answers=["this"])
-    assert conversation_of(asked) == [("<|video|>what?", "this")]
-    parts = [{"type": "text", "text": "which? "}, {"type": "image"}]
-    talk = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
-    assert conversation_of(Sample("c", image="c.png", messages=talk)) == [("which? <image>", "red")]
-    with pytest.raises(ValueError, match="row d: expected messages from human and gpt in turn"):
-        conversation_of(Sample("d", messages=talk[1:]))
-
-
-def test_media_of_a_row_never_pass_to_another(llm, data) -> None:
+def test_turns_that_do_not_alternate_name_their_row(llm) -> None:
     processor = around(llm, vision=TOWERS["tiny"][0], abstractor=TOWERS["tiny"][1])[1]
-    pictures = [Image.new("RGB", (9, 9), color) for color in ("red", "green")]
+    with pytest.raises(ValueError, match="row d: expected messages from human and gpt in turn"):
+        read(processor, Sample("d", messages=[{"role": "assistant", "content": "red"}]), np.random.default_rng(0))
 
-    def row(name, marks):
-        talk = [{"role": "user", "content": "<image>" * marks + "?"}, {"role": "assistant", "content": "ok"}]
-        return Sample(name, image=pictures, messages=talk)
 
-    both = [row("a", 3), row("b", 1)]  # four places and four pictures
-    with pytest.raises(ValueError, match="row a: expected 3 images for 3 <image> placeholders, got 2; give one per"):
-        collate(processor, 200, both, np.random.default_rng(0))
+@pytest.mark.parametrize("lora", [0, 2])
+def test_processes_and_micro_batches_that_learn_unequally_equal_one(tmp_path, lora) -> None:
+    """The mean is over the words of the whole step: short answers of one process do not count for more."""
+    colour = "navy blue with a very long name that goes on and on"
+    rows = [{"id": f"t{i}", "question": "what?", "answers": ["no" if i < 2 else colour]} for i in range(4)]
+    data, owl = tmp_path / "rows.jsonl", str(SAVED / "mplug_owl")
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    owl_world.run("mplug_owl", owl, str(data), tmp_path / "one", lora)
+    owl_world.run("mplug_owl", owl, str(data), tmp_path / "micro", lora, accumulation=4)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = [owl_world.__file__, "mplug_owl", owl, str(data), str(tmp_path / "two"), str(lora)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *script], env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two, micro = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two", "micro"))
+    assert len(one) == 3 and one[0]["loss"] != pytest.approx(one[2]["loss"])
+    for other in (two, micro):
+        for name in ("loss", "gradient_norm"):
+            assert [row[name] for row in other] == pytest.approx([row[name] for row in one], rel=1e-4)
 
 
 def test_wrong_settings_give_one_clear_line(tmp_path, llm, data) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
+from plait.data.conversation import num_learned
 from plait.data.reader import Reader, Reading
 from plait.errors import UsageError
 from plait.media.image import load_image
@@ -41,7 +43,6 @@ from plait.metrics.retrieval import chance_at_k, hits_at_k
 from plait.metrics.vqa import evalai
 from plait.models.auto import skills
 from plait.places import atomic_directory, atomic_write, name_of
-from plait.training.parallel import alone
 from plait.training.stages import Objective, Recipe, Source, Stage
 from plait.types import Sample
 
@@ -170,26 +171,23 @@ _VALUES: dict[str, Callable[[Any, Sequence[Sample]], Values]] = {
 
 
 BATCH, MAX_LENGTH, MAX_ANSWER = 8, 2048, 32
+
 WHOLE = 1 << 20
 """Positions of a conversation that is measured: none is cut."""
-
-IGNORED = -100
-Predict = Callable[[nn.Module, Any, Sequence[Sample]], Any]
-Collate = Callable[[Any, int, list[Any], np.random.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Talker:
-    """What a family brings. load: directory -> (model, processor), ready to train; decode: `(sample, rng) -> part`.
+    """What a family that talks brings: captions, answers, labels and conversations of one's own rows follow from it.
 
-    collate, measured: `(processor, max_length, parts, rng) -> batch` with labels, with augmentation and without;
+    load: directory -> (model, processor), ready to train; read: `(processor, sample, rng) -> talk`, one row decoded;
+    collate: `(processor, max_length, talks, rng, training=True) -> batch` with labels, augmented when training;
     objective: the mean cross entropy over learned positions; save: `(processor, model, directory)`.
     """
 
     load: Callable[[str], tuple[Any, Any]]
-    decode: Callable[[Sample, np.random.Generator], Any]
-    collate: Collate
-    measured: Collate
+    read: Callable[[Any, Sample, np.random.Generator], Any]
+    collate: Callable[..., dict[str, Tensor]]
     objective: Objective
     save: Callable[..., None]
     full_lr: float = 1e-5
@@ -197,50 +195,40 @@ class Talker:
 
     def jobs(self) -> dict[str, Callable[[Request], Job]]:
         """Task -> function (Request) -> Job: classify, caption, vqa and chat."""
-        return {
-            "classify": self.classify,
-            "caption": partial(self.job, ask=_described, predict=_captions_of_finetune_talk),
-            "vqa": partial(self.job, ask=_asked, predict=_answers_of_finetune_talk),
-            "chat": partial(self.job, ask=_as_it_is, predict=self.nats),
-        }
+        return {task: partial(self.job, task) for task in ("classify", "caption", "vqa", "chat")}
 
-    def classify(self, request: Request) -> Job:
-        """The label as the answer to what is there; the likeliest of all labels is what the model says."""
-        labels = sorted({sample.label or "" for sample in request.train})
-
-        def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
-            found = Assistant((model, processor), batch_size=BATCH).classify(_alone(rows, request.medium), labels)
-            return [one[0].text for one in found]
-
-        return self.job(request, ask=partial(_named, request.medium), predict=predict)
-
-    def job(self, request: Request, ask: Callable[[Any, Sample], Sample], predict: Predict) -> Job:
-        """What a task trains. ask: (skills, row) -> the row with the question and answers of the task alone."""
+    def job(self, task: str, request: Request) -> Job:
+        """What a task trains: each row with the question and answers of the task alone, of which one is drawn."""
         model, processor = self.load(str(request.model))
         spoken, first = skills(model, processor), [model]
+        labels = sorted({sample.label or "" for sample in request.train}) if task == "classify" else []
 
         def decode(sample: Sample, rng: np.random.Generator) -> Any:
-            asked = ask(spoken, sample)
+            asked = asked_row(task, spoken, sample, request.medium)
             if asked.answers:
                 asked = replace(asked, answers=[asked.answers[int(rng.integers(len(asked.answers)))]])
-            return self.decode(asked, rng)
+            return self.read(processor, asked, rng)
 
         def batches() -> Source:
             return Reader(request.train, partial(self.collate, processor, MAX_LENGTH), decode, reading=request.reading)
 
-        def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
-            was_training = model.training
-            try:
-                with torch.no_grad():
-                    return predict(model.eval(), processor, rows)
-            finally:
-                model.train(was_training)
+        def predict(model: nn.Module, rows: Sequence[Sample]) -> Any:
+            if task == "chat":
+                return self.nats(model, processor, rows)
+            assistant = Assistant((model, processor), batch_size=BATCH)
+            if task == "classify":  # the likeliest of all labels is what the model says
+                media = [Sample(sample.id, **{request.medium: getattr(sample, request.medium)}) for sample in rows]
+                return [one[0].text for one in assistant.classify(media, labels)]
+            if task == "caption":
+                return assistant.caption(list(rows), max_length=MAX_ANSWER)
+            return assistant.answer(list(rows), [sample.question or "" for sample in rows], max_length=MAX_ANSWER)
 
         lr = request.lr or (self.lora_lr if request.lora else self.full_lr)
         stage = Stage(
             name=request.task,
             objective=self.objective,
             batches=batches,
+            weight=num_learned,
             batch_size=request.batch_size,
             steps=request.steps,
             epochs=request.epochs,
@@ -254,71 +242,60 @@ class Talker:
         def build() -> nn.Module:
             return first.pop() if first else self.load(str(request.model))[0]
 
-        return Job(build, stage, predicted, partial(self.save, processor))
+        return Job(build, stage, in_evaluation(predict), partial(self.save, processor))
 
     def nats(self, model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[float]:
         """Negative log likelihood of all answers of each row, their ends included."""
         device, drawing, found = next(model.parameters()).device, np.random.default_rng(0), []
         for sample in rows:
-            batch = self.measured(processor, WHOLE, [self.decode(sample, drawing)], drawing)
-            count = int((batch["labels"][:, 1:] != IGNORED).sum())
-            with alone():
-                batch = {name: value.to(device) for name, value in batch.items()}
-                loss, _ = self.objective(model, batch, 0, torch.Generator(device))
-            found.append(float(loss) * count)
+            talk = self.read(processor, asked_row("chat", None, sample, ""), drawing)
+            batch = self.collate(processor, WHOLE, [talk], drawing, training=False)
+            inputs = {name: value.to(device) for name, value in batch.items()}
+            loss, _ = self.objective(model, inputs, 0, torch.Generator(device))
+            found.append(float(loss) * num_learned(batch))
         return found
 
 
-def _described(spoken: Any, sample: Sample) -> Sample:
-    kind = "image" if sample.image is not None else "video" if sample.video is not None else "text"
-    return _question(sample, spoken.describe.format(kind=kind), sample.captions or [sample.text or ""])
+def in_evaluation(
+    predict: Callable[[nn.Module, Sequence[Sample]], Any],
+) -> Callable[[nn.Module, Sequence[Sample]], Any]:
+    """`predict` without gradients and in evaluation mode; the model goes on as it was."""
+
+    def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
+        was_training = model.training
+        try:
+            with torch.no_grad():
+                return predict(model.eval(), rows)
+        finally:
+            model.train(was_training)
+
+    return predicted
 
 
-def _asked(spoken: Any, sample: Sample) -> Sample:
-    if not sample.question:
-        raise ValueError(f"expected a question beside the answers of row {sample.id!r}, got none; add it")
-    return _question(sample, sample.question or "", sample.answers)
+def asked_row(task: str, spoken: Any, sample: Sample, medium: str) -> Sample:
+    """A row with the question and answers of a task alone. spoken: the words that the family asks with.
 
-
-def _named(medium: str, spoken: Any, sample: Sample) -> Sample:
-    """A text stands in the question itself, as `plait.generation.talking` asks it."""
-    question = spoken.name.format(kind=medium)
-    if medium == "text":
-        question = spoken.asked("text", sample.text, question)
-    return _question(_alone([sample], medium)[0], question, [sample.label or ""])
-
-
-def _question(sample: Sample, question: str, answers: Sequence[str] | None) -> Sample:
+    Of a text that is classified nothing is left but the question, in which it stands, as `plait.generation.talking`
+    asks it. Raises ValueError, naming the row, where answers stand without a question.
+    """
+    if task == "chat":
+        return replace(sample, question=None, answers=None, text=None, captions=None)
     media = {"image": sample.image, "video": sample.video}
-    return Sample(sample.id, **media, question=question, answers=list(answers or ()))
-
-
-def _as_it_is(spoken: Any, sample: Sample) -> Sample:
-    return replace(sample, question=None, answers=None, text=None, captions=None)
-
-
-def _alone(rows: Sequence[Sample], medium: str) -> list[Sample]:
-    return [Sample(sample.id, **{medium: getattr(sample, medium)}) for sample in rows]
-
-
-def _captions_of_finetune_talk(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
-    return Assistant((model, processor), batch_size=BATCH).caption(list(rows), max_length=MAX_ANSWER)
-
-
-def _answers_of_finetune_talk(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
-    questions = [sample.question or "" for sample in rows]
-    return Assistant((model, processor), batch_size=BATCH).answer(list(rows), questions, max_length=MAX_ANSWER)
+    if task == "caption":
+        kind = "image" if sample.image is not None else "video" if sample.video is not None else "text"
+        question, answers = spoken.describe.format(kind=kind), sample.captions or [sample.text or ""]
+    elif task == "vqa":
+        if not sample.question:
+            raise ValueError(f"expected a question beside the answers of row {sample.id!r}, got none; add it")
+        question, answers = sample.question, sample.answers or []
+    else:
+        question, answers = spoken.name.format(kind=medium), [sample.label or ""]
+        question = spoken.asked("text", sample.text, question) if medium == "text" else question
+        media = {name: held for name, held in media.items() if name == medium}
+    return Sample(sample.id, **media, question=question, answers=list(answers))
 
 
 TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "chat")
-FAMILIES = {
-    "one_peace": "plait.recipes.one_peace",
-    "mplug2": "plait.recipes.mplug2",
-    "mplug_owl": "plait.recipes.mplug_owl",
-    "mplug_owl2": "plait.recipes.mplug_owl2",
-}
-"""model_type -> the module that holds its `JOBS`."""
-
 HELD_OUT = ("test", "val", "validation", "dev")
 MEDIA = ("image", "audio", "video", "text")
 RESULT = "finetune.json"
@@ -390,9 +367,12 @@ def finetune(
 
     place = Path(model) if Path(model).exists() else shipped(model) or Path(model)
     family = _family(place)
-    if family not in FAMILIES or task not in (jobs := import_module(FAMILIES[family]).JOBS):
-        known = ", ".join(jobs) if family in FAMILIES else "none yet"
-        raise UsageError(f"expected a task that finetune knows for {family} ({known}), got {task}")
+    known = {name for _, name, _ in iter_modules([str(Path(__file__).parent)])} - {"finetune", "plan"}
+    # found by its file: what a model directory calls itself imports nothing else
+    jobs = import_module(f"plait.recipes.{family}").JOBS if family in known else {}
+    if task not in jobs:
+        tasks = ", ".join(jobs) or "none yet"
+        raise UsageError(f"expected a task that finetune knows for {family} ({tasks}), got {task}")
     if bits and not lora:
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
     reading = Reading(workers, on_bad, most_bad)
@@ -476,7 +456,6 @@ def _build(request: Request, job: Job) -> nn.Module:
 
 def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir: Path) -> None:
     """Print the plan, and measure the trivial answer and the model as it came; once in a run."""
-    pass
     from plait.recipes.plan import describe, plan_stage, with_cost
 
     print(describe(with_cost(plan_stage(model, stage), model, stage)), flush=True)
@@ -495,7 +474,6 @@ def _before(request: Request, job: Job, stage: Stage, model: nn.Module, run_dir:
 
 def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Module:
     """Keep the adapter, merge it into a base in full precision, and measure the result; the model to save."""
-    pass
     from plait.training.lora import folded, has_adapter, load_adapter, save_adapter
 
     model.eval()

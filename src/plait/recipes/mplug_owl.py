@@ -1,134 +1,40 @@
-"""Rows of manifests -> conversations of mPLUG-Owl with their media -> batches.
+"""mPLUG-Owl's two stages: see first, with the language model frozen; then follow instructions, with a LoRA on it.
 
-captions | question and answers | messages -> turns with placeholders -> processor.supervised -> ids, labels, pixels
+rows -> select -> talks (`plait.data.conversation`) -> processor.supervised -> ids, labels, pixels -> answer_loss
 
-mPLUG-Owl's two stages: see first, with the language model frozen; then follow instructions, with a LoRA on it.
-
-Source: arXiv 2304.14178 and the released finetuning scripts; specification mPLUG-Owl, section 9. `data` is a manifest
-(file or directory); rows without a split, or of the split train, are used. Images, videos and text take part alike.
-
-mPLUG-Owl on one's own rows: what `plait.recipes.finetune` needs of the family.
+Source: arXiv 2304.14178 and the released finetuning scripts; specification mPLUG-Owl, section 9. Rows without a split,
+or of the split train, are used. Images, videos and text take part alike. `JOBS` is the family on one's own rows.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.data.sources import open_samples
+from plait.data.conversation import VIDEO as NEUTRAL
+from plait.data.conversation import Talk, holds_conversation, num_learned, read_talk
+from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
-from plait.media.image import load_image
-from plait.media.video import load_frames
 from plait.models.auto import load_processor
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, is_official_config
-from plait.models.mplug_owl.conversation import IMAGE, VIDEO, Turn
+from plait.models.mplug_owl.conversation import VIDEO
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
 from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, lora_targets, visual_names
 from plait.models.mplug_owl.weights import around, from_directory
 from plait.recipes.finetune import Talker
-from plait.training.data_order import Shuffled
 from plait.training.schedules import cosine, linear
 from plait.training.stages import Recipe, Stage
 from plait.types import Sample
-
-ROLES = {"user": "human", "assistant": "gpt"}
-
-
-def conversations(data: str, *, described: bool = False, split: str = "train") -> list[Sample]:
-    """Rows of a split, or without one, that hold a conversation; described: rows with a caption as well.
-
-    Raises ValueError where none is left.
-    """
-    rows = [sample for sample in open_samples(data) if sample.split in (None, split)]
-    kept = [s for s in rows if s.messages or (s.question and s.answers) or (described and caption_of(s))]
-    if not kept:
-        wanted = "messages, question and answers" + (", or text" if described else "")
-        raise ValueError(f"expected rows with {wanted} in {data}, got none among {len(rows)} rows of split {split!r}")
-    return kept
-
-
-def caption_of(sample: Sample) -> str | None:
-    """The first caption of a row with a medium."""
-    if sample.image is None and sample.video is None:
-        return None
-    return (sample.captions or [sample.text])[0]
-
-
-def conversation_of(sample: Sample) -> list[Turn]:
-    """Turns of a row, its medium in the first question where no placeholder is.
-
-    Raises ValueError without turns, and where media and placeholders differ in number.
-    """
-    mark = IMAGE if sample.image is not None else VIDEO if sample.video is not None else ""
-    caption = caption_of(sample)
-    turns: list[Turn]
-    if sample.messages:
-        turns = _turns(sample)
-    elif sample.question and sample.answers:
-        turns = [(sample.question, sample.answers[0])]
-    elif caption:
-        turns = [(DESCRIBE.format(kind="image" if sample.image is not None else "video"), caption)]
-    else:
-        raise ValueError(f"expected messages, a question with answers or a caption in row {sample.id}, got none")
-    if mark and not any(mark in question for question, _ in turns):
-        turns[0] = (mark + turns[0][0], turns[0][1])
-    for kind, name, held in (("image", IMAGE, sample.image), ("video", VIDEO, sample.video)):
-        wanted, got = sum(question.count(name) for question, _ in turns), len(_many(held))
-        if wanted != got:  # in a batch they would pass to the rows after it
-            what = f"{wanted} {kind}s for {wanted} {name} placeholders"
-            raise ValueError(f"row {sample.id}: expected {what}, got {got}; give one per placeholder")
-    return turns
-
-
-def _turns(sample: Sample) -> list[Turn]:
-    messages = [
-        {"from": ROLES.get(m.get("role", ""), m.get("from", "")), "value": _content(m)} for m in sample.messages or ()
-    ]
-    try:
-        return turns_of(messages)
-    except ValueError as error:
-        raise ValueError(f"row {sample.id}: {error}") from error
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content", message.get("value", ""))
-    if isinstance(content, str):
-        return content
-    marks = {"image": IMAGE, "video": VIDEO}
-    return "".join(marks.get(part["type"]) or part.get("text", "") for part in content)
-
-
-def collate(
-    processor: MPlugOwlProcessor,
-    max_length: int,
-    samples: Sequence[Sample],
-    rng: np.random.Generator,
-    *,
-    training: bool = True,
-) -> dict[str, Tensor]:
-    """A batch with images cropped at random when training, drawn from `rng`; frames of videos lie evenly in time."""
-    turns = [conversation_of(sample) for sample in samples]
-    pictures = [image for sample in samples for image in _many(sample.image)]
-    clips = [load_frames(video, processor.num_frames) for sample in samples for video in _many(sample.video)]
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    images = [load_image(image).convert("RGB") for image in pictures]
-    return dict(
-        processor.supervised(turns, images, clips, max_length=max_length, generator=generator, training=training)
-    )
-
-
-def _many(media: Any) -> list[Any]:
-    return [] if media is None else list(media) if isinstance(media, list) else [media]
-
 
 Built = tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]
 
@@ -159,6 +65,9 @@ def stage1(
     lr: float = 1e-4,
     warmup: int = 2000,
     max_length: int = 512,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
     seed: int = 0,
 ) -> Recipe:
     """Captions of images and videos, language model frozen: rows with `image` or `video` and `captions` or `text`.
@@ -179,11 +88,11 @@ def stage1(
         around, llm or "", vision=clip or vision, abstractor=reader, temporal=temporal, seed=seed
     )
     model, processor = loaded(init) if init is not None else build()
-    samples = conversations(data, described=True)
     stage = Stage(
         name="stage1",
         objective=answer_loss,
-        batches=partial(Shuffled, samples, partial(collate, processor, max_length)),
+        batches=_batches(data, processor, max_length, Reading(workers, on_bad, most_bad), captions=True),
+        weight=num_learned,
         batch_size=batch_size,
         steps=steps,
         peak_lr=lr,
@@ -208,6 +117,9 @@ def stage2(
     lr: float = 2e-5,
     warmup: int = 50,
     max_length: int = 2048,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Instructions, tower and abstractor frozen: rows with `messages`, or `question` and `answers`, media or none.
 
@@ -227,7 +139,8 @@ def stage2(
     stage = Stage(
         name="stage2",
         objective=answer_loss,
-        batches=partial(Shuffled, conversations(data), partial(collate, processor, max_length)),
+        batches=_batches(data, processor, max_length, Reading(workers, on_bad, most_bad), captions=False),
+        weight=num_learned,
         batch_size=batch_size,
         steps=steps,
         epochs=None if steps is not None else epochs,
@@ -241,6 +154,41 @@ def stage2(
     )
     after: Any = (lambda trained, _: folded(trained)) if lora else None
     return Recipe(build, [stage], partial(save, processor), after=after)
+
+
+def read(processor: MPlugOwlProcessor, sample: Sample, rng: np.random.Generator) -> Talk:
+    """One row decoded, its turns as pairs of a question and its answer. Raises ValueError, naming the row."""
+    talk = read_talk(sample, rng, describe=DESCRIBE, num_frames=processor.num_frames)
+    try:
+        return replace(talk, turns=turns_of([{**t, "value": t["value"].replace(NEUTRAL, VIDEO)} for t in talk.turns]))
+    except ValueError as error:
+        raise ValueError(f"row {sample.id}: {error}") from error
+
+
+def collate(
+    processor: MPlugOwlProcessor,
+    max_length: int,
+    talks: Sequence[Talk],
+    rng: np.random.Generator,
+    *,
+    training: bool = True,
+) -> dict[str, Tensor]:
+    """A batch with images cropped at random when training, drawn from `rng`."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    pictures = [picture for talk in talks for picture in talk.pictures]
+    clips = [clip for talk in talks for clip in talk.clips]
+    turns = [talk.turns for talk in talks]
+    how: dict[str, Any] = {"max_length": max_length, "generator": generator, "training": training}
+    return dict(processor.supervised(turns, pictures, clips, **how))
+
+
+def _batches(
+    data: str, processor: MPlugOwlProcessor, max_length: int, reading: Reading, *, captions: bool
+) -> Callable[[], Source]:
+    """The source of a stage; captions: whether rows with a caption alone take part."""
+    wanted = "messages, question and answers" + (", or text" if captions else "")
+    rows = select(data, wanted, partial(holds_conversation, captions=captions), reading=reading)
+    return partial(Reader, rows, partial(collate, processor, max_length), partial(read, processor), reading=reading)
 
 
 def loaded(init: str | None) -> Built:
@@ -263,7 +211,10 @@ def read_config(place: Path) -> dict[str, Any]:
 def answer_loss(
     model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of answers, and the share of their positions that are right; the head reads only where some are."""
+    """Cross entropy, the mean over learned positions, and the share of them that are right; the head reads only there.
+
+    A batch without any costs nothing; the loop weighs batches by what they learn (`Stage.weight`).
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     targets = batch["labels"][:, 1:]
     places = (targets != -100).any(dim=0).nonzero().flatten()
@@ -271,7 +222,8 @@ def answer_loss(
     targets = targets[:, places]
     kept = targets != -100
     loss = F.cross_entropy(logits[kept], targets[kept], reduction="sum") / kept.sum().clamp(min=1)
-    return loss, {"right": (logits.detach().argmax(-1) == targets)[kept].float().mean()}
+    right = (logits.detach().argmax(-1) == targets)[kept].sum() / kept.sum().clamp(min=1)
+    return loss, {"right": right}
 
 
 def save(processor: MPlugOwlProcessor, model: nn.Module, directory: Path) -> None:
@@ -286,9 +238,8 @@ def save(processor: MPlugOwlProcessor, model: nn.Module, directory: Path) -> Non
 
 JOBS = Talker(
     load=loaded,
-    decode=lambda sample, rng: sample,
+    read=read,
     collate=collate,
-    measured=partial(collate, training=False),
     objective=answer_loss,
     save=save,
 ).jobs()

@@ -1,39 +1,34 @@
-"""Rows of manifests -> mPLUG-Owl2's conversations, in batches of one modality and of similar length.
+"""mPLUG-Owl2's two stages: the visual ways beside a frozen language model, then everything on text and images.
 
-row -> turns with <|image|> -> decoded (crops in pretraining) -> processor.supervised -> ids, mask, labels, pixels
+rows -> select -> decoded talks (`plait.data.conversation`; crops in pretraining) -> processor.captioned | supervised
+    -> ids, mask, labels, pixels -> answer_loss; joint: batches of one modality and of similar length
 
-mPLUG-Owl2's two stages: the visual ways beside a frozen language model, then everything on text and images.
-
-Source: arXiv 2311.04257 and the released finetuning scripts; specification mPLUG-Owl2, section 10. `data` is a manifest
-(file or directory); rows without a split, or of the split train, are used. `init` is a model directory: an official
-one, or what `plait upcycle LLAMA_DIR DST` writes.
-
-mPLUG-Owl2 on one's own rows: what `plait.recipes.finetune` needs of the family.
+Source: arXiv 2311.04257 and the released finetuning scripts; specification mPLUG-Owl2, section 10. Rows without a
+split, or of the split train, are used. `init` is a model directory: an official one, or what `plait upcycle LLAMA_DIR
+DST` writes. `JOBS` is the family on one's own rows.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plait.data import conversation
+from plait.data.conversation import Talk, conversation_of, holds_conversation, num_learned
 from plait.data.order import Grouped
-from plait.data.reader import Reader, Reading
-from plait.data.sources import open_samples
+from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
 from plait.media.image import load_image
-from plait.media.video import load_frames
 from plait.models.auto import load
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.conversation import IMAGE
@@ -44,149 +39,65 @@ from plait.models.mplug_owl2.weights import resized
 from plait.processing.videos import training_image
 from plait.recipes.finetune import Talker
 from plait.training.optim import parameter_groups
-from plait.training.parallel import current_world
-from plait.training.stages import Recipe, Source, Stage
+from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 
 IMAGE_WORDS = 128
 """What an image counts when rows are grouped by length, as in the released sampler."""
 
-PLACEHOLDERS = ("<image>", IMAGE)
-ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-
-Turns = list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Talk:
-    """One decoded row: its turns, pictures in reading order, and pixels where they are made already."""
-
-    turns: Turns
-    pictures: tuple[Image, ...] = ()
-    pixels: Tensor | None = None
-
-
-def described(data: str) -> list[Sample]:
-    """Rows of the split train, or of none, with an image and a caption. Raises ValueError where there are none."""
-    return _kept(data, "an image and text or captions", lambda s: s.image is not None and bool(s.captions or s.text))
-
-
-def conversations(data: str) -> list[Sample]:
-    """Rows that hold a conversation, a question and its answers, or a captioned medium; media or none."""
-    wanted = "messages, a question with answers, or a medium with text or captions"
-    return _kept(data, wanted, lambda s: bool(s.messages or (s.question and s.answers) or (_has_media(s) and _said(s))))
-
-
-def _kept(data: str, wanted: str, keep: Any) -> list[Sample]:
-    rows = [sample for sample in open_samples(data) if sample.split in (None, "train")]
-    kept = [sample for sample in rows if keep(sample)]
-    if not kept:
-        raise ValueError(f"expected rows with {wanted} in {data}, got none among {len(rows)} rows of split 'train'")
-    return kept
-
-
-def _has_media(sample: Sample) -> bool:
-    return sample.image is not None or sample.video is not None
-
-
-def _said(sample: Sample) -> list[str]:
-    return sample.captions or ([sample.text] if sample.text else [])
-
-
-def turns_of(sample: Sample, number: int = 0, images: int = 1) -> Turns:
-    """The conversation of a row, media first where no placeholder says otherwise.
-
-    number: which of several answers or captions, counted around; images: positions of its media (frames of a clip).
-    Raises ValueError, naming the row, for roles that are not known and for placeholders without media.
-    """
-    if sample.messages:
-        turns = [_message(sample, message) for message in sample.messages]
-        turns = [turn for turn in turns if turn is not None]
-    elif sample.question:
-        answers = sample.answers or [""]
-        turns = [_turn("human", sample.question), _turn("gpt", answers[number % len(answers)])]
-    else:
-        said = _said(sample)
-        turns = [_turn("human", "Describe what you see."), _turn("gpt", said[number % len(said)])]
-    places = sum(turn["value"].count(IMAGE) for turn in turns)
-    if not _has_media(sample) and places:
-        raise ValueError(f"expected a row without <image>, got {places} in row {sample.id!r}, which has no media")
-    if places > 1:
-        raise ValueError(f"expected one <image> for the medium of row {sample.id!r}, got {places}")
-    if _has_media(sample) and turns:
-        place = next((turn for turn in turns if IMAGE in turn["value"]), turns[0])
-        text = place["value"] if places else IMAGE + place["value"]
-        place["value"] = text.replace(IMAGE, IMAGE * images)
-    return turns
-
-
-def _message(sample: Sample, message: Mapping[str, Any]) -> dict[str, str] | None:
-    role = message.get("from", message.get("role"))
-    value = message.get("value", message.get("content"))
-    if role == "system":
-        return None  # the template has its own words, and the published one has none
-    if role not in ROLES or not isinstance(value, str):
-        raise ValueError(
-            f"expected messages from {', '.join(ROLES)} with a text, got {role!r} in row {sample.id!r}; correct the row"
-        )
-    return _turn(ROLES[role], value)
-
-
-def _turn(role: str, value: str) -> dict[str, str]:
-    for name in PLACEHOLDERS[:-1]:
-        value = value.replace(name, IMAGE)
-    return {"from": role, "value": value}
-
-
-@cache
-def _words(text: str) -> int:
-    return len(text.split())
+DESCRIBE = "Describe what you see."
+FRAMES = 8
+Built = tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]
 
 
 def length_of(sample: Sample) -> int:
     """Words of a conversation, negative without media, as the released sampler counts, images with `IMAGE_WORDS`."""
-    words = sum(_words(turn["value"]) for turn in turns_of(sample)) or 1
-    return words + IMAGE_WORDS if _has_media(sample) else -words
+    words = sum(len(turn["value"].split()) for turn in conversation_of(sample, DESCRIBE)) or 1
+    return -words if sample.image is None and sample.video is None else words + IMAGE_WORDS
 
 
-def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.Generator) -> Talk:
-    """Pretraining: a random crop, mirrored half the time, and one of the row's captions, without a question."""
-    said = _said(sample)
-    pixels = training_image(
-        load_image(sample.image), processor.image_processor.size["height"], random.Random(int(rng.integers(1 << 62))),
-        augment=False,
-    )  # fmt: skip
-    return Talk([_turn("gpt", said[int(rng.integers(len(said)))])], pixels=pixels)
+def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.Generator) -> tuple[str, Tensor]:
+    """Pretraining: one of the row's captions without a question, and a random crop, mirrored half the time."""
+    said = sample.captions or [sample.text or ""]
+    side, draw = processor.image_processor.size["height"], random.Random(int(rng.integers(1 << 62)))
+    pixels = training_image(load_image(sample.image), side, draw, augment=False)
+    return said[int(rng.integers(len(said)))], pixels
 
 
-def read_talk(frames: int, sample: Sample, rng: np.random.Generator) -> Talk:
-    """A conversation with its picture, or its clip as `frames` pictures in a row."""
-    pictures: tuple[Image, ...] = ()
-    if sample.video is not None:
-        pictures = tuple(load_frames(sample.video, frames))
-    elif sample.image is not None:
-        pictures = (load_image(sample.image),)
-    return Talk(turns_of(sample, int(rng.integers(1 << 30)), len(pictures)), pictures)
+def read_talk(num_frames: int, sample: Sample, rng: np.random.Generator) -> Talk:
+    """A conversation with its pictures; a clip is `num_frames` pictures in a row where its placeholder stands."""
+    talk = conversation.read_talk(sample, rng, describe=DESCRIBE, num_frames=num_frames, is_drawn=True)
+    turns, pictures, stills, clips = [], [], iter(talk.pictures), iter(talk.clips)
+    for turn in talk.turns:
+        pieces = conversation.MARKS.split(turn["value"])
+        for place, piece in enumerate(pieces):
+            if piece in (conversation.IMAGE, conversation.VIDEO):
+                shown = [next(stills)] if piece == conversation.IMAGE else next(clips)
+                pictures += shown
+                pieces[place] = IMAGE * len(shown)
+        turns.append({**turn, "value": "".join(pieces)})
+    return Talk(turns, tuple(pictures))
 
 
 def captioned(
-    processor: MPlugOwl2Processor, max_length: int, talks: list[Talk], rng: np.random.Generator
+    processor: MPlugOwl2Processor, max_length: int, parts: list[tuple[str, Tensor]], rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """Image, caption, end; every piece of the caption and its end is learned."""
-    batch = dict(processor.captioned([talk.turns[0]["value"] for talk in talks], max_length=max_length))
-    pixels = [talk.pixels for talk in talks if talk.pixels is not None]
-    return batch | {"pixel_values": torch.stack(pixels)}
+    captions, pixels = zip(*parts, strict=True)
+    return {**processor.captioned(list(captions), max_length=max_length), "pixel_values": torch.stack(pixels)}
 
 
 def talked(
-    processor: MPlugOwl2Processor, max_length: int, talks: list[Talk], rng: np.random.Generator
+    processor: MPlugOwl2Processor,
+    max_length: int,
+    talks: list[Talk],
+    rng: np.random.Generator | None = None,
+    *,
+    training: bool = True,
 ) -> dict[str, Tensor]:
-    """Conversations with labels on answers and their ends; pixels only where a row has media."""
+    """Conversations with labels on answers and their ends; pixels only where a row has media; nothing is drawn."""
     pictures = [picture for talk in talks for picture in talk.pictures]
     return dict(processor.supervised([talk.turns for talk in talks], pictures, max_length=max_length))
-
-
-Built = tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]
 
 
 def pretrain(
@@ -205,6 +116,8 @@ def pretrain(
     warmup: float = 1000,
     max_length: int = 256,
     workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
 
@@ -217,9 +130,13 @@ def pretrain(
     _check(layer_decay)
     model, processor = loaded(init, image_size, num_queries)
     names = pretraining_names(model)
-    samples = described(data)
+    reading = Reading(workers, on_bad, most_bad)
+    rows = select(
+        data, "an image and text or captions", lambda s: s.image is not None and bool(s.captions or s.text),
+        reading=reading,
+    )  # fmt: skip
     collate, decode = partial(captioned, processor, max_length), partial(read_caption, processor)
-    source = partial(Reader, samples, collate, decode, reading=Reading(workers))
+    source = partial(Reader, rows, collate, decode, reading=reading)
     stage = replace(
         _stage(model, "pretrain", source, batch_size, (lr, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
@@ -250,6 +167,8 @@ def joint(
     warmup: float = 250,
     max_length: int = 2048,
     workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Instructions with images, clips or text alone; everything trains, or adapters, abstractor and tower.
 
@@ -264,10 +183,14 @@ def joint(
     _check(layer_decay, frames)
     model, processor = loaded(init, image_size, num_queries)
     rate = lr or (1e-4 if lora else 2e-5)
-    samples = conversations(data)
+    reading = Reading(workers, on_bad, most_bad)
+    rows = select(
+        data, "messages, a question with answers, or a medium with text or captions",
+        partial(holds_conversation, captions=True), measure=length_of, reading=reading,
+    )  # fmt: skip
+    order = Grouped(rows.measures, micro_batch)
     collate, decode = partial(talked, processor, max_length), partial(read_talk, frames)
-    order = Grouped(np.array([length_of(sample) for sample in samples]), micro_batch)
-    source = partial(Reader, samples, collate, decode, reading=Reading(workers), order=order)
+    source = partial(Reader, rows, collate, decode, reading=reading, order=order)
     stage = replace(
         _stage(model, "joint", source, batch_size, (rate, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
@@ -325,21 +248,13 @@ def loaded(init: str, image_size: int | None = None, num_queries: int | None = N
 def answer_loss(
     model: nn.Module, batch: dict[str, Tensor], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy, the mean over learned positions of all processes: every answer counts by its length.
+    """Cross entropy, the mean over learned positions, and the share of them that are right.
 
-    The gradient, a mean over processes, is that of one process with the whole batch. Raises ValueError where the whole
-    batch has nothing to learn.
+    A batch without any costs nothing; the loop weighs batches by what they learn (`Stage.weight`).
     """
     assert isinstance(model, MPlugOwl2ForConditionalGeneration)
     logits, labels = answer_logits(model, batch)
-    world = current_world()
-    count = torch.tensor(float(len(labels)), device=logits.device)
-    if world.size > 1:
-        dist.all_reduce(count)
-    if not len(labels) and not count:
-        raise ValueError(f"expected an answer to learn in a batch, got none in step {step}; raise max_length")
-    share = count.clamp_min(1) / world.size
-    loss = F.cross_entropy(logits, labels, reduction="sum") / share
+    loss = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
     return loss, {"right": (logits.detach().argmax(-1) == labels).sum() / max(1, len(labels))}
 
 
@@ -377,6 +292,7 @@ def _stage(
         name=name,
         objective=answer_loss,
         batches=source,
+        weight=num_learned,
         batch_size=batch_size,
         steps=steps,
         epochs=None if steps is not None else epochs,
@@ -412,13 +328,10 @@ def save(processor: MPlugOwl2Processor, model: nn.Module, directory: Path) -> No
     processor.save_pretrained(directory)
 
 
-FRAMES = 8
-
 JOBS = Talker(
     load=loaded,
-    decode=partial(read_talk, FRAMES),
+    read=lambda processor, sample, rng: read_talk(FRAMES, sample, rng),
     collate=talked,
-    measured=talked,
     objective=answer_loss,
     save=save,
     full_lr=2e-5,

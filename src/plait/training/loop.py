@@ -232,16 +232,18 @@ class _Run:
         """One optimiser step; loss and metrics as means over the micro batches, and the norm of the gradient."""
         now.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Any] = {}
+        shares, own = self._shares(now, step, parts)
         for micro, (start, batch) in enumerate(parts, start=1):
             now.generator.manual_seed(seed_everything(self.position.seed, self.position.stage, step, start))
             batch = map_tensors(batch, lambda x: x.to(self.device, non_blocking=True))
             with without_gradient_sync(now.module, micro < len(parts)):
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     loss, metrics = now.module(batch, step, now.generator)
-                (loss * self.scale.factor / len(parts)).backward()
-            for name, value in {"loss": loss, **metrics}.items():
+                (loss * self.scale.factor * shares[micro - 1]).backward()
+            values["loss"] = values.get("loss", 0.0) + loss.detach() * shares[micro - 1]
+            for name, value in metrics.items():  # of this process alone, as the loss of all is their mean
                 value = value.detach() if isinstance(value, Tensor) else value
-                values[name] = values.get(name, 0.0) + value / len(parts)
+                values[name] = values.get(name, 0.0) + value * own[micro - 1]
         if isinstance(now.module, FSDPModule):
             sync_whole_gradients(now.parameters, self.world)
         factor = self.scale.factor
@@ -251,6 +253,26 @@ class _Run:
         if self.scale.takes(norm):
             now.optimizer.step()
         return values
+
+    def _shares(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> tuple[Any, list[float]]:
+        """What each micro batch counts in the mean over processes, and in the mean of this process alone.
+
+        Gradients and losses are averaged over processes, so a share is its part of the whole step times their number.
+        """
+        even = [1 / len(parts)] * len(parts)
+        if now.stage.weight is None:
+            return even, even
+        weights = [float(now.stage.weight(batch)) for _, batch in parts]
+        total = torch.tensor(sum(weights), dtype=torch.float32, device=self.device)
+        if self.world.size > 1:
+            torch.distributed.all_reduce(total)
+        if not sum(weights) and not total:  # looked at only here: a GPU would be waited for
+            raise ValueError(
+                f"expected something to learn in the batch of step {step}, got none; raise max_length or look at "
+                f"{' '.join(now.source.names(now.source.rows(self.position.seed, step, now.stage.batch_size))[:4])}"
+            )
+        shares = torch.tensor(weights, dtype=torch.float32, device=self.device) * self.world.size / total
+        return shares, [weight / max(1.0, sum(weights)) for weight in weights] if sum(weights) else even
 
     def _look(self, now: _Current, is_end: bool) -> None:
         """Fetch the values of the steps since the last look (one wait for the GPU), log the last, save when due."""

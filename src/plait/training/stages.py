@@ -42,6 +42,8 @@ class Stage:
     before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
     after every optimiser step; what it keeps belongs in the model, where checkpoints find it.
     period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th step: 8).
+    weight: what a batch counts among those of a step, such as the positions that it learns; None counts rows. The loss
+    of a step is then one mean over all its batches, whatever the number of processes and micro batches.
     no_decay, layer_id, num_layers and layer_decay: as in `plait.training.optim.parameter_groups`. optimizer:
     `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies its rate.
     schedule: one of `plait.training.schedules`.
@@ -71,6 +73,7 @@ class Stage:
     optimizer: Callable[[nn.Module, Stage], torch.optim.Optimizer] | None = None
     schedule: Callable[..., float] = cosine
     period: int = 1
+    weight: Callable[[Batch], float] | None = None
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):

@@ -1,0 +1,126 @@
+"""A row -> its conversation: whatever a row says, as turns in which every medium has its place.
+
+messages | question and answers | captions of a medium -> turns with <image> and <video> -> media decoded -> Talk
+
+Families write placeholders of their own; rows may hold any of them. What stands behind the turns (template, ids,
+labels) is the business of a family's processor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plait.media.image import load_image
+from plait.media.video import load_frames
+from plait.types import Sample
+
+IMAGE, VIDEO = "<image>", "<video>"
+MARKS = re.compile(f"({IMAGE}|{VIDEO})")
+OTHER_MARKS = {"<|image|>": IMAGE, "<|video|>": VIDEO}
+"""How mPLUG-Owl and mPLUG-Owl2 write them."""
+
+ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+IGNORED = -100
+
+Turns = list[dict[str, str]]
+"""`{"from": "human" or "gpt", "value": text}`, as LLaVA writes conversations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """One decoded row: its turns, and its pictures (RGB) and clips (lists of frames) in reading order."""
+
+    turns: Sequence[Any]
+    pictures: tuple[Any, ...] = ()
+    clips: tuple[list[Any], ...] = ()
+
+
+def holds_conversation(sample: Sample, *, captions: bool) -> bool:
+    """Whether a row has messages, or a question with answers, or (captions) a medium with words."""
+    has_media = sample.image is not None or sample.video is not None
+    said = captions and has_media and bool(sample.captions or sample.text)
+    return bool(sample.messages or (sample.question and sample.answers) or said)
+
+
+def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
+    """The turns of a row, its media first where no placeholder says otherwise.
+
+    describe: what is asked where there are captions alone, `{kind}` is image or video. number: which of several answers
+    or captions is given, counted around.
+    Raises ValueError, naming the row, without turns, for roles that are not known, and where media and placeholders
+    differ in number: in a batch they would pass to the rows after it.
+    """
+    captions = sample.captions or ([sample.text] if sample.text else [])
+    kind = "image" if sample.image is not None else "video" if sample.video is not None else None
+    if sample.messages:
+        turns = [turn for message in sample.messages if (turn := _turn(sample, message))]
+    elif sample.question and sample.answers:
+        turns = [_said("human", sample.question), _said("gpt", sample.answers[number % len(sample.answers)])]
+    elif kind and captions:
+        turns = [_said("human", describe.format(kind=kind)), _said("gpt", captions[number % len(captions)])]
+    else:
+        turns = []
+    if not turns:
+        raise ValueError(f"expected messages, a question with answers or a caption in row {sample.id!r}, got none")
+    if kind == "video" and not any(VIDEO in turn["value"] for turn in turns):
+        for turn in turns:  # <image> is what most files write, whatever the medium is
+            turn["value"] = turn["value"].replace(IMAGE, VIDEO)
+    if kind and not any(mark in turn["value"] for turn in turns for mark in (IMAGE, VIDEO)):
+        first = next((turn for turn in turns if turn["from"] == "human"), turns[0])
+        first["value"] = (IMAGE if kind == "image" else VIDEO) + first["value"]
+    for name, mark, held in (("image", IMAGE, sample.image), ("video", VIDEO, sample.video)):
+        wanted, got = sum(turn["value"].count(mark) for turn in turns), len(_several(held))
+        if wanted != got:
+            what = f"{wanted} {name}s for {wanted} {mark} placeholders"
+            raise ValueError(f"row {sample.id}: expected {what}, got {got}; give one per placeholder")
+    return turns
+
+
+def read_talk(
+    sample: Sample, rng: np.random.Generator, *, describe: str, num_frames: int, is_drawn: bool = False
+) -> Talk:
+    """Decode a row: its conversation, its pictures, and `num_frames` frames of its clips, evenly in time.
+
+    is_drawn: which of several answers or captions is learned is drawn, not the first.
+    """
+    turns = conversation_of(sample, describe, int(rng.integers(1 << 30)) if is_drawn else 0)
+    pictures = tuple(load_image(picture).convert("RGB") for picture in _several(sample.image))
+    return Talk(turns, pictures, tuple(load_frames(clip, num_frames) for clip in _several(sample.video)))
+
+
+def num_learned(batch: dict[str, Any]) -> int:
+    """Positions of a batch that are learned: what it counts among the batches of a step.
+
+    Labels are predicted one position earlier, so those of the first position are never learned.
+    """
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+def _turn(sample: Sample, message: dict[str, Any]) -> dict[str, str] | None:
+    role = message.get("from", message.get("role"))
+    content = message.get("value", message.get("content"))
+    if role == "system":
+        return None  # the template has its own words, and the published ones have none
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        marks = {"image": IMAGE, "video": VIDEO}
+        content = "".join(marks.get(part.get("type", "")) or str(part.get("text", "")) for part in content)
+    if role not in ROLES or not isinstance(content, str):
+        raise ValueError(
+            f"expected messages from {', '.join(ROLES)} with a text, got {role!r} in row {sample.id!r}; correct the row"
+        )
+    return _said(ROLES[role], content)
+
+
+def _said(role: str, text: str) -> dict[str, str]:
+    for written, mark in OTHER_MARKS.items():
+        text = text.replace(written, mark)
+    return {"from": role, "value": text}
+
+
+def _several(media: Any) -> list[Any]:
+    return [] if media is None else list(media) if isinstance(media, list) else [media]
