@@ -44,7 +44,7 @@ class ResponseCache:
         """Take up the answers of the file; returns the number of whole bytes."""
         assert self.path is not None
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+        whole = content.rfind(b"\n") + 1  # what follows was cut off by a kill
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
@@ -68,7 +68,7 @@ class ResponseCache:
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         assert self._file is not None
         self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        self._file.flush()
+        self._file.flush()  # to the system, and then to the disk: an answer may have cost minutes
         os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:

@@ -353,30 +353,45 @@ def evaluate_emergent(
     that has not learnt sounds yet.
     """
     held_out = HeldOut.read(data)
-    concepts = list(held_out.names)
-    vectors = {
-        "text": embedder.embed([{"text": held_out.names[name]} for name in concepts]),
-        "image": embedder.embed(media("image", held_out.drawings)),
-    }
-    result = Evaluation(dict.fromkeys(NAMES), vectors=vectors, labels={"text": concepts})
-    result.labels["image"] = [concept(row) for row in held_out.drawings]
-    _score_pictures(result)
+    concepts, drawn = list(held_out.names), [concept(row) for row in held_out.drawings]
+    text = embedder.embed([{"text": held_out.names[name]} for name in concepts])
+    image = embedder.embed(media("image", held_out.drawings))
+    labels = {"text": concepts, "image": drawn}
+    result = Evaluation(dict.fromkeys(NAMES), vectors={"text": text, "image": image}, labels=labels)
+
+    def recall(name: str, queries: Array, gallery: Array, asked: Sequence[str], there: Sequence[str]) -> None:
+        """Recall of queries about `asked` in a gallery of `there`; the units are the things asked for."""
+        for k in (1, 5):
+            if f"{name}_r{k}" in NAMES:
+                result.scores[f"{name}_r{k}"] = score(queries, gallery, equal(asked, there), k, asked)
+
+    recall("image_to_text", image, text, drawn, concepts)
+    recall("text_to_image", text, image, concepts, drawn)
     pairs = ComposedSet.draw(held_out)
     if gallery is not None:
         pairs.write(held_out, gallery)
     if not audio or not held_out.notes:
         return result
-    vectors["audio"] = embedder.embed(media("audio", held_out.notes))
+    result.vectors["audio"] = embedder.embed(media("audio", held_out.notes))
     result.labels["audio"] = [concept(row) for row in held_out.notes]
-    _score_sounds(result, held_out, vectors["audio"], held_out.notes, prefix="")
-    _score_pictures_to_sounds(result, held_out)
-    if held_out.unseen_notes:
-        unseen = embedder.embed(media("audio", held_out.unseen_notes))
-        _score_sounds(result, held_out, unseen, held_out.unseen_notes, prefix="unseen_font_")
-    result.examples["audio_to_image"] = _sound_examples(result, held_out)
+    # a gallery of one drawing per sounding thing, beside the one of all drawings: chance differs, so both are told
+    sounding, few = held_out.sounding, held_out.one_drawing_each(held_out.sounding)
+    row_of = {row.id: i for i, row in enumerate(held_out.drawings)}
+    drawings = image[[row_of[row.id] for row in few]]
+    names = text[[concepts.index(name) for name in sounding]]
+    for prefix, rows in (("", held_out.notes), ("unseen_font_", held_out.unseen_notes)):
+        if rows:
+            clips = embedder.embed(media("audio", rows)) if prefix else result.vectors["audio"]
+            kept = [i for i, row in enumerate(rows) if concept(row) in sounding]
+            clips, heard = clips[kept], [concept(rows[i]) for i in kept]
+            recall(f"{prefix}audio_to_text", clips, names, heard, sounding)
+            recall(f"{prefix}audio_to_image", clips, drawings, heard, sounding)
+            recall(f"{prefix}audio_to_all_images", clips, image, heard, drawn)
+    recall("image_to_audio", drawings, result.vectors["audio"], sounding, result.labels["audio"])
+    result.examples["audio_to_image"] = _sound_examples(result, held_out, drawings)
     if pairs.pairs:
-        by_note = dict(zip([row.id for row in held_out.notes], vectors["audio"]))
-        by_name = dict(zip(concepts, vectors["text"]))
+        by_note = dict(zip([row.id for row in held_out.notes], result.vectors["audio"]))
+        by_name = dict(zip(concepts, text))
         scores, examples = score_composed(embedder, held_out, pairs, by_note, by_name, clips_per_pair=clips_per_pair)
         result.scores.update(scores)
         result.examples["fused_to_image"] = examples
@@ -388,77 +403,27 @@ def media(modality: str, rows: Sequence[Sample]) -> list[dict[str, Any]]:
     return [{modality: getattr(row, modality)} for row in rows]
 
 
-def _score_pictures(result: Evaluation) -> None:
-    text, image = result.vectors["text"], result.vectors["image"]
-    targets = equal(result.labels["image"], result.labels["text"])
-    for k in (1, 5):
-        result.scores[f"image_to_text_r{k}"] = score(image, text, targets, k, result.labels["image"])
-        result.scores[f"text_to_image_r{k}"] = score(text, image, targets.T, k, result.labels["text"])
-
-
-def _sounding_galleries(result: Evaluation, held_out: HeldOut) -> tuple[Array, Array]:
-    """Vectors of the names (s, dim) and of one held-out drawing (s, dim) of every sounding concept."""
-    row_of = {row.id: i for i, row in enumerate(held_out.drawings)}
-    drawn = [row_of[row.id] for row in held_out.one_drawing_each(held_out.sounding)]
-    named = [result.labels["text"].index(name) for name in held_out.sounding]
-    return result.vectors["text"][named], result.vectors["image"][drawn]
-
-
-def _score_sounds(result: Evaluation, held_out: HeldOut, clips: Array, rows: Sequence[Sample], prefix: str) -> None:
-    names, drawings = _sounding_galleries(result, held_out)
-    keep = [i for i, row in enumerate(rows) if concept(row) in held_out.sounding]
-    clips, labels = clips[keep], [concept(rows[i]) for i in keep]
-    targets = equal(labels, held_out.sounding)
-    for k in (1, 5):
-        result.scores[f"{prefix}audio_to_text_r{k}"] = score(clips, names, targets, k, labels)
-        result.scores[f"{prefix}audio_to_image_r{k}"] = score(clips, drawings, targets, k, labels)
-        everything = score(clips, result.vectors["image"], equal(labels, result.labels["image"]), k, labels)
-        result.scores[f"{prefix}audio_to_all_images_r{k}"] = everything
-    result.scores = {name: found for name, found in result.scores.items() if name in NAMES}
-
-
-def _score_pictures_to_sounds(result: Evaluation, held_out: HeldOut) -> None:
-    _, drawings = _sounding_galleries(result, held_out)
-    targets = equal(held_out.sounding, result.labels["audio"])
-    for k in (1, 5):
-        found = score(drawings, result.vectors["audio"], targets, k, held_out.sounding)
-        result.scores[f"image_to_audio_r{k}"] = found
-
-
-def _sound_examples(result: Evaluation, held_out: HeldOut, k: int = 5) -> list[dict[str, Any]]:
+def _sound_examples(result: Evaluation, held_out: HeldOut, drawings: Array) -> list[dict[str, Any]]:
     """The middle held-out note of every sound (not picked by result) with its nearest drawings in both galleries."""
-    _, drawings = _sounding_galleries(result, held_out)
     few = held_out.one_drawing_each(held_out.sounding)
     index = {row.id: i for i, row in enumerate(held_out.notes)}
+    galleries = (("hits", drawings, few), ("hits_in_all", result.vectors["image"], held_out.drawings))
     examples = []
     for label in held_out.sounding:
         note = held_out.spread(label, 3)[-2:][0]
         query = result.vectors["audio"][index[note.id]]
-        examples.append(
-            {
-                "audio": held_out.relative(note.audio),
-                "label": label,
-                "name": held_out.names[label],
-                "hits": _hits(query, drawings, few, label=label, held_out=held_out, k=k),
-                "hits_in_all": _hits(
-                    query, result.vectors["image"], held_out.drawings, label=label, held_out=held_out, k=k
-                ),
-            }
-        )
+        example: dict[str, Any] = {"audio": held_out.relative(note.audio), "label": label}
+        example["name"] = held_out.names[label]
+        for name, gallery, rows in galleries:
+            similarity = gallery @ query
+            example[name] = [
+                {
+                    "image": held_out.relative(rows[i].image),
+                    "name": held_out.names[concept(rows[i])],
+                    "score": round(float(similarity[i]), 4),
+                    "right": concept(rows[i]) == label,
+                }
+                for i in np.argsort(-similarity, kind="stable")[:5]
+            ]
+        examples.append(example)
     return examples
-
-
-def _hits(
-    query: Array, gallery: Array, rows: Sequence[Sample], *, label: str, held_out: HeldOut, k: int
-) -> list[dict[str, Any]]:
-    similarity = gallery @ query
-    best = np.argsort(-similarity, kind="stable")[:k]
-    return [
-        {
-            "image": held_out.relative(rows[i].image),
-            "name": held_out.names[concept(rows[i])],
-            "score": round(float(similarity[i]), 4),
-            "right": concept(rows[i]) == label,
-        }
-        for i in best
-    ]

@@ -14,6 +14,8 @@ from typing import Any
 from plait.evaluation.base import Item, NotScored, Scoring
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.files import read_rows
+from plait.evaluation.peers import Ask
+from plait.places import atomic_write
 from plait.types import Decoding
 
 REPLY = Decoding(max_new_tokens=64)
@@ -32,33 +34,29 @@ class Judge:
 
     def replies(self, prompts: Mapping[str, str]) -> dict[str, str]:
         """Replies by id for prompts by id. ValueError for an id without a stored reply."""
-        return self._stored(prompts) if self.is_file else self._asked(prompts)
-
-    def _stored(self, prompts: Mapping[str, str]) -> dict[str, str]:
-        rows = read_rows(Path(self.source))
-        known = {row.text("id" if "id" in row else "key"): row.text("reply") for row in rows}
-        self.name = next((row.text("judge") for row in rows if "judge" in row), self.name)
-        found = {name: known.get(name, known.get(key_of(prompt))) for name, prompt in prompts.items()}
-        if missing := next((name for name, reply in found.items() if reply is None), None):
-            raise ValueError(f"expected a reply for every item in {self.source}, got none for id {missing}")
-        return {name: reply for name, reply in found.items() if reply is not None}
-
-    def _asked(self, prompts: Mapping[str, str]) -> dict[str, str]:
-        from plait.evaluation.models import Ask, open_model
+        if self.is_file:
+            rows = read_rows(Path(self.source))
+            known = {row.text("id" if "id" in row else "key"): row.text("reply") for row in rows}
+            self.name = next((row.text("judge") for row in rows if "judge" in row), self.name)
+            told = {name: known.get(name, known.get(key_of(prompt))) for name, prompt in prompts.items()}
+            if missing := next((name for name, reply in told.items() if reply is None), None):
+                raise ValueError(f"expected a reply for every item in {self.source}, got none for id {missing}")
+            return {name: reply for name, reply in told.items() if reply is not None}
+        from plait.evaluation.models import open_model
 
         model: Any = open_model(self.source, ("text", "generate"))
         self.name = f"{model.name} ({model.fingerprint})"
-        about = {"judge": self.name}
         keys = {name: key_of(prompt) for name, prompt in prompts.items()}
-        with ResponseCache(None if self.keep is None else self.keep / "judge_cache.jsonl", about) as cache:
-            asked = {keys[name]: Ask(prompt) for name, prompt in prompts.items()}
+        asked = {keys[name]: Ask(prompt) for name, prompt in prompts.items()}
+        place = None if self.keep is None else self.keep / "judge_cache.jsonl"
+        with ResponseCache(place, {"judge": self.name}) as cache:
             kept = collect(asked, lambda asks: model.generate(asks, REPLY), cache, batch_size=8, what="judge")
         found = {name: kept[key] for name, key in keys.items()}
         if self.keep is not None:
+            # judges change and disappear: with name and date beside every reply, the score can be made again offline
             day = time.strftime("%Y-%m-%d")
             rows = [{"id": n, "key": keys[n], "judge": self.name, "date": day, "reply": r} for n, r in found.items()]
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (self.keep / "judge.jsonl").write_text(lines, encoding="utf-8")
+            atomic_write(self.keep / "judge.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         return found
 
 

@@ -208,6 +208,7 @@ def retrieve(items: Sequence[Item], setting: Setting) -> list[Row]:
 def zero_shot(items: Sequence[Item], setting: Setting) -> list[Row]:
     """Scores of every class: similarity of the medium with a sentence about the class; -1 for one without a name."""
     names = class_names(items)
+    # synonyms behind a comma (ImageNet) make longer sentences, not better ones
     sentences = [setting.task.labels.format(label=names[i].replace("_", " ").split(",")[0]) for i in sorted(names)]
     media = _vectors(setting.first(items, setting.task.media), setting, "media")
     classes = _vectors([("text", sentence) for sentence in sentences], setting, "classes")
@@ -272,6 +273,7 @@ def decide(items: Sequence[Item], setting: Setting) -> list[Row]:
 def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
     """The choice whose sentence " {question} answer: {choice}" a head scores highest beside the medium (ONE-PEACE's
     rule for AVQA), or that lies nearest to the medium in the space of an embedder."""
+    # the leading space is part of what ONE-PEACE was trained on
     texts = [[f" {item.question} answer: {choice}" for choice in item.choices or []] for item in items]
     media = setting.first(items, setting.task.media)
     if "decide" in setting.model.capabilities:

@@ -119,6 +119,7 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
 
     used = used_by(task, model, options)
     missing = missing_media(loaded.items, loaded.files, task.seen)
+    # absent media are no question to the model, but a wrong answer of the score
     present, absent = [], []
     for item in loaded.items:
         (absent if any(str(name) in missing for _, name in item.media(task.seen)) else present).append(item)

@@ -34,6 +34,7 @@ def captions(scoring: Scoring) -> Scored:
     scoring.keep(lambda item: bool(item.captions), "reference captions")
     has_java = java.missing() is None
     tokenize = java.tokenized if has_java else tokenized
+    # document frequencies come from these references alone: a part of a set has another CIDEr scale than the whole
     said, right = tokenize(scoring.replies(), [item.captions or [] for item in scoring.items])
     found = token_scores(said, right)
     cider = {item.id: 100 * value for item, value in zip(scoring.items, found.cider, strict=True)}
@@ -203,6 +204,7 @@ def mplug2_video_caption(source: Source) -> list[Item]:
         Item(
             row.text("video_id"),
             video=video_file(row.text("video_id")),
+            # the release lower-cases references, its own decoder writes lower case
             captions=[caption.lower() for caption in row.texts("golden_captions")],
         )
         for row in read_rows(source["test"])

@@ -206,6 +206,7 @@ def _picture_in_cell(row: Row, rows: dict[str, Row]) -> tuple[bytes, tuple[int, 
     from PIL import Image, UnidentifiedImageError
 
     cell = row.text("image")
+    # the official files write a picture once, rotations and shared pictures hold the index of that row
     if cell.isdigit() and cell in rows and cell != row.text("index"):
         cell = rows[cell].text("image")
     try:

@@ -31,7 +31,7 @@ def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndar
     width = max([least, *(len(row) for row in raw.values() if isinstance(row, list))])
     scores, has = np.full((len(scoring.items), width), LOWEST), np.zeros(len(scoring.items), dtype=bool)
     for row, item in enumerate(scoring.items):
-        if best[item.id] is None:
+        if best[item.id] is None:  # its medium is missing
             continue
         has[row] = True
         if isinstance(raw[item.id], list):
@@ -232,6 +232,7 @@ def read_fsd50k(source: Source) -> list[Item]:
 def read_vggsound(source: Source) -> list[Item]:
     """VGGSound: no header; class = position among the sorted labels of the file."""
     rows = read_table(source["annotations"], columns=("youtube_id", "start", "label", "split"))
+    # published class numbers are the places of the sorted names
     order = {name: i for i, name in enumerate(sorted({row.text("label") for row in rows}))}
     items = []
     for row in (row for row in rows if row.text("split") == source.split):

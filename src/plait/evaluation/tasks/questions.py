@@ -34,7 +34,7 @@ def vqa(scoring: Scoring) -> Scored:
     Tables of ONE-PEACE hold the score of every right answer instead of the annotators': the rule is then of no use.
     """
     scoring.keep(lambda item: bool(item.answers or item.meta.get("targets")), "answers")
-    hits = []
+    hits = []  # shares between 0 and 1, not only right and wrong
     for item, reply in scoring.pairs():
         targets = {answer: value for answer, _, value in item.meta.get("targets", [])}
         own = (
@@ -125,6 +125,7 @@ _COCO_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test
 
 def _vqa(source: Source) -> list[Item]:
     questions = read_record(source["questions"])
+    # the pictures of test-dev are those of test: one folder, one name
     subset = questions.text("data_subtype").replace("test-dev", "test")
     items = {}
     for row in questions.records("questions"):

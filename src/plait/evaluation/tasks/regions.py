@@ -46,6 +46,7 @@ def grounding(scoring: Scoring) -> Scored:
     hits = box_hits([box or [0.0] * 4 for box in said], right)  # a box without an area meets nothing
     scored = scoring.scored(hits.tolist(), [box is None for box in said])
     scored.scores = {"acc@0.5": scored.scores["accuracy"]}
+    # a picture has several phrases: intervals draw pictures whole
     scored.groups = {item.id: str(item.image) for item in scoring.items}
     return scored
 
@@ -205,6 +206,7 @@ def mask_classes(path: str | Path) -> np.ndarray:
         if picture.mode not in ("L", "P"):
             raise ValueError(f"{Path(path).name}: expected an 8-bit mask with one channel, got mode {picture.mode}")
         stored = np.asarray(picture)
+    # 0 means unlabelled; as uint8 it comes round to 255, which every score ignores
     return (stored - np.uint8(1)).astype(np.uint8)
 
 

@@ -34,6 +34,7 @@ def retrieval(scoring: Scoring) -> Scored:
         ranks.setdefault(direction, {})[name] = int(row["prediction"])
     if not ranks:
         raise ValueError("expected ranks to score, got none; was every medium missing?")
+    # behind every gallery and behind the tenth place, so that no recall counts a missing medium
     behind = 1 + max(10, len(known), sum(len(item.captions or []) for item in known.values()))
     for direction, found in ranks.items():
         asks_in_text = direction.startswith("text>")

@@ -28,6 +28,7 @@ def entailment(scoring: Scoring) -> Scored:
 
 def _worded(scoring: Scoring, words: Mapping[str, str]) -> Scored:
     scoring.keep(lambda item: item.label is not None, "label")
+    # the first word that decides: "No, that is not true" holds true as well
     found = (re.findall(r"[a-z]+", reply.lower()) for reply in scoring.replies())
     said = [next((words[word] for word in reply if word in words), None) for reply in found]
     hits = (label == item.label for label, item in zip(said, scoring.items, strict=True))

@@ -128,7 +128,7 @@ def owl_eval(scoring: Scoring) -> Scored:
         {"grades": [grades[i.id]], "category": i.meta["categories"], "ability": ",".join(i.meta["abilities"])}
         for i in scoring.items
     ]
-    parts: dict[str, float] = {}
+    parts: dict[str, float] = {}  # with people's rates of the whole under the bare marks
     for name, rates in sorted(owl_eval_table(marked).items()):
         head = "" if name == "all" else f"{name.replace('_', ' ', 1)}: "
         shares = {mark: 100 * float(rates[mark]) for mark in MARKS}
@@ -221,6 +221,7 @@ def read_mme(source: Source) -> list[Item]:
         for row in read_table(path, columns=columns, delimiter="\t", quoting=False, last_takes_rest=True):
             image = row.text("image")
             folder = f"{category}/images" if category in _IMAGES_BELOW else category
+            # files of results have the reply behind the answer
             answer, _, reply = row.text("answer").partition("\t")
             if answer not in ("Yes", "No"):
                 raise row.wrong("answer", "Yes or No", answer)
