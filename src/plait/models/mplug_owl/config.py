@@ -1,11 +1,9 @@
 """Configuration of mPLUG-Owl: a vision tower, an abstractor and any causal language model of transformers.
 
-official config.json + keys -> MPlugOwlConfig.from_official -> model        preset name -> MPlugOwlConfig.preset
+official config.json + shapes of weights -> MPlugOwlConfig.from_official -> model   preset name -> MPlugOwlConfig.preset
 
-Official config.json of mPLUG-Owl (`mplug-owl`), or the shapes of its weights -> fields of our configuration.
-
-Every field is read, known and ignored, or an error. The abstractor's width comes from the weights: two releases
-compute it differently from the same field.
+The abstractor's width comes from the weights where they are at hand: two releases compute it differently from the same
+field (specification mPLUG-Owl, section 1).
 """
 
 from __future__ import annotations
@@ -144,8 +142,6 @@ class MPlugOwlConfig(PreTrainedConfig):
         cls, official_config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None, **changes: Any
     ) -> MPlugOwlConfig:
         """The configuration that an official config.json describes; shapes: of the weights, which know better."""
-        pass
-
         return cls(**{**config_fields(official_config, shapes or {}), **changes})
 
 
@@ -240,6 +236,7 @@ def abstractor_sizes(official: Mapping[str, Any], *, published_mlp: bool = False
     if "num_query_tokens" in official:
         fields["num_queries"] = official["num_query_tokens"]
     if published_mlp and fields.get("mlp_dim", 2816) != 2816:
+        # Two thirds, as a gated MLP has a third matrix, up to a multiple of 256.
         fields["mlp_dim"] = 256 * -(-int(2 * fields["mlp_dim"] / 3) // 256)
     return AbstractorConfig(**fields)
 

@@ -1,8 +1,7 @@
-"""What mPLUG-Owl offers a `plait.Assistant`; see `plait.generation.talking`.
+"""What mPLUG-Owl is asked and what it trains: the skills of a `plait.Assistant`, and parameters of a stage by name.
 
-Which parameters a stage trains, by name: the two stages of the paper, the released scripts, LoRA (section 9).
-
-model -> names -> `plait.training.stages.freeze` patterns, LoRA target modules
+question about a medium -> published conversation -> generate | likelihoods        (see `plait.generation.talking`)
+model -> names -> `plait.training.stages.freeze` patterns, LoRA target modules     (specification mPLUG-Owl, section 9)
 """
 
 from __future__ import annotations

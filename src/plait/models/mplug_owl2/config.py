@@ -2,14 +2,13 @@
 
 official config.json + keys -> MPlugOwl2Config.from_official -> model        preset name -> MPlugOwl2Config.preset
 
-Official config.json of mPLUG-Owl2 (`mplug_owl2`, Llama names) and Owl2.1 (`mplug_owl2_1`, Qwen names) -> our fields.
-
+Official files are `mplug_owl2` with Llama's names and `mplug_owl2_1` with Qwen's (specification mPLUG-Owl2, section 2).
 Every field is read, known and ignored, or an error: nothing is guessed from names of files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -178,8 +177,6 @@ class MPlugOwl2Config(PreTrainedConfig):
         cls, official_config: Mapping[str, Any], keys: Iterable[str] = (), **changes: Any
     ) -> MPlugOwl2Config:
         """The configuration that an official config.json describes; the weights' keys decide on the adaptive module."""
-        pass
-
         return cls(**{**config_fields(official_config, keys), **changes})
 
 
@@ -285,49 +282,51 @@ def config_fields(official: Mapping[str, Any], keys: Iterable[str] = ()) -> dict
     """
     is_qwen = "kv_channels" in official or "layer_norm_epsilon" in official
     names = {**(_QWEN if is_qwen else _LLAMA), **_BOTH}
-    _check(official, names.keys() | _READ_ELSEWHERE, "config.json")
-    fields = {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
-    if not isinstance(fields.get("image_aspect"), str):
-        fields.pop("image_aspect", None)
+    for name, value in official.items():
+        if name in _FIXED:
+            if value not in _FIXED[name]:
+                expected = f"config.json with {name} = {_FIXED[name][0]!r}, as in all published models"
+                raise ValueError(f"expected {expected}, got {value!r}")
+        elif name not in names.keys() | _READ_ELSEWHERE | _IGNORED | _CLUTTER and not name.startswith("_"):
+            raise ValueError(f"expected a known field in the official config.json, got {name!r}; add it to config.py")
     visual = official.get("visual_config") or {}
+    fields = {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
+    if not isinstance(fields.get("image_aspect"), str):  # null where no training wrote it
+        fields.pop("image_aspect", None)
     fields["vision"] = vision_sizes(visual.get("visual_model") or {})
     fields["abstractor"] = abstractor_sizes(visual.get("visual_abstractor") or {})
-    keys = list(keys)
     if is_qwen:
+        # seq_length has no default: Qwen-7B was released with 2048 and again with 8192, and NTK hangs on it.
+        if official.get("seq_length") is None and official.get("use_dynamic_ntk", True):
+            raise ValueError("expected seq_length in the config.json of an Owl2.1 model, got none; Qwen-7B has 8192")
+        keys, bias = list(keys), not official.get("no_bias", True)
+        # The keys cannot be wrong about it; the field can, and defaults to false.
         multiway = any(".c_attn.multiway." in key for key in keys) if keys else bool(official.get("multiway"))
-        return _qwen_fields(official, multiway) | fields
-    return _llama_fields(official) | fields
-
-
-def _llama_fields(official: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "routed": QWEN_ROUTED if multiway else (),
+            "rope_parameters": {"rope_type": "default", "rope_theta": official.get("rotary_emb_base", 10000)},
+            "mlp_dim": official.get("intermediate_size", 22016) // 2,  # the official field counts both halves
+            "vocab_size": 151936,
+            "eps": 1e-6,
+            "head_dim": 128,
+            "qkv_bias": True,  # c_attn has one whatever no_bias says
+            "out_bias": bias,
+            "mlp_bias": bias,
+            "max_position_embeddings": 8192,
+            "bos_token_id": None,
+            "eos_token_id": 151643,
+            "pad_token_id": 151643,
+        } | fields
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": official.get("rope_theta", 10000.0)}
     scaling = official.get("rope_scaling")
     if scaling:
         rope |= {"rope_type": scaling.get("type", scaling.get("rope_type")), "factor": scaling["factor"]}
     bias = bool(official.get("attention_bias", False))
-    return {"routed": ADAPTIVE, "rope_parameters": rope, "eps": 1e-6, "qkv_bias": bias, "out_bias": bias,
-            "max_position_embeddings": 2048}  # fmt: skip
-
-
-def _qwen_fields(official: Mapping[str, Any], multiway: bool) -> dict[str, Any]:
-    if official.get("seq_length") is None and official.get("use_dynamic_ntk", True):
-        raise ValueError("expected seq_length in the config.json of an Owl2.1 model, got none; Qwen-7B has 8192")
-    bias = not official.get("no_bias", True)
+    # LLaMA-2 itself has eps 1e-5; a file without the field was written by a class whose default is 1e-6.
     return {
-        "routed": QWEN_ROUTED if multiway else (),
-        "rope_parameters": {"rope_type": "default", "rope_theta": official.get("rotary_emb_base", 10000)},
-        "mlp_dim": official.get("intermediate_size", 22016) // 2,  # the official field counts both halves
-        "vocab_size": 151936,
-        "eps": 1e-6,
-        "head_dim": 128,
-        "qkv_bias": True,
-        "out_bias": bias,
-        "mlp_bias": bias,
-        "max_position_embeddings": 8192,
-        "bos_token_id": None,
-        "eos_token_id": 151643,
-        "pad_token_id": 151643,
-    }
+        "routed": ADAPTIVE, "rope_parameters": rope, "eps": 1e-6, "qkv_bias": bias, "out_bias": bias,
+        "max_position_embeddings": 2048,
+    } | fields  # fmt: skip
 
 
 def vision_sizes(official: Mapping[str, Any]) -> VisionConfig:
@@ -344,14 +343,3 @@ def abstractor_sizes(official: Mapping[str, Any]) -> AbstractorConfig:
         )
     fields = {ours: official[theirs] for theirs, ours in _ABSTRACTOR.items() if theirs in official}
     return AbstractorConfig(**{**fields, "grid_size": fields.get("grid_size") or 32})
-
-
-def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
-    for name, value in section.items():
-        if name in _FIXED:
-            if value not in _FIXED[name]:
-                raise ValueError(
-                    f"expected {where} with {name} = {_FIXED[name][0]!r}, as in all published models, got {value!r}"
-                )
-        elif name not in known | _IGNORED | _CLUTTER and not name.startswith("_"):
-            raise ValueError(f"expected a known field in the official {where}, got {name!r}; add it to official.py")

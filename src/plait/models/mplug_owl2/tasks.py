@@ -1,8 +1,7 @@
-"""What mPLUG-Owl2 offers a `plait.Assistant`; see `plait.generation.talking`.
+"""What mPLUG-Owl2 is asked and what it trains: the skills of a `plait.Assistant`, and parameters of a stage by name.
 
-Which parameters a stage trains, by name: the two stages of the paper, the released script, LoRA (section 10).
-
-model -> names -> `plait.training.stages.freeze` patterns, PEFT target modules, decay groups
+question about a medium -> template -> generate | likelihoods                      (see `plait.generation.talking`)
+model -> names -> freeze patterns, LoRA target modules, decay groups              (specification mPLUG-Owl2, section 10)
 """
 
 from __future__ import annotations
