@@ -13,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from plait.generation.talking import TalkingSkills, summed_losses
-from plait.models.mplug_owl2.conversation import IMAGE, VIDEO
+from plait.models.mplug_owl2.conversation import EVALUATION_GENERATION, IMAGE, VIDEO, evaluation_prompt
 from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
 from plait.processing.talking import Turn
 from plait.routing import PerModality
+from plait.types import Decoding, Modality, Question, QuestionKind
+
+RELEASED: dict[QuestionKind, str] = {
+    "caption": "caption", "short": "vqa", "letters_with_hint": "mmbench", "yes_no": "mme",
+}  # fmt: skip
+"""Kind of question -> the prompt of the release."""
 
 
 class MPlugOwl2Skills(TalkingSkills):
@@ -25,6 +31,21 @@ class MPlugOwl2Skills(TalkingSkills):
     family, describe = "mPLUG-Owl2", "Provide a one-sentence caption for the provided {kind}."
     name = "What is in this {kind}? Answer the question using a single word or phrase."
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
+
+    def prompt(self, kind: QuestionKind, item: Question) -> str:
+        """The words of the released evaluation where it asks so; `layout` puts roles and pictures around."""
+        if (task := RELEASED.get(kind)) is None:
+            return super().prompt(kind, item)
+        whole = evaluation_prompt(task, question=item.question or "", options=item.choices or (), hint=item.context)
+        return whole.removeprefix(f"USER: {IMAGE}").removesuffix(" ASSISTANT: ")
+
+    def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
+        """The settings of the released evaluation where it has such a question."""
+        if (task := RELEASED.get(kind)) is None:
+            return super().decoding(kind, medium)
+        found = EVALUATION_GENERATION[task]
+        lengths = (int(found["max_new_tokens"]), int(found["min_new_tokens"]))
+        return Decoding(*lengths, length_penalty=found["length_penalty"])
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
         """Turns that are over, each ended as in training."""
