@@ -105,8 +105,7 @@ def objection(importer: str, imported: str) -> str | None:
     if LEVEL[there] >= LEVEL[here]:
         return f"{here} (level {LEVEL[here]}) may not import {there} (level {LEVEL[there]})"
     family = there.removeprefix("models.")
-    # recipes/mplug2_rows.py goes when every family trains through data.reader
-    is_its_recipe = re.fullmatch(rf"plait\.recipes\.{family}(_rows|_batches)?", importer) is not None
+    is_its_recipe = importer == f"plait.recipes.{family}"
     if family in FAMILIES and LEVEL[here] > LEVEL["models"] and here != "studies" and not is_its_recipe:
         return f"only recipes/{family}.py, tests and studies name models.{family} above the families"
     return None

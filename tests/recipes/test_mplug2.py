@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 
 import plait
+from plait.data.reader import Reading
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.processing import wordpiece
 from plait.recipes import mplug2
 from plait.recipes.mplug2 import SelfCritical
-from plait.recipes.mplug2_rows import Turns, rows_with
-from plait.training.data_order import Shuffled
 from plait.training.run import run_recipe
 from plait_studies.build.emoji import write_clip
 from plait_studies.mplug2.training import SPECIAL, vocabulary
@@ -177,27 +176,22 @@ def test_the_vision_encoder_learns_ten_times_slower(start, data):
     assert scales == pytest.approx([0.1, 1.0])
 
 
-def test_sources_take_turns_and_each_keeps_its_own_order():
-    a = Shuffled([f"a{i}" for i in range(4)], lambda samples, rng: samples)
-    b = Shuffled([f"b{i}" for i in range(6)], lambda samples, rng: samples)
-    turns = Turns([a, b], [1, 2])
-    seen = [turns.load(turns.rows(0, step, 2), np.random.default_rng(0)) for step in range(9)]
-    assert [batch[0][0] for batch in seen] == list("abbabbabb")
-    assert {x for batch in seen[:6] if batch[0][0] == "a" for x in batch} == {"a0", "a1", "a2", "a3"}
-    drawn = [x for batch in (seen[1], seen[2], seen[4]) for x in batch]
-    assert sorted(drawn) == [f"b{i}" for i in range(6)]
-    with pytest.raises(ValueError, match="a share of at least 1 for each of 2 sources"):
-        Turns([a, b], [1])
+def test_kinds_of_rows_take_turns_and_each_keeps_its_own_order(start, data):
+    source = RECIPES["pretraining"](start, data).stages[0].batches()
+    names = [source.names(source.rows(0, step, 2)) for step in range(6)]
+    assert [several[0][0] for several in names] == list("ivtivt")
+    assert all(len({name[0] for name in several}) == 1 for several in names)
+    assert sorted(name for several in names for name in several if name[0] == "i") == ["i0", "i1", "i2", "i3"]
 
 
 def test_wrong_rows_and_sizes_are_one_line(start, data):
     with pytest.raises(ValueError, match="expected rows with boxes, video"):
-        rows_with(data, "boxes", medium="video")
+        mplug2._rows(data, ("boxes",), "video", Reading())
     with pytest.raises(ValueError, match="queue_size divisible by batch_size 5"):
         mplug2.pretraining(data, start, batch_size=5, queue_size=8)
     with pytest.raises(ValueError, match="task classify or entail, got 'dance'"):
         mplug2.classification(start, data, task="dance")
-    with pytest.raises(ValueError, match="expected rows with images"):
+    with pytest.raises(ValueError, match="expected rows with images, text, label"):
         mplug2.comparison(start, data)
 
 

@@ -1,31 +1,29 @@
-"""mPLUG-2's losses on one batch, as `plait.training` calls them.
+"""mPLUG-2's pretraining and every finetuning task, with the published hyperparameters as defaults.
 
-mPLUG-2's pretraining and every finetuning task, with the published hyperparameters as defaults.
+rows -> select -> decoded (`processor.read_row`) -> batches (`processor.Collator`) -> objective -> loss, metrics
 
 Published for finetuning (released video tasks): AdamW, rate 2e-5 and for the vision encoder 2e-6, weight decay 0.02,
 cosine to 1e-6 after 200 steps of warm-up from 1e-6, 10 epochs, no clipping, everything trains, 8 GPUs. Where nothing
 was published the docstring says so and the released tasks' values stand in. Source: specification mPLUG-2, sections
-2, 10, 12 and 15. `data` is a manifest (file or directory); rows without a split, or of the split train, are used.
-
-mPLUG-2 on one's own rows: its published finetuning stages, without queues and teacher, predictions by `Assistant`.
-
-rows -> `plait.recipes.mplug2` (stage, model class) -> job
+2, 10, 12 and 15. Rows without a split, or of the split train, are used. `JOBS` is the family on one's own rows: the
+same stages without queues and teacher, predictions by `Assistant`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
-from plait.data.reader import Reader
+from plait.data.mixture import Mixture
+from plait.data.reader import Collate, Reader, Reading, Rows, Source, select
 from plait.generation import Hypothesis
 from plait.media.image import load_image
 from plait.media.video import load_frames
@@ -36,7 +34,7 @@ from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, decays, layer_id
-from plait.models.mplug2.processor import MPlug2Processor
+from plait.models.mplug2.processor import Collator, MPlug2Processor, Row, captions_of, read_row
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
     MPlug2ForGrounding,
@@ -46,12 +44,10 @@ from plait.models.mplug2.weights import from_directory, start_from
 from plait.objectives.captioning import IGNORED
 from plait.objectives.distillation import ramped_alpha
 from plait.objectives.masked import mask_tokens
-from plait.recipes import mplug2_rows as rows
-from plait.recipes.finetune import Job, Request, text_of
-from plait.training.data_order import Shuffled
+from plait.recipes.finetune import Job, Request, in_evaluation, text_of
 from plait.training.optim import parameter_groups
 from plait.training.parallel import gather_rows
-from plait.training.stages import Recipe, Source, Stage
+from plait.training.stages import Recipe, Stage
 from plait.types import Sample
 
 
@@ -269,6 +265,9 @@ def pretraining(
     mask_probability: float = 0.15,
     instructions: bool = True,
     universal_sharing: str = "shared",
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
@@ -292,7 +291,7 @@ def pretraining(
     stage = _stage(
         "pretraining",
         _objective(processor, alpha, mask_probability),
-        partial(_media, data, media, processor, instructions),
+        partial(_media, data, media, processor, instructions, Reading(workers, on_bad, most_bad)),
         steps,
         epochs,
         batch_size,
@@ -301,7 +300,7 @@ def pretraining(
         floor=min(FLOOR, lr / 10),
     )
     old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
-    return _recipe(processor, stage, partial(_fresh, config, clip, bert) if init is None else old)
+    return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save, processor))
 
 
 def _objective(processor: MPlug2Processor, alpha: float, mask_probability: float) -> PreTraining:
@@ -323,19 +322,35 @@ def _fresh(config: MPlug2Config, clip: str | None, bert: str | None) -> MPlug2Fo
     return model
 
 
-def _media(data: str, media: Sequence[str], processor: MPlug2Processor, instructions: bool) -> Source:
-    found = []
+def _media(
+    data: str, media: Sequence[str], processor: MPlug2Processor, instructions: bool, reading: Reading
+) -> Mixture:
+    """Kinds of rows that take turns: the released pretraining draws a batch of each at every step and repeats the
+    shorter; turns of one batch each do the same over as many steps."""
+    collator = Collator(processor, instructions=instructions, pretraining=True)
+    found = {}
     for medium in media:
-        samples = rows.rows_with(data, medium=medium)
-        collate: rows.Collate = partial(rows.pairs, processor, True)
-        if medium == "text":
-            collate = partial(rows.plain_texts, processor)
-        found.append(Shuffled(samples, collate if instructions else partial(_without_instruction, collate)))
-    return rows.Turns(found, [1] * len(found))
+        rows = _rows(data, (), medium, reading)
+        found[medium] = _reader(rows, processor, collator.texts if medium == "text" else collator.pairs, reading)
+    return Mixture(found, dict.fromkeys(found, 1), turns="in order", named=False)
 
 
-def _without_instruction(collate: rows.Collate, samples: list[Sample], rng: Any) -> dict[str, Any]:
-    return {name: value for name, value in collate(samples, rng).items() if not name.startswith("instruction_")}
+def _rows(data: str, fields: Sequence[str], medium: str | None, reading: Reading) -> Rows:
+    """Rows that have all `fields`, of one medium (image, video, text), of any that is seen ("seen"), or of any."""
+
+    def keep(sample: Sample) -> bool:
+        found = Row(sample).medium
+        is_wanted = medium in (None, found) or (medium == "seen" and found != "text")
+        return is_wanted and all(getattr(sample, field, None) or sample.meta.get(field) for field in fields)
+
+    words = {None: [], "seen": ["image or video"]}.get(medium, [medium or ""])
+    return select(data, ", ".join([*fields, *words]), keep, reading=reading)
+
+
+def _reader(
+    rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading, folder: Path = Path()
+) -> Reader:
+    return Reader(rows, collate, partial(read_row, processor.num_frames, folder), reading=reading)
 
 
 def captioning(
@@ -348,6 +363,9 @@ def captioning(
     batch_size: int = 64,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Captions of clips or pictures: rows with `video` or `image` and `captions` or `text`.
 
@@ -356,10 +374,11 @@ def captioning(
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
     instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
     """
-    collate = partial(rows.captions, load_processor(init), prompt, instructions)
-    return _finetuning(
-        init, data, collate, "caption", steps, epochs, batch_size, lr, vision_lr, instructions=instructions
-    )
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    collate = Collator(processor, instructions=instructions, prompt=prompt).captions
+    source = partial(_reader, _rows(data, (), None, reading), processor, collate, reading)
+    stage = _stage("caption", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    return _from(init, processor, stage, MPlug2ForConditionalGeneration, instructions=instructions)
 
 
 def self_critical(
@@ -373,6 +392,9 @@ def self_critical(
     batch_size: int = 32,
     lr: float = 1e-6,
     vision_lr: float = 1e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Captions made better by their own CIDEr, behind `captioning`: rows as there, all captions are references.
 
@@ -380,20 +402,19 @@ def self_critical(
     epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
     captioning.
     """
-    processor = load_processor(init)
-    samples = [sample for sample in rows.rows_with(data) if rows.medium_of(sample) != "text"]
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    rows = _rows(data, (), "seen", reading)
     objective = SelfCritical(
         processor.decode_text,
-        map(rows.captions_of, samples),
+        map(captions_of, rows),
         num_beams=num_beams,
         min_length=min_length,
         max_length=max_length,
     )
-    source = partial(Shuffled, samples, partial(rows.referenced, processor))
+    source = partial(_reader, rows, processor, Collator(processor).referenced, reading)
     floor = min(FLOOR, lr / 10)
     stage = _stage("caption", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr, floor)
-    build = partial(from_directory, Path(init), model_class=MPlug2ForConditionalGeneration, instructions=False)
-    return _recipe(processor, stage, build)
+    return _from(init, processor, stage, MPlug2ForConditionalGeneration, instructions=False)
 
 
 def answering(
@@ -407,6 +428,9 @@ def answering(
     batch_size: int = 32,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
@@ -416,14 +440,13 @@ def answering(
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
     """
-    processor = load_processor(init)
-    samples = rows.rows_with(data, "question", "answers")
-    objective = Distilled(alpha, max(1, len(samples) // batch_size)) if distill else supervised
-    source = partial(Shuffled, samples, partial(rows.answers, processor, instructions))
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    rows = _rows(data, ("question", "answers"), None, reading)
+    objective = Distilled(alpha, max(1, len(rows) // batch_size)) if distill else supervised
+    source = partial(_reader, rows, processor, Collator(processor, instructions=instructions).answers, reading)
     stage = _stage("answering", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr)
     changes = {"distill": distill, "instructions": instructions}
-    build = partial(from_directory, Path(init), model_class=MPlug2ForConditionalGeneration, **changes)
-    return _recipe(processor, stage, build)
+    return _from(init, processor, stage, MPlug2ForConditionalGeneration, **changes)
 
 
 def retrieval(
@@ -436,6 +459,9 @@ def retrieval(
     batch_size: int = 256,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Text <-> image or video: rows with `image` or `video` and `captions` or `text`; contrast with queues, matching.
 
@@ -445,13 +471,12 @@ def retrieval(
     """
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
-    processor = load_processor(init)
-    samples = [sample for sample in rows.rows_with(data) if rows.medium_of(sample) != "text"]
-    source = partial(Shuffled, samples, partial(rows.pairs, processor, False))
-    objective = Aligned(alpha, max(1, len(samples) // batch_size))
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    rows = _rows(data, (), "seen", reading)
+    source = partial(_reader, rows, processor, Collator(processor).pairs, reading)
+    objective = Aligned(alpha, max(1, len(rows) // batch_size))
     stage = _stage("retrieval", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr)
-    build = partial(from_directory, Path(init), model_class=MPlug2ForRetrieval, queue_size=queue_size)
-    return _recipe(processor, stage, build)
+    return _from(init, processor, stage, MPlug2ForRetrieval, queue_size=queue_size)
 
 
 def grounding(
@@ -462,6 +487,9 @@ def grounding(
     batch_size: int = 32,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Boxes of phrases: rows with `image`, `question` or `text` (the phrase) and `boxes` (x0, y0, x1, y1 in pixels).
 
@@ -469,10 +497,10 @@ def grounding(
     training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
     are those of the released video tasks.
     """
-    collate = partial(rows.boxes, load_processor(init))
-    return _finetuning(
-        init, data, collate, "ground", steps, epochs, batch_size, lr, vision_lr, ("boxes",), MPlug2ForGrounding
-    )
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    source = partial(_reader, _rows(data, ("boxes",), None, reading), processor, Collator(processor).boxes, reading)
+    stage = _stage("ground", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    return _from(init, processor, stage, MPlug2ForGrounding)
 
 
 def classification(
@@ -485,6 +513,9 @@ def classification(
     batch_size: int = 32,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
@@ -494,15 +525,15 @@ def classification(
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
-    labels = sorted({sample.label or "" for sample in rows.rows_with(data, "label", medium=medium)})
-    collate = partial(rows.classes, load_processor(init), labels)
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    rows = _rows(data, ("label",), medium, reading)
+    labels = sorted({sample.label or "" for sample in rows})
+    source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading)
+    stage = _stage(task, supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
     changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": task}
     if task == "classify":
         changes["branch"] = (medium,)
-    chosen = MPlug2ForSequenceClassification if task == "entail" else None
-    return _finetuning(
-        init, data, collate, task, steps, epochs, batch_size, lr, vision_lr, ("label",), chosen, medium, **changes
-    )
+    return _from(init, processor, stage, MPlug2ForSequenceClassification if task == "entail" else None, **changes)
 
 
 def comparison(
@@ -513,46 +544,34 @@ def comparison(
     batch_size: int = 32,
     lr: float = 2e-5,
     vision_lr: float = 2e-6,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """What a text says of several pictures (`compare`): rows with `images` (in every row as many), `text` and `label`.
 
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
     """
-    samples = [sample for sample in rows.rows_with(data, "text", "label") if sample.meta.get("images")]
-    counts = {len(sample.meta["images"]) for sample in samples}
+    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    rows = _rows(data, ("images", "text", "label"), None, reading)
+    counts = {len(sample.meta["images"]) for sample in rows}
     if len(counts) != 1:
-        raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts) or 'none'}")
-    labels = sorted({sample.label or "" for sample in samples})
+        raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts)}")
+    labels = sorted({sample.label or "" for sample in rows})
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
-    processor = load_processor(init)
-    source = partial(Shuffled, samples, partial(rows.compared, processor, labels, folder))
+    source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading, folder)
     stage = _stage("compare", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
     changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": "compare", "num_images": counts.pop()}
-    build = partial(from_directory, Path(init), model_class=MPlug2ForSequenceClassification, **changes)
-    return _recipe(processor, stage, build)
+    return _from(init, processor, stage, MPlug2ForSequenceClassification, **changes)
 
 
-def _finetuning(
-    init: str,
-    data: str,
-    collate: rows.Collate,
-    name: str,
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    lr: float,
-    vision_lr: float,
-    fields: tuple[str, ...] = (),
-    model_class: type[MPlug2PreTrainedModel] | None = MPlug2ForConditionalGeneration,
-    medium: str | None = None,
-    **changes: Any,
+def _from(
+    init: str, processor: MPlug2Processor, stage: Stage, model_class: type[MPlug2PreTrainedModel] | None, **changes: Any
 ) -> Recipe:
-    """A recipe of one supervised stage over the rows that have `fields`."""
-    source = partial(Shuffled, rows.rows_with(data, *fields, medium=medium), collate)
-    stage = _stage(name, supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    """A recipe of one stage that goes on from a model directory."""
     build = partial(from_directory, Path(init), model_class=model_class, **changes)
-    return _recipe(load_processor(init), stage, build)
+    return Recipe(build, [stage], partial(save, processor))
 
 
 def _length(steps: int | None, epochs: float | None) -> tuple[int | None, float | None]:
@@ -586,10 +605,6 @@ def _stage(
         clip=0.0,
         optimizer=partial(two_rates, vision_lr / lr),
     )
-
-
-def _recipe(processor: MPlug2Processor, stage: Stage, build: Callable[[], nn.Module]) -> Recipe:
-    return Recipe(build, [stage], partial(save, processor))
 
 
 FULL_LR, LORA_LR = 2e-5, 5e-4
@@ -660,26 +675,23 @@ def _common(request: Request) -> dict[str, Any]:
     return {
         "init": str(request.model), "data": request.data, "steps": request.steps, "epochs": request.epochs,
         "batch_size": request.batch_size, "lr": lr, "vision_lr": lr if request.lora else lr / 10,
+        **asdict(request.reading),
     }  # fmt: skip
 
 
 def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
+    """A published stage over the rows that were asked for."""
     processor, published = load_processor(request.model), recipe.stages[0]
 
     def batches() -> Source:
-        shuffled: Any = published.batches()
-        return Reader(request.train, shuffled.collate, lambda sample, _: sample, reading=request.reading)
+        reader: Any = published.batches()
+        return Reader(request.train, reader.collate, reader.decode, reading=request.reading)
 
     def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
-        was_training = model.training
-        try:
-            with torch.no_grad():
-                return predict(model.eval(), processor, rows)
-        finally:
-            model.train(was_training)
+        return predict(model, processor, rows)
 
     stage = replace(published, batches=batches, floor=published.peak_lr / 20, warmup=0.1)
-    return Job(recipe.model_builder, stage, predicted, recipe.save, whole=_heads)
+    return Job(recipe.model_builder, stage, in_evaluation(predicted), recipe.save, whole=_heads)
 
 
 def _heads(model: nn.Module) -> tuple[str, ...]:

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from plait.data.pairs import PicturesWithWords, augment
 from plait.models.auto import load_processor
+from plait.models.mplug2.composition import TEMPLATES, instruct
 from plait.models.mplug2.config import MPlug2Config, VisionConfig
 from plait.models.mplug2.model import MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
-from plait.models.mplug2.processor import MPlug2Processor
-from plait.models.mplug2.tasks import TEMPLATES, MPlug2ForConditionalGeneration, instruct
+from plait.models.mplug2.processor import Collator, MPlug2Processor
+from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug2.weights import from_directory
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.recipes.mplug2 import PreTraining, asked_together, save, supervised
-from plait.recipes.mplug2_rows import to_be_written
 from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe, Source
 from plait.types import Sample
@@ -157,7 +157,7 @@ def collate_answers(
     return {
         **pixels_of([examples[i] for i in starts], processor, rng, strength, single_frame=single_frame),
         **processor.tokenize(asked(examples, instructions=instructions)),
-        **to_be_written(processor, answers),
+        **Collator(processor).written(answers),
         "picture": torch.from_numpy(picture),
     }
 
@@ -291,7 +291,7 @@ def pretraining(
     source = partial(
         PicturesWithWords,
         [drawings().rows[number] for number in drawings().numbers("train")],
-        lambda texts: {**made.tokenize(texts), **to_be_written(made, texts)},
+        lambda texts: {**made.tokenize(texts), **Collator(made).written(texts)},
         SIDE,
         mean=CLIP_MEAN,
         std=CLIP_STD,

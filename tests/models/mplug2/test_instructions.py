@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.models.mplug2.tasks import TEMPLATES, instruct
+from plait.models.mplug2.composition import TEMPLATES, instruct
 
 
 def test_instructions_tell_tasks_and_modalities_apart() -> None:

@@ -8,10 +8,13 @@ Source: specification mPLUG-2, section 11.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
@@ -21,11 +24,21 @@ from transformers.image_utils import PILImageResampling
 
 from plait.media.image import load_image
 from plait.media.video import load_video
+from plait.models.mplug2.composition import instruct
 from plait.models.mplug2.config import MPlug2Config
 from plait.processing import wordpiece
-from plait.processing.images import CLIP_MEAN, CLIP_STD, square
-from plait.processing.videos import Resample, evaluation_clip, stack_frames
+from plait.processing.images import CLIP_MEAN, CLIP_STD, grounding, square
+from plait.processing.videos import (
+    Resample,
+    evaluation_clip,
+    pretraining_clip,
+    random_times,
+    stack_frames,
+    training_clip,
+    training_image,
+)
 from plait.processing.wordpiece import Target
+from plait.types import Sample
 
 Picture = Image | str | Path | bytes
 Clip = str | Path | bytes | Tensor | Sequence[Image]
@@ -209,3 +222,164 @@ def _clips(value: Any) -> list[Clip]:
         return [value]
     frames = list(value)
     return [frames] if frames and isinstance(frames[0], Image) else frames
+
+
+class Row(NamedTuple):
+    """A training row and what was decoded of it: a picture, frames (time, 3, height, width), or several pictures."""
+
+    sample: Sample
+    seen: Any = None
+
+    @property
+    def medium(self) -> str:
+        """image, video or text."""
+        return "image" if self.sample.image is not None else "video" if self.sample.video is not None else "text"
+
+
+def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Generator) -> Row:
+    """Decode the medium of a row: a picture, the pictures named by `images` below `folder`, or frames of a clip.
+
+    Frames lie at random times, one in each part of the clip, as in the released training.
+    """
+    if sample.meta.get("images"):
+        return Row(sample, [load_image(folder / name) for name in sample.meta["images"]])
+    if sample.image is not None:
+        return Row(sample, load_image(sample.image))
+    if sample.video is None:
+        return Row(sample)
+    draw, seconds = random.Random(int(rng.integers(1 << 62))), load_video(sample.video, 1).seconds
+    return Row(sample, stack_frames(load_video(sample.video, at=random_times(seconds, num_frames, draw)).frames))
+
+
+class Collator:
+    """Rows -> a batch of one of mPLUG-2's task classes, with the published training transforms and texts as targets.
+
+    instructions: whether the model is told what to do; labels: of classes, in order; prompt: what captions stand
+    behind; pretraining: with its crops, what to write and the instruction as well. Every draw comes from the generator
+    that is handed in. A batch holds pictures or clips, never both.
+    """
+
+    def __init__(
+        self,
+        processor: MPlug2Processor,
+        *,
+        instructions: bool = False,
+        labels: Sequence[str] = (),
+        prompt: str = "",
+        pretraining: bool = False,
+    ) -> None:
+        self.processor, self.instructions, self.pretraining = processor, instructions, pretraining
+        self.labels, self.prompt = list(labels), prompt
+
+    def pixels(self, rows: Sequence[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """pixel_values (batch, 3, side, side), or (batch, images, 3, side, side) where rows have several pictures;
+        pixel_values_videos (batch, 3, time, side, side)."""
+        draw, size = random.Random(int(rng.integers(1 << 62))), self.processor.image_size
+        media = {row.medium for row in rows}
+        if all(isinstance(row.seen, list) for row in rows):
+            several = [torch.stack([training_image(picture, size, draw) for picture in row.seen]) for row in rows]
+            return {"pixel_values": torch.stack(several)}  # every picture is changed for itself
+        if media == {"image"}:
+            scale = (0.2, 1.0) if self.pretraining else (0.5, 1.0)
+            return {"pixel_values": torch.stack([training_image(row.seen, size, draw, scale=scale) for row in rows])}
+        if media == {"video"}:
+            clip = pretraining_clip if self.pretraining else training_clip
+            return {"pixel_values_videos": torch.stack([clip(row.seen, size, draw) for row in rows])}
+        raise ValueError(f"expected a batch of images or of videos, got {', '.join(sorted(media))}; keep them apart")
+
+    def written(self, texts: Sequence[str], prompt: str | None = None) -> dict[str, Tensor]:
+        """decoder_input_ids, decoder_attention_mask and labels (batch, length) of texts, as answers or captions."""
+        made = self.processor.answers(texts) if prompt is None else self.processor.captions(texts, prompt)
+        return {
+            "decoder_input_ids": made["input_ids"],
+            "decoder_attention_mask": made["attention_mask"],
+            "labels": made["labels"],
+        }
+
+    def pairs(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures or clips, each with one of its texts; `ids` tells which rows show the same."""
+        texts = [caption_of(row.sample, rng) for row in rows]
+        shown = [str(row.sample.image if row.sample.image is not None else row.sample.video) for row in rows]
+        known = {name: number for number, name in enumerate(dict.fromkeys(shown))}
+        batch = {
+            **self.pixels(rows, rng),
+            **self.processor.tokenize(texts, truncation=True),
+            "ids": torch.tensor([known[name] for name in shown]),
+        }
+        if self.pretraining:
+            batch |= self.written(texts)
+            if self.instructions:
+                told = self.processor.tokenize([instruct("caption", rows[0].medium)] * len(rows))
+                batch |= {"instruction_ids": told["input_ids"], "instruction_mask": told["attention_mask"]}
+        return batch
+
+    def texts(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Texts alone, for masked language modelling."""
+        return self.processor.tokenize([caption_of(row.sample, rng) for row in rows], truncation=True)
+
+    def captions(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures or clips and a caption to be written behind the prompt; told to: asked for like an answer."""
+        made = self.written([caption_of(row.sample, rng) for row in rows], self.prompt)
+        told = [instruct("caption", rows[0].medium)] * len(rows)
+        return {**self.pixels(rows, rng), **(self.processor.tokenize(told) if self.instructions else {}), **made}
+
+    def referenced(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Any]:
+        """Pictures or clips, and all captions of each as `references`: (batch) lists of texts."""
+        return {**self.pixels(rows, rng), "references": [captions_of(row.sample) for row in rows]}
+
+    def answers(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Questions with all their answers, each weighted by how many annotators gave it."""
+        given = [Counter(row.sample.answers or ()) for row in rows]
+        asked = [instruct("answer", row.medium, row.sample.question or "", enabled=self.instructions) for row in rows]
+        return {
+            **self.pixels(rows, rng),
+            **self.processor.tokenize(asked, truncation=True),
+            **self.written([text for one in given for text in one]),
+            "answers_per_question": torch.tensor([len(one) for one in given]),
+            "answer_weights": torch.tensor([count / one.total() for one in given for count in one.values()]),
+        }
+
+    def boxes(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures, phrases and the first box of each row, x0 y0 x1 y1 in pixels, as shares (cx, cy, w, h).
+
+        No crop and no flip: both would change what is left of what.
+        """
+        found = []
+        for row in rows:
+            corners = torch.tensor((row.sample.boxes or [[]])[0], dtype=torch.float32)
+            if corners.shape != (4,):
+                raise ValueError(f"expected a box x0, y0, x1, y1 in row {row.sample.id!r}, got {row.sample.boxes}")
+            x0, y0, x1, y1 = grounding(row.seen, corners[None], self.processor.image_size).boxes[0].tolist()
+            found.append([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
+        phrases = [row.sample.question or row.sample.text or "" for row in rows]
+        return {
+            "pixel_values": torch.stack([self.processor.pixels(row.seen) for row in rows]),
+            **self.processor.tokenize(phrases, truncation=True),
+            "boxes": torch.tensor(found).clamp(0, 1),
+        }
+
+    def classes(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
+        """Pictures, clips, texts or pairs of texts (`meta["text_pair"]`), or a text about pictures or a clip, and
+        numbers of labels."""
+        samples = [row.sample for row in rows]
+        batch = {"labels": torch.tensor([self.labels.index(sample.label or "") for sample in samples])}
+        if rows[0].seen is not None:
+            batch |= self.pixels(rows, rng)
+        if samples[0].text:
+            pair = [str(sample.meta["text_pair"]) for sample in samples] if "text_pair" in samples[0].meta else None
+            batch |= self.processor.tokenize([sample.text or "" for sample in samples], pair, truncation=True)
+        return batch
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """The row's captions, or its text. Raises ValueError, naming the row, without either."""
+    texts = sample.captions or ([sample.text] if sample.text else [])
+    if not texts:
+        raise ValueError(f"expected text or captions in row {sample.id!r}, got neither")
+    return list(texts)
+
+
+def caption_of(sample: Sample, rng: np.random.Generator) -> str:
+    """One of the row's captions. Raises as `captions_of`."""
+    texts = captions_of(sample)
+    return texts[int(rng.integers(len(texts)))]

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOut
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.generation.asking import Asking
-from plait.models.mplug2.composition import Medium, Part, parts_of, path_of
+from plait.models.mplug2.composition import Part, instruct, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.models.mplug2.processor import MPlug2Processor
@@ -621,39 +621,3 @@ def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple
         [(labels[i], share) for i, share in zip(*row, strict=True)]
         for row in zip(places.tolist(), shares.tolist(), strict=True)
     ]
-
-
-TEMPLATES: dict[tuple[str, Medium], str] = {
-    ("caption", "image"): "describe the image",
-    ("caption", "video"): "describe the video",
-    ("answer", "image"): "answer the question about the image : {text}",
-    ("answer", "video"): "answer the question about the video : {text}",
-    ("match", "image"): "does the text fit the image : {text}",
-    ("match", "video"): "does the text fit the video : {text}",
-    ("classify", "text"): "classify the text : {text}",
-    ("classify", "image"): "name what the image shows",
-    ("classify", "video"): "name what happens in the video",
-    ("ground", "image"): "find in the image : {text}",
-    ("complete", "text"): "continue the text : {text}",
-    ("complete", "image"): "continue the description of the image : {text}",
-    ("complete", "video"): "continue the description of the video : {text}",
-}
-"""(task, medium) -> what a joint model is told to do, one line for its text encoder, so that one set of weights serves
-many tasks (mPLUG-2, section 3.4). The paper's templates were never released; these are Plait's, and part of what a
-trained model expects. Lower case, and free of what `clean_question` deletes except the colon, as the vocabulary has it.
-"""
-
-
-def instruct(task: str, medium: str, text: str = "", *, enabled: bool = True) -> str:
-    """The instruction of a task for a modality with `text` (a question, a phrase) in its place.
-
-    Switched off it is `text` alone: what the released finetuned models were trained on. Raises ValueError for a cell
-    without a template, and for a task that needs a text and gets none.
-    """
-    template = next((words for cell, words in TEMPLATES.items() if cell == (task, medium)), None)
-    if template is None:
-        cells = ", ".join(f"{t} {m}" for t, m in TEMPLATES)
-        raise ValueError(f"expected a task and modality among {cells}, got {task} {medium}")
-    if "{text}" in template and not text.strip():
-        raise ValueError(f"expected a text for the task {task}, got none; pass what to {task}")
-    return template.format(text=text) if enabled else text
