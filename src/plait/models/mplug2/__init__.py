@@ -84,13 +84,35 @@ __all__ = [
 
 
 def is_official(keys: Sequence[str]) -> bool:
-    """Whether these are keys of an official mPLUG-2 or mPLUG file."""
+    """Whether these are keys of an official mPLUG-2 or mPLUG file.
+
+    Args:
+        keys: names of the tensors of a checkpoint, in any order.
+
+    Returns:
+        True where a vision encoder stands beside a text encoder or a text decoder under the
+            released names.
+    """
+    # Plait's own directories keep their network under `model.`, which no official file has.
     found = {key.partition(".")[0] for key in keys if not key.startswith("model.")}
     return "visual_encoder" in found and bool({"text_encoder", "text_decoder"} & found)
 
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[MPlug2PreTrainedModel, MPlug2Processor]:
-    """Model and processor of an official file; options of `weights.from_official`."""
+    """Model and processor of an official file.
+
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` returns.
+        options: of `weights.from_official`: `task`, `model_class`, `branch`, `dtype`, `device`,
+            `official_config` and fields of `MPlug2Config`.
+
+    Returns:
+        The model in evaluation mode, and a processor for its image size, frames and `official`.
+
+    Raises:
+        ValueError: for tensors of another model, unknown settings, and keys that are missing or too
+            many.
+    """
     from plait.models.mplug2 import weights
     from plait.models.mplug2.processor import MPlug2Processor
 
@@ -99,9 +121,20 @@ def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[MPlug2PreTrai
 
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, MPlug2Processor]:
-    """Model and processor of a model directory; options of `weights.from_directory`.
+    """Model and processor of a model directory.
 
-    The processor follows changed fields: image size, frames and `official`.
+    Args:
+        path: a directory written by `save_pretrained`.
+        options: of `weights.from_directory`. `image_size`, `num_frames` and `official` change the
+            processor too.
+
+    Returns:
+        The model in evaluation mode, and the processor stored beside it, or a fresh one where there
+            is no tokenizer.
+
+    Raises:
+        ValueError: for a field that does not exist, a branch that is not there, and keys that do
+            not fit.
     """
     from plait.models.mplug2 import weights
     from plait.models.mplug2.processor import MPlug2Processor
@@ -109,6 +142,7 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, M
     model = weights.from_directory(path, **options)
     if not (path / "tokenizer.json").exists():
         return model, MPlug2Processor.from_config(model.config)
+    # Saved directories name a loader in `auto_map`; nothing that a directory brings is ever executed.
     processor = MPlug2Processor.from_pretrained(path, trust_remote_code=False)
     if "image_size" in options:
         processor.image_processor.size = {"height": model.config.image_size, "width": model.config.image_size}
@@ -118,6 +152,13 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, M
 
 
 def __getattr__(name: str) -> Any:
+    """Import a name of this package when it is first used, so that the package itself loads no torch.
+
+    `HEADS`, `PLANNER` and the keys of `_ROLES` are what `plait.models.auto` asks every family for.
+
+    Raises:
+        AttributeError: for a name that the family does not have.
+    """
     if name == "HEADS":
         return {auto: __getattr__(head) for auto, head in _HEADS.items()}
     if name == "PLANNER":
@@ -130,4 +171,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Public names alone: roles are for `plait.models.auto`, not for completion."""
     return sorted(__all__)

@@ -37,8 +37,18 @@ Gather = Callable[[Tensor], Tensor]
 
 @dataclass
 class AlignmentOutput(ModelOutput):
-    """loss: contrast + matching; match_logits: (3 * batch, 2), positives first, then texts with a wrong picture, then
-    wrong texts; negative_vision, negative_text: (batch,) whom each text and each picture was paired with."""
+    """Losses of one batch of pairs, and what they were computed from.
+
+    Attributes:
+        loss: contrast plus matching, a scalar.
+        contrast_loss, match_loss: its two summands; match_loss is None where matching was not asked
+            for.
+        match_logits: (3 * batch, 2), class 1 = match: true pairs, then texts with a wrong image or
+            video, then images or videos with a wrong text.
+        vision_embeds, text_embeds: (batch, projection_dim) unit vectors.
+        negative_vision: (batch,) the row whose image or video each text was wrongly paired with.
+        negative_text: (batch,) the row whose text each image or video was wrongly paired with.
+    """
 
     loss: Tensor | None = None
     contrast_loss: Tensor | None = None
@@ -51,7 +61,14 @@ class AlignmentOutput(ModelOutput):
 
 
 class Pairs(NamedTuple):
-    """A batch of pictures or clips, each with its text; shapes as in `MPlug2Model`."""
+    """A batch of images or videos, each with its text; exactly one of the first two is given.
+
+    Attributes:
+        pixel_values: (batch, 3, side, side), or None.
+        pixel_values_videos: (batch, 3, frames, side, side), or None.
+        input_ids: (batch, tokens).
+        attention_mask: (batch, tokens), 1 = real; None means all but padding.
+    """
 
     pixel_values: Tensor | None
     pixel_values_videos: Tensor | None
@@ -59,7 +76,18 @@ class Pairs(NamedTuple):
     attention_mask: Tensor | None
 
     def encode(self, network: MPlug2Model) -> tuple[Tensor, Tensor, Tensor]:
-        """Vision (batch, patches, dim) and text (batch, tokens, dim), apart, and which tokens are real."""
+        """Both sides through their encoders and the universal layers, not yet fused.
+
+        Args:
+            network: the student's network or the teacher's.
+
+        Returns:
+            Vision (batch, 1 + patches, dim), text (batch, tokens, dim), and which tokens are real,
+                (batch, tokens) bool.
+
+        Raises:
+            ValueError: unless exactly one of images and videos is given.
+        """
         path = path_of("retrieve", network.medium(self.pixel_values, self.pixel_values_videos))
         vision = network.see(self.pixel_values, self.pixel_values_videos, path)
         text, mask = network.read(self.input_ids, self.attention_mask, path=path)
@@ -67,8 +95,13 @@ class Pairs(NamedTuple):
 
 
 class RetrievalScores(NamedTuple):
-    """similarity: (visions, texts) cosines; vision_to_text: (visions, texts) and text_to_vision: (texts, visions),
-    logits of a match, -100 for candidates that were too far away to be scored."""
+    """What `MPlug2ForRetrieval.score` finds for every pair.
+
+    Attributes:
+        similarity: (visions, texts) cosines of the unit vectors.
+        vision_to_text: (visions, texts) logits of a match, for ranking texts by image or video.
+        text_to_vision: (texts, visions) likewise. Both hold -100 where a candidate was not scored.
+    """
 
     similarity: Tensor
     vision_to_text: Tensor
@@ -78,8 +111,10 @@ class RetrievalScores(NamedTuple):
 class Alignment(nn.Module):
     """Projections, temperature and match head; with queues also momentum projections and what they filled.
 
-    `config.queue_size` is 0 for a model that is not trained with queues: then neither they nor the momentum projections
-    exist.
+    `config.queue_size` is 0 for a model that is not trained with queues: then neither they nor the
+    momentum projections exist.
+
+    Source: mPLUG's retrieval as released (specification mPLUG-2, 10.1).
     """
 
     temperature_parameter: nn.Parameter
@@ -99,24 +134,47 @@ class Alignment(nn.Module):
             self.teacher_vision_proj = nn.Linear(dim, projection_dim)
             self.teacher_text_proj = nn.Linear(dim, projection_dim)
             for name in ("vision_queue", "text_queue"):
+                # Random unit columns until they are overwritten, as released: negatives from the first step on.
                 self.register_buffer(name, F.normalize(torch.randn(projection_dim, queue_size), dim=0))
             self.register_buffer("id_queue", torch.full((1, queue_size), EMPTY_ID))
             self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.long))
 
     def embed(self, states: Tensor, kind: str, *, teacher: bool = False) -> Tensor:
-        """states: (batch, seq, dim) -> unit vectors (batch, projection_dim) of the class token; kind: vision, text."""
+        """Class token of a sequence as a unit vector of the shared space.
+
+        Args:
+            states: (batch, seq, dim), class token first, as `Pairs.encode` gives them.
+            kind: `vision` or `text`.
+            teacher: whether the momentum projection is used; it exists with queues only.
+
+        Returns:
+            (batch, projection_dim), of length 1.
+        """
         proj = getattr(self, f"{'teacher_' if teacher else ''}{kind}_proj")
         return F.normalize(proj(states[:, 0]), dim=-1)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the momentum projections towards the projections."""
+        """Move the momentum projections towards the projections, in place.
+
+        Args:
+            momentum: the share that stays; 0 copies.
+        """
         for kind in ("vision", "text"):
             slow, fast = getattr(self, f"teacher_{kind}_proj"), getattr(self, f"{kind}_proj")
             update_teacher(slow.parameters(), fast.parameters(), momentum)
 
     def enqueue(self, vision: Tensor, text: Tensor, ids: Tensor) -> None:
-        """Put momentum features (batch, projection_dim) and identities (batch,) into the queues."""
+        """Overwrite the oldest columns of all three queues, and move the pointer on.
+
+        Args:
+            vision, text: (rows, projection_dim) momentum features, of all processes.
+            ids: (rows,) int64, -100 for pairs that are nobody's partner later.
+
+        Raises:
+            ValueError: where the queue size is no multiple of the number of rows.
+        """
+        # One pointer for the three: a column of each queue belongs to the same pair.
         pointer = int(self.queue_pointer)
         enqueue(self.vision_queue, vision, pointer)
         enqueue(self.text_queue, text, pointer)
@@ -124,7 +182,11 @@ class Alignment(nn.Module):
 
 
 class MPlug2AlignedModel(MPlug2PreTrainedModel):
-    """What retrieval and pretraining share: the heads of alignment, their teacher and their losses."""
+    """What retrieval and pretraining share: the network, the heads of alignment, their teacher and their losses.
+
+    With `config.queue_size` there is a `teacher`, a slow copy of what makes class tokens; else
+    `teacher` is None.
+    """
 
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
@@ -135,30 +197,38 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         self.teacher = Teacher(config, kept) if config.queue_size else None
 
     def post_init(self) -> None:
-        """A fresh teacher begins as its student."""
+        """A fresh teacher begins as its student; loading a checkpoint overwrites it."""
         super().post_init()
         if self.teacher is not None:
             self.update_teacher(0.0)
 
     @classmethod
     def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
-        """See `MPlug2PreTrainedModel.heads`."""
+        """See `MPlug2PreTrainedModel.heads`: projections, temperature, match head and queues."""
         return {"alignment": Alignment(config)}
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What has features in the shared space."""
+        """What has features in the shared space: text, and what `config.modalities` names."""
         return ("text", *self.config.modalities)
 
     def temperature(self) -> Tensor:
-        """Divisor of similarities, kept in ALBEF's bounds; `config.official` lets it go anywhere, as released."""
+        """Divisor of similarities, a scalar with gradient.
+
+        It is kept in ALBEF's bounds, 0.001 to 0.5; with `config.official` it goes anywhere, as
+        released.
+        """
         learned = self.alignment.temperature_parameter
         return learned if self.config.official else learned.clamp(*TEMPERATURES)
 
     def update_teacher(self, momentum: float | None = None) -> None:
-        """Move the teacher towards the student; call it before every training step. Momentum 0 copies.
+        """Move the teacher and its projections towards the student; call it before every training step.
 
-        Raises ValueError for a model without one.
+        Args:
+            momentum: the share that stays, by default `config.momentum`; 0 copies.
+
+        Raises:
+            ValueError: for a model without a teacher.
         """
         if self.teacher is None:
             raise ValueError("expected a model with a teacher, got one without; load it with queue_size=")
@@ -167,20 +237,58 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         self.alignment.update_teacher(momentum)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, projection_dim)."""
+        """Unit vectors of images.
+
+        Args:
+            pixel_values: (batch, 3, side, side), as `MPlug2Processor` makes them.
+
+        Returns:
+            (batch, projection_dim), of length 1; dot products with text features are cosines.
+
+        Raises:
+            ValueError: for a model without the image modality.
+        """
         return self.alignment.embed(self.model.see(pixel_values, path=path_of("retrieve", "image")), "vision")
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
-        """pixel_values_videos: (batch, 3, frames, side, side) -> unit vectors (batch, projection_dim)."""
+        """Unit vectors of videos.
+
+        Args:
+            pixel_values_videos: (batch, 3, frames, side, side).
+
+        Returns:
+            (batch, projection_dim), of length 1.
+
+        Raises:
+            ValueError: for a model without the video modality.
+        """
         return self.alignment.embed(self.model.see(None, pixel_values_videos, path_of("retrieve", "video")), "vision")
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
-        """input_ids: (batch, tokens) -> unit vectors (batch, projection_dim)."""
+        """Unit vectors of texts, in the space of images and videos.
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 1 = real; by default all but padding.
+
+        Returns:
+            (batch, projection_dim), of length 1.
+        """
+        # A text takes the same steps beside either medium, so the cell of images stands for both.
         states = self.model.read(input_ids, attention_mask, path=path_of("retrieve", "image"))[0]
         return self.alignment.embed(states, "text")
 
     def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
-        """Logits (pairs, 2) of pairs of encoded texts and pictures, class 1 = they match."""
+        """Whether texts fit images or videos as the fusion module sees them, row by row.
+
+        Args:
+            text: (pairs, tokens, dim) behind the universal layers.
+            text_mask: (pairs, tokens) bool, True = attend; None means all.
+            vision: (pairs, 1 + patches, dim) behind the universal layers.
+
+        Returns:
+            Logits (pairs, 2), class 1 = they match.
+        """
         return self.alignment.match_head(self.model.fuse(text, text_mask, vision)[1][:, 0])
 
     def align(
@@ -196,8 +304,14 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
     ) -> AlignmentOutput:
         """Contrast and, if wanted, matching of a batch of pairs.
 
-        encoded: what `pairs.encode(self.model)` gives, where that is known; the others as in
-        `MPlug2ForRetrieval.forward`.
+        Args:
+            pairs: images or videos with their texts.
+            encoded: what `pairs.encode(self.model)` gives, where that is known already.
+            ids, alpha, gather, noise: as in `MPlug2ForRetrieval.forward`.
+            matching: whether hard negatives are drawn and matched.
+
+        Raises:
+            ValueError: for a batch of one identity, and for queues of no multiple of the batch.
         """
         vision, text, mask = pairs.encode(self.model) if encoded is None else encoded
         a, b = self.alignment.embed(vision, "vision"), self.alignment.embed(text, "text")
@@ -205,6 +319,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         own, count = torch.arange(len(a), device=a.device) if ids is None else ids, len(a)
         if self.teacher is None:
             contrast = contrastive_loss(a, b, 1 / self.temperature(), ids=own).loss
+            # Only draws the negatives below, so neither features nor temperature get a gradient from it.
             to_text = a.detach() @ b.detach().T / self.temperature().detach()
             to_vision = to_text.T
         else:
@@ -232,8 +347,11 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
             return AlignmentOutput(loss=contrast, contrast_loss=contrast, vision_embeds=a, text_embeds=b)
         # Drawn in proportion to similarity to the current batch; pairs of one identity are never each other's negative.
         drawn = (None, None) if noise is None else noise.split(count)
+        # The first `count` columns are the current batch; the queues behind them hold no states to fuse.
         wrong_vision = hard_negatives(to_vision[:, :count].detach(), own, noise=drawn[0])
         wrong_text = hard_negatives(to_text[:, :count].detach(), own, noise=drawn[1])
+        # Three blocks of the batch: true pairs, wrong images, wrong texts; `matching_loss` counts
+        # on true pairs first.
         logits = self.match(
             torch.cat([text, text, text[wrong_text]]),
             torch.cat([mask, mask, mask[wrong_text]]),
@@ -253,9 +371,27 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
 
 
 class MPlug2ForRetrieval(MPlug2AlignedModel):
-    """Text against pictures or clips: unit vectors to compare, and a match score for the best pairs.
+    """Text against images or videos: unit vectors to compare, and a match score for the best pairs.
 
     With `config.queue_size` it also has the teacher and queues of its training step.
+
+    Args:
+        config: its `task` is None or `retrieve`.
+
+    Raises:
+        ValueError: for another task.
+
+    Example:
+        >>> import torch
+        >>> model = MPlug2ForRetrieval(MPlug2Config.preset("tiny")).eval()
+        >>> images, texts = torch.rand(2, 3, 12, 12), torch.tensor([[101, 7, 102], [101, 8, 102]])
+        >>> model.get_image_features(images).shape
+        torch.Size([2, 6])
+        >>> model.score(images, input_ids=texts, k=1).vision_to_text.shape
+        torch.Size([2, 2])
+
+    Source: mPLUG (arXiv 2205.12005), section 3.3, and ALBEF (arXiv 2107.07651), whose step the
+    release follows.
     """
 
     TASKS = ("retrieve",)
@@ -279,9 +415,26 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
     ) -> AlignmentOutput:
         """The training step: contrast + matching of a batch of pairs (at least two identities).
 
-        Shapes as in `MPlug2Model`. ids: (batch,) integers, equal for pairs of one picture; alpha: weight of the
-        teacher's targets; gather: rows of all processes, for the queues; noise: (2 * batch,) uniform numbers that draw
-        the negatives, first pictures for texts, then texts for pictures.
+        With a teacher call `update_teacher` before it, as released.
+
+        Args:
+            pixel_values: (batch, 3, side, side), or
+            pixel_values_videos: (batch, 3, frames, side, side); exactly one of the two.
+            input_ids: (batch, tokens) of the texts.
+            attention_mask: (batch, tokens), 1 = real; by default all but padding.
+            ids: (batch,) integers, equal for pairs that show one thing; by default all pairs
+                differ.
+            alpha: weight of the teacher's soft targets, 0 to 1; without a teacher nothing reads it.
+            gather: (batch, ...) -> rows of all processes without gradient, for the queues.
+            noise: (2 * batch,) uniform numbers that draw the negatives, first images or videos for
+                texts, then texts.
+
+        Returns:
+            An `AlignmentOutput` with all fields.
+
+        Raises:
+            ValueError: without texts, without exactly one of images and videos, for one identity
+                alone, and for queues of no multiple of the batch.
         """
         if input_ids is None:
             raise ValueError("expected input_ids, got none; pass the texts of the pairs")
@@ -299,15 +452,28 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         k: int = 128,
         add_similarity: bool = False,
     ) -> RetrievalScores:
-        """Similarities of all pairs, and match scores of the `k` nearest candidates of every query.
+        """Similarities of all pairs, and match scores of the nearest candidates of every query.
 
-        add_similarity: the score is the match logit plus the similarity, as in mPLUG's zero-shot video retrieval.
+        Args:
+            pixel_values: (visions, 3, side, side), or
+            pixel_values_videos: (visions, 3, frames, side, side).
+            input_ids, attention_mask: (texts, tokens).
+            k: candidates per query that are fused and matched; 128 as in the released settings.
+            add_similarity: the score is the match logit plus the similarity, as in mPLUG's
+                zero-shot video retrieval.
+
+        Returns:
+            `RetrievalScores`, with -100 for pairs that are not among the nearest.
+
+        Raises:
+            ValueError: without texts, or without exactly one of images and videos.
         """
         if input_ids is None:
             raise ValueError("expected input_ids, got none; pass the texts")
         vision, text, mask = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask).encode(self.model)
         similarity = self.alignment.embed(vision, "vision") @ self.alignment.embed(text, "text").T
         to_text = torch.full_like(similarity, NOT_SCORED)
+        # One query at a time: its k candidates are the batch of the fusion module, which bounds memory.
         for i, near in enumerate(similarity.topk(min(k, len(text)), dim=1).indices):
             pairs = self.match(text[near], mask[near], vision[i].expand(len(near), -1, -1))
             to_text[i, near] = pairs[:, 1] + (similarity[i, near] if add_similarity else 0)

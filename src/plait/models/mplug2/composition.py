@@ -27,7 +27,10 @@ _ALL: tuple[Part, ...] = ("vision", "universal", "text", "fusion", "decoder")
 class Path:
     """What one task does with one medium.
 
-    parts: modules in the order of the data; heads: behind them; about: what happens, for people.
+    Attributes:
+        parts: modules in the order of the data.
+        heads: behind them, by kind.
+        about: what happens, as `plait plan` prints it and as error texts quote it.
     """
 
     parts: tuple[Part, ...]
@@ -40,7 +43,10 @@ class Path:
 
 
 def _both(parts: tuple[Part, ...], heads: tuple[Head, ...], about: str) -> dict[Medium, Path]:
-    """The same for pictures and clips, except that clips pass the temporal modules too (figure 1)."""
+    """The same for images and videos, except that videos pass the temporal modules too (figure 1).
+
+    parts begin with `vision`, behind which the temporal modules are named.
+    """
     return {"image": Path(parts, heads, about), "video": Path(("vision", "temporal", *parts[1:]), heads, about)}
 
 
@@ -51,8 +57,10 @@ TABLE: dict[Task, dict[Medium, Path]] = {
     "retrieve": _both(
         (*_SEE, "text", "fusion"), ("projections", "matching"), "class tokens are compared; the best pairs are fused"
     ),
+    # mPLUG grounds phrases in images only (specification 7.3).
     "ground": {"image": Path(_ALL, (), "the decoder writes four coordinate tokens")},
     "entail": _both((*_SEE, "text", "fusion"), ("classifier",), "the fused class token of the text is classified"),
+    # NLVR2 as in ALBEF (arXiv 2107.07651), section 4: one text, two images, no video form published.
     "compare": {
         "image": Path((*_SEE, "text", "fusion"), ("classifier",), "the text is fused with each of two pictures")
     },
@@ -63,6 +71,7 @@ TABLE: dict[Task, dict[Medium, Path]] = {
     },
     "pretrain": {
         **_both((*_ALL, "masked_lm"), ("projections", "matching"), "contrast, matching, masked and instruction LM"),
+        # Text alone has nothing to be contrasted with or fused with, so masked tokens are all it teaches.
         "text": Path(("text", "universal", "masked_lm"), (), "masked language modelling on text alone"),
     },
 }
@@ -70,7 +79,19 @@ TABLE: dict[Task, dict[Medium, Path]] = {
 
 
 def path_of(task: str, medium: str) -> Path:
-    """The path of a task for a medium. Raises ValueError for a cell that is not in the table."""
+    """The cell of the table for a task and a medium.
+
+    Args:
+        task: of `TASKS`.
+        medium: text, image or video.
+
+    Returns:
+        The path: parts, heads and a description.
+
+    Raises:
+        ValueError: for a cell that is not in the table; the message lists those that are.
+    """
+    # Compared, not indexed: both arguments may be any string, and the error below names all cells.
     cell = next((p for t, row in TABLE.items() if t == task for m, p in row.items() if m == medium), None)
     if cell is None:
         cells = ", ".join(f"{t} {m}" for t, row in TABLE.items() for m in row)
@@ -81,7 +102,15 @@ def path_of(task: str, medium: str) -> Path:
 def parts_of(tasks: tuple[Task, ...], modalities: tuple[str, ...]) -> frozenset[Part]:
     """The parts that a model for all of `tasks` with these modalities needs.
 
-    modalities: of text, image, video; a part that none of their paths passes is not needed.
+    Args:
+        tasks: what the model does.
+        modalities: of text, image, video; a part that none of their paths passes is not needed.
+
+    Returns:
+        The union of the parts of all paths; `temporal` among them only where videos are.
+
+    Raises:
+        ValueError: where no task can be done with any of the modalities.
     """
     paths = [one for task in tasks for medium, one in TABLE[task].items() if medium in modalities]
     if not paths:

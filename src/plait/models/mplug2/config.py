@@ -26,9 +26,13 @@ from plait.models.mplug2.composition import TASKS
 class VisionConfig:
     """The dual vision encoder; defaults are CLIP ViT-L/14.
 
-    image_size: side of the pictures in pixels, of which a rim that fills no patch is not looked at; temporal: whether
-    blocks have local temporal modules; temporal_kernel, temporal_stride: frames a patch spans, and from one patch to
-    the next.
+    Args:
+        dim, num_heads, num_layers: of the ViT; heads are 64 wide in all published sizes.
+        patch_size: side of a patch in pixels.
+        image_size: side of an image in pixels; a rim that fills no patch is not looked at.
+        temporal: whether blocks have local temporal modules.
+        temporal_kernel, temporal_stride: frames that a patch spans, and from one patch to the next;
+            1 and 1 as published.
     """
 
     dim: int = 1024
@@ -42,7 +46,11 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side. Raises ValueError for a picture smaller than a patch."""
+        """Patches along one side.
+
+        Raises:
+            ValueError: for an image smaller than a patch.
+        """
         if self.image_size < self.patch_size:
             raise ValueError(f"expected image_size of at least a patch, {self.patch_size}, got {self.image_size}")
         return self.image_size // self.patch_size
@@ -51,21 +59,45 @@ class VisionConfig:
 class MPlug2Config(PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published large one.
 
-    task: of `composition.TASKS`: the modules of that task only; None for all tasks of the model's class;
-    modalities: what is looked at, of image and video (without video no temporal modules are built);
-    dim, num_heads, mlp_dim, eps, dropout, attention_dropout: of all BERT-like layers;
-    num_text_layers: of text alone; num_universal_layers: behind them, shared with vision; 0 as in mPLUG;
-    universal_sharing: `shared`, or `apart` at equal parameters; num_latents: of the compressed vision stream;
-    num_fusion_layers, fusion_stride: layers, every stride-th of which (not the first) joins both streams in one
-        self-attention; stored_fusion_layers: how many an official file holds, of which the last are run;
-    num_decoder_layers, max_positions, vocab_size, num_types: decoder and embeddings;
-    projection_dim, temperature_init, queue_size: the contrastive objective; queue_size 0 for no queues;
-    momentum: of the teacher; distill: whether a generative model has one;
-    instructions: whether the model was trained to be told what to do (`models.mplug2.instructions`): then captions are
-        asked for, and questions framed, as they were in training;
-    num_images: pictures per sample of a sequence classifier (2 as in NLVR2);
-    grounding_bins, grounding_start_id: coordinate tokens are the `bins + 1` ids behind the start id;
-    init_std: of fresh weights; official: repeat the quirks and bugs of the released code.
+    Args:
+        task: of `composition.TASKS`, for the modules of that task alone; None for all tasks of the
+            model's class.
+        modalities: what is looked at, of image and video; without video no temporal modules are
+            built.
+        vision: sizes of the vision encoder, a `VisionConfig` or its fields.
+        dim, num_heads, mlp_dim, eps, dropout, attention_dropout: of all BERT-like layers.
+        num_text_layers: layers that text alone passes.
+        num_universal_layers: layers behind them, shared with vision; 0 as in mPLUG.
+        universal_sharing: `shared`, or `apart`: a stack per modality at equal parameters.
+        num_latents: length of the compressed vision stream in the universal layers.
+        num_fusion_layers: layers of the fusion module that run.
+        fusion_stride: every stride-th fusion layer but the first joins both streams in one
+            self-attention.
+        stored_fusion_layers: fusion layers that an official file holds, of which the last are run.
+        num_decoder_layers, max_positions, vocab_size, num_types: decoder and embeddings.
+        projection_dim: width of the space in which class tokens are compared.
+        temperature_init: divisor of similarities at the start.
+        queue_size: columns of the contrastive queues, 0 for none and no teacher.
+        momentum: of the teacher, the share that stays at an update.
+        distill: whether a generative model has a teacher.
+        instructions: whether the model was trained to be told what to do (`tasks.TEMPLATES`): then
+            captions are asked for, and questions framed, as they were in training.
+        num_images: images per sample of a sequence classifier; 2 as in NLVR2.
+        grounding_bins, grounding_start_id: coordinate tokens are the `bins + 1` ids behind the
+            start id.
+        num_frames: frames of a video that the processor samples.
+        init_std: of fresh weights.
+        official: repeat the quirks and bugs of the released code.
+
+    Raises:
+        ValueError: for an unknown task, modality or sharing.
+
+    Example:
+        >>> config = MPlug2Config.preset("tiny", task="caption", modalities=["image"])
+        >>> config.image_size, config.dim
+        (12, 24)
+
+    Source: the released yaml and json files (specification mPLUG-2, section 2).
     """
 
     model_type = "mplug2"
@@ -83,17 +115,21 @@ class MPlug2Config(PreTrainedConfig):
     dim: int = 1024
     num_heads: int = 16
     mlp_dim: int = 4096
+    # 22 + 2 are the 24 layers of bert-large: the universal ones are its last two.
     num_text_layers: int = 22
     num_universal_layers: int = 2
     universal_sharing: str = "shared"
     num_latents: int = 50
     num_fusion_layers: int = 6
+    # The released fusion stack has bert-large's 24 layers, and only the last 6 are called.
     stored_fusion_layers: int = 24
+    # Larger than any stack: the published large model has no connected layer (specification 5).
     fusion_stride: int = 1000
     num_decoder_layers: int = 12
     max_positions: int = 512
     vocab_size: int = 30522
     num_types: int = 2
+    # BERT's; the vision encoder keeps CLIP's 1e-5.
     eps: float = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -104,18 +140,25 @@ class MPlug2Config(PreTrainedConfig):
     distill: bool = False
     instructions: bool = False
     num_images: int = 1
+    # mPLUG's 337 coordinate tokens; 344 is [unused339] in uncased BERT's vocabulary (specification 7.3).
     grounding_bins: int = 336
     grounding_start_id: int = 344
     num_frames: int = 16
     init_std: float = 0.02
     official: bool = False
+    # [PAD], [CLS] and [SEP] of uncased BERT; the released beam search has 101 and 102 written in.
     pad_token_id: int | None = 0
     bos_token_id: int | None = 101
     eos_token_id: int | None = 102
+    # Heads are handed the token table at every call, so transformers has nothing to tie.
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check names and turn every field into what JSON gives back."""
+        """Check names and turn every field into what JSON gives back, so that a saved configuration equals its source.
+
+        Raises:
+            ValueError: for an unknown task, modality or sharing.
+        """
         if self.task is not None and self.task not in TASKS:
             raise ValueError(f"expected a task among {', '.join(TASKS)}, got {self.task!r}")
         unknown = set(self.modalities) - {"image", "video"}
@@ -123,7 +166,9 @@ class MPlug2Config(PreTrainedConfig):
             raise ValueError(f"expected modalities among image, video, got {', '.join(sorted(unknown))}")
         if self.universal_sharing not in ("shared", "apart"):
             raise ValueError(f"expected universal_sharing shared or apart, got {self.universal_sharing!r}")
+        # A file cannot hold fewer layers than run; presets and changes may name one number only.
         self.stored_fusion_layers = max(self.stored_fusion_layers, self.num_fusion_layers)
+        # In the order of the house, whatever order the caller wrote.
         self.modalities = [m for m in ("image", "video") if m in self.modalities]
         sizes = self.vision if self.vision is not None else VisionConfig()
         self.vision = asdict(sizes if isinstance(sizes, VisionConfig) else VisionConfig(**sizes))
@@ -131,35 +176,52 @@ class MPlug2Config(PreTrainedConfig):
 
     @property
     def vision_sizes(self) -> VisionConfig:
-        """`vision`, typed."""
+        """`vision`, typed; a new object at every access, so changes to it are lost."""
         assert isinstance(self.vision, Mapping)
         return VisionConfig(**self.vision)
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures the model takes, in pixels."""
+        """Side of the images and frames that the model takes, in pixels."""
         return self.vision_sizes.image_size
 
     @property
     def has_projection(self) -> bool:
-        """Whether vision tokens are projected to the width of the rest."""
+        """Whether vision tokens are projected to the width of the rest, as mPLUG large does (1024 to 768)."""
         return self.vision_sizes.dim != self.dim
 
     @property
     def is_predecessor(self) -> bool:
-        """Whether this is mPLUG, without universal layers."""
+        """Whether this is mPLUG (arXiv 2205.12005), without universal layers."""
         return self.num_universal_layers == 0
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MPlug2Config:
-        """A published or small size by name. Raises ValueError for a name that does not exist."""
+        """A published or small size by name.
+
+        Args:
+            name: `large` (the only one with published weights), `base`, `nano` for experiments, or
+                `tiny` for tests.
+            changes: fields to set otherwise.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            UsageError: for a name that does not exist.
+            ValueError: for a field that does not exist.
+        """
         if name not in PRESETS:
             raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **cls._fields(changes)})
 
     @classmethod
     def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`changes`. Raises ValueError for what is no field: transformers would keep and ignore it."""
+        """`changes`, checked: transformers would keep an unknown field and ignore it.
+
+        Raises:
+            ValueError: naming what is no field.
+        """
         plain = cls()
         unknown = [name for name in changes if not hasattr(plain, name)]
         if unknown:
@@ -170,7 +232,21 @@ class MPlug2Config(PreTrainedConfig):
     def from_official(
         cls, official_config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]], **changes: Any
     ) -> MPlug2Config:
-        """The configuration of an official file from its settings, where it has some, and the shapes of its tensors."""
+        """The configuration of an official file.
+
+        Args:
+            official_config: settings of the run (yaml, with `bert_config` as a name or a mapping),
+                or None.
+            shapes: of its tensors by name, under the names of finetuned files.
+            changes: fields to set otherwise.
+
+        Returns:
+            The configuration; sizes come from the tensors, the rest from the settings or the
+                released files they name.
+
+        Raises:
+            ValueError: for an unknown setting or field, and for tensors of another model.
+        """
         return cls(**{**config_fields(official_config, shapes), **cls._fields(changes)})
 
 
@@ -253,6 +329,7 @@ _BERT_IGNORED = frozenset(
     text_encoder_layers num_uni_layer transformers_version classifier_dropout
     """.split()  # noqa: SIM905
 )
+# BERT's code knows other activations and positions; no released configuration uses one.
 _BERT_FIXED = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 NAMED_BERTS: dict[str, dict[str, int]] = {
@@ -266,11 +343,21 @@ NAMED_BERTS: dict[str, dict[str, int]] = {
 
 
 def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[str, Any]:
-    """Fields of `MPlug2Config`. official: the settings of a run, or None; shapes: of the tensors, finetuning names.
+    """Fields of `MPlug2Config` that an official file and its settings tell.
 
-    Raises ValueError for an unknown setting, for tensors of another model and for activations other than GELU.
+    Args:
+        official: the settings of a run, or None.
+        shapes: of the tensors by name, under the names of finetuned files.
+
+    Returns:
+        Keyword arguments of `MPlug2Config`; what nothing tells is left out, so its default stands.
+
+    Raises:
+        ValueError: for an unknown setting, for tensors of another model and for activations other
+            than GELU.
     """
     official = official or {}
+    # Refused, not skipped: a setting that nobody knows might change what the model computes.
     unknown = set(official) - _IGNORED - _READ
     if unknown:
         raise ValueError(f"expected settings of mPLUG-2, got {', '.join(sorted(unknown))}; remove them")
@@ -291,20 +378,35 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
     if "prefix_ids" in shapes:  # mPLUG's grounding cuts the text encoder to as many layers as the stride
         fields["text_layers"] = min(fields["text_layers"], count_layers(shapes, "text_encoder.encoder.layer."))
     fields["num_text_layers"] = fields["text_layers"] - fields["num_universal_layers"]
+    # Later entries win: `model_num_frames` stands where a file has both names for frames.
     names = {"embed_dim": "projection_dim", "temp": "temperature_init", "num_frames": "num_frames",
              "model_num_frames": "num_frames", "grounding_bins": "grounding_bins",
              "grounding_prefix": "grounding_start_id"}  # fmt: skip
     fields |= {ours: official[theirs] for theirs, ours in names.items() if theirs in official}
     if "prefix_ids" in shapes:
+        # Only grounding files store coordinate tokens.
         fields["task"] = "ground"
+        # `target_ids` lists all coordinate tokens, one more than bins.
         fields["grounding_bins"] = shapes["target_ids"][0] - 1
     if "image_queue" in shapes:
+        # A queue is (projection_dim, size).
         fields["projection_dim"] = shapes["image_queue"][0]
     return {name: value for name, value in fields.items() if name not in ("num_temporal", "text_layers")}
 
 
 def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that a bert configuration says, which may be part of one. Raises ValueError for an unknown entry."""
+    """Fields that a bert configuration says, which may be part of one.
+
+    Args:
+        bert: entries of a released `config_bert*.json`.
+
+    Returns:
+        Fields of `MPlug2Config`, and `text_layers`, the text encoder's layers with the universal
+            ones.
+
+    Raises:
+        ValueError: for an unknown entry, and for another activation or another kind of positions.
+    """
     unknown = set(bert) - set(_BERT) - _BERT_IGNORED - set(_BERT_FIXED)
     if unknown:
         raise ValueError(f"expected entries of a bert configuration, got {', '.join(sorted(unknown))}; remove them")
@@ -315,12 +417,17 @@ def bert_fields(bert: Mapping[str, Any]) -> dict[str, Any]:
     if "text_encoder_layers" in bert:
         fields["text_layers"] = bert["text_encoder_layers"]
     if "fusion_layers" in bert and "num_hidden_layers" in bert:
+        # The released code starts at max(0, stored - fusion), so no more run than are stored (specification 5).
         fields["num_fusion_layers"] = min(bert["fusion_layers"], bert["num_hidden_layers"])
     return fields
 
 
 def _from_shapes(shapes: Shapes) -> dict[str, Any]:
-    """Sizes read off the tensors; heads are 64 wide, as in every released configuration."""
+    """Sizes read off the tensors, `num_temporal` and `text_layers` among them, which are no fields.
+
+    Raises:
+        ValueError: where there is neither a text encoder nor a decoder, or no vision encoder.
+    """
     table = shapes.get("text_encoder.embeddings.word_embeddings.weight") or shapes.get(
         "text_decoder.bert.embeddings.word_embeddings.weight"
     )
@@ -338,9 +445,11 @@ def _from_shapes(shapes: Shapes) -> dict[str, Any]:
     if crossed:
         run, stride = 6 if fusion == 24 else 3, 1000
     else:
+        # mPLUG large is the only one whose vision encoder is wider than its text encoder (1024, 768).
         run, stride = 6, 6 if conv[0] > dim else 3
     return {
         "dim": dim,
+        # All released heads are 64 wide; tiny ones narrower than that have one.
         "num_heads": max(dim // 64, 1),
         "mlp_dim": mlp[0],
         "vocab_size": table[0],
@@ -357,15 +466,24 @@ def _from_shapes(shapes: Shapes) -> dict[str, Any]:
 
 
 def count_layers(shapes: Iterable[str], prefix: str) -> int:
-    """One more than the highest layer number behind `prefix`, 0 without any."""
+    """One more than the highest layer number behind `prefix`, 0 without any.
+
+    Args:
+        shapes: tensor names.
+        prefix: what stands in front of the number, such as `encoder.layer.`.
+    """
     found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _vision(official: Mapping[str, Any], shapes: Shapes, temporal: bool) -> VisionConfig:
-    """The vision encoder. The size of its pictures is the file's; the settings may add a rim that fills no patch."""
+    """The vision encoder. The size of its images is the file's; the settings may add a rim that fills no patch.
+
+    temporal: whether the file has local temporal modules.
+    """
     conv, table = (shapes[f"visual_encoder.visual.{name}"] for name in ("conv1.weight", "positional_embedding"))
     sizes = official.get("xclip") or official.get("clip") or {}
+    # Videos have a Conv3d (dim, 3, time, P, P); mPLUG's image files a Conv2d without time.
     kernel = conv[2] if len(conv) == 5 else 1
     grid = round((table[0] - 1) ** 0.5)
     said = official.get("image_res", 0)
@@ -374,8 +492,11 @@ def _vision(official: Mapping[str, Any], shapes: Shapes, temporal: bool) -> Visi
         num_heads=sizes.get("vision_heads") or official.get("vision_heads") or max(conv[0] // 64, 1),
         num_layers=count_layers(shapes, "visual_encoder.visual.transformer.resblocks."),
         patch_size=conv[-1],
+        # The table tells patches, not pixels: 230 make the same 16 patches of 14 as 224, so the
+        # settings decide there.
         image_size=said if said // conv[-1] == grid else grid * conv[-1],
         temporal=temporal,
         temporal_kernel=kernel,
+        # 2 is the released default, and read only together with a kernel over time.
         temporal_stride=official.get("temporal_stride", 2) if kernel > 1 else 1,
     )

@@ -24,12 +24,19 @@ from plait.nn.bert import BertEmbeddings, BertLayer
 CLIP_TEXT = {1024: (768, 12, 768), 768: (512, 12, 512)}
 """Width of the ViT -> width and layers of CLIP's text tower and width of the common space (ViT-L/14 and ViT-B/16)."""
 
+# Of CLIP's text tower in every size (specification 2).
 CLIP_VOCABULARY, CLIP_CONTEXT = 49408, 77
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is counted: one item with a question of `tokens`, and `beams` texts of `length` tokens written about it."""
+    """What is counted: one item with a question, and texts written about it.
+
+    Attributes:
+        tokens: of the question.
+        length: tokens of a written text.
+        beams: texts kept side by side; the released search has five.
+    """
 
     tokens: int = 20
     length: int = 20
@@ -38,11 +45,18 @@ class Workload:
 
 @dataclass
 class TaskPlan:
-    """parameters, flops: by part, in the order of the data; heads count as parts, with parameters only.
-    official_total: parameters of an official file of this size without momentum copies, 0 where there is none.
+    """What one task takes with one medium.
 
-    dead: reason -> parameters of the official file that no task runs; unneeded: part -> parameters that this task does
-    without; cross_bytes: keys of the encoder states in float32, made once per item.
+    Attributes:
+        task, medium, about: the cell of `composition.TABLE`, and its description.
+        parameters: by part, in the order of the data; heads count as parts.
+        flops: by part; heads are left out.
+        dead: reason -> parameters of the official file that no task runs.
+        unneeded: part -> parameters of the official file that this task does without.
+        cross_bytes: of the decoder's keys and values of the encoder states, float32, made once per
+            item.
+        official_total: parameters of an official file of this size without momentum copies, 0 where
+            there is none.
     """
 
     task: str
@@ -58,15 +72,23 @@ class TaskPlan:
 
     @property
     def total(self) -> int:
-        """Parameters that the task needs."""
+        """Parameters that the task needs, heads included."""
         return sum(self.parameters.values())
 
 
 def plan_tasks(task: str, settings: Mapping[str, Any] | None = None) -> list[TaskPlan]:
     """The plan of a task for every medium it can be done with.
 
-    settings: `preset` (large), fields of `Workload` and of the configuration, `image_size`. Raises ValueError for an
-    unknown task, preset or setting.
+    Args:
+        task: of `composition.TASKS`.
+        settings: `preset` (by default `large`), fields of `Workload` and of `MPlug2Config`, and
+            `image_size`.
+
+    Returns:
+        One plan per medium, in the order of the table.
+
+    Raises:
+        ValueError: for an unknown task, preset or setting.
     """
     given = dict(settings or {})
     sizes = {name: int(given.pop(name)) for name in ("tokens", "length", "beams") if name in given}
@@ -75,10 +97,21 @@ def plan_tasks(task: str, settings: Mapping[str, Any] | None = None) -> list[Tas
 
 
 def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | None = None) -> TaskPlan:
-    """The plan of a cell of the composition table. Raises ValueError for a cell that does not exist."""
+    """The plan of a cell of the composition table. Nothing of the model is allocated.
+
+    Args:
+        task, medium: the cell.
+        config: sizes of the model.
+        work: what is counted, by default a question of 20 tokens and five texts of 20.
+
+    Raises:
+        ValueError: for a cell that does not exist.
+    """
     path = path_of(task, medium)
+    # The model of this cell alone: a part that it does not pass is not built, and so not counted.
     only = changed(config, {"task": task, "modalities": [] if medium == "text" else [medium]})
     with torch.device("meta"):
+        # The large model would take 4 GB to be counted; on the meta device it takes none.
         model = class_for(only, ())(only)
     network = model.model
     assert isinstance(network, MPlug2Model)
@@ -88,6 +121,7 @@ def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | Non
     plan = TaskPlan(task, medium, path.about, parameters, flops)
     if "decoder" in path.parts:
         seq = _visual_tokens(only, medium) + ((work or Workload()).tokens if path.uses("text") else 0)
+        # 4 bytes a number, keys and values, in every layer of the decoder.
         plan.cross_bytes = 4 * 2 * only.num_decoder_layers * seq * only.dim
     everything = official_parts(config)
     if everything is not None:
@@ -100,11 +134,16 @@ def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | Non
 
 
 def _count(module: nn.Module) -> int:
+    """Parameters of a module, trained or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_parts(network: MPlug2Model) -> dict[str, int]:
-    """Parameters by part, in the order of the data; the projection of vision belongs to vision."""
+    """Parameters by part, in the order of the data.
+
+    The projection of vision belongs to `vision`; the temporal modules inside its blocks are a part
+    of their own.
+    """
     counts: Counter[str] = Counter()
     for name, parameter in network.named_parameters():
         part = name.partition(".")[0].replace("vision_adapter", "vision")
@@ -113,6 +152,11 @@ def count_parts(network: MPlug2Model) -> dict[str, int]:
 
 
 def _visual_tokens(config: MPlug2Config, medium: str) -> int:
+    """Vision tokens of one item: a class token, and patches of every frame behind the patch embedding.
+
+    (frames - 1) // stride + 1 frames are left by a kernel over time with zero padding
+    (specification 3).
+    """
     if medium == "text":
         return 0
     sizes = config.vision_sizes
@@ -121,7 +165,19 @@ def _visual_tokens(config: MPlug2Config, medium: str) -> int:
 
 
 def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Workload) -> dict[str, int]:
-    """Floating-point operations by part (a multiplication and an addition are two), of a model on the meta device."""
+    """Floating-point operations by part (a multiplication and an addition are two).
+
+    Args:
+        network: on the meta device; its attention implementation becomes `eager`.
+        parts: those that the path passes.
+        medium: text, image or video; an image counts as one frame.
+        work: sizes of question and texts.
+
+    Returns:
+        FLOPs of the parts of the network, in the order of the data. Heads behind it are not
+            counted.
+    """
+    # Eager attention is plain matrix products, so every product is counted.
     network.set_attn_implementation("eager")
     network.eval().requires_grad_(False)
     config, attend, flops = network.config, network.attend, {}
@@ -131,6 +187,7 @@ def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Worklo
         clip = torch.empty(1, 3, frames, config.image_size, config.image_size, device="meta")
         vision, flops["vision"] = measured(lambda: network.vision(clip, attend, temporal=False))
         if "temporal" in parts:
+            # The encoder runs as one piece: with temporal modules, less without them.
             flops["temporal"] = measured(lambda: network.vision(clip, attend))[1] - flops["vision"]
         if config.has_projection:
             vision, more = measured(lambda: network.vision_adapter(vision))
@@ -155,14 +212,22 @@ def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Worklo
 
 
 def measured(step: Callable[[], Any]) -> tuple[Any, int]:
-    """What a step gives, and its FLOPs."""
+    """What a step gives, and its FLOPs.
+
+    Args:
+        step: run once, without gradient.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out = step()
     return out, counter.get_total_flops()
 
 
 def official_parts(config: MPlug2Config) -> dict[str, int] | None:
-    """Parameters by part of the modules that the released tasks run; None for sizes that nothing was released of."""
+    """Parameters by part of the modules that the released tasks run.
+
+    Returns:
+        None for sizes that nothing was released of: widths without a CLIP, and mPLUG.
+    """
     if config.vision_sizes.dim not in CLIP_TEXT or config.is_predecessor:
         return None
     whole = changed(config, {"task": None, "modalities": ["image", "video"]})
@@ -173,12 +238,21 @@ def official_parts(config: MPlug2Config) -> dict[str, int] | None:
 def dead_weights(config: MPlug2Config) -> dict[str, int]:
     """Parameters of an official file of this size, by the reason for which no task runs them.
 
-    The released model builds them all the same: CLIP's text tower, MLPs for vision beside the shared ones, fusion
-    layers below the first that runs, latents in the decoder.
+    The released model builds them all the same: CLIP's text tower, MLPs for vision beside the
+    shared ones, fusion layers below the first that runs, latents in the decoder (specification
+    mPLUG-2, sections 2 and 4 to 6).
+
+    Args:
+        config: of a published size; its vision width is a key of `CLIP_TEXT`.
+
+    Returns:
+        Reason, as `weights.NEVER_RUN` words it, to parameters; reasons without any are left out.
     """
     width, layers, common = CLIP_TEXT[config.vision_sizes.dim]
+    # Attention 4 w^2 + 4 w, MLP 8 w^2 + 5 w, two norms 4 w.
     clip_layer = 12 * width**2 + 13 * width  # attention and MLP of four widths, biases, two norms
     clip = CLIP_VOCABULARY * width + CLIP_CONTEXT * width + layers * clip_layer + 2 * width + width * common + 1
+    # Two linear layers with biases, and a norm.
     mlp = 2 * config.dim * config.mlp_dim + config.mlp_dim + config.dim + 2 * config.dim
     with torch.device("meta"):
         layer = _count(BertLayer(config.dim, config.num_heads, config.mlp_dim, cross=True, **rates(config)))
@@ -195,7 +269,11 @@ def dead_weights(config: MPlug2Config) -> dict[str, int]:
 
 
 def media_of(task: str) -> tuple[str, ...]:
-    """What a task can be done with. Raises ValueError for a task that does not exist."""
+    """What a task can be done with.
+
+    Raises:
+        ValueError: for a task that does not exist.
+    """
     row = next((row for name, row in TABLE.items() if name == task), None)
     if row is None:
         raise ValueError(f"expected a task among {', '.join(TABLE)}, got {task}")
@@ -203,5 +281,9 @@ def media_of(task: str) -> tuple[str, ...]:
 
 
 def sized(preset: str, **changes: Any) -> MPlug2Config:
-    """A preset with other fields; `image_size` changes the pictures."""
+    """A preset with other fields; `image_size` changes the images.
+
+    Raises:
+        ValueError: for an unknown preset or field.
+    """
     return changed(MPlug2Config.preset(preset), changes)

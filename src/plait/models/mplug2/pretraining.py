@@ -35,7 +35,15 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 @dataclass
 class PreTrainingOutput(ModelOutput):
-    """loss: weighted sum of those computed, None for the others."""
+    """Losses of one batch, None for objectives that were not computed.
+
+    Attributes:
+        loss: weighted sum of those computed, a scalar.
+        contrast_loss: ITC or VTC, unit vectors of both sides against the queues.
+        match_loss: ITM or VTM, pairs and hard negatives.
+        masked_loss: masked language modelling, beside vision or alone.
+        generate_loss: next-token loss of texts about vision, or about vision and an instruction.
+    """
 
     loss: Tensor | None = None
     contrast_loss: Tensor | None = None
@@ -45,7 +53,25 @@ class PreTrainingOutput(ModelOutput):
 
 
 class MPlug2ForPreTraining(MPlug2AlignedModel):
-    """All parts, all heads; `task=` of `plait.load` makes a model for one task out of it."""
+    """All parts, all heads; `task=` of `plait.load` makes a model for one task out of it.
+
+    Args:
+        config: its `task` is None or `pretrain`; `queue_size` gives it teacher and queues.
+
+    Raises:
+        ValueError: for another task.
+
+    Example:
+        >>> import torch
+        >>> model = MPlug2ForPreTraining(MPlug2Config.preset("tiny"))
+        >>> texts = torch.tensor([[101, 7, 102], [101, 8, 102]])
+        >>> out = model(torch.rand(2, 3, 12, 12), input_ids=texts, decoder_input_ids=texts, labels=texts)
+        >>> out.loss.shape, out.masked_loss
+        (torch.Size([]), None)
+
+    Source: mPLUG-2 (arXiv 2302.00402), section 3.4; no pretraining code was released (specification
+    mPLUG-2, section 10).
+    """
 
     TASKS = ("pretrain",)
 
@@ -54,9 +80,15 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         self.post_init()
 
     def writer(self) -> MPlug2ForConditionalGeneration:
-        """The same network, shared and not copied, as the class that captions and answers."""
+        """The same network, shared and not copied, as the class that captions and answers.
+
+        Returns:
+            A model in evaluation mode without a teacher, whose weights are those of this one.
+        """
         config = copy.deepcopy(self.config)
+        # None: both tasks of the other class; its parts are all there.
         config.task, config.distill = None, False
+        # Built on the meta device and then given this network, so no second copy is ever allocated.
         with torch.device("meta"):
             other = MPlug2ForConditionalGeneration(config)
         other.model = self.model
@@ -83,15 +115,22 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         noise: Tensor | None = None,
         **_: object,
     ) -> PreTrainingOutput:
-        """The losses of one batch.
+        """The losses of one batch; an objective whose inputs are missing is left out.
 
-        pixel_values or pixel_values_videos, or neither for a batch of texts; input_ids, attention_mask: (batch,
-        tokens) of the texts, contrasted and matched; masked_input_ids, masked_labels: the same with some tokens
-        hidden, and what they were (-100 elsewhere); decoder_input_ids, decoder_attention_mask, labels: (batch, length)
-        to be written, labels not shifted; instruction_ids, instruction_mask: (batch, tokens) that tell what to write,
-        without them the decoder sees vision alone; weights: of `OBJECTIVES`, 1 for those not named; ids, alpha, gather
-        and noise as in `MPlug2ForRetrieval.forward`. An objective whose inputs are missing is left out.
-        Raises ValueError where nothing is left.
+        Args:
+            pixel_values, pixel_values_videos: as `MPlug2Model.see`; neither for a batch of texts.
+            input_ids, attention_mask: (batch, tokens) of the texts, contrasted and matched.
+            masked_input_ids, masked_labels: the same, some tokens hidden, and what they were (else
+                -100).
+            instruction_ids, instruction_mask: (batch, tokens) that tell what to write; may be left
+                out.
+            decoder_input_ids, decoder_attention_mask, labels: (batch, length) to be written, not
+                shifted.
+            ids, alpha, gather, noise: as in `MPlug2ForRetrieval.forward`.
+            weights: of `OBJECTIVES`, 1 for those not named; one of 0 is not computed.
+
+        Raises:
+            ValueError: for unknown weights, and where nothing is left to compute.
         """
         scale = dict.fromkeys(OBJECTIVES, 1.0) | dict(weights or {})
         if unknown := set(scale) - set(OBJECTIVES):
@@ -105,6 +144,7 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
             out.masked_loss = self._masked(masked_input_ids, attention_mask, masked_labels, vision, path)
         if vision is not None and input_ids is not None and (scale["contrast"] or scale["match"]):
             pairs = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask)
+            # Vision was encoded above, once for all objectives, so `align` is handed both sides.
             text, mask = self.model.read(input_ids, attention_mask, path=path)
             options = {"ids": ids, "alpha": alpha, "gather": gather, "noise": noise}
             aligned = self.align(pairs, (vision, text, mask), matching=bool(scale["match"]), **options)
@@ -125,10 +165,15 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
     def _masked(
         self, ids: Tensor, mask: Tensor | None, labels: Tensor | None, vision: Tensor | None, path: Path
     ) -> Tensor:
-        """Loss of hidden tokens, read beside vision (batch, patches, dim) or alone."""
+        """Loss of hidden tokens, read beside vision (batch, patches, dim) or alone.
+
+        ids, mask: (batch, tokens) as read; labels: (batch, tokens), what was hidden, negative
+        elsewhere. A scalar.
+        """
         if labels is None:
             raise ValueError("expected masked_labels beside masked_input_ids, got none")
         text, seen = self.model.read(ids, mask, path=path)
+        # The released heads sit on the text encoder alone or on the fused text stream (specification 6).
         if vision is not None:
             _, text = self.model.fuse(text, seen, vision)
         hidden = labels >= 0  # only these rows meet the vocabulary, a seventh of them all
@@ -136,7 +181,11 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         return masked_lm_loss(self.model.masked_lm(text[hidden], table)[None], labels[hidden][None])
 
     def _written(self, encoded: Encoded, ids: Tensor, mask: Tensor | None, labels: Tensor | None) -> Tensor:
-        """Next-token loss of texts about vision, or about vision and instruction after reading each other."""
+        """Next-token loss of texts about vision, or about vision and instruction after reading each other.
+
+        ids, mask, labels: (batch, length), labels not shifted. A scalar, mean over supervised
+        tokens.
+        """
         if labels is None:
             raise ValueError("expected labels beside decoder_input_ids, got none")
         seen = None if mask is None else mask.bool()
@@ -145,14 +194,21 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         return next_token_loss(logits, labels)
 
 
+# lr2 / lr1 of every released yaml, 2e-6 / 2e-5, and their weight decay (specification 2).
 VISION_SCALE = 0.1
 WEIGHT_DECAY = 0.02
 
+# Tables and learned vectors. The released exemption goes by name and lets all of them decay (specification 12).
 _TABLES = ("position_embedding", "positional_embedding", "class_embedding", "cls_embedding", "latents")
 
 
 def decays(name: str, ndim: int) -> bool:
-    """Whether weight decay applies to a parameter: not to biases, norms, position tables, class tokens and latents."""
+    """Whether weight decay applies: not to biases, norms, position tables, class tokens and latents.
+
+    Args:
+        name: of a parameter, in Plait's layout or an official one.
+        ndim: dimensions of the parameter.
+    """
     return ndim > 1 and not any(part in name for part in _TABLES)
 
 
@@ -160,16 +216,29 @@ def layer_id(name: str) -> int:
     """Depth for layer-wise decay with no layers between the ends: 0 for the vision encoder, 1 for the rest.
 
     With a decay of `VISION_SCALE` the vision encoder learns ten times slower, at 2e-6 beside 2e-5.
+
+    Args:
+        name: of a parameter in Plait's layout, with or without `model.` in front.
     """
     return 0 if name.removeprefix("model.").startswith("vision.") else 1
 
 
 def official_group(name: str) -> str:
-    """Where the released optimiser puts a parameter of the official layout: `lr1_decay`, `lr2_nodecay`, ... or `none`.
+    """Where the released optimiser puts a parameter of the official layout.
 
-    Its exemption goes by name, "bias" and "LayerNorm.weight", so CLIP's `ln_*`, the visual norm, embeddings and latents
-    decay. Momentum copies are listed but frozen, except the fusion encoder's, which is neither updated nor frozen, and
-    the vision encoder's, which both filters miss.
+    Its exemption goes by name, "bias" and "LayerNorm.weight", so CLIP's `ln_*`, the visual norm,
+    embeddings and latents decay. Momentum copies are listed but frozen, except the fusion
+    encoder's, which is neither updated nor frozen, and the vision encoder's, which both filters
+    miss.
+
+    Args:
+        name: of a parameter of an official file.
+
+    Returns:
+        `lr1_decay`, `lr1_nodecay`, `lr2_decay`, `lr2_nodecay`, these with `_frozen` behind them, or
+            `none`.
+
+    Source: specification mPLUG-2, section 12; golden case `optimizer_groups`.
     """
     module = name.partition(".")[0]
     if module == "visual_encoder_m":

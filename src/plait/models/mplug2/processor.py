@@ -45,8 +45,18 @@ Clip = str | Path | bytes | Tensor | Sequence[Image]
 """A video file, or its frames: PIL images, or uint8 (time, height, width, 3)."""
 
 
+# PilBackend: the default backend of transformers needs torchvision, which Plait never requires.
 class MPlug2ImageProcessor(PilBackend):
-    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation."""
+    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
+
+    Args:
+        size: `{"height": side, "width": side}` in pixels, 224 by default.
+        image_mean, image_std: per channel, of pixels in [0, 1].
+
+    `MPlug2Processor` holds one, and reads its size, mean and deviation.
+
+    Source: the released test transform of images (specification mPLUG-2, section 11).
+    """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
     size = {"height": 224, "width": 224}  # noqa: RUF012
@@ -60,10 +70,26 @@ class MPlug2ImageProcessor(PilBackend):
 
 
 class MPlug2Processor(ProcessorMixin):
-    """Tokenizer and image processor of one model, and how it reads clips.
+    """Tokenizer and image processor of one model, and how it reads videos.
 
-    num_frames: of a clip; video_resample: `nearest` as published, or `bicubic` with antialiasing; max_text_tokens: of
-    a question or phrase with [CLS] and [SEP], more is an error; official: targets as the released data has them.
+    Args:
+        image_processor, tokenizer: of the model.
+        num_frames: that are sampled from a video file.
+        video_resample: `nearest` as published, or `bicubic` with antialiasing.
+        max_text_tokens: of a question or phrase with [CLS] and [SEP]; more is an error.
+        official: targets and decoded texts as the released code has them.
+
+    Raises:
+        ValueError: for less than one frame.
+
+    Example:
+        >>> from PIL import Image
+        >>> processor = MPlug2Processor.from_config(MPlug2Config.preset("tiny"))
+        >>> batch = processor(images=Image.new("RGB", (64, 48)), text="What is this?")
+        >>> batch["pixel_values"].shape, sorted(batch)
+        (torch.Size([1, 3, 12, 12]), ['attention_mask', 'input_ids', 'pixel_values'])
+
+    Source: specification mPLUG-2, section 11.
     """
 
     def __init__(
@@ -84,13 +110,24 @@ class MPlug2Processor(ProcessorMixin):
 
     @classmethod
     def build(cls, image_size: int, vocabulary: Sequence[str] | None = None, **options: Any) -> MPlug2Processor:
-        """A processor for square inputs of `image_size` pixels; vocabulary: uncased BERT's by default."""
+        """A processor for square inputs.
+
+        Args:
+            image_size: side in pixels.
+            vocabulary: pieces in the order of their ids, by default uncased BERT's.
+            options: of the class, such as `num_frames`.
+        """
         size = {"height": image_size, "width": image_size}
         return cls(MPlug2ImageProcessor(size=size), wordpiece.build_tokenizer(vocabulary), **options)
 
     @classmethod
     def from_config(cls, config: MPlug2Config, **options: Any) -> MPlug2Processor:
-        """A processor that makes what a model of this configuration takes; options as in `build`."""
+        """A processor that makes what a model of this configuration takes.
+
+        Args:
+            config: its image size, frames, positions and `official` are read.
+            options: as in `build`; they win over the configuration.
+        """
         own: dict[str, Any] = {
             "num_frames": config.num_frames,
             "max_text_tokens": min(64, config.max_positions),
@@ -100,7 +137,7 @@ class MPlug2Processor(ProcessorMixin):
 
     @property
     def image_size(self) -> int:
-        """Side of the images made, in pixels."""
+        """Side of the images and frames made, in pixels."""
         return self.image_processor.size["height"]
 
     def __call__(
@@ -116,9 +153,22 @@ class MPlug2Processor(ProcessorMixin):
     ) -> BatchFeature:
         """Any mixture of modalities -> a batch of each.
 
-        text gives input_ids and attention_mask (batch, tokens), with text_pair as `[CLS] text [SEP] pair [SEP]` and
-        token_type_ids; images pixel_values (batch, 3, side, side); videos pixel_values_videos (batch, 3, frames, side,
-        side). Raises ValueError for arguments it does not know and for texts over the limit (unless `truncation`).
+        Args:
+            images: one or several, as PIL images, paths or bytes.
+            text: one or several, cleaned as published.
+            videos: one or several, as files, PIL frames or uint8 (time, height, width, 3).
+            text_pair: a second text for each, as `[CLS] text [SEP] pair [SEP]`.
+            truncation: whether texts over the limit are cut.
+            return_tensors: `pt` only.
+            unknown: `padding` is accepted, since texts are always padded; anything else is refused.
+
+        Returns:
+            input_ids and attention_mask (batch, tokens), with token_type_ids where there is a pair;
+                pixel_values (batch, 3, side, side); pixel_values_videos (batch, 3, frames, side,
+                side).
+
+        Raises:
+            ValueError: for arguments it does not know, no input at all, and texts over the limit.
         """
         if set(unknown) - {"padding"}:
             raise ValueError(f"expected images, text, videos, got {', '.join(sorted(set(unknown) - {'padding'}))}")
@@ -137,12 +187,26 @@ class MPlug2Processor(ProcessorMixin):
         return BatchFeature(batch)
 
     def pixels(self, picture: Picture) -> Tensor:
-        """One image, decoded where it is a file -> (3, side, side)."""
+        """One image, decoded where it is a file.
+
+        Returns:
+            (3, side, side), normalised.
+        """
         processor = self.image_processor
         return square(load_image(picture), self.image_size, processor.image_mean, processor.image_std)
 
     def clip(self, video: Clip) -> Tensor:
-        """One video -> (3, num_frames, side, side). Frames given as such are all taken."""
+        """One video, sampled where it is a file; frames given as such are all taken.
+
+        Args:
+            video: a file, PIL frames, or uint8 (time, height, width, 3).
+
+        Returns:
+            (3, frames, side, side), normalised; `num_frames` of them from a file.
+
+        Raises:
+            ValueError: for frames of another type or shape.
+        """
         if isinstance(video, str | Path | bytes):
             video = load_video(video, self.num_frames).frames
         frames = video if isinstance(video, Tensor) else stack_frames(video)
@@ -156,7 +220,20 @@ class MPlug2Processor(ProcessorMixin):
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, truncation: bool = False
     ) -> dict[str, Tensor]:
-        """Texts, cleaned as published, -> input_ids and attention_mask (batch, tokens), with `pairs` token_type_ids."""
+        """Texts, cleaned as published, to ids.
+
+        Args:
+            texts: to read.
+            pairs: a second text for each.
+            truncation: whether texts over the limit are cut.
+
+        Returns:
+            input_ids and attention_mask (batch, tokens), with `pairs` also token_type_ids.
+
+        Raises:
+            ValueError: for a text over `max_text_tokens`, unless `truncation`.
+        """
+        # No limit in words: what is too long is refused by tokens below, not cut in silence.
         cleaned = [wordpiece.clean_question(text, max_words=10**6) for text in texts]
         others = () if pairs is None else ([wordpiece.clean_question(text, max_words=10**6) for text in pairs],)
         cut = {"truncation": True, "max_length": self.max_text_tokens} if truncation else {}
@@ -171,13 +248,31 @@ class MPlug2Processor(ProcessorMixin):
         return {name: torch.as_tensor(padded[name]) for name in rows}
 
     def answers(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Answers as a decoder learns to write them: input_ids and attention_mask (answers, length)."""
+        """Answers as a decoder learns to write them, [CLS] in front and the end token behind.
+
+        Args:
+            texts: answers of any length in words.
+
+        Returns:
+            input_ids, attention_mask and labels (answers, length). `official` ends them twice, as
+                the released data (specification 11).
+        """
         backend = self.tokenizer.backend_tokenizer
         cleaned = [wordpiece.clean_caption(text, max_words=10**6) for text in texts]
         return self.collate([wordpiece.answer_target(backend, text, official=self.official) for text in cleaned])
 
     def captions(self, texts: Sequence[str], prompt: str = "", max_length: int = 20) -> dict[str, Tensor]:
-        """Captions likewise, with `labels` that leave out prompt and padding. Cut to `max_length` ids."""
+        """Captions as a decoder learns to write them.
+
+        Args:
+            texts: of which 80 words are kept, as released.
+            prompt: in front of every caption; `official` puts no space behind it.
+            max_length: ids that are kept, 20 as released.
+
+        Returns:
+            input_ids, attention_mask and labels (batch, length); labels leave out prompt and
+                padding.
+        """
         backend = self.tokenizer.backend_tokenizer
         targets = [
             wordpiece.caption_target(
@@ -189,7 +284,15 @@ class MPlug2Processor(ProcessorMixin):
         return self.collate(targets)
 
     def collate(self, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Targets -> input_ids, attention_mask and labels (batch, length), right-padded; labels not shifted."""
+        """Targets of different lengths to one batch, right-padded.
+
+        Args:
+            targets: ids, and how many of them belong to the prompt.
+
+        Returns:
+            input_ids, attention_mask (bool, True = real) and labels (batch, length); labels are not
+                shifted, -100 at prompt and padding.
+        """
         width = max(len(target.ids) for target in targets)
         ids = torch.full((len(targets), width), self.tokenizer.pad_token_id)
         labels = torch.full_like(ids, -100)
@@ -201,22 +304,34 @@ class MPlug2Processor(ProcessorMixin):
         return {"input_ids": ids, "attention_mask": torch.arange(width) < lengths[:, None], "labels": labels}
 
     def decode_text(self, ids: Sequence[int] | Tensor) -> str:
-        """Generated ids -> text up to the first [SEP]; `official` deletes special tokens and keeps what follows."""
+        """Generated ids to text.
+
+        Args:
+            ids: (length,), with or without [CLS] in front; negative ones are padding.
+
+        Returns:
+            The text up to the first [SEP]; `official` deletes special tokens and keeps what
+                follows.
+        """
         row = [i for i in (ids.tolist() if isinstance(ids, Tensor) else list(ids)) if i >= 0]
         start = 1 if row[:1] == [self.tokenizer.cls_token_id] else 0
         end = self.tokenizer.sep_token_id
+        # The released search lets finished beams grow on behind [SEP], and its loop deletes the
+        # token alone (specification 7.1, 8).
         if not self.official and end in row:
             row = row[: row.index(end)]
         return self.tokenizer.decode(row[start:], skip_special_tokens=True).strip()
 
 
 def _listed(value: Any, single: Any) -> list[Any]:
+    """One value of type `single` as a list of one; a sequence of them as a list."""
     return [value] if isinstance(value, single) else list(value)
 
 
 def _clips(value: Any) -> list[Clip]:
     """A batch of clips: a list of them, or one: a file, a tensor of frames, a list of PIL frames."""
     if isinstance(value, Tensor):
+        # Four dimensions are one video (time, height, width, 3); five are a batch of them.
         return [value] if value.dim() == 4 else list(value)
     if isinstance(value, str | Path | bytes):
         return [value]

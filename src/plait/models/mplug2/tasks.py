@@ -41,7 +41,17 @@ RANKED_AT_ONCE = 32
 
 
 class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
-    """Captioning (no text input) and question answering (a question as input_ids), with one decoder."""
+    """Captioning (no text input) and question answering (a question as input_ids), with one decoder.
+
+    Example:
+        >>> import torch
+        >>> model = MPlug2ForConditionalGeneration(MPlug2Config.preset("tiny", task="caption")).eval()
+        >>> ids = model.generate(torch.rand(2, 3, 12, 12), num_beams=2, max_length=5)
+        >>> len(ids), int(ids[0, 0])
+        (2, 101)
+
+    Source: specification mPLUG-2, sections 7.1 and 7.2.
+    """
 
     TASKS = ("caption", "answer")
 
@@ -62,7 +72,11 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         *,
         network: MPlug2Model | None = None,
     ) -> Encoded:
-        """The path of captioning, or with input_ids that of answering. network: default the student's."""
+        """The path of captioning, or with input_ids that of answering; shapes as in `MPlug2Model.run`.
+
+        network: by default the student's. Raises ValueError unless exactly one of images and videos
+        is given.
+        """
         path = path_of("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
         return (network or self.model).run(path, pixel_values, pixel_values_videos, input_ids, attention_mask)
 
@@ -82,11 +96,20 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     ) -> Seq2SeqLMOutput:
         """Next-token logits of texts about what is seen, and their loss.
 
-        decoder_input_ids: (texts, length) with start token; labels: (texts, length), not shifted, -100 = not
-        supervised; answers_per_question: (batch,) texts of every item, in order, by default one each; answer_weights:
-        (texts,). The loss of captions is the mean over tokens; of answers the weighted sum over texts of summed token
-        losses, over the number of questions. alpha: weight of the teacher's soft labels (needs `config.distill`;
-        `config.official` ignores it, as the released code does).
+        The loss of captions is the mean over tokens. That of answers is the weighted sum over texts
+        of summed token losses, over the number of questions.
+
+        Args:
+            pixel_values, pixel_values_videos, input_ids, attention_mask: as `MPlug2Model.run`.
+            decoder_input_ids, decoder_attention_mask: (texts, length) with start token.
+            labels: (texts, length), not shifted, -100 = not supervised.
+            answers_per_question: (batch,) texts of every item, in order, by default one each.
+            answer_weights: (texts,), how many annotators gave the answer.
+            alpha: weight of the teacher's soft labels (needs `config.distill`; `config.official`
+                ignores it).
+
+        Raises:
+            ValueError: without decoder_input_ids, and where texts and items do not fit.
         """
         if decoder_input_ids is None:
             raise ValueError("expected decoder_input_ids, got none; pass the texts, or call generate")
@@ -107,7 +130,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=encoded.states()[0])
 
     def _decode(self, network: MPlug2Model, encoded: Encoded, texts: Texts) -> Tensor:
-        """Logits (texts, length, vocab)."""
+        """Logits (texts, length, vocab). Raises ValueError unless every item has its texts."""
         states, states_mask = encoded.states()
         if texts.counts is not None:
             states = states.repeat_interleave(texts.counts, 0)
@@ -128,19 +151,28 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         decoder_attention_mask: Tensor | None = None,
         answers_per_question: Tensor | None = None,
     ) -> Tensor:
-        """Logits (texts, length, vocab) of the momentum copy. Raises ValueError for a model without one."""
+        """Logits (texts, length, vocab) of the momentum copy; inputs as in `forward`.
+
+        Raises ValueError for a model without a teacher.
+        """
         teacher = self._teacher()
         encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask, network=teacher)
         return self._decode(teacher, encoded, Texts(decoder_input_ids, decoder_attention_mask, answers_per_question))
 
     def _teacher(self) -> Teacher:
+        """The teacher. Raises ValueError for a model without one."""
         if self.teacher is None:
             raise ValueError("expected a model with a teacher, got one without; load it with distill=True")
         return self.teacher
 
     def update_teacher(self, momentum: float | None = None) -> None:
-        """Move the teacher towards the student; call it once per step. `config.official` leaves fusion behind, whose
-        pair the released code forgot."""
+        """Move the teacher towards the student; call it once per step.
+
+        `config.official` leaves fusion behind, whose pair the released code forgot (specification
+        9).
+        momentum: the share that stays, by default `config.momentum`. Raises ValueError without a
+        teacher.
+        """
         leave = ("fusion",) if self.config.official else ()
         follow(self._teacher(), self.model, self.config.momentum if momentum is None else momentum, leave=leave)
 
@@ -157,7 +189,15 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     ) -> list[list[Hypothesis]]:
         """Beam search over encoded items; see `plait.generation.beam_search`.
 
-        prompt_ids: (tokens,) that every text begins with behind the start token; the released code feeds none.
+        Args:
+            encoded: of `encode`.
+            num_beams, min_length, max_length: lengths of generated tokens, the end token included.
+            num_return: best texts per item.
+            prompt_ids: (tokens,) that every text begins with behind the start token; the released
+                code feeds none.
+
+        Returns:
+            The hypotheses of every item, best first.
         """
         states, mask = encoded.states()
         start = torch.full((len(states), 1), self.config.bos_token_id or 0, device=states.device)
@@ -188,8 +228,13 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     ) -> Tensor:
         """Self-critical training of captions: texts that beat the other texts of their item become likelier.
 
-        reward: the texts found for every item -> (batch, num_beams), for instance their CIDEr against references;
-        all items have `num_beams` texts. Source: `plait.objectives.scst`.
+        Args:
+            encoded: of `encode`, with gradient.
+            reward: the texts found for every item -> (batch, num_beams), for instance their CIDEr.
+            num_beams, min_length, max_length: of the search; all items have `num_beams` texts.
+
+        Raises:
+            ValueError: where the search finds fewer texts.
         """
         found = self.search(
             encoded, num_beams=num_beams, num_return=num_beams, min_length=min_length, max_length=max_length
@@ -201,6 +246,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         sizes = torch.tensor([len(row) for row in rows], device=ids.device)
         written = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
         counts = torch.full((len(found),), num_beams, device=ids.device)
+        # Searched without gradient, then scored again with it in one pass: the same loss for less memory.
         logits = self._decode(self.model, encoded, Texts(ids, written, counts))
         written[:, 0] = False  # the start token was given
         scores = score_sequences(logits, ids, written).view(len(found), num_beams)
@@ -219,9 +265,17 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         max_length: int | None = None,
         prompt_ids: Tensor | None = None,
     ) -> Tensor:
-        """The best text per item as ids (batch, length) with start token, padded with the padding id.
+        """The best text per item.
 
-        min_length, max_length: of generated tokens with the end token; by default as released for the task.
+        Args:
+            pixel_values, pixel_values_videos, input_ids, attention_mask: as `MPlug2Model.run`.
+            num_beams: texts kept side by side.
+            min_length, max_length: of generated tokens with the end token; by default as released
+                for the task.
+            prompt_ids: (tokens,) that every text begins with.
+
+        Returns:
+            Ids (batch, length) with start token, padded with the padding id.
         """
         encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask)
         least, most = LENGTHS["caption" if input_ids is None else "answer"]
@@ -245,11 +299,18 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     ) -> RankedAnswers:
         """Order the answers of a list by likelihood for every item, with a question or without.
 
-        answer_ids, answer_mask: (answers, length) with start token; k: how many are scored in full, by default all.
+        Args:
+            answer_ids, answer_mask: (answers, length) with start token.
+            pixel_values, pixel_values_videos, input_ids, attention_mask: as `MPlug2Model.run`.
+            k: how many are scored in full, by default all; the first token alone chooses them.
+
+        Returns:
+            Indices and probabilities of every item, best first.
         """
         states, mask = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask).states()
         decoder = self.model.decoder
         cross = decoder.cross_keys(states)
+        # All answers begin with the same start token, so one step serves the whole list.
         start = answer_ids[:1, :1].expand(len(states), 1)
         # As released, the first token alone chooses the candidates, and counts twice in their score.
         first = decoder.logits(decoder.hidden(start, cross, self.attend, cross_mask=mask)[:, -1])
@@ -271,8 +332,13 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
 
 
 class Texts(NamedTuple):
-    """What a decoder is given: ids (texts, length) with start token, which of them are real, (texts, length), and how
-    many texts each item has, (items,), None for one each."""
+    """What a decoder is given: texts, and whose they are.
+
+    Attributes:
+        ids: (texts, length) with start token.
+        mask: (texts, length), which of them are real; None means all.
+        counts: (items,) texts of each item, in order; None for one each.
+    """
 
     ids: Tensor
     mask: Tensor | None
@@ -280,7 +346,19 @@ class Texts(NamedTuple):
 
 
 class MPlug2ForGrounding(MPlug2PreTrainedModel):
-    """Where a phrase is in a picture."""
+    """Where a phrase is in an image: a decoder writes four coordinate tokens, cx, cy, w and h.
+
+    Raises:
+        ValueError: where the coordinate tokens reach beyond the vocabulary.
+
+    Example:
+        >>> import torch
+        >>> model = MPlug2ForGrounding(MPlug2Config.preset("tiny")).eval()
+        >>> model.ground(torch.rand(2, 3, 12, 12), torch.tensor([[101, 7, 102], [101, 8, 102]])).shape
+        torch.Size([2, 4])
+
+    Source: mPLUG's grounding as released (specification mPLUG-2, 7.3).
+    """
 
     TASKS = ("ground",)
     MEDIA = ("text", "image")
@@ -304,6 +382,7 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
 
     def _coordinates_only(self, logits: Tensor) -> Tensor:
         """Logits of everything but coordinates lowered by 10000, in training as in decoding."""
+        # -10000 as released, a buffer of the official file, and not minus infinity.
         bias = coordinate_bias(self.config.vocab_size, self.config.grounding_bins, self.first_id)
         return logits.float() + bias.to(logits.device)
 
@@ -315,10 +394,18 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         boxes: Tensor | None = None,
         **_: object,
     ) -> Seq2SeqLMOutput:
-        """Logits (batch, 4, vocab) of the coordinates of known boxes, and their loss.
+        """Logits of the coordinates of known boxes, and their loss (`coordinate_token_loss`).
 
-        pixel_values: (batch, 3, side, side); input_ids: (batch, tokens) of the phrases; boxes: (batch, 4) as (cx, cy,
-        w, h) in [0, 1]. The loss is `coordinate_token_loss`.
+        Args:
+            pixel_values: (batch, 3, side, side).
+            input_ids, attention_mask: (batch, tokens) of the phrases.
+            boxes: (batch, 4) as (cx, cy, w, h), fractions of the sides.
+
+        Returns:
+            Loss, logits (batch, 4, vocab) and the states that the decoder read.
+
+        Raises:
+            ValueError: where one of the three is missing.
         """
         if pixel_values is None or input_ids is None or boxes is None:
             raise ValueError("expected pixel_values, input_ids and boxes, got some without; to find boxes, call ground")
@@ -326,6 +413,7 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         states, mask = encoded.states()
         tokens = boxes_to_tokens(boxes, self.config.grounding_bins, self.first_id)
         start = torch.full_like(tokens[:, :1], self.config.grounding_start_id)
+        # Teacher forcing: position k reads the true coordinates before it and predicts coordinate k.
         given = torch.cat([start, tokens[:, :-1]], dim=1)
         logits = self._coordinates_only(self.model.decoder(given, states, self.attend, states_mask=mask))
         bins, official = self.config.grounding_bins, bool(self.config.official)
@@ -334,7 +422,15 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
 
     @torch.no_grad()
     def ground(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """The likeliest boxes, coordinate by coordinate: (batch, 4) as (cx, cy, w, h) in [0, 1]."""
+        """The likeliest boxes, coordinate by coordinate, greedily as released.
+
+        Args:
+            pixel_values: (batch, 3, side, side).
+            input_ids, attention_mask: (batch, tokens) of the phrases.
+
+        Returns:
+            (batch, 4) as (cx, cy, w, h), fractions of the sides.
+        """
         encoded = self.model.run(path_of("ground", "image"), pixel_values, None, input_ids, attention_mask)
         states, mask = encoded.states()
         decoder = self.model.decoder
@@ -346,7 +442,7 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
 
 
 class MPlug2Classifier(MPlug2PreTrainedModel):
-    """What the classifiers share."""
+    """What the classifiers share: the network of the task, and a linear head on a class token."""
 
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
@@ -356,14 +452,19 @@ class MPlug2Classifier(MPlug2PreTrainedModel):
 
     @classmethod
     def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
-        """See `MPlug2PreTrainedModel.heads`."""
+        """See `MPlug2PreTrainedModel.heads`: a linear layer to `config.num_labels`."""
         return {"classifier": nn.Linear(config.dim, config.num_labels or 2)}
 
     def classify(self, states: Tensor, labels: Tensor | None) -> SequenceClassifierOutput:
-        """states: (batch, dim); labels: (batch,) int64, or (batch, labels) float for several at once."""
+        """Logits (batch, labels), and their loss where labels are given.
+
+        states: (batch, dim); labels: (batch,) int64 for cross-entropy, or (batch, labels) float for
+        several at once.
+        """
         logits = self.classifier(states)
         if labels is None:
             return SequenceClassifierOutput(logits=logits)
+        # As transformers tells the two kinds of labels apart: several at once come as floats.
         if labels.is_floating_point():
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
         else:
@@ -372,7 +473,14 @@ class MPlug2Classifier(MPlug2PreTrainedModel):
 
 
 class MPlug2ForImageClassification(MPlug2Classifier):
-    """What a picture shows."""
+    """What an image shows: the class token behind the universal layers, without fusion (mPLUG-2, figure 1).
+
+    Example:
+        >>> import torch
+        >>> model = MPlug2ForImageClassification(MPlug2Config.preset("tiny", num_labels=5))
+        >>> model(torch.rand(2, 3, 12, 12)).logits.shape
+        torch.Size([2, 5])
+    """
 
     TASKS = ("classify",)
     MEDIA = ("image",)
@@ -387,7 +495,7 @@ class MPlug2ForImageClassification(MPlug2Classifier):
 
 
 class MPlug2ForVideoClassification(MPlug2Classifier):
-    """What happens in a clip."""
+    """What happens in a video: as images, with the temporal modules (mPLUG-2, figure 1)."""
 
     TASKS = ("classify",)
     MEDIA = ("video",)
@@ -402,14 +510,19 @@ class MPlug2ForVideoClassification(MPlug2Classifier):
 
 
 class MPlug2ForSequenceClassification(MPlug2Classifier):
-    """A text, or two as one sequence (`classify`, the default); whether a text follows from a picture or clip
-    (`entail`); what it says of `config.num_images` pictures (`compare`). `config.task` picks one."""
+    """A text, or two as one sequence (`classify`, the default), or a text with what is seen.
+
+    `entail`: whether a text follows from an image or video; `compare`: what it says of
+    `config.num_images` images. `config.task` picks one.
+
+    Source: the heads of ALBEF (arXiv 2107.07651), section 4, behind mPLUG-2's layers.
+    """
 
     TASKS = ("classify", "entail", "compare")
 
     @classmethod
     def parts(cls, config: MPlug2Config) -> frozenset[Part]:
-        """See `MPlug2PreTrainedModel.parts`."""
+        """See `MPlug2PreTrainedModel.parts`; a text alone needs no part of vision."""
         if config.task in (None, "classify"):
             return parts_of(("classify",), ("text",))
         return super().parts(config)
@@ -435,8 +548,14 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
     ) -> SequenceClassifierOutput:
         """Logits (batch, labels) and their loss.
 
-        input_ids, token_type_ids: (batch, tokens); pixel_values: (batch, 3, side, side), of `compare` (batch, images,
-        3, side, side); pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,).
+        Args:
+            input_ids, attention_mask, token_type_ids: (batch, tokens).
+            pixel_values: (batch, 3, side, side), of `compare` (batch, images, 3, side, side).
+            pixel_values_videos: (batch, 3, frames, side, side).
+            labels: (batch,) int64, or (batch, labels) float.
+
+        Raises:
+            ValueError: for inputs that the task lacks or has no use for.
         """
         task = self.config.task or "classify"
         if task != "compare":
@@ -511,6 +630,7 @@ class MPlug2Skills(Asking):
         self.tasks, kinds = OFFERS[self.name]
         task = getattr(model.config, "task", None)
         if task == "caption":
+            # A captioner has neither text encoder nor fusion, so no question can be read.
             self.tasks -= {"answer", "rank"}
         elif task in ("entail", "compare"):
             raise ValueError(
@@ -523,23 +643,28 @@ class MPlug2Skills(Asking):
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """As released: nothing for a caption; a question in lower case, without punctuation, of at most 50 words."""
+        """As released: nothing for a caption; a question in lower case, without punctuation, of at most 50 words.
+
+        Raises ValueError for an unknown kind of question.
+        """
         if kind == "caption":
             return ""
         if kind not in ("short", "open"):
             return super().prompt(kind, item)
+        # The order of the release: marks go, then - and / become spaces, then words are counted.
         words = _MARKS.sub("", (item.question or "").lower()).replace("-", " ").replace("/", " ")
         return " ".join(words.split()[:MAX_QUESTION_WORDS])
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
         """Five beams, with the lengths of the released code: mPLUG's for captions of pictures, mPLUG-2's for others."""
         if kind == "caption":
+            # Command-line defaults of mPLUG-2's video captions and of mPLUG's image captions (specification 2, 7.3).
             fewest, most = (4, 20) if medium == "video" else (8, 25)
             return Decoding(max_new_tokens=most, min_new_tokens=fewest, num_beams=5)
         return Decoding(num_beams=5) if kind == "short" else super().decoding(kind, medium)
 
     def prepare(self, kind: str, value: Image | Sequence[Image] | str) -> Tensor | str:
-        """A picture -> (3, side, side), frames -> (3, time, side, side); a text stays."""
+        """An image -> (3, side, side), frames -> (3, time, side, side); a text stays."""
         if isinstance(value, str):
             return value
         return self.processor.pixels(value) if isinstance(value, Image) else self.processor.clip(value)
@@ -592,6 +717,7 @@ class MPlug2Skills(Asking):
         return _best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
 
     def _ranked(self, answers: Sequence[str], **inputs: Tensor) -> list[list[tuple[str, float]]]:
+        """Every answer with its probability, best first, for each item of `inputs`."""
         targets = self.processor.answers(answers)
         ids, mask = (targets[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
         found = self.writer.rank_answers(answer_ids=ids, answer_mask=mask, **inputs)
@@ -599,12 +725,14 @@ class MPlug2Skills(Asking):
         return [[(answers[i], share) for i, share in zip(*row, strict=True)] for row in rows]
 
     def _asked(self, kind: str, questions: Sequence[str]) -> list[str]:
+        """Questions as the model was trained to be asked them."""
         return [instruct("answer", kind, question, enabled=self.instructed) for question in questions]
 
     def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts as tensors on the device. Raises ValueError for ids beyond the vocabulary of the model."""
         tokens = self.processor.tokenize(texts)
         known = getattr(self.model.config, "vocab_size", None)
         if known is not None and int(tokens["input_ids"].max()) >= known:
@@ -616,6 +744,7 @@ class MPlug2Skills(Asking):
 
 
 def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
+    """Probabilities (items, labels) -> for each item its labels with theirs, best first."""
     shares, places = probabilities.sort(dim=-1, descending=True, stable=True)
     return [
         [(labels[i], share) for i, share in zip(*row, strict=True)]

@@ -67,19 +67,34 @@ def from_official(
 ) -> MPlug2PreTrainedModel:
     """A model from an official file. Only tensors that its task needs are read.
 
-    official_config: the settings of the run where the file holds none; task: of `composition.TASKS`, by default all
-    that the class can do; model_class: by default what the file or the task is for; branch: media to keep, of text,
-    image and video; changes: fields of `MPlug2Config`, such as `image_size=384`, `distill=True` or `official=True`.
-    Raises ValueError (StateError) listing missing, unexpected and misshapen keys.
+    Args:
+        checkpoint: of an mPLUG-2 or mPLUG file, pretraining or finetuned names.
+        official_config: the settings of the run where the file holds none.
+        task: of `composition.TASKS`, by default all that the class can do.
+        model_class: by default what the file or the task is for.
+        branch: media to keep, of text, image and video; by default all.
+        dtype: of the weights, by default as stored.
+        device: where the model goes once it is complete.
+        changes: fields of `MPlug2Config`, such as `image_size=384`, `distill=True` or
+            `official=True`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys, and tied tensors that differ.
+        ValueError: for unknown settings, fields, branches, and a task of another class.
     """
     state = official_names(checkpoint.state)
     shapes = {key: tuple(state[key].shape) for key in state}
     settings = checkpoint.config if official_config is None else official_config
     config = MPlug2Config.from_official(settings, shapes)
     if "prefix_ids" in state:
+        # The file itself says its start token; settings, where there are any, may lack it.
         config.grounding_start_id = int(state["prefix_ids"].flatten()[0])
     rules = key_map(config, flat_patches=len(shapes["visual_encoder.visual.conv1.weight"]) == 4)
     config = changed(config, changes if task is None else {**changes, "task": task}, branch)
+    # Before the rules, which drop the second name of a tied tensor unseen.
     check_ties(state)
     native, report = rules.forward(state)
     for key, reason in report.dropped.items():
@@ -100,8 +115,17 @@ def from_directory(
 ) -> MPlug2PreTrainedModel:
     """A model directory written by `save_pretrained`, as the class that wrote it or another one of the family.
 
-    task, model_class, branch and changes as in `from_official`: a captioner out of a pretraining directory is
-    `task="caption"`.
+    Args:
+        path: the directory.
+        task, model_class, branch, dtype, device, changes: as in `from_official`; a captioner out of
+            a pretraining directory is `task="caption"`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys.
+        ValueError: for unknown fields and branches, and a task of another class.
     """
     config = MPlug2Config.from_pretrained(path, trust_remote_code=False)
     stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
@@ -111,20 +135,31 @@ def from_directory(
     if model_class is None and task is not None and task not in stored.TASKS:
         model_class = class_for(config, ())
     state: Mapping[str, Tensor] = read_checkpoint(path).state
+    # The network saved alone has no prefix; every other class keeps it under `model.`.
     if stored is MPlug2Model:
         state = LazyState({f"model.{key}": partial(state.__getitem__, key) for key in state})
     return assemble(config, model_class or stored, state, dtype, device)
 
 
 def changed(config: MPlug2Config, changes: Mapping[str, Any], branch: Sequence[str] | None = None) -> MPlug2Config:
-    """`config` with other fields, among them `image_size` of its pictures, and the media of `branch` alone.
+    """`config` with other fields, among them `image_size` of its images, and the media of `branch` alone.
 
-    Raises ValueError for a field that does not exist and a branch that it lacks.
+    Args:
+        config: left as it is.
+        changes: fields by name.
+        branch: media to keep, of text, image and video; None keeps all.
+
+    Returns:
+        A new configuration, checked as a new one is.
+
+    Raises:
+        ValueError: for a field that does not exist and a branch that it lacks.
     """
     unknown = [name for name in changes if not hasattr(config, name)]
     if unknown:
         raise ValueError(f"expected fields of MPlug2Config, got {', '.join(unknown)}")
     fields = config.to_dict()
+    # The stored label names would contradict a new number of labels, so all three are told anew.
     if {"num_labels", "id2label"} & set(changes):
         fields = {name: value for name, value in fields.items() if name not in ("num_labels", "id2label", "label2id")}
     fields |= changes
@@ -137,14 +172,25 @@ def changed(config: MPlug2Config, changes: Mapping[str, Any], branch: Sequence[s
                 f"expected branches among text, {', '.join(config.modalities)}, got {', '.join(missing) or 'none'}"
             )
         fields["modalities"] = [m for m in config.modalities if m in branch]
+    # `to_dict` writes them, and the constructor takes neither as a field.
     for name in ("model_type", "transformers_version"):
         fields.pop(name, None)
     return MPlug2Config(**fields)
 
 
 def class_for(config: MPlug2Config, native: Iterable[str]) -> type[MPlug2PreTrainedModel]:
-    """The class for `config.task`, or without one for the parts that the file holds, native keys."""
+    """The class for `config.task`, or without one for the parts that the file holds.
+
+    Args:
+        config: its task and media are read.
+        native: keys in Plait's layout; none are needed where there is a task.
+
+    Returns:
+        Without a task: pretraining where decoder, masked head and match head are there, else
+            generation where a decoder is, else retrieval.
+    """
     if config.task is None:
+        # Two levels tell the part: `model.decoder`, `alignment.match_head`.
         held = {".".join(key.split(".")[:2]) for key in native}
         if {"model.decoder", "model.masked_lm", "alignment.match_head"} <= held:
             return MPlug2ForPreTraining
@@ -165,9 +211,22 @@ def assemble(
 ) -> MPlug2PreTrainedModel:
     """A model with the weights of `native` that its parts need.
 
-    Heads that the file lacks start fresh, a teacher that it lacks as a copy of the student, a masked language head as
-    one of the decoder's; position tables are resized to the image size of `config`, bilinearly as published. Raises
-    StateError for anything else that is missing, unexpected or misshapen.
+    Heads that the file lacks start fresh, a teacher that it lacks as a copy of the student, a
+    masked language head as one of the decoder's. Position tables are resized to the image size of
+    `config`, bilinearly as published.
+
+    Args:
+        config: of the model.
+        model_class: which of `CLASSES`.
+        native: tensors in Plait's layout, read one by one as they are needed.
+        dtype: of the weights, by default as stored.
+        device: where the model goes.
+
+    Returns:
+        The model in evaluation mode, its teacher frozen.
+
+    Raises:
+        StateError: for anything else that is missing, unexpected or misshapen.
     """
     with torch.device("meta"):
         model = model_class(config)
@@ -177,10 +236,12 @@ def assemble(
         head.apply(model._init_weights)
         fresh |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
     base = "" if model_class is MPlug2Model else "model."
+    # Native keys say `model.` for the network; the bare network has no prefix.
     source = {base + key.removeprefix("model.") if key.startswith("model.") else key: key for key in native}
 
     def read(key: str) -> Tensor:
         tensor = native[source[key]]
+        # The teacher's table too, hence the ending; the released loader resizes both (specification 13).
         if key.endswith("vision.position_embedding"):
             return resize_absolute(tensor, config.vision_sizes.grid, mode="bilinear")
         return tensor
@@ -189,6 +250,7 @@ def assemble(
         key: partial(read, key) for key in source if key in own or not has_no_use(key, model, base)
     }
     started: set[str] = set()
+    # In this order: a copy of the student, then of the decoder head, then fresh; what is left is an error.
     for key in (key for key in own if key not in state):
         origin = key.replace("teacher.", base, 1) if key.startswith("teacher.") else key
         if origin not in source:
@@ -210,10 +272,16 @@ def assemble(
 def has_no_use(key: str, model: MPlug2PreTrainedModel, base: str) -> bool:
     """Whether the model does without a native key of a file: a part, a head or temporal modules that it does not have.
 
-    base: prefix of its network.
+    A key that is neither used nor excused here reaches the strict load, which lists it.
+
+    Args:
+        key: in Plait's layout.
+        model: built, on any device.
+        base: prefix of its network, `model.` or nothing.
     """
     if key.startswith(("alignment.", "classifier.")):
         head = getattr(model, key.partition(".")[0], None)
+        # `q` is for `queue_pointer`: all of this exists only in a model with queues.
         queued = key.removeprefix("alignment.").startswith(("teacher_", "vision_queue", "text_queue", "id_queue", "q"))
         return head is None or (queued and not model.config.queue_size)
     prefix = "teacher." if key.startswith("teacher.") else base
@@ -223,10 +291,12 @@ def has_no_use(key: str, model: MPlug2PreTrainedModel, base: str) -> bool:
     inner = key.removeprefix(prefix)
     part = inner.partition(".")[0]
     if not hasattr(network, part):
+        # Anything else under the network is no part of the family, and is reported.
         return part == "vision_adapter" or part in PARTS
     if part == "vision":
         return ".temporal" in inner and not network.vision.has_temporal
     if part == "universal" and network.universal.latents is None:
+        # Universal layers that never see vision have neither cross-attention nor latents nor visual norm.
         return ".cross_attn." in inner or inner.startswith(("universal.latents", "universal.norm."))
     return False
 
@@ -246,6 +316,7 @@ NEVER_RUN = {
 }
 """Why tensors of the official files are dead."""
 
+# The vision encoder of an official file is a whole CLIP; these stand beside its `visual.`.
 CLIP_TEXT_KEYS = (
     "positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "transformer.{_:.*}",
     "ln_final.{_:.*}",
@@ -256,11 +327,18 @@ CLIP_TEXT_KEYS = (
 def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | None = None) -> KeyMap:
     """Rules between an official file and Plait's models of `config`: network, teacher and all heads.
 
-    base: prefix of the network in the target; flat_patches: whether the file's patch embedding has no time, by default
-    so in files without temporal modules.
+    Args:
+        config: numbers of layers decide which keys are universal, run or dead.
+        base: prefix of the network in the target.
+        flat_patches: whether the file's patch embedding has no time; by default so without temporal
+            modules.
+
+    Returns:
+        Rules that convert in both directions.
     """
     flat = not config.vision_sizes.temporal if flat_patches is None else flat_patches
     rules: list[Rule] = []
+    # Momentum copies carry `_m` behind the name of their module; keys inside are the same.
     for mark, prefix in (("", base), ("_m", "teacher.")):
         rules += [
             *prefixed(vision_rules(flat=flat), f"visual_encoder{mark}.visual.", f"{prefix}vision."),
@@ -282,6 +360,7 @@ def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | 
         Rename("idx_queue", "alignment.id_queue"),
         Rename("queue_ptr", "alignment.queue_pointer"),
     ]
+    # Grounding files of mPLUG store their coordinate tokens as buffers (specification 7.3).
     reason = "a constant of the coordinate tokens, which the configuration determines"
     for name in ("prefix_ids", "target_ids", "bbox_prob_mask"):
         rules.append(Drop(name, reason, restore=partial(_restore_grounding, config, name)))
@@ -289,7 +368,11 @@ def key_map(config: MPlug2Config, *, base: str = "model.", flat_patches: bool | 
 
 
 def vision_rules(*, flat: bool) -> list[Rule]:
-    """Rules of the vision encoder (prefix `visual_encoder.visual.`). flat: its patch embedding has no time."""
+    """Rules of the vision encoder (prefix `visual_encoder.visual.`).
+
+    Args:
+        flat: whether its patch embedding has no time: (C, 3, P, P) instead of (C, 3, t, P, P).
+    """
     block, layer = "transformer.resblocks.{i}.", "layers.{i}."
     rules: list[Rule] = [
         Singleton("conv1.weight", "patch_embedding.weight", native_dims=(2,) if flat else ()),
@@ -305,6 +388,7 @@ def vision_rules(*, flat: bool) -> list[Rule]:
         rules += [
             Rename(f"{theirs}ln.{_P}", f"{ours}norm.{{p}}"),
             Rename(f"{theirs}{{n:down_proj|conv|up_proj}}.bias", f"{ours}{{n}}.bias"),
+            # Convolutions of 1 x 1 x 1 are linear layers here, and the depthwise one keeps its time axis alone.
             Singleton(f"{theirs}{{n:down_proj|up_proj}}.weight", f"{ours}{{n}}.weight", official_dims=(2, 3, 4)),
             Singleton(f"{theirs}conv.weight", f"{ours}conv.weight", official_dims=(3, 4)),
         ]
@@ -312,7 +396,11 @@ def vision_rules(*, flat: bool) -> list[Rule]:
 
 
 def clip_layer_rules(theirs: str, ours: str) -> list[Rule]:
-    """Rules of one of CLIP's layers."""
+    """Rules of one of CLIP's layers, or of a numbered list of them where the prefixes have a field.
+
+    theirs, ours: prefixes on either side. Queries, keys and values lie packed in one tensor in
+    both.
+    """
     return [
         Rename(f"{theirs}attn.in_proj_{_P}", f"{ours}attn.qkv.{{p}}"),
         Rename(f"{theirs}attn.out_proj.{_P}", f"{ours}attn.out_proj.{{p}}"),
@@ -324,10 +412,15 @@ def clip_layer_rules(theirs: str, ours: str) -> list[Rule]:
 
 
 def text_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the text encoder; its last layers are the universal ones."""
+    """Rules of the text encoder; its last layers are the universal ones.
+
+    Args:
+        config: `num_text_layers` and `num_universal_layers` are read.
+    """
     first = config.num_text_layers
     rules = [*prefixed(embedding_rules(), "embeddings.", "text.embeddings.")]
     if first:
+        # Numbers are spelled out, so that a field never swallows a universal layer.
         numbers = "|".join(map(str, range(first)))
         rules += layer_rules(f"encoder.layer.{{i:{numbers}}}.", "text.layers.{i}.")
     for k in range(config.num_universal_layers):  # the file's last layers, which alone have cross-attention
@@ -344,7 +437,11 @@ def text_rules(config: MPlug2Config) -> list[Rule]:
 
 
 def fusion_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the fusion module: the last layers of the stored stack."""
+    """Rules of the fusion module: the last layers of the stored stack.
+
+    Args:
+        config: numbers of layers, and the stride, which decides whose cross-attention is dead.
+    """
     start = config.stored_fusion_layers - config.num_fusion_layers
     rules: list[Rule] = [
         Drop("embeddings.{_:.*}", NEVER_RUN["fusion_embeddings"]),
@@ -362,7 +459,11 @@ def fusion_rules(config: MPlug2Config) -> list[Rule]:
 
 
 def decoder_rules(config: MPlug2Config) -> list[Rule]:
-    """Rules of the decoder (prefix `text_decoder.`)."""
+    """Rules of the decoder (prefix `text_decoder.`).
+
+    Every layer has cross-attention. Latents and MLPs for vision ride along in the last ones, unused
+    (specification 6).
+    """
     return [
         *prefixed(embedding_rules(), "bert.embeddings.", "embeddings."),
         *layer_rules("bert.encoder.layer.{i}.", "layers.{i}.", cross=True),
@@ -373,7 +474,7 @@ def decoder_rules(config: MPlug2Config) -> list[Rule]:
 
 
 def embedding_rules() -> list[Rule]:
-    """Rules of BERT's embeddings."""
+    """Rules of BERT's embeddings; `position_ids`, 0 to 511, is stored in the files and made again for them."""
     return [
         Rename("word_embeddings.weight", "token_embedding.weight"),
         Rename("position_embeddings.weight", "position_embedding.weight"),
@@ -384,6 +485,7 @@ def embedding_rules() -> list[Rule]:
 
 
 def _restore_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`position_ids` (1, positions) where there is a position table, else nothing."""
     if "position_embedding.weight" not in state:
         return {}
     table = state["position_embedding.weight"]
@@ -391,7 +493,12 @@ def _restore_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def layer_rules(theirs: str, ours: str, *, cross: bool = False) -> list[Rule]:
-    """Rules of one BERT layer, or of a numbered list of them where the prefixes have a field."""
+    """Rules of one BERT layer, or of a numbered list of them where the prefixes have a field.
+
+    Args:
+        theirs, ours: prefixes on either side.
+        cross: whether it has cross-attention.
+    """
     rules: list[Rule] = []
     for attention, name in (("attention", "attn"), *([("crossattention", "cross_attn")] if cross else [])):
         for letter, part in (("q", "query"), ("k", "key"), ("v", "value")):
@@ -407,7 +514,12 @@ def layer_rules(theirs: str, ours: str, *, cross: bool = False) -> list[Rule]:
 
 
 def lm_head_rules(ours: str, embeddings: str) -> list[Rule]:
-    """Rules of a language head `ours` whose table is the token table of `embeddings`; both are prefixes."""
+    """Rules of a language head whose table is the token table of its embeddings.
+
+    Args:
+        ours: prefix of the head.
+        embeddings: prefix of the embeddings that hold its table.
+    """
     return [
         Rename(f"transform.dense.{_P}", f"{ours}dense.{{p}}"),
         Rename(f"transform.LayerNorm.{_P}", f"{ours}norm.{{p}}"),
@@ -421,12 +533,18 @@ def lm_head_rules(ours: str, embeddings: str) -> list[Rule]:
 
 
 def _restore_ties(ours: str, embeddings: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The second names of table and bias, where the head `ours` is there."""
     if f"{ours}bias" not in state:
         return {}
     return {"decoder.weight": state[f"{embeddings}token_embedding.weight"], "decoder.bias": state[f"{ours}bias"]}
 
 
 def _restore_grounding(config: MPlug2Config, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One of the three constants of a grounding file, for a grounding model, else nothing.
+
+    prefix_ids: (1,); target_ids: (bins + 1,); bbox_prob_mask: (vocab,), -10000 outside the
+    coordinate tokens.
+    """
     if config.task != "ground":
         return {}
     start, bins = config.grounding_start_id, config.grounding_bins
@@ -441,9 +559,17 @@ def _restore_grounding(config: MPlug2Config, name: str, state: Mapping[str, Tens
 def finetuning_name(key: str, *, official: bool = False) -> str | None:
     """The name in a finetuned file of a tensor of a pretraining file.
 
-    Pretraining files hold `text_encoder.bert.*` and `fusion_encoder.bert.*` or `.fusion.*`. `official` repeats the
-    released loader, which loses (None) every fusion tensor that needs no new name: so finetuning from a finetuned file
-    silently starts without its fusion module.
+    Pretraining files hold `text_encoder.bert.*` and `fusion_encoder.bert.*` or `.fusion.*`. The
+    rule is that of the released loader; the content of a real file is not verified (specification
+    13).
+
+    Args:
+        key: of an official file.
+        official: repeat the released loader, which loses every fusion tensor that needs no new
+            name: so finetuning from a finetuned file silently starts without its fusion module.
+
+    Returns:
+        The name, or None for a tensor that the released loader loses.
     """
     if "decode" in key or not ("fusion" in key or "bert" in key):
         return key
@@ -452,7 +578,11 @@ def finetuning_name(key: str, *, official: bool = False) -> str | None:
 
 
 def official_names(state: LazyState) -> LazyState:
-    """The state under the names of finetuned files. Raises StateError where two keys get one name."""
+    """The state under the names of finetuned files; nothing is read yet.
+
+    Raises:
+        StateError: where two keys get one name.
+    """
     names = {key: finetuning_name(key) or key for key in state}
     doubled = [key for key, name in names.items() if name != key and name in state]
     if doubled:
@@ -461,7 +591,13 @@ def official_names(state: LazyState) -> LazyState:
 
 
 def check_ties(state: Mapping[str, Tensor]) -> None:
-    """Raise StateError where the file's two names of a token table or bias hold different numbers."""
+    """Check that the file's two names of a token table or bias hold the same numbers.
+
+    One of them is dropped on loading, so a difference would vanish unseen.
+
+    Raises:
+        StateError: naming the key that differs.
+    """
     for key in state:
         for head, whole in ((".cls.predictions.decoder.weight", ".bert.embeddings.word_embeddings.weight"),
                             (".cls.predictions.decoder.bias", ".cls.predictions.bias")):  # fmt: skip
@@ -472,9 +608,14 @@ def check_ties(state: Mapping[str, Tensor]) -> None:
 
 
 def explain_keys(shapes: Mapping[str, tuple[int, ...]], config: MPlug2Config) -> None:
-    """Prove on shapes alone that a key list converts both ways: each key comes back with its shape, or is dead.
+    """Prove on shapes alone that a key list converts there and back: each key comes back with its shape, or is dead.
 
-    Raises StateError listing what does not.
+    Args:
+        shapes: of the tensors of an official file by name.
+        config: of the model.
+
+    Raises:
+        StateError: listing what does not come back, and what comes back without having been there.
     """
     state = meta_state({finetuning_name(k) or k: [s, "float32"] for k, s in shapes.items()})
     rules = key_map(config)
@@ -490,10 +631,19 @@ def explain_keys(shapes: Mapping[str, tuple[int, ...]], config: MPlug2Config) ->
 def start_from(
     model: MPlug2PreTrainedModel, *, clip: str | Path | None = None, bert: str | Path | None = None
 ) -> list[str]:
-    """Put the weights of a CLIP and a BERT checkpoint into a fresh model, in place; returns what stays fresh.
+    """Put the weights of a CLIP and a BERT checkpoint into a fresh model, in place.
 
-    clip, bert: files or directories that `plait.weights` reads. Raises ValueError where a file is of another model or
-    another size.
+    Args:
+        model: of any class of the family; a teacher is made equal to it afterwards.
+        clip, bert: files or directories that `plait.weights` reads.
+
+    Returns:
+        Names of the parameters of its network that stay fresh.
+
+    Raises:
+        ValueError: where a file is of another model or another size.
+
+    Source: the released initialisation (specification mPLUG-2, section 12).
     """
     network = model if isinstance(model, MPlug2Model) else model.model
     assert isinstance(network, MPlug2Model)
@@ -516,7 +666,16 @@ def start_from(
 
 
 def clip_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the vision encoder by their native names."""
+    """Weights of the vision encoder by their native names.
+
+    Args:
+        network: its depth, grid and patch embedding decide what is fitted.
+        state: of OpenAI's CLIP as released, or of transformers' CLIP.
+
+    Raises:
+        ValueError: for a checkpoint without a ViT, or one of another depth.
+    """
+    # OpenAI's own names are those that mPLUG-2 kept; transformers has others.
     is_released = "visual.conv1.weight" in state
     rules = prefixed(vision_rules(flat=True), "visual.", "vision.") if is_released else _transformers_clip()
     named = LazyState({key.removeprefix("vision_model."): partial(state.__getitem__, key) for key in state})
@@ -529,6 +688,7 @@ def clip_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
         raise ValueError(f"expected a ViT of {len(network.vision.layers)} layers, got {layers}")
     # The released code resizes CLIP's table into a stray attribute and begins with positions of zero; this does not.
     kernel = network.vision.patch_embedding.kernel_size[0]
+    # CLIP saw stills: its kernel goes to the middle frame, the others begin at zero (specification 13).
     patches = found["vision.patch_embedding.weight"]
     found["vision.patch_embedding.weight"] = inflate_patches(patches[:, :, 0], kernel)
     table = found["vision.position_embedding"]
@@ -557,7 +717,20 @@ def _transformers_clip() -> list[Rule]:
 
 
 def bert_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of everything that begins as a part of BERT, by native names."""
+    """Weights of everything that begins as a part of BERT, by native names.
+
+    Text encoder, with the universal layers behind it, and decoder take BERT's layers from the first
+    on; the fusion module takes BERT's last ones. Cross-attention and latents have no counterpart
+    and stay fresh.
+
+    Args:
+        network: whose parameters are to be filled.
+        state: of a BERT with its language head, older or newer names.
+
+    Raises:
+        ValueError: for another model, or one of too few layers.
+    """
+    # The first published BERT files call a norm's weight gamma and its bias beta.
     older = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     named = {re.sub("|".join(older), lambda m: older[m[0]], key).removeprefix("bert."): key for key in state}
     rules = [
@@ -580,6 +753,7 @@ def bert_weights(network: MPlug2Model, state: Mapping[str, Tensor]) -> dict[str,
         part, _, inner = name.partition(".")
         layer = re.fullmatch(r"(?:stacks\.\w+\.|layers\.)(\d+)\.(.*)", inner)
         if layer is not None and part in ("text", "universal", "fusion", "decoder"):
+            # As released: layers 18 to 23 of bert-large become the fusion layers that run.
             first = {"universal": text, "fusion": layers - config.num_fusion_layers}.get(part, 0)
             places[name] = f"layers.{first + int(layer[1])}.{layer[2]}"
         elif part in ("text", "decoder") and inner.startswith(("embeddings.", "head.")):
