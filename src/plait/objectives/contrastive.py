@@ -14,7 +14,10 @@ from plait.objectives.classification import smoothed_cross_entropy
 
 @dataclass(slots=True)
 class ContrastiveOutput:
-    """Loss and, per direction, how many local rows rank one of their own partners first."""
+    """Loss and, per direction, how many local rows rank one of their own partners first.
+
+    loss: scalar. num_correct_a_to_b, num_correct_b_to_a: integer scalars, at most the local batch.
+    """
 
     loss: Tensor
     num_correct_a_to_b: Tensor
@@ -34,19 +37,35 @@ def contrastive_loss(
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
 ) -> ContrastiveOutput:
-    """Symmetric InfoNCE between paired rows of `a` and `b`.
+    """Symmetric InfoNCE between paired rows of `a` and `b`, over the rows of all processes.
 
-    loss = (CE(s a B_all^T, offset + i) + CE(s b A_all^T, offset + i)) / 2, mean over the local batch.
+        loss = (CE(s a B_all^T, offset + i) + CE(s b A_all^T, offset + i)) / 2, mean over the batch
 
-    The gathered copies carry no gradient, their local slice included: `a` learns as the rows of a-to-b only, `b` as
-    the rows of b-to-a. Without `a_all` and `b_all` (one process) the detached local rows play that part.
+    The gathered copies carry no gradient, their local slice included: `a` learns as the rows of
+    a-to-b only, `b` as the rows of b-to-a.
 
-    a, b: (batch, dim) unit vectors; a_all, b_all: (world * batch, dim), local rows starting at `offset`.
-    logit_scale: the factor s itself, already exponentiated.
-    ids: (batch,) integer identities and ids_all: (world * batch,): all rows of one identity are partners and share
-    the target evenly; without them row i has the single partner i.
-    chunk_size: rows whose logits exist at one time; they are recomputed in the backward pass. None keeps all.
-    Raises ValueError on shapes that do not fit. Source: ONE-PEACE (arXiv 2305.11172), section 3.3; CLIP.
+    Args:
+        a, b: (batch, dim) unit vectors, row i of one belonging to row i of the other.
+        logit_scale: the factor s itself, already exponentiated.
+        a_all, b_all: (world * batch, dim); None (one process): the local rows, detached.
+        offset: where the local rows begin in the gathered ones.
+        ids, ids_all: (batch,) and (world * batch,) identities; rows of one identity are partners
+            and share the target. Without them row i has the single partner i.
+        label_smoothing: as in `smoothed_cross_entropy`; 0 in pretraining.
+        chunk_size: rows whose logits exist at a time, recomputed in the backward pass; None: all.
+
+    Returns:
+        A `ContrastiveOutput`.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172), 3.3, and 6.2 of its released layout; CLIP.
+
+    Example:
+        >>> out = contrastive_loss(image_vectors, text_vectors, model.logit_scale.exp())
+        >>> out.loss.backward()
     """
     a_all = a.detach() if a_all is None else a_all.detach()
     b_all = b.detach() if b_all is None else b_all.detach()
@@ -61,6 +80,7 @@ def contrastive_loss(
     def direction(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         if chunk_size is None or chunk_size >= len(rows):
             return _rows(rows, own, columns, all_ids, logit_scale, smoothing=label_smoothing)
+        # without reentry: the reentrant kind takes no keyword arguments
         parts = [
             checkpoint(_rows, *chunk, columns, all_ids, logit_scale, smoothing=label_smoothing, use_reentrant=False)
             for chunk in zip(rows.split(chunk_size), own.split(chunk_size), strict=True)
@@ -76,7 +96,11 @@ def contrastive_loss(
 def _rows(
     rows: Tensor, own: Tensor, columns: Tensor, all_ids: Tensor | None, scale: Tensor | float, *, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss and correct rows; `own` holds columns, or identities to be met again in `all_ids`."""
+    """Summed loss and correct rows of a chunk.
+
+    rows: (chunk, dim); own: (chunk,) columns, or identities to be met again in `all_ids`;
+    columns: (world * batch, dim). Returns two scalars.
+    """
     logits = scale * (rows @ columns.T).float()  # (chunk, world * batch)
     if all_ids is None:
         return smoothed_cross_entropy(logits, own, smoothing).sum(), (logits.argmax(1) == own).sum()

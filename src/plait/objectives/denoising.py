@@ -25,16 +25,30 @@ def denoising_contrast(
 ) -> Tensor:
     """Contrast every masked position with the teacher vectors of all real positions of the batch.
 
-    loss = mean over masked i of CE(scale * cos(student_i, teacher_j) for all real j, j = i)
+        loss = mean over masked i of CE(scale * cos(student_i, teacher_j) for all real j, j = i)
 
-    Real positions of all samples, masked and visible, are the candidates; nothing is gathered across processes.
+    Real positions of all samples, masked and visible, are the candidates; nothing is gathered
+    across processes.
 
-    student, teacher: (batch, seq, dim); masked: (batch, seq) boolean, True = masked;
-    attention_mask: (batch, seq) boolean, True = real; None = all real. Returns float32, 0 when nothing is masked.
-    Source: ONE-PEACE (arXiv 2305.11172), section 3.3, intra-modal denoising contrastive learning.
+    Args:
+        student, teacher: (batch, seq, dim) without CLS; the teacher gets no gradient.
+        masked: (batch, seq) boolean, True = masked.
+        attention_mask: (batch, seq) boolean, True = real; None = all real.
+        scale: factor of the cosines, fixed at 2.5 as published.
+        label_smoothing: as in `smoothed_cross_entropy`; 0.1 as published.
+
+    Returns:
+        A float32 scalar, 0 when nothing is masked.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172), 3.3, intra-modal denoising; 6.3 of its released layout.
+
+    Example:
+        >>> loss = denoising_contrast(student, teacher, masked, attention_mask)
     """
     real = torch.ones_like(masked) if attention_mask is None else attention_mask.bool()
     masked = masked.bool() & real
+    # in fp32, as published: bf16 keeps fewer than three digits of a cosine
     candidates = F.normalize(teacher.detach()[real].float(), dim=-1)  # (n, dim)
     queries = F.normalize(student[masked].float(), dim=-1)  # (m, dim)
     own = masked[real].nonzero().squeeze(1)  # (m,) place of each query among the candidates
@@ -45,10 +59,18 @@ def denoising_contrast(
 def denoising_l2(student: Tensor, teacher: Tensor, masked: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Mean squared distance to the teacher on masked positions.
 
-    loss = mean over masked i and dims of (student - LN(teacher))^2, LN without affine parameters so that a network
-    cannot win by shrinking its own features.
+        loss = mean over masked i and dims of (student - LN(teacher))^2
 
-    Shapes and source as `denoising_contrast` (its ablation); normalised targets: data2vec (arXiv 2202.03555).
+    LN has no affine parameters, so that a network cannot win by shrinking its own features.
+
+    Args:
+        student, teacher, masked, attention_mask: as in `denoising_contrast`, whose ablation it is.
+
+    Returns:
+        A float32 scalar, 0 when nothing is masked.
+
+    Source:
+        ONE-PEACE's comparison of objectives; normalised targets: data2vec (arXiv 2202.03555).
     """
     return _regression(student, teacher, masked, attention_mask, F.mse_loss)
 
@@ -58,14 +80,22 @@ def denoising_smooth_l1(
 ) -> Tensor:
     """Smooth-L1 distance to the teacher on masked positions: quadratic below 1, linear above.
 
-    loss = mean over masked i and dims of smooth_l1(student - LN(teacher)).
+        loss = mean over masked i and dims of smooth_l1(student - LN(teacher))
 
-    Shapes and source as `denoising_l2`.
+    Args:
+        student, teacher, masked, attention_mask: as in `denoising_contrast`.
+
+    Returns:
+        A float32 scalar, 0 when nothing is masked.
+
+    Source:
+        As `denoising_l2`.
     """
     return _regression(student, teacher, masked, attention_mask, F.smooth_l1_loss)
 
 
 def _regression(student: Tensor, teacher: Tensor, masked: Tensor, attention_mask: Tensor | None, distance) -> Tensor:
+    """Mean of `distance` between student and normalised teacher over masked real positions."""
     chosen = masked.bool() if attention_mask is None else masked.bool() & attention_mask.bool()
     target = teacher.detach()[chosen].float()
     target = F.layer_norm(target, target.shape[-1:])

@@ -40,16 +40,26 @@ def queue_contrast(
     queue_ids: Tensor,
     alpha: float,
 ) -> QueueContrast:
-    """Contrast of a batch with momentum features of the batch and of the queues, against soft targets.
+    """Contrast with momentum features of the batch and of the queues, against soft targets.
 
         s_vt = v [t_m ; Q_t] / temperature          s_tv = t [v_m ; Q_v] / temperature
         target = alpha softmax(momentum s) + (1 - alpha) positives / number of positives
         loss = mean over both directions of -sum_j target_j log softmax(s)_j
 
-    vision, text: (batch, dim) unit vectors, and the same of the momentum encoders, which get no gradient.
-    vision_queue, text_queue: (dim, size), columns of unit length. temperature: the divisor itself, learned.
-    ids: (batch,) and queue_ids: (size,) integers; equal ids are positives, -1 or -100 marks an empty place.
-    alpha: weight of the momentum targets, 0 for hard ones.
+    Args:
+        vision, text: (batch, dim) unit vectors.
+        vision_momentum, text_momentum: the same of the momentum encoders, without gradient.
+        vision_queue, text_queue: (dim, size), columns of unit length.
+        temperature: the divisor itself, learned (0.07 at first, never clamped as released).
+        ids, queue_ids: (batch,) and (size,) integers; equal ids are positives. A place that was
+            never filled has -1 or -100, which no sample has.
+        alpha: weight of the momentum targets, 0 for hard ones.
+
+    Returns:
+        A `QueueContrast`; hard negatives are drawn by its similarities.
+
+    Source:
+        ALBEF (arXiv 2107.07651), 3.2; specification mPLUG-2, 10.1.
     """
     with torch.no_grad():
         text_all = torch.cat([text_momentum.T, text_queue], dim=1)  # (dim, batch + size)
@@ -69,9 +79,14 @@ def queue_contrast(
 def enqueue(queue: Tensor, rows: Tensor, pointer: int) -> int:
     """Overwrite `queue` in place with `rows` from column `pointer` on; returns the next pointer.
 
-    queue: (dim, size) with rows (batch, dim), or (1, size) with identities (batch,). Gathered rows of all processes
-    belong here. Raises ValueError where the size is no multiple of the batch: a wrap inside a batch would misalign
-    queues that are filled with batches of another size.
+    Args:
+        queue: (dim, size) for rows (batch, dim), or (1, size) for identities (batch,).
+        rows: gathered from all processes, since every process holds the same queue.
+        pointer: first column to overwrite.
+
+    Raises:
+        ValueError: where the size is no multiple of the batch. A wrap inside a batch would
+            misalign queues that are filled with batches of another size.
     """
     rows = rows[None] if rows.dim() == 1 else rows.T
     size, batch = queue.shape[1], rows.shape[1]
@@ -85,10 +100,20 @@ def enqueue(queue: Tensor, rows: Tensor, pointer: int) -> int:
 def hard_negatives(
     similarity: Tensor, ids: Tensor, *, generator: torch.Generator | None = None, noise: Tensor | None = None
 ) -> Tensor:
-    """For every row one partner of another identity, drawn from the softmax of their similarities: (batch,) int64.
+    """For every row one partner of another identity, drawn from the softmax of their similarities.
 
-    similarity: (batch, batch) over temperature; ids: (batch,). noise: (batch,) uniform numbers in [0, 1) instead of
-    random ones, for the inverse of the cumulative distribution. Raises ValueError where a row has nobody but itself.
+    Args:
+        similarity: (batch, batch) over temperature, to the current momentum features.
+        ids: (batch,) identities; pairs of one identity are never drawn.
+        generator: for repeatable draws.
+        noise: (batch,) numbers in [0, 1) in place of random ones, through the inverse of the
+            cumulative distribution.
+
+    Returns:
+        (batch,) int64, columns of `similarity`.
+
+    Raises:
+        ValueError: where a row has nobody but itself.
     """
     weights = similarity.float().softmax(1).masked_fill(ids[:, None] == ids[None], 0.0)
     if not (weights.sum(1) > 0).all():
@@ -100,13 +125,19 @@ def hard_negatives(
         return torch.multinomial(weights, 1, generator=generator)[:, 0]
     cumulative = weights.cumsum(1)
     drawn = torch.searchsorted(cumulative, (noise.to(cumulative) * cumulative[:, -1])[:, None], right=True)
+    # noise * total may round up to the total itself, which lies behind the last column
     return drawn[:, 0].clamp_max(weights.shape[1] - 1)
 
 
 def matching_loss(logits: Tensor, num_positives: int) -> Tensor:
-    """Cross entropy of the two-way matching head, mean over pairs: the first `num_positives` rows match, the rest not.
+    """Cross entropy of the two-way matching head, mean over pairs.
 
-    logits: (pairs, 2), class 1 = match. Source: ALBEF, equation 4.
+    Args:
+        logits: (pairs, 2), class 1 = match.
+        num_positives: the first rows match, all others do not.
+
+    Returns:
+        A scalar. ALBEF, equation 4: B positives and 2B negatives.
     """
     target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     target[:num_positives] = 1

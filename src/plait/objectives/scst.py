@@ -1,4 +1,7 @@
-"""Self-critical sequence training: a caption is made likelier by how much it beats the other captions of its image."""
+"""Self-critical sequence training: a caption gains by how much it beats others of its image.
+
+beams with gradient -> captions -> CIDEr rewards -> scst_loss
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,24 @@ from torch import Tensor
 
 
 def scst_loss(scores: Tensor, rewards: Tensor, lengths: Tensor | None = None, *, official: bool = False) -> Tensor:
-    """-mean over images and hypotheses of score * (reward - mean reward of the image's hypotheses).
+    """Policy gradient with the mean of an image's hypotheses as baseline.
 
-    scores: (batch, hypotheses) length-normalised log probabilities, with gradient; rewards: (batch, hypotheses), CIDEr.
-    `official` divides every score once more by `lengths` (batch, hypotheses), the ids of the hypothesis with its start
-    token, as mPLUG's released loop does. Source: Rennie et al. (arXiv 1612.00563) with the mean of the other beams as
-    baseline; specification mPLUG-2, 7.3.
+        loss = -mean over images and hypotheses of score * (reward - mean reward of the image)
+
+    Args:
+        scores: (batch, hypotheses) length-normalised log probabilities, with gradient.
+        rewards: (batch, hypotheses), CIDEr of each hypothesis.
+        lengths: (batch, hypotheses), ids of each hypothesis with its start token; for `official`.
+        official: divide every score once more by its length, as mPLUG's released loop does.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: for shapes that differ, and for `official` without lengths.
+
+    Source:
+        Rennie et al. (arXiv 1612.00563); specification mPLUG-2, 7.3.
     """
     if scores.shape != rewards.shape:
         raise ValueError(f"expected a reward per score, got shapes {tuple(rewards.shape)} and {tuple(scores.shape)}")
