@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 
 from plait.media.image import load_image
 from plait.media.limits import MediaError
@@ -121,6 +121,24 @@ def test_exif_orientation_distinguishes_up_from_down():
     assert where == {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_is_applied_once_in_every_format(kind, orientation):
+    """Pillow turns a TIFF by itself when it decodes it, and no other format."""
+    image = Image.new("RGB", (64, 32), WHITE)
+    image.paste(RED, (0, 0, 32, 16))
+    image.paste(BLUE, (0, 16, 16, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    loaded = load_image(encoded(image, kind, exif=exif, **options))
+    expected = load_image(encoded(image, "PNG", exif=exif))
+    assert loaded.size == ((64, 32) if orientation < 5 else (32, 64))
+    assert np.abs(np.asarray(loaded).astype(int) - np.asarray(expected)).mean() < 3
+    corner = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}[orientation]
+    assert close(loaded.getpixel((corner[0] * (loaded.width - 1), corner[1] * (loaded.height - 1))), RED)
+
+
 def test_damaged_exif_data_is_ignored():
     data = encoded(two_colours(), "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff broken")
     assert load_image(data).tobytes() == two_colours().tobytes()
@@ -152,6 +170,60 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     loaded = load_image(encoded(Image.fromarray(values), kind))
     assert [loaded.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_sixteen_bits_may_be_transparent():
+    values = np.array([[0, 1000, 40000, 65535]], np.uint16)
+    loaded = load_image(encoded(Image.fromarray(values), "PNG", transparency=1000))
+    assert np.asarray(loaded)[0, :, 0].tolist() == [0, 255, 156, 255]
+    # three colours of 16 bits, which Pillow cannot write: one pixel of the transparent colour, one of another
+    rows = struct.pack(">B6H", 0, 0x1234, 0x5678, 0x9ABC, 0x8000, 0, 0)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)),
+        (b"tRNS", struct.pack(">3H", 0x1234, 0x5678, 0x9ABC)),
+    ]
+    parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    loaded = load_image(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [WHITE, (128, 0, 0)]
+
+
+def swapped_profile() -> bytes:
+    """The profile of sRGB with the primaries of red and blue swapped: what applies it shows blue for red."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", profile[128:132])[0]
+    tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
+    red, blue = tags[b"rXYZ"], tags[b"bXYZ"]
+    profile[red + 4 : red + 12], profile[blue + 4 : blue + 12] = (
+        profile[blue + 4 : blue + 12],
+        profile[red + 4 : red + 12],
+    )
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_colour_profile_is_converted_to_srgb(mode):
+    image = Image.new("RGB", (8, 8), (200, 40, 20))
+    data = encoded(image.quantize(4) if mode == "P" else image.convert(mode), "PNG", icc_profile=swapped_profile())
+    assert close(load_image(data).getpixel((1, 1)), (20, 40, 200), 3)
+    assert close(load_image(data, convert_profile=False).getpixel((1, 1)), (200, 40, 20), 3)
+    assert close(load_image(Image.open(io.BytesIO(data))).getpixel((1, 1)), (20, 40, 200), 3)
+
+
+def test_transparency_stays_where_it_was_when_colours_are_converted():
+    layer = Image.new("RGBA", (2, 1), (200, 40, 20, 255))
+    layer.putpixel((1, 0), (200, 40, 20, 0))
+    loaded = load_image(encoded(layer, "PNG", icc_profile=swapped_profile()))
+    assert close(loaded.getpixel((0, 0)), (20, 40, 200), 3)
+    assert loaded.getpixel((1, 0)) == WHITE
+
+
+@pytest.mark.parametrize("profile", ["sRGB", "rubbish"])
+def test_pixels_with_the_profile_of_srgb_or_a_damaged_one_stay_as_they_are(profile):
+    written = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() if profile == "sRGB" else b"rubbish"
+    for image in (noise(), noise().convert("L"), noise().convert("RGBA")):
+        data = encoded(image, "PNG", icc_profile=written)
+        assert load_image(data).tobytes() == image.convert("RGB").tobytes()
 
 
 def test_floating_point_pixels_are_refused():

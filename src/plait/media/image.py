@@ -3,18 +3,20 @@
 Behaviour with strange files, each with a test:
 - wrong extension: the content counts. Animated: the first frame. EXIF orientation: applied; damaged EXIF data: ignored.
 - palette, grey, CMYK: converted. 16 bits: the high byte, rounded. Transparent: laid over white.
+- ICC profile: colours are converted to sRGB as browsers do; a damaged one, or of another colour space, is ignored.
 - truncated or damaged: MediaError that names the file (a JPEG or GIF with wrong bytes in the middle decodes to what its
   decoder makes of them). Too many pixels, bytes, or none at all: MediaError before anything is decoded.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,11 +35,17 @@ _ORIENTATION = 0x0112
 
 
 def load_image(
-    source: Source | PILImage.Image, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+    source: Source | PILImage.Image,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    convert_profile: bool = True,
 ) -> PILImage.Image:
-    """Load one picture as a PIL image in mode RGB, upright, 8 bits per channel, transparent parts white.
+    """Load one picture as a PIL image in mode RGB (sRGB), upright, 8 bits per channel, transparent parts white.
 
-    Raises MediaError, one line naming the file, for what is missing, damaged, too large or no image.
+    convert_profile: False leaves the numbers of a picture with an ICC profile as they are, as the official code of
+    every family does, for comparisons with it. Raises MediaError, one line naming the file, for what is missing,
+    damaged, too large or no image.
     """
     from PIL import Image
 
@@ -45,7 +53,7 @@ def load_image(
         warnings.simplefilter("ignore")  # Pillow warns about files that are converted or refused below
         if isinstance(source, Image.Image):
             with _one_line(source, None):
-                return _normal(source, source, max_pixels)
+                return _normal(source, source, max_pixels, convert_profile)
         with open_media(source, "image", max_bytes) as file:
             container = container_of(file.read(HEAD))
             file.seek(0)
@@ -54,7 +62,7 @@ def load_image(
                     Image.open(file, formats=("PNG",)).verify()
                     file.seek(0)
                 with Image.open(file, formats=_formats()) as image:
-                    return _normal(image, source, max_pixels)
+                    return _normal(image, source, max_pixels, convert_profile)
 
 
 @contextmanager
@@ -87,7 +95,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _normal(image: PILImage.Image, source: object, max_pixels: int) -> PILImage.Image:
+def _normal(image: PILImage.Image, source: object, max_pixels: int, convert_profile: bool) -> PILImage.Image:
     """The picture as `load_image` promises it; `image` may be a file that is not decoded yet."""
     from PIL import Image
     from PIL.Image import Transpose
@@ -95,21 +103,29 @@ def _normal(image: PILImage.Image, source: object, max_pixels: int) -> PILImage.
     if image.width * image.height > max_pixels:
         got = f"{image.width} x {image.height} pixels, more than {max_pixels}"
         raise refusal("image", source, got, "scale it down, or raise max_pixels")
-    try:
+    is_deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # the decoder's raw mode: "RGB;16B"
+    image.load()
+    try:  # after `load`: there Pillow turns a TIFF by itself and deletes the tag
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # damaged EXIF data does not make a picture unreadable, and its parser raises nearly everything
         orientation = None
-    image.load()
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16 bits, in 32 of them: 65535 is white, and x / 257 rounds half up
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        plain = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        plain = _in_srgb(grey, image, "RGB", convert_profile)
+        if isinstance(clear, int):  # PNG, tRNS: the one value of 65536 that stands for nothing
+            plain.paste("white", mask=Image.fromarray(np.where(values == clear, 255, 0).astype(np.uint8)))
     elif image.mode == "F":
         raise refusal("image", source, "floating-point pixels of unknown range", "convert it to 8 or 16 bits")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or clear is not None:
+        if is_deep and isinstance(clear, tuple):  # the pixels were cut to their high bytes, and Pillow's colour was not
+            image = image.copy()
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+        layer = _in_srgb(image.convert("RGBA"), image, "RGBA", convert_profile)
         plain = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     else:
-        plain = image.convert("RGB") if image.mode != "RGB" else image.copy()
+        plain = _in_srgb(image, image, "RGB", convert_profile)
     turns = {  # EXIF orientation (TIFF 6.0, tag 274) -> what turns the picture upright
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
@@ -121,3 +137,54 @@ def _normal(image: PILImage.Image, source: object, max_pixels: int) -> PILImage.
     }
     turn = turns.get(orientation) if isinstance(orientation, int) else None
     return plain if turn is None else plain.transpose(turn)
+
+
+def _in_srgb(pixels: PILImage.Image, image: PILImage.Image, mode: str, convert_profile: bool) -> PILImage.Image:
+    """A copy of `pixels` in `mode` (RGB or RGBA), converted by the ICC profile of `image` where it has one."""
+    from PIL import ImageCms
+
+    profile = image.info.get("icc_profile")
+    if profile and convert_profile:
+        try:
+            space, transform = _to_srgb(bytes(profile), mode)
+            if space == "CMYK" and pixels.mode == "CMYK":
+                return ImageCms.applyTransform(pixels, transform)  # ty: ignore[invalid-explicit-return]
+            if space in ("RGB", "GRAY") and pixels.mode != "CMYK":
+                made = pixels.convert(mode) if pixels.mode != mode else pixels.copy()
+                if transform is not None and space == "RGB":
+                    ImageCms.applyTransform(made, transform, inPlace=True)
+                elif transform is not None:  # grey: one table for all three channels
+                    made = made.point(transform)
+                return made
+        except (ImageCms.PyCMSError, OSError, ValueError):  # a damaged profile does not make a picture unreadable
+            pass
+    return pixels.convert(mode) if pixels.mode != mode else pixels.copy()
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> tuple[str, Any]:
+    """The colour space of an ICC profile and what converts it: a transform, for grey a table, None where nothing moves.
+
+    Most pictures hold sRGB itself, which leaves every level within one: their pixels stay as they were written.
+    """
+    from PIL import Image, ImageCms
+
+    read = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space, srgb = read.profile.xcolor_space.strip(), ImageCms.createProfile("sRGB")
+    levels = np.arange(256, dtype=np.uint8)
+    if space == "GRAY":
+        table = np.asarray(
+            ImageCms.profileToProfile(Image.fromarray(levels[None]), read, srgb, outputMode="RGB"), dtype=np.uint8
+        )[0, :, 1]
+        if np.abs(table.astype(int) - levels).max() <= 1:
+            return space, None
+        return space, [*table.tolist() * 3, *(range(256) if mode == "RGBA" else ())]
+    if space == "CMYK":
+        return space, ImageCms.buildTransform(read, srgb, "CMYK", "RGB")
+    if space != "RGB":
+        return space, None
+    few = levels[::17]  # 16 levels of each channel in every combination
+    cube = np.stack(np.meshgrid(few, few, few), axis=-1).reshape(64, 64, 3)
+    shown = ImageCms.profileToProfile(Image.fromarray(cube), read, srgb, outputMode="RGB")
+    moved = np.abs(np.asarray(shown).astype(int) - cube).max()
+    return space, None if moved <= 1 else ImageCms.buildTransform(read, srgb, mode, mode)
