@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from plait.models.mplug2.pretraining import VISION_SCALE, WEIGHT_DECAY, decays, layer_id, official_group
+from plait.models.mplug2.pretraining import decays, layer_id, official_group
 from plait.training.optim import parameter_groups
 
 
@@ -15,10 +15,10 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     model["teacher"].requires_grad_(False)
     groups = parameter_groups(
         model.named_parameters(),
-        weight_decay=WEIGHT_DECAY,
+        weight_decay=0.02,
         no_decay=lambda name, parameter: not decays(name, parameter.ndim),
         layer_id=layer_id,
-        layer_decay=VISION_SCALE,
+        layer_decay=0.1,
     )
     found = {name: (group["weight_decay"], group["lr_scale"]) for group in groups for name in group["names"]}
     assert found == {

@@ -194,10 +194,6 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         return next_token_loss(logits, labels)
 
 
-# lr2 / lr1 of every released yaml, 2e-6 / 2e-5, and their weight decay (specification 2).
-VISION_SCALE = 0.1
-WEIGHT_DECAY = 0.02
-
 # Tables and learned vectors. The released exemption goes by name and lets all of them decay (specification 12).
 _TABLES = ("position_embedding", "positional_embedding", "class_embedding", "cls_embedding", "latents")
 
@@ -215,7 +211,8 @@ def decays(name: str, ndim: int) -> bool:
 def layer_id(name: str) -> int:
     """Depth for layer-wise decay with no layers between the ends: 0 for the vision encoder, 1 for the rest.
 
-    With a decay of `VISION_SCALE` the vision encoder learns ten times slower, at 2e-6 beside 2e-5.
+    With a layer decay of 0.1 the vision encoder learns ten times slower: lr2 / lr1 of every released yaml, 2e-6 / 2e-5
+    (specification 2).
 
     Args:
         name: of a parameter in Plait's layout, with or without `model.` in front.
