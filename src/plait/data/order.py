@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _NUM_ROUNDS = 6
 
@@ -100,6 +102,8 @@ class Grouped:
         epoch, place = divmod(step, len(self) // batch_size)
         key = (seed, epoch, batch_size)
         if self._epoch is None or self._epoch[0] != key:
+            import torch  # late: a command reads its recipe before it loads torch
+
             micro = self.micro if batch_size % self.micro == 0 else 1
             drawn = int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
             generator = torch.Generator().manual_seed(drawn)
@@ -203,6 +207,8 @@ def length_grouped(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
     """A shuffled order; global batches of world_size * batch_size hold what was shuffled together, longest first."""
+    import torch  # late: a command plans its order before it loads torch
+
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     order = []
     for mega in _cut(shuffled, world_size * batch_size):
@@ -218,6 +224,8 @@ def modality_grouped(
 
     lengths: positive with an image, negative without. Raises ValueError for a length of 0.
     """
+    import torch
+
     if not all(lengths):
         raise ValueError(f"expected lengths other than 0, got 0 at {list(lengths).index(0)}; drop empty samples")
     groups = [[i for i, n in enumerate(lengths) if (n > 0) is with_image] for with_image in (True, False)]
