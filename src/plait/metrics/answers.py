@@ -1,4 +1,10 @@
-"""Free answers: exact match, ANLS, the suite of GQA, verdicts of a judge on video answers."""
+"""Free answers: exact match, ANLS, the suite of GQA, verdicts of a judge on video answers.
+
+strings said + strings right -> equal or similar -> shares; a judge's replies -> verdicts -> shares
+
+Source: specification evaluation, sections 3.2, 3.6 and 4. Nothing here normalises an answer
+unless it says so: open video QA of mPLUG-2 was scored on raw strings.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +18,70 @@ import numpy as np
 
 
 def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of equal strings without any normalisation: open video QA (mPLUG-2), FrameQA, BBH."""
+    """Share of equal strings without any normalisation: open video QA (mPLUG-2), FrameQA, BBH.
+
+    Args:
+        predictions: n strings said.
+        answers: n strings that are right.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: as `exact_hits`.
+
+    Example:
+        >>> exact_match(["dog", "a cat"], ["dog", "cat"])
+        0.5
+    """
     return sum(exact_hits(predictions, answers)) / len(answers)
 
 
 def exact_hits(predictions: Sequence[str], answers: Sequence[str]) -> list[bool]:
-    """Which strings are equal. Raises ValueError for none, or for other numbers of the two."""
+    """Which strings are equal to the right ones: n booleans.
+
+    Args:
+        predictions, answers: as in `exact_match`.
+
+    Raises:
+        ValueError: for no strings, or for other numbers of the two.
+    """
     if len(predictions) != len(answers) or not answers:
         raise ValueError(f"expected as many predictions as answers, and some, got {len(predictions)}, {len(answers)}")
     return [said == right for said, right in zip(predictions, answers, strict=True)]
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
-    """Average normalised Levenshtein similarity of one item (Biten et al. 2019), best over its answers.
+    """Average normalised Levenshtein similarity of one item, best over its answers.
 
-    s = 1 - distance / longer length of the lower-cased, stripped strings; 0 if s < threshold. Two empty strings are
-    equal: 1.
+        s = 1 - distance / longer length of the lower-cased, stripped strings; 0 if s < threshold
+
+    Args:
+        prediction: what was said.
+        answers: right ones, at least one. Two empty strings are equal: 1.
+        threshold: similarity below which an answer counts as wrong, 0.5 as published.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Source:
+        Biten et al. 2019 (text in scenes).
     """
     return max(_similarity(prediction.lower().strip(), answer.lower().strip(), threshold) for answer in answers)
 
 
 def _similarity(said: str, right: str, threshold: float) -> float:
+    """1 - distance / longer length of two normalised strings; 0 below the threshold."""
     longest = max(len(said), len(right))
     value = 1.0 - edit_distance(said, right) / longest if longest else 1.0
     return value if value >= threshold else 0.0
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions of characters."""
+    """Levenshtein distance: the fewest insertions, deletions and substitutions of characters.
+
+    One row of the table at a time, so memory grows with the second string only.
+    """
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         before, row[0] = row[0], i
@@ -58,14 +100,25 @@ def gqa_scores(
     predictions: Mapping[str, str],
     choices: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
 ) -> dict[str, Any]:
-    """GQA's metrics (Hudson and Manning 2019) over balanced questions, in percent; strings must be equal.
+    """GQA's metrics over balanced questions, in percent; strings must be equal.
 
-    questions: the questions file. predictions: question id -> answer; every balanced question and its entailed ones
-    need one. choices: question id -> `valid` and `plausible` answers. consistency: of each correctly answered question
-    with other entailed questions, the share of those answered right. distribution: chi-square of answers per global
-    group, weighted by group size (lower is better).
-    Breakdowns are [percent, number]; hits: balanced question -> 1 or 0. Entailed questions that the file
-    does not hold are left out: files of balanced questions alone name them.
+    Args:
+        questions: the questions file, id -> question.
+        predictions: question id -> answer; every balanced question and its entailed ones need one.
+        choices: question id -> `valid` and `plausible` answers, for the two figures of that name.
+
+    Returns:
+        accuracy, binary, open: of all, of yes-or-no and choice questions, of query questions.
+        consistency: of each correctly answered question with other entailed questions, the share
+        of those answered right. distribution: chi-square of answers per global group, weighted by
+        group size (lower is better). Breakdowns are [percent, number]. hits: question -> 1 or 0.
+
+    Raises:
+        ValueError: where a question has no prediction. Entailed questions that the file does not
+            hold are left out: files of balanced questions alone name them.
+
+    Source:
+        Hudson and Manning 2019, as its own tool computes them.
     """
     balanced = {name: question for name, question in questions.items() if question["isBalanced"]}
     _check_answered(questions, balanced, predictions)
@@ -102,6 +155,7 @@ def gqa_scores(
 def _check_answered(
     questions: Mapping[str, Any], balanced: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]
 ) -> None:
+    """Raise ValueError unless every balanced question and every entailed one at hand is answered."""
     asked = {*balanced, *(other for q in balanced.values() for other in q["entailed"] if other in questions)}
     if missing := sorted(asked - predictions.keys()):
         raise ValueError(f"expected a prediction for every question, got none for {len(missing)}: {missing[0]}")
@@ -123,6 +177,10 @@ def _consistency(
     balanced: Mapping[str, Mapping[str, Any]],
     predictions: Mapping[str, str],
 ) -> list[float]:
+    """Per rightly answered question with others entailed: the share of those answered right.
+
+    A question that entails itself says nothing and is left out.
+    """
     shares = []
     for name, question in balanced.items():
         others = [other for other in question["entailed"] if other != name and other in questions]
@@ -132,6 +190,10 @@ def _consistency(
 
 
 def _distribution(balanced: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str]) -> float:
+    """Chi-square between answers said and right, per global group, weighted by its questions.
+
+    Questions without a group are left out.
+    """
     right: dict[str, Counter[str]] = defaultdict(Counter)
     said: dict[str, Counter[str]] = defaultdict(Counter)
     for name, question in balanced.items():
@@ -141,21 +203,30 @@ def _distribution(balanced: Mapping[str, Mapping[str, Any]], predictions: Mappin
             said[group][predictions[name]] += 1
     total, weighted = 0, 0.0
     for group, answers in right.items():
+        # over right answers only, as the tool does: what is said and never right costs nothing here
         chi = sum((said[group].get(answer, 0) - count) ** 2 / count for answer, count in answers.items())
         total += answers.total()
         weighted += answers.total() * chi
+    # divided by 100, as the tool prints it
     return weighted / total / 100 if total else 0.0
 
 
 def _percent(values: Iterable[float]) -> float:
+    """Mean of values in percent; 0 for none, as GQA's tool prints an empty breakdown."""
     listed = list(values)
     return 100.0 * float(np.mean(listed)) if listed else 0.0
 
 
 def judge_verdict(reply: str) -> tuple[bool, int] | None:
-    """(right, score) of a judge's reply, a dictionary literal with pred yes/no and score; None where it is none.
+    """(right, score) of a judge's reply; None where it is no verdict.
 
-    The score is truncated to a whole number, as in the public script of judge-assisted video QA.
+    Args:
+        reply: a dictionary literal such as {'pred': 'yes', 'score': 4}. It is read as a literal
+            and never run.
+
+    Returns:
+        Whether `pred` is yes, and the score cut to a whole number, as in the public script of
+        judge-assisted video QA.
     """
     try:
         found = ast.literal_eval(reply.strip())
@@ -166,7 +237,17 @@ def judge_verdict(reply: str) -> tuple[bool, int] | None:
 
 
 def judge_scores(replies: Sequence[str]) -> dict[str, float]:
-    """accuracy = yes / (yes + no); score = mean of the whole scores. Raises ValueError without a readable verdict."""
+    """Accuracy and mean score of judge-assisted video QA.
+
+    Args:
+        replies: of the judge, one per question; those without a verdict are left out.
+
+    Returns:
+        accuracy = yes / (yes + no), a fraction; score = mean of the whole scores.
+
+    Raises:
+        ValueError: without a single readable verdict.
+    """
     verdicts = [verdict for verdict in map(judge_verdict, replies) if verdict is not None]
     if not verdicts:
         raise ValueError("expected at least one verdict such as {'pred': 'yes', 'score': 4}, got none")
@@ -177,5 +258,8 @@ def judge_scores(replies: Sequence[str]) -> dict[str, float]:
 
 
 def answer_after_key(reply: str) -> str:
-    """BBH: the text after the last "the answer is ", stripped, without one final period."""
+    """BBH: the text after the last "the answer is ", stripped, without one final period.
+
+    A reply without these words is taken whole.
+    """
     return re.split("the answer is ", reply)[-1].strip().removesuffix(".")

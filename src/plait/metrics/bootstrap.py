@@ -21,9 +21,11 @@ _MULTIPLIER, _INCREMENT, _MASK = 6364136223846793005, 1442695040888963407, (1 <<
 
 @dataclass(frozen=True)
 class Interval:
-    """Statistic of the data, its percentile interval, and the spread (ddof 1) of the resampled statistics.
+    """Statistic of the data, its percentile interval, and the spread of the resampled statistics.
 
-    `p_value` is two-sided and set for paired differences only.
+    estimate: of the data as they are. lower, upper: quantiles of the resampled statistics.
+    standard_error: their standard deviation (ddof 1). p_value: two-sided, set for paired
+    differences only.
     """
 
     estimate: float
@@ -34,20 +36,30 @@ class Interval:
 
 
 def lcg64_indices(count: int, resamples: int, seed: int) -> Indices:
-    """Draws (resamples, count) with replacement from a 64-bit linear congruential generator, the same in any language.
+    """Draws with replacement from a 64-bit linear congruential generator, the same in any language.
 
-    s = (6364136223846793005 s + 1442695040888963407) mod 2^64; index = floor((s >> 32) * count / 2^32).
+        s = (6364136223846793005 s + 1442695040888963407) mod 2^64
+        index = floor((s >> 32) * count / 2^32)
+
+    Args:
+        count: items to draw from.
+        resamples: rows of draws.
+        seed: first state.
+
+    Returns:
+        int64 (resamples, count), drawn row by row.
     """
     drawn = np.empty(resamples * count, dtype=np.int64)
     state = seed & _MASK
     for i in range(drawn.size):
         state = (_MULTIPLIER * state + _INCREMENT) & _MASK
+        # the upper half of the state: lower bits of such a generator have short periods
         drawn[i] = (state >> 32) * count >> 32
     return drawn.reshape(resamples, count)
 
 
 def numpy_indices(count: int, resamples: int, seed: int) -> Indices:
-    """Draws (resamples, count) with replacement from numpy's generator: fast."""
+    """Draws with replacement from numpy's default generator, int64 (resamples, count): fast."""
     return np.random.default_rng(seed).integers(0, count, size=(resamples, count))
 
 
@@ -55,34 +67,65 @@ GENERATORS: dict[str, Callable[[int, int, int], Indices]] = {"numpy": numpy_indi
 
 
 def bootstrap_mean(values: Sequence[float] | Floats, **options: Any) -> Interval:
-    """Interval of the mean. values: (n,). Options as in `bootstrap`."""
+    """Interval of the mean.
+
+    Args:
+        values: (n,) of independent items.
+        options: as in `bootstrap`.
+
+    Example:
+        >>> interval = bootstrap_mean([1.0, 0.0, 1.0, 1.0])
+        >>> interval.estimate
+        0.75
+    """
     data = finite(values, "values")
     return bootstrap(data.size, lambda drawn: data[drawn].mean(axis=1), **options)
 
 
 def bootstrap_ratio(numerators: Sequence[float], denominators: Sequence[float], **options: Any) -> Interval:
-    """Interval of sum(numerators) / sum(denominators), both (n,): corpus precision. Options as in `bootstrap`."""
+    """Interval of sum(numerators) / sum(denominators): precision over a corpus.
+
+    Args:
+        numerators, denominators: (n,), resampled together.
+        options: as in `bootstrap`.
+    """
     above, below = finite(numerators, "values"), finite(denominators, "values")
     return bootstrap(above.size, lambda drawn: above[drawn].sum(axis=1) / below[drawn].sum(axis=1), **options)
 
 
 def bootstrap_clustered_mean(values: Sequence[float], groups: Sequence[Hashable], **options: Any) -> Interval:
-    """Interval of the mean over items whose groups (an image with several questions) are drawn whole.
+    """Interval of the mean over items whose groups are drawn whole: an image with its questions.
 
-    An item counts as often as its group is drawn; groups stand in order of first appearance. Options as in `bootstrap`.
+    Items of one group hang together; drawing them one by one would make the interval too narrow.
+
+    Args:
+        values: (n,).
+        groups: n names; they stand in order of first appearance, so that draws are repeatable.
+        options: as in `bootstrap`.
+
+    Raises:
+        ValueError: where a value has no group.
     """
     if len(values) != len(groups):
         raise ValueError(f"expected one group for each of {len(values)} values, got {len(groups)}; align the two")
     numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     index = np.array([numbers[group] for group in groups])
     sums = np.bincount(index, weights=finite(values, "values"))
+    # a ratio, since groups differ in size: an item counts as often as its group is drawn
     return bootstrap_ratio(sums.tolist(), np.bincount(index).tolist(), **options)
 
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float], **options: Any) -> Interval:
     """Interval of mean(first - second) over the same items, and its two-sided p-value.
 
-    p = 2 min(share of statistics <= 0, share >= 0), at most 1. Options as in `bootstrap`.
+        p = 2 min(share of statistics <= 0, share >= 0), at most 1
+
+    Args:
+        first, second: (n,) values of two models on the same items in the same order.
+        options: as in `bootstrap`.
+
+    Raises:
+        ValueError: where their numbers differ.
     """
     a, b = finite(first, "values"), finite(second, "values")
     if a.shape != b.shape:
@@ -102,10 +145,26 @@ def bootstrap(
     indices: Indices | None = None,
     tested: bool = False,
 ) -> Interval:
-    """Percentile interval of `statistic`, which maps draws (r, count) to r values.
+    """Percentile interval of any statistic of items.
 
-    Quantiles interpolate linearly. generator: `numpy` or `lcg64`; `indices` (r, count) are draws made elsewhere.
-    tested: also give the two-sided p-value against 0. Raises ValueError without items or for an unknown generator.
+    Args:
+        count: number of items.
+        statistic: maps draws (r, count) of item numbers to r values.
+        level: share of resampled statistics inside the interval.
+        resamples: how often `count` items are drawn.
+        seed: of the generator.
+        generator: `numpy`, or `lcg64`, which other languages can repeat.
+        indices: (r, count) draws made elsewhere; seed and generator are then unused.
+        tested: also give the two-sided p-value against 0.
+
+    Returns:
+        An `Interval`; quantiles interpolate linearly.
+
+    Raises:
+        ValueError: without items or for an unknown generator.
+
+    Source:
+        Efron 1979; specification evaluation, 4.11.
     """
     if count < 1:
         raise ValueError("expected at least one value to resample, got none; evaluate at least one item")

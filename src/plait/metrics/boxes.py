@@ -20,9 +20,16 @@ Floats = npt.NDArray[np.float64]
 
 
 def box_iou(predicted: Boxes, target: Boxes) -> Floats:
-    """Intersection over union of box pairs; 0 where the intersection has no positive width and height.
+    """Intersection over union of box pairs; 0 where the intersection has no width or height.
 
-    predicted, target: (n, 4) as x1, y1, x2, y2. Returns (n,). Raises ValueError for other shapes.
+    Args:
+        predicted, target: (n, 4) as x1, y1, x2, y2, in one unit.
+
+    Returns:
+        float64 (n,) in [0, 1].
+
+    Raises:
+        ValueError: for other shapes, and for NaN or infinite numbers.
     """
     first, second = _pair(predicted, target)
     inner, union, _ = _areas(first, second)
@@ -30,9 +37,16 @@ def box_iou(predicted: Boxes, target: Boxes) -> Floats:
 
 
 def box_giou(predicted: Boxes, target: Boxes) -> Floats:
-    """Generalised IoU of box pairs: IoU - (hull - union) / hull (Rezatofighi et al. 2019).
+    """Generalised IoU of box pairs: IoU - (hull - union) / hull.
 
-    predicted, target: (n, 4) as x1, y1, x2, y2. Returns (n,); NaN where the hull has no area.
+    Args:
+        predicted, target: (n, 4) as x1, y1, x2, y2.
+
+    Returns:
+        float64 (n,); NaN where the hull has no area.
+
+    Source:
+        Rezatofighi et al. 2019.
     """
     first, second = _pair(predicted, target)
     _, union, hull = _areas(first, second)
@@ -41,13 +55,32 @@ def box_giou(predicted: Boxes, target: Boxes) -> Floats:
 
 
 def box_hits(predicted: Boxes, target: Boxes, threshold: float = 0.5) -> npt.NDArray[np.bool_]:
-    """Whether IoU reaches the threshold with a positive intersection: (n,). Exactly the threshold counts."""
+    """Whether IoU reaches the threshold with a positive intersection. Exactly the threshold counts.
+
+    Args:
+        predicted, target: as in `box_iou`.
+        threshold: 0.5 for referring expressions.
+
+    Returns:
+        boolean (n,).
+    """
     iou = box_iou(predicted, target)
     return (iou >= threshold) & (iou > 0)
 
 
 def accuracy_at_iou(predicted: Boxes, target: Boxes, threshold: float = 0.5) -> float:
-    """Share of predicted boxes that hit: acc@0.5 of RefCOCO, RefCOCO+ and RefCOCOg."""
+    """Share of predicted boxes that hit: acc@0.5 of RefCOCO, RefCOCO+ and RefCOCOg.
+
+    Args:
+        predicted, target, threshold: as in `box_hits`.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Example:
+        >>> accuracy_at_iou([[0, 0, 10, 10]], [[0, 0, 10, 8]])
+        1.0
+    """
     return float(box_hits(predicted, target, threshold).mean())
 
 
@@ -64,6 +97,7 @@ def xywh_to_xyxy(boxes: Boxes) -> Floats:
 
 
 def _pair(predicted: Boxes, target: Boxes) -> tuple[Floats, Floats]:
+    """Both as finite float64 arrays of one shape (n, 4). Raises ValueError for others."""
     first, second = finite(predicted, "boxes"), finite(target, "boxes")
     if first.shape != second.shape or first.ndim != 2 or first.shape[1] != 4:
         raise ValueError(

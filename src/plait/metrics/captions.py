@@ -47,15 +47,36 @@ class DocumentFrequency:
 
 
 def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
-    """Raw captions (n) and raw references (n x several) -> all figures that need no Java.
+    """All caption figures that need no Java: BLEU-1..4, ROUGE-L, CIDEr.
 
-    Document frequencies come from these references: a part of a set has another CIDEr scale than the whole.
+    Document frequencies of CIDEr come from these references: a part of a set has another scale
+    than the whole.
+
+    Args:
+        predictions: n captions as they were written.
+        references: per caption its references, at least one.
+
+    Returns:
+        A `CaptionScores`.
+
+    Raises:
+        ValueError: for no captions, another number of references, or a caption without any.
+
+    Example:
+        >>> scores = caption_scores(["a dog runs"], [["a dog runs", "the dog is running"]])
+        >>> sorted(scores.corpus)
+        ['bleu_1', 'bleu_2', 'bleu_3', 'bleu_4', 'cider', 'rouge_l']
     """
     return token_scores(*tokenized(predictions, references))
 
 
 def token_scores(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> CaptionScores:
-    """`caption_scores` of tokens: n token lists and n lists of reference token lists."""
+    """`caption_scores` of tokens that are there already.
+
+    Args:
+        said: n token lists.
+        right: n lists of reference token lists.
+    """
     _check(said, right)
     corpus = {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
     corpus["rouge_l"] = sum(map(rouge_l, said, right)) / len(said)
@@ -67,21 +88,43 @@ def token_scores(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> Cap
 def tokenized(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[list[list[str]], list[list[list[str]]]]:
-    """Tokens of captions and of their references, as the caption kit makes them: a text of each, a line per caption."""
+    """Tokens of captions and of their references, as the caption kit makes them.
+
+    The kit tokenises one text for all captions and one for all references, a line per caption; a
+    last line ends otherwise than the others (see `plait.metrics.ptb`).
+
+    Args:
+        predictions: n captions.
+        references: per caption its references.
+
+    Returns:
+        n token lists, and n lists of reference token lists.
+    """
     lines = iter(ptb_tokens_of([text for several in references for text in several]))
     return ptb_tokens_of(predictions), [[next(lines) for _ in several] for several in references]
 
 
 def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]:
-    """Corpus BLEU-1 to BLEU-4 (Papineni et al. 2002): clipped counts summed over items, closest reference length.
+    """Corpus BLEU-1 to BLEU-4: clipped counts summed over items, closest reference length.
 
-    said: n token lists; right: n lists of reference token lists. precision_n = (matches + 1e-15) / (guesses + 1e-9);
-    ties between reference lengths go to the shorter; penalty exp(1 - r/c) where c < r.
+        precision_n = (matches + 1e-15) / (guesses + 1e-9)
+        penalty = exp(1 - r/c) where the captions are shorter than the references, c < r
+
+    Args:
+        said: n token lists.
+        right: n lists of reference token lists.
+
+    Returns:
+        Four fractions, for n-grams up to 1, 2, 3 and 4.
+
+    Source:
+        Papineni et al. 2002, in the form of COCO's caption kit.
     """
     _check(said, right)
     matches, guesses, length, wanted = [0] * 4, [0] * 4, 0, 0
     for words, several in zip(said, right, strict=True):
         length += len(words)
+        # of references equally far away the shorter one counts, as in the kit
         wanted += min((abs(len(reference) - len(words)), len(reference)) for reference in several)[1]
         for n in ORDERS:
             grams = _grams(words, n)
@@ -90,6 +133,7 @@ def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]
                 most |= _grams(reference, n)
             guesses[n - 1] += max(0, len(words) - n + 1)
             matches[n - 1] += (grams & most).total()
+    # the kit's two constants: without a match a score is tiny and not 0, and nothing divides by 0
     ratio = (length + TINY) / (wanted + SMALL)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     product, scores = 1.0, []
@@ -100,10 +144,23 @@ def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]
 
 
 def rouge_l(words: Words, references: Sequence[Words], beta: float = 1.2) -> float:
-    """ROUGE-L of one caption (Lin 2004): best precision and best recall of the longest common subsequence.
+    """ROUGE-L of one caption: best precision and best recall of the longest common subsequence.
 
-    F = (1 + beta^2) P R / (R + beta^2 P), 0 if P or R is 0. The two may come from different references; an empty
-    caption is one empty token.
+        F = (1 + beta^2) P R / (R + beta^2 P), 0 if P or R is 0
+
+    Args:
+        words: tokens of the caption; an empty one is one empty token, as in the kit.
+        references: token lists; P and R may come from different ones.
+        beta: weight of recall, 1.2 in the kit.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        ValueError: without references.
+
+    Source:
+        Lin 2004.
     """
     if not references:
         raise ValueError("expected at least one reference, got none")
@@ -124,12 +181,24 @@ def cider(
     plain: bool = False,
     sigma: float = 6.0,
 ) -> list[float]:
-    """CIDEr-D per item, which caption papers call CIDEr (Vedantam et al. 2015), on the scale 0 to 10.
+    """CIDEr-D per item, which caption papers call CIDEr, on the scale 0 to 10.
 
-    tf-idf vectors of 1- to 4-grams, idf = ln(documents) - ln(max(1, frequency)); mean over n and over references of
-    the clipped cosine min(h, r) r / (|h| |r|), times exp(-(bigrams of h - of r)^2 / (2 sigma^2)).
-    frequency: stored counts, as a reward in training needs; by default those of the references at hand.
-    plain: CIDEr without clipping and without the length penalty.
+    tf-idf vectors of 1- to 4-grams, idf = ln(documents) - ln(max(1, frequency)); mean over n and
+    over references of the clipped cosine min(h, r) r / (|h| |r|), times
+    exp(-(bigrams of h - of r)^2 / (2 sigma^2)).
+
+    Args:
+        said: n token lists.
+        right: n lists of reference token lists.
+        frequency: stored counts, as a reward in training needs; by default of these references.
+        plain: CIDEr without clipping and without the length penalty.
+        sigma: width of the length penalty.
+
+    Returns:
+        n numbers; papers print 100 times their mean.
+
+    Source:
+        Vedantam et al. 2015.
     """
     _check(said, right)
     table = DocumentFrequency.of(right) if frequency is None else frequency
@@ -147,6 +216,7 @@ def cider(
                 for own, grams in pairs
                 if not own[0].keys().isdisjoint(grams)
             )
+            # the kit takes the number of bigrams for the length
             gap = max(0, len(words) - 1) - max(0, len(reference) - 1)
             total += likeness / 4 * (1.0 if plain else math.exp(-(gap**2) / (2 * sigma**2)))
         scores.append(10 * total / len(several))
@@ -157,23 +227,28 @@ Weighted = tuple[dict[Gram, float], float]
 
 
 def _weighted(grams: Grams, idf: Mapping[Gram, float], unseen: float) -> Weighted:
+    # counts, not shares: the cosine divides by the length of the vector anyway
+    """tf-idf of every n-gram of one order, and the length of that vector."""
     vector = {gram: count * idf.get(gram, unseen) for gram, count in grams.items()}
     return vector, math.hypot(*vector.values())
 
 
 def _clipped_cosine(mine: Weighted, theirs: Weighted) -> float:
+    """CIDEr-D's cosine: n-grams said more often than in the reference gain nothing."""
     (own, own_norm), (other, other_norm) = mine, theirs
     dot = sum(min(value, other[gram]) * other[gram] for gram, value in own.items() if gram in other)
     return dot / (own_norm * other_norm) if own_norm and other_norm else dot
 
 
 def _cosine(mine: Weighted, theirs: Weighted) -> float:
+    """The plain cosine; 0 / 0 is 0, as the kit leaves it."""
     (own, own_norm), (other, other_norm) = mine, theirs
     dot = sum(value * other[gram] for gram, value in own.items() if gram in other)
     return dot / (own_norm * other_norm) if own_norm and other_norm else dot
 
 
 def _grams_of(words: Words, n: int) -> Iterable[Gram]:
+    """All n-grams of a token list in order."""
     return zip(*(words[i:] for i in range(n)), strict=False)
 
 
@@ -195,6 +270,7 @@ def _common(first: Words, second: Words) -> int:
 
 
 def _check(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> None:
+    """Raise ValueError unless there are captions and each has references."""
     if not said or len(said) != len(right):
         raise ValueError(f"expected references for each of {len(said)} captions, and some captions, got {len(right)}")
     if (empty := next((i for i, several in enumerate(right) if not several), None)) is not None:

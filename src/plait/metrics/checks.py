@@ -10,9 +10,18 @@ import numpy.typing as npt
 
 
 def finite(values: Any, what: str = "scores", dtype: Any = np.float64) -> npt.NDArray[np.float64]:
-    """The values as an array of `dtype` (None: as they are, without a copy of large ones).
+    """The values as an array, refused where one is NaN or infinite.
 
-    Raises ValueError, one line with the first place, where one is NaN or infinite.
+    Args:
+        values: anything numpy takes.
+        what: what they are called in the message.
+        dtype: of the result; None leaves them as they are, without a copy of large ones.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: one line with the first bad value and its place.
     """
     found = np.asarray(values, dtype=dtype)
     if not (is_finite := np.isfinite(found)).all():

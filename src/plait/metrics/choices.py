@@ -32,7 +32,11 @@ SCIENCEQA_GROUPS = {
 
 
 def percent(hits: Iterable[float]) -> float:
-    """Mean of hits in percent. Raises ValueError for none."""
+    """Mean of hits in percent.
+
+    Raises:
+        ValueError: for none.
+    """
     values = finite(list(hits), "hits")
     if not values.size:
         raise ValueError("expected at least one question, got none")
@@ -56,11 +60,24 @@ def circular_hits(indices: Sequence[int], hits: Sequence[bool]) -> dict[int, boo
 
 
 def mmbench_scores(rows: Sequence[Row], rule: str = "mmbench_2023") -> dict[str, Any]:
-    """Circular and vanilla accuracy of MMBench (Liu et al. 2023), by category and l2-category, in percent.
+    """Circular and vanilla accuracy of MMBench, by category and l2-category, in percent.
 
-    `letters` says what was read in every row, None where nothing.
-    rows: `index`, options `A` to `D` (empty cells where there are fewer), `answer`, `category`, `l2-category`,
-    `prediction`. Vanilla looks at the unrotated row only.
+    Circular: a question is right when all its rotations are. Vanilla: the unrotated row alone.
+
+    Args:
+        rows: `index`, options `A` to `D` (empty cells where there are fewer), `answer`,
+            `category`, `l2-category`, `prediction`.
+        rule: how a letter is read out of a reply, a name of `plait.metrics.replies.LETTER_RULES`.
+
+    Returns:
+        Accuracies, hits per question by its index as text, and `letters`: what was read in every
+        row, None where nothing.
+
+    Raises:
+        ValueError: where the unrotated row of a question is missing.
+
+    Source:
+        Liu et al. 2023.
     """
     said = [letter(str(row["prediction"]), _options(row), rule) for row in rows]
     indices = [int(row["index"]) for row in rows]
@@ -92,15 +109,26 @@ def _options(row: Row) -> list[str]:
 
 
 def _cell(value: Any) -> str:
+    """Text of a table's cell; an empty one is "" and not pandas' NaN."""
     is_empty = value is None or (isinstance(value, float) and np.isnan(value))
     return "" if is_empty else str(value)
 
 
 def mmmu_scores(rows: Sequence[Row], options: Sequence[str] | None = None, rule: str = "official") -> dict[str, float]:
-    """MMMU (Yue et al. 2023) in percent: `overall` (micro average) and by subject, the middle of the id.
+    """MMMU in percent: `overall` (micro average) and by subject, which is the middle of the id.
 
-    rows: `id`, `question_type` (multiple-choice or open), `answer` (one or several), `prediction`, perhaps `options`.
-    Rule official reads letters with its parser; rule release (Owl2's script) wants the letter alone.
+    Args:
+        rows: `id`, `question_type` (multiple-choice or open), `answer` (one or several),
+            `prediction`, perhaps `options`.
+        options: of rows that bring none.
+        rule: official reads letters with its parser; release (Owl2's script) wants the letter
+            alone.
+
+    Returns:
+        Name -> percent.
+
+    Source:
+        Yue et al. 2023; specification mPLUG-Owl2, 11.
     """
     hits = [hit for hit, _ in mmmu_hits(rows, options, rule)]
     subjects = (str(row["id"]).split("_", 1)[1].rsplit("_", 1)[0] for row in rows)
@@ -110,7 +138,14 @@ def mmmu_scores(rows: Sequence[Row], options: Sequence[str] | None = None, rule:
 def mmmu_hits(
     rows: Sequence[Row], options: Sequence[str] | None = None, rule: str = "official"
 ) -> list[tuple[bool, bool]]:
-    """Per row of `mmmu_scores`: whether it is right, and whether its reply could be read at all."""
+    """Per row of `mmmu_scores`: whether it is right, and whether its reply could be read at all.
+
+    Args:
+        rows, options, rule: as there.
+
+    Raises:
+        ValueError: for another rule.
+    """
     if rule not in ("official", "release"):
         raise ValueError(f"expected rule official or release, got {rule!r}")
     hits = []
@@ -126,10 +161,18 @@ def mmmu_hits(
 
 
 def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) -> dict[str, Any]:
-    """ScienceQA: index read (-1 unreadable), accuracy over all problems and over those with an image, official table.
+    """ScienceQA: accuracy over all problems and over those with an image, and the official table.
 
-    problems: problems.json by id, replies: id -> reply. The table adds one row per topic of a problem; its strings have
-    two decimals, -1 for a group without problems.
+    Args:
+        problems: problems.json by id.
+        replies: id -> reply; only these problems count.
+
+    Returns:
+        `predicted_index` (-1 unreadable), `hits`, two accuracies in percent, and the table, one
+        row per topic added; its strings have two decimals, -1 for a group without problems.
+
+    Source:
+        Lu et al. 2022.
     """
     said = {name: _index(letter(reply, problems[name]["choices"], "scienceqa")) for name, reply in replies.items()}
     hits = {name: said[name] == problems[name]["answer"] for name in replies}
@@ -147,19 +190,26 @@ def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) ->
 
 
 def _index(found: str | None) -> int:
+    """Place of a letter among the choices, -1 for none."""
     return -1 if found is None else LETTERS.index(found)
 
 
 def _column(problems: Mapping[str, Row], hits: Mapping[str, bool], counts: Any) -> str:
+    """Percent of one group of problems as text, the way the tool prints it."""
     values = [hit for name, hit in hits.items() if counts(problems[name])]
     return f"{percent(values):.2f}" if values else "-1"
 
 
 def seed_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """SEED-Bench v1: accuracy by question type, over all questions (micro), over image (1-9) and video (10-12) types;
-    `hits` are those of the rows.
+    """SEED-Bench v1: accuracy by question type, over all (micro), over image and video types.
 
-    rows: `question_type_id`, `answer` (a letter), `prediction`: its first character counts, in either case.
+    Args:
+        rows: `question_type_id`, `answer` (a letter), `prediction`: its first character counts,
+            in either case.
+
+    Returns:
+        `hits` of the rows, `per_type`, `overall`, `image` (types 1-9), `video` (10-12); None
+        where a part has no questions. Percent.
     """
     hits = [(letter(str(r["prediction"]), (), "first_character") or "").upper() == r["answer"].upper() for r in rows]
     kinds = [int(row["question_type_id"]) for row in rows]
@@ -173,14 +223,23 @@ def seed_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def lowest_loss(losses: Sequence[Sequence[float]]) -> list[str]:
-    """SEED-Bench's ranking: the letter of the option with the lowest language-model loss, the first of equals."""
+    """SEED-Bench's ranking: the letter of the option with the lowest language-model loss.
+
+    Args:
+        losses: per question one number per option; the first of equals is said.
+    """
     return [LETTERS[int(finite(row, "losses").argmin())] for row in losses]
 
 
 def q_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """Q-Bench A1 (Wu et al. 2023): which are right, accuracy in percent, by question type and by concern.
+    """Q-Bench A1: which are right, accuracy in percent, by question type and by concern.
 
-    rows: `candidates`, `correct_ans` (a text of these), `prediction`, `type`, `concern`. Letters by MMMU's parser.
+    Args:
+        rows: `candidates`, `correct_ans` (a text of these), `prediction`, `type`, `concern`.
+            Letters are read by MMMU's parser.
+
+    Source:
+        Wu et al. 2023.
     """
     hits = []
     for row in rows:
@@ -191,15 +250,27 @@ def q_bench_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def q_bench_quality(good_logit: float, poor_logit: float) -> float:
-    """Q-Bench A3: probability of the token good against poor, logits divided by 100."""
+    """Q-Bench A3: probability of the token good against poor.
+
+    Args:
+        good_logit, poor_logit: of the two next tokens.
+
+    Returns:
+        A fraction; the logits are divided by 100 first, as published.
+    """
     good, poor = finite([good_logit, poor_logit], "logits")
     return 1.0 / (1.0 + float(np.exp((poor - good) / 100.0)))
 
 
 def mmlu_scores(subjects: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """MMLU (Hendrycks et al. 2021) in percent: per subject, micro (over questions), macro (mean of subjects).
+    """MMLU in percent: per subject, micro (over questions), macro (mean of subjects).
 
-    Rows: `choice_logprobs` of the letters as next token, `answer` (a letter); the first of equal ones is said.
+    Args:
+        subjects: name -> rows with `choice_logprobs` of the letters as next token and `answer`
+            (a letter). The first of equal ones is said.
+
+    Source:
+        Hendrycks et al. 2021.
     """
     hits = {
         subject: [LETTERS[int(finite(row["choice_logprobs"]).argmax())] == row["answer"] for row in rows]
@@ -216,9 +287,13 @@ def mmlu_scores(subjects: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
 
 
 def arc_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """ARC in percent: acc of the highest summed log-probability, acc_norm of the highest per character.
+    """ARC in percent: acc by summed log-probability, acc_norm by log-probability per character.
 
-    Rows: `choice_logprobs` and `choice_texts` of the options, `answer_index`.
+    Args:
+        rows: `choice_logprobs` and `choice_texts` of the options, `answer_index`.
+
+    Returns:
+        Both accuracies and both lists of predictions.
     """
     scores = [finite(row["choice_logprobs"]) for row in rows]
     said = [int(one.argmax()) for one in scores]

@@ -23,11 +23,24 @@ def predictions(scores: Array) -> npt.NDArray[np.int64]:
 
 
 def top_k_hits(scores: Array, labels: Array, k: int) -> npt.NDArray[np.bool_]:
-    """Whether the right class is among the k best: scores (n, classes), labels (n,) -> (n,). k is clipped."""
+    """Whether the right class is among the k best.
+
+    Args:
+        scores: (n, classes).
+        labels: (n,) integers.
+        k: clipped to the number of classes.
+
+    Returns:
+        boolean (n,).
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
     values, right = finite(scores), np.asarray(labels, dtype=np.int64)
     if values.ndim != 2 or right.shape != values.shape[:1]:
         raise ValueError(f"expected scores (n, classes) and labels (n,), got {values.shape} and {right.shape}")
     own = np.take_along_axis(values, right[:, None], axis=1)
+    # equal scores rank by index, so that k = 1 is what arg-max says
     before = (values > own) | ((values == own) & (np.arange(values.shape[1]) < right[:, None]))
     return before.sum(axis=1) < k
 
@@ -38,7 +51,14 @@ def top_k_accuracy(scores: Array, labels: Array, k: int = 1) -> float:
 
 
 def mean_per_class_accuracy(predicted: Array, labels: Array) -> float:
-    """Mean over the classes that occur of the share of their items that are right: transfer sets such as Flowers."""
+    """Mean over the classes that occur of the share of their items that are right.
+
+    Args:
+        predicted, labels: (n,) classes. Transfer sets such as Flowers report it.
+
+    Returns:
+        A fraction.
+    """
     said, right = np.asarray(predicted), np.asarray(labels)
     return float(np.mean([(said[right == label] == label).mean() for label in np.unique(right)]))
 
@@ -46,7 +66,11 @@ def mean_per_class_accuracy(predicted: Array, labels: Array) -> float:
 def average_views(view_logits: Array) -> Floats:
     """Class probabilities of a video: mean over its views (clips x crops) of the softmax.
 
-    view_logits: (n, views, classes). Returns (n, classes).
+    Args:
+        view_logits: (n, views, classes).
+
+    Returns:
+        float64 (n, classes). Probabilities are averaged, not logits (ONE-PEACE, section 8.3).
     """
     logits = finite(view_logits, "logits")
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -23,11 +23,21 @@ SUMMARY = (
 def coco_ap(
     ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str = "bbox"
 ) -> tuple[dict[str, float], dict[int, float | None]]:
-    """The twelve figures (`SUMMARY`, fractions, -1 without ground truth) and the AP of every category (None without).
+    """AP and AR of boxes or masks by pycocotools.
 
-    ground_truth: an instances file (`images`, `annotations`, `categories`). results: a results list of `image_id`,
-    `category_id`, `score` and `bbox` x, y, width, height or `segmentation` (polygon or run lengths). kind: `bbox` or
-    `segm`. Raises ValueError for another kind, MissingExtra without pycocotools.
+    Args:
+        ground_truth: an instances file (`images`, `annotations`, `categories`).
+        results: a list of `image_id`, `category_id`, `score` and `bbox` x, y, width, height or
+            `segmentation` (polygon or run lengths).
+        kind: `bbox` or `segm`.
+
+    Returns:
+        The twelve figures of `SUMMARY` (fractions, -1 without ground truth), and the AP of every
+        category (None without).
+
+    Raises:
+        ValueError: for another kind, and for NaN or infinite scores and boxes.
+        MissingExtra: without pycocotools.
     """
     if kind not in ("bbox", "segm"):
         raise ValueError(f"expected kind bbox or segm, got {kind!r}")
@@ -36,7 +46,9 @@ def coco_ap(
     coco, evaluation = import_extra("pycocotools.coco"), import_extra("pycocotools.cocoeval")
     with contextlib.redirect_stdout(io.StringIO()):  # the tool prints its progress
         truth = coco.COCO()
+        # a copy: the tool writes areas, ids and flags into what it is given
         truth.dataset = deepcopy(dict(ground_truth))
+        # loadRes copies it, and a file may lack it
         truth.dataset.setdefault("info", {})
         truth.createIndex()
         found = truth.loadRes(deepcopy(list(results))) if results else _nothing(coco, truth)
@@ -57,6 +69,7 @@ def _nothing(coco: Any, truth: Any) -> Any:
 
 
 def _by_category(run: Any) -> dict[int, float | None]:
+    """AP of every category: the mean precision over thresholds and recalls that have ground truth."""
     precision = run.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories) of all areas, most detections
     values = {}
     for column, category in enumerate(run.params.catIds):

@@ -18,7 +18,17 @@ Floats = npt.NDArray[np.float64]
 
 
 def accuracy(predicted: Array, labels: Array) -> float:
-    """Share of equal entries: (n,), (n,)."""
+    """Share of equal entries.
+
+    Args:
+        predicted, labels: (n,) classes.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        ValueError: for none, or for other numbers of the two.
+    """
     said, right = finite(predicted, "classes"), finite(labels, "classes")
     if said.shape != right.shape or not said.size:
         raise ValueError(f"expected as many predictions as labels, and some, got {said.shape} and {right.shape}")
@@ -33,9 +43,16 @@ def f1(predicted: Array, labels: Array, positive: int = 1) -> float:
 
 
 def matthews(predicted: Array, labels: Array) -> float:
-    """Matthews correlation of any number of classes (Gorodkin 2004): the correlation of class indicators.
+    """Matthews correlation of any number of classes: the correlation of class indicators (CoLA).
 
-    predicted, labels: (n,). 0 where one of the two is constant.
+    Args:
+        predicted, labels: (n,) classes.
+
+    Returns:
+        A number in [-1, 1]; 0 where one of the two is constant.
+
+    Source:
+        Gorodkin 2004.
     """
     said, right = finite(predicted, "classes"), finite(labels, "classes")
     classes = np.unique(np.concatenate([said, right]))

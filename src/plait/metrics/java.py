@@ -75,6 +75,7 @@ def stanford_tokens(captions: Sequence[str]) -> list[list[str]]:
     """Tokens of captions by the original program, all in one call. Errors as in `meteor`."""
     _require(missing())
     tool = import_extra(f"{PACKAGE}.tokenizer.ptbtokenizer").PTBTokenizer()
+    # a line per caption goes in and out: a caption with a line end would shift all that follow
     found = tool.tokenize({i: [{"caption": _LINE_ENDS.sub(" ", caption)}] for i, caption in enumerate(captions)})
     return [found[i][0].split() for i in range(len(captions))]
 
@@ -88,6 +89,7 @@ def tokenized(
 
 
 def _require(reason: str | None) -> None:
+    """Raise RuntimeError with the reason where there is one."""
     if reason is not None:
         raise RuntimeError(reason)
 
@@ -107,6 +109,7 @@ def _meteor_tool() -> Any:
 
 
 def _end(tool: Any) -> None:
+    """Stop the program and close its pipes, so that Python ends without warnings."""
     tool.meteor_p.kill()
     tool.meteor_p.wait()
     for pipe in (tool.meteor_p.stdin, tool.meteor_p.stdout, tool.meteor_p.stderr):

@@ -179,6 +179,7 @@ def _tokens(chunk: str, has_space: bool, follower: str) -> tuple[str, ...]:
 
 
 def _final(token: str) -> str:
+    """A token as the tool prints it: runs of marks made one, brackets spelled out, lower case."""
     if re.fullmatch(r"-{2,4}", token):
         return "--"
     if re.fullmatch(r"\.\.+", token):
@@ -197,6 +198,8 @@ def _is_normalised(token: str) -> bool:
 
 
 def _split(chunk: str, has_space: bool, follower: str) -> Iterator[str]:
+    # a curly apostrophe is matched as a straight one, and, unlike one, may end the text
+    """Raw tokens of a chunk, left to right."""
     text, place = chunk.replace("’", "'") + " " * (has_space or "’" in chunk), 0
     while place < len(chunk):
         end = _end(text, place, len(chunk), follower)
@@ -211,12 +214,17 @@ def _end(text: str, place: int, length: int, follower: str) -> int:
         match = rule.match(text, place)
         if match and match.end() > reach:
             end, reach = match.end(match.lastindex or 0), match.end()
+    # "I." before a capitalised starter such as "The" is a word and a full stop, not an initial
     if text[end - 1] == "." and end == length == place + 2 and follower == "start":
         return end - 1
     return end + 1 if text[end : end + 1] == "." and _keeps_period(text, place, end, follower) else end
 
 
 def _keeps_period(text: str, place: int, end: int, follower: str) -> bool:
+    """Whether the word from `place` to `end` keeps the period behind it: an abbreviation.
+
+    Some words keep it always, some with a capital only, some before a number only.
+    """
     word = text[place:end]
     if word.lower() in _ABBREVIATIONS or (word[0].isupper() and word.lower() in _CAPITAL_ABBREVIATIONS):
         return True
