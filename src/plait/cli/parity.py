@@ -27,6 +27,10 @@ def parity(
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16", "float16"], typer.Option(help="floating-point type")
     ] = "float32",
+    door: Annotated[
+        Literal["official", "default", "both"],
+        typer.Option(help="with the quirks of the official code, as users get the models, or one after the other"),
+    ] = "official",
     out: Annotated[Path | None, typer.Option(help="write our values here, one directory per case")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per case")] = False,
 ) -> int:
@@ -35,11 +39,17 @@ def parity(
     results: list[CaseResult] = []
     if not as_json:
         print(f"{'case':<44} {'compared':>9} {'abs error':>10} {'rel error':>10}  verdict")
-    for result in run_all(places, Settings(attn, device, dtype), out):
-        results.append(result)
-        print(_as_json(result) if as_json else _line(result), flush=True)
-    if not as_json:
-        print(_summary(results))
+    for one in ("official", "default") if door == "both" else (door,):
+        if door == "both" and not as_json:
+            print(f"\nthrough the {one} door")
+        settings = Settings(attn, device, dtype, official=one == "official")
+        through: list[CaseResult] = []
+        for result in run_all(places, settings, out / one if out and door == "both" else out):
+            through.append(result)
+            print(_as_json(result) if as_json else _line(result), flush=True)
+        if not as_json:
+            print(_summary(through))
+        results += through
     return int(any(result.is_broken for result in results))
 
 
@@ -77,6 +87,9 @@ def _aside(result: CaseResult, remarks: list[str]) -> str:
     if result.is_broken or not remarks:
         return ""
     kinds = sorted({note.split(":")[0] for note in remarks})
+    reasons = {note.split(": ", 2)[-1] for note in remarks}
+    if len(remarks) > 1 and len(reasons) == 1:
+        return f" ({len(remarks)} {kinds[0]}: {reasons.pop()})"
     if len(remarks) == 1 or result.compared == 0:
         return f" ({remarks[0].split(': ', 1)[1]})"
     return " (" + ", ".join(f"{sum(n.startswith(kind) for n in remarks)} {kind}" for kind in kinds) + ")"

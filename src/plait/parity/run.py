@@ -16,7 +16,7 @@ import plait
 from plait.errors import UsageError
 from plait.parity.cases import Case, Place, Settings, discover, fields_of
 from plait.parity.later import LATER
-from plait.parity.runners import REGISTRY, NotRun, Runner
+from plait.parity.runners import REGISTRY, NotRun, Quirk, Runner
 
 if TYPE_CHECKING:
     from plait.parity.compare import CaseResult
@@ -49,6 +49,7 @@ def run_all(places: list[Place], settings: Settings, out: Path | None = None) ->
         start = perf_counter()
         result = run_case(place, settings, out)
         result.seconds = perf_counter() - start
+        result.door = "official" if settings.official else "default"
         yield result
 
 
@@ -66,7 +67,7 @@ def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseR
         actual = runner.function(case)
         if out is not None:
             write_actual(case, actual, out)
-        return judge(case, runner, actual)
+        return judge(case, runner, actual, quirks_of(place) if not settings.official else ())
     except Exception as error:  # a broken case is a verdict, the others still run
         where = _innermost(error)
         note = f"FAIL: {type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})"
@@ -127,6 +128,12 @@ def runner_module(name: str) -> ModuleType:
         package.__path__ = [str(place)]
         sys.modules[GOLDEN_RUNNERS] = package
     return import_module(f"{GOLDEN_RUNNERS}.{name}")
+
+
+def quirks_of(place: Place) -> list[Quirk]:
+    """What the table tests/parity/doors.py says of a case; nothing for an installed copy."""
+    rows = runner_module("doors").QUIRKS if home() else {}
+    return [quirk for (system, kind), quirk in rows.items() if system == place.system and place.name.startswith(kind)]
 
 
 def load_runners(system: str) -> None:

@@ -28,6 +28,14 @@ class NotRun:
     reason: str
 
 
+class Quirk(NamedTuple):
+    """Outputs (patterns) of a kind that are right only with a quirk of the official code, and who judges ours."""
+
+    outputs: tuple[str, ...]
+    what: str
+    judged_by: str
+
+
 RunFunction = Callable[[Case], Mapping[str, Any]]
 """Returns our values: `out.NAME` tensors, `config.NAME` expected entries of config.json, `keys.NAME` (True, or a
 `NotRun`) for key lists, and the top-level fields of the JSON document under their own names ("0", "1", ... of a list).
