@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,13 +13,14 @@ from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration, MPlug2ForGrounding
-from plait.models.mplug2.weights import explain_keys, finetuning_name, from_official, key_map
+from plait.models.mplug2.weights import NEVER_RUN, finetuning_name, from_official, key_map
 from plait.objectives.captioning import supervise
 from plait.objectives.grounding import boxes_to_tokens
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.weights.files import read_checkpoint
 
+from .key_lists import both_ways, read_list
 from .mplug2_modules import hypotheses
 
 Outputs = dict[str, Any]
@@ -228,9 +227,8 @@ def renamed(case: Case) -> Outputs:
 def keys(case: Case) -> Outputs:
     outputs: Outputs = {}
     for name, path in case.key_lists.items():
-        listed = json.loads(gzip.decompress(path.read_bytes()))["keys"]
-        shapes = {key: tuple(shape) for key, shape in listed.items()}
-        named = {finetuning_name(key) or key: shape for key, shape in shapes.items()}
-        explain_keys(shapes, MPlug2Config.from_official(None, named))
-        outputs[name] = True
+        shapes = read_list(path)["keys"]
+        named = {finetuning_name(key) or key: tuple(shape) for key, shape in shapes.items()}
+        rules = key_map(MPlug2Config.from_official(None, named))
+        outputs[name] = both_ways(named, rules, lost=NEVER_RUN.values())
     return outputs

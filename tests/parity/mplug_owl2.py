@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +20,10 @@ from plait.nn.vit import vision_rules
 from plait.parity.cases import Case
 from plait.parity.runners import runner
 from plait.routing import Route
-from plait.weights.files import StateError, listed, load_strict, meta_state
+from plait.weights.files import load_strict
 from plait.weights.keymap import Drop, KeyMap
+
+from .key_lists import both_ways, read_list
 
 Outputs = dict[str, Any]
 Part = TypeVar("Part", bound=nn.Module)
@@ -196,28 +196,15 @@ def prefill_pass(case: Case, config: MPlugOwl2Config, keys: Tensor, cache: Any) 
     return Pass((batch, seq), cos, sin, attend, mask=mask, cache=cache), weights
 
 
-def explain_keys(shapes: Mapping[str, Sequence[int]], config: MPlugOwl2Config) -> None:
-    """Prove on shapes alone that a key list converts both ways. Raises StateError listing what does not."""
-    official = meta_state({key: [shape, "float32"] for key, shape in shapes.items()})
-    rules = key_map(config)
-    native, _ = rules.forward(official)
-    back = rules.backward(native)
-    wrong = [key for key in official if key not in back or back[key].shape != official[key].shape]
-    wrong += [key for key in back if key not in official]
-    if wrong:
-        raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
-
-
 @runner("mplug_owl2", "keys")
 def keys(case: Case) -> Outputs:
     outputs: Outputs = {}
     for name, path in case.key_lists.items():
-        document = json.loads(gzip.decompress(path.read_bytes()))
+        document = read_list(path)
         if "mapping" in document:
             outputs[name] = megatron_agrees(document["mapping"])
         else:
-            explain_keys(document["keys"], config_of(document["keys"]))
-            outputs[name] = True
+            outputs[name] = both_ways(document["keys"], key_map(config_of(document["keys"])))
     return outputs
 
 

@@ -5,12 +5,10 @@ What to compute follows from the names of the stored outputs, so cases with othe
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +17,9 @@ from torch import Tensor
 
 from plait.media.audio import load_audio
 from plait.models.one_peace.config import OnePeaceConfig, parse_conv_spec
-from plait.models.one_peace.weights import explain_keys
+from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
+from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier
+from plait.models.one_peace.weights import key_map, vision_key_map
 from plait.nn.positions import image_bucket_index, resize_absolute, resize_relative, token_bucket_index
 from plait.objectives import classification, contrastive, denoising
 from plait.parity.cases import Case
@@ -28,12 +28,12 @@ from plait.processing import images, masking, tokenizers, waveforms
 from plait.training.optim import AdamW
 from plait.training.schedules import cosine
 from plait.weights.files import read_checkpoint
+from plait.weights.keymap import KeyMap
 
+from .key_lists import INDEX_BUFFERS, both_ways, read_list
 from .one_peace_model import official_groups
 
 Outputs = dict[str, Any]
-
-BUILT_KEY_LISTS = ("one-peace.pt", "pretrain_stage1_vl", "pretrain_stage2_al")
 
 
 def parsed(case: Case, pattern: str) -> list[tuple[str, ...]]:
@@ -349,15 +349,28 @@ def keys(case: Case) -> Outputs:
     """Published key lists: every key converts to our layout and back."""
     out: Outputs = {}
     for name, path in case.key_lists.items():
-        if name.removeprefix("keys.") not in BUILT_KEY_LISTS:
-            out[name] = NotRun("later", "issue 8")
-            continue
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            listed = json.load(file)
-        modalities = [m for m in ("text", "image", "audio") if any(f".{m}_adapter." in key for key in listed)]
-        try:
-            explain_keys(listed, OnePeaceConfig(modalities=modalities))
-            out[name] = True
-        except ValueError as error:
-            out[name] = f"not explained: {error}"
+        shapes = {key: shape for key, (shape, _) in read_list(path).items()}
+        out[name] = both_ways(shapes, rules_of(shapes), lost=() if is_whole(shapes) else INDEX_BUFFERS)
     return out
+
+
+def is_whole(keys: Iterable[str]) -> bool:
+    """Whether a file holds a model, not its vision branch or what was built on that."""
+    return any(key.startswith("encoder_wrapper.") for key in keys)
+
+
+def rules_of(shapes: Mapping[str, Sequence[int]]) -> KeyMap:
+    """The rules for a file, which its keys tell; buckets of picture positions follow the index buffer's size."""
+    if is_whole(shapes):
+        modalities = [m for m in ("text", "image", "audio") if f"encoder_wrapper.{m}_adapter.cls_embedding" in shapes]
+        positions = shapes.get("encoder_wrapper.image_adapter.rp_bucket", (16**2 + 1,))[0]
+        return key_map(OnePeaceConfig(modalities=modalities, image_rel_bucket_size=math.isqrt(positions - 1)))
+    if "backbone.level_embed" in shapes:
+        config = OnePeaceConfig(modalities=["image"])
+        with torch.device("meta"):
+            return SegmentationBackbone(config, AdapterSizes()).key_map()
+    if any(key.startswith("backbone.net.") for key in shapes):
+        return DetectionBackbone.key_map(cast("DetectionBackbone", None))  # it asks nothing of the module
+    if any(key.startswith("backbone.") for key in shapes):
+        return OnePeaceVideoClassifier.key_map()
+    return OnePeaceImageClassifier.key_map() if "head.weight" in shapes else vision_key_map()

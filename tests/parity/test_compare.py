@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from plait.parity.cases import Case, Settings
-from plait.parity.compare import compare_json, compare_tensors, judge
-from plait.parity.runners import NotRun, Runner, Tolerance
+from plait.parity.cases import Case, Place, Settings
+from plait.parity.compare import FLOAT32, GRADIENT, compare_json, compare_tensors, judge
+from plait.parity.run import find, load_runners, run_case
+from plait.parity.runners import REGISTRY, NotRun, Runner, Tolerance
 
 SMALL = Tolerance(1e-3, 0.0)
 NAN = math.nan
@@ -141,3 +145,65 @@ def test_random_draws_are_held_against_properties(case: Case) -> None:
     draws = {"properties": ("out.x",), "check": lambda case, actual: ["out.x is empty"] * (len(actual["out.x"]) == 0)}
     assert verdict(case, right() | {"out.x": torch.zeros(5)}, **draws) == ("properties", 4, 4)
     assert verdict(case, right() | {"out.x": torch.zeros(0)}, **draws)[0] == "FAIL"
+
+
+COPIES = Path(__file__).parents[1] / "goldens"
+
+
+def changed_case(tmp_path: Path, name: str) -> Place:
+    """A copy of a case of ONE-PEACE to spoil."""
+    shutil.copytree(COPIES / "one_peace" / name, tmp_path / "one_peace" / name)
+    return Place("one_peace", name, tmp_path / "one_peace" / name)
+
+
+@pytest.mark.parametrize("spoil", ["renamed", "misshapen", "added"])
+def test_a_corrupted_key_list_fails(tmp_path: Path, spoil: str) -> None:
+    (tmp_path / "one_peace").mkdir()
+    path = tmp_path / "one_peace" / "one-peace-vision.pkl.keys.json.gz"
+    keys = json.loads(gzip.decompress((COPIES / "one_peace" / "keys" / path.name).read_bytes()))
+    place = Place("one_peace", "keys", path.parent)
+    path.write_bytes(gzip.compress(json.dumps(keys).encode()))
+    assert run_case(place, Settings()).verdict == "ok"
+    if spoil == "renamed":
+        keys["encoder.layers.3.self_attn.q_prj.weight"] = keys.pop("encoder.layers.3.self_attn.q_proj.weight")
+    elif spoil == "misshapen":
+        keys["encoder.layers.3.self_attn.q_proj.weight"] = [[1536, 0], "float32"]
+    else:
+        keys["encoder.layers.3.self_attn.more.weight"] = [[4], "float32"]
+    path.write_bytes(gzip.compress(json.dumps(keys).encode()))
+    assert run_case(place, Settings()).verdict == "FAIL"
+
+
+def test_an_error_beyond_the_tolerance_fails_and_a_thousandfold_tolerance_would_let_it_pass(tmp_path: Path) -> None:
+    """The written tolerances stand: an error of a hundred times a tolerance is seen in every kind of output."""
+    place = changed_case(tmp_path, "losses")
+    path = place.directory / "tensors.safetensors"
+    tensors = load_file(path)
+    tensors["out.box.loss"] += 100 * (FLOAT32.absolute + FLOAT32.relative * tensors["out.box.loss"].abs())
+    tensors["out.box.grad"] += 100 * (GRADIENT.absolute + GRADIENT.relative * tensors["out.box.grad"].abs())
+    save_file(tensors, path)
+    notes = run_case(place, Settings()).notes
+    assert [note.split(":")[1].strip() for note in notes] == ["out.box.grad", "out.box.loss"]
+    assert (FLOAT32, GRADIENT) == ((2e-5, 1e-4, 0), (1e-5, 1e-3, 0))
+
+
+def test_no_runner_loosens_a_tolerance_beyond_what_its_case_says() -> None:
+    for system in ("one_peace", "mplug2", "mplug_owl", "mplug_owl2", "metrics", "formats"):
+        load_runners(system)
+    loosest = {pattern: t for runner in REGISTRY.values() for pattern, t in runner.tolerance.items()}
+    for pattern, tolerance in loosest.items():
+        assert tolerance.absolute <= 1e-4 and tolerance.relative <= 1e-3 and tolerance.steps <= 1, pattern
+
+
+def test_a_skipped_output_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = changed_case(tmp_path, "losses")
+    runner = find("one_peace", "losses")
+    assert isinstance(runner, Runner)
+
+    def without(case: Case) -> dict[str, Any]:
+        return {name: value for name, value in runner.function(case).items() if name != "out.box.loss"}
+
+    monkeypatch.setitem(REGISTRY, ("one_peace", "losses"), replace(runner, function=without))
+    result = run_case(place, Settings())
+    assert (result.verdict, result.notes) == ("UNCOVERED", ["UNCOVERED: out.box.loss"])
+    assert result.is_broken

@@ -11,7 +11,7 @@ from PIL import Image
 
 from plait.models.mplug_owl.config import VisionConfig
 from plait.models.mplug_owl.conversation import IMAGE, demo_prompt, official_sample
-from plait.models.mplug_owl.model import VisionTower
+from plait.models.mplug_owl.model import OwlVisionTower
 from plait.models.mplug_owl.processor import pixels
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining, decays
@@ -83,7 +83,7 @@ def test_a_placeholder_at_the_very_start_is_an_image() -> None:
 
 def test_a_smaller_image_gets_a_resized_position_table() -> None:
     sizes = VisionConfig(dim=4, num_heads=2, num_layers=1, mlp_dim=4, image_size=16, patch_size=4)
-    tower = VisionTower(sizes, temporal=False)
+    tower = OwlVisionTower(sizes, temporal=False)
     with torch.no_grad():  # rows of the table say where they are: a column of the grid each
         tower.position_embedding[0, 1:] = (torch.arange(16) % 4).float()[:, None]
     columns = tower.positions(2, 2)[0, 1:, 0].view(2, 2)

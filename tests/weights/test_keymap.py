@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from plait.weights.files import LazyState, StateError, load_strict, meta_state
+from plait.weights.files import LazyState, StateError, load_strict
 from plait.weights.keymap import Alias, Concat, Drop, KeyMap, Rename, Split, Transpose, prefixed
 
 FFN = Rename("layers.{i}.{way:text|image|audio}_ffn.0.wi_0.weight", "trunk.layers.{i}.ffn.{way}.gate_proj.weight")
@@ -100,7 +100,9 @@ def test_patterns_match_whole_keys_only_and_dots_are_literal():
 
 def test_rules_run_on_shapes_only():
     shapes = {"layers.3.text_ffn.0.wi_0.weight": [[6144, 1536], "float32"], "layers.3.qkv.bias": [[9], "bfloat16"]}
-    state = meta_state(shapes)
+    state = {
+        key: torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for key, (shape, dtype) in shapes.items()
+    }
     native, _ = KeyMap(RULES).forward(state)
     assert native["trunk.layers.3.q.bias"].shape == (3,)
     back = KeyMap(RULES).backward(native)

@@ -82,14 +82,6 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def meta_state(shapes: Mapping[str, Sequence]) -> dict[str, Tensor]:
-    """Tensors without memory from a key list `{key: [shape, dtype name]}`, for rules tried on shapes only."""
-    return {
-        key: torch.empty(tuple(shape), dtype=getattr(torch, dtype.removeprefix("torch.")), device="meta")
-        for key, (shape, dtype) in shapes.items()
-    }
-
-
 def load_strict(
     module: nn.Module,
     state: Mapping[str, Tensor],

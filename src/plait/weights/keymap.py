@@ -325,12 +325,22 @@ def _find(rules: Sequence[Rule], key: str, side: Side) -> _Group | None:
     for rule in rules:
         if side == "native" and isinstance(rule, Alias):
             continue
-        others = (*rule.official, *rule.native)
         for pattern in rule.official if side == "official" else rule.native:
-            fields = _match(pattern, key, others)
+            # Files have thousands of keys and families a hundred rules: plain ends rule out nearly all before a regex.
+            head, tail = _ends(pattern)
+            if not (key.startswith(head) and key.endswith(tail)):
+                continue
+            fields = _match(pattern, key, (*rule.official, *rule.native))
             if fields is not None:
                 return _Group(rule, {"": key} if isinstance(rule, Drop) else fields, side)
     return None
+
+
+@cache
+def _ends(pattern: str) -> tuple[str, str]:
+    """The plain text before the first field of `pattern` and behind its last."""
+    fields = list(_FIELD.finditer(pattern))
+    return (pattern[: fields[0].start()], pattern[fields[-1].end() :]) if fields else (pattern, pattern)
 
 
 @cache

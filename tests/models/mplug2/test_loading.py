@@ -21,7 +21,7 @@ from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, changed, class_for, finetuning_name, key_map
-from plait.weights.files import LazyState, meta_state
+from plait.weights.files import LazyState
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "mplug2"
 DECODED_VIDEO = "videocaption_a"
@@ -376,7 +376,7 @@ def test_listed_files_load_strictly_as_what_they_are(name: str, model_class: str
     listed = json.loads(gzip.decompress((GOLDENS / f"keys_{name}.json.gz").read_bytes()))["keys"]
     shapes = {finetuning_name(key) or key: tuple(shape) for key, shape in listed.items()}
     config = MPlug2Config.from_official(None, shapes)
-    native, _ = key_map(config).forward(meta_state({key: [shape, "float32"] for key, shape in shapes.items()}))
+    native, _ = key_map(config).forward({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
     model = assemble(config, class_for(config, native), native, device="meta")
     assert type(model).__name__ == model_class
     assert config.is_predecessor == name.startswith("mplug1")

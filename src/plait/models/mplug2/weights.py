@@ -34,7 +34,7 @@ from plait.models.mplug2.tasks import (
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import inflate_patches
 from plait.objectives.grounding import coordinate_bias
-from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, read_checkpoint
 from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
 logger = logging.getLogger(__name__)
@@ -605,27 +605,6 @@ def check_ties(state: Mapping[str, Tensor]) -> None:
                 continue
             if not torch.equal(state[key], state[f"text_decoder{whole}"]):
                 raise StateError(f"expected {key} to equal text_decoder{whole}, got other numbers", [key])
-
-
-def explain_keys(shapes: Mapping[str, tuple[int, ...]], config: MPlug2Config) -> None:
-    """Prove on shapes alone that a key list converts there and back: each key comes back with its shape, or is dead.
-
-    Args:
-        shapes: of the tensors of an official file by name.
-        config: of the model.
-
-    Raises:
-        StateError: listing what does not come back, and what comes back without having been there.
-    """
-    state = meta_state({finetuning_name(k) or k: [s, "float32"] for k, s in shapes.items()})
-    rules = key_map(config)
-    native, report = rules.forward(state)
-    back = rules.backward(native)
-    kept = [key for key in state if report.dropped.get(key) not in NEVER_RUN.values()]
-    wrong = [key for key in kept if key not in back or back[key].shape != state[key].shape]
-    wrong += [key for key in back if key not in state]
-    if wrong:
-        raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
 
 
 def start_from(

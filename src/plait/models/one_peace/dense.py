@@ -450,7 +450,9 @@ class SegmentationBackbone(nn.Module):
         own += _exchange("interactions.{i}.injector.", "injectors.{i}.")
         own += _exchange("interactions.{i}.extractor.", "extractors.{i}.")
         own += _exchange(last, "last_extractors.{j}.")
-        return KeyMap([*prefixed(own, official="backbone."), *branch_rules("backbone.")])
+        # Published segmentation files repeat the index buffer in every layer.
+        buffers = Drop("encoder.layers.{i}.rp_bucket", "an index buffer that the configuration determines")
+        return KeyMap([*prefixed([*own, buffers], official="backbone."), *branch_rules("backbone.")])
 
 
 def _exchange(source: str, target: str) -> list[Rename]:

@@ -25,7 +25,7 @@ from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
-from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, meta_state, read_checkpoint
+from plait.weights.files import Checkpoint, LazyState, StateError, load_strict, read_checkpoint
 from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, prefixed
 
 _P = "{p:weight|bias}"
@@ -185,18 +185,6 @@ def modality_of(key: str) -> str | None:
         if found and (name in BUILT_IN or is_registered(name)):  # else a cell that several modalities share
             return name
     return None
-
-
-def explain_keys(keys: Mapping[str, Sequence], config: OnePeaceConfig) -> None:
-    """Prove on shapes alone that a published key list converts both ways. Raises StateError listing what does not."""
-    rules = key_map(config)
-    official = meta_state({key: list(value) for key, value in keys.items()})
-    native, _ = rules.forward(official)
-    back = rules.backward(native)
-    wrong = [key for key in keys if key not in back or back[key].shape != official[key].shape]
-    wrong += [key for key in back if key not in keys]
-    if wrong:
-        raise StateError(f"expected every key back with its shape, got differences in {listed(wrong)}", wrong)
 
 
 logger = logging.getLogger(__name__)
