@@ -34,7 +34,10 @@ def is_ours(directory: Path) -> bool:
 
 
 def check_free(directory: Path) -> None:
-    """Raise UsageError unless the directory is absent, empty or ours."""
+    """Raise UsageError unless the directory is absent, empty or made by Plait.
+
+    Nothing is changed either way.
+    """
     if not directory.exists() or is_ours(directory):
         return
     if not directory.is_dir() or any(directory.iterdir()):
@@ -45,14 +48,22 @@ def check_free(directory: Path) -> None:
 
 
 def claim(directory: Path) -> None:
-    """Make the directory, or take an empty one, and mark it. UsageError as `check_free`."""
+    """Make the directory, or take an empty one, and mark it as Plait's.
+
+    Raises:
+        UsageError: where it holds anything that Plait did not make.
+    """
     check_free(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MARK).write_text(_WORDS, encoding="utf-8")
 
 
 def remove(directory: Path) -> None:
-    """Remove a directory with everything in it. UsageError, and nothing removed, where it is not ours."""
+    """Remove a directory with everything in it; an absent one is no error.
+
+    Raises:
+        UsageError: where it is not Plait's. Nothing is removed then.
+    """
     check_free(directory)
     if directory.exists():
         shutil.rmtree(directory)
@@ -80,9 +91,20 @@ def name_of(path: Path) -> str:
 
 
 def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], object]) -> Path:
-    """Write a file in one step: text (UTF-8), bytes, or what `content(aside)` writes to the path that it is given.
+    """Write a file in one step: readers see the old content or the new one, never a part.
 
-    Parent directories are made. A second writer of the same file waits for the first; the last one stays.
+    A second writer of the same file waits for the first; the last one stays.
+
+    Args:
+        path: where; parent directories are made. A device or a pipe is written to directly.
+        content: text (UTF-8), bytes, or a function that writes to the path it is given.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> atomic_write("out/report.json", "{}")
+        PosixPath('out/report.json')
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a device or a pipe: a rename would put a file in its place
@@ -99,8 +121,10 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
                 content(aside)
             else:
                 aside.write_bytes(content.encode() if isinstance(content, str) else content)
+            # before the rename: some file systems order the two otherwise, and a power cut leaves an empty file
             sync(aside)
             aside.replace(path)
+        # an interrupt from the keyboard too: nothing half written stays
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -110,16 +134,24 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
 
 @contextmanager
 def atomic_directory(path: str | Path, *, replace: bool = False) -> Generator[Path]:
-    """An empty directory to fill; it becomes `path` in one step when the block ends, and is removed when it fails.
+    """An empty directory to fill; it becomes `path` in one step when the block ends.
 
-    replace: put it in the place of a directory that is there, which goes only when the new one is whole. Raises
-    UsageError where `path` exists (without `replace`), or where another process is writing it.
+    When the block fails it is removed, and `path` is as before.
+
+    Args:
+        path: where; parent directories are made.
+        replace: put it in the place of a directory that is there, which goes only when the new
+            one is whole.
+
+    Raises:
+        UsageError: where `path` exists (without `replace`), or another process is writing it.
     """
     path = Path(path)
     if not replace and os.path.lexists(path):
         raise UsageError(f"expected a directory that does not exist yet, got {path}; remove it or choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, old = path.with_name(WRITING + path.name), path.with_name(f".replaced-{path.name}")
+    # no waiting: two runs that fill one directory are a mistake of their user, not a queue
     with _held(aside, wait=False):
         try:
             for left in aside.iterdir():  # by a writer that was killed
@@ -141,7 +173,10 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Generator[Pa
 
 
 def sync(path: Path) -> None:
-    """Make a file or a directory listing survive a power cut."""
+    """Make a file or a directory listing survive a power cut.
+
+    A rename is an entry of the parent directory, so that is synced too.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,13 +186,19 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def _held(aside: Path, *, wait: bool) -> Generator[None]:
-    """Make the file (`wait`) or directory `aside` and hold its lock; UsageError where another holds it (not `wait`)."""
+    """Make the file (`wait`) or directory `aside` and hold its lock while the block runs.
+
+    Raises UsageError where another process holds it (not `wait`).
+    """
+    # here, since it exists on POSIX only and most of the library does without
     import fcntl
 
     while True:
         if not wait:
             aside.mkdir(exist_ok=True)
+        # a directory can only be opened for reading; the lock works on that too
         how = os.O_RDWR | os.O_CREAT if wait else os.O_RDONLY
+        # never through a link: somebody else may have put one at this name
         descriptor = os.open(aside, how | os.O_NOFOLLOW, 0o666)
         try:
             try:

@@ -27,12 +27,19 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """The modality of every token of a batch.
+    """The modality of every token of a batch: built once on the host, read by every layer.
 
-    modalities, lengths: the segments in layout order; a modality of length 0 still calls its way in training, on an
-        empty slice, so that its gradients are 0 rather than None and every rank issues the same collectives.
-    order, inverse: `(batch * seq,)` int64, present only where modalities interleave: `order` lays the flattened tokens
-        out segment by segment, `inverse` puts them back. Without them segments lie along the sequence.
+    modalities, lengths: the segments in layout order. A modality of length 0 still calls its way in
+        training, on an empty slice, so that its gradients are 0 rather than None and every rank
+        issues the same collectives.
+    order, inverse: `(batch * seq,)` int64, present only where modalities interleave: `order` lays the
+        flattened tokens out segment by segment, `inverse` puts them back. Without them segments lie
+        along the sequence.
+
+    Example:
+        >>> route = Route.segments({"text": 33, "image": 197})
+        >>> route.present
+        ('text', 'image')
     """
 
     modalities: tuple[str, ...]
@@ -42,19 +49,27 @@ class Route:
 
     @classmethod
     def segments(cls, lengths: Mapping[str, int], listed: Sequence[str] = ()) -> Route:
-        """Contiguous segments along the sequence, the same in every row: `{"text": 33, "image": 197}`.
+        """Contiguous segments along the sequence, the same in every row (ONE-PEACE).
 
-        listed: modalities to append with length 0 where `lengths` does not have them.
+        Args:
+            lengths: modality -> tokens, in layout order: `{"text": 33, "image": 197}`.
+            listed: modalities to append with length 0 where `lengths` does not have them.
         """
         absent = tuple(m for m in listed if m not in lengths)
         return cls((*lengths, *absent), (*lengths.values(), *(0 for _ in absent)))
 
     @classmethod
     def interleaved(cls, modality_ids: Tensor, modalities: Sequence[str] = MODALITIES) -> Route:
-        """Tokens of any order.
+        """Tokens of any order (mPLUG-Owl2: images spliced into text).
 
-        modality_ids: (batch, seq) integers, indices into `modalities`. Counting happens where the ids live: pass a
-        host tensor, then move the route with `to`, so that no device is synchronised.
+        Args:
+            modality_ids: (batch, seq) integers, indices into `modalities`. Counting happens where
+                the ids live: pass a host tensor, then move the route with `to`, so that no device is
+                synchronised.
+            modalities: the names, every one of them a segment, empty ones included.
+
+        Raises:
+            ValueError: for another shape or type, and for an id that no modality has.
         """
         if modality_ids.dim() != 2 or modality_ids.is_floating_point():
             raise ValueError(
@@ -66,17 +81,24 @@ class Route:
             raise ValueError(
                 f"expected modality ids in [0, {len(modalities)}), got up to {int(flat.max())}; list every modality"
             )
+        # stable: tokens of a modality keep their order, so the same batch always has the same layout
         order = torch.argsort(flat, stable=True)
         lengths = torch.bincount(flat, minlength=len(modalities)).tolist()
         return cls(tuple(modalities), tuple(lengths), order, torch.argsort(order))
 
     @classmethod
     def only(cls, modality: str) -> Route:
-        """Every token belongs to `modality`, however many there are: one way is called, nothing is counted or moved."""
+        """Every token belongs to `modality`, however many there are.
+
+        One way is called and nothing is counted or moved: a decoding step, or a batch of text.
+        """
         return cls((modality,), (0,))
 
     def grouped(self) -> Route:
-        """The route of tokens that were laid out once by `order`, as `(1, batch * seq, dim)`: segments only."""
+        """The route of tokens that `order` laid out already, as `(1, batch * seq, dim)`: segments only.
+
+        A decoder groups its tokens once and gives this route to its layers.
+        """
         return Route(self.modalities, self.lengths)
 
     def to(self, device: torch.device | str) -> Route:
@@ -96,7 +118,17 @@ class Route:
         return tuple(m for m, n in zip(self.modalities, self.lengths) if n)
 
     def spans(self, way_of: Mapping[str, str]) -> list[Span]:
-        """Segments by way, neighbours of one way merged. Raises ValueError for a modality that has no way."""
+        """Segments by way, neighbours of one way merged.
+
+        Args:
+            way_of: modality -> way.
+
+        Returns:
+            Spans in layout order. A way whose modalities are all empty has one empty span.
+
+        Raises:
+            ValueError: for a modality with tokens that has no way.
+        """
         spans: list[Span] = []
         start = 0
         for modality, length in zip(self.modalities, self.lengths):
@@ -107,6 +139,7 @@ class Route:
                 continue
             if spans and spans[-1][0] == way:
                 spans[-1] = (way, spans[-1][1], start + length)
+            # one empty span is enough for a way to be called; a second would only cost a kernel
             elif length or all(way != span[0] for span in spans):
                 spans.append((way, start, start + length))
             start += length
@@ -114,12 +147,22 @@ class Route:
 
 
 class PerModality(nn.ModuleDict):
-    """One copy of a sub-module per way; `module(x, route)` sends every token through the copy of its modality.
-
-    build: makes one copy; called once per way, so copies are drawn independently.
-    ways: the partition. A modality may stand in one way only.
+    """One copy of a sub-module per way; `module(x, route)` sends each token through its way's copy.
 
     State-dict keys carry the way: `k_proj.visual.weight`.
+
+    Args:
+        build: makes one copy; called once per way, so copies are drawn independently.
+        ways: the partition. A modality may stand in one way only.
+
+    Raises:
+        ValueError: for a modality in two ways.
+
+    Example:
+        >>> ways = {"text": ("text",), "visual": ("image", "video")}
+        >>> k_proj = PerModality(lambda: nn.Linear(8, 8), ways)
+        >>> k_proj(torch.zeros(1, 5, 8), Route.segments({"text": 3, "image": 2})).shape
+        torch.Size([1, 5, 8])
     """
 
     def __init__(self, build: Callable[[], nn.Module], ways: Ways) -> None:
@@ -129,10 +172,22 @@ class PerModality(nn.ModuleDict):
             raise ValueError(f"expected every modality in one way, got {dict(ways)}")
 
     def forward(self, x: Tensor, route: Route) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, any dim); the sub-module must act on tokens independently."""
+        """Every token through the copy of its modality.
+
+        Args:
+            x: (batch, seq, dim); the sub-module must act on tokens independently.
+            route: of these tokens.
+
+        Returns:
+            (batch, seq, any dim), tokens where they were.
+
+        Raises:
+            ValueError: for tokens of a modality that has no way.
+        """
         if len(route.modalities) == 1:
             return self.of(route.modalities[0])(x)
         spans = route.spans(self.way_of)
+        # in training empty spans stay: their weights then have a gradient of 0 on every rank
         if not self.training:
             spans = [span for span in spans if span[2] > span[1]]
         if len(spans) == 1:
@@ -140,6 +195,7 @@ class PerModality(nn.ModuleDict):
         if route.order is None or route.inverse is None:
             # A linear layer on a non-contiguous slice takes a slow path (5-6x in bf16 on CPU), so copy the segment.
             return torch.cat([self[way](x[:, start:stop].contiguous()) for way, start, stop in spans], dim=1)
+        # one gather, one product per way, one gather back: cheaper than every way on all tokens
         flat = x.reshape(-1, x.shape[-1]).index_select(0, route.order)
         grouped = torch.cat([self[way](flat[start:stop]) for way, start, stop in spans])
         return grouped.index_select(0, route.inverse).unflatten(0, x.shape[:2])
@@ -152,9 +208,19 @@ class PerModality(nn.ModuleDict):
 
 
 def _no_way(way_of: Mapping[str, str], modality: str) -> ValueError:
+    """The error for tokens that no way takes."""
     return ValueError(f"expected tokens of {sorted(way_of)}, got {modality!r}; give that modality a way")
 
 
 def partition(modalities: Sequence[str], shared: bool = False) -> dict[str, tuple[str, ...]]:
-    """The two common partitions: a way per modality, or (`shared`) one way for all of them."""
+    """The two common partitions: a way per modality, or one way for all of them.
+
+    Args:
+        modalities: their names.
+        shared: whether all share one way, called `shared`.
+
+    Example:
+        >>> partition(("text", "image"))
+        {'text': ('text',), 'image': ('image',)}
+    """
     return {"shared": tuple(modalities)} if shared else {m: (m,) for m in modalities}

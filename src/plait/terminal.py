@@ -19,10 +19,19 @@ def progress_bar(
     unit: str = "item",
     show: bool | None = None,
 ) -> Any:
-    """A tqdm bar on stderr: over `items` in a `for`, or without them in a `with`, moved by `update(n)`.
+    """A tqdm bar on stderr: over `items` in a `for`, or without them in a `with`.
 
-    total: None for a stream; done: where the work continues. show: None shows the bar once the work has taken a second,
-    only where stderr is a terminal, so that logs stay clean, and wipes it at the end; True and False are obeyed.
+    Args:
+        what: the words before the bar.
+        items: what is worked on; None: the bar is moved by `update(n)`.
+        total: number of items; None for a stream.
+        done: where the work continues.
+        unit: what one item is called.
+        show: None shows the bar once the work has taken a second, only where stderr is a
+            terminal, so that logs stay clean, and wipes it at the end; True and False are obeyed.
+
+    Returns:
+        A `tqdm.tqdm`.
     """
     from tqdm import tqdm
 
@@ -40,5 +49,12 @@ def progress_bar(
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters spelled out: a file's name must not move the cursor."""
+    """`text` on one line, control characters spelled out.
+
+    A name in a file or a model must not move the cursor, colour the screen or hide what follows.
+
+    Example:
+        >>> print(printable("two" + chr(10) + "lines"))
+        two\\nlines
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

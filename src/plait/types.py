@@ -14,11 +14,17 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 @dataclass(slots=True)
 class Sample:
-    """One row of a manifest.
+    """One row of a manifest: media, what is asked or said about them, and where it comes from.
 
-    Media fields hold paths (relative to the manifest, or absolute once a reader resolved them) or objects already
-    decoded: `image` a PIL image, `audio` a float32 array `(samples,)` at `meta["sampling_rate"]`.
-    Row fields that are not named here are kept in `meta`.
+    Media fields hold paths (relative to the manifest, or absolute once a reader resolved them) or
+    objects already decoded: `image` a PIL image, `audio` a float32 array `(samples,)` at
+    `meta["sampling_rate"]`. `boxes` are four numbers each. Row fields that are not named here are kept
+    in `meta`.
+
+    Example:
+        >>> sample = Sample.from_row({"id": 7, "image": "a.jpg", "camera": "x100"})
+        >>> sample.modalities, sample.meta
+        (('image',), {'camera': 'x100'})
     """
 
     id: str
@@ -40,7 +46,14 @@ class Sample:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Sample:
-        """Build a sample from a decoded manifest row; unknown fields go to `meta`. Raises ValueError without an id."""
+        """Build a sample from a decoded manifest row; unknown fields go to `meta`.
+
+        Args:
+            row: field -> value, at least `id`, which becomes a string.
+
+        Raises:
+            ValueError: without an id.
+        """
         if not row.get("id"):
             raise ValueError("expected a row with an 'id', got none; give every row a unique id")
         names = {f.name for f in fields(cls)} - {"meta"}
@@ -71,7 +84,11 @@ letter or words in an exam, by words that continue the text."""
 
 
 class Question(Protocol):
-    """What a question is made of, whatever its kind; None where it has no such part."""
+    """What a question is made of, whatever its kind; None where it has no such part.
+
+    question: the words; text: a statement or phrase; context: a hint or passage; choices: options in
+    order; answer_index: the right one; category: a subject; meta: whatever else its reader found.
+    """
 
     question: str | None
     text: str | None
@@ -84,7 +101,11 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated: greedy unless `num_beams` > 1; token counts are of new tokens."""
+    """How text is generated: greedy unless `num_beams` > 1.
+
+    max_new_tokens, min_new_tokens: of the answer, the prompt not counted. length_penalty: exponent of
+    the length that divides a beam's log probability; only beams know it.
+    """
 
     max_new_tokens: int = 10
     min_new_tokens: int = 1
@@ -101,11 +122,11 @@ class Asks(Protocol):
     num_frames: int
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """The words of a question."""
+        """The words of a question of this kind."""
         ...
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
-        """Words behind the turns (words, answer) of a dialogue."""
+        """Words behind the turns (words, answer) of a dialogue, oldest first."""
         ...
 
     def layout(self, words: str, pictures: int) -> str:

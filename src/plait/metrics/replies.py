@@ -30,10 +30,12 @@ _KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", 
 
 
 def _first_character(reply: str, choices: Sequence[str]) -> str | None:
+    """SEED-Bench: the first character, whatever it is."""
     return reply.strip()[:1] or None
 
 
 def _scienceqa(reply: str, choices: Sequence[str]) -> str | None:
+    """ScienceQA: a letter, "A. text", or one "The answer is A." in the reply."""
     found = re.findall(r"The answer is ([A-Z]).", reply)
     if reply[:1] in tuple(LETTERS[:5]) and reply[1:3] in ("", ". "):
         found = [reply[0]]
@@ -41,6 +43,7 @@ def _scienceqa(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _mmbench_2023(reply: str, choices: Sequence[str]) -> str | None:
+    """MMBench's rule of 2023: a letter, alone or with marks, as a word, else an option's text."""
     words = reply.split()
     for form in ("{}", *_FORMS):
         if form == "{}" and "A" in words and len(words) > 3:
@@ -52,16 +55,19 @@ def _mmbench_2023(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _by_text(reply: str, choices: Sequence[str]) -> str | None:
+    """The letter of the only option whose text stands in the reply, in any case."""
     found = [c for c, text in zip(LETTERS, choices) if text and text.lower() in reply.lower()]
     return found[0] if len(found) == 1 else None
 
 
 def _mmbench_toolkit(reply: str, choices: Sequence[str]) -> str | None:
+    """MMBench's letter as the later evaluation toolkit reads it: marks as spaces, then words."""
     if any(refusal in reply for refusal in _TOOLKIT_REFUSALS):
         return None
     letters = LETTERS[: len(choices)]
     words = reply.translate(_TOOLKIT_MARKS).split()
     found = [c for c in letters if c in words]
+    # near the end only: an early A may be an article
     if len(found) == 1 and words.index(found[0]) > len(words) - 5:
         return found[0]
     if not found and "Z" in words:  # the letter by which the toolkit says that there is none
@@ -69,10 +75,15 @@ def _mmbench_toolkit(reply: str, choices: Sequence[str]) -> str | None:
     told = _TOOLKIT_ANSWER.search(reply)
     if told and told[1].upper() in letters:
         return told[1].upper()
+    # a long reply names options that it rejects: by text only while it is about as long as they are
     return _by_text(reply, choices) if len(reply) <= 2 * sum(map(len, choices)) else None
 
 
 def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
+    """MMMU's parser: the last letter in brackets, else alone, else the last option's text.
+
+    The original draws at random where it finds nothing; here that is None.
+    """
     for mark in _EDGE:  # one after another: "D.'" keeps its period
         reply = reply.strip(mark)
     text = f" {reply} "
@@ -80,6 +91,7 @@ def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
     for form in ("({})", " {} "):
         if found := [c for c in letters if form.format(c) in text]:
             return max(found, key=lambda c: text.rfind(form.format(c)))
+    # a shorter reply without a letter is no sentence about an option
     if len(text.split()) > 5:
         low = text.lower()
         if found := [c for c, choice in zip(letters, choices) if choice and choice.lower() in low]:
@@ -88,6 +100,7 @@ def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def _agieval(reply: str, choices: Sequence[str]) -> str | None:
+    """AGIEval: the first capital from A to F, wherever it stands."""
     return next((c for c in reply if c in LETTERS[:6]), None)
 
 
@@ -117,7 +130,14 @@ def mmmu_release_letter(reply: str, choices: Sequence[str]) -> str | None:
 
 
 def open_answer_hit(reply: str, answers: Sequence[str]) -> bool:
-    """MMMU: an open answer is right when a candidate in the reply contains a right text or equals a right number."""
+    """MMMU: whether an open answer is right.
+
+    A candidate of the reply must contain a right text or equal a right number.
+
+    Args:
+        reply: free text.
+        answers: right ones, any of which will do.
+    """
     right = [one for answer in answers for one in normal_form(answer)]
     for candidate in open_candidates(reply):
         if isinstance(candidate, str):
@@ -136,7 +156,9 @@ def open_candidates(reply: str) -> list[str | float]:
 
 
 def _key_parts(reply: str) -> list[str]:
+    """Tails after key words such as "is " in every sentence, the shortest of each; else all of it."""
     text = reply.strip().strip(".").lower()
+    # the split at ". " + capital never fires on lower-cased text: kept, since the release has it
     sentences = re.split(r"\.\s(?=[A-Z])|\n", text)
     found = []
     for i, sentence in enumerate(sentences):
@@ -150,7 +172,10 @@ def _key_parts(reply: str) -> list[str]:
 
 
 def normal_form(text: str) -> list[str | float]:
-    """MMMU: a number rounded to two decimals, else lower case; a single character stands beside a space."""
+    """MMMU: a number rounded to two decimals, else lower case; both as a list.
+
+    A single character stands beside a space, so that it is no part of a word.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -160,12 +185,18 @@ def normal_form(text: str) -> list[str | float]:
 
 
 def mme_label(reply: str) -> str:
-    """MME: yes or no where the reply is that word or has it in its first four characters, else other."""
+    """MME: yes or no, the whole reply or within its first four characters, else other.
+
+    An `other` is wrong. Case does not count.
+    """
     low = reply.lower()
     return low if low in ("yes", "no") else next((word for word in ("yes", "no") if word in low[:4]), "other")
 
 
 def pope_label(reply: str) -> str:
-    """POPE: no where the first sentence has one of the words No, not, no; else yes."""
+    """POPE: no where the first sentence has one of the words No, not, no; else yes.
+
+    NO in capitals is a yes: the public script compares these three spellings.
+    """
     words = reply.partition(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"

@@ -20,10 +20,22 @@ Array = npt.NDArray[np.generic]
 
 
 def ranks(similarity: Array, targets: Array) -> npt.NDArray[np.int64]:
-    """Rank of the best right item of every query: 1 + the number of wrong items that score at least as much.
+    """Rank of the best right item of every query: 1 + the wrong items that score at least as much.
 
-    similarity: (q, g), larger is closer. targets: bool (q, g), True where the item is a right answer. Returns (q,).
-    Raises ValueError if shapes differ, a similarity is NaN or infinite or a query has no right item.
+    Args:
+        similarity: (q, g), larger is closer.
+        targets: boolean (q, g), True where the item is a right answer.
+
+    Returns:
+        int64 (q,), 1-based; ties count against the model.
+
+    Raises:
+        ValueError: if shapes differ, a similarity is NaN or infinite, or a query has no right
+            item.
+
+    Example:
+        >>> ranks(np.array([[0.9, 0.1]]), np.array([[False, True]]))
+        array([2])
     """
     similarity, targets = np.asarray(similarity), np.asarray(targets, dtype=bool)
     if similarity.ndim != 2 or similarity.shape != targets.shape:
@@ -39,19 +51,49 @@ def ranks(similarity: Array, targets: Array) -> npt.NDArray[np.int64]:
 
 
 def hits_at_k(similarity: Array, targets: Array, k: int) -> npt.NDArray[np.bool_]:
-    """Whether a right item is among the k best, for every query (q,). Arguments as in `ranks`; k at least 1."""
+    """Whether a right item is among the k best, for every query.
+
+    Args:
+        similarity, targets: as in `ranks`.
+        k: at least 1.
+
+    Returns:
+        boolean (q,).
+
+    Raises:
+        ValueError: for k below 1, and as `ranks`.
+    """
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}; use 1, 5 or 10")
     return ranks(similarity, targets) <= k
 
 
 def recall_at_k(similarity: Array, targets: Array, k: int) -> float:
-    """Share of queries that find a right item among their k best. similarity (q, g), targets bool (q, g)."""
+    """Share of queries that find a right item among their k best.
+
+    Args:
+        similarity, targets, k: as in `hits_at_k`.
+
+    Returns:
+        A fraction.
+
+    Example:
+        >>> recall_at_k(np.array([[0.9, 0.1]]), np.array([[True, False]]), k=1)
+        1.0
+    """
     return float(hits_at_k(similarity, targets, k).mean())
 
 
 def class_means(values: Array, classes: Sequence[str]) -> dict[str, float]:
-    """Mean value of every class, sorted by name. values: (q,), classes: q names."""
+    """Mean value of every class, sorted by name.
+
+    Args:
+        values: (q,).
+        classes: q names.
+
+    Raises:
+        ValueError: where a value has no class.
+    """
     if len(values) != len(classes):
         raise ValueError(f"expected one class for each of {len(values)} values, got {len(classes)}; align the two")
     names, index = np.unique(np.asarray(classes, dtype=str), return_inverse=True)
@@ -72,7 +114,20 @@ def median_rank(similarity: Array, targets: Array) -> float:
 def chance_at_k(num_right: int, gallery: int, k: int) -> float:
     """Exact recall@k of a random order: 1 - C(gallery - num_right, k) / C(gallery, k).
 
-    num_right of the `gallery` items are right; k is clipped to the gallery.
+    Args:
+        num_right: how many of the `gallery` items are right.
+        gallery: number of items.
+        k: clipped to the gallery.
+
+    Returns:
+        A fraction.
+
+    Raises:
+        ValueError: for numbers that make no sense.
+
+    Example:
+        >>> chance_at_k(1, 10, 5)
+        0.5
     """
     if not 0 <= num_right <= gallery or gallery < 1 or k < 1:
         raise ValueError(
@@ -83,7 +138,16 @@ def chance_at_k(num_right: int, gallery: int, k: int) -> float:
 
 
 def expected_chance(targets: Array, k: int, classes: Sequence[str] | None = None) -> float:
-    """Recall@k of a random order for these queries: the mean of `chance_at_k` over queries, or over classes' means."""
+    """Recall@k of a random order for these queries.
+
+    Args:
+        targets: boolean (q, g), as in `ranks`.
+        k: as in `chance_at_k`.
+        classes: q names; the mean is then over the means of classes.
+
+    Returns:
+        A fraction.
+    """
     targets = np.asarray(targets, dtype=bool)
     gallery = targets.shape[1]
     counts = targets.sum(axis=1)
@@ -100,10 +164,22 @@ def bootstrap_interval(
     seed: int = 0,
     indices: npt.NDArray[np.int64] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron 1979): resample the values, take the quantiles of the means.
+    """Percentile bootstrap interval of a mean: resample values, take quantiles of the means.
 
-    values: (n,) independent units (queries, or classes when queries of one class hang together). indices: (resamples,
-    n) draws from another generator; `seed` is then unused. Quantiles interpolate linearly.
+    Args:
+        values: (n,) independent units (queries, or classes when their queries hang together).
+        level: share of resampled means inside the interval.
+        resamples, seed: how often, and from where the draws start.
+        indices: (resamples, n) draws from another generator; `seed` is then unused.
+
+    Returns:
+        Lower and upper end; quantiles interpolate linearly.
+
+    Raises:
+        ValueError: without values, or with one that is not finite.
+
+    Source:
+        Efron 1979.
     """
     data = finite(list(values), "values")
     if data.size == 0:

@@ -35,10 +35,21 @@ def confusion(
     ignore_index: int = IGNORED,
     reduce_zero_label: bool = False,
 ) -> npt.NDArray[np.int64]:
-    """Pixel counts (classes, classes + 1) of target and predicted class; pixels to ignore are left out.
+    """Pixel counts of target and predicted class; pixels to ignore are left out.
 
-    predicted, target: integers of one shape. The last column counts predictions that are no class: wrong.
-    reduce_zero_label (ADE20K): target 0 means unlabelled, others are decreased by one; predictions stay as they are.
+    Args:
+        predicted, target: integers of one shape.
+        num_classes: classes 0 .. num_classes - 1.
+        ignore_index: target value of pixels without a class.
+        reduce_zero_label: target 0 means unlabelled and others are decreased by one (ADE20K);
+            predictions stay as they are.
+
+    Returns:
+        int64 (classes, classes + 1), rows the target. The last column counts predictions that
+        are no class: wrong.
+
+    Raises:
+        ValueError: for other shapes, and for a target that is no class.
     """
     said, right = (np.asarray(one) for one in (predicted, target))
     if not (np.issubdtype(said.dtype, np.integer) and np.issubdtype(right.dtype, np.integer)):
@@ -53,12 +64,22 @@ def confusion(
     if right.size and not 0 <= right.min() <= right.max() < num_classes:
         raise ValueError(f"expected target classes 0 to {num_classes - 1} or {ignore_index}, got {right.max()}")
     said = np.where((said < 0) | (said >= num_classes), num_classes, said)
+    # one count over pairs written as one number: a table of classes needs no loop over pixels
     counts = np.bincount(right * (num_classes + 1) + said, minlength=num_classes * (num_classes + 1))
     return counts.reshape(num_classes, num_classes + 1)
 
 
 def scores_of(table: npt.NDArray[Any]) -> SegmentationScores:
-    """Scores of a pooled confusion table: IoU_c = intersection / union, accuracy_c = intersection / target pixels."""
+    """Scores of a pooled confusion table.
+
+        IoU_c = intersection / union          accuracy_c = intersection / target pixels
+
+    Args:
+        table: (classes, classes + 1) of `confusion`, or the sum of several.
+
+    Returns:
+        A `SegmentationScores`, in percent.
+    """
     square = table[:, : table.shape[0]].astype(np.float64)
     both, right, said = np.diag(square), table.sum(axis=1).astype(np.float64), square.sum(axis=0)
     union = right + said - both
@@ -76,7 +97,18 @@ def segmentation_scores(
     ignore_index: int = IGNORED,
     reduce_zero_label: bool = False,
 ) -> SegmentationScores:
-    """Scores over all pixels of all images pooled; images may differ in size. Arguments as in `confusion`."""
+    """Scores over all pixels of all images pooled; images may differ in size.
+
+    Args:
+        predicted, targets: class maps, image by image.
+        num_classes, ignore_index, reduce_zero_label: as in `confusion`.
+
+    Returns:
+        A `SegmentationScores`. Pooled, not averaged over images, as published mIoU is.
+
+    Raises:
+        ValueError: as `confusion`, and for other numbers of the two.
+    """
     tables = (
         confusion(said, right, num_classes, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label)
         for said, right in zip(predicted, targets, strict=True)
@@ -85,4 +117,5 @@ def segmentation_scores(
 
 
 def _mean(values: Floats) -> float:
+    """Mean of the defined values, NaN where none is: numpy would warn."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

@@ -1,4 +1,9 @@
-"""Suites with a yes or no, a judge's grade or people's grades: MME, POPE, MM-Vet, MMHal-Bench, OwlEval."""
+"""Suites with a yes or no, a judge's grade or people's grades.
+
+MME, POPE           replies -> yes or no -> accuracies
+MM-Vet, MMHal-Bench a judge's replies -> grades -> means
+OwlEval             people's grades A to D -> rates per ability
+"""
 
 from __future__ import annotations
 
@@ -21,11 +26,22 @@ MARKS = "ABCD"
 
 
 def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """MME (Fu et al. 2023): per category 100 (acc + acc+), at most 200; their sums over perception and cognition.
+    """MME: per category 100 (acc + acc+), at most 200; their sums over perception and cognition.
 
-    acc: share of questions right; acc+: share of images whose questions are all right. `shares` are what every image
-    adds to its category: (category, image) -> points.
-    rows: `category`, `image`, `answer` (Yes or No), `prediction`.
+    acc is the share of questions right, acc+ the share of images whose questions are all right.
+
+    Args:
+        rows: `category`, `image`, `answer` (Yes or No), `prediction`.
+
+    Returns:
+        `scores` by category, `perception` (the published headline), `cognition`, and `shares`:
+        (category, image) -> the points that an image adds to its category, for intervals.
+
+    Raises:
+        ValueError: for a category that MME does not have.
+
+    Source:
+        Fu et al. 2023.
     """
     images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -48,10 +64,21 @@ def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def pope_scores(replies: Sequence[str | None], labels: Sequence[str]) -> dict[str, Any]:
-    """POPE (Li et al. 2023), fractions: accuracy, precision, recall and F1 of yes, share of yes, and the four counts.
+    """POPE: accuracy, precision, recall and F1 of yes, share of yes, and the four counts.
 
-    replies: None where there is none, which is wrong and neither yes nor no (the public script has a reply always).
-    labels: yes or no. `hits` are those of the replies. A ratio without a denominator is 0.
+    Args:
+        replies: None where there is none, which is wrong and neither yes nor no (the public
+            script always has a reply).
+        labels: yes or no.
+
+    Returns:
+        Fractions, counts and `hits` of the replies. A ratio without a denominator is 0.
+
+    Raises:
+        ValueError: for none, or for other numbers of the two.
+
+    Source:
+        Li et al. 2023.
     """
     said = np.array([reply is not None and pope_label(reply) == "yes" for reply in replies])
     denied = np.array([reply is not None and pope_label(reply) == "no" for reply in replies])
@@ -76,6 +103,7 @@ def pope_scores(replies: Sequence[str | None], labels: Sequence[str]) -> dict[st
 
 
 def _ratio(above: float, below: float) -> float:
+    """above / below, 0 where there is nothing below."""
     return above / below if below else 0.0
 
 
@@ -89,10 +117,21 @@ def judge_grade(reply: str) -> float | None:
 
 
 def mm_vet_scores(capabilities: Mapping[str, Sequence[str]], grades: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """MM-Vet (Yu et al. 2023): 100 x mean grade, in total, per capability, per combination of capabilities.
+    """MM-Vet: 100 x mean grade, in total, per capability, per combination of capabilities.
 
-    capabilities: question -> what it needs. grades: question -> grade (0 to 1) of every run of the judge. std is the
-    population standard deviation of the totals over runs; combinations are means over runs, names sorted.
+    Args:
+        capabilities: question -> what it needs.
+        grades: question -> grade (0 to 1) of every run of the judge.
+
+    Returns:
+        Per capability and in total `per_run` and `mean`, of the total `std` too (population,
+        over runs); `combinations` are means over runs, names sorted and joined.
+
+    Raises:
+        ValueError: where a question has no grades.
+
+    Source:
+        Yu et al. 2023.
     """
     if missing := capabilities.keys() - grades.keys():
         raise ValueError(f"expected grades of every question, got none for {min(missing)}")
@@ -127,9 +166,16 @@ def mmhal_rating(reply: str) -> int | None:
 
 
 def mmhal_scores(ratings: Sequence[int | None]) -> dict[str, float]:
-    """MMHal-Bench (Sun et al. 2023): mean rating, and share of replies that hallucinate (rating below 3).
+    """MMHal-Bench: mean rating, and share of replies that hallucinate (rating below 3).
 
-    A reply of the judge without a rating counts as 0.
+    Args:
+        ratings: 0 to 6; None, a judge's reply without a rating, counts as 0 as in the script.
+
+    Raises:
+        ValueError: for none.
+
+    Source:
+        Sun et al. 2023.
     """
     if not ratings:
         raise ValueError("expected at least one rating, got none")
@@ -138,10 +184,21 @@ def mmhal_scores(ratings: Sequence[int | None]) -> dict[str, float]:
 
 
 def owl_eval_table(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
-    """OwlEval (Ye et al. 2023): rate of each grade A to D over all grades of a selection of questions.
+    """OwlEval: rate of each grade A to D over all grades of a selection of questions.
 
-    rows: `grades` (several graders pool), `category` (single_turn, multi_turn or both), `ability` (letters, comma
-    separated). Selections: all, every category, `ability_x`; those without a question are left out.
+    Args:
+        rows: `grades` (several graders pool), `category` (single_turn, multi_turn or both),
+            `ability` (letters, comma separated).
+
+    Returns:
+        Selection -> rates, number of grades and of questions. Selections: all, every category,
+        `ability_x`; those without a question are left out.
+
+    Raises:
+        ValueError: for a grade that is not A, B, C or D.
+
+    Source:
+        Ye et al. 2023; specification mPLUG-Owl, 10.
     """
     picked: dict[str, list[Row]] = {"all": list(rows), "single_turn": [], "multi_turn": []}
     abilities: dict[str, list[Row]] = defaultdict(list)
@@ -155,6 +212,7 @@ def owl_eval_table(rows: Sequence[Row]) -> dict[str, dict[str, float | int]]:
 
 
 def _rates(questions: Sequence[Row]) -> dict[str, float | int]:
+    """Share of every grade in the questions given, beside how many grades and questions they are."""
     given = [mark for question in questions for mark in question["grades"]]
     if bad := next((mark for mark in given if mark not in MARKS), None):
         raise ValueError(f"expected grades A, B, C or D, got {bad!r}")

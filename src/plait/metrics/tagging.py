@@ -1,4 +1,8 @@
-"""Several labels per item: scores (n, classes) + right labels (n, classes) -> average precisions (FSD50K, AudioSet)."""
+"""Several labels per item: scores + right labels -> average precisions (FSD50K, AudioSet).
+
+Scores (n, classes) need no threshold: only their order counts. A class without positives and an
+item without labels are undefined: NaN by themselves, left out of means.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,22 @@ Floats = npt.NDArray[np.float64]
 
 
 def average_precision(scores: Array, targets: Array) -> float:
-    """Area under precision over recall as steps: sum of (R_n - R_(n-1)) P_n; equal scores form one threshold.
+    """Area under precision over recall as steps: sum of (R_n - R_(n-1)) P_n.
 
-    scores: (n,), targets: (n,) of 0 and 1. NaN without a positive.
+    Args:
+        scores: (n,).
+        targets: (n,) of 0 and 1.
+
+    Returns:
+        A fraction; NaN without a positive. Equal scores form one threshold, so that their order
+        does not matter.
     """
     values, right = finite(scores), np.asarray(targets, dtype=bool)
     if not right.any():
         return float("nan")
     order = np.argsort(-values, kind="stable")
     hits = np.cumsum(right[order])
+    # last place of every run of equal scores
     ends = np.append(np.flatnonzero(np.diff(values[order])), len(order) - 1)
     precision, recall = hits[ends] / (ends + 1), hits[ends] / hits[-1]
     return float((np.diff(recall, prepend=0.0) * precision).sum())
@@ -36,7 +47,17 @@ def average_precisions(scores: Array, targets: Array) -> Floats:
 
 
 def mean_average_precision(scores: Array, targets: Array) -> float:
-    """Macro mAP: mean over the classes that have positives; the others are left out (report them)."""
+    """Macro mAP: mean over the classes that have positives; the others are left out (report them).
+
+    Args:
+        scores, targets: (n, classes).
+
+    Returns:
+        A fraction; NaN where no class has positives.
+
+    Source:
+        ONE-PEACE reports FSD50K by it (specification evaluation, 3.10).
+    """
     found = average_precisions(scores, targets)
     return float("nan") if np.isnan(found).all() else float(np.nanmean(found))
 
@@ -48,9 +69,13 @@ def micro_average_precision(scores: Array, targets: Array) -> float:
 
 
 def label_ranking_precisions(scores: Array, targets: Array) -> Floats:
-    """Per item: mean over its right labels of the share of right ones among the labels ranked at or above it.
+    """Per item: mean over its right labels of the share of right ones ranked at or above it.
 
-    scores, targets: (n, classes). Returns (n,); NaN for an item without labels.
+    Args:
+        scores, targets: (n, classes).
+
+    Returns:
+        float64 (n,); NaN for an item without labels.
     """
     values, right = _pair(scores, targets)
     at_or_above = values[:, None, :] >= values[:, :, None]  # (n, label, other)
@@ -79,6 +104,7 @@ def sigmoid(logits: Array) -> Floats:
 
 
 def _pair(scores: Array, targets: Array) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Finite scores and boolean targets of one shape (n, classes). Raises ValueError for others."""
     values, right = finite(scores), np.asarray(targets, dtype=bool)
     if values.ndim != 2 or values.shape != right.shape:
         raise ValueError(f"expected scores and targets of one shape (n, classes), got {values.shape}, {right.shape}")

@@ -26,8 +26,16 @@ def owner_ranks(
 ) -> Ranks:
     """Rank of the best item that has the owner of the query, for every query.
 
-    similarity: (queries, items), larger is closer. Owners say what belongs together, such as the image of a caption.
-    Returns (queries,). Raises ValueError where lengths differ or a query has no item.
+    Args:
+        similarity: (queries, items), larger is closer.
+        query_owners, item_owners: what belongs together, such as the image of a caption.
+        chunk: rows ranked at a time; the result does not depend on it.
+
+    Returns:
+        int64 (queries,), 1-based.
+
+    Raises:
+        ValueError: where lengths differ, a query has no item or a chunk has no row.
     """
     similarity = np.asarray(similarity)
     owners, wanted = _numbered(query_owners, item_owners)
@@ -43,7 +51,16 @@ def owner_ranks(
 def vector_ranks(
     queries: Array, items: Array, query_owners: Sequence[Hashable], item_owners: Sequence[Hashable]
 ) -> Ranks:
-    """`owner_ranks` of dot products, without ever holding all of them. queries: (q, dim), items: (g, dim)."""
+    """`owner_ranks` of dot products, without ever holding all of them.
+
+    Args:
+        queries: (q, dim).
+        items: (g, dim).
+        query_owners, item_owners: q and g owners.
+
+    Returns:
+        int64 (q,), 1-based.
+    """
     owners, wanted = _numbered(query_owners, item_owners)
     queries, columns = np.asarray(queries), np.ascontiguousarray(np.asarray(items).T)
     if owners.size != len(queries) or wanted.size != columns.shape[1]:
@@ -60,13 +77,21 @@ def vector_ranks(
 
 
 def rank_scores(found: Ranks) -> dict[str, float]:
-    """R@1, R@5 and R@10 in percent, median (numpy's) and mean of 1-based ranks (q,)."""
+    """R@1, R@5 and R@10 in percent, median (numpy's) and mean of ranks.
+
+    Args:
+        found: (q,) 1-based ranks.
+
+    Example:
+        >>> rank_scores(np.array([1, 1, 3, 11]))["r@5"]
+        75.0
+    """
     recalls = {f"r@{k}": 100.0 * float((found <= k).mean()) for k in RECALLS}
     return recalls | {"median_rank": float(np.median(found)), "mean_rank": float(found.mean())}
 
 
 def lower_median(found: Ranks) -> float:
-    """The lower of the two middle values where their number is even."""
+    """The lower of the two middle ranks where their number is even (MSVD, VATEX)."""
     return float(np.sort(found)[(len(found) - 1) // 2])
 
 
@@ -78,10 +103,17 @@ def mean_recall(scores: dict[str, float]) -> float:
 def image_text_scores(
     similarity: Array, image_ids: Sequence[Hashable], text_image_ids: Sequence[Hashable]
 ) -> dict[str, Any]:
-    """Both directions between images (or sounds) and their captions, each with `ranks`; recalls averaged.
+    """Both directions between images (or sounds) and their captions.
 
-    similarity: (images, texts). An image finds any of its captions, a caption its one image. Keys `image_to_text`,
-    `text_to_image`, `image_to_text_mean`, `text_to_image_mean`, `mean_recall`.
+    Args:
+        similarity: (images, texts).
+        image_ids: one per row.
+        text_image_ids: per column the id of its image. An image finds any of its captions, a
+            caption its one image.
+
+    Returns:
+        `image_to_text` and `text_to_image` with recalls in percent and `ranks`, the mean recall
+        of each, and `mean_recall` of both.
     """
     similarity = np.asarray(similarity)
     to_text = owner_ranks(similarity, image_ids, text_image_ids)
@@ -97,7 +129,17 @@ def image_text_scores(
 
 
 def video_text_scores(similarity: Array) -> dict[str, Any]:
-    """One text per video (MSRVTT 1k-A, DiDeMo, LSMDC): similarity (texts, videos), right pairs on the diagonal."""
+    """One text per video (MSRVTT 1k-A, DiDeMo, LSMDC), both directions.
+
+    Args:
+        similarity: (texts, videos), right pairs on the diagonal.
+
+    Returns:
+        `text_to_video` and `video_to_text`, each as `rank_scores` with `ranks`.
+
+    Raises:
+        ValueError: where it is not square.
+    """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"expected a square (texts, videos), got {similarity.shape}; use several_text_scores")
@@ -110,10 +152,17 @@ def video_text_scores(similarity: Array) -> dict[str, Any]:
 
 
 def several_text_scores(similarity: Array, text_video: Sequence[int]) -> dict[str, Any]:
-    """Several texts per video (MSVD, VATEX): similarity (texts, videos), text_video: column of every text's video.
+    """Several texts per video (MSVD, VATEX), both directions.
 
-    Text to video ranks every text, with the lower median. Video to text ranks groups: a video's similarity to the texts
-    of another is the highest among them, as the video releases do.
+    Text to video ranks every text, with the lower median. Video to text ranks groups: a video's
+    similarity to the texts of another is the highest among them, as the video releases do.
+
+    Args:
+        similarity: (texts, videos).
+        text_video: column of every text's video.
+
+    Raises:
+        ValueError: for a video without a text.
     """
     similarity = np.asarray(similarity)
     videos = range(similarity.shape[1])
@@ -131,11 +180,13 @@ def several_text_scores(similarity: Array, text_video: Sequence[int]) -> dict[st
 
 
 def _numbered(queries: Sequence[Hashable], items: Sequence[Hashable]) -> tuple[Ranks, Ranks]:
+    """Owners of queries and items as numbers, equal where the owners are, for numpy to compare."""
     numbers = {owner: i for i, owner in enumerate(dict.fromkeys([*queries, *items]))}
     return np.array([numbers[owner] for owner in queries]), np.array([numbers[owner] for owner in items])
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of `size` rows that cover `count`. Raises ValueError for an empty chunk."""
     if size < 1:
         raise ValueError(f"expected a chunk of at least one row, got {size}")
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
