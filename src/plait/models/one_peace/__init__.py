@@ -67,12 +67,30 @@ __all__ = [
 
 
 def is_official(keys: Sequence[str]) -> bool:
-    """Whether these are keys of an official ONE-PEACE file (the full model or its vision branch)."""
+    """Whether these are keys of an official ONE-PEACE file: the full model or its extracted vision branch.
+
+    Args:
+        keys: names of the tensors of a checkpoint, in any order.
+    """
     return any(key.startswith(("encoder_wrapper.", "image_adapter.")) for key in keys)
 
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
-    """Model and processor of an official file; options of `weights.from_official`."""
+    """Model and processor of an official file.
+
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` returns.
+        options: of `weights.from_official`: `official_config`, `branch`, `model_class`, `dtype`,
+            `device` and fields of `OnePeaceConfig`.
+
+    Returns:
+        The model in evaluation mode, and a processor for its image size, sampling rate and
+            durations.
+
+    Raises:
+        ValueError: for a file without settings, unknown settings, and keys that are missing or too
+            many.
+    """
     from plait.models.one_peace import weights
     from plait.models.one_peace.processor import OnePeaceProcessor
 
@@ -81,10 +99,22 @@ def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTr
 
 
 def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
-    """Model and processor of a model directory; options of `weights.from_directory`.
+    """Model and processor of a model directory.
 
-    Of a pretraining directory this is the encoder alone, unless `model_class` asks for the whole: what embeds has no
-    use for the decoder, and reads none of it.
+    Of a pretraining directory this is the encoder alone, unless `model_class` asks for the whole:
+    what embeds has no use for the decoder, and reads none of it.
+
+    Args:
+        path: a directory written by `save_pretrained`.
+        options: of `weights.from_directory`: `branch`, `dtype`, `device`, `model_class` and fields
+            of `OnePeaceConfig`.
+
+    Returns:
+        The model in evaluation mode, and the processor stored beside it, or a fresh one where there
+            is no tokenizer.
+
+    Raises:
+        ValueError: for an unknown field or branch, and keys that do not fit.
     """
     from plait.models.one_peace import weights
     from plait.models.one_peace.model import OnePeaceModel
@@ -95,11 +125,19 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
         options["model_class"] = OnePeaceModel
     model = weights.from_directory(path, **options)
     if (path / "tokenizer.json").exists():
+        # Saved directories name a loader in `auto_map`; nothing that a directory brings is ever executed.
         return model, OnePeaceProcessor.from_pretrained(path, trust_remote_code=False)
     return model, OnePeaceProcessor.from_config(model.config)
 
 
 def __getattr__(name: str) -> Any:
+    """Import a name of this package when it is first used, so that the package itself loads no torch.
+
+    `HEADS` and the keys of `_ROLES` are what `plait.models.auto` asks every family for.
+
+    Raises:
+        AttributeError: for a name that the family does not have.
+    """
     if name == "HEADS":
         return {auto: __getattr__(head) for auto, head in _HEADS.items()}
     wanted = _ROLES.get(name, name)
@@ -110,4 +148,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
+    """Public names alone: roles are for `plait.models.auto`, not for completion."""
     return sorted(__all__)

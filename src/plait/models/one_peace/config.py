@@ -27,13 +27,25 @@ PUBLISHED_CONV_SPEC = ((512, 10, 5), *(((512, 3, 2),) * 4), *(((512, 2, 2),) * 2
 
 @dataclass
 class DecoderConfig:
-    """The denoising decoder: a smaller trunk without biases, its inputs full-length sequences with mask tokens."""
+    """The denoising decoder: a smaller trunk without biases, its inputs full-length sequences with mask tokens.
+
+    Args:
+        dim, num_heads, num_layers, mlp_dim: of its trunk; heads are 64 wide as published.
+        image_bucket_size: side of its stored grid of positions; resized where images have another
+            grid.
+        max_audio_positions: rows of its audio positions, CLS included; audio has a table here, no
+            convolutions.
+        layer_scale: initial LayerScale, None for none, as published.
+
+    Source: the published cfg (specification ONE-PEACE, section 1).
+    """
 
     dim: int = 768
     num_heads: int = 12
     num_layers: int = 2
     mlp_dim: int = 2048
     image_bucket_size: int = 16
+    # 2 * 512 + 2, as many as rows of the relative table of audio (specification 2.3).
     max_audio_positions: int = 1026
     layer_scale: float | None = None
 
@@ -41,22 +53,51 @@ class DecoderConfig:
 class OnePeaceConfig(PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
-    modalities: which branches exist, in the shared order; others than text, image and audio are registered first
-        (`plait.modalities`);
-    joint: which pairs of modalities may be encoded as one sequence, since a stage trained them together;
-    dim, num_heads, num_layers, mlp_dim: the trunk; mlp_ways, norm_ways: partitions of the modalities (None = a way
-        each, {} = no final norm);
-    layer_scale: initial LayerScale, None for none; drop_path_rate: of the last layer;
-    text_bucket_size, audio_bucket_size, image_rel_bucket_size: sizes of the relative-position tables;
-    image_bucket_size: side of the stored grid of absolute positions; image size = 16 * image_rel_bucket_size;
-    per_layer_bias: a relative-position table per layer instead of one for all;
-    audio_conv_spec: (channels, kernel, stride) per convolution; sampling_rate in Hz; durations in seconds;
-    init_std: of fresh weights, a normal cut at one sigma;
-    use_projections: whether the model embeds (False in classification models and in the bare vision branch);
-    decoder: sizes of the denoising decoder, None for a model that never had one;
-    logit_scale_init: initial temperature factor, before the logarithm;
-    official: reproduce the official quirks (audio padding leaks, the decoder attends to padding).
-    Head fields (num_classes and on) are read by `OnePeaceForClassification` only.
+    Args:
+        modalities: which branches exist, in the shared order; others than text, image and audio are
+            registered first (`plait.modalities`).
+        joint: which pairs of modalities may be encoded as one sequence, since a stage trained them
+            together.
+        dim, num_heads, num_layers, mlp_dim: of the trunk.
+        mlp_ways, norm_ways: partitions of the modalities; None is a way each, {} no final norm.
+        inner_norms: whether attention and feed-forward networks have a norm before their last
+            projection.
+        layer_scale: initial LayerScale, None for none.
+        drop_path_rate: of the last layer, rising linearly from 0 at the first.
+        vocab_size, max_text_positions: tables of the text branch; CLS takes the first position.
+        text_bucket_size, audio_bucket_size, image_rel_bucket_size: sizes of the relative-position
+            tables.
+        image_bucket_size: side of the stored grid of absolute positions.
+        image_stem: `hmlp`, three convolutions, or `mlp`, one.
+        audio_conv_spec: (channels, kernel, stride) per convolution; audio_conv_bias: whether they
+            have one.
+        audio_position_depth, audio_position_width, audio_position_groups: of the positional
+            convolutions.
+        sampling_rate: in Hz.
+        max_audio_seconds, min_audio_seconds: what longer clips are cut to, and shorter ones tiled
+            to.
+        per_layer_bias: a relative-position table per layer instead of one for all.
+        embedding_norms, type_embeddings: modalities that have them.
+        gradient_scale: factor on the gradient of the embeddings, 1.0 as published.
+        init_std: of fresh weights, a normal cut at one sigma.
+        use_projections: whether the model embeds; False in classification models and the vision
+            branch.
+        decoder: sizes of the denoising decoder, None for a model that never had one.
+        logit_scale_init: initial factor on similarities, before the logarithm.
+        num_classes, pool_attention, pool_modality, use_pooler, use_two_images, head_scale_ratio: of
+            `OnePeaceForClassification` alone.
+        official: reproduce the official quirks: audio padding leaks, the decoder attends to
+            padding.
+
+    Raises:
+        ValueError: for no modality, and for one that nobody registered.
+
+    Example:
+        >>> config = OnePeaceConfig.preset("nano", modalities=["text", "image"])
+        >>> config.image_size, config.modalities
+        (64, ['text', 'image'])
+
+    Source: the published cfg (specification ONE-PEACE, section 1; section 2.8 for the head).
     """
 
     model_type = "one_peace"
@@ -76,12 +117,16 @@ class OnePeaceConfig(PreTrainedConfig):
     mlp_ways: Ways | None = None
     norm_ways: Ways | None = None
     inner_norms: Sequence[bool] = (True, True)
+    # The official code's own defaults differ (1e-2, other norms, dropout); these are the published cfg's.
     layer_scale: float | None = 1e-6
     drop_path_rate: float = 0.0
+    # GPT-2's byte pairs in a frequency-sorted dictionary with <pad> 1 and </s> 2 (specification 5.1).
     vocab_size: int = 50264
     text_bucket_size: int = 256
+    # 512 + 2; no offset for padding, so CLS has row 0 and the first token row 1 (specification 2.1).
     max_text_positions: int = 514
     image_bucket_size: int = 16
+    # The side of images is 16 times this: relative positions fit one grid only (specification 2.2).
     image_rel_bucket_size: int = 16
     image_stem: str = "hmlp"
     audio_conv_spec: Sequence[Sequence[int]] = PUBLISHED_CONV_SPEC
@@ -100,6 +145,7 @@ class OnePeaceConfig(PreTrainedConfig):
     init_std: float = 0.02
     use_projections: bool = True
     decoder: DecoderConfig | Mapping[str, Any] | None = None
+    # CLIP's initial temperature of 0.07.
     logit_scale_init: float = 1 / 0.07
     num_classes: int = 0
     pool_attention: bool = True
@@ -110,14 +156,20 @@ class OnePeaceConfig(PreTrainedConfig):
     official: bool = False
     pad_token_id: int | None = 1
     eos_token_id: int | None = 2
+    # Nothing is tied: the text branch has no output head (specification 3.2).
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the modalities and turn every field into what JSON gives back."""
+        """Check the modalities and turn every field into what JSON gives back, so that it survives saving.
+
+        Raises:
+            ValueError: for no modality, and for one that nobody registered.
+        """
         unknown = [m for m in self.modalities if m not in BUILT_IN and not is_registered(m)]
         if unknown or not self.modalities:
             remedy = f"; plait.use(...) the file that registers {', '.join(unknown)}" if unknown else ""
             raise ValueError(f"expected modalities among {', '.join(BUILT_IN)}, got {list(self.modalities)}{remedy}")
+        # One order everywhere, so that a saved model and a loaded one list their branches alike.
         self.modalities = in_order(self.modalities)
         self.joint = [list(pair) for pair in self.joint]
         for name in ("mlp_ways", "norm_ways"):
@@ -133,27 +185,34 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @property
     def decoder_sizes(self) -> DecoderConfig | None:
-        """`decoder`, typed."""
+        """`decoder`, typed; None for a model that never had one."""
         sizes = self.decoder
         return sizes if sizes is None or isinstance(sizes, DecoderConfig) else DecoderConfig(**sizes)
 
     @property
     def conv_spec(self) -> list[ConvSpec]:
-        """`audio_conv_spec`, typed."""
+        """`audio_conv_spec` as tuples of channels, kernel and stride."""
         return [(channels, kernel, stride) for channels, kernel, stride in self.audio_conv_spec]
 
     @property
     def image_size(self) -> int:
-        """Side of the images the model takes, in pixels."""
+        """Side of the images that the model takes, in pixels; patches are 16 pixels wide."""
         return 16 * self.image_rel_bucket_size
 
     @property
     def num_bias_tables(self) -> int:
-        """Relative-position tables per modality."""
+        """Relative-position tables per modality: one for all layers, or one for each."""
         return self.num_layers if self.per_layer_bias else 1
 
     def ways(self, field: str) -> dict[str, list[str]]:
-        """The partition `mlp_ways` or `norm_ways`, restricted to the modalities of this model."""
+        """A partition, restricted to the modalities of this model.
+
+        Args:
+            field: `mlp_ways` or `norm_ways`.
+
+        Returns:
+            Way -> its modalities; ways that none of them is in are left out.
+        """
         chosen = getattr(self, field)
         if chosen is None:
             chosen = {m: [m] for m in self.modalities}
@@ -162,14 +221,27 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> OnePeaceConfig:
-        """A published or small size by name. Raises ValueError for a name that does not exist."""
+        """A published or small size by name.
+
+        Args:
+            name: `4b` (published), `base`, or `nano` for experiments and tests.
+            changes: fields to set otherwise.
+
+        Raises:
+            UsageError: for a name that does not exist.
+            ValueError: for a field that does not exist.
+        """
         if name not in PRESETS:
             raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **cls._fields(changes)})
 
     @classmethod
     def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`changes`. Raises ValueError for what is no field: transformers would keep and ignore it."""
+        """`changes`, checked: transformers would keep an unknown field and ignore it.
+
+        Raises:
+            ValueError: naming what is no field.
+        """
         plain = cls()
         unknown = [name for name in changes if not hasattr(plain, name)]
         if unknown:
@@ -178,7 +250,16 @@ class OnePeaceConfig(PreTrainedConfig):
 
     @classmethod
     def from_official(cls, official_config: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
-        """The configuration that an official checkpoint's `cfg` (or its `model` section) describes."""
+        """The configuration that an official checkpoint describes.
+
+        Args:
+            official_config: its `cfg`, or the `model` section alone.
+            changes: fields to set otherwise.
+
+        Raises:
+            ValueError: for a setting that nobody knows, or that no published model uses, and an
+                unknown field.
+        """
         return cls(**{**config_fields(official_config), **cls._fields(changes)})
 
 
@@ -216,6 +297,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# `vl` and `al` are joint passes of text with one other; `val` has all three branches, apart.
 _HEAD_MODALITIES = {
     "text": ("text",),
     "image": ("image",),
@@ -263,7 +345,18 @@ _FIXED = {
 
 
 def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `OnePeaceConfig`. Raises ValueError for an unknown or unsupported field."""
+    """Keyword arguments of `OnePeaceConfig` out of an official cfg.
+
+    Args:
+        official: the `cfg` of a checkpoint with its `model` and `task` sections, or the `model`
+            section alone.
+
+    Returns:
+        Fields; those that only the user decides, such as `official`, are left out.
+
+    Raises:
+        ValueError: for an unknown or unsupported setting, and a cfg without an encoder.
+    """
     task = official.get("task") or {}
     model = official["model"] if isinstance(official.get("model"), Mapping) else official
     if "encoder" not in model:
@@ -281,6 +374,7 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
     # Defaults of the official code differ from the published cfg: what follows where a field is absent is the latter.
     branches = tuple(m for m in BUILT_IN if encoder.get(f"use_{m}_moe", m == "text"))
     fields: dict[str, Any] = {
+        # `head_type` says what a task uses; without one the branches are those that were switched on.
         "modalities": branches if head is None else _HEAD_MODALITIES[head],
         "dim": encoder["embed_dim"],
         "num_heads": encoder["attention_heads"],
@@ -288,6 +382,7 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_dim": encoder["ffn_embed_dim"],
         "inner_norms": (bool(encoder.get("magneto_scale_attn", True)), bool(encoder.get("scale_fc", True))),
         "layer_scale": encoder.get("layer_scale_init_value", 1e-6) if encoder.get("use_layer_scale", True) else None,
+        # 0.4 in pretraining and another rate per task; it acts in training alone.
         "drop_path_rate": encoder.get("drop_path_rate", 0.0),
         "vocab_size": model.get("vocab_size", 50264),
         "text_bucket_size": text.get("bucket_size", 256),
@@ -309,13 +404,24 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
         fields["audio_conv_spec"] = parse_conv_spec(audio["feature_encoder_spec"])
     if "num_classes" in model or "num_classes" in task:
         fields |= _head_fields(model, task, head)
+    # Only pretraining cfgs have these two switches, and only pretraining models have a decoder.
     if "stage2_pretrain" in model or "reset_logit_scale" in model:
         fields["decoder"] = _decoder(model.get("decoder") or {})
     return fields
 
 
 def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """The official spelling of a convolution stack, `"[(512, 10, 5)] + [(512, 3, 2)] * 4"`, without evaluating code."""
+    """The official spelling of a convolution stack, without evaluating code.
+
+    Args:
+        spec: such as `"[(512, 10, 5)] + [(512, 3, 2)] * 4"`, or the layers themselves.
+
+    Returns:
+        (channels, kernel, stride) per layer.
+
+    Raises:
+        ValueError: for another spelling.
+    """
     if not isinstance(spec, str):
         return [(int(c), int(k), int(s)) for c, k, s in spec]
     layers: list[tuple[int, int, int]] = []
@@ -340,8 +446,14 @@ _ORDER = """
 
 
 def official_order(keys: Iterable[str]) -> list[str]:
-    """Official names in the order in which the official model registers its parameters: golden optimiser groups list
-    them so."""
+    """Official names in the order in which the official model registers its parameters.
+
+    Golden optimiser groups list them so.
+
+    Args:
+        keys: official names, in any order.
+    """
+    # Numbers sort as numbers, so that layer 10 follows layer 9; unknown names come last.
     rank = {name: i for i, name in enumerate(_ORDER)}
     return sorted(
         keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")]
@@ -349,6 +461,10 @@ def official_order(keys: Iterable[str]) -> list[str]:
 
 
 def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | None) -> dict[str, Any]:
+    """Fields of the classification head, from the model and task sections of a cfg.
+
+    head: its head type, which decides what is pooled where `use_image_features` does not.
+    """
     # RefCOCO and RefCOCO+ pool what the picture became, RefCOCOg and all other pairs what the text became.
     pooled = (
         "image" if model.get("use_image_features") else {"image": "image", "audio": "audio"}.get(head or "", "text")
@@ -366,6 +482,7 @@ def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | 
 
 
 def _decoder(decoder: Mapping[str, Any]) -> DecoderConfig:
+    """Sizes of the denoising decoder. Raises ValueError for an unknown or unsupported setting."""
     _check(decoder, _IGNORED_ENCODER, "model.decoder")
     image = decoder.get("image_adapter") or {}
     return DecoderConfig(
@@ -379,6 +496,16 @@ def _decoder(decoder: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _check(section: Mapping[str, Any], known: Set[str], where: str) -> None:
+    """Refuse what nobody knows and what no published model uses.
+
+    Args:
+        section: settings by name.
+        known: names that are read or harmless.
+        where: the section, for the message.
+
+    Raises:
+        ValueError: naming the setting, its place and the remedy.
+    """
     for name, value in section.items():
         if name in _FIXED:
             if value != _FIXED[name]:

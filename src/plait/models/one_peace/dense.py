@@ -46,17 +46,38 @@ def soft_nms(
 ) -> tuple[Tensor, Tensor]:
     """Boxes in decreasing order of a score that falls with their overlap with better boxes of the same class.
 
-    linear: score * (1 - IoU) above the threshold; gaussian: score * exp(-IoU**2 / sigma) always; hard: 0 at or above
-    the threshold. After every pick boxes of a score <= prune are dropped.
+    linear: score * (1 - IoU) above the threshold; gaussian: score * exp(-IoU**2 / sigma) always;
+    hard: 0 at or above the threshold. After every pick boxes of a score <= prune are dropped.
 
-    boxes: (n, 4) as x1, y1, x2, y2; scores, classes: (n,). Returns kept indices and their scores, (kept,) each.
-    Raises ValueError for an unknown method. Source: Bodla et al., arXiv 1704.04503.
+    Args:
+        boxes: (n, 4) as x1, y1, x2, y2.
+        scores, classes: (n,).
+        method: how a score falls; linear as published for the detector.
+        threshold: IoU, for linear and hard.
+        sigma: for gaussian.
+        prune: score at which a box is given up.
+
+    Returns:
+        Kept indices and their scores, (kept,) each, best first.
+
+    Raises:
+        ValueError: for an unknown method.
+
+    Example:
+        >>> import torch
+        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+        >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3))[0]
+        tensor([0, 2])
+
+    Source: Bodla et al., arXiv 1704.04503; settings: specification ONE-PEACE, 8.4.
     """
     if method not in ("linear", "gaussian", "hard"):
         raise ValueError(f"expected soft-NMS linear, gaussian or hard, got {method!r}")
     kept: list[Tensor] = []
     rescored: list[Tensor] = []
+    # Scores fall in place while boxes are picked; the caller's stay as they are.
     falling = scores.clone()
+    # Class by class: boxes of different classes never lower each other.
     for wanted in classes.unique():
         left = (classes == wanted).nonzero()[:, 0]
         while len(left):
@@ -80,17 +101,32 @@ def soft_nms(
 
 
 def _iou(box: Tensor, others: Tensor) -> Tensor:
-    """box: (4,), others: (n, 4) -> (n,)."""
+    """Intersection over union of one box with others.
+
+    box: (4,), others: (n, 4), corners -> (n,).
+    """
     low, high = torch.maximum(box[:2], others[:, :2]), torch.minimum(box[2:], others[:, 2:])
     inner = (high - low).clamp_min(0).prod(dim=-1)
     areas = (others[:, 2:] - others[:, :2]).prod(dim=-1) + (box[2:] - box[:2]).prod()
+    # Boxes without area would divide 0 by 0: they overlap nothing.
     return torch.where(inner > 0, inner / (areas - inner), torch.zeros_like(inner))
 
 
 def maskness_scores(scores: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
     """Scores times the mean probability inside the mask, 0 where no pixel is inside.
 
-    scores: (n,); masks: (n, ..., height, width) probabilities. Returns (n,).
+    So a box counts for less where its mask is unsure; the detector's mask AP is measured with
+    these.
+
+    Args:
+        scores: (n,).
+        masks: (n, ..., height, width) probabilities.
+        threshold: probability above which a pixel is inside.
+
+    Returns:
+        (n,).
+
+    Source: specification ONE-PEACE, 8.4.
     """
     flat = masks.flatten(1)
     inside = (flat > threshold).to(flat)
@@ -98,11 +134,20 @@ def maskness_scores(scores: Tensor, masks: Tensor, threshold: float = 0.5) -> Te
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Queries of a mask transformer -> scores of every class at every pixel (Mask2Former, arXiv 2112.01527).
+    """Queries of a mask transformer to scores of every class at every pixel.
 
-    class_logits: (batch, queries, classes + 1), the last for "no object"; mask_logits: (batch, queries, height, width).
-    Returns (batch, classes, height, width).
+    score[c, y, x] = sum over queries of softmax(class)[c] * sigmoid(mask)[y, x]
+
+    Args:
+        class_logits: (batch, queries, classes + 1), the last for "no object".
+        mask_logits: (batch, queries, height, width).
+
+    Returns:
+        (batch, classes, height, width).
+
+    Source: Mask2Former (arXiv 2112.01527); specification ONE-PEACE, 8.5.
     """
+    # "No object" takes its share of the softmax first, and is dropped afterwards.
     classes = class_logits.softmax(dim=-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", classes, mask_logits.sigmoid())
 
@@ -114,7 +159,16 @@ PRETRAIN_WIDTH = 16
 
 
 class AxisPositions(nn.Module):
-    """Vectors per vertical and horizontal distance, met by the unscaled query: (q . rel_h) + (q . rel_w)."""
+    """Vectors per vertical and horizontal distance, met by the unscaled query: (q . rel_h) + (q . rel_w).
+
+    Zero when fresh, so that a detector begins with the pretrained bias alone.
+
+    Args:
+        width: side of the grid, in patches.
+        head_dim: width of a head.
+
+    Source: MViTv2 (arXiv 2112.01526), decomposed relative positions.
+    """
 
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
@@ -122,8 +176,17 @@ class AxisPositions(nn.Module):
         self.width = nn.Parameter(torch.zeros(2 * width - 1, head_dim))
 
     def forward(self, q: Tensor, width: int) -> Tensor:
-        """q: (batch, heads, width * width, head_dim) -> bias (batch, heads, width**2, width**2)."""
+        """Bias of every pair of patches, another one for every query.
+
+        Args:
+            q: (batch, heads, width * width, head_dim), not yet scaled.
+            width: side of the grid, in patches.
+
+        Returns:
+            (batch, heads, width**2, width**2).
+        """
         place = torch.arange(width, device=q.device)
+        # Shifted by width - 1, since tables begin at the most negative distance.
         distance = place[:, None] - place[None, :] + width - 1  # (query, key)
         grid = q.unflatten(2, (width, width))
         rows = torch.einsum("bnyxc,ykc->bnyxk", grid, self.height[distance])
@@ -132,10 +195,23 @@ class AxisPositions(nn.Module):
 
 
 class DetectionBackbone(nn.Module):
-    """Pictures of one size -> a map at stride 16.
+    """Images of one size -> a map at stride 16.
 
-    config: sizes; `image_rel_bucket_size` is the picture's side in patches; window: side of a window in patches;
-    windowed: indices of the layers that attend inside windows; axis_positions: whether layers have `AxisPositions`.
+    Args:
+        config: sizes; `image_rel_bucket_size` is the side of images in patches (80 for 1280
+            pixels).
+        window: side of a window in patches, 16 as published.
+        windowed: indices of the layers that attend inside windows; published are all but 3, 7, ...,
+            39.
+        axis_positions: whether layers have `AxisPositions`.
+
+    Example:
+        >>> import torch
+        >>> config = OnePeaceConfig.preset("nano", modalities=["image"])
+        >>> DetectionBackbone(config, window=2, windowed=(0, 2))(torch.rand(1, 3, 64, 64)).shape
+        torch.Size([1, 128, 4, 4])
+
+    Source: ViTDet (arXiv 2203.16527); specification ONE-PEACE, 8.4.
     """
 
     def __init__(
@@ -153,6 +229,7 @@ class DetectionBackbone(nn.Module):
             config.mlp_dim,
             config.num_layers,
             mlp_ways={"image": ["image"]},
+            # The branch ends without a norm: extraction throws the final one away (specification 3.4).
             norm_ways={},
             layer_scale=config.layer_scale,
             drop_path_rate=config.drop_path_rate,
@@ -162,7 +239,17 @@ class DetectionBackbone(nn.Module):
         self.axes = nn.ModuleList(AxisPositions(side, head_dim) for side in sides) if axis_positions else None
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, 16 * side, 16 * side) -> (batch, side, side, dim)."""
+        """Patches with their positions; CLS and its row of the table are left out.
+
+        Args:
+            pixel_values: (batch, 3, 16 * side, 16 * side).
+
+        Returns:
+            (batch, side, side, dim).
+
+        Raises:
+            ValueError: for images of another size.
+        """
         grid = resize_absolute(self.position_embedding, self.side)[1:].unflatten(0, (self.side, self.side))
         x = self.stem(pixel_values)
         if x.shape[1:3] != grid.shape[:2]:
@@ -171,17 +258,38 @@ class DetectionBackbone(nn.Module):
         return x + grid
 
     def bias(self, width: int) -> Tensor:
-        """The shared table read for a grid of `width` x `width`: (heads, width**2, width**2)."""
+        """The shared table read for a grid of another width.
+
+        Args:
+            width: in patches; a table of another size is resized, plainly bicubic as in the
+                detector.
+
+        Returns:
+            (heads, width**2, width**2).
+        """
         old, new = 2 * PRETRAIN_WIDTH - 1, 2 * width - 1
         grid = self.bias_table[:-CLS_ROWS].T.unflatten(1, (old, old))[None]
         if new != old:
+            # At run time and bicubic; the other tasks use a spline on a geometric sequence (specification 4.2, 8.4).
             grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False).to(grid)
         return gather_bias(grid[0].flatten(1).T, image_bucket_index(width, device=grid.device)[1:, 1:])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, 16 * side, 16 * side) -> (batch, dim, side, side)."""
+        """The map that a feature pyramid is built on.
+
+        Args:
+            pixel_values: (batch, 3, 16 * side, 16 * side).
+
+        Returns:
+            (batch, dim, side, side), at stride 16 and not normalised.
+
+        Raises:
+            ValueError: for images of another size.
+        """
         x = self.embed(pixel_values)
+        # Two widths at most, windows and the whole, so each bias is made once for all layers.
         biases = {width: self.bias(width) for width in {self.window, self.side}}
+        # No transformers model set it here: the configuration may come without an implementation.
         attend = attention_function(self.config._attn_implementation or "sdpa")
         for i, layer in enumerate(self.trunk.layers):
             assert isinstance(layer, RoutedEncoderLayer)
@@ -203,7 +311,10 @@ class DetectionBackbone(nn.Module):
         return x.permute(0, 3, 1, 2)
 
     def key_map(self) -> KeyMap:
-        """Official backbone (prefix `backbone.net.`) <-> this module."""
+        """Rules between the official backbone (prefix `backbone.net.`) and this module.
+
+        The stem is named here; layers are those of the extracted vision branch.
+        """
         layer, reason = "encoder.layers.{i}.self_attn.", "an index buffer that the configuration determines"
         branch = [rule for rule in vision_key_map().rules if rule.official[0].startswith("encoder.")]
         own = [
@@ -228,14 +339,32 @@ class DetectionBackbone(nn.Module):
 
 
 def cut_windows(x: Tensor, window: int) -> Tensor:
-    """x: (batch, height, width, dim) -> (batch * windows, window, window, dim), zeros beyond the right and low edge."""
+    """A grid into square windows, with zeros beyond the right and the lower edge.
+
+    Args:
+        x: (batch, height, width, dim).
+        window: side in patches.
+
+    Returns:
+        (batch * windows, window, window, dim), windows row by row.
+    """
     down, right = (-x.shape[1]) % window, (-x.shape[2]) % window
     x = F.pad(x, (0, 0, 0, right, 0, down))
     return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(0, 2)
 
 
 def join_windows(x: Tensor, window: int, size: tuple[int, ...]) -> Tensor:
-    """The inverse of `cut_windows`; size: (height, width) before padding."""
+    """The inverse of `cut_windows`; what lies beyond the edges is dropped.
+
+    Args:
+        x: (batch * windows, window, window, dim).
+        window: side in patches.
+        size: (height, width) before padding.
+
+    Returns:
+        (batch, height, width, dim), contiguous.
+    """
+    # Divided and rounded up.
     rows, columns = -(-size[0] // window), -(-size[1] // window)
     x = x.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x[:, : size[0], : size[1]].contiguous()
@@ -248,8 +377,17 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class AdapterSizes:
-    """stem_channels: of the spatial prior; num_points, num_heads, value_ratio: of the sampling attention;
-    mlp_ratio: width of the convolutional network; groups: first and last layer between two exchanges."""
+    """Sizes of what ViT-Adapter adds to the branch (a name of its paper; no entrance of a modality).
+
+    Args:
+        stem_channels: of the spatial prior.
+        num_points, num_heads: of the sampling attention, points per level.
+        value_ratio: width of its values, as a share of the model's.
+        mlp_ratio: width of the convolutional network, likewise.
+        groups: first and last layer between two exchanges; four of them, one for each map.
+
+    Source: specification ONE-PEACE, 8.5.
+    """
 
     stem_channels: int = 64
     num_points: int = 4
@@ -260,13 +398,20 @@ class AdapterSizes:
 
 
 def conv_norm(channels: int, out: int, stride: int) -> nn.Sequential:
-    """3 x 3 convolution, batch norm, ReLU."""
+    """3 x 3 convolution without bias, batch norm, ReLU."""
     conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU())
 
 
 class SpatialPrior(nn.Module):
-    """A small convolutional pyramid."""
+    """A small convolutional pyramid over the pixels, at strides 4, 8, 16 and 32.
+
+    Args:
+        dim: width of the maps.
+        channels: of the stem; stages have two, four and four times as many.
+
+    Source: ViT-Adapter (arXiv 2205.08534), section 3.2.
+    """
 
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
@@ -277,7 +422,14 @@ class SpatialPrior(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(width, dim, 1) for width in widths)
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (batch, 3, height, width) -> maps (batch, dim, ...) at strides 4, 8, 16, 32."""
+        """Maps of one width at four strides.
+
+        Args:
+            pixel_values: (batch, 3, height, width).
+
+        Returns:
+            (batch, dim, ...) at strides 4, 8, 16, 32.
+        """
         maps = [self.stem(pixel_values)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -285,7 +437,15 @@ class SpatialPrior(nn.Module):
 
 
 def cell_centres(sizes: Sequence[Size], like: Tensor) -> Tensor:
-    """Centres (x, y) in [0, 1] of the cells of grids, row by row: (cells, 2)."""
+    """Centres of the cells of grids, row by row, grid behind grid.
+
+    Args:
+        sizes: (height, width) of every grid.
+        like: a tensor of the wanted type and device.
+
+    Returns:
+        (cells, 2) as (x, y) in [0, 1].
+    """
     grids = []
     for height, width in sizes:
         y, x = (((torch.arange(n, device=like.device) + 0.5) / n).to(like) for n in (height, width))
@@ -294,7 +454,15 @@ def cell_centres(sizes: Sequence[Size], like: Tensor) -> Tensor:
 
 
 class SamplingAttention(nn.Module):
-    """Every query reads a few points of every level, where and how much it says itself (arXiv 2010.04159)."""
+    """Every query reads a few points of every level, where and how much it says itself.
+
+    Args:
+        dim: width of queries and features.
+        num_levels: grids that are read.
+        sizes: heads, points and width of the values.
+
+    Source: Deformable DETR (arXiv 2010.04159), multi-scale deformable attention.
+    """
 
     def __init__(self, dim: int, num_levels: int, sizes: AdapterSizes) -> None:
         super().__init__()
@@ -306,15 +474,29 @@ class SamplingAttention(nn.Module):
         self.out_proj = nn.Linear(inner, dim)
 
     def forward(self, query: Tensor, centres: Tensor, features: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """query: (batch, n, dim); centres: (n, 2); features: (batch, cells, dim) of levels `sizes` -> like query."""
+        """What each query reads, weighted over levels and points and projected.
+
+        Args:
+            query: (batch, n, dim).
+            centres: (n, 2) as (x, y) in [0, 1], where each query stands.
+            features: (batch, cells, dim) of the levels, one behind the other.
+            sizes: (height, width) of every level.
+
+        Returns:
+            (batch, n, dim).
+        """
         shape = (self.heads, self.levels, self.points)
         scale = torch.tensor([[width, height] for height, width in sizes]).to(query)  # (levels, 2)
+        # Offsets count cells of their level, so each axis is divided by the width or height of that level.
         places = centres[:, None, None, None] + self.offsets(query).unflatten(-1, (*shape, 2)) / scale[:, None]
+        # One softmax over all levels and points of a head together.
         weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(dim=-1).unflatten(-1, shape[1:])
         values = self.v_proj(features).split([h * w for h, w in sizes], dim=1)
         total = torch.zeros((), device=query.device, dtype=query.dtype)
         for level, (size, value) in enumerate(zip(sizes, values, strict=True)):
             grid = value.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, size)
+            # grid_sample counts from -1 to 1; without aligned corners cell centres lie where
+            # `cell_centres` puts them.
             where = (2 * places[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)  # (batch * heads, n, points, 2)
             read = F.grid_sample(grid, where, mode="bilinear", padding_mode="zeros", align_corners=False)
             share = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]  # (batch * heads, 1, n, points)
@@ -324,7 +506,12 @@ class SamplingAttention(nn.Module):
 
 
 class PyramidMlp(nn.Module):
-    """Feed-forward network with a depth-wise 3 x 3 convolution per level between its two layers."""
+    """Feed-forward network with a depth-wise 3 x 3 convolution per level between its two layers.
+
+    Args:
+        dim: width of the features.
+        inner: width between the layers.
+    """
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
@@ -333,14 +520,29 @@ class PyramidMlp(nn.Module):
         self.down = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """x: (batch, cells, dim) of the levels `sizes` -> like x."""
+        """Every cell sees its neighbours of the same level.
+
+        Args:
+            x: (batch, cells, dim) of the levels `sizes`, one behind the other.
+            sizes: (height, width) of every level.
+
+        Returns:
+            (batch, cells, dim).
+        """
         maps = self.up(x).transpose(1, 2).split([h * w for h, w in sizes], dim=-1)
         mixed = [self.depthwise(part.unflatten(-1, size)).flatten(2) for part, size in zip(maps, sizes, strict=True)]
         return self.down(F.gelu(torch.cat(mixed, dim=-1).transpose(1, 2)))
 
 
 class Injector(nn.Module):
-    """Patches read the pyramid; 0 at first."""
+    """Patches read the pyramid: x + gamma * attention(norm(x), norm(c)).
+
+    gamma is 0 at first, so that a fresh segmenter sees what the pretrained branch sees.
+
+    Args:
+        dim: width.
+        sizes: of the sampling attention.
+    """
 
     def __init__(self, dim: int, sizes: AdapterSizes) -> None:
         super().__init__()
@@ -349,13 +551,28 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, patches: Size, c: Tensor, pyramid: Sequence[Size]) -> Tensor:
-        """x: (batch, patches, dim); c: (batch, cells, dim) -> like x."""
+        """Patches with what they read.
+
+        Args:
+            x: (batch, patches, dim).
+            patches: (height, width) of their grid.
+            c: (batch, cells, dim) of the pyramid.
+            pyramid: (height, width) of its three levels.
+
+        Returns:
+            (batch, patches, dim).
+        """
         read = self.attn(self.query_norm(x), cell_centres([patches], x), self.feature_norm(c), pyramid)
         return x + self.gamma * read
 
 
 class Extractor(nn.Module):
-    """The pyramid reads the patches."""
+    """The pyramid reads the patches, then passes a convolutional network; both with a residual.
+
+    Args:
+        dim: width.
+        sizes: of the sampling attention and the network.
+    """
 
     def __init__(self, dim: int, sizes: AdapterSizes) -> None:
         super().__init__()
@@ -365,15 +582,37 @@ class Extractor(nn.Module):
         self.mlp = PyramidMlp(dim, int(dim * sizes.mlp_ratio))
 
     def forward(self, x: Tensor, patches: Size, c: Tensor, pyramid: Sequence[Size]) -> Tensor:
-        """x: (batch, patches, dim); c: (batch, cells, dim) -> like c."""
+        """The pyramid with what it read.
+
+        Args:
+            x: (batch, patches, dim).
+            patches: (height, width) of their grid.
+            c: (batch, cells, dim) of the pyramid.
+            pyramid: (height, width) of its three levels.
+
+        Returns:
+            (batch, cells, dim).
+        """
         c = c + self.attn(self.query_norm(c), cell_centres(pyramid, c), self.feature_norm(x), [patches])
         return c + self.mlp(self.mlp_norm(c), pyramid)
 
 
 class SegmentationBackbone(nn.Module):
-    """Pictures -> four maps (batch, dim, ...) at strides 4, 8, 16, 32.
+    """Images -> four maps (batch, dim, ...) at strides 4, 8, 16, 32.
 
-    config: the branch, `image_rel_bucket_size` the picture's side in patches (even); sizes: of the adapter.
+    Args:
+        config: the branch; `image_rel_bucket_size` is the side of images in patches, an even
+            number.
+        sizes: of what ViT-Adapter adds; its four groups cover the layers.
+
+    Example:
+        >>> import torch
+        >>> config = OnePeaceConfig.preset("nano", modalities=["image"], norm_ways={}, use_projections=False)
+        >>> sizes = AdapterSizes(num_heads=4, groups=((0, 0), (1, 1), (2, 2), (3, 3)))
+        >>> [len(x[0, 0]) for x in SegmentationBackbone(config, sizes)(torch.rand(1, 3, 64, 64))]
+        [16, 8, 4, 2]
+
+    Source: ViT-Adapter (arXiv 2205.08534); specification ONE-PEACE, 8.5.
     """
 
     def __init__(self, config: OnePeaceConfig, sizes: AdapterSizes) -> None:
@@ -386,17 +625,31 @@ class SegmentationBackbone(nn.Module):
         self.level_embedding = nn.Parameter(torch.zeros(3, dim))
         self.injectors = nn.ModuleList(Injector(dim, sizes) for _ in range(groups))
         self.extractors = nn.ModuleList(Extractor(dim, sizes) for _ in range(groups))
+        # Two more behind the last group, as published.
         self.last_extractors = nn.ModuleList(Extractor(dim, sizes) for _ in range(2))
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in range(4))
 
     @property
     def pyramid(self) -> list[Size]:
-        """Sizes of the levels that the exchanges see, at strides 8, 16, 32."""
+        """(height, width) of the levels that the exchanges see, at strides 8, 16, 32.
+
+        The map at stride 4 joins them behind the last exchange only.
+        """
         return [(side, side) for side in (2 * self.side, self.side, self.side // 2)]
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (batch, 3, 16 * side, 16 * side) -> maps at strides 4, 8, 16, 32."""
+        """The four maps that a mask transformer reads.
+
+        Args:
+            pixel_values: (batch, 3, 16 * side, 16 * side).
+
+        Returns:
+            (batch, dim, ...) at strides 4, 8, 16, 32, behind a batch norm each.
+
+        Raises:
+            ValueError: for images of another size.
+        """
         adapted = self.vision.adapters["image"](pixel_values)
         first, *levels = self.prior(pixel_values)
         tokens = [x.flatten(2).transpose(1, 2) + y for x, y in zip(levels, self.level_embedding, strict=True)]
@@ -405,8 +658,10 @@ class SegmentationBackbone(nn.Module):
         passed, attend = [], attention_function(self.vision.config._attn_implementation)
         for group, inject, extract in zip(self.groups, self.injectors, self.extractors, strict=True):
             x = inject(x, patches, c, pyramid)
+            # CLS passes the layers, whose biases count on it, and takes no part in the exchanges.
             joined = torch.cat([cls, x], dim=1)
             for i in range(group[0], group[1] + 1):
+                # One table for all layers, or one for each.
                 bias = adapted.biases[i % len(adapted.biases)]
                 joined = self.vision.trunk.layers[i](joined, Route.only("image"), bias, None, attend)
             cls, x = joined.split([1, x.shape[1]], dim=1)
@@ -419,6 +674,7 @@ class SegmentationBackbone(nn.Module):
         maps = [self.up(maps[0]) + first, *maps]
         out = []
         for norm, y, x in zip(self.norms, maps, passed, strict=True):
+            # Map i of the pyramid meets what group i made of the patches, brought to its stride.
             if x.shape != y.shape:
                 scale = y.shape[-2] / x.shape[-2]
                 x = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
@@ -426,7 +682,10 @@ class SegmentationBackbone(nn.Module):
         return out
 
     def key_map(self) -> KeyMap:
-        """Official backbone (prefix `backbone.`) <-> this module."""
+        """Rules between the official backbone (prefix `backbone.`) and this module.
+
+        Names inside sequences count convolution, norm and ReLU apart, hence the steps of three.
+        """
         norm = "{p:weight|bias|running_mean|running_var|num_batches_tracked}"
         linear = "{p:weight|bias}"
         own = [
@@ -456,6 +715,7 @@ class SegmentationBackbone(nn.Module):
 
 
 def _exchange(source: str, target: str) -> list[Rename]:
+    """Rules of an injector or extractor: names of the prefix `source` to those of `target`."""
     names = {
         "query_norm": "query_norm", "feat_norm": "feature_norm", "attn.sampling_offsets": "attn.offsets",
         "attn.attention_weights": "attn.weights", "attn.value_proj": "attn.v_proj", "attn.output_proj": "attn.out_proj",

@@ -41,8 +41,11 @@ from plait.routing import Route
 class Encoded:
     """What `OnePeaceModel.encode` returns, by modality.
 
-    features: (batch, 1 + units, dim) after the final norm, CLS first; masks: (batch, 1 + units) bool, True = real, or
-    None; hidden: the joint sequence after every layer, where asked for; adapted: what the trunk was given.
+    Attributes:
+        features: (batch, 1 + units, dim) after the final norm, CLS first.
+        masks: (batch, 1 + units) bool, True = real, or None where all are.
+        adapted: what each adapter handed to the trunk.
+        hidden: the joint sequence after every layer, before the final norm, where asked for.
     """
 
     features: dict[str, Tensor]
@@ -52,7 +55,10 @@ class Encoded:
 
 
 class OnePeacePreTrainedModel(PreTrainedModel):
-    """Initialisation and loading shared by the ONE-PEACE models."""
+    """Initialisation and loading shared by the ONE-PEACE models.
+
+    Source: specification ONE-PEACE, section 2.9.
+    """
 
     config: OnePeaceConfig
     config_class = OnePeaceConfig
@@ -62,6 +68,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # For `device_map`: residual streams must not cross devices inside a layer.
     _no_split_modules = ["RoutedEncoderLayer"]  # noqa: RUF012
 
     @classmethod
@@ -69,19 +76,27 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         return True  # looked up in the config at every forward pass
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation: normal of std `init_std` cut at one sigma; tables, types and biases 0."""
+        """Published initialisation: normal of std `init_std` cut at one sigma; tables, types and biases 0.
+
+        The functions of `transformers.initialization` leave loaded tensors alone, which torch's own
+        in-place calls would overwrite.
+        """
         if isinstance(module, nn.Linear | nn.Embedding):
             self._draw(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                # Padding embeds as zeros (specification 2.9).
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        # Before Conv1d, whose subclass it is: waveform convolutions begin Kaiming normal,
+        # positional ones as torch does.
         elif isinstance(module, FrameConv):
             init.kaiming_normal_(module.weight)
         elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            # torch's default for convolutions, spelled out for modules that come from the meta device.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -91,6 +106,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             for table in module.tables:
                 init.zeros_(table)
         else:
+            # Bare vectors and tables: CLS, mask tokens, positions, queries. Their modules are of
+            # many classes, so names tell.
             for name, parameter in module.named_parameters(recurse=False):
                 if "type_embedding" in name:
                     init.zeros_(parameter)
@@ -100,16 +117,31 @@ class OnePeacePreTrainedModel(PreTrainedModel):
                     self._draw(parameter)
 
     def _draw(self, parameter: Tensor) -> None:
+        """A normal of std `init_std`, cut at one sigma on both sides, into `parameter`."""
         std = self.config.init_std  # cut at one sigma, as released: the drawn deviation is about half of it
         init.trunc_normal_(parameter, std=std, a=-std, b=std)
 
 
 class OnePeaceModel(OnePeacePreTrainedModel):
-    """Encoder, projections and temperature: embeds text, images, audio and what a user adds into one space, and encodes
-    pairs of them jointly.
+    """Encoder, projections and temperature: embeds every modality into one space, and encodes pairs of them jointly.
 
-    Build it from a config, or load it with `plait.load` / `from_pretrained`; its branches are `config.modalities`.
-    adapters: built ones by modality, by default those that the configuration describes; they keep their weights.
+    Build it from a config, or load it with `plait.load` / `from_pretrained`; its branches are
+    `config.modalities`, text, image and audio or what a user registered.
+
+    Args:
+        config: sizes and branches.
+        adapters: built ones by modality, by default those that the configuration describes; they
+            keep their weights.
+
+    Example:
+        >>> import torch
+        >>> model = OnePeaceModel(OnePeaceConfig.preset("nano")).eval()
+        >>> images = model.get_image_features(torch.rand(2, 3, 64, 64))
+        >>> texts = model.get_text_features(torch.tensor([[5, 6, 2], [7, 2, 1]]))
+        >>> (images @ texts.T).shape
+        torch.Size([2, 2])
+
+    Source: ONE-PEACE (arXiv 2305.11172), section 3.1; specification ONE-PEACE, sections 2.1 to 2.6.
     """
 
     def __init__(self, config: OnePeaceConfig, adapters: Mapping[str, nn.Module] | None = None) -> None:
@@ -138,14 +170,19 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The branches this model has."""
+        """The branches this model has, in the shared order."""
         return tuple(self.config.modalities)
 
     def temperature(self) -> Tensor:
         """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients.
 
-        The released code clamps the parameter in place whenever it reads it; the value and its gradient are the same.
+        The released code clamps the parameter in place whenever it reads it; the value and its
+        gradient are the same (specification 2.6).
+
+        Returns:
+            A scalar between 1 and 100.
         """
+        # Straight through: outside the bounds the clamp alone would have no gradient, and never come back.
         clamped = self.logit_scale + (self.logit_scale.clamp(0.0, math.log(100.0)) - self.logit_scale).detach()
         return clamped.exp()
 
@@ -158,12 +195,23 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     ) -> Encoded:
         """Encode one modality alone, or a pair of `config.joint` as one sequence.
 
-        inputs: modality -> what its adapter takes, its first argument or all by name: `{"text": input_ids}`, `{"audio":
-        {"input_values": waves, "frame_mask": mask}}`; keep: visible units per modality, (batch, kept), see
-        `plait.nn.adapters`. Raises ValueError for a branch the model lacks and for a pair that no stage ever trained.
+        Args:
+            inputs: modality -> what its adapter takes, its first argument or all by name: `{"text":
+                input_ids}`, `{"audio": {"input_values": waves, "frame_mask": mask}}`.
+            keep: visible units per modality, (batch, kept), see `plait.nn.adapters`; all are
+                without it.
+            output_hidden_states: whether the sequence after every layer is kept.
+
+        Returns:
+            Features and masks by modality; CLS first.
+
+        Raises:
+            ValueError: for a branch the model lacks, a pair that no stage ever trained, and inputs
+                that an adapter refuses.
         """
         self._check(inputs)
         adapted: dict[str, Adapted] = {}
+        # In the shared order, whatever order the caller wrote: [text ; image], as the joint passes were trained.
         for m in (m for m in self.modalities if m in inputs):
             adapter, given = self.adapters[m], inputs[m]
             visible = {"keep": keep[m]} if keep and m in keep else {}
@@ -177,6 +225,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         count = max(len(part.biases) for part in parts)
         blocks = [part.biases or (self._no_bias(part),) * count for part in parts]
         biases = tuple(block_diagonal(of_layer) for of_layer in zip(*blocks, strict=True))
+        # Every modality is listed, absent ones with no tokens, so that all processes issue the same collectives.
         route = Route.segments({m: part.x.shape[1] for m, part in adapted.items()}, listed=self.modalities)
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         attend = attention_function(self.config._attn_implementation)
@@ -185,9 +234,15 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return Encoded(features, {m: part.mask for m, part in adapted.items()}, adapted, hidden or [])
 
     def _no_bias(self, part: Adapted) -> Tensor:
+        """(1, heads, seq, seq) of zeros, for an adapter without biases beside one that has them."""
         return part.x.new_zeros(1, self.config.num_heads, part.x.shape[1], part.x.shape[1])
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
+        """Refuse inputs of absent branches and of untrained pairs.
+
+        Raises:
+            ValueError: naming what is there, and what to do instead.
+        """
         missing = [m for m in inputs if m not in self.modalities]
         if missing or not inputs:
             got = f"{', '.join(missing)}; load that branch too" if missing else "none"
@@ -200,36 +255,96 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             )
 
     def project(self, features: Tensor, modality: str) -> Tensor:
-        """features: (batch, seq, dim) of one modality -> unit vectors (batch, dim) of its CLS."""
+        """The CLS of one modality in the shared space.
+
+        Args:
+            features: (batch, seq, dim) of `encode`.
+            modality: whose projection is used.
+
+        Returns:
+            (batch, dim), of length 1.
+
+        Raises:
+            ValueError: for a model without projections, which classification models and the vision
+                branch are.
+        """
         if not self.config.use_projections:
             raise ValueError("expected a retrieval model, got one without projections; embed with the pretrained model")
         return F.normalize(self.projections[modality](features[:, 0]), dim=-1)
 
     def embed(self, inputs: Mapping[str, Tensor | Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Unit vectors (batch, dim) of every modality given, each encoded alone; inputs as in `encode`."""
+        """Unit vectors of every modality given, each encoded alone.
+
+        Args:
+            inputs: as in `encode`; any number of modalities.
+
+        Returns:
+            Modality -> (batch, dim), of length 1.
+
+        Raises:
+            ValueError: for no input, a branch the model lacks, and a model without projections.
+        """
+        # One name, only to refuse an empty mapping: each modality is checked again when it is encoded.
         self._check(dict.fromkeys(list(inputs)[:1]))
         return {m: self.project(self.encode({m: given}).features[m], m) for m, given in inputs.items()}
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_ids: (batch, tokens) -> unit vectors (batch, dim)."""
+        """Unit vectors of texts.
+
+        Args:
+            input_ids: (batch, tokens), each ending in EOS; no token stands for CLS, a learned
+                vector does.
+            attention_mask: (batch, tokens), 1 = real; by default ids other than padding.
+
+        Returns:
+            (batch, dim), of length 1.
+        """
         return self.embed({"text": {"input_ids": input_ids, "attention_mask": attention_mask}})["text"]
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, side, side) -> unit vectors (batch, dim)."""
+        """Unit vectors of images.
+
+        Args:
+            pixel_values: (batch, 3, side, side) with side = `config.image_size`.
+
+        Returns:
+            (batch, dim), of length 1.
+        """
         return self.embed({"image": pixel_values})["image"]
 
     def get_audio_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_values: (batch, samples); attention_mask: (batch, samples), 1 = real -> unit vectors (batch, dim)."""
+        """Unit vectors of sounds.
+
+        Args:
+            input_values: (batch, samples), normalised, right-padded with zeros.
+            attention_mask: (batch, samples), 1 = real; by default all are.
+
+        Returns:
+            (batch, dim), of length 1. With `config.official` a clip's vector depends on its batch
+                mates.
+        """
         mask = None if attention_mask is None else self.frame_mask(attention_mask)
         return self.embed({"audio": {"input_values": input_values, "frame_mask": mask}})["audio"]
 
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
-        """attention_mask: (batch, samples), 1 = real -> (batch, frames) bool, frames of real samples only."""
+        """Which audio units come from real samples only.
+
+        Args:
+            attention_mask: (batch, samples), 1 = real, padding on the right.
+
+        Returns:
+            (batch, frames) bool, True = real; CLS is not among them.
+        """
+        # A frame is real where all samples of its window are.
         lengths = conv_output_lengths(attention_mask.sum(dim=1), self.config.conv_spec)
         return lengths_to_mask(lengths, self.num_frames(attention_mask.shape[1]))
 
     def num_frames(self, num_samples: int) -> int:
-        """Audio units that a clip of `num_samples` samples gives."""
+        """Audio units that a clip gives, one per 320 samples but for the rim: 49 for a second at 16 kHz.
+
+        Args:
+            num_samples: of the clip, or of the longest one in a batch.
+        """
         return conv_output_length(num_samples, self.config.conv_spec)
 
     def forward(
@@ -241,9 +356,22 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         audio_attention_mask: Tensor | None = None,
         **others: Any,
     ) -> dict[str, Tensor]:
-        """Unit vectors of every modality given, each encoded alone: {"text_embeds": (batch, dim), ...}.
+        """Unit vectors of every modality given, each encoded alone.
 
-        audio_attention_mask: (batch, samples), 1 = real; others: modalities that the user added, by name.
+        Args:
+            input_ids: (batch, tokens).
+            pixel_values: (batch, 3, side, side).
+            input_values: (batch, samples).
+            attention_mask: (batch, tokens) of the texts, 1 = real.
+            audio_attention_mask: (batch, samples), 1 = real.
+            others: modalities that the user added, by name.
+
+        Returns:
+            {"text_embeds": (batch, dim), "image_embeds": ..., "audio_embeds": ...}, of what was
+                given.
+
+        Raises:
+            ValueError: as `embed`.
         """
         frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
         inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
@@ -258,7 +386,17 @@ def by_modality(
     attention_mask: Tensor | None = None,
     frame_mask: Tensor | None = None,
 ) -> dict[str, Tensor | Mapping[str, Any]]:
-    """The tensors that transformers calls by these names, as inputs of `OnePeaceModel.encode`; shapes as there."""
+    """The tensors that transformers calls by these names, as inputs of `OnePeaceModel.encode`.
+
+    Args:
+        input_ids, attention_mask: (batch, tokens).
+        pixel_values: (batch, 3, side, side).
+        input_values: (batch, samples).
+        frame_mask: (batch, frames) bool, True = real.
+
+    Returns:
+        Inputs of those that are given.
+    """
     inputs: dict[str, Tensor | Mapping[str, Any]] = {}
     if input_ids is not None:
         inputs["text"] = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -270,7 +408,15 @@ def by_modality(
 
 
 def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
-    """The adapter of one modality: a published one as the configuration describes it, or what a user registered."""
+    """The adapter of one modality: a published one as the configuration describes it, or what a user registered.
+
+    Args:
+        config: of the model.
+        modality: its name.
+
+    Raises:
+        ValueError: for a text branch without a padding id.
+    """
     if modality not in ADAPTERS:
         return registered(modality).adapter(config)
     common = {
@@ -283,7 +429,10 @@ def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:
 
 
 def text_adapter(config: OnePeaceConfig, **common: Any) -> TextAdapter:
-    """Token ids through a table; see `TextAdapter`."""
+    """Token ids through a table; see `TextAdapter`.
+
+    common: of all published adapters. Raises ValueError for a configuration without a padding id.
+    """
     if config.pad_token_id is None:
         raise ValueError("expected config.pad_token_id for a text branch, got None; the published one is 1")
     return TextAdapter(
@@ -298,7 +447,7 @@ def text_adapter(config: OnePeaceConfig, **common: Any) -> TextAdapter:
 
 
 def image_adapter(config: OnePeaceConfig, **common: Any) -> ImageAdapter:
-    """Pixels through a convolutional stem; see `ImageAdapter`."""
+    """Pixels through a convolutional stem; see `ImageAdapter`. common: of all published adapters."""
     return ImageAdapter(
         config.dim,
         config.num_heads,
@@ -310,7 +459,7 @@ def image_adapter(config: OnePeaceConfig, **common: Any) -> ImageAdapter:
 
 
 def audio_adapter(config: OnePeaceConfig, **common: Any) -> AudioAdapter:
-    """A waveform through strided convolutions; see `AudioAdapter`."""
+    """A waveform through strided convolutions; see `AudioAdapter`. common: of all published adapters."""
     return AudioAdapter(
         config.dim,
         config.num_heads,
@@ -331,7 +480,14 @@ ADAPTERS: dict[str, Callable[..., nn.Module]] = {"text": text_adapter, "image": 
 
 
 def join_masks(parts: list[Adapted]) -> Tensor | None:
-    """One (batch, total) mask of several adapted sequences, None when nothing is padded."""
+    """One mask of several adapted sequences.
+
+    Args:
+        parts: in the order of the joint sequence.
+
+    Returns:
+        (batch, total) bool, True = real, or None when nothing is padded.
+    """
     if all(part.mask is None for part in parts):
         return None
     return torch.cat(

@@ -22,8 +22,18 @@ from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, enc
 from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
 
+# PilBackend: the default backend of transformers needs torchvision, which Plait never requires.
 class OnePeaceImageProcessor(PilBackend):
-    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation."""
+    """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
+
+    `OnePeaceProcessor` holds one, and reads its size, mean and deviation.
+
+    Args:
+        size: `{"height": side, "width": side}` in pixels, 256 by default.
+        image_mean, image_std: per channel, of pixels in [0, 1].
+
+    Source: specification ONE-PEACE, section 5.2.
+    """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
     size = {"height": 256, "width": 256}  # noqa: RUF012
@@ -37,7 +47,24 @@ class OnePeaceImageProcessor(PilBackend):
 
 
 class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
-    """Waveforms: normalised as a whole, cut to `max_seconds`, tiled to `min_seconds`, right-padded with zeros."""
+    """Waveforms: normalised as a whole, cut to `max_seconds`, tiled to `min_seconds`, right-padded with zeros.
+
+    The order matters: a long clip is normalised with what is cut off afterwards.
+
+    Args:
+        feature_size: channels, 1.
+        sampling_rate: in Hz.
+        padding_value: of the batch, 0.
+        max_seconds, min_seconds: bounds of a clip.
+
+    Example:
+        >>> import numpy as np
+        >>> extract = OnePeaceFeatureExtractor(max_seconds=2.0)
+        >>> extract([np.random.rand(8000), np.random.rand(40000)])["input_values"].shape
+        torch.Size([2, 32000])
+
+    Source: specification ONE-PEACE, section 5.3.
+    """
 
     model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
 
@@ -55,9 +82,22 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         self.min_seconds = min_seconds
 
     def __call__(self, raw_speech: Any, sampling_rate: int | None = None, **_: Any) -> BatchFeature:
-        """raw_speech: an array (samples,) or (samples, channels), or several. Raises ValueError on another rate."""
+        """Waveforms to one right-padded batch.
+
+        Args:
+            raw_speech: an array (samples,) or (samples, channels), or several in a list.
+            sampling_rate: of the arrays in Hz, where it is known.
+
+        Returns:
+            input_values (batch, samples) float32, and attention_mask (batch, samples) bool, True =
+                real.
+
+        Raises:
+            ValueError: for another sampling rate, and an empty clip.
+        """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"expected audio at {self.sampling_rate} Hz, got {sampling_rate} Hz; resample it first")
+        # An array is always one clip, two-dimensional ones too: (samples, channels). A batch is a list.
         clips = [raw_speech] if isinstance(raw_speech, np.ndarray) else list(raw_speech)
         prepared = [
             prepare_waveform(
@@ -70,7 +110,20 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
 
 
 class OnePeaceProcessor(ProcessorMixin):
-    """Tokenizer, image processor and feature extractor of one model."""
+    """Tokenizer, image processor and feature extractor of one model.
+
+    Args:
+        image_processor, tokenizer, feature_extractor: of the model.
+
+    Example:
+        >>> from PIL import Image
+        >>> processor = OnePeaceProcessor.from_config(OnePeaceConfig.preset("nano"))
+        >>> batch = processor(images=Image.new("RGB", (64, 48)), text=["a bird", "rain on a roof"])
+        >>> batch["pixel_values"].shape, len(batch["input_ids"])
+        (torch.Size([1, 3, 64, 64]), 2)
+
+    Source: specification ONE-PEACE, section 5.
+    """
 
     def __init__(
         self,
@@ -83,7 +136,12 @@ class OnePeaceProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: OnePeaceConfig, kept_ids: Sequence[int] | None = None) -> OnePeaceProcessor:
-        """The processor of a model of `config`; kept_ids: the vocabulary subset it was trained with, if any."""
+        """The processor of a model.
+
+        Args:
+            config: its image size, sampling rate and durations are read.
+            kept_ids: the vocabulary subset it was trained with, if any.
+        """
         return cls(
             OnePeaceImageProcessor(size={"height": config.image_size, "width": config.image_size}),
             build_tokenizer(kept_ids),
@@ -96,7 +154,7 @@ class OnePeaceProcessor(ProcessorMixin):
 
     @property
     def sampling_rate(self) -> int:
-        """Of the waveforms expected, in Hz."""
+        """Of the waveforms expected, in Hz; nothing is resampled here."""
         return self.feature_extractor.sampling_rate
 
     @property
@@ -117,11 +175,25 @@ class OnePeaceProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Any mixture of modalities -> a batch of each.
 
-        others: modalities that a user added, by name: a list of values, or of what the modality's `load` takes.
+        Args:
+            images: one PIL image or several.
+            text: one or several.
+            audio: one array (samples,) or (samples, channels), or several.
+            sampling_rate: of the audio in Hz, where it is known.
+            max_tokens: pieces that a text is cut to, before its end token.
+            return_tensors: `pt` only.
+            others: modalities that a user added, by name: a list of values, or of what the
+                modality's `load` takes. `padding` and `truncation` are accepted, since both always
+                happen.
 
-        text gives input_ids and attention_mask (batch, tokens); images pixel_values (batch, 3, side, side); audio,
-        alone, input_values and attention_mask (batch, samples), beside text audio_attention_mask.
-        Raises ValueError for arguments it does not know, and for audio of another sampling rate.
+        Returns:
+            input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side);
+                input_values (batch, samples), with attention_mask where audio comes alone, else
+                audio_attention_mask.
+
+        Raises:
+            ValueError: for arguments it does not know, no input at all, and audio of another
+                sampling rate.
         """
         added = {name: values for name, values in others.items() if is_registered(name)}
         if unknown := set(others) - added.keys() - {"padding", "truncation"}:
@@ -137,6 +209,7 @@ class OnePeaceProcessor(ProcessorMixin):
         if audio is not None:
             clips = self.feature_extractor(audio, sampling_rate)
             batch["input_values"] = clips["input_values"]
+            # The name that audio models of transformers have; beside text it is taken.
             batch["attention_mask" if text is None else "audio_attention_mask"] = clips["attention_mask"]
         for name, values in added.items():
             modality = registered(name)
@@ -146,14 +219,25 @@ class OnePeaceProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def _pixels(self, picture: Image) -> torch.Tensor:
+        """One PIL image -> (3, side, side), normalised; other colour modes become RGB."""
         processor = self.image_processor
         return square(picture.convert("RGB"), self.image_size, processor.image_mean, processor.image_std)
 
     def tokenize(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> dict[str, torch.Tensor]:
-        """Texts -> input_ids and attention_mask (batch, tokens), lower-cased, cut to `max_tokens` pieces and ended."""
+        """Texts to ids, lower-cased, cut and ended with EOS.
+
+        Args:
+            texts: one or more.
+            max_tokens: pieces that are kept, 70 as published.
+
+        Returns:
+            input_ids and attention_mask (batch, tokens), padded on the right; the mask is bool,
+                True = real.
+        """
         rows = encode_with(self.tokenizer.backend_tokenizer, texts, max_tokens=max_tokens)
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), PAD_ID)
         for out, row in zip(ids, rows):
             out[: len(row)] = torch.tensor(row)
+        # No text holds the padding id, so ids alone tell what is real.
         return {"input_ids": ids, "attention_mask": ids != PAD_ID}

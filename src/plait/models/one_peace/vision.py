@@ -23,6 +23,7 @@ from plait.routing import Route
 from plait.weights.keymap import KeyMap, Rename, Rule, prefixed
 
 _P = "{p:weight|bias}"
+# Fields of the released configurations of all four vision models; not every one is read here.
 _KNOWN = frozenset(
     """
     attention_heads bucket_size pretrain_bucket_size effective_adapter_pretrain_bucket_size dropout embed_dim
@@ -34,7 +35,18 @@ _KNOWN = frozenset(
 
 
 def vision_config(official: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
-    """The branch that an official vision configuration describes; raises ValueError for a field nobody knows."""
+    """The branch that an official vision configuration describes.
+
+    Args:
+        official: its fields, such as `embed_dim`, `layers` and `bucket_size`.
+        changes: fields of `OnePeaceConfig` to set otherwise.
+
+    Returns:
+        A configuration of images alone, without projections and final norm.
+
+    Raises:
+        ValueError: for a field nobody knows.
+    """
     unknown = [name for name in official if name not in _KNOWN]
     if unknown:
         raise ValueError(f"expected known fields of an official vision model, got {', '.join(unknown)}")
@@ -44,6 +56,7 @@ def vision_config(official: Mapping[str, Any], **changes: Any) -> OnePeaceConfig
         "num_layers": official["layers"],
         "mlp_dim": official["ffn_embed_dim"],
         "image_bucket_size": official["bucket_size"],
+        # The branch has one size for both: its images are exactly 16 * bucket_size pixels wide (specification 8.1).
         "image_rel_bucket_size": official["bucket_size"],
         "per_layer_bias": not official.get("shared_rp_bias", True),
         "layer_scale": official.get("init_values", 1e-6),
@@ -54,7 +67,11 @@ def vision_config(official: Mapping[str, Any], **changes: Any) -> OnePeaceConfig
 
 
 def branch_rules(official: str = "") -> list[Rule]:
-    """Rules of the branch under the prefix `official`, its tables named as the finetuned files name them."""
+    """Rules of the branch, its tables named as the finetuned files name them.
+
+    Args:
+        official: prefix of the branch in the file.
+    """
     tables: list[Rule] = [
         Rename("image_adapter.rel_pos_table.weight", "adapters.image.bias.tables.0"),
     ]
@@ -62,7 +79,21 @@ def branch_rules(official: str = "") -> list[Rule]:
 
 
 class OnePeaceImageClassifier(nn.Module):
-    """Pictures -> logits: the mean of the patches (or CLS, where `mean` is off) behind a norm."""
+    """Images -> logits: the mean of the patches (or CLS, where `mean` is off) behind a norm.
+
+    Args:
+        config: of the branch, as `vision_config` makes it, with `num_classes`. With `mean` off its
+            `norm_ways` is set, since CLS is read behind the trunk's final norm.
+        mean: whether patches are averaged, as published.
+
+    Example:
+        >>> import torch
+        >>> fields = {"modalities": ["image"], "norm_ways": {}, "use_projections": False, "num_classes": 3}
+        >>> OnePeaceImageClassifier(OnePeaceConfig.preset("nano", **fields))(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 3])
+
+    Source: specification ONE-PEACE, section 8.2.
+    """
 
     def __init__(self, config: OnePeaceConfig, *, mean: bool = True) -> None:
         super().__init__()
@@ -73,15 +104,39 @@ class OnePeaceImageClassifier(nn.Module):
         self.head = nn.Linear(config.dim, config.num_classes)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, side, side) -> (batch, 1 + patches, dim)."""
+        """What the trunk makes of images.
+
+        Args:
+            pixel_values: (batch, 3, side, side).
+
+        Returns:
+            (batch, 1 + patches, dim), CLS first, behind a norm only where `mean` is off.
+
+        Raises:
+            ValueError: for images of another size.
+        """
         return self.vision.encode({"image": pixel_values}).features["image"]
 
     def classify(self, features: Tensor) -> Tensor:
-        """features: (batch, 1 + patches, dim) -> logits (batch, num_classes)."""
+        """The head alone.
+
+        Args:
+            features: (batch, 1 + patches, dim), CLS first.
+
+        Returns:
+            Logits (batch, num_classes).
+        """
         return self.head(features[:, 0] if self.norm is None else self.norm(features[:, 1:].mean(dim=1)))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, 3, side, side) -> logits (batch, num_classes)."""
+        """Images to logits.
+
+        Args:
+            pixel_values: (batch, 3, side, side).
+
+        Returns:
+            (batch, num_classes).
+        """
         return self.classify(self.features(pixel_values))
 
     @staticmethod
@@ -91,7 +146,14 @@ class OnePeaceImageClassifier(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Down to a quarter of the width and up, 0 at first; with `skip` it starts as the identity (AIM, 2302.03024)."""
+    """Down to a quarter of the width and up, 0 at first; with `skip` it starts as the identity.
+
+    Args:
+        dim: width.
+        skip: whether the input is added.
+
+    Source: AIM (arXiv 2302.03024); specification ONE-PEACE, section 8.3.
+    """
 
     def __init__(self, dim: int, *, skip: bool) -> None:
         super().__init__()
@@ -108,7 +170,15 @@ class Bottleneck(nn.Module):
 
 
 class VideoLayer(nn.Module):
-    """What one layer gains for videos; the layer's own attention serves both time and space."""
+    """What one layer gains for videos; the layer's own attention serves both time and space.
+
+    Args:
+        dim: width.
+        scale: factor on the bottleneck beside the feed-forward network, 0.5 as published.
+        drop_path_rate: of its branches, in training.
+
+    Source: AIM (arXiv 2302.03024); specification ONE-PEACE, section 8.3.
+    """
 
     def __init__(self, dim: int, scale: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -120,8 +190,21 @@ class VideoLayer(nn.Module):
     def forward(
         self, x: Tensor, layer: RoutedEncoderLayer, bias: Tensor, num_frames: int, attend: AttentionFunction
     ) -> Tensor:
-        """x: (batch * frames, seq, dim) -> like x; bias: (1, heads, seq, seq), of space alone."""
+        """One layer of the branch, over time and then over space.
+
+        Args:
+            x: (batch * frames, seq, dim), CLS first.
+            layer: of the trunk, whose weights are used.
+            bias: (1, heads, seq, seq), of space alone; time has none.
+            num_frames: of every video.
+            attend: the attention implementation.
+
+        Returns:
+            (batch * frames, seq, dim).
+        """
+        # Every token, CLS included, attends to itself in the other frames.
         over_time = x.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)  # (batch * seq, frames, dim)
+        # Norm and attention are those of the layer, the same weights that serve space below.
         over_time = self.time(layer.attn(layer.attn_norm(over_time), None, None, attend))
         over_time = over_time.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
         informed = x + self._dropped(over_time)
@@ -129,14 +212,31 @@ class VideoLayer(nn.Module):
         x = x + self._dropped(layer.attn_scale(y))  # of the layer's input: time acts through space only
         normed = layer.mlp_norm(x)
         y = layer.mlp_scale(layer.mlp(normed, Route.only("image")))
+        # Drop path meets the bottleneck alone; the feed-forward network itself is never dropped, as released.
         return x + y + self._dropped(self.scale * self.mlp(normed))
 
     def _dropped(self, x: Tensor) -> Tensor:
+        """Rows left out at `drop_path_rate` in training."""
         return drop_path(x, self.drop_path_rate, self.training)
 
 
 class OnePeaceVideoClassifier(nn.Module):
-    """Videos -> logits: frames through the branch with bottlenecks, CLS averaged over time."""
+    """Videos -> logits: frames through the branch with bottlenecks, CLS averaged over time.
+
+    Args:
+        config: of the branch, as `vision_config` makes it, with `num_classes`.
+        num_frames: of every video, 16 or 32 as published.
+        adapter_scale: factor on the bottlenecks beside the feed-forward networks.
+
+    Example:
+        >>> import torch
+        >>> fields = {"modalities": ["image"], "norm_ways": {}, "use_projections": False, "num_classes": 3}
+        >>> model = OnePeaceVideoClassifier(OnePeaceConfig.preset("nano", **fields), num_frames=2)
+        >>> model(torch.rand(1, 3, 2, 64, 64)).shape
+        torch.Size([1, 3])
+
+    Source: specification ONE-PEACE, section 8.3.
+    """
 
     def __init__(self, config: OnePeaceConfig, *, num_frames: int, adapter_scale: float = 0.5) -> None:
         super().__init__()
@@ -144,16 +244,29 @@ class OnePeaceVideoClassifier(nn.Module):
         self.time_embedding = nn.Parameter(torch.zeros(1, num_frames, config.dim))
         rates = linear_drop_path_rates(config.drop_path_rate, config.num_layers)
         self.adapters = nn.ModuleList(VideoLayer(config.dim, adapter_scale, rate) for rate in rates)
+        # A new norm, since extraction threw that of the branch away.
         self.norm = nn.LayerNorm(config.dim)
+        # The published rate, in front of the head.
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(config.dim, config.num_classes)
 
     def frames(self, video: Tensor) -> Tensor:
-        """video: (batch, 3, frames, side, side) -> (batch * frames, 1 + patches, dim)."""
+        """All frames of all videos behind the final norm.
+
+        Args:
+            video: (batch, 3, frames, side, side).
+
+        Returns:
+            (batch * frames, 1 + patches, dim), CLS first.
+
+        Raises:
+            ValueError: for another number of frames, and images of another size.
+        """
         num_frames = video.shape[2]
         if num_frames != self.time_embedding.shape[1]:
             raise ValueError(f"expected {self.time_embedding.shape[1]} frames, got {num_frames}; sample as many")
         adapted = self.vision.adapters["image"](video.transpose(1, 2).flatten(0, 1))
+        # Behind the positions in space, one vector per frame for all its tokens.
         x = adapted.x.unflatten(0, (-1, num_frames)) + self.time_embedding[:, :, None]
         x = x.flatten(0, 1)
         attend = attention_function(self.vision.config._attn_implementation)
@@ -162,12 +275,26 @@ class OnePeaceVideoClassifier(nn.Module):
         return self.norm(x)
 
     def classify(self, frames: Tensor) -> Tensor:
-        """frames: (batch * frames, 1 + patches, dim) -> logits (batch, num_classes)."""
+        """The head alone: CLS of every frame, averaged over time.
+
+        Args:
+            frames: (batch * frames, 1 + patches, dim) of `frames`.
+
+        Returns:
+            Logits (batch, num_classes).
+        """
         cls = frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1]))
         return self.head(self.dropout(cls.mean(dim=1)))
 
     def forward(self, video: Tensor) -> Tensor:
-        """video: (batch, 3, frames, side, side) -> logits (batch, num_classes)."""
+        """Videos to logits; probabilities of several clips and crops are averaged by the caller.
+
+        Args:
+            video: (batch, 3, frames, side, side).
+
+        Returns:
+            (batch, num_classes).
+        """
         return self.classify(self.frames(video))
 
     @staticmethod
@@ -189,12 +316,21 @@ class OnePeaceVideoClassifier(nn.Module):
 
 
 def extracted_name(key: str) -> str | None:
-    """The name that a tensor of the full model has in the extracted vision branch, None for one that is left behind.
+    """The name that a tensor of the full model has in the extracted vision branch.
 
-    Left behind are text, audio, decoder and masking parts, the projection and also the final norm (specification 3.4).
+    Left behind are text, audio, decoder and masking parts, the projection and also the final norm.
+
+    Args:
+        key: of an official file of the full model.
+
+    Returns:
+        The name, None for a tensor that is left behind.
+
+    Source: specification ONE-PEACE, section 3.4.
     """
     if key.startswith(("image_proj.", "encoder_wrapper.fusion_model.image_layer_norm.")):
         return None
+    # By parts of names, as released: `mask` also catches the mask tokens and heads of images.
     if any(part in key for part in ("text", "audio", "decoder", "mask", "logit_scale", "version")):
         return None
     name = key.replace("encoder_wrapper", "encoder").replace("fusion_model.", "")

@@ -39,7 +39,15 @@ UNREAD = "an index buffer that nothing reads"
 def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
     """Rules between an official checkpoint and a Plait model of `config`.
 
-    base: prefix of the `OnePeaceModel` inside the target, "" or "model.".
+    Args:
+        config: bucket sizes decide the index buffers that are made again on conversion to official
+            files.
+        base: prefix of the `OnePeaceModel` inside the target, "" or "model.".
+
+    Returns:
+        Rules that convert in both directions. Nothing is transposed, and nothing is tied.
+
+    Source: specification ONE-PEACE, section 3.2.
     """
     tokens = {"text": config.text_bucket_size, "audio": config.audio_bucket_size}
     encoder = [
@@ -48,6 +56,7 @@ def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
             _constant(
                 f"{m}_adapter.rp_bucket",
                 f"adapters.{m}.cls_embedding",
+                # `size=size` binds the value now; a plain closure would see the last one for both.
                 lambda _, size=size: token_bucket_index(MAX_TOKEN_POSITIONS, size),
             )
             for m, size in tokens.items()
@@ -81,16 +90,26 @@ def key_map(config: OnePeaceConfig, *, base: str = "") -> KeyMap:
 
 
 def vision_key_map(*, base: str = "") -> KeyMap:
-    """Rules for the extracted vision branch (`one-peace-vision.pkl`): same tensors, shorter official names."""
+    """Rules for the extracted vision branch (`one-peace-vision.pkl`): same tensors, shorter official names.
+
+    Args:
+        base: prefix of the `OnePeaceModel` inside the target, "" or "model.".
+    """
     rules: list[Rule] = []
     for rule in key_map(OnePeaceConfig(modalities=["image"]), base=base).rules:
         if rule.official[0].startswith("encoder_wrapper."):
+            # As the release renames them (specification 3.4); index buffers are accepted and never written back.
             short = rule.official[0].removeprefix("encoder_wrapper.").replace("fusion_model.", "encoder.", 1)
             rules.append(replace(rule, source=short, **({"restore": None} if isinstance(rule, Drop) else {})))
     return KeyMap(rules)
 
 
 def _adapter_rules() -> list[Rule]:
+    """Rules of the three adapters, without the prefixes on either side.
+
+    Older files have a single `rel_pos_table`, newer ones a list, hence the aliases (specification
+    3.3).
+    """
     rules: list[Rule] = [
         Rename(f"{_M}_adapter.cls_embedding", "{m}.cls_embedding"),
         Rename(f"{_M}_adapter.type_embedding", "{m}.type_embedding"),
@@ -117,6 +136,7 @@ def _adapter_rules() -> list[Rule]:
         Rename(f"audio_adapter.embed_audios.3.{_P}", "audio.feature_proj.{p}"),
     ]
     # The official list of positional blocks starts with a layout change, so its convolutions count from 1.
+    # 32 are more blocks than any file has (5): rules without a tensor do nothing.
     rules += [
         Rename(f"audio_adapter.embed_positions.{i + 1}.0.{_P}", f"audio.positions.convs.{i}.{{p}}") for i in range(32)
     ]
@@ -124,6 +144,10 @@ def _adapter_rules() -> list[Rule]:
 
 
 def _trunk_rules() -> list[Rule]:
+    """Rules of a routed trunk, the encoder's and the decoder's, without the prefixes on either side.
+
+    The released code calls LayerScale gamma_1 and gamma_2, and the sub-norms `ln` and `2`.
+    """
     layer = "layers.{i}."
     return [
         Rename(f"{layer}gamma_1", f"{layer}attn_scale.weight"),
@@ -144,7 +168,14 @@ def _trunk_rules() -> list[Rule]:
 
 
 def _constant(name: str, beside: str, make: Callable[[Tensor], Tensor], reason: str = DETERMINED) -> Drop:
-    """An official constant, left in the file; on the way back it is made again where the tensor `beside` exists."""
+    """An official constant, left in the file; for an official file it is made again where `beside` exists.
+
+    Args:
+        name: official name.
+        beside: native tensor that tells whether the part is there, and is handed to `make`.
+        make: that tensor -> the constant.
+        reason: why it is left in the file.
+    """
 
     def restore(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: make(state[beside])} if beside in state else {}
@@ -153,6 +184,10 @@ def _constant(name: str, beside: str, make: Callable[[Tensor], Tensor], reason: 
 
 
 def _decoder_rules() -> list[Rule]:
+    """Rules of the decoder's branches; its trunk has the rules of the encoder's.
+
+    The files keep what leads in and out at the top, and positions under `decoder_wrapper`.
+    """
     branch = "decoder.branches."
     wrapper = "decoder_wrapper."
     return [
@@ -168,17 +203,28 @@ def _decoder_rules() -> list[Rule]:
 
 
 def numbered(table: Tensor) -> Tensor:
-    """The numbers of the rows of a table."""
+    """The numbers of the rows of a table, as `position_idx` stores them."""
     return torch.arange(len(table))
 
 
 def official_buffers(keys: Iterable[str]) -> set[str]:
-    """Those official keys that are constants rather than weights."""
+    """Those official keys that are constants rather than weights.
+
+    Args:
+        keys: official names.
+    """
     return {key for key in keys if key.endswith((".rp_bucket", ".position_idx", "fusion_model.version"))}
 
 
 def modality_of(key: str) -> str | None:
-    """The modality a Plait key belongs to alone, None for shared parameters."""
+    """The modality a Plait key belongs to alone.
+
+    Args:
+        key: in Plait's layout, with or without `model.` in front.
+
+    Returns:
+        Its name; None for shared parameters, a way that several modalities share among them.
+    """
     for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):
         _, found, rest = key.partition(part)
         name = rest.split(".")[0]
@@ -206,12 +252,25 @@ def from_official(
 ) -> OnePeacePreTrainedModel:
     """A model from an official file. Only tensors of the branches kept are read.
 
-    official_config: the `cfg` when the file has none; branch: modalities to keep, default all the file's;
-    model_class: default what the cfg describes; changes: fields of `OnePeaceConfig` to set, for example
-    `image_rel_bucket_size=24` for images of 384 pixels or `official=True`.
-    Raises ValueError (StateError) listing missing, unexpected and misshapen keys.
+    Args:
+        checkpoint: of the full model, a finetuned one, or the extracted vision branch.
+        official_config: the `cfg` when the file has none; the vision branch needs none.
+        branch: modalities to keep, default all the file's.
+        model_class: default what the cfg describes.
+        dtype: of the weights, by default as stored.
+        device: where the model goes once it is complete.
+        changes: fields of `OnePeaceConfig`, for example `image_rel_bucket_size=24` for images of
+            384 pixels or `official=True`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys.
+        ValueError: for a file without a cfg, unknown settings and fields, and branches it lacks.
     """
     cfg = official_config or checkpoint.config
+    # The branch alone: its names differ from `encoder_wrapper.*`, and its sizes are in the tensors.
     if any(key.startswith("encoder.layers.") for key in checkpoint.state):
         return _vision_branch(checkpoint, dtype, device, **changes)
     if cfg is None:
@@ -219,6 +278,7 @@ def from_official(
     config = OnePeaceConfig.from_official(cfg, **changes)
     chosen = model_class or (OnePeaceForClassification if config.num_classes else OnePeaceModel)
     if chosen is OnePeaceModel and model_class is None:
+        # A file of stage 1 or 2 has one, which a model that embeds neither builds nor reads.
         config.decoder = None
     source = key_map(config, base=base_prefix(chosen))
     native, report = source.forward(checkpoint.state)
@@ -231,6 +291,10 @@ def from_official(
 def _vision_branch(
     checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, **changes: Any
 ) -> OnePeacePreTrainedModel:
+    """A model of images alone; all sizes are read off the tensors.
+
+    changes: fields of `OnePeaceConfig`. Raises StateError for keys that do not fit.
+    """
     state, _ = vision_key_map().forward(checkpoint.state)
     layers = {key.split(".")[2] for key in state if key.startswith("trunk.layers.")}
     table = state["adapters.image.bias.tables.0"]
@@ -240,6 +304,7 @@ def _vision_branch(
         "mlp_dim": state["trunk.layers.0.mlp.image.gate_proj.weight"].shape[0],
         "num_heads": table.shape[1],
         "image_bucket_size": round((state["adapters.image.position_embedding"].shape[0] - 1) ** 0.5),
+        # Solved for w: the table has (2 w - 1)^2 + 3 rows, and the position table w^2 + 1.
         "image_rel_bucket_size": (round((table.shape[0] - 3) ** 0.5) + 1) // 2,
     }
     config = OnePeaceConfig(modalities=["image"], use_projections=False, norm_ways={}, **{**fields, **changes})
@@ -257,8 +322,21 @@ def from_directory(
 ) -> OnePeacePreTrainedModel:
     """A model directory written by `save_pretrained`; `branch` reads and keeps only those modalities.
 
-    changes: fields of `OnePeaceConfig`. `modalities=` may add some that the directory has no weights of, which start
-    fresh: everything that was there stays bit for bit.
+    Args:
+        path: the directory.
+        branch: modalities to keep, default all.
+        dtype: of the weights, by default as stored.
+        device: where the model goes once it is complete.
+        model_class: default the class that wrote the directory.
+        changes: fields of `OnePeaceConfig`. `modalities=` may add some that the directory has no
+            weights of, which start fresh: everything that was there stays bit for bit.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys.
+        ValueError: for an unknown field, and branches it lacks.
     """
     config = OnePeaceConfig.from_pretrained(path, trust_remote_code=False)
     known = list(config.modalities)
@@ -274,6 +352,7 @@ def from_directory(
         state = {key.removeprefix("model."): value for key, value in state.items()}
     _restrict(config, branch)
     if added := [m for m in config.modalities if m not in known]:
+        # A model of the new modalities alone draws their weights; of its trunk only what is theirs is taken.
         alone = OnePeaceConfig.from_dict({**config.to_dict(), "modalities": added, "decoder": None})
         fresh, base = OnePeaceModel(alone).state_dict(), base_prefix(chosen)
         state = {**state, **{f"{base}{key}": value for key, value in fresh.items() if modality_of(key) in added}}
@@ -281,17 +360,28 @@ def from_directory(
 
 
 def stored_class(path: Path) -> type[OnePeacePreTrainedModel]:
-    """The class whose `save_pretrained` wrote this directory."""
+    """The class whose `save_pretrained` wrote this directory.
+
+    Args:
+        path: a model directory; only its configuration is read.
+
+    Returns:
+        `OnePeaceModel` where the configuration names none or another one.
+    """
     architectures = OnePeaceConfig.from_pretrained(path, trust_remote_code=False).architectures
     return CLASSES.get((architectures or ["OnePeaceModel"])[0], OnePeaceModel)
 
 
 def base_prefix(model_class: type[OnePeacePreTrainedModel]) -> str:
-    """Where the `OnePeaceModel` sits inside a model of this class."""
+    """Where the `OnePeaceModel` sits inside a model of this class: "" or "model."."""
     return "" if model_class is OnePeaceModel else "model."
 
 
 def _restrict(config: OnePeaceConfig, branch: Sequence[str] | None) -> None:
+    """Leave only the modalities of `branch` in `config`, in place.
+
+    Raises ValueError for a branch that is not there, and for none at all.
+    """
     if branch is None:
         return
     missing = [m for m in branch if m not in config.modalities]
@@ -309,15 +399,31 @@ def _assemble(
 ) -> OnePeacePreTrainedModel:
     """A model with the weights of `native` that its branches use; nothing else is ever read.
 
-    Position tables are fitted as published: a relative table of pictures is interpolated where the target grid is
-    larger (a smaller one is refused), and a single table is copied to every layer of a target with one per layer.
+    Position tables are fitted as published: a relative table of images is interpolated where the
+    target grid is larger (a smaller one is refused), and a single table is copied to every layer of
+    a target with one per layer.
+
+    Args:
+        config: of the model.
+        model_class: which of `CLASSES`.
+        native: tensors in Plait's layout, read one by one as they are needed.
+        dtype: of the weights, by default as stored.
+        device: where the model goes.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        StateError: for what is missing, unexpected or misshapen.
     """
     with torch.device("meta"):
+        # The published model is 15.5 GB in float32: on the meta device it is never held twice.
         model = model_class(config)
     own = set(model.state_dict())
     state: dict[str, Callable[[], Tensor]] = {}
     for key in own:
         head, is_table, _ = key.rpartition(".bias.tables.")
+        # Layer by layer the same table: each copy is finetuned apart (specification 3.3, rule 3).
         source = f"{head}.bias.tables.0" if is_table and key not in native else key
         if source not in native:
             continue
@@ -329,6 +435,7 @@ def _assemble(
         if modality_of(key) in (None, *config.modalities) and not is_used and not _may_be_left(key, config):
             state[key] = partial(native.__getitem__, key)
     scale = f"{base_prefix(model_class)}logit_scale"
+    # The published full model holds none; the release keeps ln(1 / 0.07) in silence (specification 3.3).
     if scale in own and scale not in state:
         logger.info("%s is not in the file; it keeps its initial value", scale)
         state[scale] = lambda: torch.tensor(config.logit_scale_init).log()
@@ -338,7 +445,16 @@ def _assemble(
 
 
 def _grown(read: Callable[[], Tensor], key: str, width: int) -> Tensor:
-    """A relative table of pictures for a grid of `width` patches a side."""
+    """A relative table of images for a grid of `width` patches a side.
+
+    Args:
+        read: gives the stored table, (rows, heads).
+        key: its name, for the message.
+        width: of the target grid.
+
+    Raises:
+        StateError: for a table of a larger grid: only enlargement is published.
+    """
     table, rows = read(), image_table_rows(width)
     if table.shape[0] > rows:
         raise StateError(
@@ -349,7 +465,10 @@ def _grown(read: Callable[[], Tensor], key: str, width: int) -> Tensor:
 
 
 def _may_be_left(key: str, config: OnePeaceConfig) -> bool:
-    """Keys that a narrower task leaves in the file."""
+    """Keys that a narrower task leaves in the file: decoder, projections and temperature, final norms.
+
+    Everything else that no part of the model takes is handed to the strict load, which lists it.
+    """
     is_decoder = key.startswith("decoder.")
     is_projection = not config.use_projections and ("projections." in key or key.endswith("logit_scale"))
     is_norm = not config.ways("norm_ways") and "trunk.norm." in key
