@@ -140,15 +140,29 @@ trained model expects. Lower case, and free of what `clean_question` deletes exc
 
 
 def instruct(task: str, medium: str, text: str = "", *, enabled: bool = True) -> str:
-    """The instruction of a task for a modality with `text` (a question, a phrase) in its place.
+    """The instruction of a task for a medium.
 
-    Switched off it is `text` alone: what the released finetuned models were trained on. Raises ValueError for a cell
-    without a template, and for a task that needs a text and gets none.
+    Args:
+        task, medium: a cell of `TEMPLATES`.
+        text: a question or phrase that takes its place in the template.
+        enabled: switched off it is `text` alone: what the released finetuned models were trained
+            on.
+
+    Returns:
+        One line for the text encoder.
+
+    Raises:
+        ValueError: for a cell without a template, and for a task that needs a text and gets none.
+
+    Example:
+        >>> instruct("answer", "image", "what is this")
+        'answer the question about the image : what is this'
     """
     template = next((words for cell, words in TEMPLATES.items() if cell == (task, medium)), None)
     if template is None:
         cells = ", ".join(f"{t} {m}" for t, m in TEMPLATES)
         raise ValueError(f"expected a task and modality among {cells}, got {task} {medium}")
+    # Asked also where instructions are switched off: an empty question is a mistake either time.
     if "{text}" in template and not text.strip():
         raise ValueError(f"expected a text for the task {task}, got none; pass what to {task}")
     return template.format(text=text) if enabled else text

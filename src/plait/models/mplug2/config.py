@@ -80,7 +80,7 @@ class MPlug2Config(PreTrainedConfig):
         queue_size: columns of the contrastive queues, 0 for none and no teacher.
         momentum: of the teacher, the share that stays at an update.
         distill: whether a generative model has a teacher.
-        instructions: whether the model was trained to be told what to do (`tasks.TEMPLATES`): then
+        instructions: whether the model was trained to be told what to do (`composition.TEMPLATES`): then
             captions are asked for, and questions framed, as they were in training.
         num_images: images per sample of a sequence classifier; 2 as in NLVR2.
         grounding_bins, grounding_start_id: coordinate tokens are the `bins + 1` ids behind the

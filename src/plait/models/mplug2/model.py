@@ -92,6 +92,7 @@ class MPlug2PreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
+        """transformers would read the source for it; ours asks the configuration at every call."""
         return True  # looked up in the config at every forward pass
 
     @classmethod

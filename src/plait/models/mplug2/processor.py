@@ -1,8 +1,10 @@
-"""What goes into mPLUG-2 and what comes out: texts, images and clips -> tensors, ids -> texts.
+"""What goes into mPLUG-2 and what comes out: texts, images and videos -> tensors, ids -> texts.
 
 texts -> input_ids, attention_mask     images -> pixel_values     videos -> pixel_values_videos
+training rows -> read_row (decoded) -> Collator -> batch of a task class
 
-A video is sampled by presentation time: the frames on screen in the middle of `num_frames` equal parts.
+In use a video is sampled by presentation time: the frames on screen in the middle of `num_frames`
+equal parts. In training each part gives a frame at a random time.
 Source: specification mPLUG-2, section 11.
 """
 
@@ -340,21 +342,36 @@ def _clips(value: Any) -> list[Clip]:
 
 
 class Row(NamedTuple):
-    """A training row and what was decoded of it: a picture, frames (time, 3, height, width), or several pictures."""
+    """A training row and what was decoded of it.
+
+    Attributes:
+        sample: the row of the data.
+        seen: a PIL image, a list of them, frames uint8 (time, height, width, 3), or None for text
+            alone.
+    """
 
     sample: Sample
     seen: Any = None
 
     @property
     def medium(self) -> str:
-        """image, video or text."""
+        """image, video or text; an image wins where a row has both."""
         return "image" if self.sample.image is not None else "video" if self.sample.video is not None else "text"
 
 
 def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Generator) -> Row:
-    """Decode the medium of a row: a picture, the pictures named by `images` below `folder`, or frames of a clip.
+    """Decode the medium of a row.
 
-    Frames lie at random times, one in each part of the clip, as in the released training.
+    Frames lie at random times, one in each part of the video, as in the released training.
+
+    Args:
+        num_frames: that are taken of a video.
+        folder: below which the images lie that `sample.meta["images"]` names.
+        sample: the row.
+        rng: every draw comes from it.
+
+    Returns:
+        The row with an image, several images, frames, or nothing but its text.
     """
     if sample.meta.get("images"):
         return Row(sample, [load_image(folder / name) for name in sample.meta["images"]])
@@ -362,6 +379,7 @@ def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Gener
         return Row(sample, load_image(sample.image))
     if sample.video is None:
         return Row(sample)
+    # One frame is decoded to learn the length; the times drawn from it are decoded next.
     draw, seconds = random.Random(int(rng.integers(1 << 62))), load_video(sample.video, 1).seconds
     return Row(sample, stack_frames(load_video(sample.video, at=random_times(seconds, num_frames, draw)).frames))
 
@@ -369,9 +387,17 @@ def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Gener
 class Collator:
     """Rows -> a batch of one of mPLUG-2's task classes, with the published training transforms and texts as targets.
 
-    instructions: whether the model is told what to do; labels: of classes, in order; prompt: what captions stand
-    behind; pretraining: with its crops, what to write and the instruction as well. Every draw comes from the generator
-    that is handed in. A batch holds pictures or clips, never both.
+    Every draw comes from the generator that is handed in. A batch holds images or videos, never
+    both.
+
+    Args:
+        processor: of the model.
+        instructions: whether the model is told what to do.
+        labels: of classes, in the order of their numbers.
+        prompt: what captions stand behind.
+        pretraining: with its crops, and in `pairs` what to write and the instruction as well.
+
+    Source: specification mPLUG-2, sections 7 and 11.
     """
 
     def __init__(
@@ -387,14 +413,26 @@ class Collator:
         self.labels, self.prompt = list(labels), prompt
 
     def pixels(self, rows: Sequence[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """pixel_values (batch, 3, side, side), or (batch, images, 3, side, side) where rows have several pictures;
-        pixel_values_videos (batch, 3, time, side, side)."""
+        """What rows show, cropped and changed as the release does in training.
+
+        Args:
+            rows: all of images, all of several images each, or all of videos.
+            rng: of all draws.
+
+        Returns:
+            pixel_values (batch, 3, side, side), or (batch, images, 3, side, side) where rows have
+                several images; or pixel_values_videos (batch, 3, time, side, side).
+
+        Raises:
+            ValueError: for a mixture of media.
+        """
         draw, size = random.Random(int(rng.integers(1 << 62))), self.processor.image_size
         media = {row.medium for row in rows}
         if all(isinstance(row.seen, list) for row in rows):
             several = [torch.stack([training_image(picture, size, draw) for picture in row.seen]) for row in rows]
             return {"pixel_values": torch.stack(several)}  # every picture is changed for itself
         if media == {"image"}:
+            # Least and most of the area that a crop keeps, in pretraining and in finetuning (specification 11).
             scale = (0.2, 1.0) if self.pretraining else (0.5, 1.0)
             return {"pixel_values": torch.stack([training_image(row.seen, size, draw, scale=scale) for row in rows])}
         if media == {"video"}:
@@ -403,7 +441,16 @@ class Collator:
         raise ValueError(f"expected a batch of images or of videos, got {', '.join(sorted(media))}; keep them apart")
 
     def written(self, texts: Sequence[str], prompt: str | None = None) -> dict[str, Tensor]:
-        """decoder_input_ids, decoder_attention_mask and labels (batch, length) of texts, as answers or captions."""
+        """Texts as a decoder learns to write them.
+
+        Args:
+            texts: answers, or captions where there is a prompt.
+            prompt: in front of every caption, "" for none; None for answers.
+
+        Returns:
+            decoder_input_ids, decoder_attention_mask and labels, (texts, length) each; labels are
+                not shifted.
+        """
         made = self.processor.answers(texts) if prompt is None else self.processor.captions(texts, prompt)
         return {
             "decoder_input_ids": made["input_ids"],
@@ -412,8 +459,19 @@ class Collator:
         }
 
     def pairs(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures or clips, each with one of its texts; `ids` tells which rows show the same."""
+        """Images or videos, each with one of its texts.
+
+        Args:
+            rows: of one medium.
+            rng: of all draws.
+
+        Returns:
+            Pixels, input_ids and attention_mask (batch, tokens), and ids (batch,), equal where rows
+                show the same; in pretraining also what is to be written, and with instructions what
+                asks for it.
+        """
         texts = [caption_of(row.sample, rng) for row in rows]
+        # The same file is the same thing: its other captions are partners, never negatives.
         shown = [str(row.sample.image if row.sample.image is not None else row.sample.video) for row in rows]
         known = {name: number for number, name in enumerate(dict.fromkeys(shown))}
         batch = {
@@ -429,21 +487,48 @@ class Collator:
         return batch
 
     def texts(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Texts alone, for masked language modelling."""
+        """Texts alone, for masked language modelling; nothing is hidden yet.
+
+        rng: draws one text of every row. Returns input_ids and attention_mask (batch, tokens).
+        """
         return self.processor.tokenize([caption_of(row.sample, rng) for row in rows], truncation=True)
 
     def captions(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures or clips and a caption to be written behind the prompt; told to: asked for like an answer."""
+        """Images or videos, and a caption to be written behind the prompt.
+
+        Args:
+            rows: of one medium.
+            rng: of all draws.
+
+        Returns:
+            Pixels and targets; with instructions also input_ids and attention_mask, so that a
+                caption is asked for as an answer is.
+        """
         made = self.written([caption_of(row.sample, rng) for row in rows], self.prompt)
         told = [instruct("caption", rows[0].medium)] * len(rows)
         return {**self.pixels(rows, rng), **(self.processor.tokenize(told) if self.instructions else {}), **made}
 
     def referenced(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Any]:
-        """Pictures or clips, and all captions of each as `references`: (batch) lists of texts."""
+        """Images or videos, and all captions of each, for self-critical training.
+
+        Returns pixels, and `references`: (batch) lists of texts.
+        """
         return {**self.pixels(rows, rng), "references": [captions_of(row.sample) for row in rows]}
 
     def answers(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Questions with all their answers, each weighted by how many annotators gave it."""
+        """Questions with all their answers, each weighted by how many annotators gave it.
+
+        Args:
+            rows: of one medium, with `question` and `answers`.
+            rng: of all draws.
+
+        Returns:
+            Pixels, input_ids and attention_mask (batch, tokens), targets (answers, length),
+                answers_per_question (batch,) and answer_weights (answers,), which sum to 1 per
+                question.
+
+        Source: mPLUG's image VQA (specification mPLUG-2, 7.3).
+        """
         given = [Counter(row.sample.answers or ()) for row in rows]
         asked = [instruct("answer", row.medium, row.sample.question or "", enabled=self.instructions) for row in rows]
         return {
@@ -455,9 +540,20 @@ class Collator:
         }
 
     def boxes(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures, phrases and the first box of each row, x0 y0 x1 y1 in pixels, as shares (cx, cy, w, h).
+        """Images, phrases and the first box of each row.
 
         No crop and no flip: both would change what is left of what.
+
+        Args:
+            rows: with `boxes` as x0, y0, x1, y1 in pixels, and the phrase as question or text.
+            rng: not read.
+
+        Returns:
+            pixel_values (batch, 3, side, side), input_ids and attention_mask (batch, tokens), and
+                boxes (batch, 4) as (cx, cy, w, h), fractions of the sides.
+
+        Raises:
+            ValueError: for a row without a box of four numbers.
         """
         found = []
         for row in rows:
@@ -474,8 +570,21 @@ class Collator:
         }
 
     def classes(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
-        """Pictures, clips, texts or pairs of texts (`meta["text_pair"]`), or a text about pictures or a clip, and
-        numbers of labels."""
+        """What is to be classified, and numbers of labels.
+
+        That is images, videos, texts, pairs of texts (`meta["text_pair"]`), or a text about images
+        or a video.
+
+        Args:
+            rows: all alike; the first one tells what there is.
+            rng: of all draws.
+
+        Returns:
+            Pixels and ids of what rows have, and labels (batch,) int64.
+
+        Raises:
+            ValueError: for a label that is not among `labels`.
+        """
         samples = [row.sample for row in rows]
         batch = {"labels": torch.tensor([self.labels.index(sample.label or "") for sample in samples])}
         if rows[0].seen is not None:
@@ -487,7 +596,11 @@ class Collator:
 
 
 def captions_of(sample: Sample) -> list[str]:
-    """The row's captions, or its text. Raises ValueError, naming the row, without either."""
+    """The row's captions, or its text as the only one.
+
+    Raises:
+        ValueError: naming the row, where it has neither.
+    """
     texts = sample.captions or ([sample.text] if sample.text else [])
     if not texts:
         raise ValueError(f"expected text or captions in row {sample.id!r}, got neither")
@@ -495,6 +608,9 @@ def captions_of(sample: Sample) -> list[str]:
 
 
 def caption_of(sample: Sample, rng: np.random.Generator) -> str:
-    """One of the row's captions. Raises as `captions_of`."""
+    """One of the row's captions, drawn evenly. Raises as `captions_of`.
+
+    rng: of the draw.
+    """
     texts = captions_of(sample)
     return texts[int(rng.integers(len(texts)))]

@@ -529,7 +529,11 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
 
     @classmethod
     def heads(cls, config: MPlug2Config) -> dict[str, nn.Module]:
-        """See `MPlug2PreTrainedModel.heads`; pictures side by side, and a hidden layer for fused states."""
+        """See `MPlug2PreTrainedModel.heads`.
+
+        For fused states there is a hidden layer, and class tokens of several images stand side by
+        side.
+        """
         if config.task in (None, "classify"):
             return super().heads(config)
         count = config.num_images if config.task == "compare" else 1
@@ -656,7 +660,11 @@ class MPlug2Skills(Asking):
         return " ".join(words.split()[:MAX_QUESTION_WORDS])
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
-        """Five beams, with the lengths of the released code: mPLUG's for captions of pictures, mPLUG-2's for others."""
+        """Five beams, with the lengths of the released code.
+
+        Captions of images have mPLUG's, those of videos mPLUG-2's; other kinds are decoded as
+        `Asking` says.
+        """
         if kind == "caption":
             # Command-line defaults of mPLUG-2's video captions and of mPLUG's image captions (specification 2, 7.3).
             fewest, most = (4, 20) if medium == "video" else (8, 25)
@@ -674,7 +682,10 @@ class MPlug2Skills(Asking):
         self.processor.tokenize(self._asked("video", [text]) if text.strip() else [text])
 
     def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
-        """Beam search from the media alone, or from them and the instruction to describe them."""
+        """Beam search from the media alone, or from them and the instruction to describe them.
+
+        options: of `generate`. Returns a text per item.
+        """
         asked = self._tokens([instruct("caption", kind)] * len(prepared)) if self.instructed else {}
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
@@ -682,7 +693,7 @@ class MPlug2Skills(Asking):
     def answer(
         self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], options: Mapping[str, Any]
     ) -> list[str]:
-        """Beam search from media and question."""
+        """Beam search from media and question; a text per item. options: of `generate`."""
         asked = self._tokens(self._asked(kind, questions))
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
@@ -690,18 +701,26 @@ class MPlug2Skills(Asking):
     def rank(
         self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
     ) -> list[list[tuple[str, float]]]:
-        """Every answer by its likelihood."""
+        """Every answer by its likelihood, for each item and its question, best first.
+
+        The probabilities of an item sum to 1 over all answers.
+        """
         return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(self._asked(kind, questions)))
 
     def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
-        """Boxes as shares of width and height."""
+        """A box for each phrase: x0, y0, x1, y1 as shares of width and height, cut at the rim."""
         boxes = self.model.ground(**self._pixels("image", prepared), **self._tokens(phrases))
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in corners(boxes).clamp(0, 1).tolist()]
 
     def classify(
         self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
     ) -> list[list[tuple[str, float]]]:
-        """By the head, by similarity to the labels as texts, or by the likelihood of the labels as captions."""
+        """Labels of each item with probabilities, best first.
+
+        By the head, by similarity to the labels as texts, or by the likelihood of the labels as
+        captions, whatever the class of the model has. Raises ValueError for labels beside a head,
+        and for none without one.
+        """
         if self.labels:
             if labels is not None:
                 raise ValueError(f"expected no labels for {self.name}, got some; its head has its own")
@@ -729,6 +748,7 @@ class MPlug2Skills(Asking):
         return [instruct("answer", kind, question, enabled=self.instructed) for question in questions]
 
     def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Prepared items as one batch under the name of their kind, on the device and in the type of the model."""
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -73,6 +73,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
+        """transformers would read the source for it; ours asks the configuration at every call."""
         return True  # looked up in the config at every forward pass
 
     def _init_weights(self, module: nn.Module) -> None:
