@@ -437,7 +437,7 @@ def test_a_tensor_outside_its_storage_is_refused(offset, shape, stride, tmp_path
         archive.writestr("archive/data/0", np.arange(4, dtype="<f4").tobytes())
     path = tmp_path / "bad.pt"
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match=r"expected a .*tensor w in"):
+    with pytest.raises(CheckpointError, match=r"expected a .*tensor (w in|of|with)"):
         dict(read_checkpoint(path).state)
 
 

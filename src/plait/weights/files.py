@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from plait.weights.unpickle import (
+    MAX_NAME,
+    MAX_NODES,
     LazyTensor,
     NotPlainError,
     PickleError,
@@ -31,6 +33,7 @@ from plait.weights.unpickle import (
     read_legacy,
     read_pickle,
     read_zip,
+    shown,
     to_plain,
 )
 
@@ -326,12 +329,12 @@ def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
         if isinstance(key, str) and isinstance(entry, LazyTensor):
             readers[key] = partial(read, key, entry)
         else:
-            ignored.append(str(key))
+            ignored.append(shown(key))
     notes: list[str] = []
     config = None
     if container:
         config, name = _find_config(value, notes)
-        ignored += [str(key) for key in value if key not in {container.partition(".")[0], name}]
+        ignored += [shown(key) for key in value if key not in {container.partition(".")[0], name}]
     return _checkpoint(path, kind, readers, config, container, tuple(ignored), tuple(notes))
 
 
@@ -358,13 +361,21 @@ def _nested_state(value: dict[Any, Any]) -> tuple[str, Mapping[Any, Any]] | None
     """Weights in dictionaries of dictionaries under `model`, as Megatron stores them: their keys joined by dots."""
     inner = value.get("model")
     flat: dict[str, Any] = {}
+    left = MAX_NODES  # one dictionary may be shared by all that hold it: six levels of a hundred are 10**12 visits
 
     def collect(entries: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        nonlocal left
         for key, entry in entries.items():
+            left -= 1
+            name = f"{prefix}{shown(key)}"
+            if left < 0 or len(name) > MAX_NAME:
+                raise PickleError(
+                    f"weights in dictionaries of more than {MAX_NODES} entries or {MAX_NAME} characters of a name"
+                )
             if isinstance(entry, LazyTensor):
-                flat[f"{prefix}{key}"] = entry
+                flat[name] = entry
             elif isinstance(entry, dict) and depth:
-                collect(entry, f"{prefix}{key}.", depth - 1)
+                collect(entry, f"{name}.", depth - 1)
 
     if isinstance(inner, dict):
         collect(inner, "", 6)

@@ -17,6 +17,7 @@ How torch lays pickles and tensor bytes into one file (`torch/serialization.py`)
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import struct
@@ -34,6 +35,10 @@ MAX_NAME = 512
 """Characters the name of a class or function may have."""
 SMALL_TENSOR = 1 << 24
 """Elements a tensor may have although its storage is smaller (expanded tensors)."""
+MAX_AXES = 64
+"""Axes a tensor may have: torch itself takes no more."""
+MAX_SIZE = 1 << 62
+"""Elements, steps and offsets stay below: sums of a few of them fit the 64 bits that torch counts in."""
 
 
 class PickleError(ValueError):
@@ -86,15 +91,13 @@ class LazyTensor:
 
     def read(self) -> Tensor:
         """The tensor, a view of the input where alignment allows. Raises PickleError where it leaves its storage."""
-        data, numbers = self.storage.data, (self.offset, *self.shape, *self.stride)
+        data = self.storage.data
         if data is None or len(data) != self.storage.num_bytes:
             raise PickleError(f"expected {self.storage.num_bytes} bytes of tensor data, got {len(data or b'')}")
-        if len(self.shape) != len(self.stride) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-            raise PickleError(f"expected a shape and a stride, got {self.shape!r:.60} and {self.stride!r:.60}")
         available = self.storage.num_bytes // self.dtype.itemsize
         elements = 1
         for n in self.shape:  # cut off once it is beyond any file: a product of many sizes takes memory itself
-            elements = min(elements * n, 1 << 62)
+            elements = min(elements * n, MAX_SIZE)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
         if elements == 0:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -105,6 +108,15 @@ class LazyTensor:
             raw = raw.clone()
         return raw.view(self.dtype).as_strided(self.shape, self.stride, self.offset)
 
+
+_DTYPES = {
+    f"torch.{name}": getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"),
+        *("uint16", "uint32", "uint64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"),
+    )
+}
+"""Names of element types. A fixed table: asking torch for a name from a file would import the module of that name."""
 
 _STORAGES = {
     f"{name}Storage": dtype
@@ -139,12 +151,18 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> L
     """torch._utils._rebuild_tensor, _v2 and _v3 (whose last argument is the element type)."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise PickleError("expected a tensor made of a storage, a shape and a stride")
+    # Checked before anything shows them: a few hundred bytes of tuples in tuples unfold into an endless text.
+    if len(shape) != len(stride) or len(shape) > MAX_AXES:
+        raise PickleError(
+            f"expected a tensor of at most {MAX_AXES} sizes and as many steps, got {len(shape)} and {len(stride)}"
+        )
+    if not all(type(n) is int and 0 <= n < MAX_SIZE for n in (offset, *shape, *stride)):
+        raise PickleError(f"expected a tensor with an offset, sizes and steps from 0 to {MAX_SIZE}, got others")
     dtype = storage.dtype
     if len(rest) > 2 and isinstance(rest[2], Global):
-        found = getattr(torch, rest[2].name.removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
+        if rest[2].name not in _DTYPES:
             raise PickleError(f"expected a torch dtype, got {rest[2].name:.80}")
-        dtype = found
+        dtype = _DTYPES[rest[2].name]
     return LazyTensor(storage, offset, shape, stride, dtype)
 
 
@@ -209,25 +227,42 @@ def call(function: Any, args: Any) -> Any:
         raise PickleError(f"expected arguments that {function.name} takes, got {len(args)} others") from error
 
 
+MAX_KEY = 3
+"""Values in a tuple that is a dictionary key."""
+
+
 def plain_key(key: Any) -> Any:
-    """`key` if it may be a dictionary key or set member: hashing deep structures is not safe."""
+    """`key` if it may be a dictionary key or set member: hashing deep structures is not safe.
+
+    Tuples are short since -1 and -2 have one hash: sixteen of them give 65,536 keys that collide, and every one more
+    is compared with all before it. Integers collide where they differ by 2**61 - 1, so few of 64 bits do.
+    """
     flat = key if isinstance(key, tuple) else (key,)
-    if len(flat) > 16 or not all(isinstance(k, str | int | float | bool | None | Global | StandIn) for k in flat):
+    if len(flat) > MAX_KEY or not all(isinstance(k, str | int | float | bool | None | Global | StandIn) for k in flat):
         raise PickleError(f"expected plain dictionary keys, got {type(key).__name__}")
     return key
 
 
-MAX_STEPS = 5_000_000
-"""Instructions one pickle may have."""
+def shown(key: Any) -> str:
+    """A dictionary key as text; what is no plain value only by its type, since its content may unfold without end."""
+    if isinstance(key, str | int | float | bool | None):
+        return str(key)
+    return key.name if isinstance(key, Global | StandIn) else f"a {type(key).__name__}"
+
+
+MAX_STEPS = 1_000_000
+"""Instructions one pickle may have, and so the values in it: seconds and 250 MB at worst."""
 MAX_TEXT = 1 << 24
 """Bytes one string may have."""
 MAX_NUMBER = 1024
-"""Bytes one number may have."""
+"""Bytes one number may have; above 64 bits it is a stand-in: nothing of ours needs it, and counting with it hangs."""
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MARK = object()
 
 
 class PickleReader:
-    """One pickle in `data` from `position` on. `persistent` answers persistent ids; `blob` nested torch files.
+    """One pickle in `data` from `position` on. `persistent` answers persistent ids; `blob` nested torch files;
+    `steps` is the most instructions it may have.
 
     After `load`, `position` is behind the pickle. Raises PickleError on anything malformed or too long.
     """
@@ -239,23 +274,33 @@ class PickleReader:
         *,
         persistent: Callable[[Any], Any] | None = None,
         blob: Callable[[Any], Any] | None = None,
+        steps: int = MAX_STEPS,
     ) -> None:
         self.data, self.position = data, position
-        self.persistent, self.blob = persistent, blob
+        self.persistent, self.blob, self.steps = persistent, blob, steps
         self.work = 2 * len(data) + 1024  # see `call`
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
-        for _ in range(MAX_STEPS):
-            code = self.take(1)[0]
-            if code == ord("."):
-                return self.pop()
-            step = _STEPS.get(code)
-            if step is None:
-                raise PickleError(f"expected a pickle instruction, got byte 0x{code:02x} at {self.position - 1}")
-            step(self)
-        raise PickleError(f"expected at most {MAX_STEPS} instructions, got more")
+        collects = gc.isenabled()
+        gc.disable()  # nothing is freed here, and looking for it among a million new values takes longer than all else
+        try:
+            for _ in range(self.steps):
+                if self.position >= len(self.data):
+                    self.take(1)  # says what is missing
+                code = self.data[self.position]
+                self.position += 1
+                if code == ord("."):
+                    return self.pop()
+                step = _STEPS.get(code)
+                if step is None:
+                    raise PickleError(f"expected a pickle instruction, got byte 0x{code:02x} at {self.position - 1}")
+                step(self)
+        finally:
+            if collects:
+                gc.enable()
+        raise PickleError(f"expected at most {self.steps} instructions, got more")
 
     # Reading.
 
@@ -279,9 +324,9 @@ class PickleReader:
             raise PickleError(f"expected {encoding} text at {self.position}, got other bytes") from error
 
     def line(self, encoding: str = "latin1") -> str:
-        for end in range(self.position, min(len(self.data), self.position + MAX_TEXT)):
-            if self.data[end] == 10:
-                text = self.text(end - self.position, encoding)
+        for start in range(self.position, min(len(self.data), self.position + MAX_TEXT), 4096):
+            if (found := bytes(self.data[start : start + 4096]).find(b"\n")) >= 0:
+                text = self.text(start + found - self.position, encoding)
                 self.position += 1
                 return text
         raise PickleError(f"expected a line end after {self.position}, got none")
@@ -292,10 +337,14 @@ class PickleReader:
         except ValueError as error:
             raise PickleError(f"expected a number, got {text!r:.40}") from error
 
-    def int_line(self) -> int | bool:
+    def int_line(self) -> Any:
         """Protocol 0 writes truth values as the numbers 00 and 01."""
         text = self.line()
-        return text == "01" if text in {"00", "01"} else self.parsed(int, text)
+        return text == "01" if text in {"00", "01"} else self.integer(self.parsed(int, text.removesuffix("L")))
+
+    def integer(self, value: int) -> Any:
+        """`value` as it is up to 64 bits, else what stands for it."""
+        return value if -(1 << 63) <= value < 1 << 64 or value == LEGACY_MAGIC else StandIn("builtins.int")
 
     def name(self) -> Global:
         return Global(f"{self.line('utf-8')}.{self.line('utf-8')}")
@@ -330,6 +379,8 @@ class PickleReader:
         return value
 
     def put(self, index: int) -> None:
+        if not 0 <= index < 1 << 32:  # numbers of any size could be chosen to collide, each compared with all before
+            raise PickleError("expected a value remembered under a number of 32 bits, got another")
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
@@ -414,10 +465,10 @@ class PickleReader:
             raise PickleError("expected a pickle without persistent ids, got one")
         self.push(self.persistent(identity))
 
-    def long(self, size: int) -> int:
+    def long(self, size: int) -> Any:
         if size > MAX_NUMBER:
             raise PickleError(f"expected a number of at most {MAX_NUMBER} bytes, got {size}")
-        return int.from_bytes(self.take(size), "little", signed=True)
+        return self.integer(int.from_bytes(self.take(size), "little", signed=True))
 
 
 _Step = Callable[[PickleReader], Any]
@@ -435,7 +486,7 @@ _STEPS: dict[int, _Step] = {
     0x88: lambda r: r.push(True),
     0x89: lambda r: r.push(False),
     ord("I"): lambda r: r.push(r.int_line()),
-    ord("L"): lambda r: r.push(r.parsed(int, r.line().removesuffix("L"))),
+    ord("L"): lambda r: r.push(r.int_line()),
     ord("F"): lambda r: r.push(r.parsed(float, r.line())),
     ord("J"): lambda r: r.push(r.number("<i")),
     ord("K"): lambda r: r.push(r.number("<B")),
@@ -497,9 +548,10 @@ _STEPS: dict[int, _Step] = {
 }
 
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_ENTRIES = 200_000
 """Entries a zip file may have."""
+MAX_DIRECTORY = 1 << 24
+"""Bytes the list of its entries may have: the standard library reads it in one piece before it counts."""
 
 
 class _Storages:
@@ -639,6 +691,8 @@ class _Window(io.RawIOBase):
         return position
 
     def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise OSError(f"expected a list of entries of at most {MAX_DIRECTORY} bytes, got {size}")
         # Never more than there is: the size comes from the file.
         end = len(self._data) if size is None or size < 0 else min(len(self._data), self._position + size)
         part = bytes(self._data[self._position : end])
@@ -648,6 +702,8 @@ class _Window(io.RawIOBase):
 
 MAX_NODES = 100_000
 MAX_DEPTH = 64
+MAX_PARTS = 64
+"""Parts of a path: it is joined anew wherever it is shared."""
 _SCALAR = str | int | float | bool | None
 
 
@@ -686,6 +742,9 @@ def to_plain(value: Any) -> Any:
         if isinstance(state, dict) and value.name == "argparse.Namespace":
             return convert(state, depth - 1)
         if value.name.startswith("pathlib.") and all(isinstance(arg, str) for arg in value.args):
+            left -= len(value.args) + sum(len(arg) for arg in value.args) // MAX_PARTS
+            if left < 0 or len(value.args) > MAX_PARTS:
+                raise NotPlainError(f"expected paths of at most {MAX_PARTS} parts, got more")
             return str(PurePosixPath(*value.args))
         if value.name.endswith("multiarray.scalar"):
             return _numpy_scalar(value)

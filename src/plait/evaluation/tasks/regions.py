@@ -138,23 +138,33 @@ def refcoco(source: Source) -> list[Item]:
     return items
 
 
+MAX_STEPS = 20_000_000
+"""Instructions of an annotation pickle: RefCOCO+ has some six million, more than any checkpoint."""
+
+
 def _read_pickle(path: Path) -> list[Row]:
     """Records of a pickle of plain containers, read without running anything."""
     from plait.weights.unpickle import PickleError, PickleReader
 
+    left = steps = MAX_STEPS
+
+    def plain(value: Any, depth: int) -> Any:
+        """Byte strings of Python 2 as text. Shared values are visited once per use, so visits are counted."""
+        nonlocal left
+        left -= 1
+        if left < 0 or depth < 0:
+            raise PickleError(f"more than {steps} values, or more levels than records have")
+        if isinstance(value, bytes | memoryview):
+            return bytes(value).decode("utf-8", "replace")
+        if isinstance(value, dict):
+            return {plain(key, depth - 1): plain(one, depth - 1) for key, one in value.items()}
+        return [plain(one, depth - 1) for one in value] if isinstance(value, list | tuple) else value
+
     try:
-        return rows_of(_plain(PickleReader(memoryview(path.read_bytes())).load()), path.name)
+        read = PickleReader(memoryview(path.read_bytes()), steps=steps).load()
+        return rows_of(plain(read, 16), path.name)
     except PickleError as error:
         raise ValueError(f"{path.name}: expected a pickle of plain lists and dictionaries, got {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Byte strings of Python 2 as text, in lists and dictionaries."""
-    if isinstance(value, bytes | memoryview):
-        return bytes(value).decode("utf-8", "replace")
-    if isinstance(value, dict):
-        return {_plain(key): _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @layout("coco_instances", {"annotations": "instances_{split}.json"}, aliases={"val": "val2017", "train": "train2017"})

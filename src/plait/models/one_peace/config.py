@@ -410,6 +410,10 @@ def config_fields(official: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+MAX_CONVS = 64
+"""Convolutions in a stack; the published one has 7."""
+
+
 def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
     """The official spelling of a convolution stack, without evaluating code.
 
@@ -428,8 +432,11 @@ def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int,
     for term in spec.split("+"):
         block, _, times = term.partition("*")
         try:
-            layers += [(int(c), int(k), int(s)) for c, k, s in ast.literal_eval(block.strip())] * int(times or 1)
-        except (ValueError, TypeError, SyntaxError) as error:
+            found, count = [(int(c), int(k), int(s)) for c, k, s in ast.literal_eval(block.strip())], int(times or 1)
+            if len(layers) + len(found) * max(count, 0) > MAX_CONVS:  # a factor of eight digits takes all memory
+                raise ValueError("too many layers")
+            layers += found * count
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise ValueError(f"expected '[(channels, kernel, stride)] * n + ...', got {spec!r:.80}") from error
     return layers
 
