@@ -211,8 +211,8 @@ def assemble(
 ) -> MPlug2PreTrainedModel:
     """A model with the weights of `native` that its parts need.
 
-    Heads that the file lacks start fresh, a teacher that it lacks as a copy of the student, a
-    masked language head as one of the decoder's. Position tables are resized to the image size of
+    Heads that the file lacks start fresh. A teacher that it lacks is a copy of the student, a
+    masked language head one of the decoder's. Position tables are resized to the image size of
     `config`, bilinearly as published.
 
     Args:

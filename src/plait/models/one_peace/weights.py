@@ -399,9 +399,9 @@ def _assemble(
 ) -> OnePeacePreTrainedModel:
     """A model with the weights of `native` that its branches use; nothing else is ever read.
 
-    Position tables are fitted as published: a relative table of images is interpolated where the
-    target grid is larger (a smaller one is refused), and a single table is copied to every layer of
-    a target with one per layer.
+    Position tables are fitted as published. A relative table of images is interpolated where the
+    target grid is larger; a smaller one is refused. A single table is copied to every layer of a
+    target with one per layer.
 
     Args:
         config: of the model.
