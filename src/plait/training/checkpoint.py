@@ -37,10 +37,16 @@ _MARKER = "COMPLETE"
 
 @dataclass(slots=True)
 class Position:
-    """How far a run is. stage: index of the current stage; step: steps done in it; total: steps done in the run.
+    """How far a run is. The order of samples and every random number follow from it and the seed.
 
-    The order of samples and every random number follow from these and the seed. loss_scale, good_steps: of float16
-    runs, see `plait.training.optim.LossScale`. score: the metric by which the best checkpoint is chosen, low is good.
+    Attributes:
+        stage: index of the current stage.
+        step: steps done in it.
+        total: steps done in the run.
+        seconds: time trained so far, over all starts.
+        seed: of the run; a checkpoint continues under no other.
+        loss_scale, good_steps: of float16 runs, see `plait.training.optim.LossScale`.
+        score: mean since the last checkpoint of the metric that `Options.best` names; lower is better.
     """
 
     stage: int = 0
@@ -56,8 +62,22 @@ class Position:
 class CheckpointStore:
     """The checkpoints of one run: the last `keep_last`, and the one with the lowest score where scores are given.
 
-    is_async: write in the background; `poll` and `wait` finish what was begun and raise its errors.
     Every process of `world` calls every method, in the same order.
+
+    Args:
+        directory: holds `step-00000120/` and the like; made when the first checkpoint is written.
+        keep_last: newest checkpoints that stay, at least 1.
+        world: processes that write together; one without it.
+        is_async: write in a background thread. `wait`, which the next `save` calls too, finishes it and raises
+            its error.
+
+    Raises:
+        ValueError: for `keep_last` below 1.
+
+    Example:
+        >>> store = CheckpointStore(Path("runs/a/checkpoints"))
+        >>> store.save(model, optimizer, Position(step=10, total=10))
+        >>> store.load_model(store.latest(), model)
     """
 
     def __init__(
@@ -76,18 +96,30 @@ class CheckpointStore:
         return sorted(int(path.parent.name.removeprefix("step-")) for path in self.directory.glob(f"step-*/{_MARKER}"))
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lives."""
+        """Where the checkpoint of `step` lives, whether it is there or not."""
         return self.directory / f"step-{step:08d}"
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, position: Position) -> Path:
         """Begin a checkpoint, unless this step has one; without `is_async` also finish it.
 
-        What is stored is copied before this returns. Raises OSError (disk full) and leaves older ones intact.
+        What is stored is copied to the host before this returns, so training may go on.
+
+        Args:
+            model: its parameters and persistent buffers are stored, see `tensors_of`.
+            optimizer: None at the end of a stage, where the next one builds its own.
+            position: `position.total` names the checkpoint.
+
+        Returns:
+            Where the checkpoint is, or will be once it is written.
+
+        Raises:
+            OSError: for a failed write, this one or the one before (disk full); older checkpoints stay intact.
         """
         self.wait()
         final = self.path(position.total)
         if (final / _MARKER).exists():
             return final
+        # the leading dot keeps it out of `steps`, which only looks at "step-*"
         unfinished = self.directory / f".writing-{final.name}"
         rank, size = self.world.rank, self.world.size
         if self.world.is_main:
@@ -95,6 +127,7 @@ class CheckpointStore:
             for path in self.directory.glob(".writing-*"):  # of a process that was killed
                 shutil.rmtree(path)
             unfinished.mkdir()
+        # no process may write before the directory is there
         self.world.barrier()
         tensors: dict[str, dict[str, Tensor]] = {"model": tensors_of(model)}
         numbers: dict[str, dict[str, Any]] = {}
@@ -113,6 +146,7 @@ class CheckpointStore:
         }
         state = json.dumps({"position": asdict(position), "optimizer": numbers, "processes": size})
 
+        # no collective in here: the thread runs beside the training, whose collectives must keep their order
         def write() -> None:
             for kind, own in pieces.items():
                 path = unfinished / f"{kind}-{rank:05d}-of-{size:05d}.safetensors"
@@ -137,12 +171,17 @@ class CheckpointStore:
         return self._writing is not None and not self._writing.thread.is_alive()
 
     def wait(self) -> None:
-        """Finish the write under way. Raises OSError in every process when it failed in one."""
+        """Finish the write under way: mark, rename and prune, in that order.
+
+        Raises:
+            OSError: in every process when the write failed in one.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
         writing.thread.join()
         error = writing.error
+        # on the CPU: gloo carries it, and no GPU work is waited for
         failures = self.world.mean([float(error is not None)], torch.device("cpu"))[0]
         if failures:
             if self.world.is_main:
@@ -154,10 +193,13 @@ class CheckpointStore:
             ) from error
         if self.world.is_main:  # every process has written its part
             unfinished = writing.unfinished
+            # sizes instead of hashes: a cut-off file is what a full disk or a power cut leaves, and reading all
+            # would take minutes
             sizes = {path.name: path.stat().st_size for path in sorted(unfinished.iterdir())}
             (unfinished / _MARKER).write_text(json.dumps(sizes))
             sync(unfinished / _MARKER)
             sync(unfinished)
+            # atomic within one file system, so readers see all of a checkpoint or nothing
             unfinished.rename(writing.final)
             sync(self.directory)
             steps = self.steps()
@@ -166,10 +208,15 @@ class CheckpointStore:
             for step in steps[: -self.keep_last]:  # only now: older ones go when a newer one is whole
                 if step != best:
                     shutil.rmtree(self.path(step))
+        # no process may look for the newest checkpoint before it has its name
         self.world.barrier()
 
     def latest(self) -> int | None:
-        """Step of the newest finished checkpoint, None when there is none. Raises ValueError when it is damaged."""
+        """Step of the newest finished checkpoint, None when there is none.
+
+        Raises:
+            ValueError: when a file of it is missing or has another size than its marker states.
+        """
         steps = self.steps()
         if not steps:
             return None
@@ -184,11 +231,19 @@ class CheckpointStore:
         return steps[-1]
 
     def position(self, step: int) -> Position:
-        """The position stored with the checkpoint of `step`."""
+        """The `Position` stored with the checkpoint of `step`."""
         return Position(**json.loads((self.path(step) / "state.json").read_text())["position"])
 
     def load_model(self, step: int, model: nn.Module) -> None:
-        """Load weights and buffers in place. Raises ValueError when the model has other names or shapes."""
+        """Load weights and buffers of a checkpoint into `model`, in place, whole or sharded.
+
+        Args:
+            step: of a finished checkpoint, see `steps`.
+            model: has the same names and shapes; its devices and dtypes stay.
+
+        Raises:
+            ValueError: when the model has other names or shapes; nothing is loaded then.
+        """
         targets = tensors_of(model)
         with Pieces(self.path(step), "model") as pieces, torch.no_grad():
             shapes = {key: tuple(value.shape) for key, value in targets.items()}
@@ -204,11 +259,21 @@ class CheckpointStore:
                 value.copy_(pieces.read(key, value))
 
     def load_optimizer(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Load the optimiser's state in place; False at the border between two stages, where none is stored."""
+        """Load the optimiser's state in place, matched by the names of the parameters.
+
+        Args:
+            step: of a finished checkpoint.
+            model: gives parameters their names.
+            optimizer: over parameters of `model`; groups and rates stay as they are.
+
+        Returns:
+            False at the border between two stages, where no state is stored.
+        """
         numbers = json.loads((self.path(step) / "state.json").read_text())["optimizer"]
         parameters = dict(model.named_parameters())
         with Pieces(self.path(step), "optimizer") as pieces:
             for key in pieces.shapes:
+                # fields have no "/" in their names and parameters have dots, so the last one divides
                 name, _, field = key.rpartition("/")
                 parameter = parameters[name]
                 value = pieces.read(key, parameter)
@@ -244,13 +309,19 @@ class _Writing:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, each once under its first name.
+    """Parameters and persistent buffers by name; tied ones once, under their first name.
 
-    Layers of few bits are left out: frozen, and made of their model directory again when a run goes on.
+    Args:
+        module: may hold quantised layers, which are left out: they are frozen, and are made of their model
+            directory again when a run goes on.
+
+    Returns:
+        Name -> the tensor itself, no copy.
     """
     seen: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     left_out = tuple(f"{name}." for name, one in module.named_modules() if is_quantised(one))
+    # safetensors refuses tensors that share memory, so a tied weight must not be stored twice
     return {
         name: value
         for name, value in state.items()
@@ -260,7 +331,13 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows `start` .. `start + len(rows)` of a tensor of `shape`, on the CPU; a 0-dim tensor is one piece."""
+    """Rows `start` .. `start + len(rows)` of a tensor of `shape`, on the CPU; a 0-dim tensor is one piece.
+
+    Attributes:
+        rows: (count, ...), contiguous, a copy.
+        start: of the first of them in the whole tensor.
+        shape: of the whole tensor.
+    """
 
     rows: Tensor
     start: int
@@ -268,26 +345,47 @@ class Piece:
 
 
 def piece_of(tensor: Tensor, is_main: bool) -> Piece | None:
-    """A copy of what this process has to store of `tensor`: its shard, or all of it in the main process, or nothing."""
+    """A copy of what this process has to store of `tensor`, on the host.
+
+    Returns:
+        Its shard of a spread tensor; all of any other in the main process; None where there is nothing to
+        store.
+
+    Raises:
+        ValueError: as `first_row`.
+    """
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return Piece(tensor.to("cpu", copy=True).contiguous(), 0, tuple(tensor.shape)) if is_main else None
     rows = tensor.to_local()
     start = first_row(tensor)
+    # a tensor without rows leaves a piece in one file, so that its name and shape are known when it is
+    # read
     is_stored = rows.numel() > 0 or (is_main and tensor.numel() == 0)
     return Piece(rows.to("cpu", copy=True).contiguous(), start, tuple(tensor.shape)) if is_stored else None
 
 
 def first_row(tensor: DTensor) -> int:
-    """Where this process's rows start. Raises ValueError for a tensor that is not cut along its first dimension."""
+    """Where this process's rows start in the whole tensor.
+
+    Raises:
+        ValueError: for a tensor that is not cut along its first dimension alone.
+    """
     if len(tensor.placements) != 1 or tensor.placements[0] != Shard(0):
         raise ValueError(f"expected tensors cut along the first dimension, got {tensor.placements}")
+    # torch gives every process ceil(rows / processes) of them; the last ones may get fewer, or none
     size, count = -(-tensor.shape[0] // tensor.device_mesh.size()), tensor.shape[0]
     return min(count, tensor.device_mesh.get_local_rank() * size)
 
 
 class Pieces:
-    """Files of one name, opened together; use as a context. Reading maps the files, nothing is loaded before asked."""
+    """All files `NAME-*-of-*.safetensors` of a directory, opened together; use as a context.
+
+    Files are mapped: nothing is loaded before it is asked for. They may come from another number of processes.
+
+    Attributes:
+        shapes: name -> shape of the whole tensor.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -306,7 +404,16 @@ class Pieces:
         self._stack.close()
 
     def read(self, name: str, like: Tensor | None = None) -> Tensor:
-        """All of a tensor, or, where `like` is spread over processes, this process's part spread the same way."""
+        """All of a tensor, or this process's part of it.
+
+        Args:
+            name: a key of `shapes`.
+            like: a tensor that is spread over processes: the result is spread the same way. Others ask for all
+                of it.
+
+        Returns:
+            A tensor on the CPU, or a DTensor on the device of `like`.
+        """
         if not isinstance(like, DTensor) or self.shapes[name] != tuple(like.shape):
             return self._rows(name, 0, None)
         rows, start = like.to_local(), first_row(like)
@@ -316,7 +423,9 @@ class Pieces:
         )
 
     def _rows(self, name: str, start: int, stop: int | None) -> Tensor:
+        """Rows `start` .. `stop` of a tensor (None: to the end), put together from whatever files hold them."""
         shape, pieces = self.shapes[name], sorted(self._where[name], key=lambda one: one[0])
+        # a single number has no rows to cut
         if not shape:
             return pieces[0][1].get_tensor(name)
         stop = shape[0] if stop is None else stop
@@ -324,6 +433,7 @@ class Pieces:
         for first, file in pieces:
             rows = file.get_slice(name)
             low, high = max(start, first), min(stop, first + rows.get_shape()[0])
+            # a tensor of no rows lies in one file: its empty slice has the right shape and dtype
             if low < high or len(pieces) == 1:
                 parts.append(rows[low - first : max(low, high) - first])
         return torch.cat(parts) if parts else pieces[0][1].get_slice(name)[:0]

@@ -1,4 +1,10 @@
-"""Batches of a run: which rows a step reads and in what order (`plait.data.order`), loaded ahead in the background."""
+"""Batches of a run: which rows a step reads and in what order (`plait.data.order`), loaded ahead in the background.
+
+(seed, stage, step) -> `source.rows` -> micro batches of this process -> `source.load` in a thread -> `ahead` ->
+loop
+
+No state: a batch follows from its step alone, so a run that goes on loads what it would have loaded.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +40,26 @@ def step_loader(
     world_size: int = 1,
     finish: Callable[[Any], Any] | None = None,
 ) -> Callable[[int], tuple[Sequence[int], list[tuple[int, Any]]]]:
-    """step -> (rows of the global batch, the micro batches of process `rank`, each after its place in the batch).
+    """What loads the batches of one step for one process.
 
-    key: (seed, stage). finish: applied to every batch after loading, in the loading thread.
-    Raises ValueError when processes and micro batches do not divide the batch.
+    Args:
+        source: gives the rows of a step and loads them.
+        key: (seed, stage).
+        batch_size: rows of a step over all processes.
+        accumulation: micro batches of a step in each process.
+        rank, world_size: this process among all.
+        finish: applied to every batch after loading, in the loading thread (pinning memory, for example).
+
+    Returns:
+        step -> (rows of the global batch, the micro batches of `rank`, each after its place in the batch).
+
+    Raises:
+        ValueError: when processes and micro batches do not divide the batch, also later of the rows of a
+        source.
+
+    Example:
+        >>> load = step_loader(Shuffled(samples, collate), (0, 0), batch_size=8)
+        >>> rows, [(start, batch)] = load(0)
     """
     check_divides(batch_size, world_size, accumulation)
 
@@ -48,6 +70,7 @@ def step_loader(
             raise ValueError(f"expected batches of a multiple of {batch_size} rows from the source, got {len(rows)}")
         parts = []
         for start in range(rank * size * accumulation, (rank + 1) * size * accumulation, size):
+            # by the place in the global batch; the 1 tells augmentation apart from other draws of the same step
             rng = np.random.default_rng([*key, step, start, 1])
             batch = source.load([int(row) for row in rows[start : start + size]], rng)
             parts.append((start, batch if finish is None else finish(batch)))
@@ -57,7 +80,11 @@ def step_loader(
 
 
 def check_divides(batch_size: int, world_size: int, accumulation: int = 1) -> None:
-    """Raise ValueError when processes and micro batches do not divide the batch."""
+    """Check that every process and micro batch gets equally many rows.
+
+    Raises:
+        ValueError: when `world_size * accumulation` does not divide `batch_size`.
+    """
     if batch_size % (world_size * accumulation):
         raise ValueError(
             f"expected a batch_size that {world_size} processes x {accumulation} micro batches divide, got {batch_size}"
@@ -65,11 +92,18 @@ def check_divides(batch_size: int, world_size: int, accumulation: int = 1) -> No
 
 
 def dry_data(stages: Sequence[Stage], seed: int, count: int) -> list[dict[str, Any]]:
-    """What the first `count` batches of every stage hold: `{stage, step, samples, tensors}`, as one process reads them.
+    """What the first batches of every stage hold, as one process reads them (`plait train --dry-data`).
 
-    Of every tensor the name (its path in the batch), shape, dtype and the SHA-256 of its bytes; of floating-point
-    values also their sum weighted by place, which tells whether two machines agree but for the last bits. What is no
-    tensor (reference captions, the name of a task) counts as its JSON.
+    Args:
+        stages: of a recipe.
+        seed: of the run.
+        count: batches of each stage.
+
+    Returns:
+        Dicts `{stage, step, samples, tensors}`. Of every tensor its name (path in the batch), shape, dtype and
+        the SHA-256 of its bytes. Of floating-point values also their sum weighted by place, which tells whether
+        two machines agree but for the last bits. What is no tensor (reference captions, the name of a task)
+        counts as its JSON.
     """
     found: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):
@@ -83,6 +117,7 @@ def dry_data(stages: Sequence[Stage], seed: int, count: int) -> list[dict[str, A
 
 
 def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Facts about every tensor in `value`, named `name` plus its path, depth first."""
     import torch
 
     if isinstance(value, dict):
@@ -97,6 +132,7 @@ def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
             "name": name.rstrip("."),
             "shape": list(array.shape),
             "dtype": str(array.dtype).removeprefix("torch."),
+            # as raw bytes: numpy has no bfloat16
             "sha256": hashlib.sha256(array.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
         }
         if array.is_floating_point():
@@ -113,7 +149,12 @@ def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Flow:
-    """Seconds spent loading batches, in the background, and waiting for them, which training could have used."""
+    """How batches came: what the figure `data_wait` of a run is made of.
+
+    Attributes:
+        loaded: seconds spent loading, in the background.
+        waited: seconds the training waited for batches and could have used.
+    """
 
     loaded: float = 0.0
     waited: float = 0.0
@@ -145,9 +186,17 @@ class Flow:
 def ahead(
     load: Callable[[int], T], steps: Iterable[int], depth: int, flow: Flow | None = None
 ) -> Generator[Iterator[T]]:
-    """Iterate over `load(step)` in order, loaded by one background thread up to `depth` steps before it is needed.
+    """Iterate over `load(step)` in order, loaded by one background thread before it is needed.
 
-    flow: adds up how long loading took and how long the iterator was waited for.
+    Args:
+        load: called with every step, in that thread alone.
+        steps: in the order wanted.
+        depth: most batches that lie ready beside the one in use; 0 loads each when it is asked for.
+        flow: adds up how long loading took and how long the iterator was waited for.
+
+    Returns:
+        A context with the iterator. Errors of `load` are raised where its batch is asked for; leaving the
+        context cancels what was not begun and waits for what was.
     """
     flow = flow or Flow()
     pool = ThreadPoolExecutor(1, "plait-batches")
@@ -156,6 +205,7 @@ def ahead(
     def results() -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
         for step in steps:
+            # step=step binds the number now: the lambda runs after the loop has moved on
             waiting.append(pool.submit(lambda step=step: flow.loading(load, step)))
             if len(waiting) > depth:
                 yield flow.waiting(waiting.popleft())
@@ -185,9 +235,16 @@ def _keep_to_one_core(pool: ThreadPoolExecutor) -> None:
 
 
 class Shuffled:
-    """A source over samples in memory: every epoch a new order, `collate(samples, rng)` makes the batch.
+    """A source over samples in memory: every epoch in a new order, all of it by the seed.
 
-    samples: anything with `[number]` and `len`; their `id` names them in messages, their number where they have none.
+    Args:
+        samples: anything with `[number]` and `len`; their `id` names them in messages, their number where they
+            have none.
+        collate: `(samples, rng)` -> the batch that an objective reads.
+
+    Example:
+        >>> source = Shuffled([1.0, 2.0, 3.0, 4.0], lambda found, rng: torch.tensor(found))
+        >>> stage = Stage("all", objective, lambda: source, batch_size=2, epochs=3)
     """
 
     def __init__(self, samples: Sequence[Any], collate: Callable[[list[Any], np.random.Generator], Any]) -> None:
@@ -198,13 +255,13 @@ class Shuffled:
         return len(self.samples)
 
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """Sample numbers of global batch `step`."""
+        """Sample numbers of global batch `step`, `batch_size` of them."""
         return rows_of_step(len(self), batch_size, seed, step).tolist()
 
     def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
-        """The collated batch of these samples."""
+        """The collated batch of these samples; `rng` is for augmentation."""
         return self.collate([self.samples[row] for row in rows], rng)
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Ids of these samples."""
+        """Ids of these samples, as messages show them."""
         return [str(getattr(self.samples[row], "id", row)) for row in rows]

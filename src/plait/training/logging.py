@@ -1,4 +1,7 @@
-"""What a run says while it trains: metrics.jsonl for machines and curves, one progress line for people."""
+"""What a run says while it trains: metrics.jsonl for machines and curves, one progress line for people.
+
+tensors of the steps since the last look -> `to_floats` (one transfer) -> `MetricsLog`, `ProgressLine`
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,15 @@ from plait.places import atomic_write, sync
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became nan or infinite; the message names the step, its samples and what is left."""
+    """The loss or the gradient became nan or infinite; the message names the step, its samples and what is left.
+
+    Args:
+        loss, norm: of that step.
+        number: of the step in the run, from 1.
+        stage: its name.
+        names: ids of the samples of the step, the first 16 shown.
+        saved: steps of the checkpoints that are there, ascending.
+    """
 
     def __init__(
         self, loss: float, norm: float, number: int, stage: str, names: Sequence[str], saved: Sequence[int]
@@ -35,10 +46,18 @@ class NonFiniteLossError(ValueError):
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step to `path`; with `tensorboard`, also event files beside it.
+    """Appends one JSON object per logged step to `path`.
 
-    Opening at `step` drops every later line and a line torn by a kill, so the file of a resumed run reads like that of
-    a run that was never stopped.
+    Opening at `step` drops every later line and a line torn by a kill, so the file of a resumed run reads like
+    that of a run that was never stopped.
+
+    Args:
+        path: of metrics.jsonl, made where there is none.
+        step: steps done before; 0 keeps nothing.
+        tensorboard: write event files beside it as well; needs that package.
+
+    Raises:
+        ValueError: for a broken line before the last.
     """
 
     def __init__(self, path: Path, step: int = 0, tensorboard: bool = False) -> None:
@@ -51,10 +70,11 @@ class MetricsLog:
             import_extra("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
+            # purge_step hides in the board what came after the checkpoint, as the lines above are dropped
             self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append `row`, which has "step" and "stage"."""
+        """Append `row`, which has "step" and "stage" beside numbers."""
         self._file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
@@ -63,6 +83,7 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Hand every line to the operating system: a killed process loses none of them."""
+        # what the system holds survives the process, not the machine: for that there is `sync`
         self._file.flush()
 
     def sync(self) -> None:
@@ -71,7 +92,7 @@ class MetricsLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, everything on the disk."""
         self.sync()
         self._file.close()
         sync(self.path.parent)
@@ -80,7 +101,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl, oldest first; a torn last line is left out."""
+    """All whole lines of a metrics.jsonl, oldest first; a torn last line is left out.
+
+    Returns:
+        A dict per line; an empty list where there is no file.
+
+    Raises:
+        ValueError: for a broken line before the last, which no kill leaves.
+    """
     return [json.loads(line) for line in _whole_lines(path)]
 
 
@@ -102,7 +130,13 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 def note_bad(run_dir: Path, rank: int, source: Any) -> None:
-    """Keep `run_dir`/bad_samples.txt (a file per process) what the source had to skip, one line each."""
+    """Keep what the source had to skip in `run_dir`/bad_samples.txt, one line each.
+
+    Args:
+        run_dir: of the run.
+        rank: of this process; every process but the first has a file of its own, bad_samples-RANK.txt.
+        source: one that skips what cannot be read; others have nothing to note.
+    """
     lines = bad_of(source)
     path = run_dir / ("bad_samples.txt" if rank == 0 else f"bad_samples-{rank}.txt")
     if lines and len(lines) != (path.read_text(encoding="utf-8").count("\n") if path.exists() else 0):
@@ -110,7 +144,15 @@ def note_bad(run_dir: Path, rank: int, source: Any) -> None:
 
 
 def to_floats(rows: list[dict[str, Any]], device: torch.device) -> list[dict[str, float]]:
-    """The scalars of all rows, tensors or numbers, as numbers: one transfer from the device."""
+    """The scalars of all rows, tensors or numbers, as numbers: one transfer from the device.
+
+    Args:
+        rows: names -> scalars, tensors of one number or Python numbers.
+        device: where they are stacked; on a GPU this is the one place that waits for it.
+
+    Returns:
+        The same names with floats.
+    """
     tensors = [v.to(device, torch.float32) for row in rows for v in row.values() if isinstance(v, Tensor)]
     numbers = iter(torch.stack(tensors).tolist())
     return [{n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in row.items()} for row in rows]
@@ -119,7 +161,14 @@ def to_floats(rows: list[dict[str, Any]], device: torch.device) -> list[dict[str
 class ProgressLine:
     """One line that is redrawn on a terminal, or printed every half minute into a file.
 
-    stage1  45%|####5     | 990/2200 [02:11<02:40, 7.55step/s, loss 2.31, 483 samples/s]
+        stage1  45%|####5     | 990/2200 [02:11<02:40, 7.55step/s, loss 2.31, 483 samples/s]
+
+    Args:
+        name: of the stage.
+        total: steps of the stage.
+        done: steps done before this start, which the rate leaves out.
+        batch_size: samples of a step.
+        is_shown: False draws nothing, as in all processes but one.
     """
 
     def __init__(self, name: str, total: int, done: int, batch_size: int, is_shown: bool = True) -> None:
@@ -127,6 +176,7 @@ class ProgressLine:
         self.name, self.total, self.first, self.batch_size = name, total, done, batch_size
         self.stream = sys.stderr
         self._is_terminal = self.stream.isatty()
+        # five times a second looks steady to people; a log file keeps every line, so twice a minute is enough
         self._pause = 0.2 if self._is_terminal else 30.0
         self._start = time.monotonic()
         self._next = self._start + self._pause
@@ -151,6 +201,7 @@ class ProgressLine:
             prefix=self.name,
             unit="step",
             ascii=True,
+            # one column less than the terminal has: a full line would wrap in some of them
             ncols=shutil.get_terminal_size((110, 24)).columns - 1 if self._is_terminal else 110,
             postfix=", ".join(
                 [f"loss {loss:.4g}", f"{rate:.0f} samples/s"]

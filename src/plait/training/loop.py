@@ -47,7 +47,13 @@ from plait.weights.dtypes import resolve_dtype
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """steps: done in the whole run; interrupted: the signal that stopped it, None when it finished."""
+    """How far `train` came.
+
+    Attributes:
+        steps: done in the whole run, earlier starts included.
+        seconds: trained in the whole run.
+        interrupted: the signal that stopped it, None when it finished.
+    """
 
     steps: int
     seconds: float
@@ -67,10 +73,32 @@ def train(
 ) -> TrainResult:
     """Train `model` in place through `stages`, writing metrics.jsonl and checkpoints/ under `run_dir`.
 
-    Continues from the newest checkpoint of `run_dir`; resume=False removes checkpoints and metrics and starts again.
     SIGTERM and the first Ctrl-C save a checkpoint and return, the second Ctrl-C raises KeyboardInterrupt.
-    Under torchrun every process calls this with the same arguments. dtype: a name that `resolve_dtype` knows.
-    Raises NonFiniteLossError, OSError when a checkpoint cannot be written, ValueError when arguments do not fit.
+    Under torchrun every process calls this with the same arguments.
+
+    Args:
+        model: on the CPU; moved to the device, or spread over processes with `Options.parallel` "fsdp".
+        stages: trained one after the other.
+        run_dir: of this run alone.
+        seed: every random draw follows from it, the stage and the step.
+        device: as in `plait.training.parallel.process_group`; None takes a GPU where there is one.
+        dtype: a name that `plait.weights.dtypes.resolve_dtype` knows, of matrix products under autocast.
+            Weights, optimiser and reductions stay in float32; float16 scales its loss.
+        resume: continue from the newest checkpoint of `run_dir`; False removes checkpoints and metrics first.
+        options: how the run proceeds: checkpoints, logging, memory, processes.
+
+    Returns:
+        `TrainResult`.
+
+    Raises:
+        NonFiniteLossError: when a loss or gradient is nan or infinite; no checkpoint is written of it.
+        OSError: when a checkpoint cannot be written.
+        ValueError: when arguments do not fit each other, the model or what is in `run_dir`.
+
+    Example:
+        >>> stage = Stage("all", objective, lambda: source, batch_size=8, steps=100, peak_lr=1e-4)
+        >>> train(model, [stage], "runs/first", device="cpu").steps
+        100
     """
     precision = resolve_dtype(dtype)  # of matrix products (autocast): weights, optimiser and reductions stay in float32
     options, run_dir = options or Options(), Path(run_dir)
@@ -80,7 +108,9 @@ def train(
             store.clear()
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         world.barrier()
+        # counted while every process still has the plain, whole model
         costs = [mean_seconds(model, stage, place, precision, world.size) for stage in stages]
+        # recomputation inside compilation inside shards: each wraps what is there, so the order matters
         undo.enter_context(recomputed(model, options.recompute))
         undo.enter_context(compiled(model, options.compile))
         whole = ObjectiveModule(model, stages[0].objective)
@@ -89,6 +119,7 @@ def train(
             model.to(place)
         else:
             shard(whole, world, place, precision)
+        # only now: a sharded model reads its own rows
         newest, position = _restore(store, model, seed)
         log = MetricsLog(run_dir / "metrics.jsonl", position.total, options.tensorboard) if world.is_main else None
         scale = LossScale(precision == torch.float16, position.loss_scale, position.good_steps)
@@ -109,6 +140,7 @@ def train(
 
 
 def _restore(store: CheckpointStore, model: nn.Module, seed: int) -> tuple[int | None, Position]:
+    """Load the newest checkpoint's weights and say where it stands; the beginning where there is none."""
     newest = store.latest()
     if newest is None:
         return None, Position(seed=seed)
@@ -133,7 +165,7 @@ class _Done:
 
 @dataclass(slots=True)
 class _Current:
-    """The stage under way."""
+    """The stage under way: what is built when it begins and dropped when it ends."""
 
     stage: Stage
     source: Source
@@ -151,7 +183,12 @@ class _Current:
 
 @dataclass
 class _Run:
-    """What stays the same from stage to stage, and what moves: `position` and the steps not looked at yet."""
+    """What stays the same from stage to stage, and what moves: `position` and the steps not looked at yet.
+
+    scores: the chosen metric since the last checkpoint; metrics: all names seen so far, in their order;
+        last_look,
+    last_save: by the monotonic clock, in seconds.
+    """
 
     model: nn.Module
     whole: ObjectiveModule
@@ -173,7 +210,10 @@ class _Run:
     last_save: float = 0.0
 
     def stage(self, stage: Stage, newest: int | None) -> None:
-        """Train one stage from `position` to its end, or until a signal."""
+        """Train one stage from `position` to its end, or until a signal.
+
+        newest: step of the checkpoint that the stage goes on from, None where it begins.
+        """
         first, now = self.position.step, self._begin(stage, newest)
         load = step_loader(
             now.source,
@@ -184,6 +224,7 @@ class _Run:
             world_size=self.world.size,
             finish=(lambda batch: map_tensors(batch, Tensor.pin_memory)) if self.device.type == "cuda" else None,
         )
+        # a look waits for a GPU, which costs a CPU nothing
         every = self.options.log_every or (1 if self.device.type == "cpu" else 10)
         self.last_look = self.last_save = time.monotonic()
         with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch, now.flow) as batches:
@@ -200,12 +241,16 @@ class _Run:
                     break
 
     def _begin(self, stage: Stage, newest: int | None) -> _Current:
-        """Freeze what the stage does not train and build its optimiser; both go on from a checkpoint in mid-stage."""
+        """Freeze what the stage does not train and build its optimiser; both go on from a checkpoint in mid-stage.
+
+        Raises ValueError when the stage is shorter now than the checkpoint is far.
+        """
         source = stage.batches()
         total = stage.total_steps(len(source))
         if self.position.step >= total:
             raise ValueError(f"expected more than {self.position.step} steps to continue {stage.name!r}, got {total}")
         freeze(self.model, stage.trainable)
+        # the six bytes make a longer key than a step has, so these draws are no step's
         seed_everything(self.position.seed, self.position.stage, *b"before")
         for prepare in stage.before if self.position.step == 0 else ():
             prepare(self.model)
@@ -229,11 +274,16 @@ class _Run:
         )
 
     def _step(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> dict[str, Any]:
-        """One optimiser step; loss and metrics as means over the micro batches, and the norm of the gradient."""
+        """One optimiser step on `parts`, pairs of (place in the global batch, micro batch on the host).
+
+        Returns loss and metrics as means over the micro batches, and the norm of the gradient, as tensors where
+        they are on a GPU that is not waited for.
+        """
         now.optimizer.zero_grad(set_to_none=True)
         values: dict[str, Any] = {}
         shares, own = self._shares(now, step, parts)
         for micro, (start, batch) in enumerate(parts, start=1):
+            # by the place in the global batch: micro batches and processes draw differently
             now.generator.manual_seed(seed_everything(self.position.seed, self.position.stage, step, start))
             batch = map_tensors(batch, lambda x: x.to(self.device, non_blocking=True))
             with without_gradient_sync(now.module, micro < len(parts)):
@@ -245,6 +295,7 @@ class _Run:
                 value = value.detach() if isinstance(value, Tensor) else value
                 values[name] = values.get(name, 0.0) + value * own[micro - 1]
         if isinstance(now.module, FSDPModule):
+            # FSDP leaves single numbers whole and their gradients alone
             sync_whole_gradients(now.parameters, self.world)
         factor = self.scale.factor
         norm = values["gradient_norm"] = clip_gradients(now.parameters, now.stage.clip, factor)
@@ -257,7 +308,8 @@ class _Run:
     def _shares(self, now: _Current, step: int, parts: list[tuple[int, Batch]]) -> tuple[Any, list[float]]:
         """What each micro batch counts in the mean over processes, and in the mean of this process alone.
 
-        Gradients and losses are averaged over processes, so a share is its part of the whole step times their number.
+        Gradients and losses are averaged over processes, so a share is its part of the whole step times their
+        number. Raises ValueError when no process has anything to learn.
         """
         even = [1 / len(parts)] * len(parts)
         if now.stage.weight is None:
@@ -288,9 +340,11 @@ class _Run:
         own = [*(row["loss"] for row in values), *(float(flag) for flag in flags)]
         # one reduction for all: every process comes to the same decision at the same step
         *losses, stops, due, written, failed, unknown = self.world.mean(own, self.device)
+        # the marker and the new name need all processes, so it is done where all meet anyway
         if written == 1 or failed:
             self.store.wait()
         for done, loss, row in zip(self.unseen, losses, values, strict=True):
+            # an overflow of float16 is expected: the step was not taken
             is_skipped = self.scale.is_on and self.scale.value > self.scale.smallest
             if not math.isfinite(loss) or not (math.isfinite(row["gradient_norm"]) or is_skipped):
                 self.store.wait()
@@ -316,6 +370,7 @@ class _Run:
         self.last_look = time.monotonic()
 
     def _log(self, now: _Current, values: dict[str, float], seconds: float) -> None:
+        """Write the last of the steps looked at, with timings of all of them, which took `seconds`."""
         self.position.seconds += seconds
         seconds = max(seconds, 1e-9)
         flow, memory = now.flow.since(now.seen_flow), peak_memory(self.device)
@@ -332,12 +387,14 @@ class _Run:
         now.line.update(self.position.step or now.total, values["loss"], memory, timing.get("mfu"))
 
     def _is_due(self, clock: float) -> bool:
+        """Whether a step since the last look, or the clock (seconds), asks for a checkpoint."""
         every = self.options.checkpoint_steps
         is_step = every is not None and any(done.number % every == 0 for done in self.unseen)
         return is_step or clock - self.last_save >= self.options.checkpoint_seconds
 
     def _save(self, now: _Current, is_end: bool) -> None:
         """Begin a checkpoint; at the end of a stage without what only that stage needs."""
+        # first the lines, then the checkpoint: a run that goes on finds every line up to its step
         if self.log is not None:
             self.log.sync()
         position = self.position

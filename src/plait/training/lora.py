@@ -1,7 +1,10 @@
 """LoRA on any model of Plait, through PEFT: a frozen base and small matrices beside its linear layers.
 
-model -> add_lora (in place: class, methods and names stay) -> train -> save_adapter -> a directory of PEFT
-directory -> load_adapter | `plait merge` | `plait.load(adapter=)`;  merge_adapter <-> unmerge_adapter;  folded
+    y = W x + (alpha / rank) B A x,   A: (rank, in), B: (out, rank), B = 0 at first
+
+    model -> add_lora (in place: class, methods and names stay) -> train -> save_adapter -> a directory of PEFT
+    directory -> load_adapter | `plait merge` | `plait.load(adapter=)`;  merge_adapter <-> unmerge_adapter;
+    folded
 
 The base may be held in 8 or 4 bits (`quantise`), as in QLoRA (arXiv 2305.14314). LoRA: arXiv 2106.09685.
 """
@@ -39,11 +42,28 @@ def add_lora(
     dropout: float = 0.0,
     rslora: bool = False,
 ) -> tuple[str, ...]:
-    """Put a LoRA beside linear layers of `model`, in place; returns the patterns of what trains, for a stage.
+    """Put a LoRA beside linear layers of `model`, in place. Outputs stay what they were, as B begins at zero.
 
-    targets: shell patterns of module names (`*.attn.*`); without them every linear layer inside the model's repeated
-    layers. whole: names of modules that train in full (a new head). alpha: of the scale alpha / rank, 2 rank without
-    it. Outputs stay what they were, as B begins at zero. Raises ValueError where nothing matches or one is there.
+    Args:
+        model: any model with linear layers; its class and the names of its own modules stay.
+        rank: of A and B, at least 1.
+        alpha: of the scale alpha / rank; 2 rank without it.
+        targets: shell patterns of module names (`*.attn.*`); without them every linear layer inside the model's
+            repeated layers.
+        whole: names of modules that train in full (a new head).
+        dropout: on the input of A while training.
+        rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
+
+    Returns:
+        Patterns of what trains, for `Stage.trainable`.
+
+    Raises:
+        ValueError: where a pattern or name matches nothing, or a LoRA is there already.
+
+    Example:
+        >>> stage = Stage("lora", objective, batches, batch_size=8, steps=100, trainable=add_lora(model, rank=8))
+        >>> train(model, [stage], "runs/lora")
+        >>> save_adapter(model, "runs/lora/adapter", base="models/base")
     """
     peft = import_extra("peft")
     if rank < 1:
@@ -72,7 +92,19 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def save_adapter(model: nn.Module, directory: str | Path, base: str | Path | None = None) -> Path:
-    """Write the adapter as PEFT does; base: the model directory it belongs to, noted in adapter_config.json."""
+    """Write the LoRA of `model` as PEFT does: adapter_model.safetensors and adapter_config.json.
+
+    Args:
+        model: one that has a LoRA.
+        directory: made where there is none.
+        base: the model directory it belongs to, noted in adapter_config.json.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ValueError: for a model without a LoRA.
+    """
     peft = import_extra("peft")
     _require(model)
     directory = Path(directory)
@@ -81,6 +113,7 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str | Path | Non
     save_file({f"{PREFIX}{key}": t.detach().cpu().contiguous() for key, t in state.items()}, str(directory / FILES[0]))
     config: Any = getattr(model, "peft_config")[NAME]  # noqa: B009 (a plain module has none)
     config.base_model_name_or_path = None if base is None else str(base)
+    # a file that trains when it is loaded would surprise users of PEFT, which itself saves it so
     was, config.inference_mode = config.inference_mode, True
     config.save_pretrained(str(directory))
     config.inference_mode = was
@@ -88,9 +121,20 @@ def save_adapter(model: nn.Module, directory: str | Path, base: str | Path | Non
 
 
 def load_adapter(model: nn.Module, directory: str | Path, trains: bool = False) -> tuple[str, ...]:
-    """Put a saved adapter beside the layers of `model`, to go on or to compare; returns patterns as `add_lora`.
+    """Put a saved LoRA beside the layers of `model`, to go on training or to compare.
 
-    To use it alone, `plait.load(adapter=)` costs nothing per call. Raises ValueError where it belongs to another model.
+    To use it alone, `plait.load(adapter=)` costs nothing per call.
+
+    Args:
+        model: the one it was trained on, without a LoRA.
+        directory: as `save_adapter` or PEFT wrote it.
+        trains: whether it may learn further.
+
+    Returns:
+        Patterns of what trains, as `add_lora`.
+
+    Raises:
+        ValueError: where it belongs to another model, or the model has a LoRA.
     """
     peft = import_extra("peft")
     if has_adapter(model):
@@ -107,7 +151,11 @@ def load_adapter(model: nn.Module, directory: str | Path, trains: bool = False) 
 
 
 def merge_adapter(model: nn.Module) -> None:
-    """Add B A to the weights in place: a call then costs what it did without; `unmerge_adapter` undoes it."""
+    """Add the scaled B A to the weights in place: a call then costs what it did without. `unmerge_adapter` undoes it.
+
+    Raises:
+        ValueError: for a model without a LoRA, or with a quantised base.
+    """
     _require(model)
     for _, layer in _lora_layers(model):
         if is_quantised(layer.get_base_layer()):
@@ -116,7 +164,11 @@ def merge_adapter(model: nn.Module) -> None:
 
 
 def unmerge_adapter(model: nn.Module) -> None:
-    """Take B A out of the weights again (to rounding of the weights' dtype)."""
+    """Take B A out of the weights again, to rounding of the weights' dtype; nothing happens where it is not merged.
+
+    Raises:
+        ValueError: for a model without a LoRA.
+    """
     _require(model)
     for _, layer in _lora_layers(model):
         if layer.merged:
@@ -124,7 +176,17 @@ def unmerge_adapter(model: nn.Module) -> None:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """The model itself with the adapter merged for good and no trace of PEFT: ready for `save_pretrained`."""
+    """The model itself with the LoRA merged for good and no trace of PEFT: ready for `save_pretrained`.
+
+    Args:
+        model: changed in place; every parameter may train again.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: as `merge_adapter`.
+    """
     merge_adapter(model)
     for name, layer in _lora_layers(model):
         _put(model, name, layer.get_base_layer())
@@ -138,8 +200,12 @@ def folded(model: nn.Module) -> nn.Module:
 def quantise(model: nn.Module, bits: int) -> None:
     """Hold the linear layers inside the model's repeated layers in 8 or 4 bits, in place; do it before `add_lora`.
 
-    8 bits: torchao or bitsandbytes; 4 bits (NF4): bitsandbytes. Nothing of a quantised layer trains.
-    Raises ValueError for other widths, and where the package is missing.
+    Args:
+        model: in full precision. Nothing of a quantised layer trains.
+        bits: 8 (torchao or bitsandbytes) or 4 (NF4 of QLoRA, arXiv 2305.14314; bitsandbytes).
+
+    Raises:
+        ValueError: for other widths, where the package is missing, and for a model without repeated layers.
     """
     if bits not in (4, 8):
         raise ValueError(f"expected 4 or 8 bits, got {bits}")
@@ -173,6 +239,7 @@ def quantise(model: nn.Module, bits: int) -> None:
 
 
 def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the linear layers that patterns choose; without patterns, of all inside the repeated layers."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if patterns:
         empty = [p for p in patterns if not any(fnmatchcase(name, p) for name in linear)]
@@ -187,6 +254,7 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _inject(peft: Any, model: nn.Module, config: Any) -> None:
+    """Let PEFT put its layers in the place of linear ones, and hold A and B in float32."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")  # `merge_adapter` refuses instead
         peft.inject_adapter_in_model(config, model, adapter_name=NAME)
@@ -196,19 +264,23 @@ def _inject(peft: Any, model: nn.Module, config: Any) -> None:
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """(name, layer) of every layer that PEFT put in."""
     from peft.tuners.lora import LoraLayer
 
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
 
 
 def _require(model: nn.Module) -> None:
+    """Raise ValueError for a model without a LoRA."""
     if not has_adapter(model):
         raise ValueError("expected a model with an adapter, got none; add one with add_lora or load_adapter")
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule called `name`."""
     parent, _, child = name.rpartition(".")
     owner = model.get_submodule(parent)
+    # their children have names such as "0" that are no attributes
     if isinstance(owner, nn.ModuleDict | nn.ModuleList | nn.Sequential):
         owner._modules[child] = module
     else:

@@ -1,4 +1,7 @@
-"""The published optimiser and its parameter groups: named parameters -> groups with decay and rate -> AdamW."""
+"""The published optimiser and its parameter groups: named parameters -> groups with decay and rate -> AdamW.
+
+per step: `set_learning_rate` -> loss x `LossScale.factor` -> gradients -> `clip_gradients` -> `AdamW.step`
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,26 @@ class AdamW(torch.optim.Optimizer):
         m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2
         p <- p - lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps)
 
-    `torch.optim.AdamW` adds eps to the corrected square root instead. A group's `lr_scale` is kept for schedules,
-    which set its `lr`. Source: fairseq's Adam; ONE-PEACE, section 6.5 of its released layout.
+    `torch.optim.AdamW` adds eps to the corrected square root instead.
+
+    Args:
+        params: parameters or groups, as torch takes them. A group's `lr_scale` is kept for schedules, which set
+            its `lr`.
+        lr: rate of the groups that have none of their own.
+        betas: (b1, b2), each in [0, 1).
+        eps: 1e-8 or the like, at least 0.
+        weight_decay: wd, at least 0.
+
+    Raises:
+        ValueError: for numbers out of these ranges.
+
+    Source:
+        fairseq's Adam; ONE-PEACE, section 6.5 of its released layout.
+
+    Example:
+        >>> optimizer = AdamW(parameter_groups(model.named_parameters(), weight_decay=0.05), lr=1e-4)
+        >>> loss.backward()
+        >>> optimizer.step()
     """
 
     def __init__(
@@ -57,6 +78,7 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """One step of the parameters of a group that have a gradient, by fused operations over lists."""
         if not params:
             return
         for p in params:
@@ -77,6 +99,7 @@ class AdamW(torch.optim.Optimizer):
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["eps"])
         steps = [s["step"].item() for s in states]
+        # both corrections go into the step size, so eps meets the plain sqrt(v) as in fairseq
         sizes = [-lr * math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t) for t in steps]
         torch._foreach_addcdiv_(params, means, roots, sizes)
 
@@ -92,11 +115,27 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of trainable parameters with one weight decay and one learning-rate scale each.
 
-    no_decay: `(name, parameter)` -> True where weight decay is off; None: parameters of at most one dimension.
-    layer_id: name -> depth from 0 (inputs) to num_layers + 1 (heads); scale = layer_decay ** (num_layers + 1 - id).
+        lr_scale = layer_decay ** (num_layers + 1 - layer_id(name))
 
-    Returns dicts with `params`, `names`, `weight_decay` and `lr_scale`, in the order in which they are first met.
-    Source: layer-wise decay of BEiT; ONE-PEACE, section 6.5 of its released layout.
+    Args:
+        named_parameters: (name, parameter); frozen ones are left out.
+        weight_decay: of every parameter that is not exempt.
+        no_decay: `(name, parameter)` -> True where weight decay is off; None: parameters of at most one
+            dimension.
+        layer_id: name -> depth from 0 (inputs) to num_layers + 1 (heads); None: everything at the depth of
+            heads.
+        num_layers: of the trunk.
+        layer_decay: 1.0 gives all layers the same rate.
+
+    Returns:
+        Dicts with `params`, `names`, `weight_decay` and `lr_scale`, in the order in which they are first met.
+
+    Source:
+        Layer-wise decay of BEiT; ONE-PEACE, section 6.5 of its released layout.
+
+    Example:
+        >>> [group["weight_decay"] for group in parameter_groups(nn.Linear(2, 2).named_parameters(), weight_decay=0.1)]
+        [0.1, 0.0]
     """
     exempt = no_decay or (lambda name, parameter: parameter.ndim <= 1)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -114,7 +153,12 @@ def parameter_groups(
 
 
 def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """The published AdamW over what the stage trains, grouped by decay and layer."""
+    """The published AdamW over what the stage trains, grouped by decay and layer.
+
+    Args:
+        model: its parameters with `requires_grad` are taken.
+        stage: gives rate, betas, eps, decay and the rules of groups.
+    """
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=stage.weight_decay,
@@ -127,7 +171,16 @@ def adamw(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int, total: int) -> float:
-    """Give every group the rate of `step`, times its "lr_scale"; returns the rate."""
+    """Give every group the rate of a step, times its "lr_scale".
+
+    Args:
+        optimizer: its groups' `lr` is written.
+        stage: gives schedule, peak, floor and warm-up.
+        step, total: number within the stage from 0, and steps of the stage.
+
+    Returns:
+        The rate before the scales of groups.
+    """
     lr = stage.schedule(step, total, peak=stage.peak_lr, floor=stage.floor, warmup=stage.warmup_steps(total))
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -138,9 +191,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, stage: Stage, step: int,
 class LossScale:
     """The factor on a float16 loss that keeps small gradients above zero, by the rule of `torch.amp.GradScaler`.
 
-    An overflow (a gradient that is not finite) halves it and skips the step; `interval` good steps in a row double it.
-    The norm of the gradient is computed anyway and is the same in every process, sharded or not, so it decides; state
-    are two numbers of the checkpoint. `is_on` False: factor 1, nothing skipped. Source: arXiv 1710.03740, section 3.2.
+    An overflow (a gradient that is not finite) halves it and skips the step; `interval` good steps in a row
+    double it. The norm of the gradient is computed anyway and is the same in every process, sharded or not, so
+    it decides.
+
+    Attributes:
+        is_on: False gives factor 1 and skips nothing.
+        value, good_steps: the state, two numbers of the checkpoint.
+        interval: good steps before it doubles, torch's 2000.
+        smallest: 2 ** -14, the smallest normal number of float16.
+
+    Source:
+        arXiv 1710.03740, section 3.2.
     """
 
     is_on: bool
@@ -157,7 +219,9 @@ class LossScale:
     def takes(self, gradient_norm: Tensor) -> bool:
         """Whether the step with this norm may be taken; moves the scale on. Waits for the device when on.
 
-        When the scale has fallen to `smallest`, overflows are no longer forgiven: the step is taken and found out.
+        When the scale has fallen to `smallest`, overflows are no longer forgiven: the step is taken and found
+        out.
+        gradient_norm: (), over all parameters and processes.
         """
         if not self.is_on or self.value <= self.smallest:
             return True
@@ -171,19 +235,30 @@ class LossScale:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float, factor: float = 1.0) -> Tensor:
-    """Divide gradients by `factor` and scale them down to norm `largest` (0 for no limit); returns the norm before.
+    """Divide gradients by `factor` and scale them down to norm `largest`, in place.
 
-    The norm runs over all parameters, and over all shards where they are spread over processes.
+        g <- g / factor * min(1, largest / (|g| / factor + 1e-6))
+
+    Args:
+        parameters: those without a gradient are passed over.
+        largest: Euclidean norm over all of them; 0 for no limit.
+        factor: by which the loss was multiplied, see `LossScale`.
+
+    Returns:
+        The norm () before clipping, after the division. It runs over all shards where they are spread over
+        processes.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
     whole = [g for g in grads if not isinstance(g, DTensor)]
     norm = nn.utils.get_total_norm(whole) if whole or not sharded else torch.zeros((), device=sharded[0].device)
     if sharded:
+        # squares add up over processes, norms do not; whole gradients are equal everywhere and count once
         squares = nn.utils.get_total_norm(sharded).square()
         dist.all_reduce(squares)
         norm = (norm.square() + squares).sqrt()
     norm = norm / factor
+    # 1e-6 as in torch's `clip_grad_norm_`
     scale = torch.clamp(largest / (norm + 1e-6), max=1.0) / factor if largest else 1.0 / factor
     if grads and (largest or factor != 1.0):
         torch._foreach_mul_([*sharded, *whole], scale)

@@ -52,7 +52,13 @@ _ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_ga
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all: rank 0 .. size - 1, and its number on this machine."""
+    """This process among all that train together.
+
+    Attributes:
+        rank: 0 .. size - 1.
+        size: number of processes.
+        local_rank: its number on this machine, which chooses its GPU.
+    """
 
     rank: int = 0
     size: int = 1
@@ -64,9 +70,15 @@ class World:
         return self.rank == 0
 
     def mean(self, values: list[float], device: torch.device) -> list[float]:
-        """Mean of each number over all processes."""
+        """Mean of each number over all processes, the same in all; every process calls it with equally many.
+
+        Args:
+            values: plain numbers.
+            device: where they travel: the GPU for nccl, the CPU for gloo.
+        """
         if self.size == 1:
             return values
+        # float64 carries a count or a flag exactly
         total = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total)
         return (total / self.size).tolist()
@@ -84,10 +96,23 @@ class World:
 
 @contextmanager
 def process_group(device: str | torch.device | None = None) -> Generator[tuple[World, torch.device]]:
-    """The world torchrun describes (one process without it) and the device of this process.
+    """The world torchrun describes (one process without it) and the device of this process, as a context.
 
-    device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one. Backend: nccl on GPUs, gloo on the CPU.
-    Leaves a process group that exists already as it is. Raises ValueError for a device that is not there.
+    Leaves a process group that exists already as it is; one that it began ends with the context.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1"; None takes a GPU where there is one, the one of the local rank.
+
+    Returns:
+        (world, device). Backend: nccl on GPUs beside gloo, gloo on the CPU.
+
+    Raises:
+        ValueError: for a device that is not there; its subclass UsageError for a name that is none.
+
+    Example:
+        >>> with process_group("cpu") as (world, device):
+        ...     print(world.size, device)
+        1 cpu
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     try:
@@ -101,6 +126,7 @@ def process_group(device: str | torch.device | None = None) -> Generator[tuple[W
         torch.cuda.set_device(kind)
     starts = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if starts:
+        # gloo as well: checkpoints and barriers on the host must not wait for work on the GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind.type == "cuda" else "gloo")
     try:
         yield current_world(), kind
@@ -128,13 +154,22 @@ def alone() -> Generator[None]:
 
 
 def check_shared(directory: Path, world: World) -> None:
-    """Raise ValueError in every process unless all see one `directory`: nodes have to share a file system."""
+    """Make sure that all processes see one directory: nodes have to share a file system.
+
+    Args:
+        directory: made by the main process where there is none.
+        world: every process of it calls this.
+
+    Raises:
+        ValueError: in every process, unless all see it.
+    """
     if world.size == 1:
         return
     mark = directory / f".seen-by-{world.size}"
     if world.is_main:
         directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
+    # nobody looks before the mark is there
     world.barrier()
     seeing = round(world.size * world.mean([float(mark.exists())], torch.device("cpu"))[0])
     if world.is_main:
@@ -147,7 +182,12 @@ def check_shared(directory: Path, world: World) -> None:
 
 
 class ObjectiveModule(nn.Module):
-    """A model and its objective as one module, whose forward is `objective(model, batch, step, generator)`."""
+    """A model and its objective as one module, whose forward is `objective(model, batch, step, generator)`.
+
+    Args:
+        model: its parameters are this module's, under "model.".
+        objective: exchanged from stage to stage, see `plait.training.stages.Objective`.
+    """
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -160,18 +200,32 @@ class ObjectiveModule(nn.Module):
 
 
 def distributed(module: ObjectiveModule, world: World) -> nn.Module:
-    """`module` itself in a world of one or when it is sharded, else under DDP (gradients are means over processes)."""
+    """`module` under DDP, where gradients are means over processes.
+
+    Args:
+        module: the model with its objective.
+        world: of one: nothing is wrapped.
+
+    Returns:
+        `module` itself in a world of one or when it is sharded, else DDP around it.
+    """
     if world.size == 1 or isinstance(module, FSDPModule):
         return module
     accepted = inspect.signature(DistributedDataParallel.__init__).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # name by version
+    # ranks with other modalities leave other parameters without a gradient
     how: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
     return DistributedDataParallel(module, **how)
 
 
 @contextmanager
 def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
-    """Keep gradients local (all but the last micro batch of an accumulated step)."""
+    """Keep gradients local while active (all but the last micro batch of an accumulated step).
+
+    Args:
+        module: from `distributed`; one process alone has nothing to keep back.
+        active: False lets the backward pass exchange gradients.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(not active)
         yield
@@ -185,9 +239,23 @@ def without_gradient_sync(module: nn.Module, active: bool) -> Generator[None]:
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """All processes' rows, without gradient, and where this process's rows start among them.
 
-    x: (batch, ...), the same shape everywhere -> ((world * batch, ...), rank * batch). As in ONE-PEACE, every process
-    learns from its own rows alone; the mean of the gradients over processes, which DDP and FSDP take, is then the
-    gradient of one large batch: no further factor.
+    As in ONE-PEACE, every process learns from its own rows alone; the mean of the gradients over processes,
+    which DDP
+    and FSDP take, is then the gradient of one large batch: no further factor.
+
+    Args:
+        x: (batch, ...), the same shape everywhere.
+
+    Returns:
+        (world * batch, ...) and rank * batch.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172); specification one_peace.
+
+    Example:
+        >>> rows, start = gather_rows(torch.ones(3, 8))
+        >>> rows.shape, start  # in one process
+        (torch.Size([3, 8]), 0)
     """
     world, x = current_world(), x.detach().contiguous()
     if world.size == 1:
@@ -200,16 +268,30 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
 def chunk_of(batch: int) -> int:
     """Rows of contrastive logits to hold at a time, so that their memory does not grow with the number of processes.
 
-    batch: rows of this process. A chunk of batch / world rows against world * batch columns has batch ** 2 numbers.
+    A chunk of batch / world rows against world * batch columns has batch ** 2 numbers.
+
+    Args:
+        batch: rows of this process.
+
+    Returns:
+        At least 1.
     """
     return max(1, batch // current_world().size)
 
 
 def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: torch.dtype) -> None:
-    """Spread the model inside `module` over all processes, in place; its names stay.
+    """Spread the model inside `module` over all processes, in place; its names stay (FSDP2).
 
-    dtype: of the gathered weights of layers and of matrix products; parts, gradients and reductions stay in float32.
-    Single numbers (a temperature) cannot be cut and stay whole, see `sync_whole_gradients`.
+    Args:
+        module: holds values in process 0; may be on the meta device in all others.
+        world: every process of it calls this.
+        device: where the parts go.
+        dtype: of the gathered weights of layers and of matrix products; parts, gradients and reductions stay in
+            float32.
+
+    Raises:
+        ValueError: for torch older than 2.13, and for a model with tied parameters, which two units cannot
+        share.
     """
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise ValueError(f"expected torch 2.13 or newer for --parallel fsdp, got {torch.__version__}; use ddp")
@@ -223,14 +305,17 @@ def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: to
 
     values = {name: tensor.detach().clone() for name, tensor in tensors().items()} if world.is_main else {}
     mesh = init_device_mesh(device.type, (world.size,))
+    # single numbers (a temperature) cannot be cut and stay whole, see `sync_whole_gradients`
     whole = {p for p in model.parameters() if p.ndim == 0}
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, cast_forward_inputs=False)
     for block in blocks_of(model).values():
         fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    # inner modules first: a unit takes all parameters below it that are in no unit yet
     for group in reversed(groups_of(model).values()):
         fully_shard(group, mesh=mesh, ignored_params=whole)
     root = fully_shard(module, mesh=mesh, ignored_params=whole)
     root.set_reduce_scatter_unused_params(True)  # else processes with other modalities wait for one another
+    # fully_shard leaves the parts without memory where the model was on the meta device
     model.to_empty(device=device)
     with torch.no_grad():  # one tensor at a time: no process ever holds the whole model
         for name, tensor in tensors().items():
@@ -248,18 +333,32 @@ def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: to
 
 
 def sync_whole_gradients(parameters: list[nn.Parameter], world: World) -> None:
-    """Mean over processes of the gradients of parameters that FSDP leaves whole."""
+    """Mean over processes of the gradients of parameters that FSDP leaves whole, in place.
+
+    Args:
+        parameters: those that train; spread ones are passed over, as FSDP reduces them.
+        world: every process of it calls this.
+    """
     for parameter in parameters:
         if isinstance(parameter, DTensor):
             continue
         if parameter.grad is None:
+            # a process whose batch did not touch it takes part with zeros, or the others would wait for ever
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
         parameter.grad /= world.size
 
 
 def gathered_state(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """All parameters and persistent buffers, whole and on the CPU, in process 0; empty elsewhere. All must call it."""
+    """All parameters and persistent buffers, whole and on the CPU, in process 0; empty elsewhere. All must call it.
+
+    Args:
+        model: spread by `shard`.
+        world: the processes that hold it.
+
+    Returns:
+        Name -> tensor, in process 0.
+    """
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         full = value.full_tensor() if isinstance(value, DTensor) else value
@@ -269,7 +368,14 @@ def gathered_state(model: nn.Module, world: World) -> dict[str, Tensor]:
 
 
 def hollow(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied."""
+    """A copy of the model whose parameters have shapes alone; buffers, which no state dict may hold, are copied.
+
+    Args:
+        model: stays as it is.
+
+    Returns:
+        A copy with parameters on the meta device, which takes values by `load_state_dict(assign=True)`.
+    """
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
     }
@@ -279,7 +385,11 @@ def hollow(model: nn.Module) -> nn.Module:
 def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
     """What `build` makes on the meta device: names and shapes, no memory for weights.
 
-    A loader that makes fresh heads beside what it reads needs values and is run as it is.
+    Args:
+        build: () -> model. One that makes fresh heads beside what it reads needs values and is run as it is.
+
+    Returns:
+        The model, on the meta device where that was possible.
     """
     try:
         with torch.device("meta"):
@@ -289,10 +399,19 @@ def shapes_of(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer, outermost only.
+    """The layers of a model by name, outermost only: what is recomputed, compiled, sharded and given LoRA.
 
-    Layers are what a transformers model lists in `_no_split_modules`; a model without such a list gives the elements
-    of its lists of modules of one class, two or more of them.
+    Args:
+        model: one of transformers lists its layer classes in `_no_split_modules`. A model without such a list
+            gives the elements of its lists of modules of one class, two or more of them.
+
+    Returns:
+        Name -> layer, in the order of the model.
+
+    Example:
+        >>> model = nn.ModuleDict({"trunk": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+        >>> list(blocks_of(model))
+        ['trunk.0', 'trunk.1']
     """
 
     def repeats(module: nn.Module) -> Any:
@@ -310,17 +429,26 @@ def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
 
 def groups_of(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> the module whose list holds layers: a vision tower, an abstractor, a trunk."""
+    # two names up: "vision.layers.3" is in the list "vision.layers", which belongs to "vision"
     names = dict.fromkeys(name.rpartition(".")[0].rpartition(".")[0] for name in blocks_of(model))
     return {name: model.get_submodule(name) for name in names if name}
 
 
 @contextmanager
 def recomputed(model: nn.Module, every: int) -> Generator[None]:
-    """Keep only the inputs of every `every`-th layer and compute its inside again in the backward pass; 0 for none.
+    """Keep only the inputs of every `every`-th layer and compute its inside again in the backward pass, as a context.
 
-    Gradients stay what they are: random draws inside a layer are repeated. 1 saves most memory and costs about a third
-    more computation, 2 half of both.
+    Gradients stay what they are: random draws inside a layer are repeated. 1 saves most memory and costs about
+    a third more computation, 2 half of both.
+
+    Args:
+        model: its layers are changed while the context lasts.
+        every: 1 for all layers, n for every n-th, 0 for none.
+
+    Source:
+        arXiv 1604.06174.
     """
+    # `every or 1`: a step of 0 in a slice is an error, even where the slice is not used
     chosen = list(blocks_of(model).values())[:: every or 1] if every else []
     for block in chosen:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # names of parameters stay
@@ -328,14 +456,20 @@ def recomputed(model: nn.Module, every: int) -> Generator[None]:
         yield
     finally:
         for block in chosen:
+            # the instance attribute goes, and the method of the class shows again
             del block.forward
 
 
 @contextmanager
 def compiled(model: nn.Module, backend: str | None) -> Generator[None]:
-    """Compile every layer by itself, so that equal layers share the work; None for none, else a torch backend.
+    """Compile every layer by itself, so that equal layers share the work, as a context.
 
-    Raises ValueError for a backend torch does not know.
+    Args:
+        model: its layers are changed while the context lasts.
+        backend: a torch backend such as inductor; None for none.
+
+    Raises:
+        ValueError: for a backend torch does not know.
     """
     import torch._dynamo as dynamo
 
@@ -349,6 +483,7 @@ def compiled(model: nn.Module, backend: str | None) -> Generator[None]:
         yield
     finally:
         for block in chosen:
+            # torch has no public way to undo `Module.compile`
             block._compiled_call_impl = None
 
 
@@ -372,6 +507,7 @@ def is_quantised(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     if weight is None or isinstance(weight, DTensor):
         return False
+    # bitsandbytes makes a subclass of Parameter, torchao a Parameter around a subclass of Tensor
     return type(weight) is not nn.Parameter or type(weight.data) is not Tensor
 
 
@@ -395,7 +531,14 @@ def in_full_precision(model: nn.Module) -> Generator[None]:
 
 
 def size_of(parameter: Tensor) -> tuple[int, int]:
-    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised."""
+    """Numbers that a parameter stands for, and the bytes in which it is held: fewer than it says where quantised.
+
+    Args:
+        parameter: plain, of bitsandbytes or of torchao.
+
+    Returns:
+        (numbers, bytes), the scales of quantised blocks counted among the bytes.
+    """
     state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
     if state is not None:
         return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
@@ -407,7 +550,16 @@ def size_of(parameter: Tensor) -> tuple[int, int]:
 
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """`batch` with `function` applied to every tensor in its dicts, lists and tuples."""
+    """`batch` with `function` applied to every tensor in its dicts, lists and tuples.
+
+    Args:
+        batch: any nest of them; everything else, named tuples included, stays as it is.
+        function: tensor -> tensor.
+
+    Example:
+        >>> map_tensors({"x": torch.ones(2), "names": ["a"]}, lambda x: 2 * x)
+        {'x': tensor([2., 2.]), 'names': ['a']}
+    """
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, dict):
@@ -418,7 +570,14 @@ def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def seed_everything(*key: int) -> int:
-    """Seed the global generators of Python, numpy and torch from `key`; returns a further seed for a generator."""
+    """Seed the global generators of Python, numpy and torch from whole numbers.
+
+    Args:
+        key: any number of them, such as seed, stage and step; each combination is a stream of its own.
+
+    Returns:
+        A further seed, for a `torch.Generator`.
+    """
     first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
     random.seed(first)
     np.random.seed(second)
@@ -430,7 +589,11 @@ def seed_everything(*key: int) -> int:
 
 @contextmanager
 def stop_signals() -> Generator[list[signal.Signals]]:
-    """Collect SIGTERM and Ctrl-C instead of dying of them; the second Ctrl-C raises KeyboardInterrupt."""
+    """Collect SIGTERM and Ctrl-C instead of dying of them, as a context; the second Ctrl-C raises KeyboardInterrupt.
+
+    Returns:
+        The list of signals seen so far, which grows. Outside of the main thread it stays empty.
+    """
     seen: list[signal.Signals] = []
 
     def remember(number: int, frame: FrameType | None) -> None:

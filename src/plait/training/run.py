@@ -1,4 +1,7 @@
-"""Run a recipe in its directory: settings as text -> typed arguments -> claimed directory -> trained model."""
+"""Run a recipe in its directory: settings as text -> typed arguments -> claimed directory -> trained model.
+
+`--set key=value` -> `parse_settings` -> `claim_run_dir` (config.json) -> `run_recipe` -> RUN/model
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,18 @@ def run_recipe(
 ) -> TrainResult:
     """Build a recipe, train it and save `run_dir`/model, or reuse what is there; what `plait train` runs.
 
-    build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with every random
-    generator seeded. Returns without a model directory when a signal stopped it (`interrupted`).
+    Args:
+        build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with
+            every random generator seeded.
+        run_dir: where metrics.jsonl, checkpoints/ and model/ go.
+        seed, device, dtype, resume, options: as in `plait.training.loop.train`.
+
+    Returns:
+        `TrainResult`; where a signal stopped it (`interrupted`) there is no model directory.
+
+    Raises:
+        ValueError: for batches that processes do not divide, for a `run_dir` that not all of them see, and as
+        `train`. UsageError: where `run_dir`/model is there and no run made it.
     """
     from plait.training.checkpoint import CheckpointStore
     from plait.training.data_order import check_divides
@@ -57,12 +70,15 @@ def run_recipe(
         check_shared(run_dir, world)
         if world.is_main and model_dir.exists():
             shutil.rmtree(model_dir)  # of the run that resume=False replaces
+        # b"model" gives five numbers of the key, so these draws are no step's
         seed_everything(seed, *b"model")
         is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
+        # process 0 alone holds the weights: they need not fit into memory once per process
         model = shapes_of(recipe.model_builder) if is_sharded and not world.is_main else recipe.model_builder()
         if recipe.before is not None and world.is_main:
             recipe.before(model, run_dir)
         world.wait()
+        # taken before training, since sharding changes the model in place
         whole = hollow(model) if is_sharded and world.is_main else model
         result = train(
             model, recipe.stages, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options
@@ -104,10 +120,25 @@ def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResul
 
 
 def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: int) -> dict[str, Any]:
-    """All arguments of a recipe, defaults included: `key=value` strings read by the type of the parameter they name.
+    """All arguments of a recipe, defaults included, read by the types of its parameters.
 
-    The recipe's own `seed`, where it has one, is `seed`. Raises UsageError for an unknown key (naming the nearest), a
-    value of another type, or a parameter without default that was not set.
+    Args:
+        function: the recipe.
+        settings: `key=value` strings; a list of values is written with commas between.
+        seed: what the recipe's own `seed` gets, where it has one.
+
+    Returns:
+        Name -> value, in the order of the parameters.
+
+    Raises:
+        UsageError: for an unknown key (naming the nearest), a value of another type, or a parameter without
+        default
+            that was not set.
+
+    Example:
+        >>> def recipe(data: str, steps: int = 100, seed: int = 0): ...
+        >>> parse_settings(recipe, ["data=shards", "steps=5"], seed=3)
+        {'data': 'shards', 'steps': 5, 'seed': 3}
     """
     parameters = inspect.signature(function).parameters
     hints = get_type_hints(function)
@@ -128,10 +159,17 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
 
 
 def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
-    """Raise UsageError where the directory is no run's, or of one with other settings.
+    """Make sure that a run may go on, or begin, in a directory.
 
-    resume=False takes a run of other settings over, and nothing else. A run directory made before there were markers
-    is known by its config.json.
+    A run directory made before there were markers is known by its config.json.
+
+    Args:
+        run_dir: may be absent.
+        config: the settings of this run.
+        resume: False takes a run of other settings over, and nothing else.
+
+    Raises:
+        UsageError: where the directory is no run's, or of one with other settings.
     """
     path = run_dir / "config.json"
     found = json.loads(path.read_text()) if path.exists() else {}
@@ -139,6 +177,7 @@ def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
         check_free(run_dir)
     if not (found and resume):
         return
+    # "arguments" was spread over the rest, and "plait" is the version that began: another one may go on
     before, now = ({**one, **one.get("arguments", {})} for one in (found, _plain(config)))
     for key in before | now:
         if key not in ("arguments", "plait") and before.get(key) != now.get(key):
@@ -149,9 +188,14 @@ def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
 
 
 def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
-    """Write config.json, or check that the one there asks for the same run. Raises UsageError when it does not.
+    """Write config.json, or check that the one there asks for the same run.
 
-    resume=False takes the directory over; the loop then removes its checkpoints and metrics.
+    Args:
+        run_dir, config: as in `check_run_dir`.
+        resume: False takes the directory over; the loop then removes its checkpoints and metrics.
+
+    Raises:
+        UsageError: as `check_run_dir`.
     """
     check_run_dir(run_dir, config, resume)
     path = run_dir / "config.json"
@@ -170,6 +214,7 @@ def given_back(run_dir: Path) -> Generator[None]:
     try:
         yield
     except (ValueError, OSError):
+        # from the first line of metrics on there is something to keep
         if is_new and not (run_dir / "metrics.jsonl").exists():
             (run_dir / "config.json").unlink(missing_ok=True)
             if not was_ours:
@@ -182,15 +227,18 @@ def given_back(run_dir: Path) -> Generator[None]:
 
 def _plain(config: dict[str, Any]) -> Any:
     """The configuration as JSON gives it back."""
+    # tuples become lists and paths text, so that equal settings compare as equal
     return json.loads(json.dumps(config, default=str))
 
 
 def _parse(key: str, text: str, hint: Any, default: Any) -> Any:
+    """One value of a setting by the type `hint`. Raises UsageError with an example that would be right."""
     from pydantic import TypeAdapter, ValidationError
 
     members = get_args(hint)
     if type(None) in members and text.lower() in ("none", "null"):
         return None
+    # pydantic reads "5" as an int or float and "true" as a bool, but no commas
     is_sequence = get_origin(hint) in (list, tuple, Sequence)
     try:
         return TypeAdapter(hint).validate_python([part for part in text.split(",") if part] if is_sequence else text)
@@ -223,11 +271,20 @@ def _in_words(hint: Any) -> str:
 
 
 def is_main() -> bool:
-    """True in the process that prints and writes, before there is a process group to ask."""
+    """True in the process that prints and writes, before there is a process group to ask (torchrun's RANK)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """The end of a message about a wrong name: the one that was meant, or all."""
+    """The end of a message about a wrong name: the one that was meant, or all of them.
+
+    Args:
+        name: as it was given.
+        names: that exist.
+
+    Example:
+        >>> nearest("stepz", ["steps", "seed"])
+        "did you mean 'steps'?"
+    """
     close = get_close_matches(name, names, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(sorted(names))}"

@@ -34,19 +34,44 @@ both are seeded afresh at every step from (seed, stage, step), so a resumed run 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One phase of training.
+    """One phase of training, as data: which parameters learn from which batches, by which objective and schedule.
 
-    batch_size: samples of an optimiser step over all processes; each process loads batch_size / (world *
-    accumulation) at a time. warmup: steps, or a fraction of the stage when below 1. floor: lowest learning rate.
-    clip: largest gradient norm, 0 for none. trainable: patterns of parameter names (see `freeze`), empty for all.
-    before: called once with the model when the stage begins, never on resume. after_step: called with (model, step)
-    after every optimiser step; what it keeps belongs in the model, where checkpoints find it.
-    period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th step: 8).
-    weight: what a batch counts among those of a step, such as the positions that it learns; None counts rows. The loss
-    of a step is then one mean over all its batches, whatever the number of processes and micro batches.
-    no_decay, layer_id, num_layers and layer_decay: as in `plait.training.optim.parameter_groups`. optimizer:
-    `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies its rate.
-    schedule: one of `plait.training.schedules`.
+    Args:
+        name: in messages, in metrics.jsonl and on the progress line.
+        objective: `(model, batch, step, generator) -> (loss, metrics)`, see `Objective`.
+        batches: () -> a source, called when the stage begins.
+        batch_size: samples of an optimiser step over all processes; each process loads
+            batch_size / (world * accumulation) at a time.
+        steps, epochs: length of the stage; set one of them.
+        peak_lr, floor: highest and lowest learning rate.
+        warmup: steps, or a fraction of the stage when below 1.
+        betas, eps, weight_decay: of the published AdamW.
+        clip: largest gradient norm, 0 for none.
+        no_decay, layer_id, num_layers, layer_decay: as in `plait.training.optim.parameter_groups`.
+        accumulation: micro batches of a step in each process.
+        trainable: patterns of parameter names (see `freeze`), empty for all.
+        before: called once with the model when the stage begins, never on resume.
+        after_step: called with (model, step) after every optimiser step; what it keeps belongs in the model,
+            where checkpoints find it.
+        optimizer: `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies
+            its rate.
+        schedule: `cosine`, `linear` or `constant` of `plait.training.schedules`, or a function like them.
+        period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th
+            step: 8).
+        weight: what a batch counts among those of a step, such as the positions that it learns; None counts
+            rows. The loss of a step is then one mean over all its batches, whatever the number of processes and
+            micro batches.
+
+    Raises:
+        ValueError: for steps beside epochs or neither, layer_decay without layer_id, and numbers that are not
+        positive.
+
+    Example:
+        >>> def objective(model, batch, step, generator):
+        ...     return model(batch).square().mean(), {}
+        >>> stage = Stage("all", objective, lambda: source, batch_size=8, steps=100)
+        >>> stage.warmup_steps(100)
+        4
     """
 
     name: str
@@ -88,24 +113,37 @@ class Stage:
                 raise ValueError(f"expected a positive {field} for stage {self.name!r}, got {value}")
 
     def total_steps(self, num_samples: int) -> int:
-        """Optimiser steps of this stage over a source of `num_samples`."""
+        """Optimiser steps of this stage over a source of `num_samples`, at least 1.
+
+        An epoch has whole batches only: what fills none is dropped.
+        """
         if self.steps is not None:
             return self.steps
+        # `__post_init__` lets nothing else through
         assert self.epochs is not None
         return max(1, round(self.epochs * (num_samples // self.batch_size)))
 
     def warmup_steps(self, total: int) -> int:
-        """`warmup` in steps."""
+        """`warmup` in steps, of a stage of `total` steps."""
         return int(self.warmup) if self.warmup >= 1 else round(self.warmup * total)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `plait train` runs. model_builder: () -> model, called once with every generator seeded.
+    """What `plait train` runs: a model, its stages and how to save it.
 
-    save: `(model, directory)` writes the final model directory, processor and card included. One callable, because
-    only the recipe knows what belongs beside the weights. before: `(model, run directory)`, called in the main process
-    when the model is built, also by a run that goes on. after: the same when it is trained; what it returns is saved.
+    Attributes:
+        model_builder: () -> model, called once with every generator seeded.
+        stages: trained in this order.
+        save: `(model, directory)` writes the final model directory, processor and card included. One callable,
+            because only the recipe knows what belongs beside the weights.
+        before: `(model, run directory)`, called in the main process when the model is built, also by a run that
+            goes on.
+        after: the same when it is trained; what it returns is saved.
+
+    Example:
+        >>> recipe = Recipe(lambda: model, [stage], lambda model, directory: model.save_pretrained(directory))
+        >>> run_recipe(lambda: recipe, Path("runs/first"))
     """
 
     model_builder: Callable[[], nn.Module]
@@ -119,12 +157,22 @@ class Recipe:
 class Options:
     """How a run proceeds, never what it computes.
 
-    A checkpoint is due after checkpoint_seconds or checkpoint_steps, whichever comes first; it is written in the
-    background. keep_last: checkpoints to keep; best: name of a metric; the checkpoint before which its mean was lowest
-    is kept too. log_every: steps between two looks at the loss; None is every step on the CPU and every tenth on a
-    GPU, which is not waited for in between. compile: a torch backend for every layer, such as inductor. recompute: 1
-    to keep only the inputs of every layer for the backward pass, n of every n-th, 0 of none. parallel: what several
-    processes share, "ddp" the gradients, "fsdp" also weights and optimiser.
+    Attributes:
+        checkpoint_seconds, checkpoint_steps: a checkpoint is due after either, whichever comes first; it is
+            written in the background.
+        keep_last: checkpoints to keep.
+        best: name of a metric, low is good; the checkpoint before which its mean was lowest is kept too.
+        log_every: steps between two looks at the loss; None is every step on the CPU and every tenth on a GPU,
+            which is not waited for in between.
+        prefetch: steps whose batches are loaded before they are needed.
+        progress: whether to show the progress line.
+        tensorboard: write event files as well.
+        compile: a torch backend for every layer, such as inductor.
+        recompute: 1 to keep only the inputs of every layer for the backward pass, n of every n-th, 0 of none.
+        parallel: what several processes share, "ddp" the gradients, "fsdp" also weights and optimiser.
+
+    Raises:
+        ValueError: for another `parallel`, or a negative `recompute`.
     """
 
     checkpoint_seconds: float = 60.0
@@ -147,11 +195,22 @@ class Options:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Let only the parameters train whose name matches a pattern; returns (trainable, frozen) names.
+    r"""Let only the parameters train whose name matches a pattern, in place.
 
-    A pattern is a shell pattern over the whole dotted name (`*.audio.*`), or a regular expression after `re:` that is
-    searched in it (`re:layers\\.[01]\\.`). No patterns: everything trains.
-    Raises ValueError for a pattern that matches nothing.
+    Args:
+        model: its parameters' `requires_grad` is set; frozen ones lose their gradient.
+        patterns: shell patterns over the whole dotted name (`*.audio.*`), or regular expressions after `re:`
+            that are searched in it (`re:layers\.[01]\.`). None of them: everything trains.
+
+    Returns:
+        (trainable, frozen) names.
+
+    Raises:
+        ValueError: for a pattern that matches nothing, with the nearest name.
+
+    Example:
+        >>> freeze(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["1.*"])
+        (['1.weight', '1.bias'], ['0.weight', '0.bias'])
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
@@ -170,6 +229,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name matches a shell pattern, or a regular expression after `re:`."""
     if pattern.startswith("re:"):
         return re.search(pattern[3:], name) is not None
     return fnmatchcase(name, pattern)
