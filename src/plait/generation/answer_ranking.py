@@ -12,7 +12,11 @@ from torch import Tensor
 
 
 class RankedAnswers(NamedTuple):
-    """indices: (batch, k) into the answer list, best first; probabilities: (batch, k), summing to 1 over the k."""
+    """Answers in order, per question.
+
+    indices: (batch, k) into the answer list, best first.
+    probabilities: (batch, k), summing to 1 over the k.
+    """
 
     indices: Tensor
     probabilities: Tensor
@@ -28,13 +32,29 @@ def rank_answers(
 ) -> RankedAnswers:
     """Order the answers of a list by their likelihood.
 
-        score(a) = sum_t log p(a_t | a_<t)          probabilities = softmax of the scores of the k candidates
+        score(a) = sum_t log p(a_t | a_<t)          probabilities = softmax of the k scores
 
-    first_logits: (batch, vocab) after the start token. answer_ids: (answers, length), start token included, so that
-    column 1 is what the answer begins with. losses: takes candidate indices (batch, k) and returns their summed
-    cross entropies (batch, k), every token after the start token counted. k: candidates scored in full, by default all;
-    more than there are answers is an error. Answers that score alike keep the order of the list. `official` adds the
-    log probability of the first token once more, and orders answers that score alike as `torch.topk` happens to.
+    Args:
+        first_logits: (batch, vocab) after the start token.
+        answer_ids: (answers, length), start token included: column 1 is what an answer begins with.
+        losses: takes candidate indices (batch, k) and returns their summed cross entropies
+            (batch, k), every token after the start token counted.
+        k: candidates scored in full, picked by their first token; by default all.
+        official: add the log probability of the first token once more, and order answers that
+            score alike as `torch.topk` happens to. By default they keep the order of the list.
+
+    Returns:
+        A `RankedAnswers`.
+
+    Raises:
+        ValueError: for no answers, and for more candidates than there are answers.
+
+    Source:
+        mPLUG-2's VideoQA with `rerank` (specification mPLUG-2, 7.1), after ALBEF's VQA.
+
+    Example:
+        >>> ranked = rank_answers(logits, ids, lambda chosen: table.gather(1, chosen), k=2)
+        >>> best = ranked.indices[:, 0]
     """
     count = answer_ids.shape[0]
     if not count or answer_ids.dim() != 2 or answer_ids.shape[1] < 2:
@@ -47,6 +67,7 @@ def rank_answers(
         raise ValueError(f"expected k of at most the {count} answers, got {k}; lower k or add answers")
     begins = answer_ids[:, 1].to(first_logits.device)
     if official:
+        # the first token counts twice: here and in the losses, which hold every token
         first, order = first_logits.float().softmax(-1).index_select(1, begins).topk(k)
         probabilities, places = (first.log() - losses(order).float()).softmax(-1).topk(k)
         return RankedAnswers(order.gather(1, places), probabilities)

@@ -20,19 +20,31 @@ LETTER_ANSWER = "Answer with the option’s letter from the given choices direct
 
 
 def options(item: Question) -> str:
-    """The question and its lettered choices, one a line."""
+    """The question and its choices, one a line, lettered A to J."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices or [])]
     return "\n".join([item.question or "", *lines])
 
 
 class Asking:
-    """What a family inherits that says nothing else; see `plait.types.Asks`."""
+    """What a family inherits that says nothing else about how it is asked; see `plait.types.Asks`.
+
+    A family overrides what its own release says: `prompt` for words, `layout` for placeholders and
+    roles, `decoding` for lengths.
+    """
 
     num_frames = 8
     """No release says how many frames a video question takes; 8 is what public suites use."""
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """The words of a question. Raises ValueError for an unknown kind."""
+        """The words of a question.
+
+        Args:
+            kind: how it wants to be answered.
+            item: what it is made of; text kinds read `context`, `choices`, `meta["examples"]`.
+
+        Raises:
+            ValueError: for an unknown kind.
+        """
         question = item.question or ""
         match kind:
             case "caption":
@@ -75,11 +87,15 @@ class Asking:
         return "".join(f"{asked}\n{answer}\n" for asked, answer in earlier) + words
 
     def layout(self, words: str, pictures: int) -> str:
-        """The words themselves."""
+        """The words themselves; a family puts placeholders and roles around them."""
         return words
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
-        """Greedy, with the lengths of the released scripts; open answers may be long."""
+        """Greedy, with the lengths of the released scripts; open answers may be long.
+
+        8 to 60 new tokens for captions, 10 for a word or a letter, 20 for MMMU (specification
+        mPLUG-Owl2, 11); the lengths of open, plain and located answers are Plait's.
+        """
         if kind == "caption":
             return Decoding(max_new_tokens=60, min_new_tokens=8)
         longest = {"open": 256, "plain": 128, "locate": 40, "letters_or_words": 20, "exam": 20}

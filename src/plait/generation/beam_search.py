@@ -17,7 +17,10 @@ BANNED = -1e20
 
 
 class Hypothesis(NamedTuple):
-    """One answer of the search. ids: (length,) int64 with the start tokens; score: normalised log probability."""
+    """One answer of the search.
+
+    ids: (length,) int64 with the start tokens; score: log probability over the length penalty.
+    """
 
     ids: Tensor
     score: float
@@ -41,7 +44,12 @@ class StepFunction(Protocol):
 
 
 def length_penalty(generated: int, alpha: float) -> float:
-    """`((5 + generated) / 6) ** alpha`, the divisor of a log probability of `generated` tokens (GNMT, section 7)."""
+    """`((5 + generated) / 6) ** alpha`, the divisor of a log probability (GNMT, section 7).
+
+    Args:
+        generated: tokens after the start tokens, the end token included.
+        alpha: 0 divides by 1; mPLUG-2 takes 0.6.
+    """
     return ((5 + generated) / 6) ** alpha
 
 
@@ -60,14 +68,30 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Search the most likely continuations of `start`.
 
-    start: (batch, prefix) int64, at least one token per item. min_length, max_length: of the generated tokens, the end
-    token included. Returns for every item up to `num_return` (at most num_beams) hypotheses, best first.
+    A beam that produces `end_id` is finished and leaves the search. An item stops when no live
+    beam can still beat its worst of `num_beams` finished hypotheses. Beams alive at `max_length`
+    count as they are, without end token. Items do not influence one another.
 
-    A beam that produces `end_id` is finished and leaves the search; an item stops when no live beam can still beat its
-    worst of `num_beams` finished hypotheses. Beams alive at `max_length` count as they are, without end token.
-    `official` repeats the released generator: a finished beam is recorded and lives on (ids after an end token), an
-    item stops as soon as its top beam ends, and then its unfinished beams are recorded too. Items do not influence one
-    another in either mode. Raises ValueError for lengths or numbers that make no sense.
+    Args:
+        step: the decoder, see `StepFunction`.
+        start: (batch, prefix) int64, at least one token per item.
+        end_id: the token that ends an answer.
+        num_beams, num_return: beams per item, and how many hypotheses come back, at most as many.
+        min_length, max_length: of the generated tokens, the end token included.
+        alpha: exponent of the length penalty.
+        official: repeat the released generator. A finished beam is recorded and lives on (ids
+            after an end token), an item stops as soon as its top beam ends, and then its
+            unfinished beams are recorded too.
+
+    Returns:
+        Per item up to `num_return` hypotheses, best first.
+
+    Raises:
+        ValueError: for lengths or numbers that make no sense.
+
+    Example:
+        >>> found = beam_search(step, torch.tensor([[101]]), end_id=102, num_beams=3)
+        >>> ids, score = found[0][0]
     """
     _check(start, num_beams, min_length, max_length, num_return)
     batch, beams = start.shape[0], num_beams
@@ -79,12 +103,14 @@ def beam_search(
         log_probs = step(state.ids, beam_indices).float().log_softmax(-1)  # (batch * beams, vocab)
         if generated <= min_length:
             log_probs[:, end_id] = BANNED
+        # one penalty for all beams of a step: they are equally long
         penalty = length_penalty(generated, alpha)
         advance = _advance_official if official else _advance
         state, beam_indices, found = advance(state, log_probs, penalty, end_id, beams, generated == max_length)
         for item in (~done).nonzero()[:, 0].tolist():
             pools[item] += found[item]
             pools[item] = sorted(pools[item], key=lambda h: -h.score)[:beams]
+        # on the host: which items are done decides the loop, and reading it once a step is enough
         done |= state.stopped if official else _settled(pools, state, length_penalty(max_length, alpha), beams)
         if bool(done.all()):
             break
@@ -92,7 +118,11 @@ def beam_search(
 
 
 class _State(NamedTuple):
-    """ids: (batch * beams, length); totals: (batch, beams) summed log probabilities; stopped: (batch,) on the host."""
+    """The live beams of all items.
+
+    ids: (batch * beams, length); totals: (batch, beams) summed log probabilities; stopped: (batch,) on
+    the host, set by the released rules only.
+    """
 
     ids: Tensor
     totals: Tensor
@@ -110,7 +140,11 @@ _Found = list[list[Hypothesis]]
 
 
 def _candidates(state: _State, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best one-token continuations of every item: totals, rows continued, tokens, each (batch, count)."""
+    """The `count` best one-token continuations of every item.
+
+    Returns their summed log probabilities, the rows they continue and their tokens, each
+    (batch, count).
+    """
     batch, beams = state.totals.shape
     vocab = log_probs.shape[-1]
     totals, flat = (log_probs.view(batch, beams, vocab) + state.totals[..., None]).flatten(1).topk(count, dim=1)
@@ -122,6 +156,7 @@ def _advance(
     state: _State, log_probs: Tensor, penalty: float, end_id: int, beams: int, last: bool
 ) -> tuple[_State, Tensor, _Found]:
     """Finished beams leave, the best `beams` others live on. At most `beams` of 2 * beams candidates can have ended."""
+    # twice as many, so that `beams` remain when all the best have ended
     count = min(2 * beams, beams * log_probs.shape[-1])
     totals, rows, tokens = _candidates(state, log_probs, count)
     ended = tokens == end_id
@@ -130,6 +165,7 @@ def _advance(
     recorded = ended & (rank < beams) & (totals > BANNED)
     live = (totals.masked_fill(ended, -torch.inf)).topk(beams, dim=1)
     found = _record(state.ids, totals, rows, tokens, recorded, penalty)
+    # a live beam may have -inf, where there are fewer continuations than beams
     state, indices = _select(state, live.values, rows.gather(1, live.indices), tokens.gather(1, live.indices))
     if last:
         for item, (total, pool) in enumerate(zip(state.totals.tolist(), found, strict=True)):
@@ -141,7 +177,9 @@ def _advance(
 def _advance_official(
     state: _State, log_probs: Tensor, penalty: float, end_id: int, beams: int, last: bool
 ) -> tuple[_State, Tensor, _Found]:
+    """As released: a finished beam stays, and the top beam's end records the whole item."""
     totals, rows, tokens = _candidates(state, log_probs, beams)
+    # at the last step every beam counts as finished
     finished = (tokens == end_id) | last
     stopped = finished[:, :1]
     found = _record(state.ids, totals, rows, tokens, finished | stopped, penalty)
@@ -150,6 +188,7 @@ def _advance_official(
 
 
 def _select(state: _State, totals: Tensor, rows: Tensor, tokens: Tensor) -> tuple[_State, Tensor]:
+    """The state after the chosen tokens, and the row of the last call that each row continues."""
     indices = rows.flatten()
     ids = torch.cat([state.ids.index_select(0, indices), tokens.reshape(-1, 1)], dim=1)
     return _State(ids, totals, state.stopped), indices
@@ -165,16 +204,25 @@ def _record(ids: Tensor, totals: Tensor, rows: Tensor, tokens: Tensor, which: Te
 
 
 def _settled(pools: list[list[Hypothesis]], state: _State, largest_penalty: float, beams: int) -> Tensor:
-    """Whether no live beam of an item can beat its worst kept hypothesis: totals only fall, penalties only grow."""
+    """Whether no live beam of an item can beat its worst kept hypothesis: (batch,) boolean.
+
+    Totals only fall and penalties only grow, so the present total over the largest penalty is a bound.
+    """
     best = (state.totals.amax(1) / largest_penalty).tolist()
     return torch.tensor([len(pool) >= beams and pool[-1].score >= b for pool, b in zip(pools, best, strict=True)])
 
 
 def score_sequences(logits: Tensor, ids: Tensor, mask: Tensor, alpha: float = 0.6) -> Tensor:
-    """The scores that the search gives to sequences, with gradient, for SCST: (rows,).
+    """The scores that the search gives to sequences, with gradient: what SCST learns from.
 
-    logits: (rows, length, vocab) of the decoder on the sequences; ids: (rows, length) int64; mask: (rows, length) True
-    at the tokens that were generated (neither start token nor padding).
+    Args:
+        logits: (rows, length, vocab) of the decoder on the sequences.
+        ids: (rows, length) int64.
+        mask: (rows, length), True at generated tokens: neither start token nor padding.
+        alpha: exponent of the length penalty, as in the search.
+
+    Returns:
+        float32 (rows,).
     """
     chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]  # (rows, length - 1)
     generated = mask[:, 1:].sum(1)
@@ -183,6 +231,7 @@ def score_sequences(logits: Tensor, ids: Tensor, mask: Tensor, alpha: float = 0.
 
 
 def _check(start: Tensor, num_beams: int, min_length: int, max_length: int, num_return: int) -> None:
+    """Raise ValueError for a start without tokens and for lengths or numbers that make no sense."""
     if start.dim() != 2 or not start.numel():
         raise ValueError(f"expected start ids (batch, prefix) with a token each, got shape {tuple(start.shape)}")
     if num_beams < 1 or not 1 <= num_return <= num_beams:

@@ -13,17 +13,21 @@ from transformers import GenerationMixin
 
 
 class Places(NamedTuple):
-    """The id on all positions of a kind of media, and how many positions one fills."""
+    """Where a kind of media stands in a prompt.
+
+    media_id: the id on all of its positions; per_medium: how many positions one medium fills.
+    """
 
     media_id: int
     per_medium: int
 
 
 class MediaPrompts(GenerationMixin):
-    """What models share that put media over positions of a prompt.
+    """What models share that put media over positions of a prompt; mixed into a model class.
 
-    prompt_only: arguments of `forward` that belong to the prompt alone; media_places: argument -> where the media in it
-    stand, one entry of it per medium, in reading order over the batch.
+    prompt_only: arguments of `forward` that belong to the prompt alone.
+    media_places: argument -> where the media in it stand, one entry of it per medium, in reading order
+    over the batch.
     """
 
     prompt_only: tuple[str, ...] = ()
@@ -35,7 +39,10 @@ class MediaPrompts(GenerationMixin):
     def prepare_inputs_for_generation(
         self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Media are placed once, with the prompt; later steps are text."""
+        """Arguments of one forward pass: media come with the prompt, later steps are text.
+
+        transformers' signature. Without a cache every pass reads the whole prompt, so media stay.
+        """
         inputs = GenerationMixin.prepare_inputs_for_generation(
             self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -46,7 +53,10 @@ class MediaPrompts(GenerationMixin):
     def _expand_inputs_for_generation(
         self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Repeat rows for beams. Media follow the rows they stand in: transformers would repeat each by itself."""
+        """Repeat rows for beams, media with the rows they stand in.
+
+        transformers' signature and result.
+        """
         held = {}
         for name, places in self.media_places().items():
             media = kwargs.pop(name, None)
@@ -54,6 +64,7 @@ class MediaPrompts(GenerationMixin):
                 continue
             if expand_size > 1 and input_ids is not None:
                 per_row = (input_ids == places.media_id).sum(dim=1) // places.per_medium
+                # all media of a row, then all again: repeated one by one they would pass to other rows
                 media = torch.cat([torch.cat([row] * expand_size) for row in media.split(per_row.tolist())])
             held[name] = media
         input_ids, kwargs = super()._expand_inputs_for_generation(

@@ -43,7 +43,11 @@ class Search:
     def update(self, step: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Hypotheses after a step: sequences, their scores, beam indices and which exist.
 
-        step: the arguments of transformers' `_update_finished_beams`.
+        Args:
+            step: the arguments of transformers' `_update_finished_beams`.
+
+        Returns:
+            The four tensors that it returns, each (batch, num_beams, ...).
         """
         scores, cur_len, beams = step["topk_log_probs"], step["cur_len"], step["num_beams"]
         length = (cur_len - self.uncounted).to(scores.dtype)  # of the ids before this step's
@@ -51,6 +55,7 @@ class Search:
         new = ended & step["top_num_beam_mask"][None] & ~self.done
         kept = _best(step, _held(step), scores / length ** step["length_penalty"], new)
         self.done = self.done | self._is_done(step, kept, scores.amax(1, keepdim=True), length + 1)
+        # not ended and stopped all the same: the length limit
         stopped = step["next_token_hits_stopping_criteria"] & ~ended & ~self.done
         running = stopped & (stopped.long().cumsum(dim=1) <= beams)
         if not running.any():
@@ -58,6 +63,10 @@ class Search:
         return _best(step, kept, scores / (length + 1) ** step["length_penalty"], running)
 
     def _is_done(self, step: dict[str, Any], kept: tuple[Tensor, ...], best: Tensor, length: Tensor) -> Tensor:
+        """Whether no candidate can beat a row's worst hypothesis, (batch, 1) boolean.
+
+        best: (batch, 1) highest log probability of the step, ended or not, as the old search had it.
+        """
         full = kept[3].all(dim=1, keepdim=True)
         if step["early_stopping"] is True:
             return full
@@ -67,6 +76,7 @@ class Search:
 
 
 def _held(step: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The hypotheses that the search holds, out of transformers' arguments."""
     return step["sequences"], step["beam_scores"], step["beam_indices"], step["is_sent_finished"]
 
 
@@ -87,9 +97,10 @@ def _best(
 
 
 class OfficialBeams(GenerationMixin):
-    """Generation whose beams are the old ones where `config.official` is set.
+    """Generation whose beams are the old ones where `config.official` is set; mixed into a model.
 
     A model says in `uncounted_positions` which part of its prompt the old `generate` did not see.
+    To mPLUG-Owl's it was one start id in all, to mPLUG-Owl2's an image was one id.
     """
 
     config: Any
@@ -100,6 +111,7 @@ class OfficialBeams(GenerationMixin):
         raise NotImplementedError
 
     def _beam_search(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' search, with the old hooks where the model is official."""
         generation = kwargs.get("generation_config") or args[2]
         ends = generation.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -117,9 +129,11 @@ class OfficialBeams(GenerationMixin):
         return found
 
     def _update_finished_beams(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
+        """transformers' hook: which hypotheses a step leaves."""
         return self._search.update(kwargs) if self.config.official else super()._update_finished_beams(**kwargs)
 
     def _check_early_stop_heuristic(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
+        """transformers' hook: which rows go on, (batch, 1) boolean."""
         if self.config.official:
             return ~self._search.done
         return GenerationMixin._check_early_stop_heuristic(**kwargs)
@@ -143,7 +157,11 @@ def named(cache: Any) -> dict[str, Any]:
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache that a caller of either age passed. Raises ValueError for two different ones."""
+    """The cache that a caller of either age passed, None where neither.
+
+    Raises:
+        ValueError: for two different ones.
+    """
     if cache is not None and past_key_values is not None and cache is not past_key_values:
         raise ValueError("expected one cache, got `cache` and `past_key_values`; pass `cache` alone")
     return past_key_values if cache is None else cache

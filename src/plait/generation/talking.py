@@ -20,10 +20,11 @@ MAX_NEW_TOKENS = 128
 
 
 class TalkingSkills(Asking):
-    """See `plait.assistant.Skills`.
+    """What a `plait.Assistant` may ask a model that talks; see `plait.assistant.Skills`.
 
-    family: its name in messages; describe, name: what is asked for a caption and for labels, with `{kind}`;
-    placeholders: kind -> what stands for a medium in a question.
+    family: its name in messages. describe, name: what is asked for a caption and for labels, with
+    `{kind}`. placeholders: kind -> what stands for a medium in a question. A family writes `written`
+    and `answer_losses`.
     """
 
     tasks = frozenset({"caption", "answer", "rank", "classify"})
@@ -43,7 +44,17 @@ class TalkingSkills(Asking):
         raise NotImplementedError
 
     def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Negative log likelihood of every answer, its end included, to one question about one item: (answers,)."""
+        """Negative log likelihood of every answer to one question about one item.
+
+        Args:
+            kind: of the item: image, video or text.
+            item: as `prepare` gave it.
+            asked: the question with its placeholder.
+            answers: the texts to weigh.
+
+        Returns:
+            (answers,); the end of an answer is counted.
+        """
         raise NotImplementedError
 
     def prepare(self, kind: str, value: Any) -> Any:
@@ -65,6 +76,7 @@ class TalkingSkills(Asking):
             )
 
     def _context(self) -> int | None:
+        """Positions that the model was made for, None where its configuration names no number."""
         config = self.model.config
         return getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
 
@@ -75,7 +87,20 @@ class TalkingSkills(Asking):
     def answer(
         self, kind: str, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
     ) -> list[str]:
-        """Greedy decoding, or beams where options ask for them; `max_length` counts the answer."""
+        """What the model says to each question, greedily or with beams.
+
+        Args:
+            kind: of the items: image, video or text.
+            prepared: items as `prepare` gave them.
+            questions: one per item.
+            options: `num_beams`, `max_length` and `min_length`, which count the answer alone.
+
+        Returns:
+            Texts without special tokens, cut at the family's stop strings.
+
+        Raises:
+            ValueError: where a prompt leaves no room for an answer.
+        """
         asked = [self.asked(kind, item, question) for item, question in zip(prepared, questions, strict=True)]
         batch = self.processor(text=self.written(asked), **self.media(kind, prepared)).to(self.model.device)
         self.check_prompt(batch["input_ids"].shape[1])
@@ -84,6 +109,7 @@ class TalkingSkills(Asking):
             given["min_new_tokens"] = options["min_length"]
         found = self.model.generate(**batch, do_sample=False, **given)
         texts = self.processor.batch_decode(found[:, batch["input_ids"].shape[1] :])
+        # a tuned model may write the next turn's role instead of an end token
         for stop in self.processor.stop_strings:
             texts = [text.partition(stop)[0].rstrip() for text in texts]
         return texts
@@ -91,7 +117,11 @@ class TalkingSkills(Asking):
     def rank(
         self, kind: str, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
     ) -> list[list[tuple[str, float]]]:
-        """Every answer by its likelihood, its end included."""
+        """Every answer of a list by its likelihood, its end included.
+
+        Returns:
+            Per question (answer, share), best first; shares sum to 1. Equals keep the list's order.
+        """
         ranked = []
         for item, question in zip(prepared, questions, strict=True):
             with torch.no_grad():
@@ -103,13 +133,21 @@ class TalkingSkills(Asking):
     def classify(
         self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
     ) -> list[list[tuple[str, float]]]:
-        """Labels by their likelihood as the answer to what is there."""
+        """Labels by their likelihood as the answer to what is there.
+
+        Raises:
+            ValueError: without labels.
+        """
         if labels is None:
             raise ValueError(f"expected labels to choose from for {self.family}, got none; give some")
         return self.rank(kind, prepared, [self.name.format(kind=kind)] * len(prepared), labels)
 
     def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
-        """These models draw no boxes. Raises ValueError."""
+        """These models draw no boxes.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(f"expected a model that grounds phrases, got {self.family}; use an mPLUG-2 or ONE-PEACE one")
 
     def asked(self, kind: str, item: Any, question: str) -> str:
@@ -122,6 +160,14 @@ class TalkingSkills(Asking):
 
 
 def summed_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log likelihood of each row's labels. logits: (batch, seq, vocab), labels: (batch, seq) -> (batch,)."""
+    """Negative log likelihood of each row's labels.
+
+    Args:
+        logits: (batch, seq, vocab) of every position.
+        labels: (batch, seq), not yet shifted; -100 where nothing counts.
+
+    Returns:
+        float32 (batch,).
+    """
     shifted = logits[:, :-1].float().transpose(1, 2)
     return F.cross_entropy(shifted, labels[:, 1:], reduction="none", ignore_index=-100).sum(1)

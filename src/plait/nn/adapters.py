@@ -31,8 +31,9 @@ from plait.nn.positions import (
 class Adapted:
     """What an adapter hands to the trunk.
 
-    x: (batch, seq, dim) with CLS first; mask: (batch, seq) bool, True = real, or None when all are;
-    biases: none, one, or one per layer, each (batch or 1, heads, seq, seq).
+    x: (batch, seq, dim) with CLS first.
+    mask: (batch, seq) boolean, True = real, or None when all are.
+    biases: none, one, or one per layer, each (batch or 1, heads, seq, seq), added to scores.
     """
 
     x: Tensor
@@ -51,7 +52,20 @@ class Adapter(Protocol):
 
 
 class TextAdapter(nn.Module):
-    """Token ids -> [cls ; tokens] + learned positions, with relative-position bias."""
+    """Token ids -> [cls ; tokens] + learned positions, with relative-position bias.
+
+    Args:
+        dim, num_heads, vocab_size: sizes.
+        bucket_size: of the relative positions, 256 as published.
+        max_positions: rows of the position table, CLS included.
+        num_bias_tables: 1 for all layers (pretraining), or one per layer (finetuned files).
+        pad_token_id: id of padding, whose embedding stays 0.
+        embedding_norm, type_embedding: whether these two exist; NLVR2 has type embeddings.
+        gradient_scale: share of the gradient that reaches the embeddings.
+
+    Source:
+        ONE-PEACE, 2.1 of its released layout.
+    """
 
     def __init__(
         self,
@@ -79,7 +93,19 @@ class TextAdapter(nn.Module):
         self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
-        """input_ids: (batch, seq) ending in EOS; attention_mask: (batch, seq), by default ids other than padding."""
+        """Ids to what the trunk takes.
+
+        Args:
+            input_ids: (batch, seq) ending in EOS, without bos: CLS is put in front here.
+            attention_mask: (batch, seq), True = real; by default ids other than padding.
+            keep: (batch, kept) visible positions, see the module.
+
+        Returns:
+            `Adapted` of 1 + seq positions, or of the kept ones.
+
+        Raises:
+            ValueError: for more tokens than there are positions.
+        """
         seq = input_ids.shape[1] + 1
         if seq > len(self.position_embedding):
             raise ValueError(
@@ -87,6 +113,7 @@ class TextAdapter(nn.Module):
             )
         x = torch.cat([self.cls_embedding.expand(len(input_ids), 1, -1), self.token_embedding(input_ids)], dim=1)
         x = x if self.norm is None else self.norm(x)
+        # CLS has row 0 and the first token row 1: no offset for padding, unlike fairseq's own tables
         x = shrink_gradient(x, self.gradient_scale) + self.position_embedding[:seq]
         if self.type_embedding is not None:
             x = x + self.type_embedding
@@ -99,9 +126,21 @@ class TextAdapter(nn.Module):
 
 
 class ImageAdapter(nn.Module):
-    """Pixels -> [cls ; patches] + learned grid positions (resized to the image's grid), with relative-position bias.
+    """Pixels -> [cls ; patches] + learned grid positions, with relative-position bias.
 
-    bucket_size: side of the stored position grid; rel_bucket_size: side of the patch grid, in patches.
+    Args:
+        dim, num_heads: sizes.
+        bucket_size: side of the stored position grid, in patches; 16 in every published file.
+        rel_bucket_size: side of the image's grid: 16 for 256 pixels, 24 for 384.
+        num_bias_tables: 1 for all layers, or one per layer.
+        stem: `hmlp` as published, or `mlp`, the plain patch convolution.
+        embedding_norm, type_embedding, gradient_scale: as in `TextAdapter`.
+
+    Raises:
+        ValueError: for another stem.
+
+    Source:
+        ONE-PEACE, 2.2 of its released layout.
     """
 
     def __init__(
@@ -140,7 +179,19 @@ class ImageAdapter(nn.Module):
         return resize_absolute(self.position_embedding, self.rel_bucket_size)
 
     def forward(self, pixel_values: Tensor, keep: Tensor | None = None, *, is_second: bool = False) -> Adapted:
-        """pixel_values: (batch, 3, side, side); is_second: of a pair, which adds the second type vector."""
+        """Pixels to what the trunk takes.
+
+        Args:
+            pixel_values: (batch, 3, side, side), normalised; side = `image_size`.
+            keep: (batch, kept) visible positions, see the module.
+            is_second: the second image of a pair (NLVR2), which adds both type vectors.
+
+        Returns:
+            `Adapted` of 1 + patches positions, or of the kept ones; its mask is None without `keep`.
+
+        Raises:
+            ValueError: for images of another size, and for a second one without type embeddings.
+        """
         if pixel_values.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"expected images of {self.image_size} x {self.image_size} pixels, "
@@ -149,6 +200,7 @@ class ImageAdapter(nn.Module):
         patches = self.stem(pixel_values).flatten(1, 2)
         x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
         x = x if self.norm is None else self.norm(x)
+        # resized at every pass: the file keeps one grid, whatever size a model was finetuned at
         x = shrink_gradient(x, self.gradient_scale) + self.positions()
         if self.type_embedding is not None:
             x = x + self.type_embedding
@@ -166,8 +218,18 @@ class ImageAdapter(nn.Module):
 class AudioAdapter(nn.Module):
     """Waveform -> [cls ; frames] + convolutional positions, with relative-position bias.
 
-    leaky_padding: let padded frames leak into real ones, as the official code does (a clip's embedding then depends on
-        its batch mates).
+    Args:
+        dim, num_heads: sizes.
+        conv_spec: (channels, kernel, stride) per convolution of the waveform.
+        bucket_size: of the relative positions, 512 as published.
+        position_depth, position_width, position_groups: of `ConvPositions`.
+        num_bias_tables, embedding_norm, type_embedding, gradient_scale: as in `TextAdapter`.
+        conv_bias: whether the convolutions of the waveform have biases.
+        leaky_padding: let padded frames leak into real ones, as the official code does. A clip's
+            embedding then depends on its batch mates.
+
+    Source:
+        ONE-PEACE, 2.3 of its released layout.
     """
 
     def __init__(
@@ -203,7 +265,19 @@ class AudioAdapter(nn.Module):
         self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
 
     def forward(self, input_values: Tensor, frame_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
-        """input_values: (batch, samples), zero-padded on the right; frame_mask: (batch, frames) bool, True = real."""
+        """Samples to what the trunk takes.
+
+        Args:
+            input_values: (batch, samples) at 16 kHz, normalised, zero-padded on the right.
+            frame_mask: (batch, frames) boolean, True = real.
+            keep: (batch, kept) visible positions, see the module.
+
+        Returns:
+            `Adapted` of 1 + frames positions, or of the kept ones.
+
+        Raises:
+            ValueError: for a mask of another number of frames.
+        """
         features = self.feature_proj(self.feature_norm(self.waveform(input_values)))  # (batch, frames, dim)
         mask = None if frame_mask is None else frame_mask.bool()
         if mask is not None and mask.shape != features.shape[:2]:
@@ -225,15 +299,30 @@ class AudioAdapter(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """Learned attention bias per head and relative position; one table for all layers or one per layer."""
+    """Learned attention bias per head and relative position.
+
+    Args:
+        rows: of a table, the three CLS rows included.
+        num_heads: columns of a table.
+        num_tables: one for all layers, or one per layer.
+    """
 
     def __init__(self, rows: int, num_heads: int, num_tables: int) -> None:
         super().__init__()
         self.tables = nn.ParameterList(nn.Parameter(torch.zeros(rows, num_heads)) for _ in range(num_tables))
 
     def forward(self, index: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
-        """index: (seq, seq); keep: (batch, kept) valid positions -> biases (batch or 1, heads, seq or kept, ...)."""
+        """Biases of positions, one tensor per table.
+
+        Args:
+            index: (seq, seq) rows of the table.
+            keep: (batch, kept) valid positions of visible units.
+
+        Returns:
+            (1, heads, seq, seq) each, or (batch, heads, kept, kept) with `keep`.
+        """
         index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]
+        # not expanded over the batch: attention takes a bias that all rows share as it is
         return tuple(F.embedding(index, table).permute(0, 3, 1, 2).contiguous() for table in self.tables)
 
 
@@ -274,6 +363,7 @@ class FrameConv(nn.Conv1d):
     """Conv1d on channels-last input without padding: (batch, time, in) -> (batch, frames, out).
 
     Computed as a channels-last Conv2d of height 1, which needs no copies and is twice as fast on CPU.
+    Weights have Conv1d's shape, so files fit.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, bias: bool = False) -> None:
@@ -294,7 +384,12 @@ class FrameConv(nn.Conv1d):
 
 
 class WaveformEncoder(nn.Module):
-    """Convolutions with LayerNorm over channels and GELU: (batch, samples) -> (batch, frames, channels)."""
+    """Convolutions with LayerNorm over channels and GELU (wav2vec 2.0, arXiv 2006.11477).
+
+    Args:
+        spec: (channels, kernel, stride) per layer; a total stride of 320 as published.
+        bias: of the convolutions.
+    """
 
     def __init__(self, spec: Sequence[ConvSpec], bias: bool = False) -> None:
         super().__init__()
@@ -314,9 +409,16 @@ class WaveformEncoder(nn.Module):
 
 
 class ConvPositions(nn.Module):
-    """Positions from content: blocks of grouped Conv1d, bare LayerNorm and GELU (data2vec, arXiv 2202.03555).
+    """Positions from content: blocks of grouped Conv1d, bare LayerNorm and GELU.
 
-    width: total receptive field, spread over `depth` blocks of kernel max(3, width // depth).
+    Args:
+        dim: width of frames.
+        depth: number of blocks, 5 as published.
+        width: receptive field in frames, spread over blocks of kernel max(3, width // depth).
+        groups: of the convolutions.
+
+    Source:
+        data2vec (arXiv 2202.03555); ONE-PEACE, 2.3 of its released layout.
     """
 
     def __init__(self, dim: int, depth: int, width: int, groups: int) -> None:
@@ -337,5 +439,6 @@ class ConvPositions(nn.Module):
             if mask is not None:
                 x = x * mask[..., None]
             x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)  # an even kernel gives one frame too many
+            # a norm without weights: the file has none
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
         return x

@@ -25,8 +25,15 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | No
 class SelfAttention(nn.Module):
     """Bidirectional self-attention with optional sub-LayerNorm before the output projection.
 
-    dim: width; num_heads: heads of `dim // num_heads`; key_bias: whether the key projection has a bias;
-    inner_norm: LayerNorm over the concatenated heads (Magneto, arXiv 2210.06423).
+    Args:
+        dim: width.
+        num_heads: heads of `dim // num_heads`.
+        key_bias: whether the key projection has a bias; ONE-PEACE's has none.
+        inner_norm: LayerNorm over the concatenated heads (Magneto, arXiv 2210.06423).
+        eps: of that norm.
+
+    Raises:
+        ValueError: for a width that heads do not divide.
     """
 
     def __init__(
@@ -43,7 +50,17 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction) -> Tensor:
-        """x: (batch, seq, dim); bias: broadcastable to (batch, heads, seq, seq); key_mask: (batch, seq) -> like x."""
+        """Attention of every position to every other.
+
+        Args:
+            x: (batch, seq, dim).
+            bias: added to scores, broadcastable to (batch, heads, seq, seq).
+            key_mask: (batch, seq) boolean, True = attend.
+            attend: the attention function.
+
+        Returns:
+            Like x.
+        """
         q, k, v = (
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -53,11 +70,22 @@ class SelfAttention(nn.Module):
 
 
 def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """Softmax attention spelled out, the softmax in fp32."""
+    """Softmax attention spelled out, the softmax in fp32.
+
+    Args:
+        q, k, v: (batch, heads, seq, head_dim).
+        bias: broadcastable to (batch, heads, seq, seq).
+        key_mask: (batch, seq) boolean, True = attend.
+
+    Returns:
+        Like q.
+    """
+    # scaled before the product, as published: in fp16 the scores themselves could overflow
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
     if key_mask is not None:
+        # the lowest finite number: a row that is masked whole gives the mean and not NaN
         scores = scores.masked_fill(~key_mask[:, None, None], torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
 
@@ -65,8 +93,15 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_ma
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
     """torch's fused attention, which takes one additive tensor.
 
-    A bias that all rows of the batch share stays that small when keys are masked too: the mask then travels in one more
-    channel of q (1) and k (0, or hugely negative), which adds exactly 0 to the score of every attended key.
+    A bias that all rows of the batch share stays that small when keys are masked too: the mask
+    then travels in one more channel of q (1) and k (0, or hugely negative), which adds exactly 0
+    to the score of every attended key.
+
+    Args:
+        q, k, v, bias, key_mask: as in `eager_attention`.
+
+    Returns:
+        Like q.
     """
     if bias is None:
         mask = None if key_mask is None else key_mask[:, None, None]
@@ -90,7 +125,14 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mas
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-    """FlexAttention with bias and mask as a score modification. It has no backward pass on CPU."""
+    """FlexAttention with bias and mask as a score modification. No backward pass on CPU.
+
+    Args:
+        q, k, v, bias, key_mask: as in `eager_attention`.
+
+    Returns:
+        Like q.
+    """
     if bias is None and key_mask is None:
         return _compiled_flex()(q, k, v)
     # one kernel for all four cases; a dimension of size 1 is indexed with 0, since flex knows no broadcasting
@@ -107,6 +149,7 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mas
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Any]:
+    """torch's flex attention, compiled once: uncompiled it builds all scores in memory."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
@@ -120,7 +163,19 @@ _FUNCTIONS: dict[str, AttentionFunction] = {
 
 
 def attention_function(name: str) -> AttentionFunction:
-    """The function called `name`, looked up here first, then in transformers' attention interface."""
+    """The attention function called `name`.
+
+    Args:
+        name: `eager`, `sdpa`, `flex_attention`, or one registered with transformers.
+
+    Raises:
+        ValueError: for an unknown name, and for flash attention, which takes no additive tensor.
+
+    Example:
+        >>> attend = attention_function("sdpa")
+        >>> attend(q, k, v, None, key_mask).shape == q.shape
+        True
+    """
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]
     if name.startswith("flash"):  # these take no additive tensor
@@ -160,7 +215,17 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Biases (batch or 1, heads, n_i, n_i) along the diagonal of one (batch or 1, heads, sum n, sum n), 0 across."""
+    """Biases along the diagonal of one, 0 across: modalities have no relative positions to each other.
+
+    Args:
+        blocks: (batch or 1, heads, n_i, n_i) each.
+
+    Returns:
+        (batch or 1, heads, sum n, sum n).
+
+    Source:
+        ONE-PEACE, 10.4 of its released layout.
+    """
     if len(blocks) == 1:
         return blocks[0]
     size = sum(block.shape[-1] for block in blocks)

@@ -25,7 +25,12 @@ class KeysValues(NamedTuple):
 
 
 class Cache:
-    """Self-attention keys and values of every decoder layer, in memory taken once for `max_length` positions."""
+    """Self-attention keys and values of every decoder layer, in memory taken once.
+
+    Args:
+        num_layers: of the decoder.
+        max_length: positions that fit; nothing grows or moves while decoding.
+    """
 
     def __init__(self, num_layers: int, max_length: int) -> None:
         self.max_length = max_length
@@ -33,7 +38,18 @@ class Cache:
         self.layers: list[KeysValues | None] = [None] * num_layers
 
     def append(self, layer: int, new: KeysValues) -> KeysValues:
-        """Write `new` behind what the layer holds; returns everything up to there. The last layer moves `length`."""
+        """Write `new` behind what the layer holds.
+
+        Args:
+            layer: its number; layers are called in order, and the last one moves `length`.
+            new: keys and values (rows, heads, new positions, head_dim).
+
+        Returns:
+            Everything up to there, views of the cache.
+
+        Raises:
+            ValueError: for more positions than `max_length`.
+        """
         stop = self.length + new.keys.shape[2]
         if stop > self.max_length:
             raise ValueError(f"expected at most {self.max_length} positions in the cache, got {stop}; build it larger")
@@ -43,12 +59,16 @@ class Cache:
             held = self.layers[layer] = KeysValues(new.keys.new_empty(shape), new.values.new_empty(shape))
         held.keys[:, :, self.length : stop] = new.keys
         held.values[:, :, self.length : stop] = new.values
+        # until then every layer writes to the same positions
         if layer == len(self.layers) - 1:
             self.length = stop
         return KeysValues(held.keys[:, :, :stop], held.values[:, :, :stop])
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i continues what was row `rows[i]`. rows: (batch,) int64."""
+        """Row i continues what was row `rows[i]`: beams that were chosen twice, or left.
+
+        rows: (batch,) int64.
+        """
         for held in self.layers:
             if held is not None:
                 for tensor in held:
@@ -56,7 +76,13 @@ class Cache:
 
 
 class BertEmbeddings(nn.Module):
-    """Token + type + learned absolute position, then norm and dropout."""
+    """Token + type + learned absolute position, then norm and dropout.
+
+    Args:
+        vocab_size, dim, max_positions, num_types: sizes of the tables.
+        eps: of the norm, 1e-12 as BERT has it.
+        dropout: rate in training.
+    """
 
     def __init__(
         self, vocab_size: int, dim: int, max_positions: int, num_types: int = 2, *, eps: float = 1e-12,
@@ -70,9 +96,18 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, start: int = 0) -> Tensor:
-        """input_ids, token_type_ids: (batch, seq) -> (batch, seq, dim); start: position of the first token.
+        """Embeddings of ids.
 
-        Raises ValueError for more positions than the table has.
+        Args:
+            input_ids: (batch, seq).
+            token_type_ids: (batch, seq); None: all of type 0.
+            start: position of the first token, for a decoder that continues.
+
+        Returns:
+            (batch, seq, dim).
+
+        Raises:
+            ValueError: for more positions than the table has.
         """
         stop, most = start + input_ids.shape[1], self.position_embedding.num_embeddings
         if stop > most:
@@ -83,7 +118,17 @@ class BertEmbeddings(nn.Module):
 
 
 class BertAttention(nn.Module):
-    """Attention of x to given keys, output projection, residual, norm."""
+    """Attention of x to given keys, output projection, residual, norm (post-norm).
+
+    Args:
+        dim, num_heads: sizes.
+        eps: of the norm.
+        dropout: of what is added to x, in training.
+        attention_dropout: of the probabilities, in training.
+
+    Raises:
+        ValueError: for a width that heads do not divide.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, *, eps: float = 1e-12, dropout: float = 0.0, attention_dropout: float = 0.0
@@ -104,10 +149,18 @@ class BertAttention(nn.Module):
     def forward(
         self, x: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
     ) -> Tensor:
-        """x: (rows, seq, dim) -> the same.
+        """x + attention, normed.
 
-        to: of as many rows, or of fewer that `rows // batch` neighbours share (the beams of an item), then without
-        bias; bias: broadcastable to (batch, heads, seq, keys); key_mask: (batch, keys) bool.
+        Args:
+            x: (rows, seq, dim).
+            to: keys of as many rows, or of fewer that `rows // batch` neighbours share (the beams of
+                an item), then without bias.
+            bias: broadcastable to (batch, heads, seq, keys).
+            key_mask: (batch, keys) boolean, True = attend.
+            attend: the attention function.
+
+        Returns:
+            Like x.
         """
         q = self._heads(self.q_proj(x))
         shared = len(q) // len(to.keys)
@@ -125,16 +178,24 @@ class BertAttention(nn.Module):
     def _dropped(self, q: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
         """Dropout on the attention probabilities, in training only."""
         if key_mask is not None:
+            # half of the lowest number, so that the sum with a bias stays finite
             masked = mask_bias(key_mask, q.dtype) / 2
             bias = masked if bias is None else bias.to(q.dtype) + masked
         return F.scaled_dot_product_attention(q, to.keys, to.values, attn_mask=bias, dropout_p=self.attention_dropout)
 
     def _heads(self, x: Tensor) -> Tensor:
+        """(rows, seq, dim) -> (rows, heads, seq, head_dim)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class BertLayer(nn.Module):
-    """One layer; `cross`: whether it can attend to other states."""
+    """One layer of BERT, with cross-attention between self-attention and MLP where there is one.
+
+    Args:
+        dim, num_heads, mlp_dim: sizes.
+        cross: whether it can attend to other states.
+        eps, dropout, attention_dropout: as in `BertAttention`.
+    """
 
     def __init__(
         self,
@@ -167,10 +228,21 @@ class BertLayer(nn.Module):
         other: KeysValues | Tensor | None = None,
         other_mask: Tensor | None = None,
     ) -> Tensor:
-        """x: (batch, seq, dim) -> the same.
+        """Self-attention, cross-attention where states are given, MLP; each + residual -> norm.
 
-        bias, key_mask: of the self-attention; own: its keys where they are kept, else those of x; other, other_mask:
-        what the cross-attention reads, states (batch, keys, dim) or the keys made of them; it is skipped without them.
+        Args:
+            x: (batch, seq, dim).
+            attend: the attention function.
+            bias, key_mask: of the self-attention.
+            own: its keys where they are kept in a cache, else those of x.
+            other: states (batch, keys, dim) or keys made of them; without it cross-attention is skipped.
+            other_mask: (batch, keys) boolean, True = attend.
+
+        Returns:
+            Like x.
+
+        Raises:
+            ValueError: for states given to a layer without cross-attention.
         """
         x = self.attn(x, self.attn.project(x) if own is None else own, bias, key_mask, attend)
         if other is not None:
@@ -182,7 +254,11 @@ class BertLayer(nn.Module):
 
 
 class LMHead(nn.Module):
-    """Hidden states to logits over the token table it is given: dense, GELU, norm, product with the table, bias."""
+    """Hidden states to logits over the token table that it is given.
+
+    dense -> exact GELU -> norm -> product with the table -> + bias. The table is the embedding's own:
+    published files hold both and they are equal.
+    """
 
     def __init__(self, dim: int, vocab_size: int, eps: float = 1e-12) -> None:
         super().__init__()
@@ -196,11 +272,19 @@ class LMHead(nn.Module):
 
 
 def causal_bias(queries: int, keys: int, like: Tensor) -> Tensor | None:
-    """(1, 1, queries, keys): 0 up to the position of each of the last `queries` positions, hugely negative after it.
+    """What hides the future, to be added to scores.
 
-    None where nothing is hidden: a single query sees all keys.
+    Args:
+        queries: number of queries, the last of the keys' positions.
+        keys: number of keys.
+        like: gives dtype and device.
+
+    Returns:
+        (1, 1, queries, keys): 0 up to the position of each query, hugely negative after it. None
+        for a single query, which sees all keys.
     """
     if queries == 1:
         return None
     hidden = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu(keys - queries + 1)
+    # half of the lowest number: a key mask's half may come on top without reaching -inf
     return like.new_zeros(1, 1, queries, keys).masked_fill_(hidden, torch.finfo(like.dtype).min / 2)

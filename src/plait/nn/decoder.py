@@ -59,7 +59,10 @@ class Pass:
     weights: list[Tensor] | None = None
 
     def to_layers(self, x: Tensor) -> Tensor:
-        """(batch, seq, dim) -> what layers take: itself, or (1, batch * seq, dim) grouped by way."""
+        """Tokens as layers take them.
+
+        (batch, seq, dim) -> itself, or (1, batch * seq, dim) grouped by way.
+        """
         return x if self.order is None else x.flatten(0, 1).index_select(0, self.order)[None]
 
     def to_sequence(self, x: Tensor) -> Tensor:
@@ -73,12 +76,26 @@ def routed(build: Callable[[], nn.Module], ways: Ways, is_routed: bool) -> nn.Mo
 
 
 def through(module: nn.Module, x: Tensor, route: Route) -> Tensor:
-    """Send tokens through a module that may exist once per way."""
+    """Send tokens through a module that may exist once per way.
+
+    x: tokens in layer order; route: of these tokens. Returns tokens in the same order.
+    """
     return module(x, route) if isinstance(module, PerModality) else module(x)
 
 
 class RoutedAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions; each projection is shared or exists once per way."""
+    """Causal grouped-query attention with rotary positions, projections shared or once per way.
+
+    Args:
+        dim, num_heads, num_kv_heads, head_dim: sizes; heads share keys in equal groups.
+        ways: the partition of the modalities.
+        routed_parts: which of `q`, `k`, `v`, `out` exist once per way.
+        qkv_bias, out_bias: whether projections have biases.
+        layer_idx: number of the layer in the cache.
+
+    Raises:
+        ValueError: for heads that do not form equal groups.
+    """
 
     is_causal = True
 
@@ -113,9 +130,19 @@ class RoutedAttention(nn.Module):
         self.o_proj = routed(lambda: nn.Linear(num_heads * head_dim, dim, bias=out_bias), ways, "out" in routed_parts)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        """x: tokens in layer order -> the same."""
+        """Attention in sequence order, everything else in layer order.
+
+        Args:
+            x: tokens in layer order.
+            run: what the layers of this pass share.
+
+        Returns:
+            Like x.
+        """
         q, k, v = (self._heads(proj, x, run) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        # keys go into the cache rotated: a base chosen with the prompt must hold for the whole answer
         q, k = rotate(q, run.cos, run.sin), rotate(k, run.cos, run.sin)
+        # after the rotation, as Qwen does it
         if run.query_scale is not None:
             q = q * run.query_scale.to(q.dtype)
         if run.cache is not None:
@@ -126,11 +153,20 @@ class RoutedAttention(nn.Module):
         return through(self.o_proj, run.to_layers(out.reshape(*run.shape, -1)), run.route)
 
     def _heads(self, proj: nn.Module, x: Tensor, run: Pass) -> Tensor:
+        """Tokens in layer order -> one projection's heads in sequence order, (batch, heads, seq, head_dim)."""
         return run.to_sequence(through(proj, x, run.route)).view(*run.shape, -1, self.head_dim).transpose(1, 2)
 
 
 class RoutedDecoderLayer(nn.Module):
-    """Pre-norm layer of Llama, its norms, projections and feed-forward network shared or once per way."""
+    """Pre-norm layer of Llama, its sub-modules shared or once per way.
+
+    Args:
+        dim, num_heads, num_kv_heads, head_dim, mlp_dim: sizes.
+        ways, routed_parts: as in `RoutedDecoder`.
+        eps: of the RMS norms.
+        qkv_bias, out_bias, mlp_bias: whether linear layers have biases.
+        layer_idx: number of the layer in the cache.
+    """
 
     def __init__(
         self,
@@ -158,16 +194,28 @@ class RoutedDecoderLayer(nn.Module):
         self.mlp = routed(lambda: SwiGLU(dim, mlp_dim, bias=mlp_bias), ways, "mlp" in routed_parts)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        """x: tokens in layer order -> the same."""
+        """x: tokens in layer order; run: what the layers of this pass share -> like x."""
         x = x + self.attn(through(self.attn_norm, x, run.route), run)
         return x + through(self.mlp, through(self.mlp_norm, x, run.route), run.route)
 
 
 class RoutedDecoder(nn.Module):
-    """A stack of routed layers and a shared final norm.
+    """A stack of routed layers and a final norm that all modalities share.
 
-    ways: the partition of the modalities; routed_parts: which of `ROUTABLE` exist once per way, () for a plain Llama;
-    the other arguments are the sizes of a Llama. Raises ValueError for a part that does not exist.
+    Args:
+        dim, num_heads, mlp_dim, num_layers: sizes of a Llama.
+        ways: the partition of the modalities.
+        routed_parts: which of `ROUTABLE` exist once per way; () for a plain Llama. mPLUG-Owl2 has
+            norms, keys and values, as is the default.
+        num_kv_heads, head_dim: by default num_heads and dim // num_heads.
+        eps: of the RMS norms.
+        biases: as in `RoutedDecoderLayer`.
+
+    Raises:
+        ValueError: for a part that does not exist.
+
+    Source:
+        mPLUG-Owl2 (arXiv 2311.04257), 3.2; specification mPLUG-Owl2, 5.
     """
 
     def __init__(
@@ -200,10 +248,17 @@ class RoutedDecoder(nn.Module):
         self.norm = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, route: Route, run: Pass, hidden: list[Tensor] | None = None) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim) after the final norm.
+        """All layers and the final norm.
 
-        route: which modality owns each token: `Route.only` or `Route.interleaved`; hidden: a list to which the states
-        before every layer and after the final norm are appended.
+        Args:
+            x: (batch, seq, dim).
+            route: which modality owns each token: `Route.only` or `Route.interleaved`.
+            run: positions, mask, cache and the rest.
+            hidden: a list to which the states before every layer and after the final norm are
+                appended, in sequence order.
+
+        Returns:
+            (batch, seq, dim).
         """
         run = self._grouped(route, run)
         x = run.to_layers(x)
@@ -211,6 +266,7 @@ class RoutedDecoder(nn.Module):
             if hidden is not None:
                 hidden.append(run.to_sequence(x))
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                # without cache: recomputing a layer would write its keys a second time
                 x = checkpoint(layer, x, replace(run, cache=None), use_reentrant=False)
             else:
                 x = layer(x, run)
@@ -220,10 +276,12 @@ class RoutedDecoder(nn.Module):
         return x
 
     def _grouped(self, route: Route, run: Pass) -> Pass:
+        """The pass as layers see it: tokens grouped by way where more than one way is present."""
         if not self.is_routed:
             return run
         if route.order is None:
             return replace(run, route=route)
+        # in training all ways are called, so that every rank issues the same collectives
         if not self.training and len(route.present) == 1:
             return replace(run, route=Route.only(route.present[0]))
         return replace(run, route=route.grouped(), order=route.order, inverse=route.inverse)
@@ -232,10 +290,17 @@ class RoutedDecoder(nn.Module):
 def eager_attention(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention spelled out, the softmax in fp32: transformers' signature, for grouped keys and values.
+    """Causal attention spelled out, the softmax in fp32: transformers' signature.
 
-    q: (batch, heads, seq, head_dim); k, v: (batch, kv heads, keys, head_dim); mask: additive, (batch, 1, seq, keys).
-    Returns (batch, seq, heads, head_dim) and the weights (batch, heads, seq, keys).
+    Args:
+        module: the caller, unused.
+        q: (batch, heads, seq, head_dim).
+        k, v: (batch, kv heads, keys, head_dim).
+        mask: additive, (batch, 1, seq, keys), as transformers hands it over.
+        scaling: factor of the scores.
+
+    Returns:
+        (batch, seq, heads, head_dim) and the weights (batch, heads, seq, keys).
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:

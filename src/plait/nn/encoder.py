@@ -28,11 +28,18 @@ from plait.routing import PerModality, Route, Ways
 
 
 class RoutedEncoder(nn.Module):
-    """A stack of routed layers and a final norm per way of `norm_ways` (none where that is empty).
+    """ONE-PEACE's trunk: a stack of routed layers and a final norm per way.
 
-    dim, num_heads, mlp_dim, num_layers: sizes; mlp_ways, norm_ways: partitions of the modalities;
-    inner_norms: sub-LayerNorm in attention and in the feed-forward networks; layer_scale: initial LayerScale or None;
-    drop_path_rate: rate of the last layer, rising linearly from 0.
+    Args:
+        dim, num_heads, mlp_dim, num_layers: sizes.
+        mlp_ways: partition of the feed-forward networks.
+        norm_ways: partition of the final norm; empty: none, as the vision branch has it.
+        inner_norms: sub-LayerNorm in attention, and in the feed-forward networks.
+        layer_scale: initial LayerScale, 1e-6 as published, or None.
+        drop_path_rate: rate of the last layer, rising linearly from 0.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172), 3.1; 2.5 of its released layout.
     """
 
     def __init__(
@@ -68,10 +75,21 @@ class RoutedEncoder(nn.Module):
         *,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim).
+        """All layers and the final norm.
 
-        biases: none, one for all layers, or one per layer, each (batch or 1, heads, seq, seq);
-        key_mask: (batch, seq) bool, True = attend; hidden: a list to append the output of every layer to.
+        Args:
+            x: (batch, seq, dim), modalities one after another.
+            route: their segments.
+            biases: none, one for all layers, or one per layer, each (batch or 1, heads, seq, seq).
+            key_mask: (batch, seq) boolean, True = attend.
+            attend: the attention function.
+            hidden: a list to append the output of every layer to.
+
+        Returns:
+            (batch, seq, dim).
+
+        Raises:
+            ValueError: for another number of biases.
         """
         if len(biases) not in (0, 1, len(self.layers)):
             raise ValueError(f"expected 0, 1 or {len(self.layers)} attention biases, got {len(biases)}")
@@ -87,7 +105,14 @@ class RoutedEncoder(nn.Module):
 
 
 class RoutedEncoderLayer(nn.Module):
-    """Pre-norm layer: shared norms and attention, one feed-forward network per way of `mlp_ways`."""
+    """Pre-norm layer: shared norms and attention, one feed-forward network per way.
+
+    Args:
+        dim, num_heads, mlp_dim: sizes.
+        mlp_ways: partition of the feed-forward networks.
+        inner_norms, layer_scale: as in `RoutedEncoder`.
+        drop_path_rate: of this layer.
+    """
 
     def __init__(
         self,
@@ -112,7 +137,7 @@ class RoutedEncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, route: Route, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
     ) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim)."""
+        """x: (batch, seq, dim) -> (batch, seq, dim); the rest as in `RoutedEncoder`, `bias` of this layer."""
         y = self.attn_scale(self.attn(self.attn_norm(x), bias, key_mask, attend))
         x = x + self.dropped(y)
         return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
@@ -127,10 +152,20 @@ Reader = Literal["text", "visual"]
 
 
 class UniversalLayers(nn.Module):
-    """A stack for text and vision.
+    """mPLUG-2's universal layers: one stack for text and vision.
 
-    num_latents: length of the compressed stream; sharing: one stack for both, or one each at equal parameters;
-    readers: who calls it: a text-only model builds neither cross-attention nor latents.
+    Args:
+        dim, num_heads, mlp_dim, num_layers: sizes; 2 layers as published.
+        num_latents: length of the compressed stream, 50 as published.
+        sharing: one stack for both modalities, or one each at equal parameters.
+        readers: who calls it: a text-only model builds neither cross-attention nor latents.
+        eps, dropout, attention_dropout: as in `BertLayer`.
+
+    Raises:
+        ValueError: for layers apart whose MLP is too narrow, see `apart_mlp_dim`.
+
+    Source:
+        mPLUG-2 (arXiv 2302.00402), 3.3; specification mPLUG-2, 4.
     """
 
     def __init__(
@@ -162,30 +197,51 @@ class UniversalLayers(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def layers(self, reader: Reader) -> list[BertLayer]:
-        """The layers that a modality passes."""
+        """The layers that a modality passes.
+
+        Raises:
+            ValueError: where the model was built without it.
+        """
         way = "shared" if "shared" in self.stacks else reader
         if way not in self.stacks or (reader == "visual" and self.latents is None):
             raise ValueError(f"expected universal layers for {reader}, got some without; load the model with it")
         return cast("list[BertLayer]", list(cast("nn.ModuleList", self.stacks[way])))
 
     def read(self, x: Tensor, key_mask: Tensor | None, attend: AttentionFunction) -> Tensor:
-        """Text: x (batch, tokens, dim), key_mask (batch, tokens) bool -> like x."""
+        """Text through self-attention and MLP of every layer.
+
+        Args:
+            x: (batch, tokens, dim).
+            key_mask: (batch, tokens) boolean, True = attend.
+            attend: the attention function.
+
+        Returns:
+            Like x. There is no outer residual on this side: the paper draws one, the code has none.
+        """
         for layer in self.layers("text"):
             x = layer(x, attend, key_mask=key_mask)
         return x
 
     def see(self, x: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
-        """Vision: x (batch, patches, dim) -> norm(x + what the layers make of it), like x.
+        """Vision through the layers: norm(x + what the layers make of it).
 
-        hidden: a list to which the output of every layer is appended.
+        Args:
+            x: (batch, patches, dim).
+            attend: the attention function.
+            hidden: a list to which the output of every layer is appended.
+
+        Returns:
+            Like x.
         """
         layers = self.layers("visual")
         assert self.latents is not None and self.norm is not None
+        # learned latents take the place of the patches as the stream; patches are only read
         latents = self.latents.expand(len(x), -1, -1)
         for layer in layers[:-1]:
             latents = layer(latents, attend, other=x)
             if hidden is not None:
                 hidden.append(latents)
+        # roles swap: self-attention over all patches (up to 4097), which then read the latents
         out = layers[-1](x, attend, other=latents)
         if hidden is not None:
             hidden.append(out)
@@ -195,7 +251,17 @@ class UniversalLayers(nn.Module):
 def apart_mlp_dim(dim: int, mlp_dim: int) -> int:
     """Width of the two MLPs that cost as much as one of `mlp_dim` and one more self-attention.
 
-    2 (4 d^2 + 2 d m') = 4 d^2 + 2 d m. Raises ValueError where the shared layer is too narrow for that.
+        2 (4 d^2 + 2 d m') = 4 d^2 + 2 d m
+
+    Args:
+        dim: d.
+        mlp_dim: m, of the shared layer.
+
+    Returns:
+        m'.
+
+    Raises:
+        ValueError: where the shared layer is too narrow for that.
     """
     if mlp_dim <= 2 * dim:
         raise ValueError(f"expected mlp_dim over {2 * dim} for layers apart at equal parameters, got {mlp_dim}")

@@ -12,9 +12,16 @@ from torch.nn import functional as F
 
 
 class GeGLU(nn.Module):
-    """Gated feed-forward network with optional LayerNorm on the hidden units: down(norm(gelu(gate(x)) * up(x))).
+    """Gated feed-forward network of ONE-PEACE: down(norm(gelu(gate(x)) * up(x))).
 
-    GEGLU (arXiv 2002.05202) with the exact GELU; `inner_norm` is the sub-LayerNorm of Magneto (arXiv 2210.06423).
+    Args:
+        dim: width in and out.
+        mlp_dim: inner width.
+        inner_norm: LayerNorm on the hidden units (sub-LayerNorm, Magneto, arXiv 2210.06423).
+        eps: of that norm.
+
+    Source:
+        GEGLU (arXiv 2002.05202) with the exact GELU.
     """
 
     def __init__(self, dim: int, mlp_dim: int, *, inner_norm: bool = True, eps: float = 1e-5) -> None:
@@ -60,7 +67,16 @@ class RMSNorm(nn.Module):
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth per sample (arXiv 1603.09382): rows of x (batch, ...) are 0 at `rate`, else scaled up."""
+    """Stochastic depth per sample: rows of x are 0 at `rate`, else scaled up.
+
+    Args:
+        x: (batch, ...), what a branch adds.
+        rate: probability of 0, below 1.
+        training: without it x comes back as it is.
+
+    Source:
+        arXiv 1603.09382.
+    """
     if rate == 0.0 or not training:
         return x
     # divided by the share that stays, so that the branch keeps its expectation and evaluation needs no factor
@@ -74,7 +90,10 @@ def linear_drop_path_rates(rate: float, num_layers: int) -> list[float]:
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel (arXiv 2103.17239)."""
+    """A learned factor per channel (arXiv 2103.17239).
+
+    dim: channels; init: first value of all, 1e-6 in ONE-PEACE, so that fresh branches hardly speak.
+    """
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()

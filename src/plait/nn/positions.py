@@ -1,16 +1,16 @@
-"""Where a token is: biases by relative position, their tables for images of another size, and rotary angles.
+"""Where a token is: biases by relative position, their tables for other sizes, and rotary angles.
 
 positions -> row of a bias table -> (heads, query, key), added to attention scores
 table of one image size -> table of another
 positions -> angles = position * inv_freq -> cos, sin -> x * cos + rotate_half(x) * sin
 
-Relative positions and their resizing: ONE-PEACE, sections 2.1, 2.2 and 4 of its released layout. Both sequences start
-with a CLS vector, which has no position, so the last three rows of a table belong to it: CLS as query, CLS as key, CLS
-to itself. Rotary positions (arXiv 2104.09864) in the half-split layout of Llama, with Qwen's dynamic NTK base and log-n
-scale.
+Relative positions and their resizing: ONE-PEACE, sections 2.1, 2.2 and 4 of its released layout.
+Both sequences start with a CLS vector, which has no position, so the last three rows of a table
+belong to it: CLS as query, CLS as key, CLS to itself. Rotary positions (arXiv 2104.09864) in the
+half-split layout of Llama, with Qwen's dynamic NTK base and log-n scale.
 
-Fixed sine and cosine tables in one and two dimensions (mPLUG-Owl2's abstractor): computed, never stored, and stretched
-to another grid or another number of queries so that a resized checkpoint stays close.
+Fixed sine and cosine tables in one and two dimensions (mPLUG-Owl2's abstractor): computed, never
+stored, and stretched to another grid or number of queries so that a resized checkpoint stays close.
 """
 
 from __future__ import annotations
@@ -47,10 +47,17 @@ def token_bucket_index(
 ) -> Tensor:
     """Table rows for a sequence of tokens (or audio frames) behind a CLS vector.
 
-    Distances up to `bucket_size // 2` have a row each, longer ones share rows on a logarithmic scale that ends at
-    `max_positions - 1`; anything beyond shares the last row.
+    Distances up to `bucket_size // 2` have a row each, longer ones share rows on a logarithmic
+    scale that ends at `max_positions - 1`; anything beyond shares the last row.
 
-    length: positions including CLS. Returns int64 (length, length).
+    Args:
+        length: positions including CLS.
+        bucket_size: 256 for text, 512 for audio.
+        max_positions: where the scale ends; 1024 as published.
+        device: of the result.
+
+    Returns:
+        int64 (length, length), rows of a table of `token_table_rows`.
     """
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions[None, :]
@@ -65,7 +72,12 @@ def token_bucket_index(
 def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor:
     """Table rows for `width` x `width` patches in row-major order behind a CLS vector.
 
-    Returns int64 (width**2 + 1, width**2 + 1).
+    Args:
+        width: patches per side.
+        device: of the result.
+
+    Returns:
+        int64 (width**2 + 1, width**2 + 1), rows of a table of `image_table_rows`.
     """
     side = torch.arange(width, device=device)
     y, x = side.repeat_interleave(width), side.repeat(width)
@@ -75,6 +87,7 @@ def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor
 
 
 def _with_cls_rows(index: Tensor, first_row: int) -> Tensor:
+    """`index` (seq, seq), changed in place: first row, first column and corner are CLS's own rows."""
     # written in this order: the corner belongs to the last row alone
     index[0, :] = first_row
     index[:, 0] = first_row + 1
@@ -83,10 +96,19 @@ def _with_cls_rows(index: Tensor, first_row: int) -> Tensor:
 
 
 def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str = "bicubic") -> Tensor:
-    """Resize a grid of position vectors to `width` x `width`; the leading special rows (CLS) stay.
+    """Resize a grid of position vectors to `width` x `width`; the leading special rows stay.
 
-    table: (num_special + old * old, dim). Returns (num_special + width * width, dim), computed in float32.
-    Raises ValueError where the rows form no square grid.
+    Args:
+        table: (num_special + old * old, dim).
+        width: of the new grid.
+        num_special: leading rows that are no grid, 1 for CLS.
+        mode: of the interpolation; none antialiases.
+
+    Returns:
+        (num_special + width * width, dim), computed in fp32; the same table for its own width.
+
+    Raises:
+        ValueError: where the rows form no square grid.
     """
     old = math.isqrt(len(table) - num_special)
     if old * old != len(table) - num_special:
@@ -101,13 +123,25 @@ def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str =
 
 
 def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: int = 3) -> Tensor:
-    """Resize a relative-position table of `old_width` x `old_width` patches to `new_width`; the last special rows stay.
+    """Resize a relative-position table to a larger image; the last special rows stay.
 
-    Distances of the old table are stretched to a geometric sequence that reaches as far as the new grid, so that near
-    offsets keep their spacing; a cubic spline per head is read at the new integer offsets.
+    Distances of the old table are stretched to a geometric sequence that reaches as far as the
+    new grid, so that near offsets keep their spacing; a cubic spline per head is read at the new
+    integer offsets.
 
-    table: ((2 * old_width - 1) ** 2 + num_special, heads). Returns ((2 * new_width - 1) ** 2 + num_special, heads).
-    Raises ValueError on a table of another size or a smaller target.
+    Args:
+        table: ((2 * old_width - 1) ** 2 + num_special, heads).
+        old_width, new_width: patches per side.
+        num_special: last rows that are no offset, the three of CLS.
+
+    Returns:
+        ((2 * new_width - 1) ** 2 + num_special, heads).
+
+    Raises:
+        ValueError: on a table of another size or a smaller target.
+
+    Source:
+        BEiT's interpolation as ONE-PEACE uses it (4.2 of its released layout).
     """
     source, target = 2 * old_width - 1, 2 * new_width - 1
     if len(table) != source * source + num_special or new_width < old_width:
@@ -128,9 +162,15 @@ def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: 
 
 
 def geometric_offsets(source: int, target: int) -> np.ndarray:
-    """Offsets -d_n .. 0 .. d_n with d_1 = 1 and steps growing by a ratio q, chosen so that d_n reaches `target // 2`.
+    """Offsets -d_n .. 0 .. d_n with d_1 = 1 and steps growing by a ratio q.
 
-    source, target: side lengths (odd) of the old and the new table. Returns float64 (source,).
+    q is chosen so that d_n reaches `target // 2`.
+
+    Args:
+        source, target: side lengths (odd) of the old and the new table.
+
+    Returns:
+        float64 (source,).
     """
     # bisection between BEiT's bounds to BEiT's precision: published tables were made with exactly this ratio
     low, high, ratio = 1.01, 1.5, 1.01
@@ -143,9 +183,17 @@ def geometric_offsets(source: int, target: int) -> np.ndarray:
 
 
 def cubic_spline_weights(x: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Matrix that reads the interpolating cubic spline through any values at `x` (increasing, at least 4) at `at`.
+    """Matrix that reads the interpolating cubic spline through any values at `x` at the points `at`.
 
-    The knots are x[0] and x[-1] four times each and x[2..n-3] between them. Returns float64 (len(at), len(x)).
+    Args:
+        x: (n,) increasing, at least 4.
+        at: (m,) within x's range.
+
+    Returns:
+        float64 (m, n): times values (n,) it gives the spline at `at`.
+
+    Raises:
+        ValueError: for fewer than 4 points.
     """
     if len(x) < 4:
         raise ValueError(f"expected at least 4 points for a cubic spline, got {len(x)}; use a larger table")
@@ -178,9 +226,16 @@ def inverse_frequencies(head_dim: int, theta: float | Tensor, device: torch.devi
 def rotary_tables(
     position_ids: Tensor, inv_freq: Tensor, dtype: torch.dtype, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, both (batch, 1, seq, head_dim) in `dtype`.
+    """cos and sin of rotary positions.
 
-    position_ids: (batch, seq); inv_freq: (head_dim / 2,) or (batch, head_dim / 2); scale: factor of both tables (YaRN).
+    Args:
+        position_ids: (batch, seq).
+        inv_freq: (head_dim / 2,), or (batch, head_dim / 2) for one base per sample.
+        dtype: of the result.
+        scale: factor of both tables (YaRN).
+
+    Returns:
+        Both (batch, 1, seq, head_dim), halves alike.
     """
     # fp32 whatever the model's type: at position 4096 bf16 would round angles by whole turns
     angles = position_ids[..., None].float() * inv_freq.unsqueeze(-2)
@@ -189,15 +244,31 @@ def rotary_tables(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: (batch, heads, seq, head_dim) with the angles of `rotary_tables` -> like x."""
+    """x turned by its positions.
+
+    Args:
+        x: (batch, heads, seq, head_dim).
+        cos, sin: of `rotary_tables`.
+
+    Returns:
+        Like x.
+    """
+    # halves, not neighbours: Llama pairs channel j with channel j + head_dim / 2
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def ntk_alpha(lengths: Tensor, trained_length: int) -> Tensor:
-    """Qwen's factor for sequences longer than in training: max(2^ceil(log2(length / trained) + 1) - 1, 1).
+    """Qwen's factor for sequences longer than in training.
 
-    lengths: (batch,) -> (batch,) fp32: 1 up to trained_length, 3 up to twice that, then 7, 15 ...
+        max(2^ceil(log2(length / trained) + 1) - 1, 1)
+
+    Args:
+        lengths: (batch,).
+        trained_length: of the model's training.
+
+    Returns:
+        fp32 (batch,): 1 up to trained_length, 3 up to twice that, then 7, 15 ...
     """
     # double precision, as Python's math.log in Qwen's code: a rounded logarithm could jump an octave
     octaves = torch.ceil(torch.log2(lengths.double() / trained_length) + 1)
@@ -210,7 +281,15 @@ def ntk_theta(theta: float, alpha: Tensor, head_dim: int) -> Tensor:
 
 
 def log_n_scale(position_ids: Tensor, trained_length: int) -> Tensor:
-    """Factor of queries behind the trained length, log_trained(p + 1), else 1. (batch, seq) -> (batch, 1, seq, 1)."""
+    """Factor of queries behind the trained length: log_trained(p + 1), else 1.
+
+    Args:
+        position_ids: (batch, seq), from 0.
+        trained_length: base of the logarithm.
+
+    Returns:
+        fp32 (batch, 1, seq, 1).
+    """
     ratio = torch.log((position_ids + 1).double()) / torch.log(torch.tensor(float(trained_length), dtype=torch.double))
     return ratio.clamp_min(1.0).float()[:, None, :, None]
 
@@ -233,7 +312,17 @@ def stretched(count: int, span: int) -> np.ndarray:
 
 
 def sincos_2d(dim: int, grid: int, span: int | None = None, *, with_cls: bool = False) -> np.ndarray:
-    """(grid * grid [+ 1], dim): the column in the first half of the width, the row in the second; CLS is a zero row."""
+    """Fixed positions of a grid: column in the first half of the width, row in the second.
+
+    Args:
+        dim: width, a multiple of 4.
+        grid: side of the grid.
+        span: side of the grid of training that it is laid over; None: its own.
+        with_cls: put a zero row in front.
+
+    Returns:
+        float32 (grid * grid [+ 1], dim), row-major.
+    """
     line = stretched(grid, span or grid)
     columns, rows = np.meshgrid(line, line)  # row-major: the column runs fastest
     table = np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)
@@ -242,7 +331,15 @@ def sincos_2d(dim: int, grid: int, span: int | None = None, *, with_cls: bool = 
 
 @lru_cache(maxsize=8)
 def position_tables(dim: int, sizes: tuple[int, int, int, int, bool]) -> tuple[np.ndarray, np.ndarray]:
-    """Query and key tables; sizes: (queries, query span, grid, grid span, with_cls)."""
+    """Query and key tables of mPLUG-Owl2's abstractor.
+
+    Args:
+        dim: width.
+        sizes: (queries, query span, grid, grid span, with_cls).
+
+    Returns:
+        float32 (queries, dim) and (grid * grid [+ 1], dim); cached, not to be changed.
+    """
     queries, query_span, grid, grid_span, with_cls = sizes
     first = sincos_1d(dim, stretched(queries, query_span))
     return first, sincos_2d(dim, grid, grid_span, with_cls=with_cls)

@@ -26,10 +26,16 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def inflate_patches(weight: Tensor, frames: int, how: Literal["centre", "mean"] = "centre") -> Tensor:
-    """A patch embedding for `frames` frames out of one for images, which answers a still clip alike.
+    """A patch embedding for several frames out of one for images, which answers a still clip alike.
 
-    weight: (dim, channels, patch, patch) -> (dim, channels, frames, patch, patch). `centre` puts the image's kernel in
-    the middle and zeros around it, `mean` a share of it in every frame (I3D, arXiv 1705.07750).
+    Args:
+        weight: (dim, channels, patch, patch).
+        frames: that one patch spans.
+        how: `centre` puts the image's kernel in the middle and zeros around it, `mean` a share of
+            it in every frame (I3D, arXiv 1705.07750).
+
+    Returns:
+        (dim, channels, frames, patch, patch).
     """
     if how == "mean":
         return weight[:, :, None].repeat(1, 1, frames, 1, 1) / frames
@@ -48,7 +54,11 @@ class ZeroLinear(nn.Linear):
 
 
 class LocalTemporal(nn.Module):
-    """A bottleneck with a depthwise convolution over three frames, position by position; fresh it adds nothing."""
+    """A bottleneck with a depthwise convolution over three frames, position by position.
+
+    norm -> dim/2 -> convolution in time -> quick GELU -> dim. Its last layer begins at 0, so a fresh
+    model equals CLIP per frame. The paper draws one with channel groups, the code has two, depthwise.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -60,6 +70,7 @@ class LocalTemporal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, frames, positions, dim) -> the same, to be added to x."""
         hidden = self.down_proj(self.norm(x))
+        # three shifted products in place of the convolution, whose channels would have to come first
         previous = F.pad(hidden[:, :-1], (0, 0, 0, 0, 1, 0))
         following = F.pad(hidden[:, 1:], (0, 0, 0, 0, 0, 1))
         before, here, after = self.conv.weight[:, 0].unbind(1)  # (dim / 2,) each: channels stay last, nothing is copied
@@ -83,7 +94,10 @@ class PackedAttention(nn.Module):
 
 
 class ClipBlock(nn.Module):
-    """CLIP's pre-norm layer; with `temporal` a local temporal module before attention and one before the MLP."""
+    """CLIP's pre-norm layer; with `temporal` a local temporal module before attention and MLP each.
+
+    dim, num_heads: sizes; the MLP is 4 * dim wide, as in every CLIP.
+    """
 
     def __init__(self, dim: int, num_heads: int, *, temporal: bool = False) -> None:
         super().__init__()
@@ -96,9 +110,16 @@ class ClipBlock(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor, frames: int | None, attend: AttentionFunction, bias: Tensor | None = None) -> Tensor:
-        """x: (batch * frames, 1 + positions, dim) -> the same.
+        """One layer.
 
-        frames: of a clip, for the temporal modules; None skips them.
+        Args:
+            x: (batch * frames, 1 + positions, dim); attention stays within a frame.
+            frames: of a clip, for the temporal modules; None skips them.
+            attend: the attention function.
+            bias: added to attention scores.
+
+        Returns:
+            Like x.
         """
         if frames is not None and self.temporal1 is not None:
             x = _add_temporal(x, self.temporal1, frames)
@@ -109,16 +130,25 @@ class ClipBlock(nn.Module):
 
 
 def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
+    """x (batch * frames, 1 + positions, dim) + module over frames, the class token left alone."""
     patches = x[:, 1:].unflatten(0, (-1, frames))
     return torch.cat([x[:, :1], (patches + module(patches)).flatten(0, 1)], dim=1)
 
 
 class DualVisionEncoder(nn.Module):
-    """Clips, or pictures as clips of one frame, to tokens.
+    """mPLUG-2's vision encoder: clips, or pictures as clips of one frame, to tokens.
 
-    dim, num_heads, num_layers, patch_size: of the ViT; image_size: side of the pictures, of which a rim that fills no
-    patch is not looked at; temporal: whether blocks have local temporal modules; temporal_kernel, temporal_stride:
-    frames that one patch spans and from one to the next.
+    Args:
+        dim, num_heads, num_layers, patch_size: of the ViT.
+        image_size: side of the pictures; a rim that fills no patch is not looked at.
+        temporal: whether blocks have local temporal modules.
+        temporal_kernel, temporal_stride: frames that one patch spans, and from one to the next.
+
+    Raises:
+        ValueError: for a width that heads do not divide.
+
+    Source:
+        mPLUG-2 (arXiv 2302.00402), 3.2; specification mPLUG-2, 3.
     """
 
     def __init__(
@@ -154,9 +184,16 @@ class DualVisionEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     def embed(self, clips: Tensor) -> tuple[Tensor, int]:
-        """clips: (batch, 3, frames, side, side) -> (batch * frames', 1 + positions, dim) and frames'.
+        """Patches with class token and positions, frame by frame.
 
-        Raises ValueError where the pictures do not fit the position table.
+        Args:
+            clips: (batch, 3, frames, side, side), normalised.
+
+        Returns:
+            (batch * frames', 1 + positions, dim) and frames', fewer where patches stride in time.
+
+        Raises:
+            ValueError: where the pictures do not fit the position table.
         """
         side = self.image_size
         if clips.dim() != 5 or tuple(clips.shape[-2:]) != (side, side):
@@ -165,6 +202,7 @@ class DualVisionEncoder(nn.Module):
                 "or load the model with image_size="
             )
         if self.patch_embedding.kernel_size[0] == 1 and self.patch_embedding.stride[0] == 1:
+            # one frame per patch: the same product as a 2D convolution over all frames
             frames = clips.transpose(1, 2)
             weight = self.patch_embedding.weight[:, :, 0]
             x = F.conv2d(frames.flatten(0, 1), weight, stride=self.patch_embedding.stride[1:])
@@ -180,10 +218,17 @@ class DualVisionEncoder(nn.Module):
     def forward(
         self, clips: Tensor, attend: AttentionFunction, *, temporal: bool = True, hidden: list[Tensor] | None = None
     ) -> Tensor:
-        """clips: (batch, 3, frames, side, side) -> (batch, 1 + frames' * positions, dim), class token first.
+        """Clips to tokens.
 
-        temporal: whether the temporal modules run. hidden: a list to which the states before the first block and after
-        every block are appended, (batch * frames', 1 + positions, dim).
+        Args:
+            clips: (batch, 3, frames, side, side), normalised.
+            attend: the attention function.
+            temporal: whether the temporal modules run.
+            hidden: a list to which the states before the first block and after every block are
+                appended, (batch * frames', 1 + positions, dim).
+
+        Returns:
+            (batch, 1 + frames' * positions, dim), class token first, patches in frame order.
         """
         x, frames = self.embed(clips)
         if hidden is not None:
@@ -197,5 +242,6 @@ class DualVisionEncoder(nn.Module):
             if hidden is not None:
                 hidden.append(x)
         x = x.unflatten(0, (-1, frames))
+        # the mean of class tokens before the norm, not of normed ones
         tokens = torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
         return self.post_norm(tokens)

@@ -29,7 +29,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, 
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm transformer layer. activation: a name of `ACTIVATIONS`, ValueError for any other."""
+    """Pre-norm transformer layer of the Owls' vision towers.
+
+    Args:
+        dim, num_heads, mlp_dim: sizes.
+        eps: of both norms; 1e-6 in the Owls, where CLIP has 1e-5.
+        activation: a name of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: for another activation.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, eps: float, activation: str = "quick_gelu") -> None:
         super().__init__()
@@ -49,7 +58,10 @@ class VisionLayer(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """Self-attention whose fused projection holds q, k, v of a head side by side: rows are (heads, 3, head_dim)."""
+    """Self-attention with one projection whose rows are (heads, 3, head_dim).
+
+    q, k and v of a head stand side by side (Megatron), not in three blocks as in `PackedAttention`.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -66,8 +78,17 @@ class FusedAttention(nn.Module):
 class VisionTower(nn.Module):
     """Images to features of every position, the class position first where there is one.
 
-    dim, patch_size, num_layers, eps: sizes; table: shape of the position table; layer: builds a layer; fresh: draws the
-    class position and the table of a new tower. A family says in `positions` which rows a grid of patches takes.
+    A family says in `positions` which rows of the table a grid of patches takes.
+
+    Args:
+        dim, patch_size, num_layers, eps: sizes.
+        table: shape of the position table.
+        layer: builds a layer.
+        use_cls_token, use_post_norm: whether these exist; Owl2.1 has neither.
+        fresh: draws the class position and the table of a new tower.
+
+    Source:
+        Specifications mPLUG-Owl, 2, and mPLUG-Owl2, 3.
     """
 
     def __init__(
@@ -99,10 +120,16 @@ class VisionTower(nn.Module):
     def forward(
         self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None, *beside: Any
     ) -> Tensor:
-        """pixel_values: (images, 3, height, width) -> (images, positions, dim).
+        """Pixels to features.
 
-        hidden: a list to which the states before every layer and after the last are appended; beside: what the layers
-        of a family take besides.
+        Args:
+            pixel_values: (images, 3, height, width), normalised.
+            attend: the attention function.
+            hidden: a list to which the states before every layer and after the last are appended.
+            beside: what the layers of a family take besides.
+
+        Returns:
+            (images, positions, dim), all of them: the abstractor reads the class position too.
         """
         x = self.patch_embedding(pixel_values)
         height, width = x.shape[-2:]
@@ -129,11 +156,18 @@ _CLIP_LAYER = {
 
 
 def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Sizes (dim, num_heads, num_layers, mlp_dim, image_size, patch_size, activation, eps) and weights of a CLIP tower.
+    """Sizes and weights of a CLIP vision tower, for a new Owl.
 
-    directory: of transformers, with a vision model or a whole CLIP; the position table is resized to `image_size`
-    pixels. Projections of queries, keys and values are interleaved per head. Raises ValueError for a directory that
-    holds no CLIP, and for a size that patches do not fill.
+    Args:
+        directory: of transformers, with a vision model or a whole CLIP.
+        image_size: side in pixels that the position table is resized to; None: the tower's own.
+
+    Returns:
+        dim, num_heads, num_layers, mlp_dim, image_size, patch_size, activation and eps; and the
+        weights by our names. Some are functions that read a tensor when called.
+
+    Raises:
+        ValueError: for a directory that holds no CLIP, and a size that patches do not fill.
     """
     if not (directory / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json and a CLIP, got {directory}")
