@@ -360,3 +360,162 @@ def test_damaged_videos_are_read_or_refused(count, capfd):
             refused += 1
             assert "\n" not in str(error)
     assert refused > count // 5
+
+
+# Packets are not frames.
+
+
+def test_a_mirrored_video_is_shown_as_its_matrix_says():
+    """All eight matrices of right angles: the top left quarter is white, and the matrix tells where it lands."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        picture = Image.new("RGB", (WIDTH, HEIGHT))
+        picture.paste((255, 255, 255), (0, 0, WIDTH // 2, HEIGHT // 2))
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    data = buffer.getvalue()
+    place = data.index(b"tkhd") + 44
+    straight = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)]
+    for a, b, c, d in [*straight, *((0, a, d, 0) for a, _, _, d in straight)]:
+        matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+        frame = load_frames(data[:place] + matrix + data[place + 36 :], 1)[0]
+        assert frame.size == ((WIDTH, HEIGHT) if a else (HEIGHT, WIDTH))
+        # the quarter lies at (-1, -1) of the middle; x' = a x + c y, y' = b x + d y
+        x, y = (-a - c) > 0, (-b - d) > 0
+        width, height = frame.width // 2, frame.height // 2
+        found = [brightness(frame.crop((i * width, j * height, (i + 1) * width, (j + 1) * height))) > 128
+                 for i in (0, 1) for j in (0, 1)]  # fmt: skip
+        assert found == [(i, j) == (x, y) for i in (0, 1) for j in (0, 1)], (a, b, c, d)
+
+
+def test_an_edit_list_hides_packets():
+    """Frames before the edit list's first are decoded for the frames that need them and never shown."""
+    data = make_video("mp4", rate=10)
+    edits = data.index(b"elst")
+    length, time = struct.unpack(">Ii", data[edits + 12 : edits + 20])
+    scale = struct.unpack(">I", data[(at := data.index(b"mdhd") + 16) : at + 4])[0]
+    start = time + scale * 3 // 10
+    cut = data[: edits + 12] + struct.pack(">Ii", length * 7 // 10, start) + data[edits + 20 :]
+    with av.open(io.BytesIO(cut)) as container:
+        shown = len(list(container.decode(video=0)))
+    video = load_video(cut, None)
+    assert shown == 7
+    assert near(video.frames, range(75, 250, 25))
+    assert video.seconds == pytest.approx(0.7, abs=0.02)
+    assert near(load_frames(cut, 3), [100, 150, 200])
+
+
+@pytest.mark.parametrize("gap", [0, 100])
+def test_a_clock_that_jumps_goes_on_where_it_was(gap):
+    """Joined transport streams: the second clock begins anew, or far ahead; order and length are those of both."""
+    first = make_video("mpegts", levels=range(0, 100, 10))
+    second = make_video("mpegts", levels=range(150, 250, 10), stamps=range(100 * gap, 100 * gap + 100, 10))
+    video = load_video(first + second, None)
+    assert near(video.frames, [*range(0, 100, 10), *range(150, 250, 10)])
+    assert video.times == sorted(video.times)
+    assert video.seconds == pytest.approx(1.95, abs=0.06)
+    assert near(load_frames(first + second, 4), [20, 70, 170, 220], 12)
+    with pytest.raises(MediaError, match=r"more than 1\.5 s"):
+        load_video(first + second, max_seconds=1.5)
+
+
+def test_a_stream_joined_midway_begins_with_its_first_whole_picture():
+    data = make_video("mpegts", levels=range(0, 250, 10))
+    packets = [data[i : i + 188] for i in range(0, len(data), 188)]
+    cut = b"".join(packets[:3] + packets[len(packets) // 3 :])[50:]
+    with av.open(io.BytesIO(cut), format="mpegts") as container:
+        shown = [brightness(frame.to_image()) for frame in container.decode(video=0)]
+    assert 5 < len(shown) < 25
+    assert near(load_video(cut, None).frames, shown)
+
+
+def test_the_last_frame_stays_as_long_as_it_says():
+    """A slide show: three pictures in the first half second, the last of which stays."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=100)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
+        packets = []
+        for level, stamp in ((0, 0), (100, 25), (200, 50)):
+            frame = grey(level)
+            frame.pts, frame.time_base = stamp, Fraction(1, 100)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet, duration in zip(packets, (25, 25, 350), strict=True):
+            packet.duration = duration
+            container.mux(packet)
+    video = load_video(buffer.getvalue(), 4)
+    assert video.seconds == pytest.approx(4.0, abs=0.02)
+    assert near(video.frames, [200, 200, 200, 200])
+    assert near(load_video(buffer.getvalue(), at=[0.1, 0.3]).frames, [0, 100])
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "avi"])
+def test_a_video_that_ends_too_early_is_refused(kind):
+    data = make_video(kind, levels=range(0, 250, 5))
+    if kind == "mp4":  # as for the web: what tells of the frames comes first, and needs no places here to be found out
+        at, size = data.index(b"mdat") - 4, struct.unpack(">I", data[data.index(b"mdat") - 4 : data.index(b"mdat")])[0]
+        data = data[:at] + data[at + size :] + data[at : at + size]
+    for share in (0.6, 0.9):
+        with pytest.raises(MediaError, match="truncated"):
+            load_video(data[: int(len(data) * share)], 4)
+
+
+# Sniffing is as wide as the decoder.
+
+
+def test_camcorder_packets_of_192_bytes(tmp_path):
+    data = make_video("mpegts")
+    packets = [bytes(4) + data[i : i + 188] for i in range(0, len(data), 188)]
+    (tmp_path / "00001.MTS").write_bytes(b"".join(packets))
+    assert kind_of(tmp_path / "00001.MTS") == "video"
+    assert near(load_frames(tmp_path / "00001.MTS", 5), [25, 75, 125, 175, 225])
+
+
+@pytest.mark.parametrize("first", [b"wide", b"free", b"skip"])
+def test_a_quicktime_film_without_ftyp(first, tmp_path):
+    data = make_video("mov")
+    size = struct.unpack(">I", data[:4])[0]
+    (tmp_path / "a").write_bytes(struct.pack(">I4s", size, first) + bytes(size - 8) + data[size:])
+    assert kind_of(tmp_path / "a") == "video"
+    assert near(load_frames(tmp_path / "a", 2), [50, 175])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "codec"),
+    [("a.mp4", "mp4", "aac"), ("a.webm", "webm", "libopus"), ("a.mov", "mov", "aac"), ("a.wmv", "asf", "mp2"),
+     ("a.flv", "flv", "aac"), ("a.mkv", "matroska", "pcm_s16le")],
+)  # fmt: skip
+def test_sound_alone_in_a_container_of_films_is_a_sound(name, kind, codec, tmp_path):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=48000, layout="mono", bit_rate=96000)
+        wave = (0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 48000)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(wave[None], "flt", "mono")
+        frame.sample_rate, frame.pts = 48000, 0
+        resampler = av.AudioResampler(stream.format, stream.layout, 48000, frame_size=stream.frame_size or None)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    (tmp_path / name).write_bytes(buffer.getvalue())
+    assert kind_of(tmp_path / name) == "audio"
+    assert abs(len(load_audio(tmp_path / name)) / 16000 - 1) < 0.1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.mp4", "mp4"), ("a.bin", "matroska"), ("a.xyz", "webm")])
+def test_a_film_stays_a_film(name, kind, tmp_path):
+    (tmp_path / name).write_bytes(make_video(kind))
+    assert kind_of(tmp_path / name) == "video"
+
+
+def test_photographs_in_containers_like_films_are_named(tmp_path):
+    for brand, said in ((b"heic", "HEIC"), (b"heim", "HEIC"), (b"mif1", "HEIC"), (b"crx ", "CR3")):
+        head = struct.pack(">I4s4sI4s", 24, b"ftyp", brand, 0, brand) + struct.pack(">I4s", 8, b"free")
+        (tmp_path / "a.bin").write_bytes(head)
+        assert kind_of(tmp_path / "a.bin") == "image"
+        with pytest.raises(MediaError, match=f"{said} content; convert it"):
+            load_video(tmp_path / "a.bin")

@@ -19,7 +19,7 @@ import numpy as np
 
 from plait.errors import import_extra
 from plait.media.container import opened
-from plait.media.kinds import HEAD, container_of, content_of
+from plait.media.kinds import content_of, sniff
 from plait.media.limits import (
     MAX_BYTES,
     MAX_CHANNELS,
@@ -58,8 +58,7 @@ def load_audio(
     missing, damaged, empty, longer than `max_seconds` or no sound; MissingExtraError without soundfile and soxr.
     """
     with open_media(source, "audio", max_bytes) as file:
-        container = container_of(file.read(HEAD))
-        file.seek(0)
+        container = sniff(file)
         if container in BY_AV:
             return audio_of_video(source, sampling_rate, max_seconds=max_seconds, max_bytes=max_bytes)
         if container == "ogg":

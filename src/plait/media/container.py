@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from plait.errors import import_extra
-from plait.media.kinds import HEAD, container_of, content_of
+from plait.media.kinds import MAX_HEADER, boxes, content_of, promised_bytes, sniff
 from plait.media.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MediaError, Source, open_media, refusal
 
 DEMUXERS = {
@@ -40,9 +40,6 @@ DEMUXERS = {
 
 MAX_SAMPLES = int(MAX_SECONDS) * 96_000
 """Entries of a table of samples: each value of uncompressed sound may be one."""
-MAX_HEADER = 1 << 26
-"""Bytes of one box that is no media data."""
-
 _DATA = {b"mdat", b"free", b"skip", b"wide"}
 _TABLE = re.compile(rb"(?P<kind>stsz|trun)(?P<body>.{12})", re.DOTALL)
 
@@ -52,13 +49,16 @@ def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: in
     """An FFmpeg container over `source`; whatever goes wrong inside becomes a MediaError."""
     av = import_extra("av")
     with open_media(source, kind, max_bytes) as file:
-        found = container_of(file.read(HEAD))
-        file.seek(0)
+        found = sniff(file)
         demuxer = DEMUXERS.get(found or "")
         if demuxer is None:
             raise refusal(kind, source, content_of(found), "convert it to MP4 or WebM")
         if demuxer == "mov":
             check_boxes(file, source, kind)
+        promised, size = promised_bytes(file, demuxer), file.seek(0, os.SEEK_END)
+        if promised is not None and promised > size:  # FFmpeg would show the first part without a word
+            raise refusal(kind, source, f"{size} of {promised} bytes, a truncated file")
+        file.seek(0)
         try:
             with av.open(file, mode="r", format=demuxer) as container:
                 # PyAV reads the options when it opens the decoder, so the limit holds before a frame takes memory
@@ -76,7 +76,14 @@ def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: in
 def check_boxes(file: BinaryIO, source: object, kind: str) -> None:
     """Raise MediaError where a table promises more samples than the file has bytes. Leaves `file` at its start."""
     size = file.seek(0, os.SEEK_END)
-    for start, length in _headers(file, size):
+    for name, start, length in boxes(file, size):
+        if name == b"mdat" and start + length > size:
+            got = f"{size - start} of {length} bytes of media data"
+            raise refusal(kind, source, f"{got}, a truncated file")
+        if name in _DATA:
+            continue
+        if length < 8 or start + length > size:  # damage: what follows is looked at as a header
+            length = size - start
         if length > MAX_HEADER:
             raise refusal(kind, source, f"a header of {length} bytes, more than {MAX_HEADER}", "convert it anew")
         file.seek(start)
@@ -93,18 +100,3 @@ def check_boxes(file: BinaryIO, source: object, kind: str) -> None:
                 got = f"a header that promises {count} samples in {size} bytes"
                 raise refusal(kind, source, f"{got}, a truncated or damaged file")
     file.seek(0)
-
-
-def _headers(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Start and length of every top-level box that is no media data, and of what follows a damaged one."""
-    start = 0
-    while start + 8 <= size:
-        file.seek(start)
-        length, name = struct.unpack(">I4s", file.read(8))
-        if length == 1:  # the length follows the name, in 64 bits
-            length = int.from_bytes(file.read(8), "big")
-        if length < 8 or start + length > size:  # 0 means up to the end; anything else is damage, looked at as a header
-            length = size - start
-        if name not in _DATA:
-            yield start, length
-        start += length

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from plait.media.kinds import HEAD, container_of, content_of
+from plait.media.kinds import content_of, sniff
 from plait.media.limits import MAX_BYTES, MAX_PIXELS, MediaError, Source, open_media, refusal
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def load_image(
             with _one_line(source, None):
                 return _normal(source, source, max_pixels, convert_profile)
         with open_media(source, "image", max_bytes) as file:
-            container = container_of(file.read(HEAD))
-            file.seek(0)
+            container = sniff(file)
             with _one_line(source, container):
                 if container == "png":  # decoding does not look at the checksums
                     Image.open(file, formats=("PNG",)).verify()

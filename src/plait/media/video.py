@@ -3,7 +3,9 @@
 Behaviour with strange files, each with a test:
 - wrong extension: the content counts, and only the demuxer it calls for is ever tried (no playlists, no addresses).
 - variable frame rate, B-frames, late start: a frame is chosen by its presentation time, never by its index.
-- rotation noted by a phone: applied. Still pictures are no video. No audio track, or no video track: MediaError.
+- packets are not frames: an edit list hides some, a stream joined midway begins with some that nothing decodes, a
+  clock that jumps (joined streams) goes on where it was. Length, frames and order are those that FFmpeg shows.
+- rotation and mirroring noted by a phone: applied. Still pictures are no video. No track asked for: MediaError.
 - truncated or damaged before the last frame asked for: MediaError that names the file.
 - a header that promises more samples than the file has bytes: MediaError before FFmpeg makes room for them.
 - too long, too many frames, pixels or bytes: MediaError before anything is decoded.
@@ -11,9 +13,11 @@ Behaviour with strange files, each with a test:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from plait.media.container import opened
 from plait.media.limits import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, Source, refusal
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
 
 _ROUNDING = 1e-4
 """Seconds by which times in different units may differ."""
+_JUMP = 10.0
+"""Seconds a broadcast clock may go forward at once, as in FFmpeg (`dts_delta_threshold`); more is another stream."""
+_BROADCAST = {"mpegts", "mpeg"}
+"""Demuxers whose clock may jump: elsewhere a gap is a picture that stays."""
+_WITHOUT_TIMES = {"avi"}
+"""Demuxers of files without presentation times: frames leave the decoder in order, and its clock counts them."""
 
 
 @dataclass(frozen=True)
@@ -55,74 +65,182 @@ def load_video(
     Raises MediaError, one line naming the file, for what is missing, damaged, too large or no video; MissingExtraError
     without PyAV.
     """
+    limits = (max_seconds, max_frames, max_pixels)
     with opened(source, "video", max_bytes, max_pixels) as container:
-        times = _presentation_times(container, source, max_seconds, max_frames, max_pixels)
-    # the last frame stays as long as the frames before it did on average: its own end is not in the packets
-    seconds = times[-1] - times[0] + (times[-1] - times[0]) / max(len(times) - 1, 1)
-    if at is None:
-        count = num_frames or len(times)
-        at = [seconds * (i + 0.5) / count for i in range(count)] if num_frames else [t - times[0] for t in times]
-    # decoded once from front to back, since seeking lands on key frames only, then put back into the order asked for
-    wanted = sorted(range(len(at)), key=lambda i: at[i])
-    with opened(source, "video", max_bytes, max_pixels) as container:
-        shown = _frames_at(container, source, [at[i] + times[0] for i in wanted], len(times))
+        track = _promised(container, source, *limits)
+    if not track.is_sure:
+        with opened(source, "video", max_bytes, max_pixels) as container:
+            track = _decoded(container, source, track, max_seconds)
+    while True:
+        if at is None:
+            seconds, count = track.seconds, num_frames
+            targets = [seconds * (i + 0.5) / count for i in range(count)] if count else list(track.times)
+        else:
+            targets = list(at)
+        # decoded once from front to back, since seeking lands on key frames only, then put back into the order asked
+        wanted = sorted(range(len(targets)), key=lambda i: targets[i])
+        with opened(source, "video", max_bytes, max_pixels) as container:
+            shown = _frames_at(container, [targets[i] for i in wanted], track)
+        if shown is not None:
+            break
+        # the packets promised other frames than those that came: ask the frames themselves
+        with opened(source, "video", max_bytes, max_pixels) as container:
+            track = _decoded(container, source, track, max_seconds)
     place = {original: sorted_ for sorted_, original in enumerate(wanted)}
-    chosen = [shown[place[i]] for i in range(len(at))]
-    return Video([image for image, _ in chosen], [time - times[0] for _, time in chosen], seconds)
+    chosen = [shown[place[i]] for i in range(len(targets))]
+    return Video([image for image, _ in chosen], [time for _, time in chosen], track.seconds)
 
 
-def _presentation_times(
-    container: Any, source: Source, max_seconds: float, max_frames: int, max_pixels: int
-) -> list[float]:
-    """When each frame comes on screen, in seconds and in order, without decoding any. Never empty."""
-    if not container.streams.video:
+@dataclass(frozen=True)
+class _Track:
+    """When each frame comes on screen, in seconds from the first, and when the last one leaves.
+
+    packets: how many should give a frame. is_sure: whether the times may be those of the frames.
+    """
+
+    times: list[float]
+    seconds: float
+    packets: int
+    is_sure: bool
+
+
+def _stream(container: Any, source: Source) -> Any:
+    """The first video track that is no cover of an album."""
+    from av.stream import Disposition
+
+    films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not films:
         raise refusal("video", source, "a file without a video track", "pass a video")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
+    if films[0].codec_context is None:
         raise refusal("video", source, "a codec that FFmpeg here does not know", "convert it to H.264 or VP9")
+    return films[0]
+
+
+def _promised(container: Any, source: Source, max_seconds: float, max_frames: int, max_pixels: int) -> _Track:
+    """The track as its packets tell it, without decoding any. Never empty."""
+    stream = _stream(container, source)
     if stream.codec_context.width * stream.codec_context.height > max_pixels:
         got = f"{stream.codec_context.width} x {stream.codec_context.height} pixels, more than {max_pixels}"
         raise refusal("video", source, got, "scale it down, or raise max_pixels")
-    times: list[float] = []
+    stamps: list[tuple[float, float]] = []  # of what is shown: when, and for how long where the packet knows
+    seen, promised, is_sure, last, has_key = 0, 0, True, None, False
+    is_broadcast = container.format.name in _BROADCAST
     for packet in container.demux(stream):
-        stamp = packet.pts if packet.pts is not None else packet.dts  # AVI writes decoding times only
-        if stamp is not None:
-            times.append(float(stamp * stream.time_base))
-        if len(times) > max_frames:
+        if not packet.size:  # the end of the stream, or the empty packets by which AVI repeats a picture
+            is_sure = is_sure and packet.dts is None
+            continue
+        seen += 1
+        if seen > max_frames:
             raise refusal("video", source, f"more than {max_frames} frames", "cut it, or raise max_frames")
-    if not times:
+        has_key = has_key or packet.is_keyframe
+        if packet.dts is not None:  # decoding order never goes back, unless another stream begins
+            now = float(packet.dts * stream.time_base)
+            is_sure = is_sure and (last is None or last - _ROUNDING <= now)
+            is_sure = is_sure and not (is_broadcast and last is not None and now > last + _JUMP)
+            last = now
+        stamp = packet.pts if packet.pts is not None else packet.dts  # AVI writes decoding times only
+        is_sure = is_sure and stamp is not None and has_key and not packet.is_corrupt
+        if packet.is_discard:  # hidden by an edit list: decoded for the frames that need it, never shown
+            continue
+        promised += has_key  # what comes before the first key frame cannot be decoded
+        if stamp is not None:
+            stamps.append((float(stamp * stream.time_base), float((packet.duration or 0) * stream.time_base)))
+    if not stamps:
         raise refusal("video", source, "no frames")
-    times.sort()
-    if times[-1] - times[0] > max_seconds:
-        got = f"{times[-1] - times[0]:.1f} s, more than {max_seconds:g} s"
+    stamps.sort()
+    times = [stamp - stamps[0][0] for stamp, _ in stamps]
+    if is_sure:
+        _check_length(source, times[-1], max_seconds)
+    # where nothing says how long the last frame stays, it stays as long as the frames before it did on average
+    return _Track(times, times[-1] + (stamps[-1][1] or times[-1] / max(len(times) - 1, 1)), promised, is_sure)
+
+
+def _check_length(source: Source, seconds: float, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        got = f"{seconds:.1f} s, more than {max_seconds:g} s"
         raise refusal("video", source, got, "cut it, or raise max_seconds")
-    return times
 
 
-def _frames_at(
-    container: Any, source: Source, targets: list[float], promised: int
-) -> list[tuple[PILImage.Image, float]]:
-    """For each of the rising `targets` the last frame that came on screen by then, and its time."""
-    stream = container.streams.video[0]
+def _decoded(container: Any, source: Source, promised: _Track, max_seconds: float) -> _Track:
+    """The track as its frames tell it: all are decoded, and none is kept."""
+    times, last = [], 0.0
+    for _, time, stays in _clocked(container, source):
+        times.append(time)
+        last = stays
+        _check_length(source, time, max_seconds)
+    # the last packet of a stream may hold no whole frame, and two packets may be the fields of one frame
+    is_fields = len(times) > 4 and abs(promised.packets - 2 * len(times)) <= 2
+    if not times or (len(times) < promised.packets - 1 and not is_fields):
+        got = f"{len(times)} of {promised.packets} frames, a truncated or damaged file"
+        raise refusal("video", source, got)
+    return _Track(times, times[-1] + (last or times[-1] / max(len(times) - 1, 1)), len(times), True)
+
+
+def _clocked(container: Any, source: Source) -> Iterator[tuple[Any, float, float]]:
+    """Every frame shown, in order; when, in seconds from the first; and how long it stays, 0 where that is unknown."""
+    stream = _stream(container, source)
     stream.thread_type = "AUTO"
-    shown: list[tuple[PILImage.Image, float]] = []
-    current, decoded = None, 0
-    for frame in container.decode(stream):
-        decoded += 1
-        if frame.time is None:
+    is_broadcast, has_times = container.format.name in _BROADCAST, container.format.name not in _WITHOUT_TIMES
+    last, shown, stays = None, 0.0, 0.0
+    for count, frame in enumerate(container.decode(stream)):
+        stamp = frame.pts if has_times else frame.dts
+        now = None if stamp is None or frame.time_base is None else float(stamp * frame.time_base)
+        if now is None and last is None:
             raise refusal("video", source, "a frame without a presentation time")
-        while current is not None and len(shown) < len(targets) and frame.time > targets[len(shown)] + _ROUNDING:
-            shown.append((_upright(current), current.time))
-        current = frame
+        if last is None:
+            last = now
+        elif now is None or now < last or (is_broadcast and now > last + _JUMP):
+            shown += stays or shown / max(count - 1, 1)  # another stream begins, and its clock is set to ours
+        else:
+            shown += now - last
+        last = last if now is None else now
+        stays = float((frame.duration or 0) * frame.time_base) if frame.time_base else 0.0
+        yield frame, shown, stays
+
+
+def _frames_at(container: Any, targets: list[float], track: _Track) -> list[tuple[PILImage.Image, float]] | None:
+    """For each of the rising `targets` the last frame that came on screen by then, and its time.
+
+    None where the frames that come are not those of `track`.
+    """
+    shown: list[tuple[PILImage.Image, float]] = []
+    current: tuple[Any, float] | None = None
+    count = 0
+    for frame, time, _ in _clocked(container, ""):
+        if count >= len(track.times) or abs(time - track.times[count]) > 10 * _ROUNDING:
+            return None
+        count += 1
+        while current is not None and len(shown) < len(targets) and time > targets[len(shown)] + _ROUNDING:
+            shown.append((_upright(current[0]), current[1]))
+        current = (frame, time)
         if len(shown) == len(targets):
             return shown
-    if current is None or decoded < promised - 1:  # the last packet of a stream may hold no whole frame
-        raise refusal("video", source, f"{decoded} of {promised} frames, a truncated or damaged file")
-    last = (_upright(current), current.time)
+    if current is None or count < len(track.times):
+        return None
+    last = (_upright(current[0]), current[1])
     return shown + [last] * (len(targets) - len(shown))
 
 
 def _upright(frame: Any) -> PILImage.Image:
-    """The frame as a PIL RGB image, turned as its display rotation says (degrees counter-clockwise)."""
+    """The frame as a PIL RGB image, turned and mirrored as its display matrix says (ISO/IEC 14496-12, `tkhd`)."""
+    from PIL.Image import Transpose
+
     image = frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # x' = a x + c y, y' = b x + d y, in units of 1/65536; only the signs matter for turns by right angles
+    a, b, _, c, d = np.frombuffer(bytes(matrix)[:20], np.int32).astype(int)
+    if not any((b, c)):
+        turn = {(True, True): None, (False, True): Transpose.FLIP_LEFT_RIGHT, (True, False): Transpose.FLIP_TOP_BOTTOM}
+        turned = turn.get((a >= 0, d >= 0), Transpose.ROTATE_180)
+    elif not any((a, d)):
+        turn = {
+            (True, False): Transpose.ROTATE_270,
+            (False, True): Transpose.ROTATE_90,
+            (True, True): Transpose.TRANSPOSE,
+        }
+        turned = turn.get((b > 0, c > 0), Transpose.TRANSVERSE)
+    else:  # another angle, in degrees counter-clockwise
+        return image.rotate(frame.rotation, expand=True)
+    return image if turned is None else image.transpose(turned)
