@@ -139,8 +139,12 @@ def load_adapter(model: nn.Module, directory: str | Path, trains: bool = False) 
     peft = import_extra("peft")
     if has_adapter(model):
         raise ValueError("expected a model without adapter, got one that has; fold it first (folded)")
-    read_adapter(directory).fitted({name for name, _ in model.named_parameters(remove_duplicate=False)})
+    fitted = read_adapter(directory).fitted({name for name, _ in model.named_parameters(remove_duplicate=False)})
     config = peft.PeftConfig.from_pretrained(str(directory))
+    if isinstance(config.target_modules, str):  # a regular expression of the file: the weights name the layers too
+        config.target_modules = {name.removesuffix(".weight") for name in fitted}
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = None
     config.inference_mode = not trains
     _inject(peft, model, config)
     state = {k.removeprefix(PREFIX): v for k, v in peft.load_peft_weights(str(directory), device="cpu").items()}

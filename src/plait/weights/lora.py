@@ -8,7 +8,6 @@ section 4.1; scale alpha / r, with `use_rslora` alpha / sqrt(r) (arXiv 2312.0373
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -19,11 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
+from plait.reading import read_json, shape_of
 from plait.weights.files import LazyState, StateError, listed, read_checkpoint
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
+_NAME = re.compile(r"[\w.\-]+")
 _WHOLE = re.compile(r"\.modules_to_save(\.default)?\.")
 _SHIFTS: tuple[Callable[[str], str], ...] = (
     lambda name: name,
@@ -76,7 +77,7 @@ def read_adapter(directory: str | Path) -> Adapter:
     file = next((directory / name for name in FILES if (directory / name).is_file()), None)
     if file is None or not is_adapter(directory):
         raise ValueError(f"expected {CONFIG} and {' or '.join(FILES)} in {directory}, got others")
-    settings = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(directory / CONFIG)
     kind = str(settings.get("peft_type", "LORA")).upper()
     if kind != "LORA" or settings.get("use_dora") or settings.get("lora_bias"):
         what = kind if kind != "LORA" else "DoRA" if settings.get("use_dora") else "LoRA with biases"
@@ -90,7 +91,7 @@ def read_adapter(directory: str | Path) -> Adapter:
         if not dot:
             change[_WHOLE.sub(".", key.removeprefix(PREFIX))] = partial(_replaced, found, key)
         elif kind in ("A.weight", "embedding_A"):
-            scale = _scale(settings, module)
+            scale = _scale(settings, module, directory)
             change[f"{module}.weight"] = partial(
                 _added, found, key, scale, kind == "embedding_A", bool(settings.get("fan_in_fan_out"))
             )
@@ -99,15 +100,39 @@ def read_adapter(directory: str | Path) -> Adapter:
     return Adapter(directory, settings.get("base_model_name_or_path"), change)
 
 
-def _scale(settings: Mapping[str, Any], module: str) -> float:
-    rank = _of_pattern(settings.get("rank_pattern") or {}, module, settings["r"])
-    alpha = _of_pattern(settings.get("alpha_pattern") or {}, module, settings["lora_alpha"])
+def _scale(settings: Mapping[str, Any], module: str, directory: Path) -> float:
+    """What B A is multiplied with in `module`."""
+    rank, alpha = (
+        _number(settings, field, module, directory)
+        for field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
+    if rank < 1:
+        raise ValueError(f"expected a rank of at least 1 for {module:.80} in {directory / CONFIG}, got {rank}")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that the end of a module's name matches, as PEFT reads them."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _number(settings: Mapping[str, Any], field: tuple[str, str], module: str, directory: Path) -> float:
+    """The first value of a pattern field that names the end of a module's name, else that of the plain field.
+
+    PEFT runs the names as regular expressions, of which a short one can run for ever. They are matched as text here,
+    with the `^` and `\\.` that are written around names; anything else is refused, since without it the scale is wrong.
+    """
+    patterns, value = settings.get(field[0]) or {}, settings.get(field[1])
+    if not isinstance(patterns, dict):
+        raise ValueError(f"expected names and numbers as {field[0]} in {directory / CONFIG}, got {shape_of(patterns)}")
+    for pattern, number in patterns.items():
+        name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"expected names of modules in {field[0]} of {directory / CONFIG}, got the regular expression "
+                f"{pattern[:80]!r}, which is never run; write the names out"
+            )
+        if module == name or (module.endswith(f".{name}") and not pattern.startswith("^")):
+            value = number
+            break
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # NaN is not below
+        raise ValueError(f"expected a number as {field[1]} in {directory / CONFIG}, got {shape_of(value)}")
+    return value
 
 
 def _changed(read: Callable[[], Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
