@@ -65,7 +65,17 @@ Problems = list[Problem]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result. `score` is the cosine similarity of query and item; `path` is None for an indexed text."""
+    """One result of a search.
+
+    Attributes:
+        path: of the file; None for an indexed text.
+        score: cosine similarity of query and item, from -1 to 1.
+        modality: text, image, video or audio.
+        caption, label: as the manifest or `Index.update` gave them.
+        id: of the row: the resolved path of a file, or the id of its sample.
+        checksum: first 32 hexadecimal digits of the SHA-256 of the content.
+        meta: the other fields of the manifest row.
+    """
 
     path: str | None
     score: float
@@ -80,8 +90,15 @@ class Hit:
 class Index:
     """Vectors on disk, made with one model. Use `Index.create` or `Index.open`.
 
-    Rows are committed in batches and a commit is atomic, so a process that dies loses only what it had not committed.
-    Several processes may read while one writes.
+    Rows are committed in batches and a commit is atomic, so a process that dies loses only what it had not
+    committed. Several processes may read while one writes.
+
+    Example:
+        >>> index = Index.create("pets", "nano")
+        >>> index.add("photos").added
+        12
+        >>> index.search("a sleeping dog", k=3)[0].path
+        '/home/me/photos/rex.jpg'
     """
 
     def __init__(self, path: Path, table: Any, description: dict[str, Any]) -> None:
@@ -92,7 +109,18 @@ class Index:
 
     @classmethod
     def create(cls, path: str | Path, embedder: Embedder | str | Path) -> Index:
-        """A new, empty index in the directory `path`. Raises ValueError when there is one already."""
+        """A new, empty index in the directory `path`.
+
+        Args:
+            path: of the index; made where there is none.
+            embedder: an `Embedder`, or what one is made of (a model directory, hub id or "nano").
+
+        Returns:
+            The open index.
+
+        Raises:
+            ValueError: when there is an index already, or no such model.
+        """
         embedder = embedder if isinstance(embedder, Embedder) else Embedder(embedder)
         source = embedder.source
         own = name_of_shipped(source) if source else None  # by its name: the package may be installed elsewhere later
@@ -108,9 +136,15 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, embedder: Embedder | str | Path | None = None) -> Index:
-        """Open the index at `path`. Without an embedder the recorded model is loaded when it is first needed.
+        """Open the index at `path`.
 
-        Raises ValueError when there is no index, or when `embedder` is not the model it was built with.
+        Args:
+            path: of the index.
+            embedder: the model it was built with; without it the recorded model is loaded when it is first
+                needed.
+
+        Raises:
+            ValueError: when there is no index, or when `embedder` is another model (another fingerprint).
         """
         index = cls(Path(path), *open_table(Path(path)))
         if embedder is not None:
@@ -124,8 +158,13 @@ class Index:
 
     @property
     def model_path(self) -> Path:
-        """Where the model of the index was, or is beside an index that moved with it. Raises ValueError when gone."""
+        """Where the model of the index was, or is beside an index that moved with it.
+
+        Raises:
+            ValueError: when it is at neither place, or was never on disk.
+        """
         recorded, beside = self.description["model"], self.description["model_beside"]
+        # a shipped model is recorded by its name, which is no path
         if recorded and beside is None:
             return Path(recorded)
         places = [Path(recorded), self.path.resolve() / beside] if recorded else []
@@ -136,13 +175,18 @@ class Index:
 
     @property
     def embedder(self) -> Embedder:
-        """The model of the index, loaded from the recorded directory when none was given."""
+        """The model of the index, loaded from the recorded directory when none was given.
+
+        Raises:
+            ValueError: when the recorded directory holds another model now.
+        """
         if self._embedder is None:
             self._use(Embedder(self.model_path, adapter=self.description.get("adapter")))
         assert self._embedder is not None
         return self._embedder
 
     def _use(self, embedder: Embedder) -> None:
+        """Take an embedder, or raise ValueError when its fingerprint is not the one the rows were made with."""
         wanted, got = self.description["fingerprint"], embedder.fingerprint
         if wanted != got:
             raise ValueError(
@@ -152,6 +196,7 @@ class Index:
         self._embedder = embedder
 
     def __len__(self) -> int:
+        """Rows, by the newest commit."""
         return self._table.count_rows()
 
     def add(
@@ -162,12 +207,25 @@ class Index:
         deduplicate: bool = True,
         show_progress: bool | None = None,
     ) -> AddReport:
-        """Add folders, files, manifests or samples (one or a list of them), committing every `commit_rows` rows.
+        """Add folders, files, manifests or samples (one or a list of them).
 
-        What is there already (same id and content) is passed over, so an interrupted `add` is simply run again; a file
-        whose content changed replaces its row. Content that is there under another id is a duplicate and left out.
-        What is no media, cannot be read or does not suit the model is left out and listed with its reason.
-        Raises ValueError for a path that does not exist, for a bad manifest row and when another process is writing.
+        What is there already (same id and content) is passed over, so an interrupted `add` is simply run again;
+        a file whose content changed replaces its row. Content that is there under another id is a duplicate and
+        left out. What is no media, cannot be read or does not suit the model is left out and listed with its
+        reason.
+
+        Args:
+            source: see `plait.search.sources.expand`.
+            commit_rows: rows of a commit, and most that a kill loses.
+            deduplicate: False takes duplicates as rows of their own; `Index.deduplicate` removes them later.
+            show_progress: None shows a bar on stderr when the work takes longer than about two seconds.
+
+        Returns:
+            `AddReport`: counts, and what was left out and why.
+
+        Raises:
+            ValueError: for a path that does not exist, a bad manifest row, and while another process is
+            writing. OSError: when the disk is full or fails; what is committed stays.
         """
         embedder, report = self.embedder, AddReport()
         found = expand(source, lambda path, reason: report.skipped.append(Problem(path, reason)))
@@ -184,12 +242,14 @@ class Index:
             with one_line():
                 indices = self._table.list_indices()
                 inside = len(self) - self._table.index_stats(indices[0].name).num_unindexed_rows if indices else 0
+                # rows added since the last build are compared one by one: extend it when they are a fifth of all
                 outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
                 if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
                     self._optimize()
         return report
 
     def _add_chunk(self, chunk: Sequence[Candidate], embedder: Embedder, ledger: Ledger, report: AddReport) -> None:
+        """Hash, judge, embed and commit one chunk; what came of it goes into `report`."""
         fresh: list[tuple[Entry, bool]] = []  # (entry, whether it replaces a row)
         for candidate in chunk:
             try:
@@ -227,10 +287,19 @@ class Index:
         *,
         paths: str | Path | Sequence[str | Path] | None = None,
     ) -> int:
-        """Delete the rows under a filter (`plait.search.index.to_sql`), of paths or of folders; returns how many.
+        """Delete rows under a filter, of paths or of folders.
 
-        paths: one or several. A row goes when its path is one of them, or lies below one by whole names: `a/more` takes
-        `a/more/1.png`, never `a/more-x/1.png`.
+        Args:
+            where: a filter, see `to_sql`; `"true"` is every row.
+            paths: one or several. A row goes when its path is one of them, or lies below one by whole names:
+                `a/more` takes `a/more/1.png`, never `a/more-x/1.png`. With a filter, both must hold.
+
+        Returns:
+            How many rows went.
+
+        Raises:
+            UsageError: for a filter that is no SQL of these columns.
+            ValueError: for neither filter nor paths, and while another process is writing.
         """
         condition = self._condition(where, paths)
         with writing(self.path), one_line(condition):
@@ -239,7 +308,11 @@ class Index:
     def deduplicate(self) -> Problems:
         """Delete rows of one modality with the checksum of an earlier row (as `add(deduplicate=False)` leaves them).
 
-        Returns what was deleted, each with the row that has the same content.
+        Returns:
+            What was deleted, each with the row that has the same content.
+
+        Raises:
+            ValueError: while another process is writing.
         """
         with writing(self.path), one_line():
             rows = self._table.search().select(["id", "modality", "checksum", "path"]).to_arrow().to_pylist()
@@ -263,9 +336,21 @@ class Index:
         label: str | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> int:
-        """Write caption, label or meta (replaced whole) of the rows under a filter; returns how many.
+        """Write caption, label or meta of the rows under a filter.
 
         A file that changed on disk is brought up to date by adding it again.
+
+        Args:
+            where: a filter, see `to_sql`.
+            caption, label: None leaves them as they are.
+            meta: replaces all fields of meta; None leaves them.
+
+        Returns:
+            How many rows were written.
+
+        Raises:
+            UsageError: for a filter that is no SQL of these columns.
+            ValueError: for nothing to write, and while another process is writing.
         """
         values = {"caption": caption, "label": label, "meta": None if meta is None else json.dumps(dict(meta))}
         values = {name: value for name, value in values.items() if value is not None}
@@ -276,6 +361,7 @@ class Index:
             return int(self._table.update(where=condition, values=values).rows_updated)
 
     def _condition(self, where: str | Mapping[str, Any] | None, paths: str | Path | Sequence[str | Path] | None) -> str:
+        """Filter and paths as one SQL condition. Raises ValueError when there is neither."""
         parts = [condition] if (condition := to_sql(where)) else []
         if paths:
             # one path is not its letters: the "." of "more/1.png" alone would be the working directory and all below
@@ -291,7 +377,18 @@ class Index:
         return " AND ".join(parts)
 
     def list(self, where: str | Mapping[str, Any] | None = None, *, limit: int | None = None, offset: int = 0) -> Rows:
-        """Rows (without vectors) under a filter, as dicts of id, modality, path, caption, label, checksum, meta."""
+        """Rows under a filter, without vectors.
+
+        Args:
+            where: a filter, see `to_sql`; None lists all.
+            limit, offset: how many rows at most, and how many to pass over first.
+
+        Returns:
+            Dicts of id, modality, path, caption, label, checksum and meta (a dict).
+
+        Raises:
+            UsageError: for a filter that is no SQL of these columns.
+        """
         query = self._table.search().select([*COLUMNS, "meta"]).offset(offset)
         if condition := to_sql(where):
             query = query.where(condition)
@@ -301,7 +398,12 @@ class Index:
             return [row | {"meta": json.loads(row["meta"] or "{}")} for row in query.to_arrow().to_pylist()]
 
     def stats(self) -> dict[str, Any]:
-        """Rows (all, and by modality), size on disk, vector width, the model, and how queries are answered."""
+        """What the index holds, how large it is and how it answers.
+
+        Returns:
+            path, rows, rows_by_modality, dim (width of a vector), bytes on disk, search ("exact" or
+            "approximate"), rows_not_in_ann (compared one by one until `optimize`), model and fingerprint.
+        """
         with one_line():
             kinds = self._table.search().select(["modality"]).to_arrow()["modality"].to_pylist()
             indices = self._table.list_indices()
@@ -332,10 +434,23 @@ class Index:
         """The k nearest rows, best first.
 
         Args:
-            query: an item as `Embedder.embed` takes it (text, Path, mapping of several media), or a vector (dim,).
-            where: a filter, see `plait.search.index.to_sql`; rows are filtered before they are ranked.
-            weights: weight per modality of a fused query. modality: only rows of this modality.
+            query: an item as `Embedder.embed` takes it (text, Path, mapping of several media), or a vector
+                (dim,) of unit length.
+            k: how many, at least 1; fewer come where fewer rows fit.
+            where: a filter, see `to_sql`; rows are filtered before they are ranked.
+            weights: weight per modality of a fused query.
+            modality: only rows of this modality.
             exact: compare with every row even where an approximate index exists.
+
+        Returns:
+            Hits by falling cosine similarity.
+
+        Raises:
+            UsageError: for a filter that is no SQL of these columns, or a modality that is none.
+            ValueError: for another k or width of vector, and for a query that cannot be embedded.
+
+        Example:
+            >>> index.search({"audio": "rain.wav", "text": "street", "not": {"text": "car"}}, where={"label": "city"})
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"expected k of at least 1, got {k!r}")
@@ -359,11 +474,16 @@ class Index:
         ]
 
     def optimize(self) -> None:
-        """Merge small files, drop versions older than an hour, and build or extend the approximate index when large."""
+        """Merge small files, drop versions older than an hour, and build or extend the approximate index when large.
+
+        Raises:
+            ValueError: while another process is writing.
+        """
         with writing(self.path), one_line():
             self._optimize()
 
     def _optimize(self) -> None:
+        """As `optimize`, for who holds the lock already."""
         if len(self) >= ANN_ROWS and not self._table.list_indices():
             from lancedb.index import HnswSq
 
@@ -373,7 +493,13 @@ class Index:
 
 @dataclass(slots=True)
 class AddReport:
-    """What `add` did: counts of rows, and what was left out and why."""
+    """What `add` did: counts of rows, and what was left out and why.
+
+    Attributes:
+        added, replaced, unchanged: rows.
+        duplicates: content that is there under another id.
+        skipped: no media, unreadable, or not for this model.
+    """
 
     added: int = 0
     replaced: int = 0
@@ -382,7 +508,15 @@ class AddReport:
     skipped: list[Problem] = field(default_factory=list)
 
     def refuse_nothing(self, source: object) -> None:
-        """Raise ValueError, with the first reason, where nothing of `source` was taken."""
+        """Make an error of an `add` that took nothing.
+
+        Args:
+            source: what was to be added, for the message.
+
+        Raises:
+            ValueError: with the first reason, where nothing of `source` was taken and nothing was there
+            already.
+        """
         if self.added or self.replaced or self.unchanged or self.duplicates:
             return
         what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
@@ -400,7 +534,12 @@ Verdict = Literal["new", "changed", "unchanged", "duplicate", "taken"]
 
 
 class Ledger:
-    """The ids and contents of an index, kept up to date while rows are added."""
+    """The ids and contents of an index, kept up to date while rows are added.
+
+    Args:
+        rows: id, modality, checksum and path of every row that is there.
+        deduplicate: whether equal content under another id is left out.
+    """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], *, deduplicate: bool) -> None:
         self._rows: dict[str, tuple[str, str | None]] = {}  # id -> (content, path)
@@ -410,9 +549,15 @@ class Ledger:
             self._put(row["id"], f"{row['modality']}:{row['checksum']}", row["path"])
 
     def judge(self, entry: Entry) -> tuple[Verdict, str]:
-        """The verdict on an entry and the reason for leaving it out; what is new or changed is remembered."""
+        """The verdict on an entry, and the reason where it is left out. What is new or changed is remembered.
+
+        Returns:
+            "new", "changed", "unchanged", "duplicate" (content of another row) or "taken" (id of another row),
+            and the reason for the last two.
+        """
         content = f"{entry.modality}:{entry.checksum}"
         before, owner = self._rows.get(entry.id), self._owner.get(content)
+        # two manifests may use one id for different files: replacing the row would lose the first
         if before and before[1] != entry.path:
             return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
         if before and before[0] == content:
@@ -424,6 +569,7 @@ class Ledger:
 
     def _put(self, row_id: str, content: str, path: str | None) -> None:
         before = self._rows.get(row_id)
+        # the old content of a changed row belongs to nobody any more
         if before and self._owner.get(before[0]) == row_id:
             del self._owner[before[0]]
         self._rows[row_id] = (content, path)
@@ -433,9 +579,22 @@ class Ledger:
 def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -> str | None:
     """SQL of a filter, or None when there is none.
 
-    A string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads a field of meta (a
-    number when it is compared with a number). A mapping asks for equality: names that are no column are fields of meta,
-    a list means any of its values. Raises UsageError for a modality that is none.
+    Args:
+        where: a string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads
+            a field of meta (a number when it is compared with a number). A mapping asks for equality: names
+            that are no column are fields of meta, a list means any of its values, None a field that is absent.
+        modality: one modality on top of that.
+
+    Returns:
+        A condition for Lance.
+
+    Raises:
+        UsageError: for a modality that is none.
+        ValueError: for a name in a mapping that no field can have.
+
+    Example:
+        >>> to_sql({"label": ["cat", "dog"]}, "image")
+        "modality = 'image' AND (label = 'cat' OR label = 'dog')"
     """
     if modality not in (None, *MODALITIES):
         raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
@@ -454,11 +613,12 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
 
 
 def quote(value: str) -> str:
-    """An SQL string literal."""
+    """An SQL string literal: quotes inside are doubled, which is all the escaping that SQL strings have."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def _equals(name: str, value: Any) -> str:
+    """SQL that asks whether a column, or a field of meta, has a value, or one of a list of values."""
     if isinstance(value, list | tuple | set):
         return "(" + " OR ".join(_equals(name, one) for one in value) + ")" if value else "false"
     if name not in COLUMNS and not re.fullmatch(r"\w+", name):
@@ -467,6 +627,7 @@ def _equals(name: str, value: Any) -> str:
         return f"{name if name in COLUMNS else f'json_get_string(meta, {quote(name)})'} IS NULL"
     if name in COLUMNS:
         return f"{name} = {quote(str(value))}"
+    # before numbers: a bool is an int in Python, and JSON tells them apart
     if isinstance(value, bool):
         return f"json_get_bool(meta, {quote(name)}) = {str(value).lower()}"
     if isinstance(value, int | float):
@@ -480,7 +641,19 @@ def table_exists(path: Path) -> bool:
 
 
 def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
-    """An empty table in the directory `path`. Raises ValueError when there is one already."""
+    """An empty table in the directory `path`.
+
+    Args:
+        path: made where there is none.
+        description: what the index knows of its model; goes into the schema's metadata.
+        dim: width of a vector.
+
+    Returns:
+        The Lance table.
+
+    Raises:
+        ValueError: when there is one already.
+    """
     if table_exists(path):
         raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
     lancedb = import_extra("lancedb")
@@ -505,7 +678,12 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
 
 
 def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The table in `path` and its description. Raises ValueError when there is none or it is from another version."""
+    """The table in `path` and its description.
+
+    Raises:
+        ValueError: when there is none, or it is of another format.
+        OSError: when it cannot be read.
+    """
     lancedb = import_extra("lancedb")
     if not table_exists(path):
         raise ValueError(f"expected an index, got {path}: none there; create it with plait index create")
@@ -521,7 +699,12 @@ def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
-    """Rows of the table: entries beside their vectors (len(entries), dim)."""
+    """Rows of the table.
+
+    Args:
+        entries: n of them.
+        vectors: (n, dim) float32.
+    """
     import pyarrow as pa
 
     columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
@@ -532,7 +715,11 @@ def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Hold the index for writing. Raises ValueError when another process writes for longer than a few seconds."""
+    """Hold the index for writing, as a context; the system lets go when the process dies.
+
+    Raises:
+        ValueError: when another process writes for longer than `LOCK_SECONDS`.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -546,7 +733,15 @@ def writing(path: Path) -> Generator[None]:
 
 @contextmanager
 def one_line(where: str | None = None) -> Generator[None]:
-    """Turn Lance's long errors into one line: UsageError for a wrong filter `where`, OSError for a disk that fails."""
+    """Turn Lance's long errors into one line, as a context.
+
+    Args:
+        where: the filter in use, which is to blame for a ValueError; None where there is none.
+
+    Raises:
+        UsageError: for a wrong filter.
+        OSError: for a disk that fails, with what to do.
+    """
     try:
         yield
     except ValueError as error:
@@ -561,4 +756,5 @@ def one_line(where: str | None = None) -> Generator[None]:
 
 
 def _first(error: Exception) -> str:
+    """The first line of an error without the source locations that Lance adds, at most 300 characters."""
     return str(error).split(", /")[0].splitlines()[0][:300] if str(error) else type(error).__name__

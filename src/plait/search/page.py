@@ -34,10 +34,26 @@ _SPEAKER = (
 def write_contact_sheet(
     path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = ""
 ) -> Path:
-    """Write one page with a section per `(query, hits)`; a query is an item as `Embedder.embed` takes it."""
+    """Write one HTML page with a section per query: thumbnails, players and scores, nothing loaded from elsewhere.
+
+    Args:
+        path: of the page.
+        results: pairs of a query, an item as `Embedder.embed` takes it, and its hits.
+        title, note: of the page; both are plain text.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a query that is no item. A file that is gone is said so on the page.
+
+    Example:
+        >>> write_contact_sheet("found.html", [("a dog", index.search("a dog"))])
+    """
     sections = [hero(title, html.escape(note))]
     for query, hits in results:
         parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
+        # bars are drawn relative to the best hit: cosines of one query lie close together
         top = max((hit.score for hit in hits), default=1.0)
         cards = "".join(_card(hit, top) for hit in hits) or "<p>Nothing found.</p>"
         header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
@@ -46,6 +62,7 @@ def write_contact_sheet(
 
 
 def _query_part(part: Part, *, first: bool) -> str:
+    """One part of a query as HTML: a sign, the medium or words, and its weight where it is not 1."""
     sign = "&minus;" if part.weight < 0 else "" if first else "+"
     weight = f'<span class="tag">&times; {abs(part.weight):g}</span>' if abs(part.weight) != 1 else ""
     if part.modality == "text":
@@ -57,6 +74,7 @@ def _query_part(part: Part, *, first: bool) -> str:
 
 
 def _card(hit: Hit, top: float) -> str:
+    """One hit as HTML: a thumbnail, player or quotation, with caption, score and a bar relative to `top`, the best."""
     part = Part(hit.modality, Path(hit.path)) if hit.path else None  # ty: ignore[invalid-argument-type]
     if part is None:
         view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
@@ -76,6 +94,7 @@ def _card(hit: Hit, top: float) -> str:
 
 
 def _image(part: Part) -> str:
+    """A thumbnail of a picture, or of the first frame of a video, as HTML."""
     try:
         loaded = load(part, None)
     except (ValueError, OSError) as error:  # the file may be gone since it was indexed: the page says so
@@ -86,18 +105,20 @@ def _image(part: Part) -> str:
 
 
 def _player(part: Part) -> str:
+    """The first `_CLIP_SECONDS` of a sound as a player, as HTML."""
     try:
         clip = load(part, _CLIP_RATE)[: _CLIP_SECONDS * _CLIP_RATE]
     except (ValueError, OSError) as error:
         return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
     soundfile = import_extra("soundfile")
     stream = io.BytesIO()
+    # MP3 keeps a page of many clips small; at 24 kHz it is clear enough to recognise them
     soundfile.write(stream, clip, _CLIP_RATE, format="MP3")
     return f'<audio controls preload="none" src="{data_uri(stream.getvalue(), "audio/mpeg")}"></audio>'
 
 
 def table(hits: Sequence[Hit]) -> str:
-    """Hits as lines of text for a terminal."""
+    """Hits as lines of text for a terminal: number, score, kind, caption and path, all but the path cut short."""
     if not hits:
         return "nothing found"
     rows = [
@@ -111,6 +132,6 @@ def table(hits: Sequence[Hit]) -> str:
 
 
 def to_json(hit: Hit) -> Mapping[str, Any]:
-    """A hit as a JSON object."""
+    """A hit as a JSON object: id, score, modality, path, caption, label, checksum and meta."""
     names = ("id", "score", "modality", "path", "caption", "label", "checksum", "meta")
     return {name: getattr(hit, name) for name in names}

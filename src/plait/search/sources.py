@@ -28,14 +28,20 @@ _COLUMNS = ("id", "text", "image", "video", "audio", "label", "captions")
 
 
 class Problem(NamedTuple):
-    """Something that was left out, and why."""
+    """Something that was left out, and why.
+
+    Attributes:
+        path: of the file, or the name of a sample.
+        reason: one line.
+    """
 
     path: str
     reason: str
 
     @classmethod
     def of(cls, name: str, error: Exception | str) -> Problem:
-        """From an error: one line, without the name that stands beside it."""
+        """From an error or a reason: one line, without the name that stands beside it."""
+        # an OSError's own text repeats the path and a number; strerror is the words alone
         said = getattr(error, "strerror", None) or str(error)
         line = said.splitlines()[0] if said else type(error).__name__
         return cls(name, line.partition(f", got {name}: ")[2] or line)
@@ -49,7 +55,12 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that may become an entry: a file, or one medium of a sample."""
+    """Something that may become an entry: a file, or one medium of a sample.
+
+    Attributes:
+        path: of a file; None for what a sample holds in memory.
+        sample, modality: where it came from; None for a file that was found.
+    """
 
     path: Path | None = None
     sample: Sample | None = None
@@ -63,7 +74,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row to be: `item` is what the embedder takes, the rest is stored beside the vector."""
+    """One row to be.
+
+    Attributes:
+        id, modality, path, checksum, caption, label, meta: as in `plait.search.index.Hit`.
+        item: what the embedder takes.
+    """
 
     id: str
     modality: Modality
@@ -76,11 +92,17 @@ class Entry:
 
 
 def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
-    """Candidates of a path (file, folder, manifest), a sample, or an iterable of these; files are not opened yet.
+    """Everything that may be added, one candidate per piece of media; files are not opened yet.
 
     A folder that holds a `manifest.jsonl` stands for that manifest. Hidden files are passed over, and so are
     directories of indices (`*.lance`); links are followed, loops of links are not.
-    Raises ValueError for a path that does not exist and for a manifest row that cannot be read.
+
+    Args:
+        source: a path (file, folder, manifest), a `Sample`, or an iterable of these, nested as one likes.
+        problem: called with the path or name of what is left out, and the reason.
+
+    Raises:
+        ValueError: for a path that does not exist, a manifest row that cannot be read, and other types.
     """
     if isinstance(source, Sample):
         yield from _of_sample(source, problem)
@@ -94,6 +116,7 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
 
 
 def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
+    """Candidates of a folder, a data set, a manifest or one file."""
     if path.is_dir():
         is_data_set = any((path / name).is_file() for name in NAMES)
         yield from _of_manifest(path, problem) if is_data_set else _of_folder(path, problem)
@@ -106,6 +129,7 @@ def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
 
 
 def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
+    """Files below a folder, in the order of their names, each real folder once."""
     seen: set[tuple[int, int]] = set()
 
     def unreadable(error: OSError) -> None:
@@ -117,16 +141,19 @@ def _of_folder(root: Path, problem: OnProblem) -> Iterator[Candidate]:
             names.clear()  # a link led back to a folder that was walked already
             continue
         seen.add((status.st_dev, status.st_ino))
+        # in place: os.walk goes into what is left here
         names[:] = sorted(n for n in names if not n.startswith(".") and not n.endswith(".lance"))
         yield from (Candidate(path=Path(folder, name)) for name in sorted(files) if not name.startswith("."))
 
 
 def _of_manifest(path: Path, problem: OnProblem) -> Iterator[Candidate]:
+    """Candidates of every row of a manifest."""
     for sample in read_manifest(path):
         yield from _of_sample(sample, problem, f" of {path}")
 
 
 def _of_sample(sample: Sample, problem: OnProblem, origin: str = "") -> Iterator[Candidate]:
+    """One candidate per medium of a sample; its text where it has no other. origin: words for the message."""
     media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
     if not media:
         problem(f"sample {sample.id}{origin}", f"none of {', '.join(MODALITIES)}; add one to the row")
@@ -137,7 +164,18 @@ def _of_sample(sample: Sample, problem: OnProblem, origin: str = "") -> Iterator
 
 
 def entry_of(candidate: Candidate) -> Entry:
-    """Sniff and hash a candidate. Raises ValueError or OSError (no media, empty, unreadable, not a regular file)."""
+    """Sniff and hash a candidate.
+
+    Args:
+        candidate: a file, or a value of a sample.
+
+    Returns:
+        Its `Entry`; the path is resolved, so the same file has one id however it was named.
+
+    Raises:
+        ValueError: for no media, an empty or too large file, not a regular file, or a name that cannot be
+        printed. OSError: where it cannot be read.
+    """
     if candidate.path is None:
         return _entry_of_value(candidate)
     path = candidate.path
@@ -152,26 +190,31 @@ def entry_of(candidate: Candidate) -> Entry:
     if size > MAX_BYTES:  # before it is hashed
         raise ValueError(f"{size} bytes, more than {MAX_BYTES}")
     where = path.resolve()
+    # such as a lone surrogate, of a name that is no UTF-8: SQL and JSON cannot hold it
     if not str(where).isprintable():
         raise ValueError("a name with characters that cannot be printed or stored; rename it")
     with path.open("rb") as stream:
+        # 128 bits of the digest tell files apart, and keep rows short
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
     described = _described(candidate.sample, modality) if candidate.sample else {"id": str(where)}
     return Entry(modality=modality, item={modality: where}, path=str(where), checksum=checksum, **described)
 
 
 def _entry_of_value(candidate: Candidate) -> Entry:
+    """The entry of text, bytes or an array that a sample holds itself."""
     sample, modality = candidate.sample, candidate.modality
     assert sample is not None and modality is not None
     value = getattr(sample, modality)
     item: dict[str, Any] = {modality: value}
     if isinstance(value, np.ndarray):
         item = {modality: (value, sample.meta.get("sampling_rate"))}
+    # the modality is hashed too: equal bytes of two kinds are two things
     checksum = hashlib.sha256(f"{modality}:".encode() + _bytes_of(value)).hexdigest()[:32]
     return Entry(modality=modality, item=item, path=None, checksum=checksum, **_described(sample, modality))
 
 
 def _described(sample: Sample, modality: Modality) -> dict[str, Any]:
+    """Id, caption, label and meta that a sample gives the row of one of its media."""
     media = [m for m in sample.modalities if m != "text"] or ["text"]
     caption = sample.text or (sample.captions[0] if sample.captions else None)
     return {
@@ -183,6 +226,7 @@ def _described(sample: Sample, modality: Modality) -> dict[str, Any]:
 
 
 def _bytes_of(value: Any) -> bytes:
+    """The bytes to hash of a text, of bytes, or of an array or picture."""
     if isinstance(value, str):
         return value.encode()
     return value if isinstance(value, bytes) else value.tobytes()

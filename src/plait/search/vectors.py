@@ -37,12 +37,33 @@ def embed_to_file(
     strict: bool = False,
     show_progress: bool | None = None,
 ) -> AddReport:
-    """Embed everything under `source` (see `plait.search.sources.expand`) and `texts` into `out`.
+    """Embed everything under `source` and `texts` into one file, able to continue after a kill.
 
-    Rows are id, modality, path, caption, label, checksum, meta and vector; `.npy` holds the vectors (n, dim) alone,
-    with the rows beside it in `.jsonl`. Work is committed every 64 items to `OUT.partial`; the same call goes on there.
-    strict: what cannot be read is an error instead of skipped; files of a folder that are no media are skipped still.
-    Raises ValueError for an unknown format, an `out` that exists, or partial work of another model.
+    Args:
+        embedder: makes the vectors.
+        source: see `plait.search.sources.expand`.
+        out: ends in `.npy` (the vectors (n, dim) alone, with the rows beside it in `.jsonl`), `.parquet` or
+            `.lance`.
+        texts: embedded as rows with the ids `text:...`, behind the source.
+        overwrite: replace an `out` that is there.
+        strict: what cannot be read is an error instead of skipped; files of a folder that are no media are
+            skipped still.
+        show_progress: None shows a bar on stderr when the work takes longer than about two seconds.
+
+    Returns:
+        `AddReport`. Rows are id, modality, path, caption, label, checksum, meta and vector. Work is committed
+        every 64 items to `OUT.partial`; the same call goes on there.
+
+    Raises:
+        UsageError: for an unknown ending, or an `out` that exists.
+        ValueError: for partial work of another model, where nothing was taken, and where `strict` forbids a
+        skip.
+
+    Example:
+        >>> embed_to_file(Embedder("nano"), "photos", "photos.npy").added
+        12
+        >>> np.load("photos.npy").shape[0]
+        12
     """
     out = Path(out)
     check_output(out, overwrite=overwrite)
@@ -65,11 +86,16 @@ def embed_to_file(
 
 
 def _listed(source: Any) -> Sequence[Any]:
+    """A list of sources, of one or of several."""
     return source if isinstance(source, list | tuple) else [source]
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Raises UsageError for an unknown format, or when `out` is there and is not to be replaced."""
+    """Make sure that a file may be written as asked.
+
+    Raises:
+        UsageError: for an unknown ending, or when `out` is there and is not to be replaced.
+    """
     if out.suffix not in FORMATS:
         raise UsageError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}; choose one of them")
     if out.exists() and not overwrite:
@@ -104,7 +130,11 @@ def _embed_chunk(
 
 
 class _Partial:
-    """Work so far: vectors are on disk before the rows that name them, so a kill leaves at most a tail to cut off."""
+    """Work so far: vectors are on disk before the rows that name them, so a kill leaves at most a tail to cut off.
+
+    folder holds header.json (fingerprint and width), vectors.f32 and rows.jsonl. Raises ValueError when the
+    header is another model's.
+    """
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
         self.folder, self.dim = folder, embedder.dim
@@ -128,19 +158,23 @@ class _Partial:
     def __exit__(self, *_: object) -> None:
         self._vectors.close()
         self._rows.close()
+        # nothing was done: leave no trace of the attempt
         if not self.rows:
             shutil.rmtree(self.folder)
 
     def _recover(self) -> list[dict[str, Any]]:
+        """Whole rows that have their vector; whatever is longer in either file is cut off."""
         self._rows.seek(0)
         lines = [line for line in self._rows if line.endswith(b"\n")]
+        # a vector takes 4 bytes (float32) a number
         whole = min(len(lines), os.fstat(self._vectors.fileno()).st_size // (4 * self.dim))
         self._rows.truncate(sum(map(len, lines[:whole])))
         self._vectors.truncate(whole * 4 * self.dim)
         return [json.loads(line) for line in lines[:whole]]
 
     def append(self, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
-        """Commit rows and their vectors (len(rows), dim)."""
+        """Commit rows and their vectors (len(rows), dim), vectors first."""
+        # little-endian whatever the machine: the file may be read on another
         self._vectors.write(vectors.astype("<f4").tobytes())
         _sync(self._vectors)
         self._rows.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
@@ -149,6 +183,7 @@ class _Partial:
 
     def finish(self, out: Path) -> None:
         """Write `out` in its format and remove the partial work."""
+        # mapped, so that memory does not grow with the rows
         vectors = np.memmap(self.folder / "vectors.f32", "<f4", "r", shape=(len(self.rows), self.dim))
         temporary = self.folder / f"finished{out.suffix}"
         if out.suffix == ".npy":
@@ -156,6 +191,7 @@ class _Partial:
             atomic_write(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in self.rows))
         else:
             _write_table(temporary, self.rows, vectors)
+        # a Lance table is a directory, and os.replace does not replace one that is not empty
         if out.is_dir():
             shutil.rmtree(out)
         os.replace(temporary, out)
@@ -163,6 +199,7 @@ class _Partial:
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndarray) -> None:
+    """Rows with their vectors as a Parquet file or a Lance table, by the ending of `path`."""
     pa = import_extra("pyarrow")
     names = ("id", "modality", "path", "caption", "label", "checksum")
     columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in names}
@@ -177,5 +214,6 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]], vectors: np.ndar
 
 
 def _sync(stream: Any) -> None:
+    """On the disk, not only handed to the system."""
     stream.flush()
     os.fsync(stream.fileno())
