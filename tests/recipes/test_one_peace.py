@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 import plait
 from plait.cli import main
-from plait.recipes.one_peace import data_directory, stage1, stage2, vocabulary
+from plait.recipes.one_peace import stage1, stage2, vocabulary
 from plait.training.logging import read_metrics
 from plait.training.run import run_recipe
 from plait.types import Sample
@@ -92,7 +92,7 @@ def test_the_vocabulary_writes_any_text(data):
 
 def test_a_directory_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"manifest\.jsonl"):
-        data_directory(str(tmp_path))
+        stage1(str(tmp_path))
 
 
 def test_a_killed_recipe_goes_on_is_evaluated_and_exported_from_the_command_line(data, tmp_path, capsys):

@@ -54,28 +54,31 @@ class Shuffled:
 class Spread:
     """Rows of pairwise different concepts in a batch, so that no negative is a hidden positive.
 
-    concepts: (rows,) a whole number that names the concept of each row, such as a digest of its label. `number_of`
-    tells the number of a row's concept, counted in the order of first appearance. A batch larger than the number of
-    concepts repeats some, none more often than it must.
+    concepts: (rows,) a whole number that names the concept of each row, such as a digest of its label. A batch larger
+    than the number of concepts repeats some, none more often than it must.
     """
 
     def __init__(self, concepts: np.ndarray) -> None:
-        _, first, inverse = np.unique(concepts, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), np.int32)
-        rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-        self.number_of = rank[inverse]  # (rows,) int32
-        self.by_concept = np.argsort(self.number_of, kind="stable").astype(np.int32)
-        self.ends = np.cumsum(np.bincount(self.number_of, minlength=len(first)))
+        self.known, first, inverse = np.unique(concepts, return_index=True, return_inverse=True)
+        self.rank = np.empty(len(first), np.int32)  # of a concept in the order of first appearance
+        self.rank[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
+        numbers = self.rank[inverse]
+        self.by_concept = np.argsort(numbers, kind="stable").astype(np.int32)
+        self.ends = np.cumsum(np.bincount(numbers))
 
     def __len__(self) -> int:
-        return len(self.number_of)
+        return len(self.by_concept)
+
+    def number(self, concept: int) -> int:
+        """Concepts counted in the order of first appearance."""
+        return int(self.rank[np.searchsorted(self.known, concept)])
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
         """A row each of `batch_size` concepts."""
         rng, count = np.random.default_rng((seed, step)), len(self.ends)
         rounds = [rng.permutation(count) for _ in range(-(-batch_size // count))]
         chosen = np.concatenate(rounds)[:batch_size]
-        starts = [0, *self.ends[:-1]] if count < 2 else np.concatenate([[0], self.ends[:-1]])
+        starts = np.concatenate([[0], self.ends[:-1]])
         return [int(rng.choice(self.by_concept[starts[one] : self.ends[one]])) for one in chosen]
 
 

@@ -1,17 +1,15 @@
-"""Pictures of two things: two drawings on white, side by side, and the pairs that training never sees together.
+"""Batches for contrast: pictures with words and sounds with words, of different concepts, changed a little each time.
 
-Batches of pairs held in memory: pictures with words, sounds with words.
+rows -> decoded (kept where there is room) -> composed, augmented, captioned -> arrays, tokens, identities
 
-    manifest -> PicturesWithWords | SoundsWithWords -> rows of a step -> augmented arrays, captions, identities
-
-Made for data sets of some thousand small files, which then cost nothing to read; every draw follows from the seed and
-the step, so a resumed run sees the same batches.
+Pictures of two things are two drawings on white, side by side; some pairs training never sees together. Every draw
+follows from the seed and the step, so a resumed run sees the same batches.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from plait.data.manifest import digest
+from plait.data.order import Spread
+from plait.data.reader import Reader, Reading
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.types import Sample
@@ -83,9 +84,18 @@ def _shuffled(names: set[str], rng: np.random.Generator) -> Sequence[str]:
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 """Captions -> tensors with at least `input_ids` (batch, tokens)."""
 
+KEEP_BYTES = 256 << 20
+"""Decoded media that are kept: all of a few thousand small files, which are met hundreds of times in a run and would
+cost more to decode each time than a step of a small model does; of a large data set the part that fits."""
 
-class PicturesWithWords:
-    """Image-text batches with pairwise different concepts, so that no negative is a hidden positive.
+
+def concept_of(sample: Sample) -> int:
+    """What a row is of, as a number: its label, or its text where there is none."""
+    return digest(sample.label or sample.text or sample.id) >> 1  # signed
+
+
+class PicturesWithWords(Reader):
+    """Image-text batches with pairwise different concepts.
 
     samples: rows with `image` and `text`; rows of one `label` show one concept. A batch larger than the number of
         concepts repeats some; `ids` say which rows belong together.
@@ -106,60 +116,49 @@ class PicturesWithWords:
         composed: float = 0.0,
         bare_names: float = 0.5,
         held_out: Collection[tuple[str, str]] = (),
+        reading: Reading | None = None,
     ) -> None:
         if not samples:
             raise ValueError("expected training rows with an image and a text, got none; check the manifest's splits")
-        self.samples = list(samples)
-        self.tokenize = tokenize
+        self.tokenize, self.size = tokenize, (image_size, image_size)
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         self.augmentation, self.composed, self.bare_names = augmentation, composed, bare_names
         self.held_out = {frozenset(pair) for pair in held_out}
-        self.pictures = [load_image(sample.image).resize((image_size, image_size)) for sample in self.samples]
-        self.pixels = torch.stack([_to_tensor(picture) for picture in self.pictures])  # (n, 3, side, side) uint8
-        self.concepts = concept_rows(self.samples)
-        self.concept_of = {row: i for i, rows in enumerate(self.concepts) for row in rows}
+        self.spread = Spread(np.fromiter(map(concept_of, samples), np.int64, len(samples)))
+        super().__init__(
+            samples, self.collated, self.decoded, order=self.spread, reading=reading, keep_bytes=KEEP_BYTES
+        )
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def decoded(self, sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
+        """A row and its picture (side, side, 3) uint8."""
+        return sample, np.asarray(load_image(sample.image).resize(self.size).convert("RGB"))
 
-    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """A drawing each of `batch_size` concepts in the order of the step."""
-        rng = np.random.default_rng((seed, step))
-        chosen = spread_choice(len(self.concepts), batch_size, rng)
-        return [int(rng.choice(self.concepts[concept])) for concept in chosen]
-
-    def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+    def collated(self, parts: list[tuple[Sample, np.ndarray]], rng: np.random.Generator) -> dict[str, Tensor]:
         """-> pixel_values (batch, 3, side, side), input_ids (batch, tokens), ids (batch,)."""
-        pixels = self.pixels[list(rows)].clone()
-        captions = [self._caption(self.samples[row], rng) for row in rows]
-        ids = torch.tensor([self.concept_of[row] for row in rows])
-        for i in np.flatnonzero(rng.random(len(rows)) < self.composed):
-            other = int(rng.integers(len(self.samples)))
-            first, second = self.samples[rows[i]], self.samples[other]
+        pages = [picture for _, picture in parts]
+        captions = []
+        for sample, _ in parts:
+            words, caption = list(sample.captions or ()), sample.text or ""
+            if words and rng.random() >= self.bare_names:
+                count = int(rng.integers(1, min(3, len(words)) + 1))
+                caption = ", ".join([caption, *(words[i] for i in rng.permutation(len(words))[:count])])
+            captions.append(caption)
+        ids = torch.tensor([self.spread.number(concept_of(sample)) for sample, _ in parts])
+        for i in np.flatnonzero(rng.random(len(parts)) < self.composed):
+            first, left = parts[i]
+            second, right = self._part((int(rng.integers(len(self.samples))), 0))
             if first.label == second.label or frozenset((first.label, second.label)) in self.held_out:
                 continue
-            picture = compose(self.pictures[rows[i]], self.pictures[other], seed=int(rng.integers(1 << 31)))
-            pixels[i] = _to_tensor(picture.resize((pixels.shape[3], pixels.shape[2])))
+            both = compose(Image.fromarray(left), Image.fromarray(right), seed=int(rng.integers(1 << 31)))
+            pages[i] = np.asarray(both.resize(self.size))
             captions[i] = f"{first.text} and {second.text}"
-            ids[i] = -1 - int(i)
-        images = (
-            augment(pixels.float().div_(255), self.augmentation, rng) if self.augmentation else pixels.float().div_(255)
-        )
-        return {"pixel_values": (images - self.mean) / self.std, "ids": ids, **self.tokenize(captions)}
-
-    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
-        words = list(sample.captions or ())
-        if not words or rng.random() < self.bare_names:
-            return sample.text or ""
-        count = int(rng.integers(1, min(3, len(words)) + 1))
-        return ", ".join([sample.text or "", *(words[i] for i in rng.permutation(len(words))[:count])])
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Ids of these rows."""
-        return [self.samples[row].id for row in rows]
+            ids[i] = -1 - int(i)  # a concept of its own
+        pixels = torch.from_numpy(np.stack(pages)).permute(0, 3, 1, 2).float().div_(255)
+        pixels = augment(pixels, self.augmentation, rng) if self.augmentation else pixels
+        return {"pixel_values": (pixels - self.mean) / self.std, "ids": ids, **self.tokenize(captions)}
 
 
-class SoundsWithWords:
+class SoundsWithWords(Reader):
     """Audio-text batches, balanced over concepts; rows of one concept share their text.
 
     prepare: waveform -> model input (samples,), such as `prepare_waveform`.
@@ -176,66 +175,54 @@ class SoundsWithWords:
         prepare: Callable[[np.ndarray], np.ndarray],
         augmentation: float = 0.0,
         shuffle_seed: int | None = None,
+        reading: Reading | None = None,
     ) -> None:
         if not samples:
             raise ValueError("expected training rows with audio and a text, got none; check the manifest's splits")
-        self.samples = list(samples)
-        self.tokenize = tokenize
-        self.augmentation = augmentation
-        self.waves = [prepare(load_audio(sample.audio, sampling_rate)).astype(np.float32) for sample in self.samples]
-        order = np.arange(len(self.samples))
         if shuffle_seed is not None:
-            order = np.random.default_rng(shuffle_seed).permutation(order)
-        self.texts = [self.samples[i].text or "" for i in order]
-        self.concepts = concept_rows([self.samples[i] for i in order])
-        self.concept_of = {row: i for i, rows in enumerate(self.concepts) for row in rows}
+            samples = Relabelled(samples, np.random.default_rng(shuffle_seed).permutation(len(samples)))
+        self.tokenize, self.sampling_rate, self.prepare = tokenize, sampling_rate, prepare
+        self.augmentation = augmentation
+        self.spread = Spread(np.fromiter(map(concept_of, samples), np.int64, len(samples)))
+        super().__init__(
+            samples, self.collated, self.decoded, order=self.spread, reading=reading, keep_bytes=KEEP_BYTES
+        )
+
+    def decoded(self, sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
+        """A row and its waveform (samples,)."""
+        return sample, self.prepare(load_audio(sample.audio, self.sampling_rate)).astype(np.float32)
+
+    def collated(self, parts: list[tuple[Sample, np.ndarray]], rng: np.random.Generator) -> dict[str, Any]:
+        """-> input_values (batch, samples), audio_mask (batch, samples) or None, input_ids, ids (batch,)."""
+        waves = []
+        for _, wave in parts:
+            if self.augmentation:
+                shifted = np.roll(wave, int(rng.uniform(-0.25, 0.25) * self.augmentation * len(wave)))
+                noise = rng.standard_normal(len(wave), dtype=np.float32)
+                wave = shifted + np.float32(0.1 * self.augmentation * rng.random()) * noise
+            waves.append(torch.from_numpy(wave))
+        lengths = torch.tensor([len(wave) for wave in waves])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        return {
+            "input_values": torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
+            "audio_mask": None if mask.all() else mask,
+            "ids": torch.tensor([self.spread.number(concept_of(sample)) for sample, _ in parts]),
+            **self.tokenize([sample.text or "" for sample, _ in parts]),
+        }
+
+
+class Relabelled(Sequence[Sample]):
+    """Rows with the words and labels of other rows: `others` (rows,) says of which."""
+
+    def __init__(self, samples: Sequence[Sample], others: np.ndarray) -> None:
+        self.samples, self.others = samples, others
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Clips of evenly chosen concepts in the order of the step."""
-        rng = np.random.default_rng((seed, step))
-        chosen = spread_choice(len(self.concepts), batch_size, rng)
-        return [int(rng.choice(self.concepts[concept])) for concept in chosen]
-
-    def load(self, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
-        """-> input_values (batch, samples), attention_mask (batch, samples) or None, input_ids, ids (batch,)."""
-        waves = [torch.from_numpy(self._augmented(self.waves[row], rng)) for row in rows]
-        lengths = torch.tensor([len(wave) for wave in waves])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        batch = {
-            "input_values": torch.nn.utils.rnn.pad_sequence(waves, batch_first=True),
-            "audio_mask": None if mask.all() else mask,
-            "ids": torch.tensor([self.concept_of[row] for row in rows]),
-        }
-        return batch | self.tokenize([self.texts[row] for row in rows])
-
-    def _augmented(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        if not self.augmentation:
-            return wave
-        shift = int(rng.uniform(-0.25, 0.25) * self.augmentation * len(wave))
-        shifted = np.roll(wave, shift)
-        noise = rng.standard_normal(len(wave), dtype=np.float32)
-        return shifted + np.float32(0.1 * self.augmentation * rng.random()) * noise
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Ids of these rows."""
-        return [self.samples[row].id for row in rows]
-
-
-def concept_rows(samples: Sequence[Sample]) -> list[list[int]]:
-    """Row numbers by concept (label, or text where there is none), concepts in order of first appearance."""
-    rows: dict[str, list[int]] = defaultdict(list)
-    for i, sample in enumerate(samples):
-        rows[sample.label or sample.text or sample.id].append(i)
-    return list(rows.values())
-
-
-def spread_choice(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """`size` of `count` numbers, none repeated more often than it must be."""
-    rounds = [rng.permutation(count) for _ in range(-(-size // count))]
-    return np.concatenate(rounds)[:size]
+    def __getitem__(self, number: Any) -> Any:
+        own, other = self.samples[number], self.samples[int(self.others[number])]
+        return replace(own, text=other.text, label=other.label)
 
 
 def augment(
@@ -267,7 +254,3 @@ def augment(
         top, left = rng.integers(0, side - size, 2)
         out[i * frames : (i + 1) * frames, :, top : top + size, left : left + size] = 1.0
     return out
-
-
-def _to_tensor(picture: Any) -> Tensor:
-    return torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)

@@ -128,18 +128,21 @@ def select(
     wanted: str,
     keep: Callable[[Sample], bool],
     *,
-    splits: Sequence[str | None] = (None, "train"),
+    splits: Sequence[str | None] | None = (None, "train"),
     measure: Callable[[Sample], int] | None = None,
     reading: Reading | None = None,
+    may_be_none: bool = False,
 ) -> Rows:
     """The rows of a data set that are of `splits` and that `keep` takes, found in one pass that holds none of them.
 
-    data: a path for `open_samples`, or samples. wanted: what kept rows have, in words. measure: a whole number of each
-    row (its length, the digest of its concept). A row that cannot be read, or that keep or measure refuse with a
-    ValueError, is fatal, or skipped as `reading` says. Raises ValueError where none is left.
+    data: a path for `open_samples`, or samples, such as rows that were selected before. splits: None for all. wanted:
+    what kept rows have, in words. measure: a whole number of each row (its length, the digest of its concept). A row
+    that cannot be read, or that keep or measure refuse with a ValueError, is fatal, or skipped as `reading` says.
+    Raises ValueError where none is left, unless there may be none.
     """
     reading = reading or Reading()
-    skips, bad, skipped = reading.on_bad == "skip", BadSamples(reading.most_bad), Skipped()
+    skips, skipped = reading.on_bad == "skip", Skipped()
+    bad = data.bad if isinstance(data, Rows) else BadSamples(reading.most_bad)
     samples = open_samples(data, reading.on_bad, skipped) if isinstance(data, str) else data
     for line in skipped.messages:
         bad.add(-1 - len(bad), line)  # these have no number: the manifest left them out
@@ -147,7 +150,7 @@ def select(
     for number in range(len(samples)):
         try:
             sample = samples[number]
-            if sample.split not in splits:
+            if splits is not None and sample.split not in splits:
                 continue
             seen += 1
             if keep(sample):
@@ -157,8 +160,8 @@ def select(
             if not skips:
                 raise
             bad.add(-1 - len(bad), " ".join(str(error).split()))
-    if not numbers:
-        named = " or ".join(repr(split) for split in splits if split)
+    if not numbers and not may_be_none:
+        named = " or ".join(repr(split) for split in splits or ("any",) if split)
         raise ValueError(f"expected rows with {wanted} in {data}, got none among {seen} rows of split {named}")
     return Rows(samples, np.array(numbers, np.int64), np.array(measures, np.int64), bad)
 

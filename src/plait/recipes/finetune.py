@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from plait.assistant import Assistant
 from plait.data.conversation import num_learned
-from plait.data.reader import Reader, Reading
+from plait.data.reader import Reader, Reading, Rows, select
 from plait.errors import UsageError
 from plait.media.image import load_image
 from plait.metrics.bootstrap import bootstrap_mean, bootstrap_ratio
@@ -377,7 +377,7 @@ def finetune(
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
     reading = Reading(workers, on_bad, most_bad)
     length = (steps, None) if steps is not None else (None, epochs)
-    medium, train, test = _rows(data, task, medium)
+    medium, train, test = _rows(data, task, medium, reading)
     request = Request(
         place, data, task, medium, train, test, *length, min(batch_size, len(train)), lr, lora, bits, augmentation,
         reading,
@@ -393,28 +393,33 @@ def _family(place: Path) -> str:
     return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
 
 
-def _rows(data: str, task: str, medium: str | None) -> tuple[str, list[Sample], list[Sample]]:
+def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[str, Rows, Rows]:
     """The medium, and the rows of it that have what the task needs: to train on, and held out."""
     from plait.data.mini import cached_mini
-    from plait.data.sources import open_samples
 
     data = str(cached_mini()) if data == "mini" else data
-    samples = list(open_samples(data))
+    samples = select(data, "anything", lambda _: True, splits=None, reading=reading)
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
     is_any = medium is None and task == "chat"  # conversations with pictures and without train together
-    medium = medium or next((name for name, _ in counts.most_common(1)), "text")
-    if medium not in MEDIA:
-        raise UsageError(f"expected medium {', '.join(MEDIA)}, got {medium!r}")
-    rows = [s for s in samples if (is_any or getattr(s, medium) is not None) and _has_target(s, task)]
-    train = [s for s in rows if s.split in (None, "train")]
-    test = [s for s in rows if s.split in HELD_OUT]
+    found = medium or next((name for name, _ in counts.most_common(1)), "text")
+    if found not in MEDIA:
+        raise UsageError(f"expected medium {', '.join(MEDIA)}, got {found!r}")
+
+    def keep(sample: Sample) -> bool:
+        has_medium = is_any or getattr(sample, found) is not None
+        return has_medium and any(getattr(sample, field) for field in _TARGETS[task])
+
+    wanted = f"{found} and {' or '.join(_TARGETS[task])}"
+    train, test = (
+        select(samples, wanted, keep, splits=splits, reading=reading, may_be_none=True)
+        for splits in ((None, "train"), HELD_OUT)
+    )
     if not train or not test:
-        wanted = f"{medium} and {' or '.join(_TARGETS[task])}"
         raise ValueError(
             f"expected rows with {wanted} to train on and to hold out (split {' or '.join(HELD_OUT[:2])}) in {data}, "
             f"got {len(train)} and {len(test)}; plait data from-folder splits a folder"
         )
-    return medium, train, test
+    return found, train, test
 
 
 _TARGETS = {
@@ -426,10 +431,6 @@ _TARGETS = {
     "chat": ("messages",),
 }
 """Task -> the fields of a row of which one must be there."""
-
-
-def _has_target(sample: Sample, task: str) -> bool:
-    return any(getattr(sample, field) for field in _TARGETS[task])
 
 
 def _recipe(request: Request, job: Job) -> Recipe:

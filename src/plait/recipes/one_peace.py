@@ -1,15 +1,11 @@
-"""The loss of ONE-PEACE's stages on one batch: contrast at every step, denoising at every k-th.
-
-batch -> masks (every k-th step) -> image_text_losses | audio_text_losses -> weighted sum, parts as metrics
-
-ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
+"""ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
 
 stage1: pictures + words -> contrast and denoising, everything but audio trains
 stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
 
-ONE-PEACE on one's own rows: retrieval by contrast, classes and closed-vocabulary answers by a fresh head.
+rows -> select -> batches (`plait.data.pairs`) -> masks (every k-th step) -> image_text_losses | audio_text_losses
 
-rows -> decoded pictures or waveforms, texts, numbers -> contrast of two modalities | head over one pass -> job
+`JOBS` is ONE-PEACE on one's own rows: retrieval by contrast, classes and closed-vocabulary answers by a fresh head.
 """
 
 from __future__ import annotations
@@ -20,17 +16,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from plait.data.manifest import read_manifest
+from plait.data.manifest import digest
 from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, SoundsWithWords, augment, held_out_pairs
-from plait.data.reader import Reader
+from plait.data.reader import Reader, Reading, Rows, select
 from plait.errors import UsageError
 from plait.media.audio import load_audio
 from plait.media.image import load_image
@@ -139,22 +135,25 @@ def stage1(
     augmentation: float = 0.7,
     bare_names: float = 0.8,
     full_vocabulary: bool = False,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
 ) -> Recipe:
     """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
 
-    data: "mini" or a directory with manifest.jsonl; preset: a size of `OnePeaceConfig`; denoising: contrast, l2 or
+    data: "mini" or any data set; preset: a size of `OnePeaceConfig`; denoising: contrast, l2 or
     smooth_l1; composed, augmentation, bare_names: see `plait.data.pairs`; full_vocabulary: keep all 50264 pieces
     instead of those the data uses (any text can be written with either).
     Published: 200,000 updates, batch 32,768, on 1.5 B pairs; this default is minutes on two CPU cores.
     """
-    root = data_directory(data)
-    samples = list(read_manifest(root / "manifest.jsonl"))
-    kept = None if full_vocabulary else vocabulary(samples)
+    reading = Reading(workers, on_bad, most_bad)
+    rows = all_rows(data, reading)
+    kept = None if full_vocabulary else vocabulary(rows)
     config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
     processor = OnePeaceProcessor.from_config(config, kept)
     source = partial(
         PicturesWithWords,
-        [s for s in samples if s.image is not None and _trains(s)],
+        select(rows, "an image and text", lambda s: s.image is not None and bool(s.text), reading=reading),
         processor.tokenize,
         config.image_size,
         mean=CLIP_MEAN,
@@ -162,7 +161,8 @@ def stage1(
         augmentation=augmentation,
         composed=composed,
         bare_names=bare_names,
-        held_out=unseen_pairs(samples),
+        held_out=unseen_pairs(rows),
+        reading=reading,
     )
     stage = Stage(
         name="stage1",
@@ -175,7 +175,7 @@ def stage1(
         trainable=NOT_AUDIO,
         no_decay=no_decay,
     )
-    origin = f"one_peace.stage1 on {root.name}"
+    origin = f"one_peace.stage1 on {Path(data).name}"
     return Recipe(lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, origin))
 
 
@@ -189,6 +189,9 @@ def stage2(
     denoising: str = "contrast",
     augmentation: float = 0.5,
     shuffle_pairs: bool = False,
+    workers: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    most_bad: int | None = None,
     seed: int = 0,
 ) -> Recipe:
     """Stage 2: audio-text contrast and denoising; only audio, the temperature and the decoder train, as published.
@@ -196,12 +199,14 @@ def stage2(
     init: model directory of stage 1; shuffle_pairs: the control, every clip with the label of another clip.
     Published: 10 epochs over 2.4 M pairs, batch 3,072.
     """
-    root = data_directory(data)
+    reading = Reading(workers, on_bad, most_bad)
     config = load_config(init, OnePeaceConfig)
     processor = load_processor(init)
     source = partial(
         SoundsWithWords,
-        [s for s in read_manifest(root / "manifest.jsonl") if s.audio is not None and _trains(s)],
+        select(
+            all_rows(data, reading), "audio and text", lambda s: s.audio is not None and bool(s.text), reading=reading
+        ),
         processor.tokenize,
         sampling_rate=config.sampling_rate,
         prepare=partial(
@@ -212,6 +217,7 @@ def stage2(
         ),
         augmentation=augmentation,
         shuffle_seed=seed if shuffle_pairs else None,
+        reading=reading,
     )
     stage = Stage(
         name="stage2",
@@ -226,7 +232,7 @@ def stage2(
         no_decay=no_decay,
         before=(reset_temperature,),
     )
-    origin = f"one_peace.stage2 on {root.name}"
+    origin = f"one_peace.stage2 on {Path(data).name}"
     return Recipe(lambda: whole_model(init), [stage], partial(save, processor, origin))
 
 
@@ -237,24 +243,20 @@ def whole_model(init: str) -> OnePeaceForPreTraining:
     return model
 
 
-def _trains(sample: Sample) -> bool:
-    return bool(sample.text) and sample.split in (None, "train")
-
-
-def data_directory(data: str) -> Path:
-    """A data set directory: the shipped one, unpacked once, or a path. Raises ValueError where there is no manifest."""
-    root = cached_mini() if data == "mini" else Path(data)
-    if not (root / "manifest.jsonl").exists():
-        raise ValueError(
-            f"expected 'mini' or a directory with manifest.jsonl, got {data}; make one with plait data from-folder"
-        )
-    return root
+def all_rows(data: str, reading: Reading) -> Rows:
+    """The rows of all splits. data: mini for the shipped data set, unpacked once, or any other."""
+    return select(
+        str(cached_mini()) if data == "mini" else data, "anything", lambda _: True, splits=None, reading=reading
+    )
 
 
 def vocabulary(samples: Sequence[Sample]) -> list[int]:
     """Ids of the pieces that the texts of a data set use, and of all bytes."""
-    texts = {text for s in samples for text in (s.text, *(s.captions or ())) if text}
-    return subset(piece for row in encode([*sorted(texts), *TEMPLATES]) for piece in row)
+    pieces = {piece for row in encode(TEMPLATES) for piece in row}
+    for start in range(0, len(samples), 1000):  # texts of a large data set are never held together
+        texts = {text for s in samples[start : start + 1000] for text in (s.text, *(s.captions or ())) if text}
+        pieces.update(piece for row in encode(sorted(texts)) for piece in row)
+    return subset(pieces)
 
 
 def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
@@ -297,10 +299,9 @@ def retrieval(request: Request) -> Job:
     """Media and texts of one row close, all others far; rows of one label count as one."""
     _need(request.medium, ("image", "audio"), "retrieval")
     processor = load_processor(request.model)
-    concepts = {name: i for i, name in enumerate(dict.fromkeys(s.label or text_of(s) for s in request.train))}
 
     def collate(parts: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
-        ids = torch.tensor([concepts[part["concept"]] for part in parts])
+        ids = torch.tensor([digest(part["concept"]) >> 1 for part in parts])  # the same in every process
         words = [part["texts"][int(rng.integers(len(part["texts"])))] for part in parts]
         return {**_media(parts, request.medium, processor, request.augmentation, rng), **processor.tokenize(words),
                 "ids": ids}  # fmt: skip
