@@ -29,7 +29,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class GroundingInput(NamedTuple):
-    """An image with boxes on it: pixels, boxes in [0, 1] of the resized image, (width, height) resize ratios."""
+    """An image with boxes on it.
+
+    pixel_values: (3, size, size). boxes: (num_boxes, 4) in [0, 1] of the resized image.
+    ratios: (2,) resize ratios of width and height.
+    """
 
     pixel_values: Tensor
     boxes: Tensor
@@ -37,14 +41,42 @@ class GroundingInput(NamedTuple):
 
 
 def square(image: Image, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """Resize to `size` x `size` whatever the aspect ratio, then normalise. Returns float32 (3, size, size)."""
+    """Resize to a square whatever the aspect ratio, then normalise.
+
+    Args:
+        image: RGB, of any size.
+        size: side in pixels.
+        mean, std: per channel, CLIP's by default.
+
+    Returns:
+        float32 (3, size, size).
+
+    Raises:
+        ValueError: for an image that is not RGB.
+
+    Example:
+        >>> square(Image.new("RGB", (64, 48)), 32).shape
+        torch.Size([3, 32, 32])
+    """
     return normalize(to_tensor(resize(image, size, size)), mean, std)
 
 
 def shorter_side_and_centre_crop(
     image: Image, size: int, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
-    """ImageNet evaluation: shorter side to `size`, centre crop, normalise. Returns float32 (3, size, size)."""
+    """ImageNet evaluation: shorter side to `size`, centre crop, normalise.
+
+    Args:
+        image: RGB, of any size.
+        size: side in pixels.
+        mean, std: per channel, CLIP's by default.
+
+    Returns:
+        float32 (3, size, size).
+
+    Raises:
+        ValueError: for an image that is not RGB.
+    """
     width, height = image.size
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)  # cut off, not rounded, as torchvision does
@@ -54,9 +86,15 @@ def shorter_side_and_centre_crop(
 
 
 def grounding(image: Image, boxes: Tensor, size: int) -> GroundingInput:
-    """Square input with its boxes.
+    """Square input with its boxes, which are scaled like the image.
 
-    boxes: (num_boxes, 4) as x0, y0, x1, y1 in pixels of `image`; they are scaled like the image and divided by `size`.
+    Args:
+        image: RGB, of any size.
+        boxes: (num_boxes, 4) as x0, y0, x1, y1 in pixels of `image`.
+        size: side in pixels; 384 in ONE-PEACE.
+
+    Returns:
+        A `GroundingInput`.
     """
     ratios = torch.tensor([size / image.width, size / image.height])
     return GroundingInput(square(image, size), boxes * ratios.repeat(2) / size, ratios)
@@ -65,7 +103,12 @@ def grounding(image: Image, boxes: Tensor, size: int) -> GroundingInput:
 def boxes_to_pixels(boxes: Tensor, width: Tensor | int, height: Tensor | int) -> Tensor:
     """Predicted boxes in [0, 1] to pixels of the original image.
 
-    boxes: (num_boxes, 4); width, height: one number, or (num_boxes,) for boxes of different images.
+    Args:
+        boxes: (num_boxes, 4) as x0, y0, x1, y1.
+        width, height: one number, or (num_boxes,) for boxes of different images.
+
+    Returns:
+        (num_boxes, 4).
     """
     scale = torch.stack([torch.as_tensor(width), torch.as_tensor(height)] * 2, dim=-1)
     return boxes * scale.to(boxes)
@@ -114,7 +157,18 @@ _OPS = (*PRETRAINING_OPS, "AutoContrast", "Equalize", "Color", "Solarize", "Post
 def augment_clip(
     frames: Tensor, ops: tuple[str, ...], rng: random.Random, *, count: int = 2, level: float = CLIP_LEVEL
 ) -> Tensor:
-    """`count` distinct operations at `level`, geometry always to the positive side. frames: uint8 (time, h, w, 3)."""
+    """RandAugment on a clip: the same operations on every frame, geometry to the positive side.
+
+    Args:
+        frames: uint8 (time, height, width, 3).
+        ops: names to draw from.
+        rng: of the draws.
+        count: distinct operations, 2 as published.
+        level: magnitude of 10, 5 as published for clips.
+
+    Returns:
+        Like frames.
+    """
     names = rng.sample(ops, count)
     changed = [reduce(lambda frame, name: apply(name, frame, level), names, frame) for frame in frames.numpy()]
     return torch.from_numpy(np.stack(changed))
@@ -123,7 +177,18 @@ def augment_clip(
 def augment_image(
     image: Image, ops: tuple[str, ...], rng: random.Random, *, count: int = 2, level: float = IMAGE_LEVEL
 ) -> Image:
-    """`count` draws with repetition, each applied half of the time, geometry to a random side. image: RGB."""
+    """RandAugment on an image: `count` draws with repetition, each applied half of the time.
+
+    Args:
+        image: RGB.
+        ops: names to draw from.
+        rng: of the draws; geometry goes to a random side.
+        count: draws, 2 as published.
+        level: magnitude of 10, 7 as published for images.
+
+    Returns:
+        An image of the same size.
+    """
     from PIL import Image as PILImage
 
     frame: Frame = np.array(image, dtype=np.uint8)
@@ -134,11 +199,23 @@ def augment_image(
 
 
 def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: bool = False) -> Frame:
-    """One operation at `level` of 10; `sign` -1 turns, shears or moves to the other side. Same shape and type.
+    """One operation of RandAugment.
 
-    Colour factor = level / 10 * 1.8 + 0.1, shear = level / 10 * 0.3, translation = level / 10 * 10 pixels, rotation =
-    level / 10 * 30 degrees counter-clockwise. `official` lets sharpened values beyond 0..255 wrap around.
-    Raises ValueError for an unknown name.
+    Colour factor = level / 10 * 1.8 + 0.1, shear = level / 10 * 0.3, translation = level / 10 * 10
+    pixels, rotation = level / 10 * 30 degrees counter-clockwise.
+
+    Args:
+        name: of `IMAGE_OPS`, `CLIP_OPS`, `PRETRAINING_OPS`, or Color, Solarize, Posterize.
+        frame: uint8 (height, width, 3).
+        level: magnitude of 10.
+        sign: -1 turns, shears or moves to the other side.
+        official: let sharpened values beyond 0..255 wrap around, as released.
+
+    Returns:
+        Like frame.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     share = level / MAX_LEVEL
     factor, moved = share * 1.8 + 0.1, share * sign
@@ -154,6 +231,7 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
             change = ImageOps.autocontrast if name == "AutoContrast" else ImageOps.equalize
             return np.array(change(PILImage.fromarray(frame)), dtype=np.uint8)
         case "Brightness":
+            # a table of 256 values, not arithmetic on every pixel
             return _bytes(np.arange(256, dtype=np.float32) * factor)[frame]
         case "Contrast":
             mean = float((frame.mean(axis=(0, 1)) * _LUMA).sum())
@@ -180,12 +258,14 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
         case "Rotate":
             angle = math.radians(moved * _MAX_DEGREES)
             cos, sin = math.cos(angle), math.sin(angle)
+            # half a pixel beyond the middle of the pixel grid, as released
             x, y = frame.shape[1] / 2, frame.shape[0] / 2
             return _warp(frame, ((cos, sin, (1 - cos) * x - sin * y), (-sin, cos, sin * x + (1 - cos) * y)))
     raise ValueError(f"expected an operation among {', '.join(_OPS)}, got {name!r}")
 
 
 def _bytes(values: npt.NDArray[np.floating]) -> Frame:
+    """Numbers to uint8: clipped, fractions cut off."""
     return values.clip(0, 255).astype(np.uint8)
 
 
@@ -208,6 +288,7 @@ def _sharpened(frame: Frame, factor: float, *, wrap: bool) -> Frame:
 def _warp(frame: Frame, forward: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Frame:
     """Bilinear affine map: output(x, y) = input at the inverse of `forward`."""
     height, width = frame.shape[:2]
+    # every output pixel asks where it comes from, so that no pixel stays unfilled
     (a, b, c), (d, e, f) = np.linalg.inv(np.array([*forward, (0, 0, 1)], dtype=np.float64))[:2]
     columns, rows = np.arange(width), np.arange(height)[:, None]
     x, y = a * columns + b * rows + c, d * columns + e * rows + f

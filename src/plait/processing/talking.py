@@ -38,7 +38,10 @@ _SWALLOWED = {
 
 @dataclass(frozen=True)
 class Shown:
-    """A text with its own media in reading order."""
+    """A text with its own media in reading order.
+
+    text: with one placeholder per image and per clip; clips: frames of each.
+    """
 
     text: str
     images: list[Image.Image]
@@ -48,10 +51,20 @@ class Shown:
 def deal_media(
     texts: Sequence[str], images: Any, videos: Any, *, image: str, video: str, has_clips: bool
 ) -> list[Shown]:
-    """Every text with the media that its placeholders `image` and `video` ask for.
+    """Every text with the media that its placeholders ask for.
 
-    images, videos: in reading order, flat or a list per text; has_clips: whether the model reads clips; without, the
-    frames of a video become images that stand where it stood. Raises ValueError unless all media have a place.
+    Args:
+        texts: prompts or rows.
+        images, videos: in reading order, flat or a list per text; None for none.
+        image, video: the placeholders.
+        has_clips: whether the model reads clips; without, the frames of a video become images that
+            stand where it stood.
+
+    Returns:
+        One `Shown` per text.
+
+    Raises:
+        ValueError: unless there are exactly as many media as placeholders.
     """
     pictures, clips = list(flat_images(images)), list(_clips(videos))
     for name, got in ((image, len(pictures)), (video, len(clips))):
@@ -81,7 +94,7 @@ def deal_media(
 
 
 def flat_images(images: Any) -> Iterator[Image.Image]:
-    """Images out of one, a list, or a list per text."""
+    """Images out of one, a list, or a list per text, in order. None gives none."""
     if isinstance(images, Image.Image):
         yield images
     elif images is not None:
@@ -103,7 +116,10 @@ def _clips(videos: Any) -> Iterator[list[Image.Image]]:
 
 @dataclass(frozen=True)
 class Row:
-    """Ids of a prompt or a sample, the labels of a sample, and the images whose places are in it."""
+    """Ids of a prompt or a sample.
+
+    labels: of a sample, as long as the ids; images: those whose places are in the ids.
+    """
 
     ids: list[int]
     labels: list[int] | None = None
@@ -130,7 +146,7 @@ class SquareImages(PilBackend):
         return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in flat_images(images)])})
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """An image of any size to (3, side, side)."""
+        """An image of any size to (3, side, side), normalised. A family writes it."""
         raise NotImplementedError
 
 
@@ -146,7 +162,17 @@ class TalkingProcessor(ProcessorMixin):
         raise NotImplementedError
 
     def prompts(self, text: Any, audio: Any, return_tensors: str, unknown: dict[str, Any]) -> list[str]:
-        """The texts of a call. Raises ValueError for arguments that `__call__` does not have, and without text."""
+        """The texts of a call.
+
+        Args:
+            text: one or a list.
+            audio: must be None: no family that talks hears.
+            return_tensors: must be "pt".
+            unknown: the other arguments of the call.
+
+        Raises:
+            ValueError: for arguments that `__call__` does not have, and without text.
+        """
         strangers = sorted(set(unknown) - _SWALLOWED)
         if strangers:
             raise ValueError(f"expected images, text, videos, got {', '.join(strangers)}")
@@ -157,7 +183,16 @@ class TalkingProcessor(ProcessorMixin):
         return [text] if isinstance(text, str) else list(text)
 
     def padded(self, rows: Sequence[Row], side: str, pad: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask and, where rows have them, labels, (batch, longest); side: left or right."""
+        """Rows to a batch.
+
+        Args:
+            rows: of any lengths.
+            side: left to generate, since the next token is read at the last position; right to train.
+            pad: id of padding.
+
+        Returns:
+            input_ids, attention_mask and, where rows have them, labels, int64 (batch, longest).
+        """
         width = max(len(row.ids) for row in rows)
         columns: dict[str, list[list[int]]] = {}
         for row in rows:
@@ -165,6 +200,7 @@ class TalkingProcessor(ProcessorMixin):
             if row.labels is not None:
                 held.append(("labels", row.labels, IGNORED))
             for name, values, filler in held:
+                # labels are padded with -100, so that padding is never learned
                 fill = [filler] * (width - len(row.ids))
                 columns.setdefault(name, []).append(fill + values if side == "left" else values + fill)
         return {name: torch.tensor(values) for name, values in columns.items()}

@@ -36,12 +36,19 @@ _SPACE = "Ġ"
 
 
 def build_tokenizer(kept: Sequence[int] | None = None) -> PreTrainedTokenizerFast:
-    """A transformers tokenizer that lower-cases, puts a space in front and ends every text with </s>.
+    """ONE-PEACE's tokenizer as transformers knows them.
 
-    It writes and reads itself with `save_pretrained` and `AutoTokenizer`. Call it with `truncation=True` for the
-    published limit of 70 pieces and the end token.
+    It lower-cases, puts a space in front, ends every text with </s>, and writes and reads itself
+    with `save_pretrained` and `AutoTokenizer`. Call it with `truncation=True` for the published
+    limit of 70 pieces and the end token.
 
-    kept: ids of the full vocabulary to keep, as `subset` returns them, in ascending order; None keeps all 50264.
+    Args:
+        kept: ids of the full vocabulary to keep, as `subset` returns them, in ascending order;
+            None keeps all 50264.
+
+    Example:
+        >>> build_tokenizer()(["A dog"], truncation=True)["input_ids"][0][-1]
+        2
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -57,11 +64,17 @@ def build_tokenizer(kept: Sequence[int] | None = None) -> PreTrainedTokenizerFas
 
 
 def build_backend(kept: Sequence[int] | None = None, *, lowercase: bool = True) -> tokenizers.Tokenizer:
-    """The same as an object of the `tokenizers` library. `kept` as in `build_tokenizer`."""
+    """The same as an object of the `tokenizers` library.
+
+    Args:
+        kept: as in `build_tokenizer`.
+        lowercase: whether texts are lower-cased; answers of audio questions are not.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     kept_pieces = pieces() if kept is None else tuple(pieces()[i] for i in kept)
     vocabulary = {piece: i for i, piece in enumerate(kept_pieces)}
+    # a merge into a piece that was cut would name an unknown one, which the library refuses
     rules = [pair for pair in merges() if pair[0] + pair[1] in vocabulary]
     backend = Tokenizer(models.BPE(vocabulary, rules))
     prepend = normalizers.Prepend(" ")
@@ -74,7 +87,16 @@ def build_backend(kept: Sequence[int] | None = None, *, lowercase: bool = True) 
 
 
 def encode(texts: Iterable[str], *, lowercase: bool = True, max_tokens: int | None = MAX_TOKENS) -> list[list[int]]:
-    """Ids of the full vocabulary, each row cut to `max_tokens` (None: never) and ended by 2."""
+    """Ids of the full vocabulary.
+
+    Args:
+        texts: as they are; put through `clean_caption` first where a data set asks for it.
+        lowercase: as in `build_backend`.
+        max_tokens: pieces that are kept; None: all.
+
+    Returns:
+        A row per text, ended by 2 (</s>), of at most max_tokens + 1 ids.
+    """
     return encode_with(_backend(lowercase), texts, max_tokens=max_tokens)
 
 
@@ -83,8 +105,10 @@ def encode_with(
 ) -> list[list[int]]:
     """`encode` with a backend of `build_backend` or a tokenizer's `backend_tokenizer`.
 
-    An empty text is a single space, as published; the backend alone would give only the end token. Raises ValueError
-    on a vocabulary without byte symbols.
+    An empty text is a single space, as published; the backend alone would give only the end token.
+
+    Raises:
+        ValueError: on a vocabulary without byte symbols.
     """
     space = backend.token_to_id(_SPACE)
     if space is None:
@@ -106,9 +130,13 @@ def cut_words(text: str, max_words: int = 70) -> str:
 
 
 def whole_word_starts(tokenizer: PreTrainedTokenizerBase | None = None) -> torch.Tensor:
-    """Which ids begin a word, for `masking.whole_word_mask`; special tokens and fillers count as words.
+    """Which ids begin a word, for `masking.whole_word_mask`.
 
-    tokenizer: one of `build_tokenizer`; None is the full vocabulary. Returns boolean (vocabulary,).
+    Args:
+        tokenizer: one of `build_tokenizer`; None is the full vocabulary.
+
+    Returns:
+        boolean (vocabulary,). Special tokens and fillers count as words.
     """
     import torch
 
@@ -120,8 +148,14 @@ def whole_word_starts(tokenizer: PreTrainedTokenizerBase | None = None) -> torch
 def subset(used: Iterable[int]) -> list[int]:
     """Ids to keep so that texts of the used ids tokenize as before and no text is left without ids.
 
-    Adds the special tokens, the 256 byte symbols and the pieces from which used ones are merged. Row i of the cut
-    vocabulary (and of a cut embedding table) is row `subset(used)[i]` of the full one.
+    Adds the special tokens, the 256 byte symbols and the pieces from which used ones are merged.
+
+    Args:
+        used: ids of the full vocabulary.
+
+    Returns:
+        Ascending ids. Row i of the cut vocabulary (and of a cut embedding table) is row
+        `subset(used)[i]` of the full one.
     """
     parts, ids = _parts(), _ids()
     open_pieces = [pieces()[i] for i in set(used)]
@@ -136,8 +170,12 @@ def subset(used: Iterable[int]) -> list[int]:
 
 @lru_cache(maxsize=1)
 def pieces() -> tuple[str, ...]:
-    """All 50264 pieces in the order of their ids."""
+    """All 50264 pieces in the order of their ids.
+
+    4 special ones, GPT-2's in the order of the published dictionary (by frequency), 3 fillers.
+    """
     by_gpt2_id = [*_byte_symbols(), *(a + b for a, b in merges()), "<|endoftext|>"]
+    # the dictionary as GPT-2 ids: two bytes each, since they are below 65536
     order = np.frombuffer(gzip.decompress(_data("one_peace_order.u16.gz")), dtype="<u2")
     return (*SPECIAL, *(by_gpt2_id[i] for i in order), *_FILLERS)
 
@@ -151,16 +189,19 @@ def merges() -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=2)
 def _backend(lowercase: bool) -> tokenizers.Tokenizer:
+    """The full vocabulary's backend, built once: its 50,000 merges take a while."""
     return build_backend(lowercase=lowercase)
 
 
 @lru_cache(maxsize=1)
 def _parts() -> dict[str, tuple[str, str]]:
+    """Piece -> the two pieces from which it is merged."""
     return {a + b: (a, b) for a, b in merges()}
 
 
 @lru_cache(maxsize=1)
 def _ids() -> dict[str, int]:
+    """Piece -> id of the full vocabulary."""
     return {piece: i for i, piece in enumerate(pieces())}
 
 
@@ -171,14 +212,19 @@ def _byte_symbols() -> list[str]:
 
 
 def _data(name: str) -> bytes:
+    """Bytes of a file that lies in the package."""
     return files("plait.processing").joinpath("data", name).read_bytes()
 
 
 def llama_tokenizer(directory: str | Path, *, add_bos: bool = True) -> Any:
     """The Llama tokenizer of a directory with tokenizer.model, padding on the left with unk.
 
-    add_bos: start every piece of text with bos. Text behind special tokens gets its space in front too (the behaviour
-    of transformers 4.31, "legacy"), and text that begins with a space gets another one.
+    Text behind special tokens gets its space in front too (the behaviour of transformers 4.31,
+    "legacy"), and text that begins with a space gets another one.
+
+    Args:
+        directory: with tokenizer.model; nothing in it is executed.
+        add_bos: start every piece of text with bos.
     """
     from tokenizers import normalizers, processors
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -208,7 +254,10 @@ QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>
 
 
 def qwen_tokenizer(directory: str | Path) -> Any:
-    """The Qwen tokenizer of a directory with qwen.tiktoken: no bos, `<|endoftext|>` ends and pads."""
+    """The Qwen tokenizer of a directory with qwen.tiktoken: no bos, `<|endoftext|>` ends and pads.
+
+    directory: where qwen.tiktoken lies; mPLUG-Owl2.1 has it.
+    """
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -223,7 +272,11 @@ def qwen_tokenizer(directory: str | Path) -> Any:
 def find_tokenizer(directory: Path, *, add_bos: bool = True) -> Any:
     """The tokenizer that lies beside official weights, None where there is none.
 
-    tokenizer.json as it is, tokenizer.model as a Llama's (add_bos: of that), qwen.tiktoken as a Qwen's.
+    tokenizer.json as it is, tokenizer.model as a Llama's, qwen.tiktoken as a Qwen's.
+
+    Args:
+        directory: of the weights; nothing in it is executed.
+        add_bos: of a Llama's.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -235,9 +288,16 @@ def find_tokenizer(directory: Path, *, add_bos: bool = True) -> Any:
 
 
 def tokenizer_to_talk(directory: Path) -> Any:
-    """The tokenizer of a language model's directory: its end pads where nothing else does, on the left.
+    """The tokenizer of a language model's directory, padding on the left.
 
-    On the left, since the next token is read at the last position. Raises ValueError where none loads.
+    On the left, since the next token is read at the last position. Its end token pads where
+    nothing else does.
+
+    Args:
+        directory: of the language model; nothing in it is executed.
+
+    Raises:
+        ValueError: where none loads.
     """
     from transformers import AutoTokenizer
 

@@ -67,7 +67,20 @@ def evaluation_clip(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> Tensor:
-    """Resize to a square whatever the aspect ratio, then normalise. frames: uint8 (time, height, width, 3)."""
+    """Frames to a square whatever the aspect ratio, normalised.
+
+    Args:
+        frames: uint8 (time, height, width, 3).
+        size: side in pixels.
+        resample: `nearest` as published, or `bicubic` with antialiasing.
+        mean, std: per channel, CLIP's by default.
+
+    Returns:
+        float32 (3, time, size, size).
+
+    Raises:
+        ValueError: for another resample.
+    """
     if resample not in ("nearest", "bicubic"):
         raise ValueError(f"expected resample nearest or bicubic, got {resample!r}")
     pixels = frames.permute(0, 3, 1, 2).float()
@@ -83,8 +96,16 @@ def training_clip(
 ) -> Tensor:
     """Random crop of half to all of the area, flip, two operations of RandAugment, normalise.
 
-    `official`: bicubic without antialiasing, truncated to integers that may leave 0..255 and wrap there when they are
-    augmented; else with antialiasing, rounded and clamped.
+    Args:
+        frames: uint8 (time, height, width, 3).
+        size: side in pixels.
+        rng: of all draws, each for the whole clip.
+        augment: whether RandAugment runs.
+        official: bicubic without antialiasing, truncated to integers that may leave 0..255 and
+            wrap there when they are augmented; else with antialiasing, rounded and clamped.
+
+    Returns:
+        float32 (3, time, size, size).
     """
     crop = random_crop(frames.shape[1], frames.shape[2], rng)
     values = crop_and_resize(frames, crop, size, official=official)
@@ -94,7 +115,16 @@ def training_clip(
 
 
 def pretraining_clip(frames: Tensor, size: int, rng: random.Random) -> Tensor:
-    """Nearest resize to 1.14 * size, two operations of RandAugment (flip among them), a random crop of `size`."""
+    """Nearest resize to 1.14 * size, two operations of RandAugment, a random crop of `size`.
+
+    Args:
+        frames: uint8 (time, height, width, 3).
+        size: side in pixels.
+        rng: of all draws; flipping is one of the operations.
+
+    Returns:
+        float32 (3, time, size, size).
+    """
     large = int(_PRETRAINING_MARGIN * size)
     pixels = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(large, large), mode="nearest")
     values = augment_clip(pixels.permute(0, 2, 3, 1).to(torch.uint8), PRETRAINING_OPS, rng)
@@ -105,7 +135,18 @@ def pretraining_clip(frames: Tensor, size: int, rng: random.Random) -> Tensor:
 def training_image(
     image: Image, size: int, rng: random.Random, *, scale: tuple[float, float] = (0.5, 1.0), augment: bool = True
 ) -> Tensor:
-    """The same for an RGB image, with PIL's bicubic filter: random crop, flip, RandAugment -> (3, size, size)."""
+    """The same for an image: random crop, flip, RandAugment.
+
+    Args:
+        image: RGB; resized by PIL's bicubic filter.
+        size: side in pixels.
+        rng: of all draws.
+        scale: least and most share of the area.
+        augment: whether RandAugment runs.
+
+    Returns:
+        float32 (3, size, size).
+    """
     from PIL.Image import Resampling, Transpose
 
     crop = random_crop(image.height, image.width, rng, scale=scale)
@@ -126,9 +167,21 @@ def random_crop(
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Crop:
-    """A random part of the area with a random aspect ratio (log-uniform), mirrored half of the time.
+    """A random part of the area with a random aspect ratio, mirrored half of the time.
 
-    After ten draws that do not fit, the largest central crop of an allowed ratio (Inception, arXiv 1409.4842).
+    After ten draws that do not fit, the largest central crop of an allowed ratio.
+
+    Args:
+        height, width: of the picture, in pixels.
+        rng: of the draws.
+        scale: least and most share of the area.
+        ratio: least and most width / height, drawn log-uniformly.
+
+    Returns:
+        A `Crop`.
+
+    Source:
+        Inception (arXiv 1409.4842), in torchvision's form.
     """
     flip = rng.random() < 0.5
     for _ in range(10):
@@ -143,7 +196,17 @@ def random_crop(
 
 
 def crop_and_resize(frames: Tensor, crop: Crop, size: int, *, official: bool = False) -> Tensor:
-    """int64 (time, size, size, 3) of a crop of frames (time, height, width, 3); rules as in `training_clip`."""
+    """A crop of frames, resized to a square.
+
+    Args:
+        frames: uint8 (time, height, width, 3).
+        crop: what to keep.
+        size: side in pixels.
+        official: rules as in `training_clip`.
+
+    Returns:
+        int64 (time, size, size, 3); beyond 0..255 where `official`.
+    """
     part = frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     pixels = part.permute(0, 3, 1, 2).float()
     pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=not official)
@@ -169,23 +232,51 @@ INTERVAL = 8
 
 
 def middle_indices(num_frames: int, length: int) -> list[int]:
-    """The middle frame of `num_frames` equal parts of `length` frames; a shorter clip repeats its last frame."""
+    """The middle frame of `num_frames` equal parts: evaluation of mPLUG-2.
+
+    Args:
+        num_frames: how many.
+        length: frames of the clip; a shorter clip repeats its last frame.
+
+    Raises:
+        ValueError: without frames.
+
+    Example:
+        >>> middle_indices(4, 16)
+        [1, 5, 9, 13]
+    """
     return _repeat_last([(low + high) // 2 for low, high in _parts(num_frames, length)], num_frames)
 
 
 def centred_indices(num_frames: int, length: int) -> list[int]:
-    """Frames about the middles of `num_frames` equal parts as mPLUG-Owl takes them; short clips repeat frames.
+    """Frames about the middles of `num_frames` equal parts, as mPLUG-Owl takes them.
 
-    Of (length - 1) / num_frames frames each, the first from half a part on, rounded to even (specification, section 8).
+    Parts have (length - 1) / num_frames frames each; the first frame lies half a part in, the
+    others are rounded to even from there.
+
+    Args:
+        num_frames: how many, 4 by default in the release.
+        length: frames of the clip; short clips repeat frames.
+
+    Source:
+        Specification mPLUG-Owl, 8.
     """
     part = (length - 1) / num_frames
     return [int(part / 2) + round(part * k) for k in range(num_frames)]
 
 
 def random_indices(num_frames: int, length: int, rng: random.Random, permute: Permute) -> list[int]:
-    """A random frame of each part, the part's last one excluded as published.
+    """A random frame of each of `num_frames` equal parts: training of mPLUG-2.
 
-    Where a part has fewer than two frames, a sorted random subset of the clip instead. Short clips repeat their last.
+    Args:
+        num_frames: how many.
+        length: frames of the clip; short clips repeat their last.
+        rng: of the draws.
+        permute: n -> a random order of range(n), for clips whose parts have fewer than two
+            frames: a sorted random subset then.
+
+    Raises:
+        ValueError: without frames.
     """
     parts = _parts(num_frames, length)
     drawn = []
@@ -193,6 +284,7 @@ def random_indices(num_frames: int, length: int, rng: random.Random, permute: Pe
         if low >= high:
             drawn = sorted(int(i) for i in permute(length)[: len(parts)])
             break
+        # the part's last frame is excluded, as published
         drawn.append(rng.choice(range(low, high)))
     return _repeat_last(drawn, num_frames)
 
@@ -200,7 +292,16 @@ def random_indices(num_frames: int, length: int, rng: random.Random, permute: Pe
 def clip_indices(
     num_frames: int, length: int, fps: float, start: float, end: float, rng: random.Random, permute: Permute
 ) -> list[int] | None:
-    """`random_indices` of the frames from second `start` to second `end`; None where these are fewer than two."""
+    """`random_indices` between two times of a film.
+
+    Args:
+        num_frames, length, rng, permute: as there.
+        fps: frames per second of the film.
+        start, end: seconds.
+
+    Returns:
+        Frame numbers of the film; None where fewer than two frames lie between.
+    """
     first, last = int(fps * start), min(int(fps * end), length)
     if last - first < 2:
         return None
@@ -208,16 +309,26 @@ def clip_indices(
 
 
 def fps_indices(fps: float, length: int, input_fps: float) -> list[int]:
-    """The frames in the middle of every 1 / `fps` seconds of a clip of `length` frames at `input_fps`."""
+    """The frames in the middle of every 1 / `fps` seconds.
+
+    Args:
+        fps: frames per second that are wanted.
+        length: frames of the clip.
+        input_fps: frames per second that it has.
+    """
     step, seconds = 1 / fps, length / input_fps
     indices = np.around(np.arange(step / 2, seconds + step / 2, step) * input_fps).astype(int)
     return [int(index) for index in indices if index < length]
 
 
 def interval_indices(num_frames: int, length: int, input_fps: float, rng: random.Random) -> list[int]:
-    """`num_frames` frames 8/30 s apart from a random start; the last frame of the clip stands for those behind it.
+    """`num_frames` frames 8/30 s apart from a random start.
 
-    A single frame is any of the clip.
+    Args:
+        num_frames: how many; a single one is any of the clip.
+        length: frames of the clip; the last one stands for those behind it.
+        input_fps: frames per second of the clip.
+        rng: of the start.
     """
     if num_frames == 1:
         return [rng.randint(0, length - 1)]
@@ -228,9 +339,14 @@ def interval_indices(num_frames: int, length: int, input_fps: float, rng: random
 
 
 def random_times(seconds: float, num_frames: int, rng: random.Random) -> list[float]:
-    """Seconds at which to look in training: a uniform draw from each of `num_frames` equal parts of a video.
+    """Seconds at which to look in training: a uniform draw from each of `num_frames` equal parts.
 
     The middle of each part, for evaluation, is what `plait.media.video.load_video` takes by itself.
+
+    Args:
+        seconds: length of the video.
+        num_frames: how many.
+        rng: of the draws.
     """
     part = seconds / num_frames
     return [part * (i + rng.random()) for i in range(num_frames)]
@@ -245,4 +361,5 @@ def _parts(num_frames: int, length: int) -> list[tuple[int, int]]:
 
 
 def _repeat_last(indices: list[int], count: int) -> list[int]:
+    """`indices`, the last one repeated until there are `count`."""
     return indices + [indices[-1]] * (count - len(indices))

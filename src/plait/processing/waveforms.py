@@ -21,10 +21,26 @@ def prepare_waveform(
     max_duration: float = 15.0,
     min_duration: float = 1.0,
 ) -> np.ndarray:
-    """One clip: mean over channels, zero mean and unit variance, the first `max_duration` seconds, tiled if short.
+    """One clip to model input: one channel, normalised, cut, tiled if short.
 
-    waveform: (samples,) or (samples, channels). Returns float32 (samples,), at least `min_duration` seconds long.
-    Raises ValueError on an empty clip.
+    Args:
+        waveform: (samples,) or (samples, channels), in any scale.
+        sampling_rate: samples per second.
+        max_duration: seconds that are kept: 15 in general, 20 for audio-text retrieval.
+        min_duration: seconds to which a shorter clip is tiled.
+
+    Returns:
+        float32 (samples,).
+
+    Raises:
+        ValueError: on an empty clip.
+
+    Source:
+        ONE-PEACE, 5.3 of its released layout.
+
+    Example:
+        >>> prepare_waveform(np.ones(8000, dtype=np.float32)).shape
+        (16000,)
     """
     mono = np.asarray(waveform, dtype=np.float32)
     if mono.ndim == 2:
@@ -33,13 +49,17 @@ def prepare_waveform(
         raise ValueError(
             f"expected samples of shape (n,) or (n, channels), got {np.shape(waveform)}; pass a whole clip"
         )
+    # normalised before it is cut: what is cut off still counts in mean and variance, as published
     clip = normalize_waveform(mono)[: int(max_duration * sampling_rate)]
     shortest = int(min_duration * sampling_rate)
     return clip if len(clip) >= shortest else np.resize(clip, shortest)
 
 
 def normalize_waveform(waveform: np.ndarray, eps: float = 1e-5) -> np.ndarray:
-    """(x - mean) / sqrt(variance + eps) with the biased variance, float32 (samples,)."""
+    """(x - mean) / sqrt(variance + eps) with the biased variance.
+
+    waveform: (samples,) -> float32 (samples,).
+    """
     x = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
     return torch.nn.functional.layer_norm(x, x.shape, eps=eps).numpy()
 
@@ -47,7 +67,11 @@ def normalize_waveform(waveform: np.ndarray, eps: float = 1e-5) -> np.ndarray:
 def pad_waveforms(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """A right-padded batch.
 
-    waveforms: arrays (samples_i,). Returns float32 (batch, samples) and boolean (batch, samples), True = real.
+    Args:
+        waveforms: arrays (samples_i,).
+
+    Returns:
+        float32 (batch, samples), zeros on padding, and boolean (batch, samples), True = real.
     """
     lengths = torch.tensor([len(w) for w in waveforms])
     batch = torch.zeros(len(waveforms), int(lengths.max()))
@@ -57,9 +81,15 @@ def pad_waveforms(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def conv_output_length(num_samples: int, spec: Sequence[tuple[int, int, int]]) -> int:
-    """Frames that convolutions without padding make of `num_samples`.
+    """Frames that convolutions without padding make of `num_samples`, at least 0.
 
-    spec: (channels, kernel, stride) per layer; n -> 1 + floor((n - kernel) / stride).
+    Args:
+        num_samples: of one clip.
+        spec: (channels, kernel, stride) per layer; n -> 1 + floor((n - kernel) / stride).
+
+    Example:
+        >>> conv_output_length(16000, [(512, 10, 5)] + 4 * [(512, 3, 2)] + 2 * [(512, 2, 2)])
+        49
     """
     for _, kernel, stride in spec:
         num_samples = max(0, (num_samples - kernel) // stride + 1)

@@ -32,9 +32,18 @@ class Target(NamedTuple):
 def build_tokenizer(
     vocabulary: Sequence[str] | None = None, max_length: int = MAX_POSITIONS
 ) -> PreTrainedTokenizerFast:
-    """A transformers tokenizer that lower-cases, strips accents and frames a text as `[CLS] ... [SEP]`.
+    """Uncased BERT's tokenizer as transformers knows them.
 
-    vocabulary: pieces in the order of their ids, the five special ones among them; None is uncased BERT's.
+    It lower-cases, strips accents and frames a text as `[CLS] ... [SEP]`.
+
+    Args:
+        vocabulary: pieces in the order of their ids, the five special ones among them; None is
+            uncased BERT's.
+        max_length: positions of the model.
+
+    Example:
+        >>> build_tokenizer().decode(build_tokenizer()("A dog")["input_ids"])
+        '[CLS] a dog [SEP]'
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +62,14 @@ def build_tokenizer(
 
 
 def build_backend(vocabulary: Sequence[str] | None = None) -> tokenizers.Tokenizer:
-    """The same as an object of the `tokenizers` library. Raises ValueError where a special piece is missing."""
+    """The same as an object of the `tokenizers` library.
+
+    Args:
+        vocabulary: as in `build_tokenizer`.
+
+    Raises:
+        ValueError: where a special piece is missing.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     ids = {piece: i for i, piece in enumerate(pieces() if vocabulary is None else vocabulary)}
@@ -77,22 +93,41 @@ def pieces() -> tuple[str, ...]:
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """A caption as the published loaders normalise it: lower case, no punctuation, single spaces, `max_words` words."""
+    """A caption as the published loaders normalise it.
+
+    Lower case, no punctuation, hyphens and slashes as spaces, single spaces, `max_words` words.
+
+    Args:
+        text: of a caption; `<person>` becomes person.
+        max_words: words that are kept.
+
+    Source:
+        Specification mPLUG-2, 11 (`pre_caption`).
+    """
     text = _plain(text).replace("<person>", "person")
     text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return _first_words(text, max_words)
 
 
 def clean_question(text: str, max_words: int = 30) -> str:
-    """A question likewise, but runs of spaces stay and count as words: the published loader splits at each one."""
+    """A question likewise, but runs of spaces stay and count as words.
+
+    The published loader splits at every single space (`pre_question`, specification mPLUG-2, 11).
+
+    Args:
+        text: of a question.
+        max_words: words that are kept; 30 in training, 50 in evaluation.
+    """
     return _first_words(_plain(text).rstrip(" "), max_words)
 
 
 def _plain(text: str) -> str:
+    """Lower case, punctuation gone, hyphens and slashes as spaces."""
     return _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
 
 
 def _first_words(text: str, count: int) -> str:
+    """The first `count` words of a text, split at single spaces."""
     words = text.split(" ")
     return " ".join(words[:count]) if len(words) > count else text
 
@@ -111,13 +146,31 @@ def special_id(backend: tokenizers.Tokenizer, piece: str) -> int:
 
 
 def framed(backend: tokenizers.Tokenizer, content: Sequence[int], max_length: int | None = None) -> list[int]:
-    """`[CLS] content [SEP]`, content cut so that at most `max_length` ids remain."""
+    """`[CLS] content [SEP]`, content cut so that at most `max_length` ids remain.
+
+    Args:
+        backend: of `build_backend`.
+        content: ids without special ones.
+        max_length: ids in all, None: no limit.
+
+    Raises:
+        ValueError: where the vocabulary has no [CLS] or [SEP].
+    """
     kept = list(content) if max_length is None else list(content)[: max_length - 2]
     return [special_id(backend, CLS), *kept, special_id(backend, SEP)]
 
 
 def answer_target(backend: tokenizers.Tokenizer, answer: str, *, official: bool = False) -> Target:
-    """`[CLS] answer [SEP]`; `official` ends with [SEP] twice, as the released data (both supervised)."""
+    """An answer for the decoder to learn: `[CLS] answer [SEP]`.
+
+    Args:
+        backend: of `build_backend`.
+        answer: one of a question's answers.
+        official: end with [SEP] twice, as the released data do; both are supervised.
+
+    Returns:
+        A `Target` without prompt.
+    """
     end = [special_id(backend, SEP)] if official else []
     return Target(framed(backend, [*content_ids(backend, answer), *end]))
 
@@ -125,9 +178,21 @@ def answer_target(backend: tokenizers.Tokenizer, answer: str, *, official: bool 
 def caption_target(
     backend: tokenizers.Tokenizer, caption: str, prompt: str = "", *, max_length: int = 20, official: bool = False
 ) -> Target:
-    """`[CLS] prompt caption [SEP]` of at most `max_length` ids, of which [CLS] and prompt are not supervised.
+    """A caption for the decoder to learn: `[CLS] prompt caption [SEP]`.
 
-    `official` glues caption to prompt without a space ("a video ofa man"), and ends with [SEP] twice where it fits.
+    Args:
+        backend: of `build_backend`.
+        caption: a cleaned caption.
+        prompt: words in front, such as "a video of"; with [CLS] they are not supervised.
+        max_length: ids in all, 20 as published.
+        official: glue caption to prompt without a space ("a video ofa man"), and end with [SEP]
+            twice where it fits.
+
+    Returns:
+        A `Target`.
+
+    Source:
+        Specification mPLUG-2, 7.2 and 11.
     """
     text = prompt + caption if official else f"{prompt} {caption}".strip()
     end = [special_id(backend, SEP)] if official else []

@@ -31,7 +31,18 @@ def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None: ...
 
 
 def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype by its name; torch's own and None stay what they are. Raises UsageError for any other name."""
+    """A dtype by its name; torch's own and None stay what they are.
+
+    Args:
+        dtype: a key of `DTYPES`, a torch dtype, or None.
+
+    Raises:
+        UsageError: for any other name.
+
+    Example:
+        >>> resolve_dtype("bf16")
+        torch.bfloat16
+    """
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:

@@ -42,10 +42,13 @@ LISTED = 20
 
 
 class LazyState(Mapping[str, Tensor]):
-    """A state dict whose tensors are made when asked for: `{key: function without arguments}`.
+    """A state dict whose tensors are made when asked for.
 
     Looking at keys reads nothing, so tensors that nobody takes cost no memory. Nothing is cached.
     `{**state, "more": tensor}` or `dict(state)` give an ordinary dict.
+
+    Args:
+        readers: key -> function without arguments that gives the tensor.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
@@ -64,7 +67,11 @@ class LazyState(Mapping[str, Tensor]):
         return key in self._readers
 
     def select(self, keys: Iterable[str]) -> LazyState:
-        """The same state with `keys` only, still unread. Raises KeyError for a key that is not there."""
+        """The same state with `keys` only, still unread.
+
+        Raises:
+            KeyError: for a key that is not there.
+        """
         return LazyState({key: self._readers[key] for key in keys})
 
     def __repr__(self) -> str:
@@ -80,7 +87,7 @@ class StateError(ValueError):
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a, b, c` and how many more there are."""
+    """`a, b, c`, and how many more there are behind the first twenty."""
     rest = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -96,13 +103,24 @@ def load_strict(
     """Put `state` into `module`, one tensor at a time; every key and shape must agree.
 
     Args:
+        module: any; transformers models too.
+        state: by the module's keys.
         optional: keys of the module that the state may lack; they keep their values.
-        dtype: cast floating tensors to it; without it copies take the module's own dtype, assigned ones the file's.
-        assign: make the tensors themselves the module's parameters (needed for modules on the meta device) instead of
-            copying into them.
+        dtype: cast floating tensors to it; without it copies take the module's own dtype, assigned
+            ones the file's.
+        assign: make the tensors themselves the module's parameters (needed for modules on the meta
+            device) instead of copying into them.
 
-    Returns the optional keys that were absent, in the module's order.
-    Raises StateError, listing missing, unexpected and misshapen keys; the module is unchanged then.
+    Returns:
+        The optional keys that were absent, in the module's order.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys; the module is unchanged then.
+        ValueError: for a module on the meta device without `assign`.
+
+    Example:
+        >>> load_strict(nn.Linear(2, 3), {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+        ()
     """
     own = module.state_dict()
     absent = [key for key in own if key not in state]
@@ -139,6 +157,7 @@ def load_strict(
         raise ValueError("expected a module with memory, got one on the meta device; pass assign=True")
     else:
         for key in present:
+            # one after another: never more than one tensor of the file in memory beside the module
             own[key].copy_(cast(state[key]))
     return tuple(key for key in absent if key in allowed)
 
@@ -148,12 +167,22 @@ def build_strict(
 ) -> Any:
     """A transformers model with exactly the weights of `state`, built without memory of its own.
 
-    build: makes the model; tied: keys that the state may lack, as other weights are theirs. Raises StateError, listing
-    missing, unexpected and misshapen keys.
+    Args:
+        build: makes the model.
+        state: by the model's keys.
+        tied: keys that the state may lack, as other weights are theirs.
+        dtype: cast floating tensors to it.
+
+    Returns:
+        The model.
+
+    Raises:
+        StateError: listing missing, unexpected and misshapen keys.
     """
     with torch.device("meta"):  # so that a model never stands in memory twice
         model = build()
     load_strict(model, state, dtype=dtype, assign=True, optional=tied)
+    # assigning gave each tied name a tensor of its own, or left it on the meta device
     model.tie_weights()
     model.config.architectures = [type(model).__name__]
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -163,7 +192,16 @@ def build_strict(
 
 
 def stored_config(kind: Any, directory: Path, changes: Mapping[str, Any]) -> Any:
-    """The configuration of class `kind` in a model directory, fields changed. ValueError for one it does not have."""
+    """The configuration in a model directory, fields changed.
+
+    Args:
+        kind: its class.
+        directory: with config.json; no code in it is run.
+        changes: field -> value.
+
+    Raises:
+        ValueError: for a field that it does not have.
+    """
     config = kind.from_pretrained(directory, trust_remote_code=False)
     for name, value in changes.items():
         if not hasattr(config, name):
@@ -173,7 +211,10 @@ def stored_config(kind: Any, directory: Path, changes: Mapping[str, Any]) -> Any
 
 
 def refuse_branch(branch: Sequence[str] | None, family: str) -> None:
-    """Raise ValueError where modalities are named to a family that cannot leave any out."""
+    """Raise ValueError where modalities are named to a family that cannot leave any out.
+
+    branch: as in `plait.load`, None for all; family: its name in the message.
+    """
     if branch is not None:
         raise ValueError(f"expected no branch for {family}, whose parts only work together, got {list(branch)}")
 
@@ -198,9 +239,10 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """What a checkpoint file holds, as far as it matters.
 
-    `state`: weights, read when asked for, wrapper prefix `module.` removed. `config`: plain data or None.
-    `format`: torch zip, torch legacy, pickle, safetensors or shards. `container`: the key the weights were under, "" at
-    the top. `ignored`: entries beside weights and config. `notes`: what a reader should know, one line each.
+    path: of the file or directory. format: torch zip, torch legacy, pickle, safetensors or shards.
+    state: weights, read when asked for, prefix `module.` removed. config: plain data or None.
+    container: the key the weights were under, "" at the top. ignored: entries beside weights and
+    config. notes: what a reader should know, one line each.
     """
 
     path: Path
@@ -213,9 +255,21 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a .pt, .pth, .bin, .pkl, .safetensors file, a shard index or a directory with one, by content.
+    """Read a checkpoint of any kind, told by its content and not by its name.
 
-    Raises CheckpointError with one line that names the file. Damage inside a tensor shows when that tensor is taken.
+    Args:
+        path: a .pt, .pth, .bin, .pkl, .safetensors file, a shard index or a directory with one.
+
+    Returns:
+        A `Checkpoint`, its tensors unread.
+
+    Raises:
+        CheckpointError: one line that names the file. Damage inside a tensor shows when that
+            tensor is taken.
+
+    Example:
+        >>> checkpoint = read_checkpoint("one-peace.pt")
+        >>> len(checkpoint.state), checkpoint.format
     """
     path = Path(path)
     try:
@@ -238,6 +292,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Any failure to read as one line that names the file and says what to do."""
     reason = f"{error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
     reason = " ".join(reason.split()) or type(error).__name__
     return CheckpointError(
@@ -247,16 +302,19 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _read_file(path: Path) -> Checkpoint:
+    """The kind of a file by its first bytes, and the file read as that."""
     with open(path, "rb") as file:
         head = file.read(9)
         if not head:
             raise PickleError("an empty file")
         if head.startswith(b"PK\x03\x04"):
             return _from_pickled(path, "torch zip", read_zip(_mapped(file)))
+        # safetensors: the length of a JSON header in eight bytes, then the header
         if len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
             return _from_safetensors(path)
         if head.lstrip().startswith(b"{"):
             return _from_index(path)
+        # what a failed download leaves
         if head.startswith((b"<", b"version ")):
             raise PickleError("text: a web page or a Git LFS pointer in place of the file")
         data = _mapped(file)
@@ -266,10 +324,12 @@ def _read_file(path: Path) -> Checkpoint:
 
 
 def _mapped(file: Any) -> memoryview:
+    """The file in memory, privately: pages are read when used, and changes never reach the file."""
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, refused above `MAX_INDEX` bytes: an index names files, it holds no weights."""
     if path.stat().st_size > MAX_INDEX:
         raise PickleError(f"a JSON file of more than {MAX_INDEX} bytes")
     try:
@@ -282,6 +342,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _from_safetensors(path: Path) -> Checkpoint:
+    """A safetensors file, its tensors unread. Every key is a tensor, so there is no config."""
     file = safe_open(path, framework="pt")
 
     def read(key: str) -> Tensor:
@@ -315,6 +376,7 @@ def _from_index(path: Path) -> Checkpoint:
 
 
 def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
+    """What was unpickled as data, its tensors unread: weights, config and the rest apart."""
     container, entries = _find_state(value)
 
     def read(key: str, tensor: LazyTensor) -> Tensor:
@@ -350,6 +412,10 @@ def _find_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
 
 
 def _search_state(value: dict[Any, Any], depth: int) -> tuple[str, Mapping[Any, Any]] | None:
+    """The container path and the weights in `value`, at most `depth` containers deep.
+
+    None where there are no tensors.
+    """
     for name in STATE_NAMES if depth else ():
         inner = _search_state(value[name], depth - 1) if isinstance(value.get(name), dict) else None
         if inner is not None:

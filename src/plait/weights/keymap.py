@@ -34,7 +34,13 @@ _DIGITS = "[0-9]+"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rule is: patterns on the official side, patterns on the native side, and a way there and back."""
+    """What a rule is: patterns on both sides, and what becomes of tensors there and back.
+
+    A rule is a frozen dataclass, so that it can be compared, cached and printed.
+
+    Raises:
+        ValueError: where patterns of a rule have different fields.
+    """
 
     @property
     def official(self) -> tuple[str, ...]:
@@ -60,7 +66,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Rename(Rule):
-    """The same tensor under another name."""
+    """The same tensor under another name.
+
+    source: official pattern; target: native pattern.
+
+    Example:
+        >>> state, report = KeyMap([Rename("norm.{p:weight|bias}", "final.{p}")]).forward(
+        ...     {"norm.weight": torch.ones(2)}
+        ... )
+        >>> list(state)
+        ['final.weight']
+    """
 
     source: str
     target: str
@@ -93,6 +109,7 @@ class Transpose(Rename):
         return [self._permuted(tensor, order) for tensor in tensors]
 
     def _permuted(self, tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+        """The tensor with its dimensions in `order`. Raises ValueError where it has another number."""
         if sorted(order) != list(range(tensor.ndim)):
             raise ValueError(f"expected {self.source} with dimensions for {self.dims}, got {tuple(tensor.shape)}")
         return tensor.permute(order)
@@ -100,7 +117,10 @@ class Transpose(Rename):
 
 @dataclass(frozen=True)
 class Singleton(Rename):
-    """The same numbers where one side has dimensions of size 1 that the other lacks, at the places named."""
+    """The same numbers where one side has dimensions of size 1 that the other lacks.
+
+    official_dims, native_dims: the places of these dimensions on either side.
+    """
 
     official_dims: tuple[int, ...] = ()
     native_dims: tuple[int, ...] = ()
@@ -112,8 +132,10 @@ class Singleton(Rename):
         return [self._moved(tensors[0], self.native_dims, self.official_dims)]
 
     def _moved(self, tensor: Tensor, away: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+        """Without the dimensions `away`, with the new ones. ValueError where one is not 1."""
         if any(dim >= tensor.ndim or tensor.shape[dim] != 1 for dim in away):
             raise ValueError(f"expected {self.source} with size 1 at {away}, got {tuple(tensor.shape)}")
+        # from behind, so that the places of those still to go stay right
         for dim in sorted(away, reverse=True):
             tensor = tensor.squeeze(dim)
         for dim in sorted(new):
@@ -123,7 +145,10 @@ class Singleton(Rename):
 
 @dataclass(frozen=True)
 class Split(Rule):
-    """One official tensor cut along `dim` into several native ones: equal parts, or parts of `sizes`."""
+    """One official tensor cut along `dim` into several native ones.
+
+    sizes: of the parts; None: equal parts. A fused q, k, v projection is the common case.
+    """
 
     source: str
     targets: tuple[str, ...]
@@ -147,7 +172,10 @@ class Split(Rule):
 
 @dataclass(frozen=True)
 class Concat(Rule):
-    """Several official tensors laid along `dim` into one native one: equal parts, or parts of `sizes`."""
+    """Several official tensors laid along `dim` into one native one.
+
+    sizes: of the parts; None: equal parts. All parts must be there, of one dtype.
+    """
 
     sources: tuple[str, ...]
     target: str
@@ -191,7 +219,19 @@ class Drop(Rule):
 
 
 def prefixed(rules: Iterable[Rule], official: str = "", native: str = "") -> tuple[Rule, ...]:
-    """The same rules for a sub-module that sits under the prefixes `official` and `native` (which may have fields)."""
+    """The same rules for a sub-module that sits under a prefix on either side.
+
+    Args:
+        rules: of the sub-module alone.
+        official, native: put in front of every pattern; they may have fields.
+
+    Raises:
+        ValueError: for a rule that is none of this module's.
+
+    Example:
+        >>> prefixed([Rename("cls_token", "cls")], "model.vision_model.", "vision.")[0].target
+        'vision.cls'
+    """
 
     def restored(restore: Restore, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         inner = {key.removeprefix(native): partial(state.__getitem__, key) for key in state if key.startswith(native)}
@@ -224,17 +264,35 @@ class Report:
 
 
 class KeyMap:
-    """Rules applied as a whole: strict, and refusing to go there where it could not come back."""
+    """Rules applied as a whole: strict, and refusing to go there where it could not come back.
+
+    Args:
+        rules: the first one that matches a key takes it, so special cases stand in front.
+    """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
 
     def explain(self, keys: Iterable[str]) -> dict[str, Rule | None]:
-        """The rule that takes each official key, or None."""
+        """The rule that takes each official key, or None.
+
+        keys: of a file; nothing is read.
+        """
         return {key: found.rule if (found := _find(self.rules, key, "official")) else None for key in keys}
 
     def forward(self, state: Mapping[str, Tensor]) -> tuple[LazyState, Report]:
-        """Official layout -> native layout. Raises StateError with every key that no rule takes or that collides."""
+        """Official layout -> native layout.
+
+        Args:
+            state: the whole official state, or meta tensors of its shapes.
+
+        Returns:
+            The native state, its tensors unmade, and what became of every key.
+
+        Raises:
+            StateError: with every key that no rule takes, whose partners are missing, that collides,
+                or that would not lead back to itself.
+        """
         groups = self._group(state, "official")
         for group in (group for group in groups if not isinstance(group.rule, Alias)):
             for key in group.outputs:
@@ -245,7 +303,14 @@ class KeyMap:
         return self._run(state, groups)
 
     def backward(self, state: Mapping[str, Tensor]) -> LazyState:
-        """Native layout -> official layout, dropped tensors restored where their rule can."""
+        """Native layout -> official layout, dropped tensors restored where their rule can.
+
+        Args:
+            state: the whole native state.
+
+        Raises:
+            StateError: as `forward`, and where a rule restores keys that are not its own.
+        """
         official, _ = self._run(state, self._group(state, "native"))
         readers: dict[str, Callable[[], Tensor]] = {key: partial(official.__getitem__, key) for key in official}
         for rule in self.rules:
@@ -253,6 +318,7 @@ class KeyMap:
                 for key, tensor in rule.restore(state).items():
                     if _match(rule.source, key) is None or key in official:
                         raise StateError(f"expected {rule} to restore keys of its own, got {key}", [key])
+                    # bound as a default: a closure would see the last tensor of the loop
                     readers[key] = lambda tensor=tensor: tensor
         return LazyState(readers)
 
@@ -277,6 +343,7 @@ class KeyMap:
         return list(groups.values())
 
     def _run(self, state: Mapping[str, Tensor], groups: list[_Group]) -> tuple[LazyState, Report]:
+        """The output state, its tensors unmade, and what became of every input key."""
         readers: dict[str, Callable[[], Tensor]] = {}
         report = Report({}, {})
         for group in groups:
@@ -305,16 +372,19 @@ class _Group:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Keys that this application takes."""
         patterns = self.rule.official if self.side == "official" else self.rule.native
         # A dropped key is kept whole, under the empty name: nothing has to be filled in for it.
         return (self.fields[""],) if isinstance(self.rule, Drop) else tuple(_fill(p, self.fields) for p in patterns)
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Keys that it gives."""
         patterns = self.rule.native if self.side == "official" else self.rule.official
         return tuple(_fill(pattern, self.fields) for pattern in patterns)
 
     def read(self, state: Mapping[str, Tensor], position: int) -> Tensor:
+        """The output at `position`, made from the inputs: the others of a split are made and left."""
         tensors = [state[key] for key in self.inputs]
         made = self.rule.there(tensors) if self.side == "official" else self.rule.back(tensors)
         return made[position]
@@ -358,15 +428,18 @@ def _regex(pattern: str, others: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _match(pattern: str, key: str, others: tuple[str, ...] = ()) -> Fields | None:
+    """The values of a pattern's fields in a key, None where it does not match as a whole."""
     found = _regex(pattern, others).fullmatch(key)
     return found and found.groupdict()
 
 
 def _fill(pattern: str, fields: Fields) -> str:
+    """A pattern with its fields filled in: a key."""
     return _FIELD.sub(lambda field: fields[field[1]], pattern)
 
 
 def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, name: str) -> list[Tensor]:
+    """A tensor along `dim` in parts of `sizes`, or equal ones. ValueError where it does not fit."""
     whole = tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1
     expected = sizes or (whole // parts,) * parts
     if len(expected) != parts or sum(expected) != whole or min(expected) < 0:
@@ -377,6 +450,10 @@ def _cut(tensor: Tensor, dim: int, sizes: tuple[int, ...] | None, parts: int, na
 
 
 def _join(tensors: list[Tensor], dim: int, sizes: tuple[int, ...] | None, name: str) -> Tensor:
+    """Parts of one dtype along `dim`. Raises ValueError for other sizes, shapes or dtypes.
+
+    Checked before torch.cat, which promotes dtypes silently: coming back would not be bit-exact.
+    """
     got = tuple(tensor.shape[dim] if -tensor.ndim <= dim < tensor.ndim else -1 for tensor in tensors)
     expected = sizes or got[:1] * len(tensors)
     dtypes = {tensor.dtype for tensor in tensors}

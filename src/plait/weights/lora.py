@@ -1,9 +1,10 @@
-"""LoRA adapters as files: a directory as PEFT writes it -> what it adds to which weight -> merged weights.
+"""LoRA as files: a directory as PEFT writes it -> what it adds to which weight -> merged weights.
 
-adapter_config.json + adapter_model.safetensors -> Adapter (names known, tensors unread) -> W + scale * B A
+adapter_config.json + weights -> Adapter (names known, tensors unread) -> W + scale * B A
 
-No model and no PEFT are needed, so a whole checkpoint can be merged tensor by tensor. Source: arXiv 2106.09685,
-section 4.1; scale alpha / r, with `use_rslora` alpha / sqrt(r) (arXiv 2312.03732).
+No model and no PEFT are needed, so a whole checkpoint can be merged tensor by tensor. Names with
+"adapter" are PEFT's. Source: arXiv 2106.09685, section 4.1; scale alpha / r, with `use_rslora`
+alpha / sqrt(r) (arXiv 2312.03732).
 """
 
 from __future__ import annotations
@@ -36,14 +37,26 @@ _SHIFTS: tuple[Callable[[str], str], ...] = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter directory. change: weight name -> function (weight before) -> weight after, in its dtype."""
+    """A LoRA directory, its tensors unread.
+
+    path: of the directory. base: name of the model it was trained on, None where it is not said.
+    change: weight name -> function (weight before) -> weight after, in its dtype.
+    """
 
     path: Path
     base: str | None
     change: Mapping[str, Callable[[Tensor], Tensor]]
 
     def fitted(self, known: Collection[str]) -> dict[str, Callable[[Tensor], Tensor]]:
-        """`change` by the names of a checkpoint. Raises StateError where a weight is not among `known`."""
+        """`change` by the names of a checkpoint.
+
+        Args:
+            known: names of the checkpoint's weights.
+
+        Raises:
+            StateError: where a weight is not among them.
+        """
+        # the spelling that fits most names; what it leaves over is then an error
         shift = max(_SHIFTS, key=lambda one: sum(one(name) in known for name in self.change))
         fitted = {shift(name): change for name, change in self.change.items()}
         strangers = sorted(name for name in fitted if name not in known)
@@ -56,7 +69,14 @@ class Adapter:
         return fitted
 
     def merged(self, state: Mapping[str, Tensor]) -> LazyState:
-        """`state` with the adapter added, tensor by tensor when read. Errors as `fitted`."""
+        """`state` with the LoRA added, tensor by tensor when read.
+
+        Args:
+            state: of the base.
+
+        Raises:
+            StateError: as `fitted`.
+        """
         readers: dict[str, Callable[[], Tensor]] = {name: partial(state.__getitem__, name) for name in state}
         for name, change in self.fitted(state.keys()).items():
             readers[name] = partial(_changed, readers[name], change)
@@ -71,7 +91,15 @@ def is_adapter(path: str | Path) -> bool:
 def read_adapter(directory: str | Path) -> Adapter:
     """Read a LoRA directory of PEFT; tensors are read when they are used.
 
-    Raises ValueError for what is no LoRA, or a kind that merges otherwise (DoRA, convolutions, biases of its own).
+    Args:
+        directory: with adapter_config.json and the weights.
+
+    Returns:
+        An `Adapter`.
+
+    Raises:
+        ValueError: for what is no LoRA, or a kind that merges otherwise (DoRA, convolutions,
+            biases of its own).
     """
     directory = Path(directory)
     file = next((directory / name for name in FILES if (directory / name).is_file()), None)
@@ -101,7 +129,10 @@ def read_adapter(directory: str | Path) -> Adapter:
 
 
 def _scale(settings: Mapping[str, Any], module: str, directory: Path) -> float:
-    """What B A is multiplied with in `module`."""
+    """Factor of B A for a module: alpha / r or alpha / sqrt(r), by PEFT's patterns.
+
+    Raises ValueError for a rank below 1.
+    """
     rank, alpha = (
         _number(settings, field, module, directory)
         for field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
@@ -136,16 +167,22 @@ def _number(settings: Mapping[str, Any], field: tuple[str, str], module: str, di
 
 
 def _changed(read: Callable[[], Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A weight read, then changed."""
     return change(read())
 
 
 def _added(
     found: Mapping[str, Tensor], key: str, scale: float, is_embedding: bool, is_transposed: bool, weight: Tensor
 ) -> Tensor:
+    """A weight with scale * B A added, in its own dtype.
+
+    is_embedding: PEFT keeps those transposed; is_transposed: so are Conv1D weights of GPT-2's kind.
+    """
     down, up = (
         found[key].float(),
         found[key.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")],
     )
+    # in fp32: products of half precision would lose what a small LoRA adds
     added = (up.float() @ down) * scale
     added = (added.T if is_embedding or is_transposed else added).to(weight.device)
     if added.shape != weight.shape:
@@ -157,6 +194,7 @@ def _added(
 
 
 def _replaced(found: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
+    """The weight that was trained whole (`modules_to_save`) in place of the base's."""
     value = found[key]
     if value.shape != weight.shape:
         raise ValueError(f"expected {key} of shape {tuple(weight.shape)}, got {tuple(value.shape)}; pass its own base")
