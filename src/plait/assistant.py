@@ -44,7 +44,7 @@ class Scored(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of the image as it is seen upright."""
+    """A rectangle in pixels of the image as it is seen upright; (x0, y0) is the upper left corner."""
 
     x0: float
     y0: float
@@ -53,7 +53,13 @@ class Box(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came out for one item: `value`, or `error` where it could not be read."""
+    """What came out for one item.
+
+    Attributes:
+        name: its path, or words for what is in memory.
+        value: a str, a list of `Scored` or a `Box`, by task; None beside an error.
+        error: one line where it could not be read.
+    """
 
     name: str
     value: Any
@@ -63,6 +69,10 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground and classify.
 
+    An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
+    a list of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
+    listed in `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
+
     Args:
         model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
@@ -70,9 +80,15 @@ class Assistant:
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
 
-    An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`; a list
-    of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is listed in
-    `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
+    Raises:
+        ValueError: for no such model, one of a family without these skills, and a `batch_size` below 1.
+
+    Example:
+        >>> assistant = Assistant("mplug2-caption")
+        >>> assistant.tasks
+        ('caption',)
+        >>> assistant.caption(["dog.jpg", "clip.mp4"], num_beams=3)
+        ['a dog on a beach', 'a man is cooking']
     """
 
     def __init__(
@@ -98,7 +114,20 @@ class Assistant:
         return tuple(sorted(self.skills.tasks))
 
     def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: int) -> Any:
-        """A description of each item (str). options: `num_beams, min_length, max_length`."""
+        """A description of each item.
+
+        Args:
+            items: one, or a list of them, see `Assistant`.
+            on_bad: "raise", or "skip" for None in the place of what cannot be read.
+            options: `num_beams`, `min_length`, `max_length` (tokens); the family's own where they are not
+                given.
+
+        Returns:
+            A str, or a list of them.
+
+        Raises:
+            ValueError: for a model that does not caption; for a bad item unless skipping.
+        """
         return self._all("caption", items, on_bad, options=options)
 
     def answer(
@@ -110,7 +139,26 @@ class Assistant:
         on_bad: OnBad = "raise",
         **options: int,
     ) -> Any:
-        """The answer (str) to one question about every item, or to a question each: free, or the best of `answers`."""
+        """The answer to one question about every item, or to a question each: free, or the best of `answers`.
+
+        Args:
+            items: one, or a list of them, see `Assistant`.
+            question: for all items, or a list with one for each.
+            answers: to choose from, as in `rank`; None lets the model write.
+            on_bad, options: as in `caption`.
+
+        Returns:
+            A str, or a list of them.
+
+        Raises:
+            ValueError: for a model that does not answer (or rank), an empty or too long question, and other
+            numbers of
+                questions than items; for a bad item unless skipping.
+
+        Example:
+            >>> assistant.answer("dog.jpg", "what colour is it?", ["brown", "white"])
+            'brown'
+        """
         if answers is not None:
             ranked = self.rank(items, question, answers, on_bad=on_bad)
             single = bool(ranked) and isinstance(ranked[0], Scored)
@@ -120,17 +168,50 @@ class Assistant:
     def rank(
         self, items: Any, question: str | Sequence[str], answers: Sequence[str], *, on_bad: OnBad = "raise"
     ) -> Any:
-        """All `answers` with their probabilities, best first: a list of `Scored` per item."""
+        """All `answers` with their probabilities, best first.
+
+        Args:
+            items, question, on_bad: as in `answer`.
+            answers: at least one; their probabilities sum to 1.
+
+        Returns:
+            A list of `Scored`, or a list of such lists.
+
+        Raises:
+            ValueError: as `answer`, and for no answers.
+        """
         return self._all("rank", items, on_bad, question, candidates=answers)
 
     def ground(self, items: Any, phrase: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
-        """Where a phrase is in each image: a `Box` in its pixels."""
+        """Where a phrase is in each image.
+
+        Args:
+            items: images, one or a list of them.
+            phrase: for all images, or a list with one for each.
+            on_bad: as in `caption`.
+
+        Returns:
+            A `Box` in pixels of its image, or a list of them.
+
+        Raises:
+            ValueError: for a model that does not ground, and an empty phrase; for a bad item unless skipping.
+        """
         return self._all("ground", items, on_bad, phrase)
 
     def classify(self, items: Any, labels: Sequence[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
-        """Labels with probabilities, best first, per item: those of the model's head, or the given ones.
+        """Labels with probabilities, best first: those of the model's head, or the given ones.
 
-        Items may be texts as well, given as `Sample(id, text=...)`.
+        Args:
+            items: as everywhere; texts as well, given as `Sample(id, text=...)`.
+            labels: to choose from, where the family can; None takes those of the head.
+            on_bad: as in `caption`.
+
+        Returns:
+            A list of `Scored`, or a list of such lists.
+
+        Raises:
+            ValueError: for a model that does not classify, and an empty list of labels; for a bad item unless
+            skipping.
         """
         return self._all("classify", items, on_bad, candidates=labels)
 
@@ -144,8 +225,25 @@ class Assistant:
     ) -> Iterator[Result]:
         """Results in order, as batches finish; items that cannot be read come with their `error`.
 
-        Raises ValueError for a task that this model does not do, for an empty list of candidates and for texts over
-        the limit, before anything is decoded. What does not fit the task is an item with an error; see `fitting`.
+        Args:
+            task: one of `tasks`.
+            requests: from `request_of` or `requests_under`. What does not fit the task is an item with an
+                error.
+            candidates: answers or labels to choose from.
+            options: as in `caption`.
+
+        Returns:
+            One `Result` per request.
+
+        Raises:
+            ValueError: for a task that this model does not do, an empty list of candidates and texts over the
+            limit, before
+                anything is decoded.
+
+        Example:
+            >>> requests, _ = requests_under(Path("photos"))
+            >>> for result in assistant.stream("caption", requests):
+            ...     print(result.name, result.value or result.error)
         """
         requests = self.fitting(task, requests)
         if task not in self.skills.tasks:
@@ -159,6 +257,7 @@ class Assistant:
             self.skills.check_text(text)
         # 2 batches ahead: one waits while the next is decoded, and no more pictures than that lie in memory
         ready = decoded(requests, self.skills.prepare, self.skills.num_frames, 2 * self.batch_size)
+        # neighbours of one kind only: order of the results is that of the requests
         for kind, group in groupby(ready, key=lambda one: "bad" if one.error is not None else one.request.kind):
             while batch := list(islice(group, self.batch_size)):
                 if kind == "bad":
@@ -170,6 +269,7 @@ class Assistant:
     def _run(
         self, task: Task, batch: list[Ready], candidates: Sequence[str] | None, options: Mapping[str, Any]
     ) -> Sequence[Any]:
+        """Values of one batch of one kind, by the family's skills; boxes as pixels of each picture."""
         import torch
 
         kind, texts = batch[0].request.kind, [one.request.text for one in batch]
@@ -195,7 +295,12 @@ class Assistant:
         return found
 
     def fitting(self, task: Task, requests: Iterable[Request]) -> list[Request]:
-        """The requests, with an `error` where the task needs a text or another kind of item than is given."""
+        """The requests, with an `error` where the task needs a text or another kind of item than is given.
+
+        Args:
+            task: what is to be done.
+            requests: those that have an error already keep it.
+        """
         kinds: Collection[str] = {"image"} if task == "ground" else self.skills.kinds
 
         def misfit(request: Request) -> str | None:
@@ -216,6 +321,7 @@ class Assistant:
         candidates: Sequence[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Run a task over one item or a list of them: one value, or a list with None for what was skipped."""
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
         # a tuple of pictures is one clip, a list of them several pictures
@@ -227,6 +333,7 @@ class Assistant:
             raise ValueError(f"expected one question per item, got {len(each)} for {len(listed)} items")
         make = request_of if on_bad == "raise" else _request_or_error
         requests = [make(item, text) for item, text in zip(listed, each, strict=True)]
+        # else `stream` says that the model does not do this task, which matters more than the items
         if task in self.skills.tasks:
             requests = self.fitting(task, requests)
         if on_bad == "raise" and (bad := next((r.error for r in requests if r.error), None)):
@@ -242,10 +349,16 @@ class Assistant:
 
 
 class Skills(Asks, Protocol):
-    """Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item.
+    """What a family writes to take part: its model and processor behind one small interface.
 
-    tasks: what this model does; kinds: what it looks at; num_frames: of a clip; labels: what a classification head
-    knows, empty without one.
+    Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item. Only
+    the methods of the family's own `tasks` are called.
+
+    Attributes:
+        tasks: what this model does.
+        kinds: what it looks at.
+        num_frames: of a clip.
+        labels: what a classification head knows, empty without one.
     """
 
     tasks: frozenset[Task]
@@ -253,15 +366,30 @@ class Skills(Asks, Protocol):
     labels: tuple[str, ...]
 
     def prepare(self, kind: Kind, value: Any) -> Any:
-        """One decoded item on the host: a PIL image, a list of PIL frames or a text. Called from several threads."""
+        """One decoded item on the host. Called from several threads.
+
+        Args:
+            kind: text, image or video.
+            value: a text, a PIL image or a list of PIL frames.
+
+        Returns:
+            Whatever the other methods take of one item.
+        """
         ...
 
     def check_text(self, text: str) -> None:
-        """Raise ValueError where a question, phrase or answer is over the model's limit."""
+        """Check a question, phrase, answer or label before any item is decoded.
+
+        Raises:
+            ValueError: where it is over the model's limit.
+        """
         ...
 
     def caption(self, kind: Kind, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-        """A description of each item. options: `num_beams, min_length, max_length` where given."""
+        """A description of each item.
+
+        options: `num_beams, min_length, max_length` where given.
+        """
         ...
 
     def answer(
@@ -289,7 +417,15 @@ class Skills(Asks, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One item with the text that goes with it. `error` stands where nothing could be made of it."""
+    """One item with the text that goes with it.
+
+    Attributes:
+        name: for messages and results.
+        kind: text, image or video.
+        value: a path, a PIL image, a list of PIL frames or a text.
+        text: a question or phrase.
+        error: stands where nothing could be made of the item.
+    """
 
     name: str
     kind: Kind
@@ -300,7 +436,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A request with what the model takes: `prepared`, the picture size in pixels, or why there is none."""
+    """A request with what the model takes.
+
+    Attributes:
+        request: as it came.
+        prepared: by the family's `prepare`.
+        size: (width, height) in pixels of the picture or first frame; zeros for a text.
+        error: why there is nothing prepared.
+    """
 
     request: Request
     prepared: Any = None
@@ -309,9 +452,18 @@ class Ready:
 
 
 def request_of(item: Any, text: str = "") -> Request:
-    """A path (image or video, by content), PIL image, list of PIL frames or `Sample` -> a request.
+    """Read one item as a request.
 
-    Raises ValueError (one line) for what is missing, empty, sound alone or no media.
+    Args:
+        item: a path (image or video, by content), PIL image, list of PIL frames or `Sample`; a `Request` stays.
+        text: a question or phrase; a sample's own question goes first.
+
+    Raises:
+        ValueError: one line, for what is missing, empty, sound alone or no media.
+
+    Example:
+        >>> request_of(Sample("a", text="good morning")).kind
+        'text'
     """
     from PIL.Image import Image
 
@@ -319,6 +471,7 @@ def request_of(item: Any, text: str = "") -> Request:
         return item
     if isinstance(item, Sample):
         name, text = f"sample {item.id}", item.question or text
+        # a sample with both is a clip with its cover picture
         for kind in ("video", "image"):
             if (value := getattr(item, kind)) is not None:
                 return Request(name, kind, Path(value) if isinstance(value, str) else value, text)
@@ -336,10 +489,18 @@ def request_of(item: Any, text: str = "") -> Request:
 
 
 def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
-    """The requests of a file, a folder or a manifest, and how many files of a folder are neither image nor video.
+    """The requests of a file, a folder or a manifest.
 
-    A file or row that is no image or video becomes a request with an `error`; a manifest's `question` takes the
-    place of `text`. Raises ValueError for a path that does not exist and for a folder with nothing to look at.
+    Args:
+        path: a folder with a manifest.jsonl stands for that manifest.
+        text: goes with every item; a manifest's `question` takes its place.
+
+    Returns:
+        The requests, and how many files of a folder are neither image nor video. A row or named file that is no
+        image or video becomes a request with an `error`.
+
+    Raises:
+        ValueError: for a path that does not exist, an empty manifest, and a folder with nothing to look at.
     """
     if not path.exists():
         raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder")
@@ -354,11 +515,16 @@ def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
 
 
 def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
+    """Requests of all images and videos below a folder, by name, and the number of other files.
+
+    Hidden files and folders are passed over.
+    """
     requests, others = [], 0
     for root, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
             request = _request_or_error(path, text, str(path))
+            # an empty file, or a broken picture, is no other file: it is listed with its error
             if request.error and path.stat().st_size and kind_of(path) in (None, "text", "audio"):
                 others += 1
             else:
@@ -377,6 +543,7 @@ def _request_or_error(item: Any, text: str, name: str | None = None) -> Request:
 
 
 def _kind_of_file(path: Path) -> Kind:
+    """Image or video, by content. Raises ValueError for anything else, and for an empty or missing file."""
     if not path.is_file():
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
@@ -391,7 +558,17 @@ def _kind_of_file(path: Path) -> Kind:
 def decoded(
     requests: Iterable[Request], prepare: Callable[[Kind, Any], Any], num_frames: int, ahead: int
 ) -> Iterator[Ready]:
-    """Decode and prepare in order, `ahead` items in advance, in a few threads; what fails carries its `error`."""
+    """Decode and prepare in order, ahead of the model, in a few threads.
+
+    Args:
+        requests: those with an error pass through.
+        prepare: `Skills.prepare`.
+        num_frames: that a video file becomes; frames in memory stay as they are.
+        ahead: items that are decoded or waiting at a time.
+
+    Returns:
+        One `Ready` per request; what fails carries its `error`.
+    """
 
     def ready(request: Request) -> Ready:
         if request.error:

@@ -27,7 +27,7 @@ UNFINISHED = "\ufffd"
 
 
 class Chat:
-    """One conversation.
+    """One conversation: keeps what was said and shown, and writes the answers piece by piece.
 
     Args:
         model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
@@ -35,13 +35,21 @@ class Chat:
         dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         system: what the conversation begins with, instead of the template's own words.
-        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor says,
-            else 8.
+        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor
+            says, else 8.
         max_new_tokens: most tokens of an answer.
         temperature: 0 always takes the likeliest token; the published demos sample at 0.2 and 0.7.
-        top_p: sample among the likeliest tokens that have this probability together.
+        top_p: sample among the likeliest tokens that have this probability together; None is 1, all of them.
 
-    Raises ValueError for a model that does not talk.
+    Raises:
+        ValueError: for a model that does not talk, and numbers out of range.
+
+    Example:
+        >>> chat = Chat("owl2-dir")
+        >>> chat.ask("What is in this picture?", images=["dog.jpg"])
+        'A dog on a beach.'
+        >>> for piece in chat.stream("What colour is it?"):
+        ...     print(piece, end="", flush=True)
     """
 
     def __init__(
@@ -77,26 +85,49 @@ class Chat:
         self._is_answering = False
 
     def another(self) -> Chat:
-        """A new conversation with the same model and settings, and a history of its own."""
+        """A new conversation with the same model and settings, and a history of its own.
+
+        Returns:
+            A `Chat` that shares the weights: a second one costs no memory.
+        """
         other = object.__new__(Chat)
         other.__dict__.update(self.__dict__, messages=list(self._begin), _is_answering=False)
         return other
 
     def clear(self) -> None:
-        """Forget everything that was said."""
+        """Forget everything that was said, but for the system's words."""
         self.messages = list(self._begin)
 
     def ask(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> str:
-        """The whole answer; arguments as `stream`."""
+        """The whole answer.
+
+        Args:
+            question, images, videos: as in `stream`.
+
+        Raises:
+            ValueError: as `stream`.
+        """
         return "".join(self.stream(question, images, videos))
 
     def stream(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> Iterator[str]:
         """The answer piece by piece, as it is written.
 
-        images: paths or PIL images of any size; videos: paths, or lists of PIL frames. Media stand before the question.
-        An iterator that is closed, or interrupted, stops the answer; what was said until then stays in the history.
-        Raises ValueError for media that cannot be read, without a question, for a conversation over the context of the
-        model, and while another answer of this conversation is being written.
+        An iterator that is closed, or interrupted, stops the answer; what was said until then stays in the
+        history.
+
+        Args:
+            question: not empty.
+            images: paths or PIL images of any size.
+            videos: paths, or lists of PIL frames. Media stand before the question, images first.
+
+        Returns:
+            Pieces that, joined, are the answer.
+
+        Raises:
+            ValueError: for media that cannot be read, without a question, for a conversation over the context
+            of the
+                model, and while another answer of this conversation is being written. All of it before the
+                first piece.
         """
         if self._is_answering:
             raise ValueError("expected the last answer to be over, got a question; read it to its end or close it")
@@ -112,6 +143,7 @@ class Chat:
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         inputs = self._inputs([*self.messages, message])
         room, length = self.max_new_tokens, inputs["input_ids"].shape[1]
+        # a family says `context` where its table of positions does not tell it
         config = self.model.config
         context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
         if context is not None:
@@ -125,7 +157,11 @@ class Chat:
         return self._answer(message, inputs, room)
 
     def _inputs(self, messages: Sequence[Message]) -> Mapping[str, Any]:
-        """What the model reads: the whole conversation as one text, and all that was ever shown in it, in order."""
+        """What the model reads: the whole conversation as one text, and all that was ever shown in it, in order.
+
+        messages: in the layout of transformers' chat templates. Returns the processor's tensors on the model's
+            device.
+        """
         contents = [m["content"] if isinstance(m["content"], list) else [] for m in messages]
         # the template needs to know where media stand, not what they are
         described = [
@@ -141,6 +177,7 @@ class Chat:
         return self.processor(text=[prompt], **media).to(self.model.device)
 
     def _answer(self, message: Message, inputs: Mapping[str, Any], room: int) -> Iterator[str]:
+        """Pieces from the thread that generates; the history grows when they end, or are no longer read."""
         said, failed = "", False
         queue: SimpleQueue[Any] = SimpleQueue()
         stop = Event()
@@ -155,13 +192,16 @@ class Chat:
                 said += piece
                 yield piece
         finally:
+            # the thread stops at its next token
             stop.set()
             self._is_answering = False
+            # a failed answer leaves no half turn behind: the question can be asked again
             if said and not failed:
                 self.messages += [message, {"role": "assistant", "content": said}]
             thread.join()  # last: a second interrupt may come while a step ends
 
     def _generate(self, inputs: Mapping[str, Any], room: int, queue: SimpleQueue[Any], stop: Event) -> None:
+        """What the thread does: `generate` with the pieces going into the queue, then None, whatever happened."""
         import torch
         from transformers import StoppingCriteriaList
 
@@ -170,6 +210,7 @@ class Chat:
 
         how: dict[str, Any] = {"do_sample": self.temperature > 0}
         if self.temperature > 0:
+            # top_p is always said: a model's own generation_config may hold another
             how |= {"temperature": self.temperature, "top_p": 1.0 if self.top_p is None else self.top_p}
         pieces = Pieces(self.processor.decode, getattr(self.processor, "stop_strings", ()), queue.put, stop)
         criteria: Any = StoppingCriteriaList([stopped])
@@ -187,8 +228,22 @@ class Chat:
 class Pieces:
     """A streamer for transformers' `generate` whose pieces, joined, are exactly the text of the whole answer.
 
-    decode: ids -> text without special tokens; stops: texts that end an answer and are no part of it; put: takes the
-    pieces; stop: set when a stop was found.
+    ids so far -> whole text decoded again -> cut at a stop -> end that may change held back -> new piece
+
+    Args:
+        decode: ids -> text without special tokens.
+        stops: texts that end an answer and are no part of it.
+        put: takes the pieces.
+        stop: set when a stop was found.
+
+    Example:
+        >>> said = []
+        >>> pieces = Pieces(lambda ids: "".join(map(chr, ids)), ["###"], said.append, Event())
+        >>> for ids in ([[0]], [72], [105], [35], [35], [35]):
+        ...     pieces.put(torch.tensor(ids))
+        >>> pieces.end()
+        >>> said
+        ['H', 'i']
     """
 
     def __init__(
@@ -200,10 +255,14 @@ class Pieces:
         self._is_prompt = True
 
     def put(self, value: Any) -> None:
-        """value: the prompt (1, seq), then every new id (1,)."""
+        """Take what `generate` hands over.
+
+        value: the prompt (1, seq), then every new id (1,).
+        """
         if self._is_prompt:
             self._is_prompt = False
             return
+        # decoded as a whole every time: a tokenizer may write a blank, or join bytes, only with what follows
         self.ids += value.flatten().tolist()
         text, is_over = self._cut(self.decode(self.ids))
         if is_over:
@@ -213,20 +272,26 @@ class Pieces:
         self._say(text)
 
     def end(self) -> None:
-        """The rest: nothing can follow that would change it."""
+        """The rest: nothing can follow that would change it. Called by `generate` once."""
         self._say(self._cut(self.decode(self.ids))[0])
 
     def _say(self, text: str) -> None:
+        # else the decoder changed its mind about what was said, which nobody can take back
+        """Hand over what `text` has on top of what was said."""
         if len(text) > len(self.said) and text.startswith(self.said):
             piece, self.said = text[len(self.said) :], text
             self._put(piece)
 
     def _cut(self, text: str) -> tuple[str, bool]:
+        """The text before the first stop and whether there is one; blanks in front of it go too."""
         places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         return (text[: min(places)].rstrip(), True) if places else (text, False)
 
     def _held(self, text: str) -> int:
-        """Characters at the end that may still change: half a character, or the beginning of a stop and blanks."""
+        """How many characters at the end may still change: half a character, or the beginning of a stop and blanks.
+
+        A stop counts in every length down to one letter, since the rest may come with the next token.
+        """
         kept = len(text.rstrip(UNFINISHED))
         for stop in self.stops:
             for size in range(min(len(stop) - 1, kept), 0, -1):

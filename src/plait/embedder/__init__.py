@@ -48,7 +48,13 @@ _AUDIO_SECONDS_PER_ITEM = 15
 
 
 class Skipped(NamedTuple):
-    """An item that could not be embedded: its place in the list, its path or short form, why."""
+    """An item that could not be embedded.
+
+    Attributes:
+        index: its place in the list.
+        name: its path or a short form of it.
+        reason: one line.
+    """
 
     index: int
     name: str
@@ -56,7 +62,13 @@ class Skipped(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """`vectors` (len(kept), dim), the places of the embedded items in the list, and what was left out."""
+    """What came of a list of items.
+
+    Attributes:
+        vectors: (len(kept), dim) float32, of unit length.
+        kept: places of the embedded items in the list.
+        skipped: what was left out, and why.
+    """
 
     vectors: np.ndarray
     kept: list[int]
@@ -66,15 +78,23 @@ class Embedded(NamedTuple):
 class Embedder:
     """Turn texts, images, videos and audio, or mixtures of them, into unit vectors of one space.
 
+    A model without video takes the mean of the image vectors of 8 frames spread over the video.
+
     Args:
-        model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), `"nano"` (it ships
-            with Plait), an official checkpoint, or a pair `(model, processor)`.
+        model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), `"nano"`
+            (it ships with Plait), an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
 
-    A model without video takes the mean of the image vectors of 8 frames spread over the video.
+    Raises:
+        ValueError: for no such model, one that maps nothing into a space, or a LoRA of another model.
+
+    Example:
+        >>> embedder = Embedder("nano")
+        >>> vectors = embedder.embed(["a dog", Path("dog.jpg"), {"audio": "bark.wav", "text": "snow"}])
+        >>> vectors @ vectors.T  # cosine similarities (3, 3)
     """
 
     def __init__(
@@ -103,7 +123,11 @@ class Embedder:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """What the model embeds by itself, in the shared order."""
+        """What the model embeds by itself, in the shared order: text, image, video, audio.
+
+        Returns:
+            A tuple of names; `accepts` also has what frames stand in for.
+        """
         return self._tower.modalities
 
     @property
@@ -119,7 +143,10 @@ class Embedder:
 
     @property
     def dim(self) -> int:
-        """Width of a vector (found with one tiny forward pass the first time)."""
+        """Width of a vector.
+
+        The first question costs one tiny forward pass where nothing was embedded before.
+        """
         if self._dim is None:
             from PIL import Image
 
@@ -128,13 +155,18 @@ class Embedder:
                 "image": Image.new("RGB", (64, 64)),
                 "audio": np.zeros(self.sampling_rate or 16000, np.float32),
             }
+            # of the first modality alone: `embed` notes the width
             self.embed([{name: value for name, value in tiny.items() if name in self.modalities[:1]}])
         assert self._dim is not None
         return self._dim
 
     @property
     def fingerprint(self) -> str:
-        """Hash of configuration and weights: equal for equal models, so that an index knows its own."""
+        """Hash of configuration and weights: equal for equal models, so that an index knows its own.
+
+        Returns:
+            16 hexadecimal digits, see `plait.embedder.towers.fingerprint`; computed once.
+        """
         if self._fingerprint is None:
             from plait.embedder.towers import fingerprint
 
@@ -155,13 +187,23 @@ class Embedder:
         Args:
             items: texts (str), media files (`pathlib.Path`), PIL images, `Sample`s, or mappings such as
                 `{"audio": "bird.wav", "text": "snow", "not": {"text": "night"}, "weights": {"text": 0.5}}`: the
-                weighted sum of the parts' unit vectors, brought back to unit length. Audio arrays (samples,) are at
-                the model's rate, or `(array, rate)`.
+                weighted sum of the parts' unit vectors, brought back to unit length. Audio arrays (samples,)
+                are at the model's rate, or `(array, rate)`.
+            batch_size: of this call, instead of the embedder's own.
+            show_progress: None shows a bar on stderr when the work takes longer than about two seconds.
             weights: default weight per modality (1.0) and of what stands under `not` (0.5) for all items.
             on_bad: with `"skip"`, rows of items that cannot be read are left out and listed in `self.skipped`.
-            show_progress: None shows a bar on stderr when the work takes longer than about two seconds.
 
-        Raises ValueError (one line) for an unknown modality and, unless skipping, for missing or broken media.
+        Returns:
+            (n, dim), in the order of the items; fewer rows where items were skipped.
+
+        Raises:
+            ValueError: one line, for another `on_bad` or `batch_size`, and a single item instead of a list;
+            unless
+                skipping, also for an unknown modality and for missing or broken media.
+
+        Example:
+            >>> embedder.embed([{"image": "beach.jpg", "not": {"text": "people"}}], weights={"not": 0.3})  # (1, dim)
         """
         if on_bad not in ("raise", "skip"):
             raise ValueError(f"expected on_bad 'raise' or 'skip', got {on_bad!r}")
@@ -180,7 +222,18 @@ class Embedder:
         weights: Mapping[str, float] | None = None,
         strict: bool = False,
     ) -> Embedded:
-        """Like `embed`, and says which items were kept and which were left out and why (`strict` raises instead)."""
+        """Like `embed`, and says which items were kept, and which were left out and why.
+
+        Args:
+            items, batch_size, show_progress, weights: as in `embed`.
+            strict: raise for the first item that cannot be read instead of leaving it out.
+
+        Returns:
+            `Embedded`; without a single readable item (0, dim).
+
+        Raises:
+            ValueError: as `embed`.
+        """
         if isinstance(items, str | bytes | Path | Mapping):
             raise ValueError(f"expected a list of items, got one {type(items).__name__}; wrap it in a list")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
@@ -197,25 +250,44 @@ class Embedder:
                 kept.append(place)
         if rows:
             self._dim = len(rows[0])
+        # 0 where no vector was ever made, so that a list of bad items alone costs no forward pass
         width = self._dim if rows or self._dim else 0
         return Embedded(np.stack(rows) if rows else np.zeros((0, width or 0), np.float32), kept, skipped)
 
     def stream(self, items: Iterable[Any], *, chunk_size: int = 256, **options: Any) -> Iterator[np.ndarray]:
-        """One vector (dim,) per item of an endless or long source, in bounded memory; options as for `embed`."""
+        """Vectors of an endless or long source, in bounded memory.
+
+        Args:
+            items: as in `embed`, any iterable.
+            chunk_size: items that are read and embedded at a time.
+            options: of `embed`; skipped items are listed in `self.skipped` of their chunk alone.
+
+        Returns:
+            One vector (dim,) per item that is not skipped, in order.
+
+        Raises:
+            ValueError: as `embed`, and for a `chunk_size` below 1.
+        """
         source = iter(items)
         while chunk := list(itertools.islice(source, _positive(chunk_size, "chunk_size"))):
             yield from self.embed(chunk, **options)
 
 
 class _Work:
-    """One call of `embed`: unique parts by modality -> batches -> unit vectors by part."""
+    """One call of `embed`: unique parts by modality -> batches -> unit vectors by part.
+
+    bad: part key -> why it has no vector. strict: raise at the first such part.
+    """
 
     def __init__(self, tower: Tower, accepts: Sequence[Modality], batch_size: int, strict: bool) -> None:
         self.tower, self.accepts, self.batch_size, self.strict = tower, accepts, batch_size, strict
         self.bad: dict[object, str] = {}
 
     def read(self, item: Any, weights: Mapping[str, float] | None) -> list[Part] | str:
-        """The parts of an item, or why it has none."""
+        """The parts of an item, or why it has none.
+
+        Raises ValueError where nothing may be skipped.
+        """
         try:
             parts = parts_of(item, weights)
             if missing := next((p for p in parts if p.modality not in self.accepts), None):
@@ -234,8 +306,10 @@ class _Work:
             groups[part.modality].append(part)
         vectors: dict[object, np.ndarray] = {}
         with progress_bar("embedding", total=len(unique), show=show_progress) as bar:
+            # one modality after the other: a batch goes through one tower
             for modality in (m for m in MODALITIES if m in groups):
                 for parts, values in self._batches(modality, groups[modality]):
+                    # not strict: a batch of one bad part gives an empty vector, which is left out below
                     vectors |= zip((p.key for p in parts), self._encode(modality, parts, values), strict=False)
                     bar.update(len(parts))
         return {key: vector for key, vector in vectors.items() if key not in self.bad}
@@ -249,6 +323,7 @@ class _Work:
         if modality == "text":
             parts = sorted(parts, key=lambda part: len(part.value))
         loaded = self._loaded(modality, parts)
+        # in samples, as clips are counted: seconds x rate
         budget = self.batch_size * _AUDIO_SECONDS_PER_ITEM * (self.tower.sampling_rate or 1)
         while window := list(itertools.islice(loaded, self.batch_size * (2 if modality == "audio" else 1))):
             if modality == "audio":
@@ -284,6 +359,7 @@ class _Work:
                     self.bad[part.key] = self._fail(error)
 
     def _decode(self, part: Part) -> Any:
+        """A part as the tower takes it: prepared pictures and frames, arrays of sound. Runs in the loader's threads."""
         value = load(part, self.tower.sampling_rate)
         if part.modality == "image":  # keep the small tensors, not the pixels of a large photograph
             return self.tower.prepare("image", [value])
@@ -313,6 +389,10 @@ class _Work:
             return [np.zeros(0, np.float32)]
 
     def _forward(self, modality: Modality, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Unit vectors (batch, dim) of prepared inputs, on the host.
+
+        Raises ValueError for numbers that are not finite.
+        """
         import torch
 
         first = next(self.tower.model.parameters())
@@ -321,6 +401,7 @@ class _Work:
             for name, value in inputs.items()
         }
         with torch.inference_mode():
+            # in float32: a norm in half precision would be off in the third digit
             features = self.tower.encode(modality, placed).float()
             vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         if not np.isfinite(vectors).all():  # NaN is never a vector: it would be nearest to nothing and everything
@@ -328,7 +409,10 @@ class _Work:
         return vectors
 
     def fuse(self, query: list[Part] | str, vectors: Mapping[object, np.ndarray]) -> np.ndarray | str:
-        """The unit vector of an item, or why it has none."""
+        """The unit vector (dim,) of an item, or why it has none.
+
+        query: parts of the item, or the reason that `read` gave; vectors: by part key, from `run`.
+        """
         if isinstance(query, str):
             return query
         if reason := next((self.bad[part.key] for part in query if part.key in self.bad), None):
@@ -341,12 +425,14 @@ class _Work:
             return self._fail(error)
 
     def _fail(self, error: Exception) -> str:
+        """Raise the error where nothing may be skipped, else its first line."""
         if self.strict:
             raise error if isinstance(error, ValueError) else ValueError(str(error)) from error
         return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
+    """A vector (dim,) brought to length 1. Raises ValueError for one without a direction."""
     length = float(np.linalg.norm(vector))
     if length < 1e-6:  # a difference of equal vectors is rounding noise, not a direction
         raise ValueError("expected weights that leave a direction, got parts that cancel out; change the weights")
@@ -354,7 +440,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _shown(item: Any, parts: Sequence[Part] | str) -> str:
-    """What a list of skipped items calls this one."""
+    """What a list of skipped items calls this one: names of its parts, or its first 200 characters."""
     if not isinstance(parts, str):
         return " + ".join(part.name for part in parts)
     if isinstance(item, Mapping):
@@ -363,6 +449,8 @@ def _shown(item: Any, parts: Sequence[Part] | str) -> str:
 
 
 def _positive(value: int, name: str) -> int:
+    # True is an int in Python, and no size
+    """The value itself. Raises ValueError for what is no whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"expected {name} of at least 1, got {value!r}")
     return value
@@ -370,7 +458,14 @@ def _positive(value: int, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of media with the weight of its unit vector in the sum."""
+    """One piece of media with the weight of its unit vector in the sum.
+
+    Attributes:
+        modality: text, image, video or audio.
+        value: a text, a path, bytes, a PIL image or an array (samples,).
+        weight: negative for what stands under `not`.
+        sampling_rate: of an array; None: the model's.
+    """
 
     modality: Modality
     value: Any
@@ -386,13 +481,20 @@ class Part:
 
     @property
     def key(self) -> object:
-        """Equal for parts that give the same vector."""
+        """Equal for parts that give the same vector, so that each is embedded once in a call."""
         hashable = isinstance(self.value, str | bytes | Path)  # arrays and pictures are told apart by identity
         return (self.modality, self.value if hashable else id(self.value), self.sampling_rate)
 
 
 def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """A copy of `weights`. Raises ValueError for a name that is no modality or `not`, and for what is no number."""
+    """A copy of `weights`, checked.
+
+    Args:
+        weights: modality or "not" -> number; None for none.
+
+    Raises:
+        ValueError: for a name that is no modality or `not`, and for what is no finite number.
+    """
     allowed = (*MODALITIES, "not")
     for name, weight in (weights or {}).items():
         if name not in allowed:
@@ -403,13 +505,29 @@ def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
 
 
 def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part]:
-    """Read an item into its parts. Raises ValueError when it is empty, of an unknown type or of unknown modality."""
+    """Read an item into its parts.
+
+    Args:
+        item: as in `Embedder.embed`.
+        weights: default weights by modality and of `not`; those of the item win.
+
+    Returns:
+        At least one part; those of `not` have negative weights.
+
+    Raises:
+        ValueError: when it is empty, of an unknown type or of unknown modality.
+
+    Example:
+        >>> [(part.modality, part.weight) for part in parts_of({"text": "sea", "not": {"text": "ship"}})]
+        [('text', 1.0), ('text', -0.5)]
+    """
     weights = check_weights(weights)
     if isinstance(item, str):
         return [_part("text", item, weights)]
     if isinstance(item, Path):
         return [_part(kind_of_file(item), item, weights)]
     if isinstance(item, Sample):
+        # the text of a sample with media is its caption, which would give the answer away
         media = [m for m in item.modalities if m != "text"] or list(item.modalities)
         if not media:
             raise ValueError(f"expected sample {item.id!r} to hold text, image, video or audio, got none of them")
@@ -429,6 +547,7 @@ def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part
 
 
 def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> list[Part]:
+    """Parts of a mapping: its media in the shared order, then what stands under `not`."""
     known = (*MODALITIES, "not", "weights")
     if unknown := [key for key in item if key not in known]:
         raise ValueError(f"expected the keys {', '.join(known)}, got {unknown[0]!r}")
@@ -443,12 +562,14 @@ def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> lis
         raise ValueError(f"expected at least one of {', '.join(MODALITIES)} in an item, got {sorted(item)}")
     for other in _listed(item["not"]) if item.get("not") is not None else []:
         scale = weights.get("not", NOT_WEIGHT)
+        # a `not` inside a `not` starts from the default weight again
         positive = {name: weight for name, weight in weights.items() if name != "not"}
         parts += [replace(p, weight=-scale * p.weight) for p in parts_of(other, positive)]
     return parts
 
 
 def _part(modality: Modality, value: Any, weights: Mapping[str, float]) -> Part:
+    """One part of a value that has the right type for its modality. Raises ValueError for another type."""
     rate = None
     if modality == "audio" and isinstance(value, tuple):
         if len(value) != 2 or not isinstance(value[0], np.ndarray):
@@ -468,17 +589,23 @@ def _part(modality: Modality, value: Any, weights: Mapping[str, float]) -> Part:
 
 
 def _listed(value: Any) -> Sequence[Any]:
+    """The values of one key: a list, or one value as a list."""
     return value if isinstance(value, list) else [value]
 
 
 def _is_image(value: Any) -> bool:
+    """Whether this is a PIL image."""
     from PIL import Image
 
     return isinstance(value, Image.Image)
 
 
 def kind_of_file(path: Path) -> Modality:
-    """The modality of a media file, read from its content. ValueError when it is missing, empty or no media."""
+    """The modality of a media file, read from its content.
+
+    Raises:
+        ValueError: when it is missing, no regular file, empty or no media.
+    """
     if not path.is_file():
         got = "not a regular file" if path.exists() else "no such file"
         raise ValueError(f"expected a file, got {path}: {got}; check the path")
@@ -489,9 +616,18 @@ def kind_of_file(path: Path) -> Modality:
 
 
 def load(part: Part, sampling_rate: int | None) -> Any:
-    """Decode a part: text stays; image -> PIL RGB; audio -> float32 (samples,) at `sampling_rate`; video -> frames.
+    """Decode a part.
 
-    Raises ValueError (one line, naming the file) for what is missing or cannot be decoded.
+    Args:
+        part: text stays as it is.
+        sampling_rate: of the model, in samples per second; None takes 16000.
+
+    Returns:
+        image: PIL RGB; video: a list of `VIDEO_FRAMES` PIL frames; audio: float32 (samples,) at
+            `sampling_rate`.
+
+    Raises:
+        ValueError: one line that names the file, for what is missing or cannot be decoded.
     """
     if part.modality == "text":
         return part.value

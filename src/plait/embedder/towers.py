@@ -24,19 +24,29 @@ from plait.models import SHIPPED, shipped
 from plait.types import MODALITIES, Modality
 
 _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
+# fields of a configuration that depend on who wrote it, not on what the model computes
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "official"}
 _SAMPLES_PER_TENSOR = 64
 
 
 class Tower(Protocol):
-    """What `Embedder` needs of a model."""
+    """What `Embedder` needs of a model.
+
+    Attributes:
+        model: the torch module, whose first parameter tells device and dtype.
+        modalities: what it embeds, in the shared order.
+        sampling_rate: samples per second of audio; None without audio.
+    """
 
     model: nn.Module
     modalities: tuple[Modality, ...]
     sampling_rate: int | None
 
     def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Decoded values of one modality -> the model's inputs on the host, first axis = batch."""
+        """Decoded values of one modality -> the model's inputs on the host, first axis = batch.
+
+        values: texts, PIL images, lists of frames or arrays (samples,). Called from several threads for images.
+        """
         ...
 
     def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -45,7 +55,15 @@ class Tower(Protocol):
 
 
 class PairTower:
-    """A model with `get_<modality>_features` beside its processor."""
+    """A model with `get_<modality>_features` beside its processor.
+
+    Args:
+        model: of Plait, or of transformers (CLIP, SigLIP, CLAP and their kin).
+        processor: takes text=, images=, videos= and audio=.
+
+    Raises:
+        ValueError: for a model without any such method.
+    """
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -59,19 +77,24 @@ class PairTower:
             )
         extractor = getattr(processor, "feature_extractor", None)
         self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
+        # Plait's own processors cut and pad by themselves, so only those of transformers get limits and
+        # options
         self._max_samples: int | None = None if own else getattr(extractor, "nb_max_samples", None)
         self._options = {} if own else self._transformers_options()
 
     def _transformers_options(self) -> dict[str, dict[str, Any]]:
+        """Keyword arguments of a transformers processor by modality: padding as it was trained, and the text limit."""
         config = self.model.config
         text = getattr(config, "text_config", config)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        # either may be missing, or larger than the table of positions
         limit = min(getattr(text, "max_position_embeddings", 10**9), getattr(tokenizer, "model_max_length", 10**9))
         if getattr(text, "model_type", "") == "clap_text_model":  # RoBERTa positions start after the padding index
             limit = min(limit, text.max_position_embeddings - text.pad_token_id - 1)
         # SigLIP was trained on text padded to full length and has no attention mask
         full = {"padding": "max_length", "return_attention_mask": False}
         padded: dict[str, Any] = full if str(config.model_type).startswith("siglip") else {"padding": True}
+        # tokenizers without a limit say so by a number of thirty digits
         cut: dict[str, Any] = {"truncation": True, "max_length": limit} if limit < 10**6 else {}
         return {
             "text": {**padded, "return_tensors": "pt", **cut},
@@ -80,7 +103,7 @@ class PairTower:
         }
 
     def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
-        """See `Tower.prepare`."""
+        """See `Tower.prepare`; randomness of CLAP's extractor is taken out, so that equal clips give equal vectors."""
         if modality == "audio" and self._max_samples:
             values = [_middle(clip, self._max_samples) for clip in values]  # CLAP's own cut is random
         inputs = dict(self.processor(**{_ARGUMENT[modality]: list(values)}, **self._options.get(modality, {})))
@@ -89,18 +112,27 @@ class PairTower:
         return {name: torch.as_tensor(value) for name, value in inputs.items()}
 
     def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower.encode`."""
+        """See `Tower.encode`; transformers gives a tensor or, in newer releases, an output with `pooler_output`."""
         features = getattr(self.model, f"get_{modality}_features")(**inputs)
         return features if isinstance(features, Tensor) else features.pooler_output
 
 
 def _middle(clip: Any, length: int) -> Any:
+    """The middle `length` samples of a clip, or all of a shorter one."""
     start = max(0, (len(clip) - length) // 2)
     return clip[start : start + length]
 
 
 class SentenceTower:
-    """Transformer, pooling, normalisation: what a plain sentence-transformers directory describes."""
+    """Transformer, pooling, normalisation: what a plain sentence-transformers directory describes.
+
+    Args:
+        directory: has modules.json. Nothing in it is run: classes are known by name alone.
+        dtype: of the weights; None as stored.
+
+    Raises:
+        ValueError: for other modules than these, or several poolings at once.
+    """
 
     modalities: tuple[Modality, ...] = ("text",)
     sampling_rate: int | None = None
@@ -118,10 +150,12 @@ class SentenceTower:
         settings = root / "sentence_bert_config.json"
         settings = _read_json(settings) if settings.is_file() else {}
         limits = (settings.get("max_seq_length"), getattr(self.model.config, "max_position_embeddings", None))
+        # the shortest of the three, as the directory, the model and the tokenizer may disagree
         self.max_length = min(n for n in (*limits, self.tokenizer.model_max_length) if n)
         self.lower = bool(settings.get("do_lower_case"))
         extra = directory / "config_sentence_transformers.json"
         extra = _read_json(extra) if extra.is_file() else {}
+        # some models put words such as "query: " before every text
         self.prompt = (extra.get("prompts") or {}).get(extra.get("default_prompt_name"), "")
 
     def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -132,13 +166,14 @@ class SentenceTower:
         )
 
     def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See `Tower.encode`."""
+        """See `Tower.encode`: (batch, seq) ids and mask -> states of all tokens -> one pooled vector (batch, dim)."""
         tokens = self.model(**inputs).last_hidden_state  # (batch, seq, dim)
         mask = inputs["attention_mask"].unsqueeze(-1).to(tokens.dtype)  # (batch, seq, 1)
         if self.pooling == "cls":
             return tokens[:, 0]
         if self.pooling == "max":
             return tokens.masked_fill(mask == 0, torch.finfo(tokens.dtype).min).amax(dim=1)
+        # padding may be on either side, so the last attended place is looked for
         if self.pooling == "lasttoken":
             last = (mask.squeeze(-1) * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).argmax(dim=1)
             return tokens[torch.arange(len(tokens), device=tokens.device), last]
@@ -146,10 +181,12 @@ class SentenceTower:
 
 
 def _module_name(module: Mapping[str, Any]) -> str:
+    """The class name of a module in modules.json, without its package."""
     return str(module["type"]).rsplit(".", 1)[-1]
 
 
 def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
+    """The pooling of a sentence-transformers configuration, by its older flags or its newer word."""
     old = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
     old |= {"pooling_mode_mean_sqrt_len_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
     modes = [old.get(key, key) for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
@@ -160,11 +197,23 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
 
 
 def locate(model: str | Path) -> Path:
-    """The model directory or file; `nano` ships with Plait; a hub id such as `openai/clip-vit-base-patch32` is got."""
+    """Find the model directory or file that a name stands for.
+
+    Args:
+        model: a path; "nano", which ships with Plait; or a hub id such as `openai/clip-vit-base-patch32`, which
+            is fetched.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        ValueError: for no such path and nothing on the hub.
+    """
     if Path(model).exists():
         return Path(model).resolve()
     if (own := shipped(model)) is not None:
         return own
+    # asked only about what can be an id: "owner/name"
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
         from huggingface_hub import snapshot_download
 
@@ -179,7 +228,20 @@ def locate(model: str | Path) -> Path:
 
 
 def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:
-    """Read a model directory (Plait, transformers, sentence-transformers) or an official checkpoint onto `device`."""
+    """Read a model onto a device, ready to run.
+
+    Args:
+        source: a model directory (Plait, transformers, sentence-transformers) or an official checkpoint.
+        dtype: of the weights; None as stored.
+        device: where it runs.
+        adapter: directory of a LoRA, for models of Plait alone.
+
+    Returns:
+        A `Tower` in eval mode.
+
+    Raises:
+        ValueError: for a directory of no known kind or with code of its own, and a LoRA beside a foreign model.
+    """
     with no_code_of(source):
         tower = _sentence_or_pair(source, dtype, device, adapter)
     tower.model.to(device=device).eval()
@@ -187,11 +249,13 @@ def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, ad
 
 
 def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None) -> Tower:
+    """The tower of a directory by what lies in it: modules.json, a model type of transformers, or a family of Plait."""
     is_theirs = (source / "modules.json").is_file() or _is_foreign(source)
     if adapter is not None and is_theirs:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
     if (source / "modules.json").is_file():
         modules = _read_json(source / "modules.json")
+        # sentence-transformers wraps CLIP so: both of its towers are better read by transformers
         if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
             return _transformers_pair(source / modules[0]["path"], dtype)
         return SentenceTower(source, dtype)
@@ -203,7 +267,10 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
 
 
 def _is_foreign(source: Path) -> bool:
-    """Whether `source` is a directory of a model class that comes with transformers itself."""
+    """Whether `source` is a directory of a model class that comes with transformers itself.
+
+    Plait's own families are registered with transformers too, but are not in this table of names.
+    """
     if not (source / "config.json").is_file():
         return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -212,6 +279,7 @@ def _is_foreign(source: Path) -> bool:
 
 
 def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
+    """A model of transformers with its processor. Raises ValueError where a file of either is missing."""
     from transformers import AutoModel, AutoProcessor
 
     try:
@@ -223,6 +291,7 @@ def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
 
 
 def _read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -232,8 +301,18 @@ def _read_json(path: Path) -> Any:
 def fingerprint(model: nn.Module) -> str:
     """A short hash of configuration and weights, the same for float32 and bfloat16 and on every device.
 
-    Weights enter by name, shape and up to 64 evenly spaced elements each, rounded to bfloat16, so that a model of
-    several billion parameters takes seconds. Training of any length changes it.
+    Weights enter by name, shape and up to 128 evenly spaced elements each, rounded to bfloat16, so that a model
+    of several billion parameters takes seconds. Training of any length changes it.
+
+    Args:
+        model: with or without a configuration.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> fingerprint(model) == fingerprint(model.to(torch.bfloat16))
+        True
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     config = getattr(model, "config", None)
@@ -243,12 +322,16 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
         picked = flat[:: max(1, len(flat) // _SAMPLES_PER_TENSOR)][: 2 * _SAMPLES_PER_TENSOR]
+        # numpy has no bfloat16, so its bits go as int16
         digest.update(picked.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _stable(config: Any) -> Any:
-    """`config` without what depends on the machine, the dtype or the version that wrote it."""
+    """`config` without what depends on the machine, the dtype or the version that wrote it.
+
+    Empty and false fields go too: a newer release that adds one must not make it another model.
+    """
     if isinstance(config, Mapping):
         return {
             str(k): _stable(v) for k, v in config.items() if k not in _VOLATILE and not str(k).startswith("_") and v
