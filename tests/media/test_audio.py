@@ -6,11 +6,13 @@ import io
 import os
 import struct
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
 from plait.errors import MissingExtraError
+from plait.media import kind_of
 from plait.media.audio import load_audio, resample
 from plait.media.limits import MediaError
 
@@ -243,3 +245,113 @@ def test_damaged_files_are_read_or_refused(count, capfd):
             refused += 1
             assert "\n" not in str(error)
     assert refused > count // 3
+
+
+# Packets and headers are not the sound.
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("second_rate", [48000, 16000])
+def test_chained_ogg_streams_are_all_heard(subtype, second_rate):
+    first = encoded(tone(1.0, 48000), "OGG", subtype, 48000)
+    second = encoded(tone(2.0, second_rate, 880.0), "OGG", subtype, second_rate)
+    for data, seconds in ((first + second, 3), (first + second + first, 4), (first + first, 2)):
+        clip = load_audio(data)
+        assert abs(len(clip) / RATE - seconds) < 0.05
+        assert abs(pitch(clip[:RATE]) - 440) < 5
+    assert abs(pitch(load_audio(first + second)[RATE + 200 :]) - 880) < 5
+    with pytest.raises(MediaError, match="truncated"):
+        load_audio((first + second)[:-500])
+    with pytest.raises(MediaError, match="more than"):
+        load_audio(first + second, max_seconds=2)
+
+
+@pytest.mark.parametrize("second_rate", [44100, 22050])
+@pytest.mark.parametrize("between", ["", "tag", "rubbish"])
+def test_joined_mp3_files_are_all_heard(second_rate, between):
+    first = encoded(tone(1.0, 44100), "MP3", "MPEG_LAYER_III", 44100)
+    second = encoded(tone(2.0, second_rate, 880.0), "MP3", "MPEG_LAYER_III", second_rate)
+    middle = {"": b"", "tag": b"ID3\x03\0\0\0\0\1\0" + bytes(128), "rubbish": b"\xff\xfbTAG" + b"x" * 123}[between]
+    clip = load_audio(first + middle + second)
+    assert abs(len(clip) / RATE - 3) < 0.15
+    assert abs(pitch(clip[: RATE - 500]) - 440) < 5
+    assert abs(pitch(clip[RATE + 2000 :]) - 880) < 5
+
+
+def test_a_plain_mp3_is_decoded_as_it_was():
+    data = encoded(tone(1.0, 44100), "MP3", "MPEG_LAYER_III", 44100)
+    with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        expected = resample(sound.read(dtype="float32"), 44100, RATE)
+    assert np.array_equal(load_audio(data), expected)
+    assert np.array_equal(load_audio(data + b"TAG" + b"x" * 125), expected)
+
+
+@pytest.mark.parametrize("zeros", [100, 5000])
+def test_an_mp3_behind_zeros_is_a_sound(zeros, tmp_path):
+    data = bytes(zeros) + encoded(tone(1.0), "MP3", "MPEG_LAYER_III")
+    (tmp_path / "a.bin").write_bytes(data)
+    assert kind_of(tmp_path / "a.bin") == "audio"
+    clip = load_audio(data)
+    assert abs(len(clip) / RATE - 1) < 0.1
+    assert abs(pitch(clip) - 440) < 5
+
+
+def test_a_tag_says_nothing_of_what_it_belongs_to(tmp_path):
+    tag = b"ID3\x03\0\0\0\0\x10\0" + bytes(2048)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        for i in range(16):
+            frame = av.AudioFrame.from_ndarray(tone(1.024)[None, 1024 * i : 1024 * i + 1024], "fltp", "mono")
+            frame.sample_rate, frame.pts = RATE, 1024 * i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for content in (buffer.getvalue(), encoded(tone(1.0), "FLAC"), encoded(tone(1.0), "MP3", "MPEG_LAYER_III")):
+        clip = load_audio(tag + content)
+        assert abs(len(clip) / RATE - 1) < 0.15
+        assert abs(pitch(clip) - 440) < 5
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("as_path", [False, True])
+def test_a_wav_whose_writer_could_not_know_its_length_is_whole(length, as_path, tmp_path):
+    data = bytearray(encoded(tone()))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", length)
+    (tmp_path / "a.wav").write_bytes(data)
+    clip = load_audio(tmp_path / "a.wav" if as_path else bytes(data))
+    assert np.array_equal(clip, load_audio(encoded(tone())))
+
+
+def test_an_empty_wav_with_words_behind_it_has_no_samples():
+    data = encoded(np.zeros(0, np.float32)) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    with pytest.raises(MediaError, match="no samples"):
+        load_audio(data)
+
+
+def test_a_track_whose_rate_changes_midway_keeps_its_pitch():
+    """Two joined AAC streams of different rates: as one rate the second would be heard an octave lower."""
+    parts = []
+    for rate, hertz in ((32000, 440.0), (16000, 880.0)):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="adts") as container:
+            stream = container.add_stream("aac", rate=rate, layout="mono")
+            wave = tone(1.024, rate, hertz)
+            for i in range(len(wave) // 1024):
+                frame = av.AudioFrame.from_ndarray(wave[None, 1024 * i : 1024 * i + 1024], "fltp", "mono")
+                frame.sample_rate, frame.pts = rate, 1024 * i
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts.append(buffer.getvalue())
+    clip = load_audio(b"".join(parts))
+    assert abs(len(clip) / RATE - 2.05) < 0.2
+    assert abs(pitch(clip[: RATE - 500]) - 440) < 5
+    assert abs(pitch(clip[RATE + 3000 :]) - 880) < 5
+
+
+def test_a_flac_from_a_pipe_is_whole():
+    data = bytearray(encoded(tone(1.0), "FLAC"))
+    data[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples: unknown
+    data[22:26] = bytes(4)
+    clip = load_audio(bytes(data))
+    assert abs(len(clip) - RATE) <= 4096
