@@ -291,7 +291,7 @@ def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path,
     with pytest.raises(ValueError, match="no such file or directory"):
         Embedder(tmp_path / "nowhere")
     for name in ("nobody/nothing", Path("nobody/nothing")):  # commands pass paths
-        with pytest.raises(ValueError, match="no such directory, and not on the hub"):
+        with pytest.raises(ValueError, match="no such directory, not in the cache, and the hub was not reached"):
             Embedder(name)
     with pytest.raises(UsageError, match="expected a device of this machine, got 'abacus'; pass --device cpu"):
         Embedder(clip_dir, device="abacus")

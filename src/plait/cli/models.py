@@ -13,6 +13,7 @@ import typer
 from plait.cli.options import NewDirectory, json_option
 from plait.errors import UsageError
 from plait.models.catalog import Listed, local, model_info, official
+from plait.reading import read_json
 from plait.report.tables import format_bytes, format_count, format_table
 
 
@@ -92,7 +93,7 @@ def convert(
         options["task"] = task
     if official_config is not None:
         try:
-            options["official_config"] = json.loads(official_config.read_text(encoding="utf-8"))
+            options["official_config"] = read_json(official_config)
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"expected a JSON file with the official configuration, got {official_config}: {error}"

@@ -21,6 +21,7 @@ from typing import Any
 from plait.data.manifest import MEDIA, checked_row
 from plait.errors import import_extra
 from plait.media.limits import Packed
+from plait.reading import read_json
 from plait.types import Sample
 
 SPLITS = ("train", "test", "validation", "val", "dev")
@@ -125,17 +126,17 @@ def read_saved(directory: str | Path) -> Table:
     if not (root / "dataset_dict.json").is_file():
         parts, names = _saved_split(root, None)
         return Table(parts, names, root)
-    splits = json.loads((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+    splits = read_json(root / "dataset_dict.json")["splits"]
     found = [_saved_split(root / split, split) for split in splits]
     return Table([part for parts, _ in found for part in parts], {k: v for _, n in found for k, v in n.items()}, root)
 
 
 def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, list[str]]]:
     pyarrow, ipc = import_extra("pyarrow"), import_extra("pyarrow.ipc")
-    state = json.loads((root / "state.json").read_text(encoding="utf-8"))
+    state = read_json(root / "state.json")
     if state.get("_indices_data_files"):
         raise ValueError(f"expected a data set without indices in {root}, got one; save it again with datasets 2.15+")
-    features = json.loads((root / "dataset_info.json").read_text(encoding="utf-8")).get("features") or {}
+    features = read_json(root / "dataset_info.json").get("features") or {}
     parts = []
     for file in (root / entry["filename"] for entry in state["_data_files"]):
         if not file.is_file():

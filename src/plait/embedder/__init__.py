@@ -105,7 +105,8 @@ class Embedder:
         batch_size: int = 32,
         adapter: str | Path | None = None,
     ) -> None:
-        from plait.embedder.towers import PairTower, load_tower, locate
+        from plait.embedder.towers import PairTower, load_tower
+        from plait.models import locate
         from plait.models.auto import opened, placement
 
         self.batch_size = _positive(batch_size, "batch_size")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import no_code_of
-from plait.models import SHIPPED, shipped
+from plait.reading import read_json
 from plait.types import MODALITIES, Modality
 
 _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
@@ -140,21 +139,21 @@ class SentenceTower:
     def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        modules = {_module_name(m): directory / m["path"] for m in _read_json(directory / "modules.json")}
+        modules = {_module_name(m): directory / m["path"] for m in read_json(directory / "modules.json", list)}
         if not {"Transformer", "Pooling"} <= set(modules) <= {"Transformer", "Pooling", "Normalize"}:
             raise ValueError(f"expected modules Transformer, Pooling, Normalize in {directory}, got {list(modules)}")
         root = modules["Transformer"]
         self.model = AutoModel.from_pretrained(root, dtype=dtype or "auto", trust_remote_code=False)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(root, trust_remote_code=False)
-        self.pooling = _pooling_mode(_read_json(modules["Pooling"] / "config.json"), directory)
+        self.pooling = _pooling_mode(read_json(modules["Pooling"] / "config.json"), directory)
         settings = root / "sentence_bert_config.json"
-        settings = _read_json(settings) if settings.is_file() else {}
+        settings = read_json(settings) if settings.is_file() else {}
         limits = (settings.get("max_seq_length"), getattr(self.model.config, "max_position_embeddings", None))
         # the shortest of the three, as the directory, the model and the tokenizer may disagree
         self.max_length = min(n for n in (*limits, self.tokenizer.model_max_length) if n)
         self.lower = bool(settings.get("do_lower_case"))
         extra = directory / "config_sentence_transformers.json"
-        extra = _read_json(extra) if extra.is_file() else {}
+        extra = read_json(extra) if extra.is_file() else {}
         # some models put words such as "query: " before every text
         self.prompt = (extra.get("prompts") or {}).get(extra.get("default_prompt_name"), "")
 
@@ -196,37 +195,6 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
     return modes[0]
 
 
-def locate(model: str | Path) -> Path:
-    """Find the model directory or file that a name stands for.
-
-    Args:
-        model: a path; "nano", which ships with Plait; or a hub id such as `openai/clip-vit-base-patch32`, which
-            is fetched.
-
-    Returns:
-        An absolute path.
-
-    Raises:
-        ValueError: for no such path and nothing on the hub.
-    """
-    if Path(model).exists():
-        return Path(model).resolve()
-    if (own := shipped(model)) is not None:
-        return own
-    # asked only about what can be an id: "owner/name"
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(str(model)))
-        except (OSError, ValueError) as error:
-            got = f"{model}: no such directory, and not on the hub"
-            raise ValueError(f"expected a model directory or hub id, got {got}; check the name") from error
-    raise ValueError(
-        f"expected a model directory, got {model}: no such file or directory; check the path, or pass {SHIPPED[0]}"
-    )
-
-
 def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:
     """Read a model onto a device, ready to run.
 
@@ -254,7 +222,7 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
     if adapter is not None and is_theirs:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
     if (source / "modules.json").is_file():
-        modules = _read_json(source / "modules.json")
+        modules = read_json(source / "modules.json", list)
         # sentence-transformers wraps CLIP so: both of its towers are better read by transformers
         if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
             return _transformers_pair(source / modules[0]["path"], dtype)
@@ -275,7 +243,7 @@ def _is_foreign(source: Path) -> bool:
         return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return _read_json(source / "config.json").get("model_type") in CONFIG_MAPPING_NAMES
+    return read_json(source / "config.json").get("model_type") in CONFIG_MAPPING_NAMES
 
 
 def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
@@ -288,14 +256,6 @@ def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"expected weights and processor files in {source}: {reason}") from error
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError that names it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a readable JSON file, got {path}: {error}") from error
 
 
 def fingerprint(model: nn.Module) -> str:

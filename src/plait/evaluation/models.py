@@ -15,7 +15,6 @@ Every model has `name`, `family`, `fingerprint` (equal for equal weights), `capa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ import torch
 
 from plait.assistant import Assistant
 from plait.embedder import Embedder, parts_of
-from plait.embedder.towers import locate
 from plait.errors import no_code_of
 from plait.evaluation.base import Capability
 from plait.evaluation.peers import (
@@ -41,7 +39,8 @@ from plait.evaluation.peers import (
 from plait.generation.talking import TalkingSkills
 from plait.media.audio import load_audio
 from plait.media.image import load_image
-from plait.models import auto
+from plait.models import auto, locate
+from plait.reading import read_json
 from plait.types import Decoding, QuestionKind, Sample
 
 COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
@@ -54,9 +53,9 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
     adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use, best first.
     Raises ValueError where the model has none of them.
     """
-    place, wanted = locate(str(spec).removeprefix("hf:")), list(wanted)
+    place, wanted = locate(spec), list(wanted)
     path = place / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if place.is_file() or config.get("model_type") in auto.FAMILIES:
         model = open_ours(place, config, wanted, adapter)
         kinds = model.capabilities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 SHIPPED = ("nano",)
@@ -16,3 +17,40 @@ def shipped(name: str | Path) -> Path | None:
 def name_of_shipped(path: str | Path) -> str | None:
     """The name of the shipped model that lies in the directory `path`, or None where it is another directory."""
     return next((name for name in SHIPPED if shipped(name) == Path(path)), None)
+
+
+_FOLDERS = {"runs", "models", "checkpoints", "data", "out", "output", "outputs"}
+"""First parts of paths that people write; a hub id of such an owner takes `hf:` in front."""
+
+
+def locate(model: str | Path) -> Path:
+    """The directory or file of a model: a path, a shipped name, or a hub id such as `openai/clip-vit-base-patch32`.
+
+    A path that is missing is said to be missing, and asks no host: what looks like one, because its folder is here or
+    has a name such as `runs`, is no hub id. Raises ValueError.
+    """
+    name = str(model).removeprefix("hf:")
+    if Path(name).exists():
+        return Path(name).resolve()
+    if (own := shipped(name)) is not None:
+        return own
+    owner = name.partition("/")[0]
+    is_path = owner in _FOLDERS or Path(owner).is_dir()
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or (is_path and not str(model).startswith("hf:")):
+        raise ValueError(
+            f"expected a model directory or file, got {name}: no such file or directory; check the path, "
+            f"or pass {SHIPPED[0]}, which ships with Plait"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = "expected a file, a model directory or a hub id"
+    try:
+        return Path(snapshot_download(name))
+    except LocalEntryNotFoundError as error:  # also where HF_HUB_OFFLINE asks nobody
+        raise ValueError(
+            f"{wanted}, got {name}: no such directory, not in the cache, and the hub was not reached (offline); "
+            "connect, or pass a directory"
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"{wanted}, got {name}: no such directory, and not on the hub; check the name") from error

@@ -9,7 +9,6 @@ is imported. With this module imported, transformers' Auto classes know all of t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -27,7 +26,8 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from plait.errors import UsageError, no_code_of
-from plait.models import shipped
+from plait.models import locate, shipped
+from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
 from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint
 from plait.weights.lora import read_adapter
@@ -62,9 +62,7 @@ def load(
     Raises ValueError where the file is of no known family or its weights do not fit.
     """
     dtype = resolve_dtype(dtype)
-    place = Path(path)
-    if not place.exists():
-        place = shipped(path) or _from_hub(str(path))
+    place = locate(path)
     if not is_model_directory(place):
         options = options if adapter is None else {**options, "adapter": adapter}
         return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
@@ -80,7 +78,7 @@ def is_model_directory(place: Path) -> bool:
     """Whether this is a directory that `save_pretrained` wrote, not an official one, whose fields are not ours."""
     if not place.is_dir() or not (place / "config.json").exists():
         return False
-    written = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    written = read_json(place / "config.json")
     named = str(written.get("model_type"))
     # official files of a family may carry its model_type too, but never another family's
     asked = (import_module(FAMILIES[name]) for name in ([named] if named in FAMILIES else FAMILIES))
@@ -212,18 +210,6 @@ def opened(
         kind, place = placement(device, dtype)
         found, processor = load(model, dtype=kind, device=place, adapter=adapter)
     return found.eval(), processor
-
-
-def _from_hub(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo_id))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"expected a file, a model directory or a hub id, got {repo_id!r}; no such path, and not on the hub"
-        ) from error
 
 
 _registered: set[str] = set()

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from plait.errors import UsageError
 from plait.models import SHIPPED, shipped
+from plait.reading import read_json
 from plait.types import MODALITIES
 
 DEPTH = 5
@@ -51,10 +52,7 @@ def model_info(path: str | Path) -> ModelInfo:
     config_file, weights = path / "config.json", sorted(path.glob("*.safetensors"))
     if not config_file.is_file() or not weights:
         raise ValueError(f"expected config.json and *.safetensors in {path}, got no such files; pass a model directory")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON in {config_file}, got {error}") from error
+    config = read_json(config_file)
     parts: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for file in weights:

@@ -5,12 +5,12 @@ BASE's files -> each weight + scale * B A, tensor by tensor -> DST (written besi
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plait.places import atomic_directory
+from plait.reading import read_json
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +39,7 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
         checkpoint = read_checkpoint(base)
         if is_model_directory(base):
             if (base / INDEX).is_file():
-                index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+                index = read_json(base / INDEX)
                 files = sorted(set(index["weight_map"].values()))
             elif (base / "model.safetensors").is_file():
                 files = ["model.safetensors"]

@@ -8,7 +8,6 @@ rows of the table that a grid takes, and one in what stands before a layer (spec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from plait.nn.attention import AttentionFunction
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import quick_gelu
+from plait.reading import read_json
 from plait.weights.files import read_checkpoint
 from plait.weights.keymap import Rename, Rule
 
@@ -171,7 +171,7 @@ def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str
     """
     if not (directory / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json and a CLIP, got {directory}")
-    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    written = read_json(directory / "config.json")
     kind, written = written.get("model_type"), written.get("vision_config", written)
     try:
         sizes: dict[str, Any] = dict(

@@ -8,7 +8,6 @@ or of the split train, are used. Images, videos and text take part alike. `JOBS`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
 from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, lora_targets, visual_names
 from plait.models.mplug_owl.weights import around, from_directory
+from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.schedules import cosine, linear
 from plait.training.stages import Recipe, Stage
@@ -205,7 +205,7 @@ def loaded(init: str | None) -> Built:
 def read_config(place: Path) -> dict[str, Any]:
     """config.json of a directory, empty where there is none."""
     file = place / "config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def answer_loss(

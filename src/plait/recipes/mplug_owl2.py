@@ -10,7 +10,6 @@ DST` writes. `JOBS` is the family on one's own rows.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +36,7 @@ from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.tasks import ABSTRACTOR, TOWER, lora_saved, lora_targets, pretraining_names, vision_depth
 from plait.models.mplug_owl2.weights import resized
 from plait.processing.videos import training_image
+from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.optim import parameter_groups
 from plait.training.stages import Recipe, Stage
@@ -230,7 +230,7 @@ def loaded(init: str, image_size: int | None = None, num_queries: int | None = N
     """
     place = Path(init)
     written = place / "config.json"
-    kind = json.loads(written.read_text(encoding="utf-8")).get("model_type") if written.is_file() else None
+    kind = read_json(written).get("model_type") if written.is_file() else None
     if not str(kind).startswith(MPlugOwl2Config.model_type):
         found = init if kind is None else f"{init} with {kind!r}"
         raise UsageError(f"expected init=DIR with an mPLUG-Owl2, got {found}; plait upcycle LLAMA_DIR DST makes one")

@@ -25,7 +25,7 @@ import numpy as np
 
 from plait.embedder import Embedder
 from plait.errors import UsageError, import_extra
-from plait.models import name_of_shipped
+from plait.models import name_of_shipped, shipped
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
 from plait.types import MODALITIES
@@ -166,7 +166,10 @@ class Index:
         recorded, beside = self.description["model"], self.description["model_beside"]
         # a shipped model is recorded by its name, which is no path
         if recorded and beside is None:
-            return Path(recorded)
+            # The name of a shipped model and nothing else: an index is a file of anybody's, and asks no hub for one.
+            if (own := shipped(recorded)) is None:
+                raise ValueError(f"expected a model that ships with Plait in {self.path}, got {recorded}; pass --model")
+            return own
         places = [Path(recorded), self.path.resolve() / beside] if recorded else []
         found = next((place for place in places if place.exists()), None)
         if found is None:

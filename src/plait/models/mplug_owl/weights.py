@@ -8,7 +8,6 @@ The language model keeps transformers' names; conversion goes both ways bit for 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, adopt
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.nn.vit import clip_tower, shared_abstractor_rules, vision_rules
 from plait.processing.tokenizers import tokenizer_to_talk
+from plait.reading import read_json
 from plait.weights.files import (
     Checkpoint,
     LazyState,
@@ -180,7 +180,7 @@ def from_directory(
     """A model directory written by `save_pretrained`, or an official one."""
     refuse_branch(branch, "mplug_owl")
     checkpoint = read_checkpoint(path)
-    if is_official_config(json.loads((path / "config.json").read_text(encoding="utf-8"))):
+    if is_official_config(read_json(path / "config.json")):
         return from_official(checkpoint, dtype=dtype, device=device, **changes)
     return assemble(stored_config(MPlugOwlConfig, path, changes), checkpoint.state, dtype, device)
 
@@ -224,7 +224,7 @@ def around(
     llm = Path(llm)
     if not (llm / "config.json").is_file():
         raise ValueError(f"expected a transformers directory of a language model, got {llm}; pass llm=DIR")
-    kind = json.loads((llm / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(llm / "config.json").get("model_type")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(f"expected a causal language model of transformers in {llm}, got {kind}; pass llm=DIR")
     tower = None

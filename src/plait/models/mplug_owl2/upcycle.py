@@ -6,7 +6,6 @@ Before training, text goes through exactly the weights it went through in the so
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.nn.vit import clip_tower
 from plait.places import atomic_directory
 from plait.processing.tokenizers import tokenizer_to_talk
+from plait.reading import read_json
 from plait.routing import Ways
 from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
 
@@ -82,7 +82,7 @@ def llama_fields(source: Path) -> dict[str, Any]:
     """Fields of `MPlugOwl2Config` from a transformers config.json of the Llama family."""
     if not (source / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json, got {source}")
-    kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(source / "config.json").get("model_type")
     if kind not in LLAMA_LIKE:
         raise ValueError(f"expected a model of {', '.join(LLAMA_LIKE)} in {source}, got {kind!r}")
     from transformers import AutoConfig

@@ -8,7 +8,6 @@ keys: published files disagree with the names of their directories and with thei
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from plait.models.mplug_owl2.config import MPlugOwl2Config, is_official_config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.nn.positions import inverse_frequencies, position_tables, resize_absolute, stretched
 from plait.nn.vit import shared_abstractor_rules, vision_rules
+from plait.reading import read_json
 from plait.weights.files import Checkpoint, LazyState, build_strict, read_checkpoint, refuse_branch, stored_config
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
 from plait.weights.lora import read_adapter
@@ -292,7 +292,7 @@ def from_directory(
     """A model directory written by `save_pretrained`, or an official one."""
     refuse_branch(branch, "mplug_owl2")
     checkpoint = read_checkpoint(path)
-    if is_official_config(json.loads((path / "config.json").read_text(encoding="utf-8"))):
+    if is_official_config(read_json(path / "config.json")):
         return from_official(checkpoint, dtype=dtype, device=device, **changes)
     return assemble(stored_config(MPlugOwl2Config, path, changes), checkpoint.state, dtype, device)
 
