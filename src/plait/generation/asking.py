@@ -83,7 +83,12 @@ class Asking:
         raise ValueError(f"expected a known kind of question, got {kind!r}")
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
-        """Earlier turns as lines in front of the words."""
+        """Earlier turns as lines in front of the words.
+
+        Args:
+            earlier: (asked, answer), oldest first.
+            words: of the question now.
+        """
         return "".join(f"{asked}\n{answer}\n" for asked, answer in earlier) + words
 
     def layout(self, words: str, pictures: int) -> str:

@@ -130,7 +130,11 @@ class _State(NamedTuple):
 
     @classmethod
     def start(cls, start: Tensor, beams: int) -> _State:
-        """All beams of an item begin alike, so all but the first are impossible."""
+        """The state before the first step.
+
+        All beams of an item begin alike, so all but the first are impossible; else the first step would
+        give the same continuation several times.
+        """
         totals = torch.full((start.shape[0], beams), -torch.inf, device=start.device)
         totals[:, 0] = 0.0
         return cls(start.repeat_interleave(beams, 0), totals, torch.zeros(start.shape[0], dtype=torch.bool))
@@ -155,7 +159,11 @@ def _candidates(state: _State, log_probs: Tensor, count: int) -> tuple[Tensor, T
 def _advance(
     state: _State, log_probs: Tensor, penalty: float, end_id: int, beams: int, last: bool
 ) -> tuple[_State, Tensor, _Found]:
-    """Finished beams leave, the best `beams` others live on. At most `beams` of 2 * beams candidates can have ended."""
+    """One step: finished beams leave, the best `beams` others live on.
+
+    Returns the new state, the row of the last call that each row continues, and the hypotheses that
+    ended, by item. At most `beams` of 2 * beams candidates can have ended.
+    """
     # twice as many, so that `beams` remain when all the best have ended
     count = min(2 * beams, beams * log_probs.shape[-1])
     totals, rows, tokens = _candidates(state, log_probs, count)
@@ -195,7 +203,10 @@ def _select(state: _State, totals: Tensor, rows: Tensor, tokens: Tensor) -> tupl
 
 
 def _record(ids: Tensor, totals: Tensor, rows: Tensor, tokens: Tensor, which: Tensor, penalty: float) -> _Found:
-    """Hypotheses of the candidates that `which` (batch, count) marks, by item."""
+    """Hypotheses of the candidates that `which` (batch, count) marks, by item.
+
+    ids: (rows, length) before this step; the candidate's token is put behind them.
+    """
     found: _Found = [[] for _ in range(len(totals))]
     for item, place in which.nonzero().tolist():
         line = torch.cat([ids[rows[item, place]], tokens[item, place, None]])
@@ -231,7 +242,10 @@ def score_sequences(logits: Tensor, ids: Tensor, mask: Tensor, alpha: float = 0.
 
 
 def _check(start: Tensor, num_beams: int, min_length: int, max_length: int, num_return: int) -> None:
-    """Raise ValueError for a start without tokens and for lengths or numbers that make no sense."""
+    """Raise ValueError for a start without tokens, and for lengths or numbers that make no sense.
+
+    Before the first step, so that a wrong number costs no forward pass.
+    """
     if start.dim() != 2 or not start.numel():
         raise ValueError(f"expected start ids (batch, prefix) with a token each, got shape {tuple(start.shape)}")
     if num_beams < 1 or not 1 <= num_return <= num_beams:

@@ -33,7 +33,7 @@ class MediaPrompts(GenerationMixin):
     prompt_only: tuple[str, ...] = ()
 
     def media_places(self) -> Mapping[str, Places]:
-        """See the class."""
+        """Argument of `forward` -> where its media stand in the prompt. A model says it."""
         raise NotImplementedError
 
     def prepare_inputs_for_generation(

@@ -50,6 +50,7 @@ class Search:
             The four tensors that it returns, each (batch, num_beams, ...).
         """
         scores, cur_len, beams = step["topk_log_probs"], step["cur_len"], step["num_beams"]
+        # the old search counted a hypothesis without the end token that this step adds
         length = (cur_len - self.uncounted).to(scores.dtype)  # of the ids before this step's
         ended = torch.isin(step["topk_running_sequences"][..., cur_len], self.end_ids)
         new = ended & step["top_num_beam_mask"][None] & ~self.done
@@ -83,7 +84,11 @@ def _held(step: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _best(
     step: dict[str, Any], held: tuple[Tensor, Tensor, Tensor, Tensor], scores: Tensor, new: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best `num_beams` of the hypotheses held and the new ones of a step, (batch, candidates) bool."""
+    """The best `num_beams` of the hypotheses held and the new ones of a step.
+
+    scores: (batch, candidates) of the new ones; new: which of them exist. Returns sequences, scores,
+    beam indices and which exist.
+    """
     offered = (
         step["topk_running_sequences"],
         scores.masked_fill(~new, LOWEST),
@@ -107,7 +112,10 @@ class OfficialBeams(GenerationMixin):
     _search: Search
 
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
-        """prompt_ids: (rows, seq) -> (rows,) how many of its positions are no part of a hypothesis' length."""
+        """How many positions of a prompt are no part of a hypothesis' length; a model says it.
+
+        prompt_ids: (rows, seq) -> (rows,).
+        """
         raise NotImplementedError
 
     def _beam_search(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,6 +132,7 @@ class OfficialBeams(GenerationMixin):
             run._search = Search(uncounted, end_ids, generation.max_length, done)
         found = GenerationMixin._beam_search(run, input_ids, *args, **kwargs)
         sequences = found if isinstance(found, Tensor) else found.sequences
+        # for both doors: transformers' own fill is what is mended here
         if generation.pad_token_id is not None:
             _pad_ended(sequences[:, input_ids.shape[1] :], end_ids, generation.pad_token_id)
         return found
@@ -140,7 +149,10 @@ class OfficialBeams(GenerationMixin):
 
 
 def _pad_ended(new_ids: Tensor, end_ids: Tensor, pad_token_id: int) -> None:
-    """Put padding behind the first end id, in place: transformers fills with the end id where padding is id 0."""
+    """Put padding behind the first end id, in place.
+
+    transformers fills with the end id where padding is id 0, which it takes for none.
+    """
     ended = torch.isin(new_ids, end_ids).long().cumsum(dim=1)
     behind = ended - torch.isin(new_ids, end_ids).long() > 0
     new_ids.masked_fill_(behind, pad_token_id)

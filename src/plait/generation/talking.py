@@ -40,7 +40,10 @@ class TalkingSkills(Asking):
         self.num_frames = getattr(processor, "num_frames", self.num_frames)
 
     def written(self, asked: Sequence[str]) -> list[str]:
-        """Questions with placeholders to prompts that end where the answer begins."""
+        """Questions with placeholders to prompts that end where the answer begins. A family writes it.
+
+        asked: of `asked`, one per item.
+        """
         raise NotImplementedError
 
     def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
@@ -62,13 +65,21 @@ class TalkingSkills(Asking):
         return value
 
     def check_text(self, text: str) -> None:
-        """Raise ValueError for a text that leaves no room in the context."""
+        """Check a text before anything is computed with it.
+
+        Raises:
+            ValueError: where it leaves no room in the context.
+        """
         context, length = self._context(), len(self.processor.encode(text))
         if context is not None and length >= context:
             raise ValueError(f"expected a text of less than {context} pieces, got {length}; shorten it")
 
     def check_prompt(self, length: int) -> None:
-        """Raise ValueError for a prompt, positions of its media included, that leaves no room for an answer."""
+        """Check the length of a prompt, positions of its media included.
+
+        Raises:
+            ValueError: where it leaves no room for an answer.
+        """
         context = self._context()
         if context is not None and length >= context:
             raise ValueError(
@@ -81,7 +92,13 @@ class TalkingSkills(Asking):
         return getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
 
     def caption(self, kind: str, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-        """What the model says when it is asked to describe."""
+        """What the model says when it is asked to describe.
+
+        Args:
+            kind: of the items: image or video.
+            prepared: items as `prepare` gave them.
+            options: as in `answer`.
+        """
         return self.answer(kind, prepared, [self.describe.format(kind=kind)] * len(prepared), options)
 
     def answer(
@@ -151,7 +168,10 @@ class TalkingSkills(Asking):
         raise ValueError(f"expected a model that grounds phrases, got {self.family}; use an mPLUG-2 or ONE-PEACE one")
 
     def asked(self, kind: str, item: Any, question: str) -> str:
-        """A question with the placeholder of its item; a text stands in the question itself."""
+        """A question with the placeholder of its item; a text stands in the question itself.
+
+        kind: of the item; item: as `prepare` gave it; question: the words.
+        """
         return f"{item}\n{question}" if kind == "text" else self.placeholders[kind] + question
 
     def media(self, kind: str, prepared: Sequence[Any]) -> dict[str, Any]:

@@ -91,7 +91,13 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def gqa_normalised(reply: str) -> str:
-    """What models do before GQA's exact match: lower case, no final period."""
+    """What models do before GQA's exact match: lower case, no final period.
+
+    GQA's own tool normalises nothing, so this is part of the model's rule and not of the metric.
+
+    Args:
+        reply: of a model.
+    """
     return reply.strip().lower().removesuffix(".")
 
 
@@ -162,13 +168,19 @@ def _check_answered(
 
 
 def _steps(question: Mapping[str, Any]) -> int:
-    """Length of the program, not counting existence checks and questions for a name."""
+    """Length of a question's program, for the breakdown by steps.
+
+    Existence checks and questions for a name are not counted, as in GQA's tool.
+    """
     steps = (f"{step['operation']}: {step['argument']}" for step in question["semantic"])
     return sum(not any(word in step for word in ("exist", "query: name", "choose name")) for step in steps)
 
 
 def _allowed(question: Mapping[str, Any], answers: Sequence[str]) -> Sequence[str]:
-    """Answers in scope; questions for a common attribute have the same three always."""
+    """Answers in scope of a question.
+
+    Questions for a common attribute have the same three answers always, whatever the file lists.
+    """
     return ("color", "material", "shape") if "Common" in question["types"]["detailed"] else answers
 
 

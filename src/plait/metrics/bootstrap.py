@@ -170,10 +170,12 @@ def bootstrap(
         raise ValueError("expected at least one value to resample, got none; evaluate at least one item")
     if generator not in GENERATORS:
         raise ValueError(f"expected a generator of {', '.join(GENERATORS)}, got {generator!r}")
+    # every item once, in order: the statistic of the data by the same code as the resampled ones
     estimate = float(statistic(np.arange(count)[None])[0])
     drawn = GENERATORS[generator](count, resamples, seed) if indices is None else indices
     found = np.sort(statistic(drawn))
     low, high = np.quantile(found, [(1 - level) / 2, 1 - (1 - level) / 2])
+    # one resample has no spread, and ddof 1 would divide by 0
     error = float(found.std(ddof=1)) if found.size > 1 else 0.0
     p_value = min(1.0, 2 * float(min((found <= 0).mean(), (found >= 0).mean()))) if tested else None
     return Interval(estimate, float(low), float(high), error, p_value)

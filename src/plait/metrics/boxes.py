@@ -85,13 +85,27 @@ def accuracy_at_iou(predicted: Boxes, target: Boxes, threshold: float = 0.5) -> 
 
 
 def is_inverted(boxes: Boxes) -> npt.NDArray[np.bool_]:
-    """Boxes with x2 < x1 or y2 < y1: (n,)."""
+    """Whether a box has x2 < x1 or y2 < y1.
+
+    Args:
+        boxes: (n, 4) as x1, y1, x2, y2.
+
+    Returns:
+        boolean (n,).
+    """
     array = np.asarray(boxes, dtype=np.float64)
     return (array[:, 2] < array[:, 0]) | (array[:, 3] < array[:, 1])
 
 
 def xywh_to_xyxy(boxes: Boxes) -> Floats:
-    """Corner boxes (n, 4) from x, y, width, height, as COCO and the RefCOCO files store them."""
+    """Boxes as corners, from x, y, width, height as COCO and the RefCOCO files store them.
+
+    Args:
+        boxes: (n, 4).
+
+    Returns:
+        float64 (n, 4) as x1, y1, x2, y2.
+    """
     array = np.asarray(boxes, dtype=np.float64)
     return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
 
@@ -108,9 +122,13 @@ def _pair(predicted: Boxes, target: Boxes) -> tuple[Floats, Floats]:
 
 
 def _areas(first: Floats, second: Floats) -> tuple[Floats, Floats, Floats]:
-    """Intersection, union and smallest box around both; an inverted box meets nothing."""
+    """Areas of intersection, union and the smallest box around both, (n,) each.
+
+    first, second: (n, 4). An inverted box meets nothing.
+    """
     corner, end = np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])
     inner = np.clip(end - corner, 0, None).prod(axis=1)
+    # not clipped: an inverted box has a negative area, or a positive one where both sides are inverted
     union = (first[:, 2:] - first[:, :2]).prod(axis=1) + (second[:, 2:] - second[:, :2]).prod(axis=1) - inner
     outer = np.maximum(first[:, 2:], second[:, 2:]) - np.minimum(first[:, :2], second[:, :2])
     return inner, union, outer.prod(axis=1)

@@ -31,14 +31,21 @@ class CaptionScores:
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In how many of `num_documents` items an n-gram occurs among the references; unlisted ones occur in none."""
+    """In how many items an n-gram occurs among the references; what CIDEr's idf is made of.
+
+    counts: n-gram -> items; unlisted ones occur in none. num_documents: items counted.
+    """
 
     counts: Mapping[Gram, int]
     num_documents: float
 
     @classmethod
     def of(cls, references: Iterable[Sequence[Words]]) -> DocumentFrequency:
-        """Counted over the references of a set, one document per item."""
+        """Counted over the references of a set, one document per item.
+
+        Args:
+            references: per item its reference token lists; an n-gram in several of them counts once.
+        """
         items = list(references)
         counts: Counter[Gram] = Counter()
         for several in items:
@@ -253,6 +260,7 @@ def _grams_of(words: Words, n: int) -> Iterable[Gram]:
 
 
 def _grams(words: Words, n: int) -> Grams:
+    """How often each n-gram of one order occurs."""
     return Counter(_grams_of(words, n))
 
 

@@ -44,7 +44,12 @@ def percent(hits: Iterable[float]) -> float:
 
 
 def percent_by(kinds: Iterable[Any], hits: Iterable[float]) -> dict[str, float]:
-    """Mean of hits in percent by kind, in order of first appearance."""
+    """Mean of hits in percent by kind, in order of first appearance.
+
+    Args:
+        kinds: one per hit; they become text.
+        hits: numbers or booleans.
+    """
     parts: dict[str, list[float]] = defaultdict(list)
     for kind, hit in zip(kinds, hits, strict=True):
         parts[str(kind)].append(hit)
@@ -52,7 +57,15 @@ def percent_by(kinds: Iterable[Any], hits: Iterable[float]) -> dict[str, float]:
 
 
 def circular_hits(indices: Sequence[int], hits: Sequence[bool]) -> dict[int, bool]:
-    """MMBench: main index -> whether all its rotations are right. indices, hits: one per row."""
+    """MMBench: whether all rotations of a question are right.
+
+    Args:
+        indices: one per row; rotations of question q have q + 1,000,000 and so on.
+        hits: one per row.
+
+    Returns:
+        Main index -> boolean.
+    """
     found: dict[int, bool] = {}
     for index, hit in zip(indices, hits, strict=True):
         found[index % ROTATION] = found.get(index % ROTATION, True) and bool(hit)
@@ -103,7 +116,10 @@ def mmbench_scores(rows: Sequence[Row], rule: str = "mmbench_2023") -> dict[str,
 
 
 def _options(row: Row) -> list[str]:
-    """Texts of the options; "" for an empty cell between others, cut after the last."""
+    """Texts of the options A to E of a row.
+
+    "" for an empty cell between others, so that letters stay aligned; cut after the last text.
+    """
     cells = [_cell(row.get(key)) for key in LETTERS[:5]]
     return cells[: max((i + 1 for i, cell in enumerate(cells) if cell), default=0)]
 

@@ -18,7 +18,14 @@ Floats = npt.NDArray[np.float64]
 
 
 def predictions(scores: Array) -> npt.NDArray[np.int64]:
-    """Class with the highest score: (n, classes) -> (n,); the first of equals."""
+    """Class with the highest score; the first of equals.
+
+    Args:
+        scores: (n, classes), finite.
+
+    Returns:
+        int64 (n,).
+    """
     return finite(scores).argmax(axis=1).astype(np.int64)
 
 
@@ -46,7 +53,15 @@ def top_k_hits(scores: Array, labels: Array, k: int) -> npt.NDArray[np.bool_]:
 
 
 def top_k_accuracy(scores: Array, labels: Array, k: int = 1) -> float:
-    """Share of items whose class is among the k best: ImageNet, Kinetics, Something-Something, VGGSound."""
+    """Share of items whose class is among the k best: ImageNet, Kinetics, Something-Something.
+
+    Args:
+        scores, labels, k: as in `top_k_hits`.
+
+    Example:
+        >>> top_k_accuracy([[0.1, 0.7, 0.2]], [2], k=2)
+        1.0
+    """
     return float(top_k_hits(scores, labels, k).mean())
 
 
@@ -73,14 +88,20 @@ def average_views(view_logits: Array) -> Floats:
         float64 (n, classes). Probabilities are averaged, not logits (ONE-PEACE, section 8.3).
     """
     logits = finite(view_logits, "logits")
+    # the largest logit taken off first: exp would overflow above 709
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return (powers / powers.sum(axis=-1, keepdims=True)).mean(axis=1)
 
 
 def closed_vocabulary_accuracy(logits: Array, targets: Array) -> float:
-    """Mean target value of the predicted class: VQA with a list of answers (ONE-PEACE 3,129).
+    """Mean target value of the predicted class: VQA with a list of answers (ONE-PEACE, 3,129).
 
-    logits: (n, classes). targets: (n, classes) of soft scores, such as min(1, 0.3 * annotators), or labels (n,).
+    Args:
+        logits: (n, classes).
+        targets: (n, classes) of soft scores, such as min(1, 0.3 * annotators), or labels (n,).
+
+    Returns:
+        A fraction.
     """
     said, values = predictions(logits), finite(targets, "targets")
     if values.ndim == 1:

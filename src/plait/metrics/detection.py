@@ -70,6 +70,7 @@ def _nothing(coco: Any, truth: Any) -> Any:
 
 def _by_category(run: Any) -> dict[int, float | None]:
     """AP of every category: the mean precision over thresholds and recalls that have ground truth."""
+    # the tool marks what it could not measure by -1, which a mean must not see
     precision = run.eval["precision"][:, :, :, 0, -1]  # (thresholds, recalls, categories) of all areas, most detections
     values = {}
     for column, category in enumerate(run.params.catIds):

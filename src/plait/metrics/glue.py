@@ -36,7 +36,15 @@ def accuracy(predicted: Array, labels: Array) -> float:
 
 
 def f1(predicted: Array, labels: Array, positive: int = 1) -> float:
-    """F1 of one class: 2 TP / (2 TP + FP + FN). predicted, labels: (n,)."""
+    """F1 of one class: 2 TP / (2 TP + FP + FN), for MRPC and QQP.
+
+    Args:
+        predicted, labels: (n,) classes.
+        positive: the class that counts.
+
+    Returns:
+        A fraction; 0 where the class neither occurs nor is said.
+    """
     said, right = finite(predicted, "classes") == positive, finite(labels, "classes") == positive
     total = float(said.sum() + right.sum())
     return 2 * float((said & right).sum()) / total if total else 0.0
@@ -63,7 +71,14 @@ def matthews(predicted: Array, labels: Array) -> float:
 
 
 def pearson(first: Array, second: Array) -> float:
-    """Pearson correlation of two vectors (n,); 0 where one of them is constant."""
+    """Pearson correlation of two vectors, for STS-B.
+
+    Args:
+        first, second: (n,).
+
+    Returns:
+        A number in [-1, 1]; 0 where one of them is constant.
+    """
     a, b = finite(first), finite(second)
     a, b = a - a.mean(), b - b.mean()
     length = float(np.sqrt((a * a).sum() * (b * b).sum()))
@@ -71,12 +86,30 @@ def pearson(first: Array, second: Array) -> float:
 
 
 def spearman(first: Array, second: Array) -> float:
-    """Pearson correlation of the ranks; equal values share their mean rank."""
+    """Pearson correlation of the ranks of two vectors; equal values share their mean rank.
+
+    Args:
+        first, second: (n,).
+
+    Returns:
+        A number in [-1, 1].
+    """
     return pearson(mean_ranks(first), mean_ranks(second))
 
 
 def mean_ranks(values: Array) -> Floats:
-    """1-based ranks (n,), equal values at their mean rank."""
+    """1-based ranks, equal values at their mean rank.
+
+    Args:
+        values: (n,).
+
+    Returns:
+        float64 (n,).
+
+    Example:
+        >>> mean_ranks([10, 30, 30]).tolist()
+        [1.0, 2.5, 2.5]
+    """
     _, inverse, counts = np.unique(finite(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -27,7 +27,10 @@ _LINE_ENDS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def missing() -> str | None:
-    """What is missing to run METEOR and the tokeniser, as one line; None where nothing is."""
+    """What is missing to run METEOR and the tokeniser, as one line with its remedy.
+
+    None where nothing is missing; asked before a report leaves a figure out.
+    """
     if shutil.which("java") is None:
         return "needs Java: expected the program java on the path, found none; install a Java runtime"
     if find_spec(PACKAGE) is None:
@@ -36,7 +39,10 @@ def missing() -> str | None:
 
 
 def spice_missing() -> str | None:
-    """What is missing to run SPICE, as one line; None where nothing is."""
+    """What is missing to run SPICE, as one line with its remedy; None where nothing is.
+
+    Its parser models are a download of their own, which the package does not bring.
+    """
     if (reason := missing()) is not None:
         return reason
     spec = find_spec(PACKAGE)
@@ -47,10 +53,21 @@ def spice_missing() -> str | None:
 
 
 def meteor(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> tuple[float, list[float]]:
-    """METEOR 1.5 (Denkowski and Lavie 2014, options -l en -norm): corpus aggregate and value per caption.
+    """METEOR 1.5: corpus aggregate and value per caption.
 
-    said: n token lists, right: n lists of reference token lists. The program is started once and kept, because it
-    reads a large table of paraphrases first. Raises RuntimeError where `missing()` says something.
+    Args:
+        said: n token lists.
+        right: n lists of reference token lists.
+
+    Returns:
+        A fraction over the corpus, and one per caption. The program is started once and kept,
+        because it reads a large table of paraphrases first.
+
+    Raises:
+        RuntimeError: where `missing()` says something.
+
+    Source:
+        Denkowski and Lavie 2014, options -l en -norm.
     """
     _require(missing())
     try:
@@ -62,9 +79,16 @@ def meteor(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> tuple[flo
 
 
 def spice(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> tuple[float, list[float]]:
-    """SPICE (Anderson et al. 2016): mean and F per caption. Arguments as in `meteor`.
+    """SPICE: mean and F per caption.
 
-    Raises RuntimeError where `spice_missing()` says something.
+    Args:
+        said, right: as in `meteor`.
+
+    Raises:
+        RuntimeError: where `spice_missing()` says something.
+
+    Source:
+        Anderson et al. 2016.
     """
     _require(spice_missing())
     score, items = import_extra(f"{PACKAGE}.spice.spice").Spice().compute_score(*_tables(said, right))
@@ -72,7 +96,17 @@ def spice(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> tuple[floa
 
 
 def stanford_tokens(captions: Sequence[str]) -> list[list[str]]:
-    """Tokens of captions by the original program, all in one call. Errors as in `meteor`."""
+    """Tokens of captions by the original program, all in one call.
+
+    Args:
+        captions: as they were written.
+
+    Returns:
+        A token list each.
+
+    Raises:
+        RuntimeError: where `missing()` says something.
+    """
     _require(missing())
     tool = import_extra(f"{PACKAGE}.tokenizer.ptbtokenizer").PTBTokenizer()
     # a line per caption goes in and out: a caption with a line end would shift all that follow

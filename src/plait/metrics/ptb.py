@@ -139,7 +139,11 @@ _SPLIT_PLAIN = frozenset("cannot gonna wanna gotta lemme gimme".split())  # noqa
 
 
 def ptb_tokens_of(captions: Sequence[str]) -> list[list[str]]:
-    """Tokens of captions that the tool reads in one text, a line each."""
+    """Tokens of captions that the tool reads in one text, a line each.
+
+    Args:
+        captions: in their order: only the last one ends the text.
+    """
     return [ptb_tokens(caption, is_last=i == len(captions)) for i, caption in enumerate(captions, 1)]
 
 
@@ -155,9 +159,11 @@ def ptb_tokens(caption: str, *, is_last: bool = True) -> list[str]:
     found: list[str] = []
     for i, chunk in enumerate(chunks):
         word = chunk.rstrip()
+        # most words of captions, told by one expression in place of all rules
         if _PLAIN.fullmatch(word) and word not in _SPLIT_PLAIN:
             found.append(word)
         elif word:
+            # what follows matters for a final period only, and leaving it out lets the cache hit more often
             found += _tokens(word, chunk != word, _follower(chunks, i) if word.endswith(".") else "")
     return found
 
@@ -208,7 +214,11 @@ def _split(chunk: str, has_space: bool, follower: str) -> Iterator[str]:
 
 
 def _end(text: str, place: int, length: int, follower: str) -> int:
-    """Where the token at `place` ends. Context that a rule looks at counts for its length, as in the original."""
+    """Where the token at `place` ends.
+
+    Context that a rule looks at counts for its length, as in the original: a rule may win by what it
+    reads behind the token.
+    """
     end = reach = place + 1
     for rule in _RULES:
         match = rule.match(text, place)

@@ -116,14 +116,33 @@ LETTER_RULES: dict[str, Callable[[str, Sequence[str]], str | None]] = {
 
 
 def letter(reply: str, choices: Sequence[str], rule: str) -> str | None:
-    """The letter that a rule reads out of a reply, or None. Raises ValueError for an unknown rule."""
+    """The letter that a rule reads out of a reply.
+
+    Args:
+        reply: of a model, as it was written.
+        choices: texts of the options in order; some rules read letters alone.
+        rule: a name of `LETTER_RULES`.
+
+    Returns:
+        A capital letter, or None where the rule finds none.
+
+    Raises:
+        ValueError: for an unknown rule.
+
+    Example:
+        >>> letter("The answer is B.", ["cat", "dog"], "scienceqa")
+        'B'
+    """
     if rule not in LETTER_RULES:
         raise ValueError(f"expected a rule of {', '.join(LETTER_RULES)}, got {rule!r}")
     return LETTER_RULES[rule](reply, choices)
 
 
 def mmmu_release_letter(reply: str, choices: Sequence[str]) -> str | None:
-    """MMMU's letter as the parser in the release of mPLUG-Owl2 reads it: also `B. text`, an option repeated whole."""
+    """MMMU's letter as the parser in the release of mPLUG-Owl2 reads it.
+
+    Like the official parser, and also `B. text`, an option repeated whole; the last one wins.
+    """
     found = _mmmu_official(reply, choices)
     lettered = [c for c in LETTERS[: len(choices)] if f" {c}. " in f" {reply}"]
     return found or (lettered[-1] if lettered else None)
@@ -149,7 +168,13 @@ def open_answer_hit(reply: str, answers: Sequence[str]) -> bool:
 
 
 def open_candidates(reply: str) -> list[str | float]:
-    """MMMU: what a free reply may mean: tails after key words, and the numbers in them; each once."""
+    """MMMU: what a free reply may mean.
+
+    Tails after key words, and the numbers in them, in normal form, each once.
+
+    Args:
+        reply: free text.
+    """
     parts = _key_parts(reply)
     texts = parts + [number for part in parts for form in _NUMBER_FORMS for number in form.findall(part)]
     return list(dict.fromkeys(one for text in texts for one in normal_form(text)))

@@ -46,6 +46,7 @@ def ranks(similarity: Array, targets: Array) -> npt.NDArray[np.int64]:
     finite(similarity, "similarities", None)
     if not targets.any(axis=1).all():
         raise ValueError("expected at least one right item for every query, got a query without; leave it out")
+    # wrong items count, not places: other right ones ahead of the best do not push it back
     best = np.where(targets, similarity, -np.inf).max(axis=1, keepdims=True)
     return 1 + ((similarity >= best) & ~targets).sum(axis=1)
 
@@ -102,12 +103,21 @@ def class_means(values: Array, classes: Sequence[str]) -> dict[str, float]:
 
 
 def class_balanced_recall(similarity: Array, targets: Array, k: int, classes: Sequence[str]) -> float:
-    """Mean over query classes of the class's recall@k, so that a class with many queries counts once."""
+    """Mean over query classes of the class's recall@k, so that a class with many queries counts once.
+
+    Args:
+        similarity, targets, k: as in `hits_at_k`.
+        classes: q names.
+    """
     return float(np.mean(list(class_means(hits_at_k(similarity, targets, k), classes).values())))
 
 
 def median_rank(similarity: Array, targets: Array) -> float:
-    """Median over queries of the 1-based rank of the best right item (mean of the middle two when even)."""
+    """Median over queries of the rank of the best right item (mean of the middle two when even).
+
+    Args:
+        similarity, targets: as in `ranks`.
+    """
     return float(np.median(ranks(similarity, targets)))
 
 

@@ -18,7 +18,11 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Percentages. `class_iou` and `class_accuracy` (classes,) are NaN where undefined, and left out of the means."""
+    """Percentages of a set of class maps.
+
+    mean_iou, mean_accuracy: over the defined classes; pixel_accuracy: over all pixels.
+    class_iou, class_accuracy: (classes,), NaN where a class neither occurs nor is predicted.
+    """
 
     mean_iou: float
     mean_accuracy: float

@@ -108,7 +108,11 @@ def _ratio(above: float, below: float) -> float:
 
 
 def judge_grade(reply: str) -> float | None:
-    """MM-Vet: the number before the first space when it lies in [0, 1]; None where the judge must be asked again."""
+    """MM-Vet: the grade in a judge's reply, the number before the first space.
+
+    Returns:
+        A number in [0, 1]; None where there is none and the judge must be asked again.
+    """
     try:
         value = float(reply.split(" ", maxsplit=1)[0].strip())
     except ValueError:
@@ -160,7 +164,11 @@ def _parts(capabilities: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def mmhal_rating(reply: str) -> int | None:
-    """MMHal-Bench: the one rating from 0 to 6 that a judge's reply names ("Rating: 4"); None for none or several."""
+    """MMHal-Bench: the one rating from 0 to 6 that a judge's reply names ("Rating: 4").
+
+    Returns:
+        The rating; None for none or several different ones.
+    """
     found = [score for score in range(7) if f"rating: {score}" in reply.lower()]
     return found[0] if len(found) == 1 else None
 

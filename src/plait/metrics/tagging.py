@@ -41,7 +41,14 @@ def average_precision(scores: Array, targets: Array) -> float:
 
 
 def average_precisions(scores: Array, targets: Array) -> Floats:
-    """`average_precision` of every class: (n, classes), (n, classes) -> (classes,); NaN for one without positives."""
+    """`average_precision` of every class.
+
+    Args:
+        scores, targets: (n, classes).
+
+    Returns:
+        float64 (classes,); NaN for one without positives.
+    """
     values, right = _pair(scores, targets)
     return np.array([average_precision(values[:, c], right[:, c]) for c in range(values.shape[1])])
 
@@ -63,7 +70,11 @@ def mean_average_precision(scores: Array, targets: Array) -> float:
 
 
 def micro_average_precision(scores: Array, targets: Array) -> float:
-    """`average_precision` over all pairs of item and class at once."""
+    """`average_precision` over all pairs of item and class at once: frequent classes weigh more.
+
+    Args:
+        scores, targets: (n, classes).
+    """
     values, right = _pair(scores, targets)
     return average_precision(values.ravel(), right.ravel())
 
@@ -85,20 +96,35 @@ def label_ranking_precisions(scores: Array, targets: Array) -> Floats:
 
 
 def label_ranking_average_precision(scores: Array, targets: Array) -> float:
-    """LRAP: mean over the items that have labels; others say nothing and are left out."""
+    """LRAP: mean over the items that have labels; others say nothing and are left out.
+
+    Args:
+        scores, targets: (n, classes).
+    """
     return float(np.nanmean(label_ranking_precisions(scores, targets)))
 
 
 def label_weighted_ranking_precision(scores: Array, targets: Array) -> float:
-    """lwlrap (DCASE 2019): LRAP weighted by the number of labels, which is the mean over all right labels."""
+    """lwlrap (DCASE 2019): LRAP weighted by the number of labels.
+
+    That is the mean over all right labels of all items.
+
+    Args:
+        scores, targets: (n, classes).
+    """
     counts = _pair(scores, targets)[1].sum(axis=1)
     kept = counts > 0
     return float(np.average(label_ranking_precisions(scores, targets)[kept], weights=counts[kept]))
 
 
 def sigmoid(logits: Array) -> Floats:
-    """1 / (1 + exp(-x)) in double precision, without overflow."""
+    """1 / (1 + exp(-x)) in double precision, without overflow.
+
+    Args:
+        logits: any shape, finite.
+    """
     values = finite(logits, "logits")
+    # of a negative number always: exp never overflows, and each sign has its own form
     powers = np.exp(-np.abs(values))
     return np.where(values >= 0, 1 / (1 + powers), powers / (1 + powers))
 

@@ -96,7 +96,10 @@ def lower_median(found: Ranks) -> float:
 
 
 def mean_recall(scores: dict[str, float]) -> float:
-    """Mean of R@1, R@5 and R@10 of one direction."""
+    """Mean of R@1, R@5 and R@10 of one direction, in percent.
+
+    scores: of `rank_scores`.
+    """
     return float(np.mean([scores[f"r@{k}"] for k in RECALLS]))
 
 

@@ -26,7 +26,10 @@ RULES = ("official", "release", "evalai")
 
 @cache
 def contractions() -> dict[str, str]:
-    """Spellings without apostrophe -> with it, as the tools list them."""
+    """Spellings without apostrophe -> with it, as the tools list them: dont -> don't.
+
+    Read once from the file beside this module.
+    """
     text = (files("plait.metrics") / "contractions.txt").read_text(encoding="utf-8")
     return dict(line.split(" ", 1) for line in text.splitlines())
 
@@ -53,7 +56,10 @@ def without_punctuation(text: str, *, commas_in_numbers: bool = True) -> str:
 
 
 def plain_words(text: str) -> str:
-    """Lower case, number words as digits, no articles, contractions with their apostrophe."""
+    """The digit and article step: lower case, number words as digits, no a, an or the.
+
+    Contractions get their apostrophe, as the tools list them. text: after the punctuation step.
+    """
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(contractions().get(word, word) for word in words if word not in ARTICLES)
 
