@@ -53,16 +53,22 @@ __all__ = [
 def from_official(
     checkpoint: Checkpoint, *, tokenizer: Any = None, **options: Any
 ) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
-    """Model and processor of an official file or directory; options of `weights.from_official`.
+    """Model and processor of an official file or directory.
 
-    tokenizer: where no tokenizer.model (LLaMA) or tokenizer.json (BLOOM) lies beside the weights. Raises ValueError
-    without one.
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` gives.
+        tokenizer: where no tokenizer.model (LLaMA) or tokenizer.json (BLOOM) lies beside the weights.
+        options: of `weights.from_official`: official_config, dtype, device, lora_alpha, fields of `MPlugOwlConfig`.
+
+    Raises:
+        ValueError: without a tokenizer, and for weights that do not fit their configuration.
     """
     from plait.models.mplug_owl import weights
     from plait.models.mplug_owl.processor import MPlugOwlProcessor
     from plait.processing.tokenizers import find_tokenizer
 
     place = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    # The released processor puts bos before a prompt itself, and none before the pieces between media (section 8).
     tokenizer = tokenizer or find_tokenizer(place, add_bos=False)
     if tokenizer is None:
         raise ValueError(f"expected tokenizer.model or tokenizer.json in {place}, got neither; put it there")
@@ -71,7 +77,15 @@ def from_official(
 
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
-    """Model and processor of a model directory; options of `weights.from_directory`."""
+    """Model and processor of a model directory.
+
+    Args:
+        path: a directory that `save_pretrained` of both wrote.
+        options: of `weights.from_directory`: dtype, device, fields of `MPlugOwlConfig`.
+
+    Raises:
+        ValueError: for weights that do not fit their configuration.
+    """
     from plait.models.mplug_owl import weights
     from plait.models.mplug_owl.processor import MPlugOwlProcessor
 
@@ -79,6 +93,7 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlugOwlForConditionalGe
 
 
 def __getattr__(name: str) -> Any:
+    """Import the module that has `name` on first use, so that importing the package loads no torch."""
     wanted = _ROLES.get(name, name)
     home = next((module for module, names in _HOMES.items() if wanted in names), None)
     if home is None:  # modules of the package come here too, before they are imported

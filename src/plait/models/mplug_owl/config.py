@@ -21,7 +21,17 @@ from plait.errors import UsageError
 
 @dataclass
 class VisionConfig:
-    """The vision tower; defaults are CLIP ViT-L/14 at 224 pixels. image_size: the side it was built for, in pixels."""
+    """Sizes of the vision tower; the defaults are CLIP ViT-L/14 at 224 pixels.
+
+    Args:
+        dim, num_heads, num_layers, mlp_dim: of the ViT; heads of 64 in the published tower.
+        image_size: side of the images the position table was built for, in pixels.
+        patch_size: side of a patch, in pixels.
+        eps: of the tower's layer norms. The published towers have 1e-6 where CLIP itself has 1e-5.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, sections 1 and 2.
+    """
 
     dim: int = 1024
     num_heads: int = 16
@@ -39,7 +49,18 @@ class VisionConfig:
 
 @dataclass
 class AbstractorConfig:
-    """The abstractor, as wide as the tower: `num_queries` learned queries read all positions of an image or clip."""
+    """Sizes of the abstractor, which is as wide as the tower.
+
+    Args:
+        num_queries: learned queries that read all positions of an image or a clip.
+        num_heads, num_layers: of its cross attention.
+        mlp_dim: inner width of the gated MLP; every published abstractor has 2816.
+        eps: of the norm inside the MLP alone. The other norms have torch's default, 1e-5.
+        dropout: of attention probabilities, in training.
+
+    Source:
+        Specification mPLUG-Owl, sections 1 and 3.
+    """
 
     num_queries: int = 64
     num_heads: int = 16
@@ -52,10 +73,29 @@ class AbstractorConfig:
 class MPlugOwlConfig(PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published mPLUG-Owl with LLaMA-7B.
 
-    text_config: of the language model, any causal one of transformers, a Llama by default; temporal: whether the tower
-    has local temporal modules and the abstractor temporal queries, as the video checkpoints do; image_id, video_id:
-    stand for every position that an image or a video fills (they have no embedding), by default the two ids behind the
-    vocabulary; init_std: of fresh weights; official: quirks of the official code (tables cut for small images).
+    Args:
+        text_config: of the language model, any causal one of transformers, or its fields; without `model_type` a Llama.
+        vision, abstractor: sizes, as dataclasses or mappings. They are stored as plain dicts, as JSON gives them back.
+        temporal: whether the tower has local temporal modules and the abstractor temporal queries, as the video
+            checkpoints do.
+        image_id, video_id: stand for every position that an image or a video fills; they have no embedding. By default
+            the two ids behind the vocabulary.
+        init_std: standard deviation of fresh weights.
+        official: quirks of the official code: position tables cut for small images, one start id before the answer in
+            rules over generated ids.
+        bos_token_id, eos_token_id, pad_token_id: by default those of `text_config`.
+        tie_word_embeddings: follows `text_config`, whatever is passed.
+
+    Raises:
+        ValueError: for a text_config of a model that transformers does not know.
+
+    Source:
+        arXiv 2304.14178; specification mPLUG-Owl, section 1.
+
+    Example:
+        >>> config = MPlugOwlConfig.preset("nano", temporal=True)
+        >>> config.tokens_per_media, config.media_ids
+        (17, (512, 513))
     """
 
     model_type = "mplug_owl"
@@ -78,13 +118,15 @@ class MPlugOwlConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what depends on other fields and turn every field into what JSON gives back."""
-        if not isinstance(self.text_config, PreTrainedConfig):
+        if not isinstance(self.text_config, PreTrainedConfig):  # from JSON it comes as a dict
             self.text_config = language_config(self.text_config or {})
         text: Any = self.text_config
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(text, name, None))
+        # The head belongs to the language model: its own config alone decides whether it is tied (BLOOM's is).
         self.tie_word_embeddings = bool(text.tie_word_embeddings)
+        # Behind the vocabulary no tokenizer can write them, and no row of the table is lost to them.
         self.image_id = text.vocab_size if self.image_id is None else self.image_id
         self.video_id = text.vocab_size + 1 if self.video_id is None else self.video_id
         for name, kind in (("vision", VisionConfig), ("abstractor", AbstractorConfig)):
@@ -117,7 +159,7 @@ class MPlugOwlConfig(PreTrainedConfig):
 
     @property
     def tokens_per_media(self) -> int:
-        """Positions that an image or a video fills: the queries and the learned end vector."""
+        """Positions that an image or a video fills: the queries and the learned end vector, 65 as published."""
         return self.abstractor_sizes.num_queries + 1
 
     @property
@@ -127,12 +169,20 @@ class MPlugOwlConfig(PreTrainedConfig):
 
     @property
     def context(self) -> int | None:
-        """Longest sequence of the language model, None where nothing bounds it (BLOOM)."""
+        """Longest sequence of the language model, in positions; None where nothing bounds it (BLOOM has ALiBi)."""
         return getattr(self.text_config, "max_position_embeddings", None)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MPlugOwlConfig:
-        """A published or small size by name. Raises ValueError for a name that does not exist."""
+        """A published or small size by name.
+
+        Args:
+            name: a key of `PRESETS`; `nano` is a small one for tests and trials.
+            changes: fields to set otherwise.
+
+        Raises:
+            UsageError: for a name that does not exist.
+        """
         if name not in PRESETS:
             raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **changes})
@@ -141,18 +191,35 @@ class MPlugOwlConfig(PreTrainedConfig):
     def from_official(
         cls, official_config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None, **changes: Any
     ) -> MPlugOwlConfig:
-        """The configuration that an official config.json describes; shapes: of the weights, which know better."""
+        """The configuration that an official config.json describes.
+
+        Args:
+            official_config: the parsed config.json.
+            shapes: official key -> shape of the weights, which decide over the variant and the width of the MLP.
+            changes: fields to set otherwise.
+
+        Raises:
+            ValueError: where tower and abstractor differ in width.
+        """
         return cls(**{**config_fields(official_config, shapes or {}), **changes})
 
 
 def language_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """A configuration of transformers from its fields, a Llama's without `model_type`. Raises ValueError if unknown."""
+    """A configuration of transformers from its fields.
+
+    Args:
+        fields: of a config.json; without `model_type` a Llama's, as in the official code.
+
+    Raises:
+        ValueError: for a model_type that transformers does not know.
+    """
     name = fields.get("model_type", "llama")
     if name not in CONFIG_MAPPING:
         raise ValueError(f"expected a text_config of a model that transformers knows, got model_type {name!r}")
     return CONFIG_MAPPING[name](**{key: value for key, value in fields.items() if key != "model_type"})
 
 
+# The tokenizer pads with <unk>, 0; the official class has a default of 2 (section 1).
 _LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
@@ -163,6 +230,7 @@ _BLOOMZ = {
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "tie_word_embeddings": True,
 }  # fmt: skip
 
+# Parameters as published: 7,123,068,928 with LLaMA, 7,152,633,856 of the video model, 7,453,669,376 with BLOOMZ.
 PRESETS: dict[str, dict[str, Any]] = {
     "owl-llama-7b": {"text_config": _LLAMA},
     "owl-bloomz-7b": {"text_config": _BLOOMZ},
@@ -200,11 +268,21 @@ def is_official_config(config: Mapping[str, Any]) -> bool:
 def config_fields(official: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """Fields of `MPlugOwlConfig` from an official config and the shapes of the weights, where they are known.
 
-    Raises ValueError where tower and abstractor differ in width, which the model cannot do.
+    Args:
+        official: the parsed config.json.
+        shapes: official key -> shape; empty where only the config is at hand.
+
+    Returns:
+        vision, abstractor, temporal and text_config.
+
+    Raises:
+        ValueError: where tower and abstractor differ in width. Queries and features share a norm and are concatenated.
     """
+    # The temporal weights tell the video variant.
     temporal = any(".temporal." in key or key.startswith("temporal_") for key in shapes)
     vision = vision_sizes(official.get("vision_config") or {})
     abstractor = abstractor_sizes(official, published_mlp=temporal)
+    # The abstractor has no width of its own here: it takes the tower's.
     width = (official.get("visual_abstractor_config") or {}).get("hidden_size", vision.dim)
     if width != vision.dim:
         raise ValueError(f"expected an abstractor as wide as the tower, got {width} and {vision.dim}")
@@ -222,8 +300,13 @@ def vision_sizes(official: Mapping[str, Any]) -> VisionConfig:
 def abstractor_sizes(official: Mapping[str, Any], *, published_mlp: bool = False) -> AbstractorConfig:
     """Sizes of the abstractor from the top of an official config.
 
-    published_mlp: compute the width of the gated MLP as the video release does, 4096 -> 2816, instead of taking the
-    field as the image release does. Raises ValueError for encoder features of another width.
+    Args:
+        official: the parsed config.json, whose top level holds the number of queries.
+        published_mlp: compute the width of the gated MLP as the video release does, 4096 -> 2816, instead of taking
+            the field as the image release does (specification mPLUG-Owl, section 1).
+
+    Raises:
+        ValueError: for encoder features of another width than the queries'.
     """
     section = official.get("visual_abstractor_config") or {}
     fields = {ours: section[theirs] for theirs, ours in _ABSTRACTOR.items() if theirs in section}
@@ -236,7 +319,8 @@ def abstractor_sizes(official: Mapping[str, Any], *, published_mlp: bool = False
     if "num_query_tokens" in official:
         fields["num_queries"] = official["num_query_tokens"]
     if published_mlp and fields.get("mlp_dim", 2816) != 2816:
-        # Two thirds, as a gated MLP has a third matrix, up to a multiple of 256.
+        # Two thirds, as a gated MLP has a third matrix, up to a multiple of 256. The release truncates before it
+        # rounds up, and leaves 2816 alone: that is already the result of 4096.
         fields["mlp_dim"] = 256 * -(-int(2 * fields["mlp_dim"] / 3) // 256)
     return AbstractorConfig(**fields)
 
@@ -245,10 +329,20 @@ def described(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """An official config.json that fits the shapes of a whole checkpoint, for files that lie without one.
 
     Numbers of heads are those of the published models: heads of 64 in tower and abstractor, of 128 in the language
-    model. Raises ValueError where the language model is neither a LLaMA nor a BLOOM.
+    model.
+
+    Args:
+        shapes: official key -> shape, of the language model too.
+
+    Returns:
+        Fields as in an official config.json.
+
+    Raises:
+        ValueError: where the language model is neither a LLaMA nor a BLOOM.
     """
     cls, table = shapes["vision_model.embeddings.cls_token"], shapes["vision_model.embeddings.position_embedding"]
     patch = shapes["vision_model.embeddings.patch_embed.weight"][-1]
+    # The table has a row for the class position and one per patch of a square grid.
     dim, grid = cls[-1], round((table[1] - 1) ** 0.5)
     heads = max(dim // HEAD_DIM, 1)
     return {
@@ -274,10 +368,12 @@ def described(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def _language_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """`text_config` of a language model by the shapes of its weights; defaults of transformers for what none shows."""
     llama, bloom = "language_model.model.embed_tokens.weight", "language_model.transformer.word_embeddings.weight"
     if llama in shapes:
         vocab, dim = shapes[llama]
         heads = max(dim // 128, 1)
+        # Fewer rows than queries have mean grouped heads, each as wide as a query head.
         key = shapes["language_model.model.layers.0.self_attn.k_proj.weight"][0]
         return {
             "model_type": "llama", "vocab_size": vocab, "hidden_size": dim, "num_attention_heads": heads,
@@ -295,5 +391,6 @@ def _language_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
+    """Layers under `prefix`: one more than the highest number behind it."""
     found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
     return 1 + max(int(match[1]) for match in found if match)

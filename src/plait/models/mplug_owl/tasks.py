@@ -19,17 +19,38 @@ DESCRIBE = "Describe this {kind}."
 
 
 class MPlugOwlSkills(TalkingSkills):
-    """Questions are asked in the published conversation."""
+    """Questions are asked in the published conversation, without its system line.
+
+    What `plait.Assistant` asks of a family: prompts around a question, settings, and losses of given answers.
+
+    Args:
+        model: an `MPlugOwlForConditionalGeneration`.
+        processor: its `MPlugOwlProcessor`.
+
+    Source:
+        Specification mPLUG-Owl, section 8, the prompt template.
+    """
 
     family, describe, name = "mPLUG-Owl", DESCRIBE, "What is in this {kind}?"
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
-        """Turns that are over, between the roles that `layout` writes around the last one."""
+        """Turns that are over, between the roles that `layout` writes around the last one.
+
+        Args:
+            earlier: (question, answer) of every turn before.
+            words: the question of the turn that is open.
+        """
         return "".join(f"{asked}\nAI: {answer}\nHuman: " for asked, answer in earlier) + words
 
     def layout(self, words: str, pictures: int) -> str:
-        """The released conversation without its system line; every picture in a line of its own."""
+        """The released conversation without its system line; every picture in a `Human:` line of its own.
+
+        Args:
+            words: the question, turns before it included.
+            pictures: how many images stand before it.
+        """
+        # The space behind "AI:" is part of the published prompt.
         return f"Human: {IMAGE}\n" * pictures + f"Human: {words}\nAI: "
 
     def written(self, asked: Sequence[str]) -> list[str]:
@@ -37,13 +58,24 @@ class MPlugOwlSkills(TalkingSkills):
         return [prompt([(question, None)]) for question in asked]
 
     def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Every row shows the same, so it is encoded once."""
+        """Summed loss of each answer to one question about one medium, which is encoded once.
+
+        Args:
+            kind: `text`, `image` or `video`.
+            item: the medium that every row shows.
+            asked: the question, with a placeholder for the medium.
+            answers: candidates, one row each.
+
+        Returns:
+            (answers,) negative log likelihoods, end of the answer included.
+        """
         conversations: list[list[Turn]] = [[(asked, answer)] for answer in answers]
         rows = self.processor.supervised(conversations, **self.media(kind, [item] * len(answers)))
         rows = rows.to(self.model.device)
         for pixels, features in (("pixel_values", "image_features"), ("pixel_values_videos", "video_features")):
             if pixels in rows:
                 seen = rows.pop(pixels)
+                # All rows hold the same media in the same order: the first row's share stands for all of them.
                 rows[features] = self.model.encode(seen[: len(seen) // len(answers)]).repeat(len(answers), 1, 1)
         labels = rows.pop("labels")
         return summed_losses(self.model(**rows, use_cache=False).logits, labels)
@@ -59,19 +91,47 @@ STAGE1 = {
 
 
 def visual_names(model: nn.Module, what: str = "all") -> list[str]:
-    """The first stage: the language model stays. what: a key of `STAGE1`, ValueError for any other."""
+    """Parameters that the first stage trains; the language model stays.
+
+    Args:
+        model: an `MPlugOwlForConditionalGeneration`.
+        what: `all` (tower and abstractor, as published), `abstractor`, or `projection`.
+
+    Returns:
+        Names of parameters, in the model's order.
+
+    Raises:
+        ValueError: for any other `what`.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, section 9, stage 1.
+
+    Example:
+        >>> model = MPlugOwlForConditionalGeneration(MPlugOwlConfig.preset("nano"))
+        >>> visual_names(model, "projection")
+        ['abstractor.end', 'abstractor.proj.weight', 'abstractor.proj.bias']
+    """
     if what not in STAGE1:
         raise ValueError(f"expected one of {', '.join(STAGE1)} to train, got {what!r}")
     return [name for name, _ in model.named_parameters() if name.startswith(STAGE1[what])]
 
 
 def language_names(model: nn.Module) -> list[str]:
-    """The second stage without LoRA: the whole language model, embeddings and head included, and nothing else."""
+    """Parameters of the second stage without LoRA: the whole language model, embeddings and head included.
+
+    The released script for full fine-tuning takes every name with `language_model` in it, and nothing else
+    (specification mPLUG-Owl, section 9).
+    """
     return [name for name, _ in model.named_parameters() if name.startswith(LANGUAGE)]
 
 
 def lora_targets(model: nn.Module) -> list[str]:
-    """Modules that LoRA adapts in the second stage: queries and values of a LLaMA, the fused projection of a BLOOM."""
+    """Modules that LoRA adapts in the second stage, by name.
+
+    Queries and values of a LLaMA, with r = 8 and alpha = 32 in the released script; the fused projection of a BLOOM, as
+    its authors advise (specification mPLUG-Owl, sections 5.5 and 9).
+    """
+    # The tower's own projection has another name, and `name` must lie in the language model besides.
     wanted = ("q_proj", "v_proj", "query_key_value")
     return [
         name

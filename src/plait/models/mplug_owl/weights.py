@@ -36,7 +36,7 @@ from plait.weights.files import (
 )
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
-_P = "{p:weight|bias}"
+_P = "{p:weight|bias}"  # a placeholder of key patterns: either of the two
 WRAPPER = "base_model.model."
 """Before every name of a checkpoint that the released LoRA script wrote; read as it is, it loads nothing at all."""
 PUBLISHED_ALPHA = 32.0
@@ -44,7 +44,10 @@ PUBLISHED_ALPHA = 32.0
 
 
 def is_official(keys: Iterable[str]) -> bool:
-    """Whether these are keys of an official mPLUG-Owl file, a trainer checkpoint of it included."""
+    """Whether these are keys of an official mPLUG-Owl file, a trainer checkpoint of it included.
+
+    Queries at the top level tell it from mPLUG-Owl2, whose abstractor holds them.
+    """
     names = {key.removeprefix(WRAPPER) for key in keys}
     return "query_tokens" in names and "vision_model.embeddings.cls_token" in names
 
@@ -52,7 +55,8 @@ def is_official(keys: Iterable[str]) -> bool:
 def tower_rules() -> list[Rule]:
     """Rules of the vision tower alone, the temporal modules of the video variant included.
 
-    These are linear layers and a convolution over time here, saved as 3-D convolutions with dimensions of 1.
+    These are linear layers and a convolution over time here, saved as 3-D convolutions with dimensions of 1: (512,
+    1024, 1, 1, 1) and (512, 1, 3, 1, 1) in the published file (specification mPLUG-Owl, section 6).
     """
     temporal = [
         Rename(f"ln.{_P}", f"norm.{_P}"),
@@ -74,14 +78,19 @@ def abstractor_rules() -> list[Rule]:
 
 
 def key_map(config: MPlugOwlConfig | None = None) -> KeyMap:
-    """Rules between an official checkpoint and `MPlugOwlForConditionalGeneration`, the same for every `config`."""
+    """Rules between an official checkpoint and `MPlugOwlForConditionalGeneration`.
+
+    Args:
+        config: asked for by `plait convert` of every family; here the rules are the same for all.
+    """
     return KeyMap([
         *prefixed(tower_rules(), "vision_model.", "vision."),
         *abstractor_rules(),
-        Drop(
+        Drop(  # files written with transformers 4.28 hold these buffers
             "language_model.model.layers.{i}.self_attn.rotary_emb.inv_freq",
             "rotary frequencies, which the configuration determines",
         ),
+        # Last, so that the rule above comes first: the language model keeps the names of transformers.
         Rename("language_model.{name:.+}", "language_model.{name:.+}"),
     ])  # fmt: skip
 
@@ -90,14 +99,27 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
     """The state without the wrapper of PEFT, every LoRA it holds merged, tensor by tensor when read.
 
     Both spellings are known, `lora_A.weight` of adapter files and `lora_A.default.weight` of trainer checkpoints, also
-    beside plain base weights. alpha: `lora_alpha` of the adapters, by default the published 32. Raises StateError where
-    an adapter has no base weight in the file.
+    beside plain base weights.
+
+    Args:
+        state: as it lies in the file.
+        alpha: `lora_alpha` of what is merged, by default the published 32.
+
+    Returns:
+        A state of base weights by official names, nothing read yet.
+
+    Raises:
+        StateError: where a LoRA has no base weight in the file.
+
+    Source:
+        Specification mPLUG-Owl, section 6: read as they are, trainer checkpoints give random output.
     """
     names = {_plain(key): key for key in state}
     downs = {name: key for name, key in names.items() if name.endswith(".lora_A.weight")}
     readers: dict[str, Callable[[], Tensor]] = {
         name: partial(state.__getitem__, key) for name, key in names.items() if ".lora_" not in name
     }
+    # A file of LoRA alone would otherwise load as a model without its base.
     strangers = [name for name in downs if name.replace(".lora_A", "") not in readers]
     if strangers:
         raise StateError(
@@ -107,7 +129,11 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
         )
 
     def merged(base: Callable[[], Tensor], down_key: str, up_key: str) -> Tensor:
-        """W + alpha / r * B A, in fp32 whatever the file's type."""
+        """W + alpha / r * B A, in fp32 whatever the file's type.
+
+        A: (r, in), so its length is r; B: (out, r). In half precision the product would be rounded before it is
+        added.
+        """
         weight, down, up = base(), state[down_key].float(), state[up_key].float()
         return (weight.float() + (alpha or PUBLISHED_ALPHA) / len(down) * (up @ down)).to(weight.dtype)
 
@@ -118,13 +144,22 @@ def plain_names(state: LazyState, alpha: float | None = None) -> LazyState:
 
 
 def _plain(key: str) -> str:
-    """A key without PEFT's wrappers, its adapters as adapter files spell them."""
+    """A key without PEFT's wrappers, its LoRA as files of LoRA alone spell it."""
+    # PEFT puts the frozen weight of an adapted module under "base_layer".
     key = key.removeprefix(WRAPPER).replace(".base_layer.", ".")
     return re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", key)
 
 
 def notes(state: Iterable[str], official_config: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """What `plait convert` should say about a file: that it holds LoRA, and by which factor that was merged."""
+    """What `plait convert` should say about a file: that it holds LoRA, and by which factor that was merged.
+
+    Args:
+        state: keys of the file.
+        official_config: its config.json; the official one never names a LoRA, `{"lora": {"lora_alpha": ...}}` does.
+
+    Returns:
+        One line, or none for a file without LoRA.
+    """
     adapters = sum(_plain(key).endswith(".lora_A.weight") for key in state)
     alpha = ((official_config or {}).get("lora") or {}).get("lora_alpha")
     said = f"{alpha:g}, as its configuration says" if alpha else f"{PUBLISHED_ALPHA:g}, as published"
@@ -151,14 +186,27 @@ def from_official(
 ) -> MPlugOwlForConditionalGeneration:
     """A model from an official file or directory, or from a checkpoint of the released training script.
 
-    official_config: the config.json where the file has none; without either the sizes are read off the weights;
-    lora_alpha: of adapters inside the file; changes: fields of `MPlugOwlConfig` to set. Raises ValueError (StateError)
-    listing missing, unexpected and misshapen keys.
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` gives.
+        official_config: the config.json where the file has none; without either the sizes are read off the weights.
+        dtype: of the weights, by default the file's.
+        device: where the model goes.
+        branch: must be None; the parts of this family only work together.
+        lora_alpha: of LoRA inside the file, before what its configuration says, before the published 32.
+        changes: fields of `MPlugOwlConfig` to set.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        StateError: (a ValueError) listing missing, unexpected and misshapen keys.
+        ValueError: for a branch, and sizes that do not fit each other.
     """
     refuse_branch(branch, "mplug_owl")
     written = checkpoint.config if official_config is None else official_config
     lora = (written or {}).get("lora") or {}
     state = plain_names(checkpoint.state, lora_alpha or lora.get("lora_alpha"))
+    # Shapes are read from tensors, merged LoRA included: the language model's, most of the file, only where needed.
     shapes = {key: tuple(state[key].shape) for key in state if not key.startswith("language_model.")}
     if written is None:
         written = described({key: tuple(state[key].shape) for key in state})
@@ -177,7 +225,17 @@ def from_directory(
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> MPlugOwlForConditionalGeneration:
-    """A model directory written by `save_pretrained`, or an official one."""
+    """A model directory written by `save_pretrained`, or an official one, which its config.json tells.
+
+    Args:
+        path: the directory.
+        branch: must be None.
+        dtype, device: of the model; by default the file's type, on the CPU.
+        changes: fields of `MPlugOwlConfig` to set.
+
+    Raises:
+        ValueError: as `from_official`, and for a field that the configuration does not have.
+    """
     refuse_branch(branch, "mplug_owl")
     checkpoint = read_checkpoint(path)
     if is_official_config(read_json(path / "config.json")):
@@ -191,7 +249,19 @@ def assemble(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> MPlugOwlForConditionalGeneration:
-    """A model of `config` with exactly the weights of `state`, ours by name. Raises StateError for any other set."""
+    """A model of `config` with exactly the weights of `state`.
+
+    Args:
+        config: sizes, which the weights must have.
+        state: our name -> tensor. A tied head may be absent, as it is from some BLOOM files.
+        dtype, device: of the model.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        StateError: for any other set of names or shapes.
+    """
     tied = ["language_model.lm_head.weight"] if config.tie_word_embeddings else []
     model = build_strict(lambda: MPlugOwlForConditionalGeneration(config), state, tied=tied, dtype=dtype)
     # Rotary frequencies lie in no file: a model built without memory has none until their modules are made again.
@@ -214,9 +284,29 @@ def around(
 ) -> tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]:
     """Model and processor around the causal language model in the directory `llm`, whose weights are kept.
 
-    vision: sizes of a fresh tower, or a transformers directory of a CLIP vision model to copy, at `image_size` pixels;
-    abstractor: its sizes; temporal: whether it reads clips; seed: of what is fresh. Raises ValueError for a directory
-    without a language model.
+    This is where stage 1 begins: a language model, a tower, and a fresh abstractor between them.
+
+    Args:
+        llm: a transformers directory of a causal language model, with its tokenizer.
+        vision: sizes of a fresh tower, or a transformers directory of a CLIP vision model to copy.
+        abstractor: its sizes.
+        temporal: whether the model reads clips.
+        image_size: side in pixels that a copied tower is resized to; None: its own.
+        seed: of what is fresh.
+        dtype: of the model, by default float32.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: for a directory without a language model or a tokenizer, and for a `vision` that holds no CLIP.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, sections 2 (CLIP's names) and 9.
+
+    Example:
+        >>> model, processor = around("my-llama", vision=VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256))
+        >>> model.save_pretrained("my-owl"), processor.save_pretrained("my-owl")
     """
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -244,8 +334,10 @@ def around(
             shell = build_language_model(config.text_sizes)
         model = MPlugOwlForConditionalGeneration(config, shell)
     model.language_model = adopt(language_model)
+    # The language model chose its attention when it was loaded; now all parts that can choose have the same.
     model.set_attn_implementation("sdpa")
     if tower is not None:
+        # A CLIP has no temporal modules: those stay fresh, everything else must be there.
         missing, unexpected = model.vision.load_state_dict(tower, strict=False)
         strangers = [key for key in missing if ".temporal." not in key] + list(unexpected)
         if strangers:
