@@ -60,9 +60,15 @@ __all__ = [
 def from_official(
     checkpoint: Checkpoint, *, tokenizer: Any = None, **options: Any
 ) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
-    """Model and processor of an official file or directory; options of `weights.from_official`.
+    """Model and processor of an official file or directory.
 
-    tokenizer: where no tokenizer.model or qwen.tiktoken lies beside the weights. Raises ValueError without one.
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` gives.
+        tokenizer: where no tokenizer.model (Owl2) or qwen.tiktoken (Owl2.1) lies beside the weights.
+        options: of `weights.from_official`: official_config, dtype, device, lora, fields of `MPlugOwl2Config`.
+
+    Raises:
+        ValueError: without a tokenizer, and for weights that do not fit their configuration.
     """
     from plait.models.mplug_owl2 import weights
     from plait.models.mplug_owl2.processor import MPlugOwl2Processor
@@ -78,7 +84,15 @@ def from_official(
 
 
 def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
-    """Model and processor of a model directory; options of `weights.from_directory`."""
+    """Model and processor of a model directory.
+
+    Args:
+        path: a directory that `save_pretrained` of both wrote.
+        options: of `weights.from_directory`: dtype, device, fields of `MPlugOwl2Config`.
+
+    Raises:
+        ValueError: for weights that do not fit their configuration.
+    """
     from plait.models.mplug_owl2 import weights
     from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 
@@ -86,6 +100,7 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalG
 
 
 def __getattr__(name: str) -> Any:
+    """Import the module that has `name` on first use, so that importing the package loads no torch."""
     wanted = _ROLES.get(name, name)
     home = next((module for module, names in _HOMES.items() if wanted in names), None)
     if home is None:  # modules of the package come here too, before they are imported

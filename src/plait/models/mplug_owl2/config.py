@@ -24,7 +24,21 @@ ADAPTIVE = ("norm", "k", "v")
 
 @dataclass
 class VisionConfig:
-    """The vision tower; defaults are CLIP ViT-L/14 at 448 pixels. image_size: the side it was built for, in pixels."""
+    """Sizes of the vision tower; the defaults are CLIP ViT-L/14 at 448 pixels.
+
+    Args:
+        dim, num_heads, num_layers, mlp_dim: of the ViT.
+        image_size: side of the images the tower was built for, in pixels.
+        patch_size: side of a patch, in pixels.
+        activation: of its MLP, `quick_gelu` (CLIP) or `gelu` (exact, Owl2.1).
+        eps: of its layer norms.
+        use_cls_token: whether a class position is put in front. Without one the position table is 16 x 16 whatever
+            image_size is, and is stretched (Owl2.1).
+        use_post_norm: whether a norm follows the last layer.
+
+    Source:
+        Specification mPLUG-Owl2, sections 2 and 3.
+    """
 
     dim: int = 1024
     num_heads: int = 16
@@ -45,10 +59,19 @@ class VisionConfig:
 
 @dataclass
 class AbstractorConfig:
-    """The abstractor: `num_queries` learned queries read all patches of an image.
+    """Sizes of the abstractor, which is as wide as the tower.
 
-    grid_size: side of the patch grid its key positions were trained for; query_span: number of queries they were
-    trained for. Both stay when a checkpoint is resized: positions of another grid are stretched to them.
+    Args:
+        num_queries: learned queries that read all patches of an image.
+        num_heads, num_layers: of its cross attention.
+        mlp_dim: inner width of the gated MLP.
+        eps: of the norm inside the MLP alone. The other norms have torch's default, 1e-5.
+        grid_size: side of the patch grid that its key positions were trained for.
+        query_span: number of queries that they were trained for, None for num_queries. Both stay when a checkpoint is
+            resized: positions of another grid are stretched to them.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, section 4.
     """
 
     num_queries: int = 64
@@ -63,13 +86,37 @@ class AbstractorConfig:
 class MPlugOwl2Config(PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published 8.2B mPLUG-Owl2.
 
-    ways: the partition of the modalities, a named cell each; routed: which parts of a decoder layer exist once per
-        cell, of `norm q k v out mlp`: `ADAPTIVE` is the paper's module, () a decoder shared by all;
-    dim, num_layers, num_heads, num_kv_heads, head_dim, mlp_dim, eps, *_bias: the decoder, a Llama;
-    rope_parameters: as in transformers; trained_length: sequence length behind which Qwen's dynamic NTK base and log-n
-        query scale set in (in evaluation), None for neither; use_ntk, use_log_n: which of the two;
-    image_id: stands for every position an image fills (it has no embedding), by default the id behind the
-        vocabulary; init_std: of fresh weights; official: quirks of the official code (4.31's beam lengths, ...).
+    Args:
+        ways: the partition of the modalities, a named cell each; by default `text`, and `visual` of image and video.
+        routed: which parts of a decoder layer exist once per way, of `norm q k v out mlp`. `ADAPTIVE` is the paper's
+            module, () a decoder shared by all.
+        vocab_size: rows of the token table.
+        dim, num_layers, num_heads, mlp_dim, eps: the decoder, a Llama.
+        num_kv_heads, head_dim: by default num_heads, and dim / num_heads.
+        qkv_bias, out_bias, mlp_bias: which linear layers of the decoder have one.
+        max_position_embeddings: longest sequence, in positions; an image fills `tokens_per_image`.
+        rope_parameters: as in transformers; by default a base of 10000.
+        trained_length: sequence length behind which Qwen's dynamic NTK base and log-n query scale set in, in
+            evaluation; None for neither.
+        use_ntk, use_log_n: which of the two.
+        vision, abstractor: sizes, as dataclasses or mappings. They are stored as plain dicts, as JSON gives them back.
+        image_id: stands for every position an image fills; it has no embedding. By default the id behind the
+            vocabulary.
+        image_aspect: what the training did with images that are not square: `resize`, `pad` or `crop`; `square` is the
+            official name of `crop`.
+        init_std: standard deviation of fresh weights.
+        official: quirks of the official code, such as the beam lengths of transformers 4.31.
+
+    Raises:
+        ValueError: for a way of a modality that does not exist.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, sections 2, 5 and 6.
+
+    Example:
+        >>> config = MPlugOwl2Config.preset("nano")
+        >>> config.ways, config.tokens_per_image
+        ({'text': ['text'], 'visual': ['image', 'video']}, 17)
     """
 
     model_type = "mplug_owl2"
@@ -116,6 +163,7 @@ class MPlugOwl2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill what depends on other fields and turn every field into what JSON gives back."""
+        # Lists, not tuples: a configuration read back from JSON must equal the one that was written.
         self.ways = {
             way: list(cell) for way, cell in (self.ways or {"text": ["text"], "visual": ["image", "video"]}).items()
         }
@@ -126,6 +174,7 @@ class MPlugOwl2Config(PreTrainedConfig):
         self.num_kv_heads = self.num_kv_heads or self.num_heads
         self.head_dim = self.head_dim or self.dim // self.num_heads
         self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
+        # Behind the vocabulary no tokenizer can write it, and no row of the table is lost to it.
         self.image_id = self.vocab_size if self.image_id is None else self.image_id
         for name, kind in (("vision", VisionConfig), ("abstractor", AbstractorConfig)):
             given = getattr(self, name)
@@ -157,7 +206,7 @@ class MPlugOwl2Config(PreTrainedConfig):
 
     @property
     def tokens_per_image(self) -> int:
-        """Positions an image fills: the queries and the learned end vector."""
+        """Positions an image fills: the queries and the learned end vector, 65 as published."""
         return self.abstractor_sizes.num_queries + 1
 
     @property
@@ -167,7 +216,15 @@ class MPlugOwl2Config(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> MPlugOwl2Config:
-        """A published or small size by name. Raises ValueError for a name that does not exist."""
+        """A published or small size by name.
+
+        Args:
+            name: a key of `PRESETS`; `nano` is a small one for tests and trials.
+            changes: fields to set otherwise.
+
+        Raises:
+            UsageError: for a name that does not exist.
+        """
         if name not in PRESETS:
             raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
         return cls(**{**PRESETS[name], **changes})
@@ -176,10 +233,21 @@ class MPlugOwl2Config(PreTrainedConfig):
     def from_official(
         cls, official_config: Mapping[str, Any], keys: Iterable[str] = (), **changes: Any
     ) -> MPlugOwl2Config:
-        """The configuration that an official config.json describes; the weights' keys decide on the adaptive module."""
+        """The configuration that an official config.json describes.
+
+        Args:
+            official_config: the parsed config.json, with Llama's or Qwen's names.
+            keys: of the weights, which decide on the adaptive module.
+            changes: fields to set otherwise.
+
+        Raises:
+            ValueError: for an unknown field, or one that no published model sets that way.
+        """
         return cls(**{**config_fields(official_config, keys), **changes})
 
 
+# Qwen-VL's ViT-bigG. Its sizes, and the abstractor's 4608, are inferred: with them the parameters sum up to the 9.8B
+# that the README of Owl2.1 states (specification mPLUG-Owl2, section 2.2). The file decides where it is at hand.
 _BIG_G = VisionConfig(
     dim=1664, num_layers=48, mlp_dim=8192, activation="gelu", use_cls_token=False, use_post_norm=False
 )
@@ -187,7 +255,7 @@ _BIG_G = VisionConfig(
 PRESETS: dict[str, dict[str, Any]] = {
     "owl2-7b": {},
     "owl2.1-7b": {
-        "routed": (),
+        "routed": (),  # with a way per modality it would have 11.4B, not the published 9.8B
         "vocab_size": 151936,
         "eps": 1e-6,
         "qkv_bias": True,
@@ -196,7 +264,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vision": _BIG_G,
         "abstractor": AbstractorConfig(mlp_dim=4608),
         "bos_token_id": None,
-        "eos_token_id": 151643,
+        "eos_token_id": 151643,  # <|endoftext|>, which pads too: Qwen has no bos and no pad
         "pad_token_id": 151643,
     },
     "nano": {
@@ -234,11 +302,13 @@ _READ_ELSEWHERE = {
     "visual_config", "rope_theta", "rope_scaling", "attention_bias", "rotary_emb_base", "no_bias", "multiway",
     "intermediate_size",
 }  # fmt: skip
+# What the model has built in, as all published files have it: another value would be another model.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",), "pretraining_tp": (1,), "rotary_pct": (1.0,), "scale_attn_weights": (True,),
     "softmax_in_fp32": (False, True), "use_cache_quantization": (False,), "emb_dropout_prob": (0, 0.0),
     "attn_dropout_prob": (0, 0.0), "attention_dropout": (0, 0.0),
 }  # fmt: skip
+# Names, training settings and speed: nothing here changes what the model computes.
 _IGNORED = {
     "architectures", "model_type", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
     "image_grid_pinpoints", "tune_visual_abstractor", "freeze_vision_model", "visual_abstractor_lr", "bf16", "fp16",
@@ -271,16 +341,29 @@ _ABSTRACTOR = {
 
 
 def is_official_config(config: Mapping[str, Any]) -> bool:
-    """Whether this is the config.json of an official directory."""
+    """Whether this is the config.json of an official directory; ours says `vision`, not `visual_config`."""
     return "visual_config" in config
 
 
 def config_fields(official: Mapping[str, Any], keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Fields of `MPlugOwl2Config` from an official config; keys: of the weights, which know whether ways exist.
+    """Fields of `MPlugOwl2Config` from an official config.
 
-    Raises ValueError for a field that is unknown, or one that no published model sets that way.
+    Args:
+        official: the parsed config.json; Qwen's field names tell Owl2.1 from Owl2.
+        keys: of the weights, which know whether ways exist; empty where only the config is at hand.
+
+    Returns:
+        Fields that the file decides, and the defaults of the official classes for those it leaves out.
+
+    Raises:
+        ValueError: for a field that is unknown, or one that no published model sets that way; for an Owl2.1 without
+            seq_length; for an abstractor of another width than the tower.
+
+    Source:
+        Specification mPLUG-Owl2, section 2.
     """
     is_qwen = "kv_channels" in official or "layer_norm_epsilon" in official
+    # By fields, not by the directory's name: the published names match neither of the official tests (section 8.2).
     names = {**(_QWEN if is_qwen else _LLAMA), **_BOTH}
     for name, value in official.items():
         if name in _FIXED:
@@ -318,10 +401,11 @@ def config_fields(official: Mapping[str, Any], keys: Iterable[str] = ()) -> dict
             "pad_token_id": 151643,
         } | fields
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": official.get("rope_theta", 10000.0)}
-    scaling = official.get("rope_scaling")
+    scaling = official.get("rope_scaling")  # null in all published files
     if scaling:
         rope |= {"rope_type": scaling.get("type", scaling.get("rope_type")), "factor": scaling["factor"]}
     bias = bool(official.get("attention_bias", False))
+    # `fields` last: what the file says goes before these defaults of the official class, 2048 positions among them.
     # LLaMA-2 itself has eps 1e-5; a file without the field was written by a class whose default is 1e-6.
     return {
         "routed": ADAPTIVE, "rope_parameters": rope, "eps": 1e-6, "qkv_bias": bias, "out_bias": bias,
@@ -330,12 +414,20 @@ def config_fields(official: Mapping[str, Any], keys: Iterable[str] = ()) -> dict
 
 
 def vision_sizes(official: Mapping[str, Any]) -> VisionConfig:
-    """Sizes of the tower from `visual_config.visual_model`; older files lack some fields."""
+    """Sizes of the tower from `visual_config.visual_model`.
+
+    Older files lack use_cls_token and use_post_layernorm, which are true then (specification mPLUG-Owl2, section 2.1).
+    Unknown fields are clutter of transformers and left alone.
+    """
     return VisionConfig(**{ours: official[theirs] for theirs, ours in _VISION.items() if theirs in official})
 
 
 def abstractor_sizes(official: Mapping[str, Any]) -> AbstractorConfig:
-    """Sizes of the abstractor from `visual_config.visual_abstractor`. A falsy grid_size means 32."""
+    """Sizes of the abstractor from `visual_config.visual_abstractor`. A falsy grid_size means 32.
+
+    Raises:
+        ValueError: where it is not as wide as the tower; queries and features are concatenated and share a norm.
+    """
     if official.get("hidden_size") != official.get("encoder_hidden_size", official.get("hidden_size")):
         raise ValueError(
             f"expected an abstractor as wide as the tower, got {official['hidden_size']} and "

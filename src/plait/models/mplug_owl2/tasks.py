@@ -26,21 +26,42 @@ RELEASED: dict[QuestionKind, str] = {
 
 
 class MPlugOwl2Skills(TalkingSkills):
-    """Questions are asked as they are, without the suffixes of benchmarks; captions as in the published evaluation."""
+    """Questions are asked as they are, without the suffixes of benchmarks; captions as in the published evaluation.
+
+    What `plait.Assistant` asks of a family: prompts around a question, settings, and losses of given answers.
+
+    Args:
+        model: an `MPlugOwl2ForConditionalGeneration`.
+        processor: its `MPlugOwl2Processor`.
+
+    Source:
+        Specification mPLUG-Owl2, section 11.
+    """
 
     family, describe = "mPLUG-Owl2", "Provide a one-sentence caption for the provided {kind}."
     name = "What is in this {kind}? Answer the question using a single word or phrase."
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """The words of the released evaluation where it asks so; `layout` puts roles and pictures around."""
+        """The words of the released evaluation where it asks so; `layout` puts roles and pictures around.
+
+        Args:
+            kind: what is asked; a key of `RELEASED` takes the published prompt.
+            item: the question with its choices and context.
+        """
         if (task := RELEASED.get(kind)) is None:
             return super().prompt(kind, item)
+        # The published prompt is one text; its roles and placeholder go, as `layout` writes them for any picture count.
         whole = evaluation_prompt(task, question=item.question or "", options=item.choices or (), hint=item.context)
         return whole.removeprefix(f"USER: {IMAGE}").removesuffix(" ASSISTANT: ")
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
-        """The settings of the released evaluation where it has such a question."""
+        """The settings of the released evaluation where it has such a question, all of them greedy.
+
+        Args:
+            kind: what is asked.
+            medium: what it is asked about, for questions that were not published.
+        """
         if (task := RELEASED.get(kind)) is None:
             return super().decoding(kind, medium)
         found = EVALUATION_GENERATION[task]
@@ -48,11 +69,22 @@ class MPlugOwl2Skills(TalkingSkills):
         return Decoding(*lengths, length_penalty=found["length_penalty"])
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
-        """Turns that are over, each ended as in training."""
+        """Turns that are over, each ended as in training.
+
+        Args:
+            earlier: (question, answer) of every turn before.
+            words: the question of the turn that is open.
+        """
         return "".join(f"{asked} ASSISTANT: {answer}</s>USER: " for asked, answer in earlier) + words
 
     def layout(self, words: str, pictures: int) -> str:
-        """The released evaluation's conversation, which has no system line."""
+        """The released evaluation's conversation, which has no system line.
+
+        Args:
+            words: the question, turns before it included.
+            pictures: how many images stand before it.
+        """
+        # The space behind "ASSISTANT:" is published for evaluation alone; chats end in the colon.
         return f"USER: {IMAGE * pictures}{words} ASSISTANT: "
 
     def written(self, asked: Sequence[str]) -> list[str]:
@@ -60,12 +92,23 @@ class MPlugOwl2Skills(TalkingSkills):
         return [self.processor.conversation.prompt([(question, None)]) for question in asked]
 
     def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Every row shows the same, so it is read once."""
+        """Summed loss of each answer to one question about one medium, which is encoded once.
+
+        Args:
+            kind: `text`, `image` or `video`.
+            item: the medium that every row shows; a video is a list of frames.
+            asked: the question, with a placeholder for the medium.
+            answers: candidates, one row each.
+
+        Returns:
+            (answers,) negative log likelihoods, end of the answer included.
+        """
         frames = [item] if kind == "image" else list(item) if kind == "video" else []
         asked = asked.replace(VIDEO, IMAGE * len(frames)) if kind == "video" else asked
         turns: list[list[Turn]] = [[(asked, answer)] for answer in answers]
         rows = self.processor.expanded(turns).to(self.model.device)
         ids = rows["input_ids"]
+        # From here on what `MPlugOwl2Model.embed` does, but with the features of one row repeated for all of them.
         self.check_prompt(ids.shape[1])
         is_image = torch.eq(ids, self.model.config.image_token)
         embeds = self.model.model.token_embedding(ids.masked_fill(is_image, 0))
@@ -82,7 +125,24 @@ TOWER, ABSTRACTOR = "model.vision.", "model.abstractor."
 
 
 def pretraining_names(model: nn.Module) -> list[str]:
-    """The paper's first stage: tower, abstractor and the ways that images brought; the language model stays."""
+    """Parameters of the paper's first stage: tower, abstractor and the ways that images brought.
+
+    Every weight that text goes through stays, so that the language model keeps what it knows.
+
+    Args:
+        model: an `MPlugOwl2ForConditionalGeneration`.
+
+    Returns:
+        Names of parameters, in the model's order.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, section 10.
+
+    Example:
+        >>> model = MPlugOwl2ForConditionalGeneration(MPlugOwl2Config.preset("nano"))
+        >>> any(".text." in name for name in pretraining_names(model))
+        False
+    """
     added = [
         f"{name}.{way}."
         for name, module in model.named_modules()
@@ -94,15 +154,19 @@ def pretraining_names(model: nn.Module) -> list[str]:
 
 
 def without_tower(model: nn.Module) -> list[str]:
-    """The released fine-tuning script: everything but the vision tower."""
+    """Parameters of the released fine-tuning script: everything but the vision tower.
+
+    The paper trains the tower too; the script's `freeze_vision_model` is on (specification mPLUG-Owl2, section 10.3).
+    """
     return [name for name, _ in model.named_parameters() if not name.startswith(TOWER)]
 
 
 def lora_targets(model: nn.Module) -> list[str]:
     """Modules that LoRA adapts: every linear layer of the language model except its head.
 
-    Use with `LoraConfig(target_modules=lora_targets(model), modules_to_save=lora_saved(model))`, which trains exactly
-    adapters and abstractor: the released script meant this and trained all base weights instead.
+    Use with `LoraConfig(target_modules=lora_targets(model), modules_to_save=lora_saved())`, which trains exactly LoRA
+    and abstractor. The released script meant this and trained all base weights instead: it switched gradients on after
+    it had added LoRA (specification mPLUG-Owl2, section 13, bug 7).
     """
     return [
         name
@@ -112,7 +176,7 @@ def lora_targets(model: nn.Module) -> list[str]:
 
 
 def lora_saved(train_vision: bool = False) -> list[str]:
-    """Modules that train in full beside LoRA adapters."""
+    """Modules that train in full beside LoRA: the abstractor, and with `train_vision` the tower."""
     return ["abstractor", "vision"] if train_vision else ["abstractor"]
 
 
@@ -120,13 +184,28 @@ def decays(model: nn.Module) -> Callable[[str, Tensor], bool]:
     """A test `(name, parameter)` -> True for weight decay: all but biases and LayerNorms, as the released script does.
 
     RMS norms of the language model, tables and learned vectors do decay there.
+
+    Args:
+        model: whose layer norms are left out.
     """
+    # RMSNorm is no nn.LayerNorm, so it is not among these.
     norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
     return lambda name, parameter: "bias" not in name and name not in norms
 
 
 def vision_depth(num_layers: int) -> Callable[[str], int]:
-    """Depth for layer-wise decay: 0 for the tower's inputs, l + 1 for its layer l, num_layers + 1 for the rest."""
+    """Depth of a parameter for layer-wise decay of learning rates in the tower.
+
+    Args:
+        num_layers: of the tower.
+
+    Returns:
+        A function of a parameter's name: 0 for the tower's inputs, l + 1 for its layer l, num_layers + 1 for its last
+        norm and all the rest of the model.
+
+    Source:
+        The paper's decay of 0.9 per layer; the release has no code for it (specification mPLUG-Owl2, section 10).
+    """
 
     def depth(name: str) -> int:
         if not name.startswith(TOWER):

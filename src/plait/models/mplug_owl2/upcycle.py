@@ -26,6 +26,7 @@ from plait.reading import read_json
 from plait.routing import Ways
 from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
 
+# Their layers have the same names and the same order of norms, so that copied weights compute what they did.
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 SMALL_TOWER = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768, "patch_size": 16, "image_size": 128}
 
@@ -43,9 +44,28 @@ def upcycle(
 ) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
     """Model and processor from a transformers directory of a Llama, Mistral (full attention) or Qwen2.
 
-    vision: sizes of a fresh tower, or a transformers directory of a CLIP vision model to copy; abstractor: its sizes;
-    ways, routed: the partition, as in `MPlugOwl2Config`; seed: of what is fresh. Raises ValueError where the source is
-    of no such family or has no tokenizer, and for sizes that cannot be.
+    Args:
+        source: the directory, with weights, config.json and tokenizer.
+        vision: sizes of a fresh tower, or a transformers directory of a CLIP vision model to copy.
+        abstractor: its sizes; by default the published ones on the tower's grid.
+        ways, routed: the partition, as in `MPlugOwl2Config`; every way begins as a copy.
+        image_size: side in pixels that a copied tower is resized to; None: its own.
+        seed: of what is fresh.
+        dtype: of the model, by default the source's.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError: where the source is of no such family or has no tokenizer, and for sizes that cannot be.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, section 8.4: both ways start as the source's weights.
+
+    Example:
+        >>> vision = VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256, image_size=64, patch_size=8)
+        >>> model, processor = upcycle("my-llama", vision=vision)
+        >>> model.save_pretrained("my-owl2"), processor.save_pretrained("my-owl2")
     """
     source = Path(source)
     fields = llama_fields(source)
@@ -68,6 +88,7 @@ def upcycle(
         model = MPlugOwl2ForConditionalGeneration(config)
     stored = read_checkpoint(source).state
     readers = decoder_readers(stored, config)
+    # Functions that read, so that loading copies one tensor at a time.
     readers |= {f"model.vision.{key}": partial(tower.__getitem__, key) for key in tower}
     parts = ("model.abstractor.",) if tower else ("model.abstractor.", "model.vision.")
     fresh = [key for key in model.state_dict() if key.startswith(parts)]
@@ -79,7 +100,11 @@ def upcycle(
 
 
 def llama_fields(source: Path) -> dict[str, Any]:
-    """Fields of `MPlugOwl2Config` from a transformers config.json of the Llama family."""
+    """Fields of `MPlugOwl2Config` from a transformers config.json of the Llama family.
+
+    Raises:
+        ValueError: for another family, attention within a window, or another activation than SiLU.
+    """
     if not (source / "config.json").is_file():
         raise ValueError(f"expected a transformers directory with config.json, got {source}")
     kind = read_json(source / "config.json").get("model_type")
@@ -87,7 +112,9 @@ def llama_fields(source: Path) -> dict[str, Any]:
         raise ValueError(f"expected a model of {', '.join(LLAMA_LIKE)} in {source}, got {kind!r}")
     from transformers import AutoConfig
 
+    # Not the JSON itself: transformers fills in defaults of the family and brings old rope fields into one form.
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    # Qwen2 carries a window that `use_sliding_window` may switch off; Mistral has no such switch.
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise ValueError(f"expected full attention in {source}, got a sliding window of {config.sliding_window}")
     if config.hidden_act != "silu":
@@ -115,7 +142,18 @@ _NAMES = {
 
 
 def decoder_readers(state: Mapping[str, Tensor], config: MPlugOwl2Config) -> dict[str, Callable[[], Tensor]]:
-    """The source's weights under our names, a copy per way where a part is routed. StateError for no Llama's names."""
+    """The source's weights under our names, a copy per way where a part is routed.
+
+    Args:
+        state: transformers' names of a Llama -> tensor.
+        config: whose `ways` and `routed` decide on copies.
+
+    Returns:
+        Our name -> a function that reads the tensor; all ways of a part read the same one.
+
+    Raises:
+        StateError: for names that no Llama has.
+    """
     fixed = {
         "model.embed_tokens.weight": ["model.token_embedding.weight"],
         "model.norm.weight": ["model.decoder.norm.weight"],
@@ -125,7 +163,7 @@ def decoder_readers(state: Mapping[str, Tensor], config: MPlugOwl2Config) -> dic
     unknown = []
     for key in state:
         parts = key.split(".")
-        name, kind = ".".join(parts[3:-1]), parts[-1]
+        name, kind = ".".join(parts[3:-1]), parts[-1]  # of model.layers.N.<name>.<weight or bias>
         if key in fixed or key.endswith("rotary_emb.inv_freq"):
             targets = fixed.get(key, [])
         elif parts[:2] == ["model", "layers"] and name in _NAMES:
@@ -156,13 +194,26 @@ def write_upcycled(
     small_vision: bool = False,
     **options: Any,
 ) -> int:
-    """Write the upcycled model directory `dst`, whole or not at all; returns its number of parameters.
+    """Write an upcycled model directory, whole or not at all.
 
-    vision: directory of a CLIP tower, else a fresh one (small_vision: of 192 x 4 layers); options: of `upcycle`.
-    Raises ValueError where `dst` exists or `src` is no Llama.
+    Args:
+        src: a transformers directory of a Llama, Mistral or Qwen2.
+        dst: the directory to write, which must not exist.
+        vision: directory of a CLIP tower to copy, else a fresh one.
+        image_size: side of images in pixels; None: the tower's own.
+        num_queries: of the abstractor, positions per image less one.
+        small_vision: make the fresh tower small, 4 layers of 192 for images of 128 pixels.
+        options: of `upcycle`.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        UsageError: where `dst` exists.
+        ValueError: as `upcycle`.
     """
     dst = Path(dst)
-    if os.path.lexists(dst):
+    if os.path.lexists(dst):  # a dangling link is something too, and replacing it would lose it
         raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
     if vision is None:
         given = {"image_size": image_size} if image_size else {}
@@ -170,7 +221,7 @@ def write_upcycled(
         tower = sizes = VisionConfig(**fields)
     else:
         tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
-    heads = max(1, sizes.dim // 64)
+    heads = max(1, sizes.dim // 64)  # heads of 64, as published; one head where they do not divide the width
     reader = AbstractorConfig(
         num_queries=num_queries,
         num_heads=heads if sizes.dim % heads == 0 else 1,

@@ -28,13 +28,21 @@ from plait.weights.files import Checkpoint, LazyState, build_strict, read_checkp
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
 from plait.weights.lora import read_adapter
 
-_P = "{p:weight|bias}"
+_P = "{p:weight|bias}"  # a placeholder of key patterns: either of the two
 
 
 def key_map(config: MPlugOwl2Config, *, base: str = "model.") -> KeyMap:
     """Rules between an official checkpoint and `MPlugOwl2ForConditionalGeneration` of `config`.
 
-    base: prefix of the `MPlugOwl2Model` inside the target. A config with trained_length is Owl2.1's layout.
+    Args:
+        config: of the model; one with trained_length has Owl2.1's layout, Qwen's names.
+        base: prefix of the `MPlugOwl2Model` inside the target.
+
+    Returns:
+        Rules that work both ways: position tables, and rotary frequencies of an Owl2, are made again on the way back.
+
+    Source:
+        Specification mPLUG-Owl2, sections 8.1 and 8.2.
     """
     qwen = config.trained_length is not None
     outer = "transformer." if qwen else "model."
@@ -79,7 +87,7 @@ def _llama_layer(config: MPlugOwl2Config) -> list[Rule]:
 
 def _qwen_layer(config: MPlugOwl2Config) -> list[Rule]:
     """Rules of a layer of Owl2.1, which routes the fused projection as a whole, queries included, or nothing."""
-    thirds = [("attn.c_attn", "")]
+    thirds = [("attn.c_attn", "")]  # one weight of three blocks: queries, keys, values
     if "q" in config.routed:
         thirds = [(f"attn.c_attn.multiway.{i}", f".{way}") for i, way in enumerate(_ways(config))]
     return [
@@ -94,14 +102,19 @@ def _qwen_layer(config: MPlugOwl2Config) -> list[Rule]:
 
 
 def _ways(config: MPlugOwl2Config) -> tuple[str, str]:
-    """Our names of the official ways 0, text, and 1, images."""
+    """Our names of the official ways 0, text, and 1, images; the same twice where one way serves both."""
     named = config.ways or {}
     text = next(way for way, cell in named.items() if "text" in cell)
     return text, next((way for way, cell in named.items() if "image" in cell), text)
 
 
 def abstractor_rules(config: MPlugOwl2Config) -> list[Rule]:
-    """Rules of the abstractor alone."""
+    """Rules of the abstractor alone.
+
+    Args:
+        config: of whose sizes the position tables are made again on the way back to official names.
+    """
+    # The official converter leaves the tables out, training writes them; loaded files may have either (section 8.1).
     tables = Drop(
         "encoder.layers.{i}.crossattention.attention.{n:q|k}_pos_embed",
         "a sine table, which the configuration determines",
@@ -111,11 +124,13 @@ def abstractor_rules(config: MPlugOwl2Config) -> list[Rule]:
 
 
 def _layers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+    """Numbers of the layers under `prefix`, in order."""
     found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in state)
     return sorted({int(match[1]) for match in found if match})
 
 
 def _restore_frequencies(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The buffer of rotary frequencies, (head_dim / 2,), that every layer of an official file of Owl2 repeats."""
     assert config.head_dim is not None and config.rope_parameters is not None
     made = inverse_frequencies(config.head_dim, config.rope_parameters["rope_theta"])
     layers = _layers(state, "model.decoder.layers.")
@@ -123,6 +138,7 @@ def _restore_frequencies(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -
 
 
 def _restore_tables(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sine tables of queries (num_queries, dim) and keys (positions, dim) that every official layer repeats."""
     sizes, vision = config.abstractor_sizes, config.vision_sizes
     span = sizes.query_span or sizes.num_queries
     shape = (sizes.num_queries, span, sizes.grid_size, sizes.grid_size, vision.use_cls_token)
@@ -136,6 +152,7 @@ def _restore_tables(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dic
 
 _REST = "{rest:.+}"
 _ABSTRACTOR_LAYER = "model.visual_abstractor.encoder.layers.{i}.crossattention."
+# The first rule that matches takes a key: in every group the special names stand before the rest.
 MEGATRON = KeyMap([
     Rename("language_model.embedding.word_embeddings.weight", "model.embed_tokens.weight"),
     Rename("language_model.encoder.norm.weight", "model.norm.weight"),
@@ -172,14 +189,21 @@ MEGATRON = KeyMap([
 
 
 def is_megatron(keys: Iterable[str]) -> bool:
-    """Whether these are keys of the Megatron training checkpoint."""
+    """Whether these are keys of the Megatron training checkpoint (specification mPLUG-Owl2, section 8.3)."""
     return any(key.startswith(("vision_abstractor.", "language_model.encoder.")) for key in keys)
 
 
 def official_names(state: LazyState) -> LazyState:
     """The state under official names: a Megatron checkpoint renamed, what LoRA training saved beside it unwrapped.
 
-    Raises StateError for a Megatron name of another layout, such as that of a model-parallel shard.
+    Args:
+        state: as it lies in the file; official names pass through.
+
+    Raises:
+        StateError: for a Megatron name of another layout, such as that of a model-parallel shard.
+
+    Source:
+        Specification mPLUG-Owl2, sections 8.3 and 8.5.
     """
     if is_megatron(state):
         return MEGATRON.forward(state)[0]
@@ -196,15 +220,27 @@ IN_FULL = "non_lora_trainables.bin"
 
 
 def with_adapter(state: LazyState, directory: str | Path) -> LazyState:
-    """A state as it lies in the file, under official names and with the LoRA in `directory` merged when read.
+    """A state under official names, with the LoRA in `directory` merged when read.
 
-    What trained in full beside the adapters (the abstractor, by the released script) lies in a file of its own and
-    comes first. Raises ValueError (StateError) where the directory holds no adapters or those of other weights.
+    What trained in full beside the LoRA (the abstractor, by the released script) lies in a file of its own and replaces
+    the base's weights before.
+
+    Args:
+        state: the base, as it lies in the file.
+        directory: what the released LoRA script wrote.
+
+    Raises:
+        ValueError: where the directory holds no LoRA.
+        StateError: (a ValueError) where it holds one of other weights.
+
+    Source:
+        Specification mPLUG-Owl2, section 8.5.
     """
     adapter, file = read_adapter(directory), Path(directory) / IN_FULL
     states = [official_names(state)]
     if file.is_file():
         states.append(official_names(read_checkpoint(file).state))
+    # The later state wins, so what trained in full goes over the base.
     return adapter.merged(LazyState({key: partial(one.__getitem__, key) for one in states for key in one}))
 
 
@@ -214,8 +250,20 @@ def resized(
     """A new model for square images of `image_size` pixels and `num_queries` queries per image.
 
     Towers without class position store a 16 x 16 table whatever the image size, so only their configuration changes.
-    Make a new processor with `MPlugOwl2Processor.from_config`. Raises ValueError for a size that is no multiple of the
-    patch.
+    Make a new processor with `MPlugOwl2Processor.from_config`.
+
+    Args:
+        model: stays as it is.
+        image_size: side in pixels; None: as before.
+        num_queries: positions per image, less the end vector; None: as before.
+
+    Raises:
+        ValueError: for a size that is no positive multiple of the patch, or no queries.
+
+    Example:
+        >>> model = MPlugOwl2ForConditionalGeneration(MPlugOwl2Config.preset("nano"))
+        >>> resized(model, image_size=96, num_queries=32).config.tokens_per_image
+        33
     """
     config = type(model.config).from_dict(model.config.to_dict())
     vision, reader = config.vision_sizes, config.abstractor_sizes
@@ -226,12 +274,13 @@ def resized(
         )
     vision = replace(vision, image_size=side)
     config.vision = vars(vision)
+    # The span stays that of training, so that sine positions of more queries lie between those that it saw.
     config.abstractor = vars(replace(reader, num_queries=count, query_span=reader.query_span or reader.num_queries))
     state: dict[str, Tensor] = {name: value.detach() for name, value in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings:  # the head is the table; loading ties them again
         del state["lm_head.weight"]
     table, queries = "model.vision.position_embedding", "model.abstractor.queries"
-    if vision.use_cls_token:
+    if vision.use_cls_token:  # bicubic, the class position's row kept (specification mPLUG-Owl2, section 8.4)
         state[table] = resize_absolute(state[table][0], vision.grid)[None]
     # Learned queries are no smooth curve: a mean of neighbours reads features that the language model never saw, a copy
     # of the nearest reads known ones. Copies differ in their sine position, so that training can part them.
@@ -245,7 +294,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_official(keys: Iterable[str]) -> bool:
-    """Whether these are keys of an official mPLUG-Owl2 or Owl2.1 file."""
+    """Whether these are keys of an official mPLUG-Owl2 or Owl2.1 file, or of a Megatron checkpoint."""
     keys = list(keys)
     return is_megatron(keys) or any("visual_abstractor.encoder.layers.0.crossattention.norm1" in key for key in keys)
 
@@ -262,9 +311,21 @@ def from_official(
 ) -> MPlugOwl2ForConditionalGeneration:
     """A model from an official file or directory; the keys decide which variant it is.
 
-    official_config: the config.json where the file has none; lora: an output directory of the released LoRA script to
-    merge; changes: fields of `MPlugOwl2Config` to set. Raises
-    ValueError (StateError) listing missing, unexpected and misshapen keys.
+    Args:
+        checkpoint: what `plait.weights.files.read_checkpoint` gives.
+        official_config: the config.json where the file has none.
+        dtype: of the weights, by default the file's.
+        device: where the model goes.
+        branch: must be None; the parts of this family only work together.
+        lora: an output directory of the released LoRA script to merge.
+        changes: fields of `MPlugOwl2Config` to set.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        StateError: (a ValueError) listing missing, unexpected and misshapen keys.
+        ValueError: without a config.json, for a field of it that is unknown, and for a branch.
     """
     refuse_branch(branch, "mplug_owl2")
     state = official_names(checkpoint.state) if lora is None else with_adapter(checkpoint.state, lora)
@@ -289,7 +350,17 @@ def from_directory(
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> MPlugOwl2ForConditionalGeneration:
-    """A model directory written by `save_pretrained`, or an official one."""
+    """A model directory written by `save_pretrained`, or an official one, which its config.json tells.
+
+    Args:
+        path: the directory.
+        branch: must be None.
+        dtype, device: of the model; by default the file's type, on the CPU.
+        changes: fields of `MPlugOwl2Config` to set.
+
+    Raises:
+        ValueError: as `from_official`, and for a field that the configuration does not have.
+    """
     refuse_branch(branch, "mplug_owl2")
     checkpoint = read_checkpoint(path)
     if is_official_config(read_json(path / "config.json")):
@@ -303,7 +374,19 @@ def assemble(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> MPlugOwl2ForConditionalGeneration:
-    """A model of `config` with exactly the weights of `state`, ours by name. Raises StateError for any other set."""
+    """A model of `config` with exactly the weights of `state`.
+
+    Args:
+        config: sizes, which the weights must have.
+        state: our name -> tensor. A tied head may be absent.
+        dtype, device: of the model.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        StateError: for any other set of names or shapes.
+    """
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []
     model = build_strict(lambda: MPlugOwl2ForConditionalGeneration(config), state, tied=tied, dtype=dtype)
     return model.to(device).eval()
