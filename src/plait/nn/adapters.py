@@ -175,7 +175,11 @@ class ImageAdapter(nn.Module):
         return self.rel_bucket_size * self.stem.patch_size
 
     def positions(self) -> Tensor:
-        """Position embeddings (1 + patches, dim) of the image's grid."""
+        """Position embeddings of the image's grid, resized from the stored one where they differ.
+
+        Returns:
+            (1 + patches, dim), CLS first.
+        """
         return resize_absolute(self.position_embedding, self.rel_bucket_size)
 
     def forward(self, pixel_values: Tensor, keep: Tensor | None = None, *, is_second: bool = False) -> Adapted:
@@ -327,14 +331,29 @@ class RelativeBias(nn.Module):
 
 
 def resolve_keep(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """keep: (batch, kept) with -1 padding -> indices that can be gathered, and a (batch, kept) mask, True = real."""
+    """Padded positions to keep -> indices that can be gathered, and their mask.
+
+    Args:
+        keep: (batch, kept), -1 on padding.
+
+    Returns:
+        int64 (batch, kept) without -1, and boolean (batch, kept), True = real.
+    """
     mask = keep >= 0
     # any valid position would do, since the mask hides it; the published one keeps golden padding rows comparable
     return keep.masked_fill(~mask, keep.shape[1] - 1), mask
 
 
 def gather_units(x: Tensor, index: Tensor) -> Tensor:
-    """x: (batch, seq, dim), index: (batch, kept) -> (batch, kept, dim)."""
+    """Units at given positions of every row.
+
+    Args:
+        x: (batch, seq, dim).
+        index: (batch, kept) positions.
+
+    Returns:
+        (batch, kept, dim).
+    """
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
@@ -344,7 +363,10 @@ def prepend_true(mask: Tensor) -> Tensor:
 
 
 def shrink_gradient(x: Tensor, scale: float) -> Tensor:
-    """x with its gradient multiplied by `scale` (GLM-130B, arXiv 2210.02414)."""
+    """x with its gradient multiplied by `scale` (GLM-130B, arXiv 2210.02414).
+
+    x: any shape; its value stays the same. ONE-PEACE's published runs have 1: nothing is shrunk.
+    """
     return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
 
 
@@ -353,7 +375,15 @@ ConvSpec = tuple[int, int, int]
 
 
 def conv_output_lengths(lengths: Tensor, spec: Sequence[ConvSpec]) -> Tensor:
-    """Frames that `lengths` (batch,) samples give: n -> 1 + floor((n - kernel) / stride) per layer, at least 0."""
+    """Frames that samples give: n -> 1 + floor((n - kernel) / stride) per layer, at least 0.
+
+    Args:
+        lengths: (batch,) samples.
+        spec: (channels, kernel, stride) per layer.
+
+    Returns:
+        (batch,) frames.
+    """
     for _, kernel, stride in spec:
         lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
     return lengths.clamp_min(0)
@@ -376,7 +406,10 @@ class FrameConv(nn.Conv1d):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """input: (batch, time, in) -> (batch, 1 + (time - kernel) // stride, out)."""
+        """The convolution.
+
+        input: (batch, time, in) -> (batch, 1 + (time - kernel) // stride, out).
+        """
         rows = input.transpose(1, 2).unsqueeze(2)  # (batch, in, 1, time), channels last in memory
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         out = F.conv2d(rows, weight, self.bias, stride=(1, self.stride[0]))

@@ -204,12 +204,30 @@ class _Caller(nn.Module):
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
-    """lengths: (batch,) -> (batch, size) bool, True on the first `lengths` positions."""
+    """Lengths of rows as a mask.
+
+    Args:
+        lengths: (batch,).
+        size: positions of a row.
+
+    Returns:
+        boolean (batch, size), True on the first `lengths` positions.
+    """
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """mask: (batch, keys) bool -> (batch, 1, 1, keys): 0 where attended, the lowest finite number elsewhere."""
+    """A mask as what is added to scores: 0 where attended, the lowest finite number elsewhere.
+
+    Finite, since a row of nothing but -inf gives NaN.
+
+    Args:
+        mask: (batch, keys) boolean.
+        dtype: of the scores.
+
+    Returns:
+        (batch, 1, 1, keys).
+    """
     bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
     return bias[:, None, None]
 

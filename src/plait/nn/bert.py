@@ -55,6 +55,7 @@ class Cache:
             raise ValueError(f"expected at most {self.max_length} positions in the cache, got {stop}; build it larger")
         held = self.layers[layer]
         if held is None:
+            # taken at the first call, when rows, dtype and device are known
             shape = (*new.keys.shape[:2], self.max_length, new.keys.shape[3])
             held = self.layers[layer] = KeysValues(new.keys.new_empty(shape), new.values.new_empty(shape))
         held.keys[:, :, self.length : stop] = new.keys
@@ -72,6 +73,7 @@ class Cache:
         for held in self.layers:
             if held is not None:
                 for tensor in held:
+                    # only what is filled: the rest of the memory holds nothing yet
                     tensor[:, :, : self.length] = tensor[:, :, : self.length].index_select(0, rows)
 
 
@@ -143,7 +145,10 @@ class BertAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def project(self, states: Tensor) -> KeysValues:
-        """states: (batch, seq, dim) -> keys and values of every head."""
+        """Keys and values of states, once for all that attend to them.
+
+        states: (batch, seq, dim) -> (batch, heads, seq, head_dim) each.
+        """
         return KeysValues(self._heads(self.k_proj(states)), self._heads(self.v_proj(states)))
 
     def forward(
@@ -176,7 +181,10 @@ class BertAttention(nn.Module):
         return self.norm(x + self.dropout(out))
 
     def _dropped(self, q: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
-        """Dropout on the attention probabilities, in training only."""
+        """Attention with dropout on its probabilities, in training only.
+
+        q, to, bias, key_mask: as in `forward`; torch's own attention, the only one with a rate.
+        """
         if key_mask is not None:
             # half of the lowest number, so that the sum with a bias stays finite
             masked = mask_bias(key_mask, q.dtype) / 2
@@ -267,7 +275,10 @@ class LMHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """x: (..., dim), table: (vocab, dim) -> (..., vocab)."""
+        """Logits of states.
+
+        x: (..., dim), table: (vocab, dim) -> (..., vocab).
+        """
         return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
 
 

@@ -66,12 +66,18 @@ class Pass:
         return x if self.order is None else x.flatten(0, 1).index_select(0, self.order)[None]
 
     def to_sequence(self, x: Tensor) -> Tensor:
-        """Undo `to_layers`: -> (batch, seq, dim)."""
+        """Undo `to_layers`: tokens in layer order -> (batch, seq, dim).
+
+        Needed wherever positions matter: for attention, and at the end.
+        """
         return x if self.inverse is None else x[0].index_select(0, self.inverse).unflatten(0, self.shape)
 
 
 def routed(build: Callable[[], nn.Module], ways: Ways, is_routed: bool) -> nn.Module:
-    """One module for all, or one per way."""
+    """One module for all, or one per way.
+
+    build: makes a module; ways: the partition; is_routed: whether each way gets its own.
+    """
     return PerModality(build, ways) if is_routed else build()
 
 
@@ -118,6 +124,7 @@ class RoutedAttention(nn.Module):
                 f"expected heads in equal groups, got {num_heads} heads and {num_kv_heads} key-value heads"
             )
         self.layer_idx, self.head_dim = layer_idx, head_dim
+        # these names are transformers': its attention functions read them from the caller
         self.num_key_value_groups = num_heads // num_kv_heads
         self.scaling = head_dim**-0.5
 
@@ -147,13 +154,17 @@ class RoutedAttention(nn.Module):
             q = q * run.query_scale.to(q.dtype)
         if run.cache is not None:
             k, v = run.cache.update(k, v, self.layer_idx)
+        # no dropout: published configurations of Llama and Qwen have none
         out, weights = run.attend(self, q, k, v, run.mask, scaling=self.scaling, dropout=0.0)
         if run.weights is not None:
             run.weights.append(weights)
         return through(self.o_proj, run.to_layers(out.reshape(*run.shape, -1)), run.route)
 
     def _heads(self, proj: nn.Module, x: Tensor, run: Pass) -> Tensor:
-        """Tokens in layer order -> one projection's heads in sequence order, (batch, heads, seq, head_dim)."""
+        """Tokens in layer order -> heads of one projection in sequence order.
+
+        (batch, heads, seq, head_dim).
+        """
         return run.to_sequence(through(proj, x, run.route)).view(*run.shape, -1, self.head_dim).transpose(1, 2)
 
 
@@ -194,7 +205,10 @@ class RoutedDecoderLayer(nn.Module):
         self.mlp = routed(lambda: SwiGLU(dim, mlp_dim, bias=mlp_bias), ways, "mlp" in routed_parts)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        """x: tokens in layer order; run: what the layers of this pass share -> like x."""
+        """x: tokens in layer order; run: what the layers of this pass share -> like x.
+
+        Norm, attention, +; norm, feed-forward, +.
+        """
         x = x + self.attn(through(self.attn_norm, x, run.route), run)
         return x + through(self.mlp, through(self.mlp_norm, x, run.route), run.route)
 
@@ -304,6 +318,7 @@ def eager_attention(
     """
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
+        # head h reads key-value head h // groups
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(-1, -2) * scaling
     if mask is not None:

@@ -94,6 +94,7 @@ class RoutedEncoder(nn.Module):
         if len(biases) not in (0, 1, len(self.layers)):
             raise ValueError(f"expected 0, 1 or {len(self.layers)} attention biases, got {len(biases)}")
         for i, layer in enumerate(self.layers):
+            # one bias for all layers, or one each: the remainder picks either
             bias = biases[i % len(biases)] if biases else None
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, route, bias, key_mask, attend, use_reentrant=False)
@@ -128,6 +129,7 @@ class RoutedEncoderLayer(nn.Module):
         super().__init__()
         self.drop_path_rate = drop_path_rate
         self.attn_norm = nn.LayerNorm(dim)
+        # a bias of keys adds the same to all scores of a query: softmax does not see it
         self.attn = SelfAttention(dim, num_heads, key_bias=False, inner_norm=inner_norms[0])
         self.attn_scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.mlp_norm = nn.LayerNorm(dim)
@@ -137,7 +139,18 @@ class RoutedEncoderLayer(nn.Module):
     def forward(
         self, x: Tensor, route: Route, bias: Tensor | None, key_mask: Tensor | None, attend: AttentionFunction
     ) -> Tensor:
-        """x: (batch, seq, dim) -> (batch, seq, dim); the rest as in `RoutedEncoder`, `bias` of this layer."""
+        """One layer.
+
+        Args:
+            x: (batch, seq, dim).
+            route: its segments.
+            bias: of this layer, (batch or 1, heads, seq, seq), or None.
+            key_mask: (batch, seq) boolean, True = attend.
+            attend: the attention function.
+
+        Returns:
+            Like x.
+        """
         y = self.attn_scale(self.attn(self.attn_norm(x), bias, key_mask, attend))
         x = x + self.dropped(y)
         return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
@@ -189,9 +202,11 @@ class UniversalLayers(nn.Module):
             cross = "visual" in readers
             stacks = {"shared": [make(mlp_dim, cross=cross) for _ in range(num_layers)]}
         else:
+            # a model with two stacks would win by its size alone
             width = apart_mlp_dim(dim, mlp_dim)
             stacks = {way: [make(width, cross=way == "visual") for _ in range(num_layers)] for way in readers}
         self.stacks = nn.ModuleDict({way: nn.ModuleList(layers) for way, layers in stacks.items()})
+        # N(0, 1), not the 0.02 of linear layers, as released
         self.latents = nn.Parameter(torch.randn(num_latents, dim)) if "visual" in readers else None
         self.norm = nn.LayerNorm(dim, eps) if "visual" in readers else None
         self.dropout = nn.Dropout(dropout)
@@ -234,6 +249,7 @@ class UniversalLayers(nn.Module):
             Like x.
         """
         layers = self.layers("visual")
+        # `layers` has refused a model without them; this tells the type checker
         assert self.latents is not None and self.norm is not None
         # learned latents take the place of the patches as the stream; patches are only read
         latents = self.latents.expand(len(x), -1, -1)

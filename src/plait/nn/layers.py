@@ -38,7 +38,10 @@ class GeGLU(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward network of Llama: down(silu(gate(x)) * up(x)) (arXiv 2002.05202, without biases there)."""
+    """Gated feed-forward network of Llama: down(silu(gate(x)) * up(x)) (arXiv 2002.05202).
+
+    dim: width in and out; mlp_dim: inner width; bias: of all three, none in Llama.
+    """
 
     def __init__(self, dim: int, mlp_dim: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -52,7 +55,10 @@ class SwiGLU(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (arXiv 1910.07467): computed in fp32, cast back, then multiplied by the weight."""
+    """Root-mean-square norm (arXiv 1910.07467): computed in fp32, cast back, then weighted.
+
+    dim: width; eps: read it from the file, LLaMA-2 and Owl2's class default differ (1e-5, 1e-6).
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -85,7 +91,11 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def linear_drop_path_rates(rate: float, num_layers: int) -> list[float]:
-    """Rates from 0 at the first layer to `rate` at the last."""
+    """Rates of stochastic depth from 0 at the first layer to `rate` at the last.
+
+    Returns:
+        num_layers numbers; a single layer has 0.
+    """
     return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
 
 
@@ -97,6 +107,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
+        # kept: a model that draws its weights anew reads it
         self.init = init
         self.weight = nn.Parameter(torch.full((dim,), init))
 
@@ -122,7 +133,10 @@ class HierarchicalStem(nn.Module):
         self.conv3 = PatchMerge(dim // 4, dim, 2)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, channels, height, width) -> (batch, height/16, width/16, dim)."""
+        """Pixels to patches.
+
+        pixel_values: (batch, channels, height, width) -> (batch, height/16, width/16, dim).
+        """
         x = F.gelu(self.norm1(self.conv1(pixel_values.permute(0, 2, 3, 1))))
         return self.conv3(F.gelu(self.norm2(self.conv2(x))))
 
@@ -136,7 +150,10 @@ class LinearStem(nn.Module):
         self.conv = PatchMerge(in_channels, dim, patch_size, bias=False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (batch, channels, height, width) -> (batch, height/patch, width/patch, dim)."""
+        """Pixels to patches.
+
+        pixel_values: (batch, channels, height, width) -> (batch, height/patch, width/patch, dim).
+        """
         return self.conv(pixel_values.permute(0, 2, 3, 1))
 
 
@@ -150,7 +167,10 @@ class PatchMerge(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride=kernel_size, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out)."""
+        """The convolution.
+
+        input: (batch, h, w, in), h and w multiples of the kernel -> (batch, h/k, w/k, out).
+        """
         k = self.kernel_size[0]
         # (batch, rows, k, columns, k, in) -> (batch, rows, columns, in * k * k), channels first as in the kernel
         patches = input.unflatten(2, (-1, k)).unflatten(1, (-1, k)).permute(0, 1, 3, 5, 2, 4).flatten(3)

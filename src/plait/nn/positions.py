@@ -27,7 +27,12 @@ from torch import Tensor
 def gather_bias(table: Tensor, index: Tensor) -> Tensor:
     """Attention bias of every head.
 
-    table: (rows, heads); index: (query, key) integer. Returns (heads, query, key).
+    Args:
+        table: (rows, heads).
+        index: (query, key) integer.
+
+    Returns:
+        (heads, query, key).
     """
     return F.embedding(index, table).permute(2, 0, 1).contiguous()
 
@@ -80,6 +85,7 @@ def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor
         int64 (width**2 + 1, width**2 + 1), rows of a table of `image_table_rows`.
     """
     side = torch.arange(width, device=device)
+    # row-major: the column runs fastest
     y, x = side.repeat_interleave(width), side.repeat(width)
     span = 2 * width - 1
     rows = (y[:, None] - y[None, :] + width - 1) * span + (x[:, None] - x[None, :] + width - 1)
@@ -115,6 +121,7 @@ def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str =
         raise ValueError(
             f"expected {num_special} special rows and a square grid, got {len(table)} rows; pass the right num_special"
         )
+    # its own grid: the table itself, not a copy
     if old == width:
         return table
     special, grid = table[:num_special], table[num_special:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
@@ -203,8 +210,12 @@ def cubic_spline_weights(x: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def _cubic_basis(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Values of all cubic B-splines at `at` by the Cox-de Boor recursion. Returns (len(at), len(knots) - 4)."""
+    """Values of all cubic B-splines at points, by the Cox-de Boor recursion.
+
+    knots: (k,); at: (m,). Returns float64 (m, k - 4).
+    """
     last = len(knots) - 5
+    # the last point lies on the end knot: it belongs to the interval before it
     span = np.clip(np.searchsorted(knots, at, side="right") - 1, 3, last)
     basis = np.zeros((len(at), len(knots) - 1))
     basis[np.arange(len(at)), span] = 1.0
@@ -218,7 +229,16 @@ def _cubic_basis(knots: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def inverse_frequencies(head_dim: int, theta: float | Tensor, device: torch.device | None = None) -> Tensor:
-    """theta^(-2j / head_dim) for j < head_dim / 2 in fp32; theta: a number, or (batch, 1) for one base per sample."""
+    """Frequencies of rotary positions: theta^(-2j / head_dim) for j < head_dim / 2, in fp32.
+
+    Args:
+        head_dim: even.
+        theta: a number, or (batch, 1) for one base per sample.
+        device: of the result.
+
+    Returns:
+        (head_dim / 2,), or (batch, head_dim / 2).
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float, device=device) / head_dim
     return 1.0 / (theta**exponents)
 
@@ -240,6 +260,7 @@ def rotary_tables(
     # fp32 whatever the model's type: at position 4096 bf16 would round angles by whole turns
     angles = position_ids[..., None].float() * inv_freq.unsqueeze(-2)
     angles = torch.cat((angles, angles), dim=-1)[:, None]
+    # cast last, so that only cos and sin themselves are rounded
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
@@ -276,7 +297,16 @@ def ntk_alpha(lengths: Tensor, trained_length: int) -> Tensor:
 
 
 def ntk_theta(theta: float, alpha: Tensor, head_dim: int) -> Tensor:
-    """The rotary base stretched by alpha: theta * alpha^(d / (d - 2)); alpha: (batch,) -> (batch, 1)."""
+    """The rotary base stretched by alpha: theta * alpha^(d / (d - 2)).
+
+    Args:
+        theta: base of training.
+        alpha: (batch,) of `ntk_alpha`.
+        head_dim: d.
+
+    Returns:
+        (batch, 1), for `inverse_frequencies`.
+    """
     return (theta * alpha ** (head_dim / (head_dim - 2)))[:, None]
 
 
@@ -290,14 +320,23 @@ def log_n_scale(position_ids: Tensor, trained_length: int) -> Tensor:
     Returns:
         fp32 (batch, 1, seq, 1).
     """
+    # positions count from 0, lengths from 1: position p has read p + 1 tokens
     ratio = torch.log((position_ids + 1).double()) / torch.log(torch.tensor(float(trained_length), dtype=torch.double))
     return ratio.clamp_min(1.0).float()[:, None, :, None]
 
 
 def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
-    """positions: (n,) -> (n, dim) float32: [sin, cos] of m * 10000^(-j / (dim / 2)).
+    """Fixed positions on a line: [sin, cos] of m * 10000^(-j / (dim / 2)).
 
-    In fp32 as released; NumPy's power differs in the last bit between processors, so tables are equal on one only.
+    In fp32 as released; NumPy's power differs in the last bit between processors, so tables are
+    equal on one only.
+
+    Args:
+        dim: width, even.
+        positions: any shape, flattened to (n,).
+
+    Returns:
+        float32 (n, dim).
     """
     omega = 1.0 / 10000 ** (np.arange(dim // 2, dtype=np.float32) / (dim / 2.0))
     angles = np.einsum("m,d->md", positions.reshape(-1), omega)
@@ -305,7 +344,10 @@ def sincos_1d(dim: int, positions: np.ndarray) -> np.ndarray:
 
 
 def stretched(count: int, span: int) -> np.ndarray:
-    """Centres of `count` equal cells laid over the cells 0 .. span-1; the integers where both agree."""
+    """Centres of `count` equal cells laid over the cells 0 .. span-1; the integers where both agree.
+
+    Returns float32 (count,): positions of a new grid in the units of the old one.
+    """
     if count == span:
         return np.arange(span, dtype=np.float32)
     return ((np.arange(count) + 0.5) * span / count - 0.5).astype(np.float32)

@@ -68,7 +68,14 @@ class LocalTemporal(nn.Module):
         self.up_proj = ZeroLinear(dim // 2, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, frames, positions, dim) -> the same, to be added to x."""
+        """What time adds to every position.
+
+        Args:
+            x: (batch, frames, positions, dim).
+
+        Returns:
+            Like x, to be added to it.
+        """
         hidden = self.down_proj(self.norm(x))
         # three shifted products in place of the convolution, whose channels would have to come first
         previous = F.pad(hidden[:, :-1], (0, 0, 0, 0, 1, 0))
@@ -88,7 +95,16 @@ class PackedAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, attend: AttentionFunction, bias: Tensor | None = None) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
+        """Attention within a frame.
+
+        Args:
+            x: (batch, positions, dim).
+            attend: the attention function.
+            bias: added to scores, or None.
+
+        Returns:
+            Like x.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.out_proj(attend(q, k, v, bias, None).transpose(1, 2).flatten(2))
 
@@ -167,6 +183,7 @@ class DualVisionEncoder(nn.Module):
         if dim % num_heads:
             raise ValueError(f"expected a width divisible by the number of heads, got {dim} and {num_heads}")
         self.image_size, self.grid = image_size, image_size // patch_size
+        # three-dimensional even for one frame per patch, as the official file stores it
         self.patch_embedding = nn.Conv3d(
             3,
             dim,
@@ -175,6 +192,7 @@ class DualVisionEncoder(nn.Module):
             padding=(temporal_kernel // 2, 0, 0),
             bias=False,
         )
+        # scaled as CLIP draws it, so that its length does not grow with the width
         self.class_embedding = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.position_embedding = nn.Parameter(torch.randn(1 + self.grid**2, dim) * dim**-0.5)
         self.pre_norm = nn.LayerNorm(dim)

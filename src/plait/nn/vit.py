@@ -52,7 +52,10 @@ class VisionLayer(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
+        """One layer.
+
+        x: (batch, positions, dim); attend: the attention function -> like x.
+        """
         x = x + self.attn(self.attn_norm(x), attend)
         return x + self.fc2(self.activation(self.fc1(self.mlp_norm(x))))
 
@@ -70,7 +73,10 @@ class FusedAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, attend: AttentionFunction) -> Tensor:
-        """x: (batch, positions, dim) -> the same."""
+        """Attention of all positions, unmasked.
+
+        x: (batch, positions, dim); attend: the attention function -> like x.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (self.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)
         return self.out_proj(attend(q, k, v, None, None).transpose(1, 2).flatten(2))
 
@@ -114,7 +120,17 @@ class VisionTower(nn.Module):
         self.gradient_checkpointing = False
 
     def positions(self, height: int, width: int) -> Tensor:
-        """The table for a grid of patches, (..., positions, dim). Raises ValueError for a grid that has none."""
+        """Positions of a grid of patches; a family writes it.
+
+        Args:
+            height, width: in patches.
+
+        Returns:
+            (..., positions, dim), the class position first where there is one.
+
+        Raises:
+            ValueError: for a grid that has none.
+        """
         raise NotImplementedError
 
     def forward(
@@ -188,6 +204,7 @@ def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str
         if side <= 0 or side % patch:
             raise ValueError(f"expected images of a positive multiple of {patch} pixels, got {side}")
         found = read_checkpoint(directory).state
+        # a whole CLIP holds its text tower too: that stays unread
         root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
         state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
         emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
@@ -223,7 +240,10 @@ _P = "{p:weight|bias}"
 
 
 def vision_rules() -> list[Rule]:
-    """Rules of the vision tower alone."""
+    """Rules between the official keys of an Owl's vision tower and ours, the tower alone.
+
+    `plait.weights.keymap.prefixed` puts them under a model's own prefixes.
+    """
     layer = "encoder.layers.{i}."
     return [
         Rename("embeddings.cls_token", "cls_embedding"),
@@ -240,7 +260,7 @@ def vision_rules() -> list[Rule]:
 
 
 def shared_abstractor_rules() -> list[Rule]:
-    """Rules of an abstractor but for its queries and tables."""
+    """Rules of an abstractor, but for its queries and tables, in which the Owls differ."""
     outer, inner = "encoder.layers.{i}.crossattention.", "layers.{i}."
     return [
         Rename("vit_eos", "end"),
