@@ -54,6 +54,17 @@ def prompt(turns: Sequence[Turn], system: str = SYSTEM) -> str:
     """Turns to text; an open last turn ends in "AI: ". Media stand in lines of their own, ahead of the words.
 
     The space behind the colon is part of the published prompt: the piece that ends in it is one the model learned.
+
+    Args:
+        turns: (question with placeholders, answer or None).
+        system: the first line.
+
+    Source:
+        Specification mPLUG-Owl, section 8.
+
+    Example:
+        >>> prompt([("<image>What is this?", None)], system="Be brief.").splitlines()
+        ['Be brief.', 'Human: <image>', 'Human: What is this?', 'AI: ']
     """
     text = system
     for question, answer in turns:
@@ -72,9 +83,17 @@ def split_media(message: str) -> tuple[list[str], str]:
 
 
 def demo_prompt(messages: Sequence[tuple[str, str | None]], *, official: bool = False) -> tuple[str, str]:
-    """The demo's messages, (role, text or None), as its template writes them and as the model gets them.
+    """The demo's messages as its template writes them and as the model gets them.
 
-    official: keep one image of several in a line, as the released demo does.
+    Args:
+        messages: (role, text or None), None where the answer is asked for.
+        official: keep one image of several in a line, as the released demo does, which so loses frames of videos.
+
+    Returns:
+        The template's text, and the prompt with every placeholder in a line ahead of its message.
+
+    Source:
+        Specification mPLUG-Owl, section 8.
     """
     raw = f"{DEMO_SYSTEM}\n"
     for role, text in messages:
@@ -103,7 +122,15 @@ def tokenize(
 ) -> list[int]:
     """Text to ids: bos, every piece between media by itself, a run of -1 or -2 for each medium.
 
-    runs: the id and the length of the run that stands for each placeholder, where they are not the published ones.
+    Args:
+        text: with placeholders.
+        encode: text without placeholders -> ids, no special ids added.
+        bos: id in front, None for none.
+        tokens_per_media: length of a run.
+        runs: the id and the length of the run that stands for each placeholder, where they are not the published ones.
+
+    Source:
+        Specification mPLUG-Owl, section 8.
     """
     ids = [] if bos is None else [bos]
     runs = {kind: (run, tokens_per_media) for kind, run in RUNS.items()} if runs is None else runs
@@ -117,12 +144,21 @@ def tokenize(
 
 
 def training_pieces(turns: Sequence[Turn], system: str = SYSTEM) -> list[Piece]:
-    """A conversation cut as it is tokenized for training; answers are learned."""
+    """A conversation cut as it is tokenized for training; answers are learned.
+
+    Args:
+        turns: (question with placeholders, answer).
+        system: the first piece.
+
+    Returns:
+        (text or placeholder, whether it is learned), in order; joined they are the prompt.
+    """
     pieces: list[Piece] = [(system, False)]
     for question, answer in turns:
         media, words = split_media(question)
         for medium in media:
             pieces += [(HUMAN, False), (medium, False)]
+        # The line break goes to the question, as the released cut at "AI: " leaves it there.
         pieces += [(HUMAN, False), (f"{words}\n", False)] if words or not media else [("\n", False)]
         pieces += [(AI, False), (answer or "", True)]
     return pieces
@@ -131,7 +167,18 @@ def training_pieces(turns: Sequence[Turn], system: str = SYSTEM) -> list[Piece]:
 def training_row(
     pieces: Sequence[Piece], encode: Encode, bos: int | None, eos: int, max_length: int, tokens_per_media: int = 65
 ) -> Row:
-    """Pieces to at most `max_length` ids. Whole answers end in eos; a medium that does not fit ends the row."""
+    """Pieces to at most `max_length` ids. Whole answers end in eos; a medium that does not fit ends the row.
+
+    Args:
+        pieces: of `training_pieces`.
+        encode: text -> ids, no special ids added.
+        bos, eos: ids in front of the row and behind an answer.
+        max_length: in positions, media expanded.
+        tokens_per_media: positions of a medium.
+
+    Returns:
+        Ids with runs, and labels of the same length: -100 but on answers and their ends.
+    """
     ids: list[int] = [] if bos is None else [bos]
     labels = [IGNORED] * len(ids)
     for piece, learned in pieces:
@@ -150,7 +197,14 @@ def training_row(
 
 @dataclass(frozen=True)
 class OfficialSample:
-    """One training sample as the released pipeline makes it; masks are aligned with input_ids[1:]."""
+    """One training sample as the released pipeline makes it; masks are aligned with input_ids[1:].
+
+    Args:
+        input_ids: max_length + 1 of them, padded on the right.
+        non_padding_mask, non_media_mask, prompt_mask: max_length numbers, 1 = a target; one is learned where all agree.
+        seq_length: ids before padding.
+        has_image: whether the text holds a placeholder.
+    """
 
     input_ids: list[int]
     non_padding_mask: list[int]
@@ -173,7 +227,16 @@ def official_sample(
 ) -> OfficialSample:
     """A conversation in the published text form to max_length + 1 ids and their masks (section 8.1).
 
-    official: tokenize a placeholder at the very start as text. Raises ValueError where the first piece does not fit.
+    Args:
+        text: the whole conversation, with `<image>` placeholders.
+        encode: text -> ids, no special ids added.
+        max_length: targets of a sample.
+        bos, eos, pad: ids; a bos of 0 or less is left out.
+        tokens_per_media: positions of an image.
+        official: tokenize a placeholder at the very start as text, a bug of the release.
+
+    Raises:
+        ValueError: where the first piece does not fit, which is never cut.
     """
     has_image = IMAGE in text
     ids, learned = ([bos], [0]) if bos > 0 else ([], [])

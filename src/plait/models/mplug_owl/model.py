@@ -38,20 +38,37 @@ IMAGE_RUN, VIDEO_RUN = -1, -2
 
 
 class OwlVisionLayer(VisionLayer):
-    """A pre-norm layer with, where `temporal`, a local temporal module before it."""
+    """A pre-norm layer of the tower.
+
+    Args:
+        sizes: of the tower.
+        temporal: whether a local temporal module stands before it, as in the video variant.
+
+    Source:
+        Specification mPLUG-Owl, sections 2 and 4.
+    """
 
     def __init__(self, sizes: VisionConfig, *, temporal: bool) -> None:
         super().__init__(sizes.dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps)
         self.temporal = LocalTemporal(sizes.dim) if temporal else None
 
     def forward(self, x: Tensor, attend: AttentionFunction, frames: int | None = None) -> Tensor:
-        """x: (clips * frames, 1 + positions, dim) -> the same; frames: of a clip, None for images."""
+        """One layer; attention stays within a frame.
+
+        Args:
+            x: (clips * frames, 1 + patches, dim), or (images, 1 + patches, dim).
+            attend: the attention function.
+            frames: of a clip; None for images, which no temporal module sees.
+
+        Returns:
+            Like x.
+        """
         if frames is not None:
             x = self.add_temporal(x, frames)
         return super().forward(x, attend)
 
     def add_temporal(self, x: Tensor, frames: int) -> Tensor:
-        """Add what neighbouring frames hold."""
+        """x + temporal(x), x: (clips * frames, 1 + patches, dim): add what neighbouring frames hold."""
         assert self.temporal is not None
         patches = x[:, 1:].unflatten(0, (-1, frames))
         # The released module returns the class position as it came, so the sum doubles it in every layer: odd, but what
@@ -62,7 +79,13 @@ class OwlVisionLayer(VisionLayer):
 class OwlVisionTower(VisionTower):
     """Images or clips to features of every position; frames have no position of their own, only their order in layers.
 
-    temporal: whether it takes clips; official: cut the position table for smaller images instead of resizing it.
+    Args:
+        sizes: of the tower.
+        temporal: whether it takes clips.
+        official: cut the position table for smaller images instead of resizing it.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, sections 2 and 4. A CLIP ViT, with fp32 norms.
     """
 
     def __init__(self, sizes: VisionConfig, *, temporal: bool = False, official: bool = False) -> None:
@@ -73,9 +96,16 @@ class OwlVisionTower(VisionTower):
         self.sizes, self.has_temporal, self.official = sizes, temporal, official
 
     def positions(self, height: int, width: int) -> Tensor:
-        """The table for a grid of patches, (1, 1 + height * width, dim).
+        """The position table for a grid of patches.
 
-        Raises ValueError for images that are not square or, where `official`, need more rows than the table has.
+        Args:
+            height, width: of the grid, in patches.
+
+        Returns:
+            (1, 1 + height * width, dim), the class position first.
+
+        Raises:
+            ValueError: for images that are not square or, where `official`, need more rows than the table has.
         """
         side, rows = self.sizes.image_size, height * width + 1
         if height == width == self.sizes.grid:
@@ -89,10 +119,18 @@ class OwlVisionTower(VisionTower):
     def forward(
         self, pixel_values: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None, *beside: Any
     ) -> Tensor:
-        """(images, 3, height, width) -> (images, positions, dim); clips (clips, 3, frames, height, width) -> (clips,
-        frames, positions, dim).
+        """Images or clips to features of every position, the class position included.
 
-        hidden: as in `VisionTower`, frames in one batch. Raises ValueError for clips without temporal modules.
+        Args:
+            pixel_values: (images, 3, height, width) or (clips, 3, frames, height, width), normalised.
+            attend: the attention function.
+            hidden: a list that takes the states of every layer, as in `VisionTower`, frames in one batch.
+
+        Returns:
+            (images, positions, dim) or (clips, frames, positions, dim).
+
+        Raises:
+            ValueError: for clips without temporal modules, and images of a size that the table does not fit.
         """
         if pixel_values.dim() == 4:
             return super().forward(pixel_values, attend, hidden, None)
@@ -108,8 +146,16 @@ class OwlVisionTower(VisionTower):
 class Abstractor(nn.Module):
     """Features of an image or a clip to `num_queries + 1` vectors of the language model's width.
 
-    dim: width of the vision tower; out_dim: of the language model; temporal: whether clips bring queries and a
-    projection of their own, whose result is added to that of the others.
+    Args:
+        dim: width of the vision tower.
+        out_dim: width of the language model.
+        sizes: of the abstractor.
+        temporal: whether clips bring queries and a projection of their own, whose result is added to that of the
+            others.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, sections 3 and 4. No positions: a query knows a patch by
+        what the tower wrote into it.
     """
 
     def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, temporal: bool = False) -> None:
@@ -132,10 +178,16 @@ class Abstractor(nn.Module):
         feature_mask: Tensor | None = None,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
-        """Images (batch, positions, dim) or clips (batch, frames, positions, dim) -> (batch, num_queries + 1, out_dim).
+        """Read an image or a clip by learned queries.
 
-        feature_mask: (batch, positions, or frames * positions) bool, True = read; hidden: a list to which the queries
-        after every layer are appended.
+        Args:
+            features: (batch, positions, dim) of images or (batch, frames, positions, dim) of clips.
+            attend: the attention function.
+            feature_mask: (batch, positions, or frames * positions) bool, True = read; None reads everything.
+            hidden: a list to which the queries after every layer are appended.
+
+        Returns:
+            (batch, num_queries + 1, out_dim), the learned end vector last.
         """
         # Several frames bring the temporal queries; all queries read all positions of all frames, in the order of time.
         is_clip = features.dim() == 4 and features.shape[1] > 1
@@ -153,20 +205,33 @@ class Abstractor(nn.Module):
         out = self.proj(x[:, :count])
         if x.shape[1] > count and self.temporal_proj is not None:
             out = out + self.temporal_proj(x[:, count:])
+        # The end vector lives in the language model's space, behind the projection.
         return torch.cat([out, self.end.expand(len(out), -1, -1)], dim=1)
 
 
 def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:
     """Ids in official notation, -1 on positions of images and -2 on those of videos, in ours.
 
-    input_ids: (..., seq); media_ids: `config.media_ids`.
+    Args:
+        input_ids: (..., seq).
+        media_ids: `config.media_ids`, of images and of videos.
     """
     image_id, video_id = media_ids
     return input_ids.masked_fill(input_ids == IMAGE_RUN, image_id).masked_fill(input_ids == VIDEO_RUN, video_id)
 
 
 def count_runs(input_ids: list[int], media_id: int, tokens_per_media: int) -> int:
-    """Media of one kind in a sequence; neighbours count by their length. Raises ValueError for a cut one."""
+    """How many media of one kind a sequence has places for.
+
+    Args:
+        input_ids: of one row.
+        media_id: the id on their positions.
+        tokens_per_media: positions of each. Neighbours form one run, which counts by its length: the released code
+            takes it for a single medium and shifts those of later rows.
+
+    Raises:
+        ValueError: for a run that is no multiple, as truncation leaves it.
+    """
     lengths = [len(list(run)) for value, run in groupby(input_ids) if value == media_id]
     for length in lengths:
         if length % tokens_per_media:
@@ -179,9 +244,22 @@ def place(
 ) -> Tensor:
     """Put features over the positions of their media, the k-th of a row over its k-th place.
 
-    embeds: (batch, seq, dim); where: (batch, seq) bool; features: (count, per_media, dim) over the whole batch; counts:
-    (batch,) media of each row where some may have lost their place, which are left out then. Raises ValueError, naming
-    `kind`, where media and places do not agree.
+    Args:
+        embeds: (batch, seq, dim).
+        where: (batch, seq) bool, True on positions of this kind of media.
+        features: (count, per_media, dim) in reading order over the whole batch.
+        per_media: positions of each.
+        kind: its name, for messages.
+        counts: (batch,) media of each row, where some may have lost their place to truncation; those are left out.
+
+    Returns:
+        Like embeds.
+
+    Raises:
+        ValueError: where media and places do not agree.
+
+    Source:
+        Specification mPLUG-Owl, section 5.1.
     """
     places = where.sum(dim=1)
     given = 0 if features is None else len(features)
@@ -207,7 +285,8 @@ def place(
 class EmbeddingNorm(nn.LayerNorm):
     """A norm that the body must not apply, because `embed_text` did: called, it returns its input.
 
-    BLOOM normalises its embeddings, and Owl splices media behind that norm: applied to text alone (section 5.5).
+    BLOOM normalises its embeddings, and Owl splices media behind that norm: it is applied to text alone (specification
+    mPLUG-Owl, section 5.5). The body of transformers always calls its norm, hence this one in its place.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -220,7 +299,7 @@ class EmbeddingNorm(nn.LayerNorm):
 
 
 def build_language_model(config: PreTrainedConfig) -> Any:
-    """A fresh causal language model of `config`, ready for embeddings."""
+    """A fresh causal language model of `config`, ready for embeddings; no code of its directory is run."""
     return adopt(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
@@ -256,11 +335,26 @@ class Media(NamedTuple):
 
 
 class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
-    """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged."""
+    """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged.
+
+    Args:
+        config: of the whole model.
+        language_model: to use instead of a fresh one of `config.text_config`; see `weights.around`.
+
+    Source:
+        arXiv 2304.14178, section 3; specification mPLUG-Owl, sections 1 and 5.
+
+    Example:
+        >>> config = MPlugOwlConfig.preset("nano")
+        >>> model = MPlugOwlForConditionalGeneration(config).eval()
+        >>> ids = torch.tensor([[1, *[config.media_ids[0]] * config.tokens_per_media, 5]])
+        >>> model(ids, pixel_values=torch.zeros(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 19, 512])
+    """
 
     config: MPlugOwlConfig
     config_class = MPlugOwlConfig
-    base_model_prefix = ""
+    base_model_prefix = ""  # no body under a name of its own: tower, abstractor and language model stand side by side
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -302,7 +396,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Published initialisation, but for the queries.
+        """Published initialisation, but for the queries (specification mPLUG-Owl, section 7).
 
         The released code leaves all queries zero: they stay alike but for dropout, and 64 of them read as one.
         """
@@ -343,7 +437,15 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         self.language_model.set_output_embeddings(new_embeddings)
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Images (images, 3, side, side) or clips (clips, 3, frames, side, side) -> (count, tokens_per_media, dim)."""
+        """What the language model gets of each medium.
+
+        Args:
+            pixel_values: images (images, 3, side, side) or clips (clips, 3, frames, side, side).
+
+        Returns:
+            (count, tokens_per_media, dim of the language model): pass it as image_features or video_features.
+        """
+        # Only two attentions here: nothing is masked, so sdpa picks the fastest kernel by itself.
         attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
         return self.abstractor(self.vision(pixel_values.to(self.vision.position_embedding.dtype), attend), attend)
 
@@ -358,9 +460,13 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         num_images: Tensor | None = None,
         num_videos: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings with media in place, (batch, seq, dim); arguments as `forward`.
+        """Embeddings with media in place, arguments as `forward`.
 
-        Raises ValueError where media and media positions do not agree.
+        Returns:
+            (batch, seq, dim), for `forward` as inputs_embeds.
+
+        Raises:
+            ValueError: where media and media positions do not agree.
         """
         image_id, video_id = self.config.media_ids
         images = Media("image", image_id, pixel_values, image_features, num_images)
@@ -372,6 +478,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
 
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_media(self, input_ids: Tensor, images: Media, videos: Media) -> Tensor:
+        """Text and media to (batch, seq, dim). Media ids lie behind the table, so they look up row 0 and are replaced."""
         is_media = (input_ids == images.media_id) | (input_ids == videos.media_id)
         embeds = embed_text(self.language_model, input_ids.masked_fill(is_media, 0))
         if images.pixels is None and images.features is None and self.training:
@@ -408,14 +515,26 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
 
-        input_ids: (batch, seq) with `config.image_id` or `video_id` on every position that a medium fills;
-        pixel_values: (images, 3, side, side) and pixel_values_videos: (videos, 3, frames, side, side), each in reading
-        order over the batch, or what `encode` made of them as image_features and video_features: (count,
-        tokens_per_media, dim); num_images, num_videos: (batch,) how many of them belong to each row, where a row may
-        have lost positions;
-        attention_mask: (batch, past + seq), either padding side; labels: (batch, seq), -100 where nothing is learned;
-        num_items_in_batch: what the summed loss is divided by, by default the number of learned labels (0 labels give
-        0, not NaN); logits_to_keep: how many of the last positions get logits, 0 for all.
+        Args:
+            input_ids: (batch, seq) with `config.image_id` or `video_id` on every position that a medium fills.
+            attention_mask: (batch, past + seq), 1 or True = attend, either padding side.
+            position_ids: (batch, seq), for language models that take them.
+            cache, past_key_values: keys and values so far; one cache, two names.
+            inputs_embeds: (batch, seq, dim) of `embed`, instead of ids and media.
+            pixel_values: (images, 3, side, side) in reading order over the batch.
+            pixel_values_videos: (videos, 3, frames, side, side), likewise.
+            image_features, video_features: (count, tokens_per_media, dim), what `encode` made of them.
+            num_images, num_videos: (batch,) how many of them belong to each row, where a row may have lost positions.
+            labels: (batch, seq), -100 where nothing is learned.
+            logits_to_keep: how many of the last positions get logits, 0 for all.
+            num_items_in_batch: what the summed loss is divided by, by default the number of learned labels. 0 labels
+                give 0, where the released code gives NaN.
+
+        Returns:
+            logits: (batch, seq, vocab), the cache, and the loss where labels are given.
+
+        Raises:
+            ValueError: where media and media positions do not agree, and for both or none of ids and embeddings.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected either input_ids or inputs_embeds, got both or none")
@@ -440,8 +559,15 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
     def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`, media included; each is encoded once, however many beams there are.
 
-        Returns prompt and answer. Rules about repetition see the answer alone, as in the released code. Raises
-        ValueError for a prompt that leaves no room in the context.
+        Args:
+            inputs: (batch, seq) ids, as `forward` takes them; padding on the left.
+            args, kwargs: of transformers, and the media of `forward`.
+
+        Returns:
+            (batch, seq + new) prompt and answer. Rules about repetition see the answer alone, as in the released code.
+
+        Raises:
+            ValueError: for a prompt that leaves no room in the context.
         """
         ids = kwargs.get("input_ids") if inputs is None else inputs
         context = self.config.context
@@ -454,7 +580,10 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         return GenerationMixin.generate(self, inputs, *args, **kwargs)
 
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
-        """(rows, seq) -> (rows,): all but one, as the official `generate` sees a start id in place of the prompt."""
+        """Positions of each prompt that lengths of beams leave out, (rows, seq) -> (rows,).
+
+        All but one, as the official `generate` starts from embeddings and sees one start id in place of the prompt.
+        """
         return prompt_ids.new_full(prompt_ids.shape[:1], prompt_ids.shape[1] - 1)
 
     def _get_logits_processor(
@@ -502,7 +631,13 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Mean cross entropy of the next token over labels other than -100; 0, with gradients of 0, where there is none.
 
-    logits: (batch, seq, vocab), labels: (batch, seq); num_items: divide the sum by this instead.
+    Args:
+        logits: (batch, seq, vocab); position t predicts label t + 1.
+        labels: (batch, seq).
+        num_items: divide the sum by this instead of the number of learned labels, as accumulated batches need.
+
+    Source:
+        Specification mPLUG-Owl, section 5.2.
     """
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).to(logits.device)
     total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
