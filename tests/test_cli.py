@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import typer
+from safetensors import SafetensorError
 
 from plait import __version__
 from plait.cli import INTERRUPTED, VERBS, Verb, command, main
@@ -39,9 +43,20 @@ def work(outcome: Annotated[str, typer.Argument()] = "ok", number: Annotated[int
         "package": ModuleNotFoundError("No module named 'lancedb'", name="lancedb"),
         "own": ModuleNotFoundError("No module named 'plait.nowhere'", name="plait.nowhere"),
         "exit": typer.Exit(1),
+        "memory": MemoryError(),
+        "levels": RecursionError("maximum recursion depth exceeded"),
+        "overflow": OverflowError("int too large to convert to float"),
+        "type": TypeError("'NoneType' object is not subscriptable"),
+        "damaged": SafetensorError("invalid header"),
+        "full": SafetensorError("I/O error: No space left on device (os error 28)"),
+        "coloured": ValueError("expected a name, got \x1b[2Jgone\x07"),
+        "half": ValueError("expected a name, got \udcff"),
     }
     if outcome in raisers:
         raise raisers[outcome]
+    if outcome == "speak":
+        print("a cat\x1b[2J \u202egnp\x9b31m \udcff", file=sys.stdout)
+        return None
     print(f"number {number}")
     return 1 if outcome == "one" else None
 
@@ -57,6 +72,14 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     ("line", "code", "said"),
     [
         ("work value", 1, "plait: expected a model, got a cat; give a model"),
+        ("work memory", 1, "plait: expected work that fits in memory, got more"),
+        ("work levels", 1, "nested too deep"),
+        ("work overflow", 1, "got OverflowError: int too large"),
+        ("work type", 1, "got TypeError: 'NoneType'"),
+        ("work damaged", 1, "got SafetensorError: invalid header"),
+        ("work full", 1, "no space left on device; free some space"),
+        ("work coloured", 1, r"got \x1b[2Jgone\x07"),
+        ("work half", 1, r"got \udcff"),
         ("work usage", 2, "plait: expected a query, got none; add --text"),
         ("work file", 1, "plait: expected to read or write a.jpg, got no such file or directory; check the path"),
         (
@@ -182,3 +205,18 @@ def test_extras_are_found_in_the_package_metadata() -> None:
     with pytest.raises(MissingExtraError, match="pip install not_a_package"):
         import_extra("not_a_package.part")
     assert import_extra("typer") is import_module("typer")
+
+
+@pytest.mark.usefixtures("verbs")
+def test_what_a_verb_prints_cannot_move_the_cursor(capsys: pytest.CaptureFixture) -> None:
+    assert main(["work", "speak"]) == 0
+    assert capsys.readouterr().out == "a cat\\x1b[2J \\u202egnp\\x9b31m \\udcff\n"
+
+
+def test_words_that_the_locale_lacks_are_spelled_out() -> None:
+    name = r"b'na\xefve-\xff'.decode('utf-8', 'surrogateescape')"
+    code = f"from plait.cli import main; import sys; sys.exit(main(['info', {name}]))"
+    env = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("plait: expected") and done.stderr.count("\n") == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any
 
 PATIENCE = 1.0
@@ -58,3 +61,46 @@ def printable(text: str) -> str:
         two\\nlines
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, colours, hides or turns text around, and halves of characters that no terminal can show.
+
+Line ends and tabs stay, and so do the joiners that emoji and scripts need.
+"""
+
+
+class _Guard:
+    """A text stream before another one: control characters are spelled out, all else is the other's."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Pass `text` on, made safe; its length."""
+        self._stream.write(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Pass `lines` on, made safe."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def guarded() -> Generator[None]:
+    """What is printed in the block has no control characters: captions, names and answers are a stranger's text.
+
+    Characters that the terminal's encoding lacks are spelled out too (`LC_ALL=C`).
+    """
+    before = sys.stdout
+    if isinstance(before, TextIOWrapper):
+        before.reconfigure(errors="backslashreplace")
+    sys.stdout = _Guard(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before

@@ -7,11 +7,13 @@ Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -108,9 +110,13 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
 
     # typer carries its own click or uses the package, by version: its base classes are the same by position
     bad_usage, base = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
+    from plait.terminal import guarded
+
+    shows_help = not args or "--help" in args  # which is ours, and may be coloured
     try:
-        result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
-    except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base) as error:
+        with nullcontext() if shows_help else guarded():
+            result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
+    except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base, *_odd()) as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, KeyboardInterrupt | typer.Abort):
@@ -181,13 +187,27 @@ def _is_missing_package(error: ImportError) -> bool:
     )
 
 
+def _odd() -> tuple[type[Exception], ...]:
+    """What a file of unexpected shape or size makes Python itself and safetensors raise, the latter where imported."""
+    damaged = getattr(sys.modules.get("safetensors"), "SafetensorError", MemoryError)
+    return MemoryError, RecursionError, OverflowError, TypeError, damaged
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = os_line(error)
+    elif "No space left on device" in str(error):  # as safetensors words it, which writes convert's and merge's files
+        text = os_line(OSError(errno.ENOSPC, "no space left on device"))
     elif (option := getattr(error, "option_name", None)) and (known := getattr(error, "possibilities", None)):
         text = f"expected an option of this verb, got {option!r}{_near_option(option, known)}"
     elif isinstance(error, ModuleNotFoundError):
         text = missing_line(error)
+    elif isinstance(error, MemoryError):
+        text = "expected work that fits in memory, got more; take a smaller batch, model or file"
+    elif isinstance(error, RecursionError):
+        text = "expected values of fewer levels, got some nested too deep; check the files that were read"
+    elif isinstance(error, OverflowError | TypeError) or type(error).__name__ == "SafetensorError":
+        text = f"expected other values, got {type(error).__name__}: {error}; check the files, or add --debug"
     else:
         describe = getattr(error, "format_message", error.__str__)  # click's errors word themselves
         text = describe().rstrip(".")
@@ -197,7 +217,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"plait: {message}", file=sys.stderr)
+    from plait.terminal import printable
+
+    line = printable(message).encode(sys.stderr.encoding or "ascii", "backslashreplace")
+    print(f"plait: {line.decode(sys.stderr.encoding or 'ascii')}", file=sys.stderr)
     return code
 
 
