@@ -478,7 +478,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
 
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_media(self, input_ids: Tensor, images: Media, videos: Media) -> Tensor:
-        """Text and media to (batch, seq, dim). Media ids lie behind the table, so they look up row 0 and are replaced."""
+        """Text and media to (batch, seq, dim). Media ids lie behind the table: they look up row 0 instead."""
         is_media = (input_ids == images.media_id) | (input_ids == videos.media_id)
         embeds = embed_text(self.language_model, input_ids.masked_fill(is_media, 0))
         if images.pixels is None and images.features is None and self.training:
