@@ -115,21 +115,39 @@ def boxes_to_pixels(boxes: Tensor, width: Tensor | int, height: Tensor | int) ->
 
 
 def resize(image: Image, width: int, height: int) -> Image:
-    """Bicubic resize with antialiasing."""
+    """Bicubic resize with antialiasing, whatever the aspect ratio.
+
+    width, height: in pixels.
+    """
     from PIL.Image import Resampling
 
     return image.resize((width, height), Resampling.BICUBIC)
 
 
 def to_tensor(image: Image) -> Tensor:
-    """RGB image to float32 (3, height, width) in [0, 1]. Raises ValueError on another mode."""
+    """RGB image to numbers in [0, 1].
+
+    Returns:
+        float32 (3, height, width).
+
+    Raises:
+        ValueError: on another mode, which would give other channels silently.
+    """
     if image.mode != "RGB":
         raise ValueError(f"expected an RGB image, got mode {image.mode}; call .convert('RGB') first")
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous().float() / 255
 
 
 def normalize(pixels: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """(pixels - mean) / std per channel. pixels: (..., 3, height, width)."""
+    """(pixels - mean) / std per channel.
+
+    Args:
+        pixels: (..., 3, height, width) in [0, 1].
+        mean, std: per channel, CLIP's by default.
+
+    Returns:
+        Like pixels.
+    """
     return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
 
 
@@ -217,6 +235,7 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
     Raises:
         ValueError: for an unknown name.
     """
+    # the published ranges are for a level of 10
     share = level / MAX_LEVEL
     factor, moved = share * 1.8 + 0.1, share * sign
     match name:
@@ -234,6 +253,7 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
             # a table of 256 values, not arithmetic on every pixel
             return _bytes(np.arange(256, dtype=np.float32) * factor)[frame]
         case "Contrast":
+            # the mean of the whole frame, so that frames of a clip turn around their own grey
             mean = float((frame.mean(axis=(0, 1)) * _LUMA).sum())
             return _bytes((np.arange(256) - mean) * factor + mean)[frame]
         case "Color":
@@ -270,13 +290,17 @@ def _bytes(values: npt.NDArray[np.floating]) -> Frame:
 
 
 def _sharpened(frame: Frame, factor: float, *, wrap: bool) -> Frame:
-    """Away from a blur by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+    """Away from a blur by (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay.
+
+    factor: 1 is the picture itself, 0 the blur; wrap: as released, see below.
+    """
     if factor == 1.0 or min(frame.shape[:2]) < 3:
         return frame
     height, width = frame.shape[:2]
     wide = frame.astype(np.float32)
     around = sum(wide[i : height - 2 + i, j : width - 2 + j] for i in range(3) for j in range(3))
     inner = wide[1:-1, 1:-1]
+    # rounded before it is used, as an 8-bit filter does
     blur = np.rint((around + 4 * inner) / 13)
     sharp = frame.copy()
     values = (blur + factor * (inner - blur)).astype(np.int64)  # truncates towards zero
@@ -286,7 +310,10 @@ def _sharpened(frame: Frame, factor: float, *, wrap: bool) -> Frame:
 
 
 def _warp(frame: Frame, forward: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Frame:
-    """Bilinear affine map: output(x, y) = input at the inverse of `forward`."""
+    """Bilinear affine map: output(x, y) = input at the inverse of `forward`.
+
+    forward: two rows of three, pixels to pixels. What comes from outside is mid-grey (128).
+    """
     height, width = frame.shape[:2]
     # every output pixel asks where it comes from, so that no pixel stays unfilled
     (a, b, c), (d, e, f) = np.linalg.inv(np.array([*forward, (0, 0, 1)], dtype=np.float64))[:2]

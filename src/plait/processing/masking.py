@@ -28,6 +28,7 @@ def whole_word_mask(word_starts: Tensor, ratio: float, generator: torch.Generato
     """
     starts = word_starts.bool()
     words = int(starts.sum())
+    # place 0 is for pieces before the first word, which are never chosen
     chosen = torch.zeros(words + 1, dtype=torch.bool)
     chosen[1 + torch.randperm(words, generator=generator)[: math.ceil(words * ratio)]] = True
     return chosen[starts.long().cumsum(0)]
@@ -98,6 +99,7 @@ def audio_mask(num_frames: int, ratio: float, span: int = 5, generator: torch.Ge
     centres = torch.randint(0, num_frames, (int(num_frames * (ratio + 0.1) / span),), generator=generator)
     offsets = torch.arange(span) - span // 2
     mask = torch.zeros(num_frames, dtype=torch.bool)
+    # clamped, not cut: a span at an end masks the end frame several times
     mask[(centres[:, None] + offsets).clamp(0, num_frames - 1).flatten()] = True
     surplus = int(mask.sum()) - int(num_frames * ratio)
     if surplus > 0:
@@ -128,6 +130,7 @@ def batch_text_masks(
         boolean (batch, seq), on the CPU.
     """
     masks = torch.zeros(input_ids.shape, dtype=torch.bool)
+    # row by row on the CPU: one generator gives the published draws whatever the device
     for mask, ids, tokens in zip(masks, input_ids.cpu(), _words(input_ids, eos_token_id, pad_token_id), strict=True):
         mask[tokens] = whole_word_mask(word_starts[ids[tokens]], ratio, generator)
     return masks

@@ -103,7 +103,10 @@ def flat_images(images: Any) -> Iterator[Image.Image]:
 
 
 def _clips(videos: Any) -> Iterator[list[Image.Image]]:
-    """Clips out of one clip, a list of them, or a list per text; anything with `.frames` is a clip."""
+    """Clips out of one clip, a list of them, or a list per text; anything with `.frames` is a clip.
+
+    A clip is a list of PIL frames: a list of images is one clip and not several.
+    """
     if videos is None:
         return
     frames = getattr(videos, "frames", videos)
@@ -158,7 +161,7 @@ class TalkingProcessor(ProcessorMixin):
 
     @property
     def unspoken(self) -> tuple[int, ...]:
-        """See the class."""
+        """Ids that stand for media and have no text; a family says it."""
         raise NotImplementedError
 
     def prompts(self, text: Any, audio: Any, return_tensors: str, unknown: dict[str, Any]) -> list[str]:
@@ -206,10 +209,17 @@ class TalkingProcessor(ProcessorMixin):
         return {name: torch.tensor(values) for name, values in columns.items()}
 
     def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
-        """Generated ids (batch, new) to answers, special tokens left out."""
+        """Generated ids to answers, special tokens left out.
+
+        sequences: (batch, new); options: of the tokenizer's decode.
+        """
         return [self.decode(row, **options) for row in sequences]
 
     def decode(self, ids: Any, **options: Any) -> str:
-        """Ids to text, special tokens and positions of media left out, blanks stripped."""
+        """Ids to text, special tokens and positions of media left out, blanks stripped.
+
+        ids: (new,); options: of the tokenizer's decode.
+        """
+        # a tokenizer fails on an id below 0, with which mPLUG-Owl's official ids mark media
         spoken = [int(i) for i in ids if int(i) >= 0 and int(i) not in self.unspoken]
         return self.tokenizer.decode(spoken, **{"skip_special_tokens": True, **options}).strip()

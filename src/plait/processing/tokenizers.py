@@ -118,13 +118,26 @@ def encode_with(
 
 
 def clean_caption(text: str) -> str:
-    """A caption or question as published data loaders normalise it before tokenizing (section 5.1)."""
+    """A caption or question as published data loaders normalise it before tokenizing.
+
+    Lower case, no marks in front, tabs and runs of white space as one space, ends stripped.
+
+    Source:
+        ONE-PEACE, 5.1 of its released layout.
+
+    Example:
+        >>> clean_caption("#A  dog runs. ")
+        'a dog runs.'
+    """
     text = text.lower().lstrip(",.!?*#:;~").replace("\t", " ")
     return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
 
 
 def cut_words(text: str, max_words: int = 70) -> str:
-    """The first `max_words` words: the limit of grounding texts, which have none on tokens."""
+    """The first `max_words` words: the limit of grounding texts, which have none on tokens.
+
+    text: split at single spaces; max_words: 70 as published.
+    """
     words = text.split(" ")
     return " ".join(words[:max_words])
 
@@ -182,7 +195,10 @@ def pieces() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def merges() -> list[tuple[str, str]]:
-    """GPT-2's merges in the order in which they apply."""
+    """GPT-2's merges in the order in which they apply, 50,000 pairs of pieces.
+
+    The file's first line is its version and left out.
+    """
     lines = gzip.decompress(_data("gpt2_merges.txt.gz")).decode("utf-8").splitlines()[1:]
     return [(a, b) for a, b in (line.split(" ") for line in lines if line)]
 

@@ -53,7 +53,14 @@ class Crop(NamedTuple):
 
 
 def stack_frames(frames: Sequence[Image]) -> Tensor:
-    """PIL frames of one size -> uint8 (time, height, width, 3). Raises ValueError without frames or on mixed sizes."""
+    """PIL frames of one clip as one tensor.
+
+    Returns:
+        uint8 (time, height, width, 3).
+
+    Raises:
+        ValueError: without frames or on mixed sizes.
+    """
     if not frames or len({frame.size for frame in frames}) != 1:
         sizes = sorted({frame.size for frame in frames})
         raise ValueError(f"expected frames of one size, got {sizes or 'no frames'}; pass the frames of one clip")
@@ -85,6 +92,7 @@ def evaluation_clip(
         raise ValueError(f"expected resample nearest or bicubic, got {resample!r}")
     pixels = frames.permute(0, 3, 1, 2).float()
     if resample == "nearest":
+        # published videos were tested so: the resize op's default, not a choice of quality
         pixels = F.interpolate(pixels, size=(size, size), mode="nearest")
     else:
         pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).round().clamp(0, 255)
@@ -183,6 +191,7 @@ def random_crop(
     Source:
         Inception (arXiv 1409.4842), in torchvision's form.
     """
+    # drawn first, always: the number of draws before it must not depend on the crop
     flip = rng.random() < 0.5
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -190,6 +199,7 @@ def random_crop(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return Crop(rng.randint(0, height - h), rng.randint(0, width - w), h, w, flip)
+    # a strip of one pixel has no crop of an allowed ratio: at least one pixel stays
     w = min(width, max(1, round(height * ratio[1])))
     h = min(height, max(1, round(width / ratio[0])))
     return Crop((height - h) // 2, (width - w) // 2, h, w, flip)
@@ -215,12 +225,18 @@ def crop_and_resize(frames: Tensor, crop: Crop, size: int, *, official: bool = F
 
 
 def wrap(values: Tensor) -> Tensor:
-    """Integers to uint8, modulo 256: what an unchecked cast does with values that bicubic ringing pushed outside."""
+    """Integers to uint8, modulo 256.
+
+    What an unchecked cast does with values that bicubic ringing pushed outside 0..255.
+    """
     return values.remainder(256).to(torch.uint8)
 
 
 def clip_to_tensor(values: Tensor) -> Tensor:
-    """Integer frames (time, height, width, 3) -> (3, time, height, width) float32, / 255 and normalised."""
+    """Integer frames to model input: / 255 and normalised by CLIP's mean and deviation.
+
+    values: (time, height, width, 3) -> float32 (3, time, height, width).
+    """
     return normalize(values.permute(0, 3, 1, 2).float() / 255).transpose(0, 1).contiguous()
 
 
@@ -317,6 +333,7 @@ def fps_indices(fps: float, length: int, input_fps: float) -> list[int]:
         input_fps: frames per second that it has.
     """
     step, seconds = 1 / fps, length / input_fps
+    # to half a step behind the end, so that rounding never loses the last one; what is outside goes
     indices = np.around(np.arange(step / 2, seconds + step / 2, step) * input_fps).astype(int)
     return [int(index) for index in indices if index < length]
 
@@ -353,9 +370,13 @@ def random_times(seconds: float, num_frames: int, rng: random.Random) -> list[fl
 
 
 def _parts(num_frames: int, length: int) -> list[tuple[int, int]]:
-    """First and last frame of min(length, num_frames) equal parts. Raises ValueError without frames."""
+    """First and last frame of min(length, num_frames) equal parts.
+
+    Raises ValueError without frames.
+    """
     if num_frames < 1 or length < 1:
         raise ValueError(f"expected at least one frame of at least one, got {num_frames} of {length}")
+    # cut off, not rounded, as the published sampler does
     bounds = np.linspace(0, length, min(length, num_frames) + 1).astype(int).tolist()
     return [(low, high - 1) for low, high in pairwise(bounds)]
 

@@ -52,6 +52,7 @@ def prepare_waveform(
     # normalised before it is cut: what is cut off still counts in mean and variance, as published
     clip = normalize_waveform(mono)[: int(max_duration * sampling_rate)]
     shortest = int(min_duration * sampling_rate)
+    # np.resize repeats the clip from its start until the length is reached
     return clip if len(clip) >= shortest else np.resize(clip, shortest)
 
 

@@ -76,6 +76,7 @@ def build_backend(vocabulary: Sequence[str] | None = None) -> tokenizers.Tokeniz
     missing = [piece for piece in (PAD, UNK, CLS, SEP) if piece not in ids]
     if missing:
         raise ValueError(f"expected a vocabulary with {PAD}, {UNK}, {CLS} and {SEP}, got none of {', '.join(missing)}")
+    # a longer word is [UNK] as a whole, as in BERT's tokenizer
     backend = Tokenizer(models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -87,7 +88,10 @@ def build_backend(vocabulary: Sequence[str] | None = None) -> tokenizers.Tokeniz
 
 @lru_cache(maxsize=1)
 def pieces() -> tuple[str, ...]:
-    """Uncased BERT's 30522 pieces in the order of their ids."""
+    """Uncased BERT's 30522 pieces in the order of their ids.
+
+    Read once from the file beside this module, one a line.
+    """
     data = files("plait.processing").joinpath("data", "bert_uncased.txt.gz").read_bytes()
     return tuple(gzip.decompress(data).decode("utf-8").split("\n")[:-1])
 
@@ -133,12 +137,19 @@ def _first_words(text: str, count: int) -> str:
 
 
 def content_ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Ids of a text without [CLS] and [SEP]."""
+    """Ids of a text without [CLS] and [SEP].
+
+    backend: of `build_backend`; text: as it is.
+    """
     return backend.encode(text, add_special_tokens=False).ids
 
 
 def special_id(backend: tokenizers.Tokenizer, piece: str) -> int:
-    """Id of a special piece. Raises ValueError where the vocabulary has none."""
+    """Id of a special piece such as [SEP].
+
+    Raises:
+        ValueError: where the vocabulary has none.
+    """
     found = backend.token_to_id(piece)
     if found is None:
         raise ValueError(f"expected a vocabulary with {piece}, got none; use one of build_tokenizer")

@@ -286,7 +286,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal: what a report names a checkpoint by.
+
+    Read in pieces, so that a file of many gigabytes needs no memory.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -401,7 +404,10 @@ def _from_pickled(path: Path, kind: str, value: Any) -> Checkpoint:
 
 
 def _find_state(value: Any) -> tuple[str, Mapping[Any, Any]]:
-    """Where the weights are: under one of STATE_NAMES, at most three deep, otherwise the value itself."""
+    """Where the weights are: under one of STATE_NAMES, at most three deep, otherwise the value itself.
+
+    Returns the container's path and the entries. Raises PickleError where there are no tensors.
+    """
     if not isinstance(value, dict):
         raise PickleError(f"a pickle of {getattr(value, 'name', type(value).__name__):.80} instead of a state dict")
     found = _search_state(value, depth=3) or _nested_state(value)
@@ -449,7 +455,10 @@ def _nested_state(value: dict[Any, Any]) -> tuple[str, Mapping[Any, Any]] | None
 
 
 def _find_config(value: dict[Any, Any], notes: list[str]) -> tuple[dict[str, Any] | None, str]:
-    """The first of CONFIG_NAMES that decodes to a dictionary of plain data, and its name."""
+    """The first of CONFIG_NAMES that decodes to a dictionary of plain data, and its name.
+
+    What does not decode is noted and left: weights are of use without it.
+    """
     for name in CONFIG_NAMES:
         if value.get(name) is None:
             continue
@@ -465,7 +474,10 @@ def _find_config(value: dict[Any, Any], notes: list[str]) -> tuple[dict[str, Any
 
 
 def _checkpoint(path: Path, kind: str, readers: Mapping[str, Callable[[], Tensor]], *rest: Any) -> Checkpoint:
-    """Strip the prefix that wrappers for parallel training put before every key."""
+    """A checkpoint of these readers, without the prefix that wrappers for parallel training put on.
+
+    They wrap more than once, so it is stripped as long as every key has it.
+    """
     while readers and all(key.startswith("module.") for key in readers):
         readers = {key.removeprefix("module."): read for key, read in readers.items()}
     return Checkpoint(path, kind, LazyState(readers), *rest)

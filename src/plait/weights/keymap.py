@@ -44,14 +44,19 @@ class Rule:
 
     @property
     def official(self) -> tuple[str, ...]:
+        """Patterns of the official side, in the order of `there`'s tensors."""
         raise NotImplementedError
 
     @property
     def native(self) -> tuple[str, ...]:
+        """Patterns of the native side, in the order of `back`'s tensors."""
         raise NotImplementedError
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Native tensors from official ones, in the order of the patterns."""
+        """Native tensors from official ones, in the order of the patterns.
+
+        Views where possible: nothing is copied that need not be.
+        """
         return tensors
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -83,10 +88,12 @@ class Rename(Rule):
 
     @property
     def official(self) -> tuple[str, ...]:
+        """One pattern: the official name."""
         return (self.source,)
 
     @property
     def native(self) -> tuple[str, ...]:
+        """One pattern: our name."""
         return (self.target,)
 
 
@@ -102,9 +109,11 @@ class Transpose(Rename):
     dims: tuple[int, ...] = (1, 0)
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The official tensor with its dimensions in native order."""
         return [self._permuted(tensor, self.dims) for tensor in tensors]
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The native tensor with its dimensions in official order: the inverse permutation."""
         order = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
         return [self._permuted(tensor, order) for tensor in tensors]
 
@@ -126,9 +135,11 @@ class Singleton(Rename):
     native_dims: tuple[int, ...] = ()
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Without the official dimensions of size 1, with the native ones."""
         return [self._moved(tensors[0], self.official_dims, self.native_dims)]
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Without the native dimensions of size 1, with the official ones."""
         return [self._moved(tensors[0], self.native_dims, self.official_dims)]
 
     def _moved(self, tensor: Tensor, away: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
@@ -157,16 +168,20 @@ class Split(Rule):
 
     @property
     def official(self) -> tuple[str, ...]:
+        """One pattern: the whole."""
         return (self.source,)
 
     @property
     def native(self) -> tuple[str, ...]:
+        """One pattern per part."""
         return self.targets
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The official tensor cut into the native ones."""
         return _cut(tensors[0], self.dim, self.sizes, len(self.targets), self.source)
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The native tensors laid into the official one."""
         return [_join(tensors, self.dim, self.sizes, self.source)]
 
 
@@ -184,16 +199,20 @@ class Concat(Rule):
 
     @property
     def official(self) -> tuple[str, ...]:
+        """One pattern per part."""
         return self.sources
 
     @property
     def native(self) -> tuple[str, ...]:
+        """One pattern: the whole."""
         return (self.target,)
 
     def there(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The official tensors laid into the native one."""
         return [_join(tensors, self.dim, self.sizes, self.target)]
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The native tensor cut into the official ones."""
         return _cut(tensors[0], self.dim, self.sizes, len(self.sources), self.target)
 
 
@@ -211,10 +230,12 @@ class Drop(Rule):
 
     @property
     def official(self) -> tuple[str, ...]:
+        """One pattern, of what is dropped."""
         return (self.source,)
 
     @property
     def native(self) -> tuple[str, ...]:
+        """None: the native side has nothing of it."""
         return ()
 
 
@@ -323,7 +344,10 @@ class KeyMap:
         return LazyState(readers)
 
     def _group(self, state: Mapping[str, Tensor], side: Side) -> list[_Group]:
-        """The rule applications that `state` calls for, each with all its inputs present."""
+        """The rule applications that `state` calls for, each with all its inputs present.
+
+        Raises StateError with every key that no rule takes, and with missing parts of combined tensors.
+        """
         unknown, groups = [], {}
         for key in state:
             found = _find(self.rules, key, side)
@@ -391,7 +415,10 @@ class _Group:
 
 
 def _find(rules: Sequence[Rule], key: str, side: Side) -> _Group | None:
-    """The first rule with a pattern on `side` that matches `key`."""
+    """The first rule with a pattern on `side` that matches `key`, None where there is none.
+
+    An alias is an older spelling and never found from the native side.
+    """
     for rule in rules:
         if side == "native" and isinstance(rule, Alias):
             continue
@@ -421,6 +448,7 @@ def _regex(pattern: str, others: tuple[str, ...]) -> re.Pattern[str]:
     for field in _FIELD.finditer(pattern):
         name = field[1]
         parts.append(re.escape(pattern[end : field.start()]))
+        # a field that comes twice must have one value, as a back reference says
         parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{meaning.get(name, _DIGITS)})")
         seen.add(name)
         end = field.end()

@@ -84,7 +84,10 @@ class Adapter:
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether this is a directory with a PEFT adapter."""
+    """Whether this is a directory with a LoRA as PEFT writes it.
+
+    Told by its configuration file; the weights are looked for when it is read.
+    """
     return (Path(path) / CONFIG).is_file()
 
 
@@ -116,6 +119,7 @@ def read_adapter(directory: str | Path) -> Adapter:
         module, dot, kind = key.removeprefix(PREFIX).rpartition(".lora_")
         if kind.startswith(("B", "embedding_B")):
             continue  # read with its partner
+        # no LoRA matrix but a whole module that was trained beside it
         if not dot:
             change[_WHOLE.sub(".", key.removeprefix(PREFIX))] = partial(_replaced, found, key)
         elif kind in ("A.weight", "embedding_A"):
