@@ -143,7 +143,7 @@ class Chat:
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         inputs = self._inputs([*self.messages, message])
         room, length = self.max_new_tokens, inputs["input_ids"].shape[1]
-        # a family says `context` where its table of positions does not tell it
+        # a family says `context` where its limit lies in a nested configuration
         config = self.model.config
         context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
         if context is not None:

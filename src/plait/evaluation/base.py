@@ -27,9 +27,20 @@ from plait.types import Modality, QuestionKind
 class Item:
     """An annotated item. None = absent. What only one benchmark has is in `meta`.
 
-    answer_index: 0-based place of the right one of `choices`. label: 0-based class, a number to predict, or a word.
-    labels: classes of an item that has several. boxes: x1, y1, x2, y2 in pixels. image_size: (width, height).
-    group: what items that count together share (a question and its rotations). media_start, media_end: seconds.
+    Attributes:
+        id: unique in its split.
+        image, images, video, audio: as the annotation names them, see `plait.evaluation.files.MediaFiles`.
+        text, text_pair, question, context: words that a task asks with or about.
+        choices: to choose from; answer_index: 0-based place of the right one.
+        answers, captions: all that count as right.
+        label: 0-based class, a number to predict, or a word; label_name: the class in words.
+        labels, label_names: classes of an item that has several.
+        boxes: x1, y1, x2, y2 in pixels; box_labels: their classes.
+        image_size: (width, height) in pixels.
+        mask: file of the right class of every pixel.
+        group: what items that count together share (a question and its rotations).
+        category, category_group, question_type, answer_type: by which parts of a score are told.
+        media_start, media_end: seconds.
     """
 
     id: str
@@ -63,7 +74,7 @@ class Item:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        """All fields, `meta` spread out, in plain lists."""
+        """All fields with `meta` spread out, in plain lists."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()} | self.meta
 
@@ -88,7 +99,7 @@ class Item:
         return LETTERS[self.answer_index or 0]
 
     def media(self, modalities: Iterable[Modality]) -> list[tuple[Modality, Media]]:
-        """The media that the item names, of the given modalities."""
+        """The media that the item names, of the given modalities, in the order of these."""
         named: list[tuple[Modality, Media]] = []
         for modality in modalities:
             if modality == "image":
@@ -100,13 +111,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a layout by role, the directory they were found in, and the split asked for."""
+    """Where a layout was found.
+
+    Attributes:
+        root: the directory of the data set.
+        files: role -> file.
+        split: as it was asked for.
+    """
 
     root: Path
     files: Mapping[str, Path]
     split: str
 
     def __getitem__(self, role: str) -> Path:
+        """The file of a role. Raises ValueError where there is none."""
         if role not in self.files:
             raise ValueError(f"expected a file for {role!r} in {self.root}, got {', '.join(self.files) or 'none'}")
         return self.files[role]
@@ -121,11 +139,16 @@ ReadFunction = Callable[[Source], list[Item]]
 
 @dataclass(frozen=True)
 class Layout:
-    """A named layout. roles: role -> patterns of file names, the first that matches counts; `{split}` is filled in, in
-    capitals as `{SPLIT}`.
+    """How the files of a data set are called, and what reads them.
 
-    Roles in `optional` may be absent; roles in `many` take every match (role = the file's stem, or its path where two
-    have one stem). aliases: a split's name -> how this data set's files call it.
+    Attributes:
+        name: of the layout.
+        function: `Source` -> items.
+        roles: role -> patterns of file names, the first that matches counts; `{split}` is filled in, in
+            capitals as `{SPLIT}`.
+        optional: roles that may be absent.
+        many: roles that take every match (role = the file's stem, or its path where two have one stem).
+        aliases: a split's name -> how this data set's files call it.
     """
 
     name: str
@@ -136,7 +159,12 @@ class Layout:
     aliases: Mapping[str, str] | None = None
 
     def find(self, root: Path, split: str) -> Source | str:
-        """The files of this layout under `root`, or what is missing in words."""
+        """The files of this layout under `root`, or what is missing in words.
+
+        Args:
+            root: of the data set; files may lie one directory further down.
+            split: filled into the patterns.
+        """
         files: dict[str, Path] = {}
         word = (self.aliases or {}).get(split, split)
         for role, patterns in self.roles.items():
@@ -155,7 +183,11 @@ class Layout:
         return Source(root, files, split)
 
     def read(self, source: Source) -> list[Item]:
-        """The items, in the order of the files. ValueError, one line naming file and row, for anything malformed."""
+        """The items, in the order of the files.
+
+        Raises:
+            ValueError: one line naming file and row, for anything malformed and for an id that comes twice.
+        """
         items = self.function(source)
         unique(f"{self.name}, split {source.split}", (item.id for item in items))
         return items
@@ -164,6 +196,7 @@ class Layout:
 def _matches(root: Path, pattern: str) -> Iterator[Path]:
     """Files at `pattern` in `root`, or else one directory further down."""
     here = [path for path in root.glob(pattern) if path.is_file()]
+    # archives unpack into a folder of their own, which users keep or leave out
     yield from here or (path for path in root.glob(f"*/{pattern}") if path.is_file())
 
 
@@ -179,7 +212,16 @@ def layout(
     many: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
 ) -> Callable[[ReadFunction], ReadFunction]:
-    """Register the decorated function as the reader of a layout; arguments as the fields of `Layout`."""
+    """Register the decorated function as the reader of a layout.
+
+    Args:
+        name, roles, optional, many, aliases: the fields of `Layout`; one pattern may stand without a tuple.
+
+    Example:
+        >>> @layout("pets", {"rows": "{split}.json"})
+        ... def read_pets(source: Source) -> list[Item]:
+        ...     return [Item(row.text("id"), image=row.text("image")) for row in read_rows(source["rows"])]
+    """
 
     def register(function: ReadFunction) -> ReadFunction:
         patterns = {role: (names,) if isinstance(names, str) else names for role, names in roles.items()}
@@ -201,8 +243,14 @@ Method = Literal[
 
 @dataclass(frozen=True)
 class Published:
-    """A number somebody published for a task. status: where it was read, the model's read-me, the paper, a third-party
-    table (web), or from memory, unverified (recalled)."""
+    """A number somebody published for a task.
+
+    Attributes:
+        model: whose it is.
+        value: as it was written.
+        status: where it was read: the model's read-me, the paper, a third-party table (web), or from memory,
+            unverified (recalled).
+    """
 
     model: str
     value: str
@@ -210,7 +258,15 @@ class Published:
 
 
 def published(**values: str) -> tuple[Published, ...]:
-    """`published(readme_owl2="137.3", web_mplug2="90")`: where each number was read, and whose it is."""
+    """Published numbers by keyword, STATUS_MODEL="value".
+
+    Args:
+        values: such as `readme_owl2="137.3"` or `web_mplug2="90"`.
+
+    Example:
+        >>> published(readme_owl2="137.3")
+        (Published(model='mPLUG-Owl2', value='137.3', status='readme'),)
+    """
     names = {
         "owl": "mPLUG-Owl", "owl2": "mPLUG-Owl2", "owl21": "mPLUG-Owl2.1", "mplug": "mPLUG large", "mplug2": "mPLUG-2",
         "one_peace": "ONE-PEACE",
@@ -223,11 +279,21 @@ def published(**values: str) -> tuple[Published, ...]:
 class Task:
     """One benchmark.
 
-    layouts: readers tried in order. media: what the items hold. methods: how each capability predicts, best first.
-    score: the rule, on functions of `plait.metrics` that golden cases prove; rules: its variants, default first.
-    kind: of the question, which the model's family words. labels: for zero-shot classes, the sentence around a class
-    name. size: items of the split. needs: what scoring takes beyond predictions (a judge, people's grades).
-    submission: writes the file that a test server takes into a directory.
+    Attributes:
+        name, about: its name and one sentence.
+        layouts: readers tried in order.
+        split: read where none is asked for.
+        media: what the items hold.
+        methods: how each capability predicts, best first.
+        score: the rule, on functions of `plait.metrics` that golden cases prove.
+        primary: name of the score that results are compared by.
+        kind: of the question, which the model's family words.
+        rules: variants of the rule, default first.
+        labels: for zero-shot classes, the sentence around a class name.
+        size: items of the split.
+        needs: what scoring takes beyond predictions (a judge, people's grades).
+        submission: writes the file that a test server takes into a directory.
+        published: numbers of others.
     """
 
     name: str
@@ -254,10 +320,17 @@ class Task:
 
 @dataclass
 class Scored:
-    """Scores by name. units: values by item whose mean is the primary score (empty where it is no such mean). groups:
-    item -> what it shares with others (a picture, a concept), so that intervals draw groups whole. categories: the
-    primary score of parts. unreadable: ids of replies without an answer. notes: what a reader must know. resampled: an
-    interval that was measured otherwise."""
+    """What a rule makes of predictions.
+
+    Attributes:
+        scores: by name.
+        units: values by item whose mean is the primary score (empty where it is no such mean).
+        groups: item -> what it shares with others (a picture, a concept), so that intervals draw groups whole.
+        categories: the primary score of parts.
+        unreadable: ids of replies without an answer.
+        notes: what a reader must know.
+        resampled: (low, high) of an interval that was measured otherwise.
+    """
 
     scores: dict[str, float]
     units: dict[str, float] = field(default_factory=dict)
@@ -277,7 +350,16 @@ class Scored:
 def clustered_interval(
     units: Mapping[str, float], groups: Mapping[str, str], *, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean over units; groups of units are drawn whole, a unit without is its own."""
+    """95 % percentile bootstrap interval of the mean over units.
+
+    Args:
+        units: value by item.
+        groups: item -> group; groups are drawn whole, an item without is its own.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        (low, high).
+    """
     owners = [groups.get(name, name) for name in units]
     found = bootstrap_clustered_mean(list(units.values()), owners, resamples=resamples, seed=seed)
     return found.lower, found.upper
@@ -285,7 +367,15 @@ def clustered_interval(
 
 @dataclass
 class Scoring:
-    """Items and prediction rows of one run, with the rule of the metric and the judge, where one is needed."""
+    """Items and prediction rows of one run: what a rule is given.
+
+    Attributes:
+        items: in the order of the files.
+        rows: one per item, or per query of a retrieval, with id, prediction, raw and perhaps failed.
+        rule: the variant asked for.
+        judge: stored replies or a model, where one is needed.
+        files, out: media of the data set, and the directory of the run.
+    """
 
     items: Sequence[Item]
     rows: Sequence[Mapping[str, Any]]
@@ -319,16 +409,33 @@ class Scoring:
         return list(zip(self.items, self.replies(), strict=True))
 
     def unreadable(self, rule: str) -> list[bool]:
-        """Which replies name no choice of their item under a letter rule."""
+        """Which replies name no choice of their item.
+
+        rule: of `plait.metrics.replies.letter`. Returns a boolean per item.
+        """
         return [(letter(reply, item.choices or [], rule) or "?") not in item.letters for item, reply in self.pairs()]
 
     def keep(self, has: Callable[[Item], bool], what: str) -> None:
-        """Raise NotScored unless all items have what the score compares with."""
+        """Make sure that a split holds what the score compares with.
+
+        Args:
+            has: whether an item has it.
+            what: its name in words.
+
+        Raises:
+            NotScored: for the first item without.
+        """
         if bare := next((item.id for item in self.items if not has(item)), None):
             raise NotScored(f"submitted, not scored: this split has no {what} of item {bare}")
 
     def scored(self, hits: Iterable[float], unreadable: Iterable[bool] = (), **more: Any) -> Scored:
-        """Accuracy in percent of hits in the order of the items, by category; groups are those of the items."""
+        """Accuracy in percent, by category; groups are those of the items.
+
+        Args:
+            hits: 0 to 1 in the order of the items.
+            unreadable: booleans in the same order.
+            more: other fields of `Scored`.
+        """
         hits, ids = list(hits), [item.id for item in self.items]
         values = [100.0 * hit for hit in hits]
         kinds = [(item.category, value) for item, value in zip(self.items, values, strict=True) if item.category]
@@ -354,9 +461,14 @@ class NotScored(Exception):  # noqa: N818
 
 
 def score(task: Task, scoring: Scoring) -> Scored:
-    """Score the predictions of a task; a split without answers gives no score and says so.
+    """Score the predictions of a task; a split without answers gives no score and says so in its notes.
 
-    Raises ValueError for ids that are missing, double or unknown, and for a score that is NaN or infinite.
+    Args:
+        task: gives the rule.
+        scoring: items and rows.
+
+    Raises:
+        ValueError: for ids that are missing, double or unknown, and for a score that is NaN or infinite.
     """
     if "retrieve" not in task.methods.values():  # a retrieval has rows for both directions, which its rule checks
         known, seen = {item.id for item in scoring.items}, set[str]()
@@ -379,7 +491,11 @@ def score(task: Task, scoring: Scoring) -> Scored:
 
 
 def means(pairs: Iterable[tuple[Any, float]]) -> dict[str, float]:
-    """Mean of values by name, sorted by name."""
+    """Mean of values by name, sorted by name.
+
+    Args:
+        pairs: (name, value); names are read as text.
+    """
     groups: dict[str, list[float]] = {}
     for name, value in pairs:
         groups.setdefault(str(name), []).append(value)
@@ -387,7 +503,7 @@ def means(pairs: Iterable[tuple[Any, float]]) -> dict[str, float]:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """A submission as one JSON document."""
+    """Write a submission as one JSON document; returns its path."""
     return atomic_write(path, json.dumps(content, ensure_ascii=False))
 
 

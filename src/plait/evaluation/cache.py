@@ -18,9 +18,20 @@ from plait.terminal import progress_bar
 
 
 class ResponseCache:
-    """Answers by key in the file `path` (in memory only when None). `about`: what made them (model, task, decoding).
+    """Answers by key, on disk before the next batch begins; use as a context.
 
-    Raises ValueError where the file belongs to something else.
+    Args:
+        path: a file of JSON lines, made where there is none; in memory only when None.
+        about: what made the answers (model, task, decoding), stored as the first line.
+
+    Raises:
+        ValueError: where the file belongs to something else, or is damaged before its end.
+
+    Example:
+        >>> with ResponseCache("cache.jsonl", {"model": "nano"}) as cache:
+        ...     found = collect({"a": 2, "b": 3}, lambda batch: [2 * one for one in batch], cache, batch_size=8)
+        >>> found
+        {'a': 4, 'b': 6}
     """
 
     def __init__(self, path: str | Path | None, about: Mapping[str, Any]) -> None:
@@ -28,9 +39,11 @@ class ResponseCache:
         self.answers: dict[str, Any] = {}
         self._file: BinaryIO | None = None
         if self.path is not None:
+            # through JSON and back, so that tuples compare as the lists that were stored
             self._open(json.loads(json.dumps(about)))
 
     def _open(self, about: Any) -> None:
+        """Take up what is there, cut off a torn last line, and open for writing behind it."""
         assert self.path is not None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read(about) if self.path.exists() else 0
@@ -66,6 +79,7 @@ class ResponseCache:
             self._write([{"key": key, "answer": answer} for key, answer in answers.items()])
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows as JSON lines, on the disk before this returns."""
         assert self._file is not None
         self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         self._file.flush()  # to the system, and then to the disk: an answer may have cost minutes
@@ -80,7 +94,14 @@ class ResponseCache:
 
 
 def key_of(*parts: Any) -> str:
-    """A short key for a question: what is asked, of which media."""
+    """A short key for a question: what is asked, of which media.
+
+    Args:
+        parts: anything that JSON holds.
+
+    Returns:
+        24 hexadecimal digits.
+    """
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:24]
 
 
@@ -93,7 +114,22 @@ def collect(
     what: str = "answers",
     show_progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Answers by key: those kept, and the rest from `ask` in batches, kept as they come. Equal keys are asked once."""
+    """Answers by key: those kept, and the rest in batches, kept as they come. Equal keys are asked once.
+
+    Args:
+        questions: key -> what `ask` takes.
+        ask: a batch of questions -> as many answers that JSON holds.
+        cache: kept answers.
+        batch_size: questions of a batch.
+        what: words of the progress bar.
+        show_progress: None shows it when the work takes longer than about two seconds.
+
+    Returns:
+        key -> answer, in the order of the questions.
+
+    Raises:
+        ValueError: for another number of answers than questions.
+    """
     open_ = [key for key in questions if key not in cache.answers]
     total = len(questions)
     with progress_bar(what, total=total, done=total - len(open_), show=show_progress) as bar:

@@ -21,11 +21,20 @@ RESAMPLES = 2_000
 
 
 def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Difference (first - second) of the primary score with a 95 % interval and p-value over resampled units.
+    """Difference (first - second) of the primary scores of two results, with a 95 % interval and a p-value.
 
-    The p-value counts the observed draw as one more, so that it is never 0.
+    Both come from one paired bootstrap over groups of items. The p-value counts the observed draw as one more,
+    so that it is never 0.
 
-    Raises ValueError where the results are of different tasks, splits or rules, or measured on different items.
+    Args:
+        first, second: result.json files of `plait eval`, or their directories.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        task, primary, rule, models, scores, difference, interval (low, high), p_value (two-sided) and units.
+
+    Raises:
+        ValueError: where the results are of different tasks, splits or rules, or measured on different items.
     """
     a, b = _read(first), _read(second)
     for name in ("task", "split", "rule", "primary"):
@@ -38,11 +47,13 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
         raise ValueError(f"expected results on the same items, got {apart} that only one of them has")
     difference = {unit: a["units"][unit] - b["units"][unit] for unit in a["units"]}
     groups = a.get("groups", {})
+    # items of one group hang together, so a draw takes or leaves them whole
     totals: dict[str, list[float]] = defaultdict(list)
     for unit, value in difference.items():
         totals[groups.get(unit, unit)].append(value)
     sums, counts = (np.array([measure(one) for one in totals.values()]) for measure in (sum, len))
     drawn = np.random.default_rng(seed).integers(0, len(sums), size=(resamples, len(sums)))
+    # groups differ in size: mean of items, not of groups
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return {
@@ -59,6 +70,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    """A result.json, or the one in a directory. Raises ValueError for anything else."""
     path = Path(path)
     path = path / RESULT if path.is_dir() else path
     if not path.is_file():
@@ -70,7 +82,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def as_lines(found: dict[str, Any]) -> str:
-    """The comparison for people."""
+    """The comparison as three lines for people."""
     (name_a, name_b), (score_a, score_b) = found["models"], found["scores"]
     low, high = found["interval"]
     return (
@@ -88,7 +100,17 @@ Intervals are 95 % bootstrap intervals over items. Scores of different rules or 
 
 
 def leaderboard(results: Path) -> list[Mapping[str, Any]]:
-    """All results below a directory, by task and falling score. ValueError where there is none, or one is malformed."""
+    """All results below a directory, by task and falling score.
+
+    Args:
+        results: searched for .json files at any depth; others than results are passed over.
+
+    Returns:
+        What result.json holds, with its place as "file".
+
+    Raises:
+        ValueError: where there is none, or one is malformed.
+    """
     found = []
     for path in sorted(results.rglob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -100,7 +122,12 @@ def leaderboard(results: Path) -> list[Mapping[str, Any]]:
 
 
 def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) -> str:
-    """The page: one table per task, split and rule."""
+    """The leaderboard as Markdown: one table per task, split and rule.
+
+    Args:
+        results: from `leaderboard`.
+        source, target: directory and page, for the command in its head.
+    """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for one in results:
         groups[one["task"], one["split"], one["rule"] or ""].append(one)
@@ -131,6 +158,6 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
 
 
 def write_leaderboard(results: Path, target: Path) -> Path:
-    """Write the page for the results below a directory."""
+    """Write the page for the results below a directory; returns its path. Raises ValueError where there is none."""
     page = as_markdown(leaderboard(results), results.as_posix(), target.as_posix())
     return atomic_write(target, page)

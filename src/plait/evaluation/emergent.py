@@ -1,21 +1,13 @@
-"""A score: one retrieval number that remembers what it is the mean of, so that chance and interval come with it.
+"""Emergent retrieval: a model that met pictures with words and sounds with words finds pictures by sound.
 
-What the model has never seen: held-out drawings, held-out notes and the names of their concepts.
+    manifest.jsonl -> `HeldOut`: drawings, notes and names -> embedder -> similarities -> `Score` per name
+    pairs never composed in training -> `ComposedSet`, the gallery of two things in one picture
+    note of the sounding thing + name (or drawing) of the other -> fused query -> recall, beside each part alone
 
-manifest.jsonl -> rows of split test -> drawings + names (one concept each), notes and unseen-font clips (labelled)
-
-One query of two modalities: a sound and a word (or a picture) find the picture that shows both things.
-
-pairs never composed in training -> one picture each from held-out drawings -> gallery
-note of the sounding thing + name (or drawing) of the other -> fused query -> recall, beside each part alone
-
-Emergent retrieval: a model that met pictures with words and sounds with words finds pictures by sound.
-
-    held-out drawings, notes, names -> embedder -> similarities -> Score per name, with examples and vectors to look at
-
-Every query and every gallery item is held out: drawings in a style that training never saw, notes at pitches it never
-heard, pairs of things it never saw side by side. Audio scores are balanced over classes (ONE-PEACE, section 4.5:
-emergent retrieval).
+Every query and every gallery item is held out: drawings in a style that training never saw, notes at pitches it
+never heard, pairs of things it never saw side by side. Audio scores are balanced over classes (ONE-PEACE,
+section 4.5: emergent retrieval). A `Score` remembers what it is the mean of, so that chance and interval come
+with it.
 """
 
 from __future__ import annotations
@@ -46,7 +38,11 @@ Array = np.ndarray[Any, Any]
 class Score:
     """Recall@k as the mean over units (queries, or classes of queries that hang together).
 
-    units: hit rate of every unit. chance: what a random order of the gallery reaches on the same queries.
+    Attributes:
+        units: hit rate of every unit, from 0 to 1.
+        chance: what a random order of the gallery reaches on the same queries.
+        k: how many of the nearest count.
+        queries, gallery: how many there are.
     """
 
     units: Mapping[str, float]
@@ -77,9 +73,17 @@ class Score:
 def score(queries: Array, gallery: Array, targets: Array, k: int, units: Sequence[str]) -> Score:
     """Recall@k of cosine search.
 
-    queries: (q, dim) and gallery: (g, dim) unit vectors, targets: bool (q, g), units: q names.
-
     Queries that share a unit name count as one unit, so a class with many clips weighs as much as one with few.
+
+    Args:
+        queries: (q, dim) unit vectors.
+        gallery: (g, dim) unit vectors.
+        targets: bool (q, g), True = right.
+        k: how many of the nearest count.
+        units: q names.
+
+    Returns:
+        A `Score`.
     """
     hits = hits_at_k(queries @ gallery.T, targets, k)
     chance = expected_chance(targets, k, units)
@@ -92,8 +96,16 @@ def equal(left: Sequence[str], right: Sequence[str]) -> Array:
 
 
 def fuse(*parts: Array) -> Array:
-    """Several (n, dim) unit vectors per query -> their sum brought back to unit length (n, dim)."""
+    """Several unit vectors per query as one: their sum brought back to unit length.
+
+    Args:
+        parts: (n, dim) each.
+
+    Returns:
+        (n, dim).
+    """
     total = np.sum(parts, axis=0)
+    # opposite parts have no direction: 1e-12 keeps zero instead of NaN
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
@@ -104,7 +116,14 @@ def concept(sample: Sample) -> str:
 
 @dataclass
 class HeldOut:
-    """Held-out rows of a data set. `notes` and `unseen_notes` hold only sounds that have a held-out drawing."""
+    """Held-out rows of a data set.
+
+    Attributes:
+        root: its directory.
+        drawings: pictures of split "test".
+        notes, unseen_notes: sounds of the splits "test" and "unseen_font" that have a held-out drawing.
+        training_drawings: pictures of split "train".
+    """
 
     root: Path
     drawings: list[Sample]
@@ -114,7 +133,11 @@ class HeldOut:
 
     @classmethod
     def read(cls, data: str | Path) -> HeldOut:
-        """Read a data set directory. ValueError where no picture is held out."""
+        """Read a data set directory.
+
+        Raises:
+            ValueError: where no picture is held out.
+        """
         rows = read_manifest(data)
         drawings = [row for row in rows if row.image is not None and row.split == "test"]
         if not drawings:
@@ -147,6 +170,7 @@ class HeldOut:
 
     def one_drawing_each(self, concepts: Sequence[str]) -> list[Sample]:
         """The first held-out drawing of each concept."""
+        # reversed, so that the first row of a concept is what stays
         first = {concept(row): row for row in reversed(self.drawings)}
         return [first[name] for name in concepts]
 
@@ -180,9 +204,11 @@ class ComposedSet:
         return cls(pairs, [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)])
 
     def write(self, held_out: HeldOut, directory: str | Path) -> None:
-        """Keep the pictures in `directory`, with a manifest of everything that a query of the evaluation may find.
+        """Keep the pictures in a directory, with a manifest of everything that a query of the evaluation may find.
 
-        manifest.jsonl lists held-out drawings and notes where they lie, and the composed pictures: ready to be indexed.
+        Args:
+            held_out: its drawings and notes are listed where they lie.
+            directory: gets manifest.jsonl and the composed pictures: ready to be indexed.
         """
         directory = Path(directory).resolve()
         directory.mkdir(parents=True, exist_ok=True)
@@ -215,7 +241,15 @@ def score_composed(
 ) -> tuple[dict[str, Score | None], list[dict[str, Any]]]:
     """Scores of fused queries and of each part alone on the same gallery and queries, and examples to look at.
 
-    by_note: note id -> vector (dim,), by_name: concept -> vector (dim,) of its name. The units are the pairs.
+    Args:
+        embedder: embeds the composed pictures, captions and drawings.
+        held_out, composed: what is asked, and the gallery.
+        by_note: note id -> vector (dim,).
+        by_name: concept -> vector (dim,) of its name.
+        clips_per_pair: notes that ask for each pair.
+
+    Returns:
+        Scores by name, whose units are the pairs, and examples.
     """
     pairs = composed.pairs
     gallery = embedder.embed([{"image": picture} for picture in composed.pictures])
@@ -311,13 +345,20 @@ class EmbedderLike(Protocol):
     """The part of `plait.Embedder` that an evaluation needs."""
 
     def embed(self, items: Sequence[Any], /) -> Array:
-        """items: mappings of modality to media. Returns unit vectors (n, dim)."""
+        """Unit vectors (n, dim) of mappings of modality to media."""
         ...
 
 
 @dataclass
 class Evaluation:
-    """Scores by name (None where the data has nothing to measure), examples to look at, and vectors by modality."""
+    """What `evaluate_emergent` found.
+
+    Attributes:
+        scores: by the names of `NAMES`; None where the data has nothing to measure.
+        examples: queries with what they found, to look at.
+        vectors: modality -> (n, dim).
+        labels: modality -> concept of each vector.
+    """
 
     scores: dict[str, Score | None]
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -330,9 +371,10 @@ class Evaluation:
         return {"metrics": scores, "examples": self.examples, "labels": self.labels}
 
     def save(self, directory: str | Path) -> Path:
-        """Write vectors.npz, then evaluation.json (its presence says that both are whole). Returns the JSON's path."""
+        """Write vectors.npz, then evaluation.json, whose presence says that both are whole. Returns the JSON's path."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        # half precision: the vectors are for maps, the scores are made before
         halves: dict[str, Any] = {modality: rows.astype(np.float16) for modality, rows in self.vectors.items()}
         np.savez_compressed(directory / "vectors.npz", **halves)
         return atomic_write(directory / "evaluation.json", json.dumps(self.to_json(), indent=1) + "\n")
@@ -348,9 +390,23 @@ def evaluate_emergent(
 ) -> Evaluation:
     """Measure every name of `NAMES` on a data set directory.
 
-    gallery: directory that keeps the composed pictures and a manifest of all that is searched (nothing is kept when
-    None). clips_per_pair: held-out notes that ask for each composed pair. audio: False for a model
-    that has not learnt sounds yet.
+    Args:
+        embedder: a `plait.Embedder` or the like.
+        data: directory with a manifest that holds some rows out.
+        gallery: directory that keeps the composed pictures and a manifest of all that is searched; None keeps
+            nothing.
+        clips_per_pair: held-out notes that ask for each composed pair.
+        audio: False for a model that has not learnt sounds yet.
+
+    Raises:
+        ValueError: where no picture is held out.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172), section 4.5.
+
+    Example:
+        >>> found = evaluate_emergent(Embedder("nano"), "data")
+        >>> found.scores["text_to_image_r1"].value
     """
     held_out = HeldOut.read(data)
     concepts, drawn = list(held_out.names), [concept(row) for row in held_out.drawings]

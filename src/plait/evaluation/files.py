@@ -27,12 +27,25 @@ _LARGEST_CELL = 1 << 28
 
 
 class Row(Mapping[str, Any]):
-    """One record and its place, such as "val.json, row 3". Fields are read with the type they must have."""
+    """One record of an annotation file and its place, such as "val.json, row 3".
+
+    Fields are read with the type they must have; an error names file, row and field.
+
+    Args:
+        values: the decoded record.
+        place: in words.
+
+    Example:
+        >>> row = Row({"id": 7, "label": "2"}, "val.json, row 1")
+        >>> row.text("id"), row.integer("label", below=10)
+        ('7', 2)
+    """
 
     def __init__(self, values: dict[str, Any], place: str) -> None:
         self._fields, self.place = values, place
 
     def __getitem__(self, name: str) -> Any:
+        """A field as it is. Raises ValueError where it is absent."""
         if name not in self._fields:
             have = " ".join(", ".join(map(str, list(self._fields)[:12])).split()) or "none"
             raise ValueError(f"{self.place}: expected field {name!r}, got the fields {have}; is this the right file?")
@@ -52,18 +65,21 @@ class Row(Mapping[str, Any]):
         return len(self._fields)
 
     def text(self, name: str) -> str:
-        """A field that holds text; a number is read as its digits."""
+        """A field that holds text; a number is read as its digits. Raises ValueError for anything else."""
         value = self[name]
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise self.wrong(name, "text", value)
         return str(value)
 
     def optional(self, name: str) -> str | None:
-        """Text, or None where the field is absent, null or empty."""
+        """Text, or None where the field is absent, null or empty. Raises ValueError for what is no text."""
         return self.text(name) if self.get(name) not in (None, "") else None
 
     def integer(self, name: str, below: int | None = None) -> int:
-        """A whole number, written as one or as its digits; from 0 to `below` - 1 where that is given."""
+        """A whole number, written as one or as its digits; from 0 to `below` - 1 where that is given.
+
+        Raises ValueError for anything else.
+        """
         value = self[name]
         try:
             number = int(value) if isinstance(value, int | str) and not isinstance(value, bool) else None
@@ -75,7 +91,7 @@ class Row(Mapping[str, Any]):
         return number
 
     def number(self, name: str) -> float:
-        """A finite number, int where it is whole in the file."""
+        """A finite number, int where it is whole in the file. Raises ValueError for anything else."""
         value = self[name]
         try:
             if isinstance(value, bool) or not math.isfinite(number := float(value)):
@@ -86,32 +102,32 @@ class Row(Mapping[str, Any]):
         return int(value) if is_whole else number
 
     def items_of(self, name: str) -> list[Any]:
-        """A list."""
+        """A list. Raises ValueError for anything else."""
         value = self[name]
         if not isinstance(value, list):
             raise self.wrong(name, "a list", value)
         return value
 
     def texts(self, name: str) -> list[str]:
-        """A list of texts."""
+        """A list of texts. Raises ValueError for anything else."""
         value = self.items_of(name)
         if any(not isinstance(one, str) for one in value):
             raise self.wrong(name, "a list of texts", value)
         return value
 
     def record(self, name: str) -> Row:
-        """A nested record."""
+        """A nested record, whose place names this one. Raises ValueError for anything else."""
         value = self[name]
         if not isinstance(value, dict):
             raise self.wrong(name, "a record", value)
         return Row(value, f"{self.place}, field {name!r}")
 
     def records(self, name: str) -> list[Row]:
-        """A list of nested records, whose places count from 1."""
+        """A list of nested records, whose places count from 1. Raises ValueError for anything else."""
         return rows_of(self.items_of(name), f"{self.place}, {name}")
 
     def one_of(self, name: str, allowed: Iterable[Any]) -> Any:
-        """A value that must be among `allowed`."""
+        """A value that must be among `allowed`. Raises ValueError for another."""
         value, allowed = self[name], list(allowed)
         if value not in allowed:
             raise self.wrong(name, f"one of {', '.join(map(str, allowed[:12])) or 'nothing'}", value)
@@ -123,24 +139,44 @@ class Row(Mapping[str, Any]):
 
 
 def rows_of(values: Any, place: str) -> list[Row]:
-    """Rows of a decoded list of records, counted from 1."""
+    """Rows of a decoded list of records, counted from 1.
+
+    Args:
+        values: what a file held.
+        place: its name in messages.
+
+    Raises:
+        ValueError: for what is no list of records.
+    """
     if not isinstance(values, list):
         raise ValueError(f"{place}: expected a list of records, got {_kind(values)}")
     return [_record(value, f"{place}, row {number}") for number, value in enumerate(values, 1)]
 
 
 def read_record(path: Path) -> Row:
-    """A JSON file that holds one record."""
+    """A JSON file that holds one record.
+
+    Raises:
+        ValueError: for other content.
+    """
     return _record(read_json(path), path.name, "one record")
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Records of a JSON list, of JSON lines (whatever the file is called), or of a parquet file."""
+    """Records of a JSON list, of JSON lines (whatever the file is called), or of a parquet file.
+
+    Args:
+        path: .parquet is read by pyarrow, all else as UTF-8 text.
+
+    Raises:
+        ValueError: for what is none of them, with the line.
+    """
     if path.suffix == ".parquet":
         from plait.errors import import_extra
 
         return rows_of(import_extra("pyarrow.parquet").read_table(path).to_pylist(), path.name)
     content = read_text(path)
+    # by content, as files of either kind are called .json
     if content.lstrip().startswith("["):
         return rows_of(_decode(content, path.name), path.name)
     places = ((f"{path.name}, line {number}", line) for number, line in enumerate(content.split("\n"), 1))
@@ -155,8 +191,17 @@ def read_table(
     quoting: bool = True,
     last_takes_rest: bool = False,
 ) -> list[Row]:
-    """Rows of a delimited file. columns: names where the file has no header (a file may then have fewer rows, never
-    other widths). quoting: False where quotes are text. last_takes_rest: the last column may hold the delimiter.
+    """Rows of a delimited file.
+
+    Args:
+        path: UTF-8 text.
+        columns: names where the file has no header (a file may then have fewer rows, never other widths).
+        delimiter: between the cells.
+        quoting: False where quotes are text.
+        last_takes_rest: the last column may hold the delimiter.
+
+    Raises:
+        ValueError: for a row of another width, an empty file without `columns`, and broken quotes.
     """
     content = read_text(path)
     names = None if columns is None else list(columns)
@@ -178,6 +223,7 @@ def read_table(
 def _cells(
     content: str, path: Path, delimiter: str, quoting: bool, last_takes_rest: bool, names: list[str] | None
 ) -> Iterator[tuple[int, list[str]]]:
+    """(number of the line, its cells) of every line that is not empty."""
     if not quoting:
         width = None if names is None else len(names)
         for number, line in enumerate(content.split("\n"), 1):
@@ -203,7 +249,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte-order mark."""
+    """A text file in UTF-8, with or without a byte-order mark. Raises ValueError for other bytes."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -211,11 +257,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A decoded JSON file."""
+    """A decoded JSON file. Raises ValueError with the place of the fault."""
     return _decode(read_text(path), path.name)
 
 
 def _decode(content: str, place: str) -> Any:
+    """JSON of a text; `place` names it in the ValueError."""
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
@@ -224,12 +271,14 @@ def _decode(content: str, place: str) -> Any:
 
 
 def _record(value: Any, place: str, what: str = "a record") -> Row:
+    """A decoded value as a `Row`. Raises ValueError where it is no record."""
     if not isinstance(value, dict):
         raise ValueError(f"{place}: expected {what} with named fields, got {_kind(value)}")
     return Row(value, place)
 
 
 def _kind(value: Any) -> str:
+    """What a decoded value is, in words."""
     names = {dict: "a record", list: "a list", str: "text", type(None): "null"}
     return names.get(type(value), type(value).__name__)
 
@@ -251,7 +300,17 @@ _RESULT_FIELDS = (
 
 
 def read_results(path: Path) -> list[tuple[str, str]]:
-    """Predictions of a submission file. ValueError for a row of no known layout or an id that comes twice."""
+    """Predictions of a submission file.
+
+    Args:
+        path: a COCO caption, VQA, GQA, VizWiz or SEED file, told apart by its fields.
+
+    Returns:
+        (id, prediction) in the order of the file.
+
+    Raises:
+        ValueError: for a row of no known layout or an id that comes twice.
+    """
     results = []
     for row in read_rows(path):
         names = next((pair for pair in _RESULT_FIELDS if pair[0] in row and pair[1] in row), None)
@@ -259,6 +318,7 @@ def read_results(path: Path) -> list[tuple[str, str]]:
             expected = " or ".join(f"{a} and {b}" for a, b in _RESULT_FIELDS)
             raise ValueError(f"{row.place}: expected the fields {expected}, got {', '.join(row)}")
         key = row.text(names[0])
+        # VizWiz names items by their pictures: an id goes without the ending
         results.append((Path(key).stem if names[0] == "image" else key, row.text(names[1])))
     unique(path.name, (key for key, _ in results))
     return results
@@ -274,11 +334,15 @@ ENDINGS: dict[Modality, tuple[str, ...]] = {
 
 
 class MediaFiles:
-    """The media below `root`. template: how the user's files are called, such as `clips/{stem}.flac` (`{name}` the name
-    itself, `{stem}` the name without folder and ending); None for the published names.
+    """The media of a data set by the names in its annotation files.
 
-    A name is looked for as it is, then by the end of its path anywhere below `root`, then with another ending of the
-    same kind (.avi for .mp4): annotation files and downloads disagree about folders and endings.
+    A name is looked for as it is, then by the end of its path anywhere below `root`, then with another ending
+    of the same kind (.avi for .mp4): annotation files and downloads disagree about folders and endings.
+
+    Args:
+        root: the directory of the data set.
+        template: how the user's files are called, such as `clips/{stem}.flac` (`{name}` the name itself,
+            `{stem}` the name without folder and ending); None for the published names.
     """
 
     def __init__(self, root: str | Path, template: str | None = None) -> None:
@@ -288,7 +352,12 @@ class MediaFiles:
     def find(self, name: Media, modality: Modality) -> Path | bytes | None:
         """The file of a name, the bytes that an annotation held itself, or None where there is no such file.
 
-        Raises ValueError for a name that leaves the directory and for one that fits several files.
+        Args:
+            name: relative, as the annotation has it, or bytes.
+            modality: whose endings may stand for one another.
+
+        Raises:
+            ValueError: for a name that leaves the directory and for one that fits several files.
         """
         if isinstance(name, bytes):
             return name
@@ -306,6 +375,7 @@ class MediaFiles:
         if len(exact) > 1:
             raise ValueError(f"expected one file {name} in {self.root}, got {', '.join(exact[:4])}; remove the copies")
         close = [path for path in known if PurePosixPath(path).suffix in ENDINGS[modality]]
+        # a folder that fits is preferred and not asked for: downloads flatten folders
         close = [path for path in close if f"/{PurePosixPath(path).parent.as_posix()}".endswith(folder)] or close
         found = exact or sorted(close, key=lambda path: ENDINGS[modality].index(PurePosixPath(path).suffix))
         return self.root / found[0] if found else None
@@ -323,9 +393,17 @@ class MediaFiles:
 
 
 def frames_of(file: Path | bytes, count: int) -> list[Any]:
-    """`count` RGB frames spread evenly over a video, or over an animated GIF (TGIF's videos are such files).
+    """RGB frames spread evenly over a video, or over an animated GIF (TGIF's videos are such files).
 
-    Raises ValueError (one line) for what cannot be read.
+    Args:
+        file: a path or the bytes of a file.
+        count: how many.
+
+    Returns:
+        `count` PIL images.
+
+    Raises:
+        ValueError: one line, for what cannot be read.
     """
     from PIL import Image
 
@@ -346,6 +424,7 @@ def frames_of(file: Path | bytes, count: int) -> list[Any]:
                 raise ValueError(f"more than {MAX_FRAMES} frames of {MAX_PIXELS} pixels")
             frames = []
             for i in range(count):
+                # the middle of each of `count` equal stretches
                 animation.seek(min(total - 1, int((i + 0.5) * total / count)))
                 frames.append(animation.convert("RGB"))
             return frames
@@ -378,11 +457,20 @@ _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip archive, so tha
 
 
 def write_spreadsheet(path: Path, rows: Sequence[Sequence[str | int]]) -> Path:
-    """Write rows, the first being the header, as numbers and inline texts; equal rows give equal bytes."""
+    """Write a workbook of one sheet; equal rows give equal bytes.
+
+    Args:
+        path: ends in .xlsx.
+        rows: the first is the header; numbers stay numbers, texts are written inline. At most 26 columns.
+
+    Returns:
+        The path.
+    """
     lines = []
     for number, row in enumerate(rows, 1):
         cells = []
         for column, value in enumerate(row):
+            # one letter a column, so 26 of them at most
             place = f"{chr(ord('A') + column)}{number}"
             if isinstance(value, int):
                 cells.append(f'<c r="{place}"><v>{value}</v></c>')

@@ -22,9 +22,13 @@ REPLY = Decoding(max_new_tokens=64)
 
 
 class Judge:
-    """Replies of a judge by id. `source`: a .jsonl file of stored replies, or a model that writes text.
+    """Replies of a judge by id.
 
-    Replies of a model are appended to `keep` (judge.jsonl of the run) with the judge's name and the date.
+    Replies of a model are written to `keep`/judge.jsonl with the judge's name and the date.
+
+    Args:
+        source: a .jsonl file of stored replies, or a model that writes text.
+        keep: directory of the run; None keeps nothing.
     """
 
     def __init__(self, source: str, keep: Path | None) -> None:
@@ -33,7 +37,14 @@ class Judge:
         self.name = Path(source).name
 
     def replies(self, prompts: Mapping[str, str]) -> dict[str, str]:
-        """Replies by id for prompts by id. ValueError for an id without a stored reply."""
+        """Replies by id for prompts by id.
+
+        Args:
+            prompts: id -> the whole prompt.
+
+        Raises:
+            ValueError: for an id without a stored reply, and for a model that writes no text.
+        """
         if self.is_file:
             rows = read_rows(Path(self.source))
             known = {row.text("id" if "id" in row else "key"): row.text("reply") for row in rows}
@@ -61,7 +72,19 @@ class Judge:
 
 
 def judged(scoring: Scoring, needs: str, prompt_of: Callable[[Item, str], str]) -> tuple[dict[str, str], str]:
-    """What the judge of a run says of every reply, by id, and who it is. Raises NotScored without a judge."""
+    """What the judge of a run says of every reply.
+
+    Args:
+        scoring: items, replies and the judge.
+        needs: the task in words, for the note.
+        prompt_of: (item, reply) -> the prompt.
+
+    Returns:
+        Verdict by id, and who the judge is.
+
+    Raises:
+        NotScored: without a judge.
+    """
     if scoring.judge is None:
         raise NotScored(f"not scored: {needs} needs --judge FILE.jsonl or --judge MODEL")
     judge = Judge(scoring.judge, scoring.out)

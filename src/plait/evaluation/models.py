@@ -48,10 +48,19 @@ COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
 
 
 def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None) -> Any:
-    """Open a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of ours.
+    """Open a model as what a task can use.
 
-    adapter: directory of a LoRA trained on a model of ours. wanted: capabilities that the task can use, best first.
-    Raises ValueError where the model has none of them.
+    Args:
+        spec: a model directory, a hub id (`hf:` in front of either is accepted) or an official checkpoint of
+            ours.
+        wanted: capabilities that the task can use, best first.
+        adapter: directory of a LoRA trained on a model of ours.
+
+    Returns:
+        An object with the methods of its capabilities, see above.
+
+    Raises:
+        ValueError: where the model has none of them, and for a LoRA beside a peer.
     """
     place, wanted = locate(spec), list(wanted)
     path = place / "config.json"
@@ -76,10 +85,15 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
 def open_ours(
     place: Path, config: Mapping[str, Any], wanted: Sequence[Capability], adapter: str | Path | None = None
 ) -> Any:
-    """A model of our families, from its directory or an official checkpoint, as what its class can do.
+    """A model of our families as what its class can do.
 
-    adapter: a LoRA to be merged in memory.
+    Args:
+        place: its directory or an official checkpoint.
+        config: its config.json, empty for an official checkpoint.
+        wanted: decides for a class that can embed and talk.
+        adapter: a LoRA to be merged in memory.
     """
+    # float32 on a CPU, where bfloat16 is slower
     pair = auto.load(place, adapter=adapter, device=home(), dtype=torch.float32 if home() == "cpu" else None)
     name, kind, family = str(place), type(pair[0]).__name__, pair[0].config.model_type
     config = {**config, "model_type": family}
@@ -95,7 +109,12 @@ def open_ours(
 
 
 class EmbedderModel:
-    """`plait.Embedder` under the name of its directory."""
+    """`plait.Embedder` under the name of its directory.
+
+    Args:
+        place, config: the directory and its config.json.
+        embedder: an open one; without it the directory is opened.
+    """
 
     capabilities: tuple[Capability, ...] = ("embed",)
 
@@ -115,10 +134,16 @@ class EmbedderModel:
 
 
 class Talker(TextGenerator):
-    """A model of ours that talks: asked as its family's skills say. pair: model and processor, already open."""
+    """A model of ours that talks: asked as its family's skills say.
+
+    Args:
+        place, config: the directory and its config.json.
+        pair: model and processor, already open.
+    """
 
     def __init__(self, place: str, config: Mapping[str, Any], pair: tuple[Any, Any]) -> None:
         model, self.processor = pair
+        # not TextGenerator's own, which would open the directory through transformers
         Named.__init__(self, place, config, model.eval())
         self.asking = auto.skills(model, self.processor)
         self.tokenizer = self.processor.tokenizer
@@ -135,6 +160,10 @@ class AssistantModel(Named):
     """A model of ours with skills (`plait.Assistant`): captions, answers, boxes and classes of its head.
 
     Several pictures are one clip.
+
+    Args:
+        place, config: the directory and its config.json.
+        assistant: an open one; without it the directory is opened.
     """
 
     def __init__(self, place: str, config: Mapping[str, Any], assistant: Assistant | None = None) -> None:
@@ -160,6 +189,7 @@ class AssistantModel(Named):
             "min_length": decoding.min_new_tokens,
             "max_length": decoding.max_new_tokens,
         }
+        # a tuple of pictures is one clip to `plait.Assistant`, a list would be several items
         clips = (tuple(load_image(image) for image in ask.images) for ask in asks)
         items = [clip if len(clip) > 1 else ask.images[0] for clip, ask in zip(clips, asks, strict=True)]
         if not any(ask.words for ask in asks):
@@ -170,6 +200,7 @@ class AssistantModel(Named):
         """Boxes (n, 4) as fractions of width and height."""
         pictures = [load_image(ask.images[0]) for ask in asks]
         boxes = self.assistant.ground(pictures, [ask.words for ask in asks])
+        # width and height twice: x and y of both corners
         return np.array([np.array(box) / (2 * picture.size) for box, picture in zip(boxes, pictures)])
 
     def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
@@ -188,7 +219,7 @@ BOX = 4
 
 
 class _Head(Named):
-    """A model of ours with a classification head. pair: model and processor, already open.
+    """A model of ours with a classification head.
 
     released: what the classes of a published head mean, whose checkpoints hold numbers alone.
     """
@@ -204,8 +235,10 @@ class _Head(Named):
     def class_words(self, kind: QuestionKind) -> tuple[str, ...]:
         """What the classes mean: as the configuration names them, else as the family's release orders them.
 
-        Raises ValueError where neither tells.
+        Raises:
+            ValueError: where neither tells.
         """
+        # LABEL_0 and so on is what transformers fills in where nobody named the classes
         if self._names and not all(word.startswith("LABEL_") for word in self._names):
             return self._names
         if (known := self.released.get(kind)) is None:
@@ -216,6 +249,7 @@ class _Head(Named):
         return known
 
     def _scores(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """Logits (n, classes) of prepared inputs, float32 on the host."""
         with torch.inference_mode():
             found = self.model(**self.placed(inputs))
         return found["logits"].float().cpu().numpy()
@@ -231,6 +265,7 @@ class OnePeaceHead(_Head):
         self.capabilities: tuple[Capability, ...] = ("decide",)
         if not self.model.config.use_two_images:
             self.capabilities = ("classify", "decide")
+        # nothing else tells a grounding head apart: a head of four classes is offered both
         if self.model.config.num_classes == BOX:
             self.capabilities = ("ground", *self.capabilities)
 
@@ -269,6 +304,7 @@ class OnePeaceHead(_Head):
         return 1 / (1 + np.exp(-self.decide(asks)))
 
     def _heard(self, sounds: Sequence[Any]) -> Mapping[str, Any]:
+        """Sounds as the model takes them: input_values and their mask, at its sampling rate."""
         rate = self.processor.sampling_rate
         return self.processor(audio=[load_audio(one, sampling_rate=rate) for one in sounds], sampling_rate=rate)
 
@@ -287,7 +323,10 @@ class MPlug2Head(_Head):
         self.capabilities: tuple[Capability, ...] = ("classify",) if reads_text else ("decide",)
 
     def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Texts or pairs of texts -> probabilities (n, classes); one score (n, 1) of a head for numbers."""
+        """Scores of texts or pairs of texts.
+
+        Returns probabilities (n, classes), or one score (n, 1) of a head for numbers.
+        """
         first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
         pairs = None if second[0] is None else list(second)
         return _shares(self._scores(self.processor.tokenize(list(first), pairs, truncation=True)))
@@ -304,8 +343,10 @@ class MPlug2Head(_Head):
 
 
 def _shares(logits: np.ndarray) -> np.ndarray:
+    """Softmax over classes; a single output stays the number it is."""
     if logits.shape[1] == 1:
         return logits
+    # less the largest, so that exp never overflows
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
 

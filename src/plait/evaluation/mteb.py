@@ -26,7 +26,14 @@ Array = np.ndarray[Any, Any]
 
 
 class MtebEncoder:
-    """An encoder as mteb's `EncoderProtocol` describes it: a model directory, hub id or an open `Embedder`."""
+    """An encoder as mteb's `EncoderProtocol` describes it.
+
+    Args:
+        model_name: a model directory, hub id or an open `Embedder`.
+        revision: for mteb's records; without it the hash of the weights.
+        device: as in `plait.Embedder`.
+        options: further arguments of `plait.Embedder`.
+    """
 
     def __init__(
         self,
@@ -49,9 +56,20 @@ class MtebEncoder:
         show_progress_bar: bool | None = None,
         **_: Any,
     ) -> Array:
-        """Unit vectors (n, dim) of batches `{"text": [...], "image": [...], "audio": [...]}`; several keys are fused.
+        """Unit vectors of batches of lists.
 
         What else mteb passes (task, split, prompt type) changes nothing: these models have no instructions.
+
+        Args:
+            inputs: `{"text": [...], "image": [...], "audio": [...]}`; several keys are fused.
+            batch_size: items per forward pass; None as the embedder has it.
+            show_progress_bar: whether to show one.
+
+        Returns:
+            (n, dim) float32.
+
+        Raises:
+            ValueError: for a batch without any modality, and media that cannot be read.
         """
         items = [item for batch in inputs for item in items_of(batch)]
         return self.embedder.embed(items, batch_size=batch_size, show_progress=bool(show_progress_bar))
@@ -75,7 +93,11 @@ class MtebEncoder:
 
 
 def items_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One mapping per item of a batch of lists; ValueError where a batch holds no modality that we know."""
+    """One mapping per item of a batch of lists.
+
+    Raises:
+        ValueError: where a batch holds no modality that we know.
+    """
     present = [modality for modality in MODALITIES if batch.get(modality) is not None]
     if not present:
         raise ValueError(f"expected a batch with one of {', '.join(MODALITIES)}, got {', '.join(batch)}")
@@ -88,11 +110,13 @@ def _value(modality: str, value: Any) -> Any:
     """Sounds come as {"array", "sampling_rate"}, or as a decoder that gives both."""
     if modality == "audio" and not isinstance(value, str | Path | bytes | np.ndarray):
         clip = np.asarray(value["array"], np.float32)
+        # decoders give (channels, samples); models hear one channel
         return clip.mean(axis=0) if clip.ndim == 2 else clip, int(value["sampling_rate"])
     return value
 
 
 def _rows(values: Any) -> Any:
+    """Unit rows (n, dim) as a float32 tensor, of an array, a tensor, or a list of arrays."""
     import torch
 
     if isinstance(values, Sequence) and values and isinstance(values[0], np.ndarray):

@@ -26,7 +26,13 @@ from plait.types import Asks, Decoding
 
 @dataclass(frozen=True)
 class Ask:
-    """One question: its words, and pictures (files, bytes or PIL images) in their order, or a sound (a file)."""
+    """One question to a model.
+
+    Attributes:
+        words: as the family words them; empty for a caption.
+        images: files, bytes or PIL images, in their order.
+        audio: a file.
+    """
 
     words: str
     images: tuple[Any, ...] = ()
@@ -48,7 +54,12 @@ PLACES_ITSELF = ONE_PICTURE | {"paligemma", "florence2", "fuyu"}
 
 
 def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
-    """What a peer can do, from its configuration; every kind that applies."""
+    """What a peer can do, from its configuration; every kind that applies.
+
+    Args:
+        config: its config.json.
+        place: its directory; modules.json there says sentence-transformers.
+    """
     if (place / "modules.json").is_file():
         return ("embed",)
     model_type = config.get("model_type", "")
@@ -56,6 +67,7 @@ def kinds_of(config: dict[str, Any], place: Path) -> tuple[Capability, ...]:
     for ending, kind in _HEADS:
         if name.endswith(ending):
             return (kind,)
+    # asked last: a model with a head of its own is that head
     from transformers.models.auto import modeling_auto as auto
 
     if model_type in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -71,7 +83,13 @@ def home() -> str:
 
 
 class Named:
-    """Name, family and hash of a model that lies in a directory."""
+    """Name, family and hash of a model that lies in a directory.
+
+    Args:
+        place: the directory, whose name the model gets.
+        config: its config.json.
+        model: moved to the first GPU where there is one.
+    """
 
     capabilities: tuple[Capability, ...] = ()
 
@@ -90,23 +108,30 @@ class Named:
 
     @property
     def device(self) -> torch.device:
+        """Where the model runs."""
         return next(self.model.parameters()).device
 
     def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs on the model's device, floating-point ones in its type."""
+        """Tensors among the inputs, on the model's device, floating-point ones in its type; others are left out."""
         first = next(self.model.parameters())
         tensors = {k: v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
         return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in tensors.items()}
 
 
 class PeerAsking(Asking):
-    """The standard words in the chat template of a peer, where it has one."""
+    """The standard words in the chat template of a peer, where it has one.
+
+    processor: of the peer; family: its model_type.
+    """
 
     def __init__(self, processor: Any, family: str) -> None:
         self.processor, self.family = processor, family
 
     def layout(self, words: str, pictures: int) -> str:
-        """The text as it is fed, with the peer's own placeholders."""
+        """The text as it is fed, with the peer's own placeholders.
+
+        words: of the question; pictures: how many stand before it.
+        """
         if pictures and self.family in PLACES_ITSELF:
             return words
         if not pictures and not hasattr(self.processor, "image_processor"):
@@ -119,7 +144,11 @@ class PeerAsking(Asking):
 
 
 class TextGenerator(Named):
-    """Any image-text-to-text model, and language models alone."""
+    """Any image-text-to-text model, and language models alone.
+
+    Args:
+        place, config: the directory and its config.json.
+    """
 
     capabilities: tuple[Capability, ...] = ("generate", "text")
 
@@ -147,10 +176,19 @@ class TextGenerator(Named):
         return self.asking.layout(ask.words, len(ask.images))
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
-        """One reply per question; questions with equally many pictures go through the model together."""
+        """One reply per question; questions with equally many pictures go through the model together.
+
+        Args:
+            asks: in any mixture.
+            decoding: greedy or beams, lengths in tokens; nothing is sampled.
+
+        Returns:
+            Replies without special tokens, in the order of the questions.
+        """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, ask in enumerate(asks):
             groups[len(ask.images)].append(i)
+        # transformers warns about a length penalty where there are no beams
         options: dict[str, Any] = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
         replies = [""] * len(asks)
         for members in groups.values():
@@ -174,8 +212,16 @@ class TextGenerator(Named):
         return replies
 
     def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Summed log-probability (float32) of every continuation after its text, from one forward pass of the batch."""
+        """Summed log-probability of every continuation after its text, from one forward pass of the batch.
+
+        Args:
+            pairs: (text, continuation).
+
+        Returns:
+            Natural logarithms, float32.
+        """
         heads = [self.tokenizer(text)["input_ids"] for text, _ in pairs]
+        # text and continuation are tokenised apart, so that the border between them is known
         tails = [self.tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in pairs]
         longest = max(len(head) + len(tail) for head, tail in zip(heads, tails))
         ids = torch.full((len(pairs), longest), self.tokenizer.pad_token_id or 0)
@@ -187,6 +233,7 @@ class TextGenerator(Named):
             logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits.float()
         chances = logits.log_softmax(-1).cpu()
         return [
+            # the logits at a place say what comes next, hence -1
             float(chances[row, len(head) - 1 + torch.arange(len(tail)), torch.tensor(tail)].sum())
             for row, (head, tail) in enumerate(zip(heads, tails))
         ]
@@ -204,7 +251,11 @@ class TextGenerator(Named):
 
 
 def grid(pictures: Sequence[Any]) -> Any:
-    """Pictures in reading order in one, as square as they can be laid out, each scaled to the size of the first."""
+    """Pictures in reading order in one, as square as they can be laid out.
+
+    Args:
+        pictures: PIL images, each scaled to the size of the first.
+    """
     from PIL import Image
 
     if len(pictures) == 1:
@@ -218,7 +269,11 @@ def grid(pictures: Sequence[Any]) -> Any:
 
 
 class Classifier(Named):
-    """A transformers model with a classification head for pictures, sounds, videos or texts."""
+    """A transformers model with a classification head for pictures, sounds, videos or texts.
+
+    Args:
+        place, config: the directory and its config.json, whose architecture tells the kind.
+    """
 
     capabilities: tuple[Capability, ...] = ("classify",)
 
@@ -237,7 +292,14 @@ class Classifier(Named):
         self.is_multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
 
     def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Media, texts or pairs of texts -> probabilities (n, classes); one score (n, 1) of a head for numbers."""
+        """Scores of every class.
+
+        Args:
+            inputs: media, texts or pairs of texts, all of one kind.
+
+        Returns:
+            Probabilities (n, classes); one score (n, 1) of a head for numbers.
+        """
         with torch.inference_mode():
             logits = self.model(**self.placed(self._read(inputs))).logits.float()
         if logits.shape[1] == 1:
@@ -245,6 +307,7 @@ class Classifier(Named):
         return (logits.sigmoid() if self.is_multi_label else logits.softmax(-1)).cpu().numpy()
 
     def _read(self, inputs: Sequence[Any]) -> Mapping[str, Any]:
+        """Media or texts as the reader of this kind of model prepares them."""
         if self.kind == "Sequence":
             first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
             pairs = None if second[0] is None else list(second)
@@ -283,13 +346,13 @@ class _Sees(Named):
 
 
 class Detector(_Sees):
-    """A transformers object detector."""
+    """A transformers object detector; boxes of every confidence, as average precision needs them."""
 
     capabilities: tuple[Capability, ...] = ("detect",)
     auto = "AutoModelForObjectDetection"
 
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
-        """Boxes in pixels of every picture with label and score, all that the model gives."""
+        """Boxes in pixels of every picture: label, score and box (x1, y1, x2, y2), all that the model gives."""
         outputs, sizes = self.seen(images)
         found = self.reader.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         names = self.model.config.id2label
@@ -312,4 +375,5 @@ class Segmenter(_Sees):
         """The class of every pixel (height, width) uint8, at the size of the picture."""
         outputs, sizes = self.seen(images)
         masks = self.reader.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        # uint8 holds 256 classes, more than ADE20K's 150
         return [mask.cpu().numpy().astype(np.uint8) for mask in masks]

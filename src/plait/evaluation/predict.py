@@ -42,7 +42,15 @@ _TURNS = 5
 
 @dataclass
 class Setting:
-    """Everything a method needs beside the items. decoding, num_frames: what the run uses; see `Used`."""
+    """Everything a method needs beside the items.
+
+    Attributes:
+        task, model: who is asked what.
+        files, cache: media of the data set, and answers that are kept.
+        decoding, num_frames: what the run uses, see `plait.evaluation.run.used_by`.
+        batch_size: questions per forward pass.
+        show_progress: None shows a bar when the work takes longer than about two seconds.
+    """
 
     task: Task
     model: Any
@@ -54,7 +62,7 @@ class Setting:
     show_progress: bool | None = None
 
     def media(self, item: Item, modalities: Sequence[Modality]) -> list[tuple[Modality, Path | bytes]]:
-        """The files of an item; ValueError for one that is missing."""
+        """The files of an item, of the given modalities. Raises ValueError for one that is missing."""
         found: list[tuple[Modality, Path | bytes]] = []
         for modality, name in item.media(modalities):
             if (file := self.files.find(name, modality)) is None:
@@ -74,7 +82,13 @@ class Setting:
     def ask(
         self, keyed: Sequence[tuple[str, Any]], ask: Callable[[list[Any]], Sequence[Any]], what: str = ""
     ) -> list[Any]:
-        """Answers in the order of the (key, question) pairs; those in the cache are not asked, equal keys once."""
+        """Answers in the order of the questions; those in the cache are not asked, equal keys once.
+
+        Args:
+            keyed: (key, question).
+            ask: a batch of questions -> answers that JSON holds.
+            what: words of the progress bar; the task's name without it.
+        """
         size, bar = self.batch_size, self.show_progress
         found = collect(dict(keyed), ask, self.cache, batch_size=size, what=what or self.task.name, show_progress=bar)
         return [found[key] for key, _ in keyed]
@@ -88,6 +102,8 @@ def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
     rows: dict[str, Row] = {}
     said: dict[str | None, list[tuple[str, str]]] = defaultdict(list)
     asking = setting.model.asking
+    # turn by turn over all dialogues: batches stay full, and every reply is there when the next turn
+    # needs it
     for turn in sorted({item.meta.get("turn", 0) for item in items}):
         asked = [item for item in items if item.meta.get("turn", 0) == turn]
         own = [asking.prompt(setting.task.kind, item) for item in asked]
@@ -101,12 +117,23 @@ def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def replies(items: Sequence[Item], wordings: Sequence[str], setting: Setting) -> list[Row]:
-    """The model's replies to words beside the pictures, or the frames of the video, of each item."""
+    """The model's replies to words beside the pictures, or the frames of the video, of each item.
+
+    Args:
+        items: give the media.
+        wordings: what is asked of each.
+        setting: model, decoding and frames.
+
+    Returns:
+        Rows whose prediction is the reply, stripped, and whose raw is all of it.
+    """
     model, prompts, keyed = setting.model, [], []
     for item, words in zip(items, wordings, strict=True):
         files = setting.media(item, [m for m in setting.task.media if m in ("image", "video")])
         count = sum(1 if modality == "image" else setting.num_frames for modality, _ in files)
+        # the placeholders alone count here, so a picture need not be opened for the text
         prompts.append(model.prompt(Ask(words, ("",) * count)))
+        # frames follow from the file and the setting, which is in the cache's name
         keyed.append((key_of("prompt", prompts[-1], [setting.relative(file) for _, file in files]), (words, files)))
 
     def ask(batch: list[tuple[str, list[tuple[Modality, Path | bytes]]]]) -> list[str]:
@@ -132,6 +159,7 @@ def rank_choices(items: Sequence[Item], setting: Setting) -> list[Row]:
         choices = item.choices or []
         tails = list(LETTERS[: len(choices)]) if setting.task.kind == "few_shot" else choices
         rows.append((item, words, [(words, f" {tail}") for tail in tails]))
+    # a pair of question and choice is asked once, however many items have it
     keyed = [(key_of("likelihood", *pair), pair) for _, _, pairs in rows for pair in pairs]
     found = iter(setting.ask(keyed, setting.model.log_likelihood))
     scores = [_checked(item, [next(found) for _ in pairs]) for item, _, pairs in rows]
@@ -147,7 +175,10 @@ def _checked(item: Item, scores: Any) -> list[float]:
 
 
 def locate(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """A box for words: asked for in words, or from a grounding head where the model has one."""
+    """A box for words: asked for in words, or from a grounding head where the model has one.
+
+    Rows also have image_size, by which a rule brings fractions and pixels together.
+    """
     from plait.media.image import load_image
 
     files = [file for _, file in setting.first(items, ["image"])]
@@ -172,6 +203,7 @@ def _vectors(values: Sequence[tuple[Modality, Any]], setting: Setting, what: str
     """Unit vectors (n, dim) of media files and texts, equal ones embedded once."""
 
     def ask(batch: list[Any]) -> list[str]:
+        # the cache holds JSON: float32 as base64 comes back bit for bit
         made = finite(setting.model.embed([{modality: value} for modality, value in batch]), f"vectors of {what}")
         return [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in made]
 
@@ -212,13 +244,18 @@ def zero_shot(items: Sequence[Item], setting: Setting) -> list[Row]:
     sentences = [setting.task.labels.format(label=names[i].replace("_", " ").split(",")[0]) for i in sorted(names)]
     media = _vectors(setting.first(items, setting.task.media), setting, "media")
     classes = _vectors([("text", sentence) for sentence in sentences], setting, "classes")
+    # -1 is the least a cosine can be: a class without a name is never chosen first
     scores = np.full((len(items), max(names) + 1), -1.0)
     scores[:, sorted(names)] = media @ classes.T
     return _class_rows(items, scores, setting.task.labels)
 
 
 def class_names(items: Sequence[Item]) -> dict[int, str]:
-    """Names of classes by index, from the data set's own list or else as the items spell them."""
+    """Names of classes by index, from the data set's own list or else as the items spell them.
+
+    Raises:
+        ValueError: where neither tells.
+    """
     names: dict[int, str] = {}
     for item in items:
         if "classes" in item.meta:
@@ -254,7 +291,10 @@ def _class_rows(items: Sequence[Item], scores: Any, sentence: str) -> list[Row]:
 
 
 def decide(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """The class that a trained head gives to words about media, as the word that the benchmark uses."""
+    """The class that a trained head gives to words about media, as the word that the benchmark uses.
+
+    Raises ValueError where the head has another number of classes than words.
+    """
     words, keyed = setting.model.class_words(setting.task.kind), []
     for item in items:
         files = [file for _, file in setting.media(item, ["image"])]
@@ -271,8 +311,11 @@ def decide(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """The choice whose sentence " {question} answer: {choice}" a head scores highest beside the medium (ONE-PEACE's
-    rule for AVQA), or that lies nearest to the medium in the space of an embedder."""
+    """The choice whose sentence fits the medium best, by a head or by the space of an embedder.
+
+    A head scores " {question} answer: {choice}" beside the medium (ONE-PEACE's rule for AVQA); without one the
+    sentence that lies nearest to the medium is chosen.
+    """
     # the leading space is part of what ONE-PEACE was trained on
     texts = [[f" {item.question} answer: {choice}" for choice in item.choices or []] for item in items]
     media = setting.first(items, setting.task.media)
@@ -295,7 +338,7 @@ def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def detect(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """Boxes of known classes."""
+    """Boxes of known classes, in pixels."""
     return _per_picture(items, setting, setting.model.detect)
 
 
@@ -315,13 +358,14 @@ def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def _per_picture(items: Sequence[Item], setting: Setting, ask: Callable[[list[Any]], Sequence[Any]]) -> list[Row]:
+    """Rows whose prediction is what the model makes of each item's picture."""
     files = [file for _, file in setting.first(items, ["image"])]
     found = setting.ask([(key_of(setting.task.name, setting.relative(file)), file) for file in files], ask)
     return [{"id": i.id, "prediction": one, "raw": "", "prompt": ""} for i, one in zip(items, found, strict=True)]
 
 
 def similarity(items: Sequence[Item], setting: Setting) -> list[Row]:
-    """Cosine of two texts in the space of an embedder."""
+    """Cosine of two texts in the space of an embedder, to six digits."""
     first = _vectors([("text", item.text) for item in items], setting, "texts")
     second = _vectors([("text", item.text_pair) for item in items], setting, "texts")
     cosines = np.round((first * second).sum(axis=1), 6).tolist()

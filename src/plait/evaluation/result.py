@@ -30,7 +30,14 @@ _LONGEST_CELL = 400
 
 @dataclass
 class Loaded:
-    """Items of a task with where they come from; total: items of the split before any limit."""
+    """Items of a task with where they come from.
+
+    Attributes:
+        items: after any limit.
+        files: media of the data set.
+        split, layout: which were read.
+        total: items of the split before any limit.
+    """
 
     items: list[Item]
     files: MediaFiles
@@ -49,10 +56,18 @@ def build_result(
     limit: int | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """The result of one evaluation, ready to be written.
+    """The result of one evaluation, ready to be written as JSON.
 
-    model: who was asked and with what: method, kind of question, decoding, frames. `units` are the values by item whose
-    mean is the score, `groups` the items that hang together: what intervals and paired tests resample.
+    Args:
+        task, loaded, rows, scored: what was asked, of which items, what came back and what it is worth.
+        model: who was asked and with what: method, kind of question, decoding, frames.
+        rule, limit: as the run had them.
+        seconds: of the run; 0 where only scores were made.
+
+    Returns:
+        Names as in result.json. `units` are the values by item whose mean is the score, `groups` the items that
+        hang
+        together: what intervals and paired tests resample.
     """
     failures = {  # all of them count as wrong
         "media missing": [row["id"] for row in rows if row.get("failed") == "media missing"],
@@ -89,7 +104,16 @@ def build_result(
 
 
 def write_result_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the page: score with its interval, published numbers, exact prompt, failures, the first predictions."""
+    """Write the page: score with its interval, published numbers, exact prompt, failures, the first predictions.
+
+    Args:
+        path: of the page.
+        result: from `build_result`.
+        rows: prediction rows.
+
+    Returns:
+        The path.
+    """
     model, environment = result["model"], result["environment"]
     decoding = ", ".join(f"{name} {value}" for name, value in model.get("decoding", {}).items())
     facts = {
@@ -125,7 +149,7 @@ def write_result_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapp
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The score in words, with its interval."""
+    """The score in words, with its interval, rule and number of items; "not scored" where there is none."""
     if result["score"] is None:
         return "predictions written, not scored"
     interval = result["interval"]
@@ -135,5 +159,6 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    """A value as text for a cell, cut to `_LONGEST_CELL` characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} ..."

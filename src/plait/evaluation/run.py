@@ -30,10 +30,18 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Options:
-    """How a task is run. rule: a variant of the metric. template: how the user's media files are called.
+    """How a task is run.
 
-    skip_missing: items without media count as wrong instead of stopping the run. judge: stored replies or a model.
-    decoding, num_frames: instead of those of the model's family.
+    Attributes:
+        split: another than the task's own.
+        limit: only so many first items.
+        rule: a variant of the metric.
+        batch_size: questions per forward pass.
+        template: how the user's media files are called, see `plait.evaluation.files.MediaFiles`.
+        skip_missing: items without media count as wrong instead of stopping the run.
+        judge: stored replies or a model.
+        show_progress: None shows a bar when the work takes longer than about two seconds.
+        decoding, num_frames: instead of those of the model's family.
     """
 
     split: str | None = None
@@ -49,7 +57,16 @@ class Options:
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
-    """Read the annotation files of a task. ValueError where they are absent or malformed, or nothing is left."""
+    """Read the annotation files of a task.
+
+    Args:
+        task: gives layouts and split.
+        data: directory of the data set.
+        options: split, limit and template.
+
+    Raises:
+        ValueError: where files are absent or malformed, nothing is left, or the limit is below 1.
+    """
     split = options.split or task.split
     items, _, layout = read(data, task.layouts, split)
     if task.media == ("image",):  # ScienceQA has questions without a picture: they are no part of the score
@@ -64,7 +81,12 @@ def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
 def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
     """Items of a task whose media are there. Needs no model: call it before one is opened.
 
-    Raises ValueError where annotation files are absent or malformed, and one that lists missing media.
+    Args:
+        task, data, options: as in `load_items`.
+
+    Raises:
+        UsageError: for a rule that the task does not have.
+        ValueError: where annotation files are absent or malformed, and one that lists missing media.
     """
     check_rule(task, options.rule)
     loaded = load_items(task, data, options)
@@ -80,13 +102,25 @@ def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
 
 
 def missing_media(items: Iterable[Item], files: MediaFiles, modalities: Sequence[Modality]) -> dict[str, None]:
-    """Names without a file, in order and each once."""
+    """Names without a file, in order and each once.
+
+    Args:
+        items, files: of the data set.
+        modalities: those that the task looks at.
+
+    Returns:
+        Name -> None, a set that keeps its order.
+    """
     named = ((name, modality) for item in items for modality, name in item.media(modalities))
     return {str(name): None for name, modality in named if files.find(name, modality) is None}
 
 
 def method_of(task: Task, model: Any) -> Method:
-    """How this model predicts for this task. ValueError where it cannot."""
+    """How this model predicts for this task: the first of the task's methods that the model is capable of.
+
+    Raises:
+        ValueError: where it is capable of none.
+    """
     for capability, method in task.methods.items():
         if capability in model.capabilities:
             return method
@@ -99,7 +133,13 @@ def method_of(task: Task, model: Any) -> Method:
 def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
     """What the run asks with: the kind of question, decoding and frames, as the family has them unless told otherwise.
 
-    Nothing of these where the method asks no words.
+    Args:
+        task, model, options: decide together.
+
+    Returns:
+        method, and where the method asks words: kind, decoding and num_frames. It is part of the cache's name
+            and of the
+        result, so that answers of other settings are never mixed.
     """
     method = method_of(task, model)
     if method not in ("prompt", "locate", "rank_choices") or (method == "locate" and "ground" in model.capabilities):
@@ -114,7 +154,17 @@ def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
 
 
 def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
-    """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl."""
+    """Make predictions, answer by answer through the cache of `out`, and write them to predictions.jsonl.
+
+    Args:
+        task, model: who is asked what.
+        loaded: from `prepare`.
+        options: batches, decoding and frames.
+        out: directory of the run; None keeps everything in memory.
+
+    Returns:
+        Rows with id, prediction, raw and prompt; failed says why there is no prediction.
+    """
     from plait.evaluation.predict import METHODS, Setting
 
     used = used_by(task, model, options)
@@ -139,9 +189,25 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
 def evaluate(
     task: Task, model: Any, data: str | Path | Loaded, out: Path | None, options: Options | None = None
 ) -> dict[str, Any]:
-    """Run a task with an open model (see `plait.evaluation.models`); returns the result that result.json holds.
+    """Run a task with an open model: predictions, scores, and what the directory of a run holds.
 
-    data: the directory of the data set, or what `prepare` made of it.
+    Args:
+        task: one of `plait.evaluation.tasks`.
+        model: from `plait.evaluation.models.open_model`.
+        data: the directory of the data set, or what `prepare` made of it.
+        out: directory of the run; None writes nothing.
+        options: how it is run.
+
+    Returns:
+        The result that result.json holds, see `plait.evaluation.result.build_result`.
+
+    Raises:
+        ValueError: for data that are absent or malformed, a model that cannot do this, and scores that are not
+        finite.
+
+    Example:
+        >>> result = evaluate(task, open_model("nano", task.methods), "data", Path("runs/eval"))
+        >>> result["primary"], result["score"], result["interval"]
     """
     options = options or Options()
     started = time.perf_counter()
@@ -157,7 +223,15 @@ def score_file(
 ) -> dict[str, Any]:
     """Score predictions.jsonl, or a submission file, without the model.
 
-    Raises ValueError for ids that come twice, that are not in the data, or that have no prediction.
+    Args:
+        task, data, out, options: as in `evaluate`.
+        predictions: the file; a result.json beside it says who predicted.
+
+    Returns:
+        As `evaluate`.
+
+    Raises:
+        ValueError: for ids that come twice, that are not in the data, or that have no prediction.
     """
     options = options or Options()
     check_rule(task, options.rule)
@@ -175,7 +249,15 @@ def score_file(
 
 
 def check_rule(task: Task, rule: str | None) -> None:
-    """Raise UsageError for a rule that the task does not have."""
+    """Make sure that a task has a rule.
+
+    Args:
+        task: gives its rules.
+        rule: None is the first of them, or none.
+
+    Raises:
+        UsageError: for another.
+    """
     if rule is not None and rule not in task.rules:
         have = f"one of {', '.join(task.rules)}" if task.rules else "no --rule"
         raise UsageError(f"expected {have} for {task.name}, got {rule!r}")
@@ -190,7 +272,7 @@ def _finish(
     out: Path | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """Score the rows and write what a run leaves behind."""
+    """Score the rows and write what a run leaves behind: result.json, result.html and a submission."""
     rule = options.rule or (task.rules[0] if task.rules else None)
     scored = score(task, Scoring(loaded.items, rows, rule, options.judge, loaded.files, out))
     result = build_result(task, loaded, rows, scored, model, rule, options.limit, seconds)
