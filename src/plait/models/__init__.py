@@ -10,12 +10,26 @@ SHIPPED = ("nano",)
 
 
 def shipped(name: str | Path) -> Path | None:
-    """The directory of the shipped model `name`, or None where no model of that name ships."""
+    """The directory of a model that ships with Plait.
+
+    Args:
+        name: such as "nano".
+
+    Returns:
+        None where no model of that name ships.
+    """
     return Path(__file__).parent / "shipped" / str(name) if str(name) in SHIPPED else None
 
 
 def name_of_shipped(path: str | Path) -> str | None:
-    """The name of the shipped model that lies in the directory `path`, or None where it is another directory."""
+    """The name of the shipped model that lies in a directory.
+
+    Args:
+        path: absolute, as `shipped` gives it.
+
+    Returns:
+        None where it is another directory.
+    """
     return next((name for name in SHIPPED if shipped(name) == Path(path)), None)
 
 
@@ -24,10 +38,20 @@ _FOLDERS = {"runs", "models", "checkpoints", "data", "out", "output", "outputs"}
 
 
 def locate(model: str | Path) -> Path:
-    """The directory or file of a model: a path, a shipped name, or a hub id such as `openai/clip-vit-base-patch32`.
+    """The directory or file that a model's name stands for; a hub id is fetched.
 
-    A path that is missing is said to be missing, and asks no host: what looks like one, because its folder is here or
-    has a name such as `runs`, is no hub id. Raises ValueError.
+    A path that is missing is said to be missing, and asks no host: what looks like one, because its folder is
+    here or has a name such as `runs`, is no hub id.
+
+    Args:
+        model: a path; "nano", which ships with Plait; or a hub id such as `openai/clip-vit-base-patch32`,
+            before which `hf:` says that it is no path.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        ValueError: for no such path, and nothing of that name on the hub or in its cache.
     """
     name = str(model).removeprefix("hf:")
     if Path(name).exists():

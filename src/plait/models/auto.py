@@ -53,13 +53,26 @@ def load(
     adapter: str | Path | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """Load a model and its processor.
+    """Load a model and its processor; also `plait.load`.
 
-    path: an official checkpoint file, a model directory, `"nano"` (it ships with Plait), or the id of one on the hub;
-    dtype: of the parameters, by default the file's; branch: modalities to read and keep, such as `("image",)`;
-    adapter: directory of a LoRA trained on this model, which is merged into its weights in memory;
-    options: `official=True` for the official quirks, and other fields of the family's configuration.
-    Raises ValueError where the file is of no known family or its weights do not fit.
+    Args:
+        path: an official checkpoint file, a model directory, `"nano"` (it ships with Plait), or the id of one
+            on the hub.
+        dtype: of the parameters, by default the file's.
+        device: where they go.
+        branch: modalities to read and keep, such as `("image",)`.
+        adapter: directory of a LoRA trained on this model, which is merged into its weights in memory.
+        options: `official=True` for the official quirks, and other fields of the family's configuration.
+
+    Returns:
+        (model, processor).
+
+    Raises:
+        ValueError: where there is nothing at `path`, it is of no known family, or its weights do not fit.
+
+    Example:
+        >>> model, processor = plait.load("nano")
+        >>> model.get_text_features(**processor(text=["a dog"]))  # (1, dim)
     """
     dtype = resolve_dtype(dtype)
     place = locate(path)
@@ -75,18 +88,31 @@ def load(
 
 
 def is_model_directory(place: Path) -> bool:
-    """Whether this is a directory that `save_pretrained` wrote, not an official one, whose fields are not ours."""
+    """Whether this is a directory that `save_pretrained` wrote, not an official one, whose fields are not ours.
+
+    Args:
+        place: any path.
+    """
     if not place.is_dir() or not (place / "config.json").exists():
         return False
     written = read_json(place / "config.json")
     named = str(written.get("model_type"))
     # official files of a family may carry its model_type too, but never another family's
+    # so the family that is named is imported alone, where one is
     asked = (import_module(FAMILIES[name]) for name in ([named] if named in FAMILIES else FAMILIES))
     return not any(hasattr(one, "is_official_config") and one.is_official_config(written) for one in asked)
 
 
 def load_config(path: str | Path, family: type[Config]) -> Config:
-    """The configuration in a model directory of one family. Raises UsageError where it is of another, or none."""
+    """The configuration in a model directory of one family.
+
+    Args:
+        path: of the directory.
+        family: its configuration class.
+
+    Raises:
+        UsageError: where it is of another family, or no model directory.
+    """
     place = Path(path)
     if not (place / "config.json").is_file():
         raise UsageError(f"expected a model directory with config.json, got {place}; check the path")
@@ -98,7 +124,14 @@ def load_config(path: str | Path, family: type[Config]) -> Config:
 
 
 def load_processor(path: str | Path) -> Any:
-    """The processor of a model directory, without its model."""
+    """The processor of a model directory, without its model.
+
+    Args:
+        path: of the directory, or the name of a shipped model.
+
+    Raises:
+        ValueError: where it is no model directory of a known family.
+    """
     place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
@@ -108,14 +141,25 @@ def load_processor(path: str | Path) -> Any:
 
 
 def _config_of(place: Path) -> Any:
+    """The configuration in a directory, as the class of its family. No code of the directory is run."""
     with no_code_of(place):
         return transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
 def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, **options: Any) -> tuple[Any, Any]:
-    """A model and its processor from an official checkpoint; options as `load`. Raises ValueError for no family.
+    """A model and its processor from an official checkpoint.
 
-    adapter: a LoRA trained on the official model, whose names are official, or on the model that loads from it.
+    Args:
+        checkpoint: names and tensors, which are read when they are needed.
+        adapter: a LoRA trained on the official model, whose names are official, or on the model that loads from
+            it.
+        options: as in `load`.
+
+    Returns:
+        (model, processor).
+
+    Raises:
+        ValueError: where its keys are of no known family.
     """
     keys = list(checkpoint.state)
     for family in map(import_module, FAMILIES.values()):
@@ -141,9 +185,15 @@ def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, 
 
 
 def apply_adapter(model: torch.nn.Module, directory: str | Path, stored: Iterable[str] = ()) -> None:
-    """Merge a LoRA into a model in memory. stored: names in the file the model came from, which may hold more.
+    """Merge a LoRA into a model in memory. A call then costs what it did without it.
 
-    A call then costs what it did without adapter. Raises StateError where the adapter is another model's.
+    Args:
+        model: changed in place.
+        directory: of the LoRA.
+        stored: names in the file the model came from, which may hold more.
+
+    Raises:
+        StateError: where the LoRA is another model's.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     prefix = "model." if hasattr(model, "model") else ""
@@ -157,7 +207,14 @@ def apply_adapter(model: torch.nn.Module, directory: str | Path, stored: Iterabl
 
 
 def skills(model: Any, processor: Any) -> Any:
-    """What the model's family lets a `plait.Assistant` do (its `SKILLS`). Raises ValueError for a family without."""
+    """What the model's family lets a `plait.Assistant` do (its `SKILLS`).
+
+    Args:
+        model, processor: open ones of the same family.
+
+    Raises:
+        ValueError: for a family without skills.
+    """
     name = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
     build = getattr(import_module(name), "SKILLS", None) if name else None
     if build is None:
@@ -169,15 +226,30 @@ def skills(model: Any, processor: Any) -> Any:
 
 
 def upcycle(src: str | Path, dst: str | Path, **options: Any) -> int:
-    """Write a model directory around the language model in `src`; its number of parameters. See `write_upcycled`."""
+    """Write a model directory around the language model in a directory.
+
+    Args:
+        src, dst, options: see `write_upcycled` of mPLUG-Owl2, the one family that has it.
+
+    Returns:
+        Its number of parameters.
+    """
     family = next(one for one in map(import_module, FAMILIES.values()) if hasattr(one, "write_upcycled"))
     return family.write_upcycled(src, dst, **options)
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
-    """The device that was named, else the first GPU, else the CPU. Raises UsageError for one that is not here."""
+    """The device that was named, else the first GPU, else the CPU.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1" or a torch device; None chooses.
+
+    Raises:
+        UsageError: for one that is not here.
+    """
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # asked by doing: torch.device("cuda:7") is no error until something goes there
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:  # torch says AssertionError where it was built without a device
         raise UsageError(f"expected a device of this machine, got {str(device)!r}; pass --device cpu") from error
@@ -190,6 +262,12 @@ def placement(
     """Dtype and device of what is only run: as asked, else the first GPU and the file's dtype, float32 on a CPU.
 
     Float32 since most processors compute bfloat16 slower than that.
+
+    Args:
+        device, dtype: as in `load`; None chooses.
+
+    Returns:
+        (dtype or None for the file's, device).
     """
     place, kind = resolve_device(device), resolve_dtype(dtype)
     return torch.float32 if kind is None and place.type == "cpu" else kind, place
@@ -201,7 +279,16 @@ def opened(
     dtype: torch.dtype | str | None = None,
     adapter: str | Path | None = None,
 ) -> tuple[Any, Any]:
-    """Model and processor, ready to run: a pair as it is, moved only where that is asked for, or what `load` reads."""
+    """Model and processor, ready to run, in eval mode.
+
+    Args:
+        model: a pair as it is, moved only where that is asked for, or what `load` reads.
+        device, dtype: see `placement`.
+        adapter: directory of a LoRA, for what is loaded.
+
+    Returns:
+        (model, processor).
+    """
     if isinstance(model, tuple):
         found, processor = model
         if device is not None or dtype is not None:
@@ -245,7 +332,14 @@ def _models_of(family: ModuleType) -> dict[str, type]:
 
 
 def auto_class_of(model_class: Any) -> str | None:
-    """The Auto class of transformers that loads a directory of this class of a family, None where none does."""
+    """The Auto class of transformers that loads a directory of this class of a family.
+
+    Args:
+        model_class: any class.
+
+    Returns:
+        Its name, or None where none does.
+    """
     model_type = getattr(getattr(model_class, "config_class", None), "model_type", None)
     found = _models_of(_family(model_type)) if model_type in FAMILIES else {}
     return next((auto for auto, one in found.items() if one is model_class), None)
@@ -259,18 +353,23 @@ class _Found(dict[Any, Any]):
     """
 
     def __contains__(self, key: object) -> bool:
+        """Whether a class, or the `model_type` of one of our families, is known."""
         return super().__contains__(key) or (isinstance(key, str) and key in FAMILIES)
 
     def __missing__(self, key: Any) -> Any:
+        """Bring in the family of a `model_type`. Raises KeyError for anything else."""
         if not isinstance(key, str) or key not in FAMILIES or key in _registered:
             raise KeyError(key)
         _family(key)
         return self[key]
 
     def values(self) -> Any:
+        """Classes that are known, then those of all other families."""
         return self._all()
 
     def _all(self) -> Iterator[Any]:
+        # a copy: importing a family below adds to this very mapping
+        """A generator, so that a search which ends early imports no further family."""
         known = list(super().values())
         yield from known
         for name in FAMILIES:

@@ -31,7 +31,16 @@ UNKNOWN = "not stated: ask its authors"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts of a model directory. `parts`: parameters by part of the model, largest first; `bytes` on disk."""
+    """Facts of a model directory.
+
+    Attributes:
+        path, family, architectures, modalities: as config.json tells them.
+        parameters: number of all.
+        parts: parameters by part of the model, largest first, see `part_of`.
+        dtypes: parameters by dtype, as safetensors names it.
+        bytes: of the weights on disk.
+        license: from the front matter of README.md, None without.
+    """
 
     path: str
     family: str
@@ -45,7 +54,18 @@ class ModelInfo:
 
 
 def model_info(path: str | Path) -> ModelInfo:
-    """Read the facts of the model directory `path`, or of a shipped one by name. ValueError where it is none."""
+    """Read the facts of a model directory; headers alone, no weight.
+
+    Args:
+        path: of the directory, or the name of a shipped model.
+
+    Raises:
+        ValueError: where it is no model directory, or damaged.
+
+    Example:
+        >>> model_info("nano").modalities
+        ['text', 'image', 'audio']
+    """
     path = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if path.is_file():
         raise ValueError(f"expected a model directory, got the file {path}; plait convert makes a directory of it")
@@ -77,7 +97,7 @@ def model_info(path: str | Path) -> ModelInfo:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, list[int], str]]:
-    """(name, shape, dtype) of every tensor. ValueError for a damaged file."""
+    """(name, shape, dtype) of every tensor in a file. Raises ValueError for a damaged one."""
     try:
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
@@ -90,8 +110,15 @@ def _tensors(file: Path) -> Iterator[tuple[str, list[int], str]]:
 def part_of(name: str) -> str:
     """The part a parameter belongs to, layers taken together.
 
-    Down to the name of a modality where there is one: `trunk.mlp.audio` for `trunk.layers.3.mlp.audio.up_proj.weight`,
-    else two levels: `trunk.attn` for `trunk.layers.3.attn.q_proj.weight`.
+    Args:
+        name: dotted, with or without a leading "model.".
+
+    Returns:
+        Down to the name of a modality where there is one, else two levels.
+
+    Example:
+        >>> part_of("trunk.layers.3.mlp.audio.up_proj.weight"), part_of("trunk.layers.3.attn.q_proj.weight")
+        ('trunk.mlp.audio', 'trunk.attn')
     """
     levels = [level for level in name.removeprefix("model.").split(".") if level != "layers" and not level.isdigit()]
     owner = levels[:-1] or levels
@@ -101,7 +128,15 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """A checkpoint. `memory`: bytes of its weights by dtype, activations come on top; `where` to get or find it."""
+    """A checkpoint that there is.
+
+    Attributes:
+        family, name, license: as its authors call them.
+        parameters: number of all.
+        memory: bytes of its weights by dtype; activations come on top.
+        does: what it takes or does, in words.
+        where: to get or find it.
+    """
 
     family: str
     name: str
@@ -113,17 +148,26 @@ class Listed:
 
 
 def official() -> list[Listed]:
-    """What the authors published. Parameters come from key lists and configurations, without momentum copies; licences
-    from the authors' repositories (read 2026-11-30), those of base models from memory.
+    """What the authors published.
+
+    Parameters come from key lists and configurations, without momentum copies; licences from the authors'
+    repositories (read 2026-11-30), those of base models from memory.
     """
     rows: list[dict[str, Any]] = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
     return [_listed(**row) for row in rows]
 
 
 def local(folders: Sequence[Path] = ()) -> list[Listed]:
-    """Model directories: the shipped ones, those in the hub's cache, and those in `folders` (five levels deep).
+    """Model directories on this machine: the shipped ones, those in the hub's cache, and those in folders.
 
-    Directories of other libraries (CLIP, sentence-transformers, ...) are listed too; what cannot be read is left out.
+    Directories of other libraries (CLIP, sentence-transformers, ...) are listed too; what cannot be read is
+    left out.
+
+    Args:
+        folders: searched five levels deep.
+
+    Raises:
+        UsageError: for a folder that does not exist.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -134,6 +178,7 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
         found += [(str(place), place) for place in _directories(folder)]
     for repository in sorted(Path(HF_HUB_CACHE).glob("models--*")):
         name = repository.name.removeprefix("models--").replace("--", "/")
+        # the cache keeps a folder per revision: one of them stands for the model
         newest = sorted(path.parent for path in repository.glob("snapshots/*/config.json"))[-1:]
         found += [(name, place) for place in newest]
     rows = []
@@ -148,6 +193,7 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
 
 
 def _listed(family: str, name: str, parameters: int, license: str | None, does: str, where: str) -> Listed:
+    """A row with the memory that its parameters take by dtype."""
     memory = {dtype: parameters * size for dtype, size in BYTES.items()}
     return Listed(family, name, parameters, memory, license or UNKNOWN, does, where)
 

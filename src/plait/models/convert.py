@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 class Conversion:
     """What a conversion did.
 
-    `sources`: file -> SHA-256. `dropped`: official key -> reason. `added`: keys of the model that no official key gave.
+    Attributes:
+        path: the model directory.
+        model_type, parameters, dtype: of the model.
+        sources: file -> SHA-256.
+        dropped: official key -> reason.
+        added: keys of the model that no official key gave.
+        notes: what the reader of the checkpoint and the family have to say.
     """
 
     path: str
@@ -46,10 +52,23 @@ def convert(
     branch: Sequence[str] | None = None,
     **options: Any,
 ) -> Conversion:
-    """Convert the official checkpoint `src` into the model directory `dst`: weights, config, processor and a card.
+    """Convert an official checkpoint into a model directory: weights, configuration, processor and a card.
 
-    `options` go to `plait.models.auto.from_official`. The directory appears whole or not at all. Raises ValueError
-    where `dst` exists, `src` is no checkpoint of a known family, or its weights do not fit.
+    Args:
+        src: a file or directory as published.
+        dst: does not exist yet; appears whole or not at all.
+        dtype, branch: as in `plait.models.auto.load`.
+        options: of `plait.models.auto.from_official`.
+
+    Returns:
+        The record that the card tells.
+
+    Raises:
+        UsageError: where `dst` exists, or a task is given to a family that has none.
+        ValueError: where `src` is no checkpoint of a known family, or its weights do not fit.
+
+    Example:
+        >>> convert("one-peace.pt", "one-peace", dtype="bfloat16").parameters
     """
     src, dst = Path(src), Path(dst)
     if os.path.lexists(dst):
@@ -70,6 +89,7 @@ def convert(
     if explaining is None:
         raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")
     _, report = explaining.forward(state)  # names only: nothing is read
+    # with a head around it the model's names have one level more than the rules write
     own = {key.removeprefix("model.") for key in model.state_dict()}
     moved = {key: {t.removeprefix("model.") for t in targets} for key, targets in report.moved.items()}
     left = {key: "belongs to a branch or head that was not kept" for key in moved if own.isdisjoint(moved[key])}
@@ -95,7 +115,10 @@ def convert(
 
 
 def card(done: Conversion) -> str:
-    """The README.md of a converted model: where it comes from, how to load it, what was left out and why."""
+    """The README.md of a converted model: where it comes from, how to load it, what was left out and why.
+
+    Returns Markdown with the front matter that the hub reads.
+    """
     lines = [
         "---",
         "library_name: plait",
@@ -132,7 +155,7 @@ def card(done: Conversion) -> str:
 
 
 def by_reason(dropped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Key -> reason, turned round: reason -> keys."""
+    """Key -> reason, turned round: reason -> keys, in the order of the keys."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for key, reason in dropped.items():
         grouped[reason].append(key)

@@ -19,10 +19,19 @@ INDEX = "model.safetensors.index.json"
 
 
 def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
-    """Write the model directory `dst`: `base` with the LoRA in the directory `adapter`; the number of weights changed.
+    """Write a model directory with a LoRA merged into its weights.
 
-    The adapter's names are those of the model directory, or, beside an official checkpoint, the official ones.
-    Whole or not at all. Raises ValueError where `dst` exists or adapter and base do not belong together.
+    Args:
+        base: a model directory, the name of a shipped model, or an official checkpoint.
+        adapter: directory of the LoRA. Its names are those of the model directory, or, beside an official
+            checkpoint, the official ones.
+        dst: does not exist yet; appears whole or not at all.
+
+    Returns:
+        The number of weights changed.
+
+    Raises:
+        ValueError: where `dst` exists or LoRA and base do not belong together.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file

@@ -11,10 +11,16 @@ from plait.errors import UsageError
 
 
 def use(path: str | Path) -> ModuleType:
-    """Run a Python file once, which registers what it adds (`plait.modalities.register`); the module it became.
+    """Run a Python file once, which registers what it adds (`plait.modalities.register`).
 
-    The same file again is the same module. Raises UsageError for what is no Python file; what goes wrong inside the
-    file is the file's own error.
+    Args:
+        path: of the user's own file. The same file again is the same module.
+
+    Returns:
+        The module it became.
+
+    Raises:
+        UsageError: for what is no Python file; what goes wrong inside the file is the file's own error.
     """
     place = Path(path).resolve()
     if place.suffix != ".py" or not place.is_file():
@@ -31,6 +37,7 @@ def use(path: str | Path) -> ModuleType:
     sys.modules[name] = module  # classes defined in it are found by pickle and dataclasses while it runs
     try:
         spec.loader.exec_module(module)
+    # half a module must not pass for the whole one when the file is used again
     except BaseException:
         del sys.modules[name]
         raise

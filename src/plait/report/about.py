@@ -11,7 +11,13 @@ from typing import Any
 
 
 def about() -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
+    """Versions, commit and hardware of this process, for result files and pages.
+
+    Returns:
+        versions: name -> version, None where it is not installed; commit: short hash or None; hardware:
+            machine,
+        processor and number of cores.
+    """
     return {
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("plait", "torch", "transformers", "numpy", "lancedb")},
@@ -21,6 +27,7 @@ def about() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    """The installed version of a package, None without."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -29,6 +36,7 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the source tree that this package runs from; None for an installed copy or without git."""
+    # src/plait/report/about.py: three folders up lies the root of the source tree
     home = Path(__file__).resolve().parents[3]
     if not (home / ".git").exists():
         return None
@@ -42,7 +50,7 @@ def _commit() -> str | None:
 
 
 def _processor() -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's own name where the system tells it (Linux), else what Python knows."""
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,7 @@
-"""Inline SVG: curves of a run and the map of a vector space. Colours are CSS variables, so that both themes work."""
+"""Inline SVG: curves of a run and the map of a vector space. Colours are CSS variables, so that both themes work.
+
+rows of metrics -> `thin` -> `line_chart` -> `panel`;  vectors in a plane -> `space_map`;  `braid`, the ornament
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,23 @@ Series = Sequence[tuple[float, float]]
 
 
 def line_chart(lines: Mapping[str, Sequence[Series]], x_name: str) -> str:
-    """Curves over steps: name -> one series of (x, y) per seed. The first seed is drawn strong, the others thin."""
+    """Curves over steps as SVG. The first seed is drawn strong, the others thin.
+
+    Args:
+        lines: name -> one series of (x, y) per seed; values that are not finite are left out.
+        x_name: what x counts, in words.
+
+    Returns:
+        An empty text where there is nothing to draw.
+    """
     lines = {name: [thin(one) for one in seeds if one] for name, seeds in lines.items()}
     lines = {name: seeds for name, seeds in lines.items() if seeds}
     points = [point for seeds in lines.values() for one in seeds for point in one]
     if not points:
         return ""
+    # 1 where all is at step 0: no division by zero
     x_max = max(x for x, _ in points) or 1
+    # losses are read from zero: a curve cut off below looks steeper than it is
     y_min, y_max = min(0.0, *(y for _, y in points)), max(y for _, y in points)
     y_max = y_max if y_max > y_min else y_min + 1
 
@@ -48,13 +61,25 @@ def line_chart(lines: Mapping[str, Sequence[Series]], x_name: str) -> str:
 
 
 def panel(title: str, notes: Sequence[str], chart: str) -> str:
-    """A chart (HTML) in a frame, under its title and notes."""
+    """A chart in a frame, as HTML.
+
+    Args:
+        title, notes: plain text.
+        chart: HTML.
+    """
     words = f"<b>{escape(title)}</b> {escape(' · '.join(notes))}"
     return f'<figure class="panel"><figcaption>{words}</figcaption>{chart}</figure>'
 
 
 def thin(series: Series) -> list[tuple[float, float]]:
-    """At most `_MAX_POINTS` points: means over equal stretches, so that a noisy curve stays readable."""
+    """At most `_MAX_POINTS` points, so that a noisy curve stays readable: means over equal stretches.
+
+    Args:
+        series: (x, y) in order; values that are not finite are left out.
+
+    Returns:
+        Pairs whose x is the end of a stretch and whose y is its mean.
+    """
     finite = np.array([(x, y) for x, y in series if np.isfinite(y)], dtype=np.float64)
     if len(finite) <= _MAX_POINTS:
         return [(float(x), float(y)) for x, y in finite]
@@ -62,6 +87,7 @@ def thin(series: Series) -> list[tuple[float, float]]:
 
 
 def _axes(x_max: float, y_min: float, y_max: float, x_name: str, at: Any) -> str:
+    """Grid lines and numbers; at: (x, y) of the data -> place in the drawing."""
     parts = []
     for y in ticks(y_min, y_max):
         left, height = at(0, y)
@@ -77,18 +103,32 @@ def _axes(x_max: float, y_min: float, y_max: float, x_name: str, at: Any) -> str
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers between low and high."""
+    """Three to six round numbers between low and high.
+
+    Args:
+        low, high: low is smaller.
+
+    Example:
+        >>> ticks(0, 1000)
+        [0, 200, 400, 600, 800, 1000]
+    """
     step = 10 ** floor(log10((high - low) / 2))
     while (high - low) / step > 5:
+        # 1, 2, 5, 10, 20, 50 ...: from a 2 to the next 5 it is 2.5
         step *= 2.5 if f"{step:e}".startswith("2") else 2
     first = -floor(-low / step)
+    # 1e-10: 0.1 + 0.2 is written as 0.3
     return [round(i * step, 10) for i in range(first, floor(high / step) + 1)]
 
 
 def _end_labels(labels: list[tuple[float, str, float, str]]) -> list[str]:
-    """Names at the right end of their curves, pushed apart where they would touch."""
+    """Names at the right end of their curves, pushed apart where they would touch.
+
+    labels: (height, name, last value, colour).
+    """
     parts, below = [], -100.0
     for height, name, value, colour in sorted(labels):
+        # 15 units of height take a line of text
         below = max(height + 4, below + 15)
         words = f'{escape(name)} <tspan class="dim">{value:.3g}</tspan>'
         parts.append(
@@ -100,14 +140,19 @@ def _end_labels(labels: list[tuple[float, str, float, str]]) -> list[str]:
 def space_map(
     points: Mapping[str, Sequence[Sequence[float]]], labels: Mapping[str, Sequence[str]], names: Mapping[str, str]
 ) -> str:
-    """Vectors in the plane of their two leading principal axes, one colour per modality.
+    """Vectors in the plane of their two leading principal axes, one colour per modality, as SVG.
 
-    points: modality -> n pairs (x, y); labels: modality -> n concepts; names: concept -> words for the tooltip. A thin
-    line ties each sound's mean to its picture.
+    A thin line ties each sound's mean to its picture.
+
+    Args:
+        points: modality -> n pairs (x, y).
+        labels: modality -> n concepts.
+        names: concept -> words for the tooltip.
     """
     size, margin = 640, 16
     everything = np.concatenate([np.asarray(points[m], dtype=np.float64) for m in points])
     low, span = everything.min(axis=0), np.maximum(np.ptp(everything, axis=0), 1e-9)
+    # as tall as the cloud of points is, but never a stripe or a tower
     height = int(min(430, max(300, size * span[1] / span[0])))
     place = margin + (everything - low) / span * (np.array([size, height]) - 2 * margin)
     starts = np.cumsum([0, *(len(points[m]) for m in points)])
@@ -144,7 +189,15 @@ def _ties(spots: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]]) 
 def gap_numbers(
     vectors: Mapping[str, np.ndarray], labels: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, float, float]]:
-    """(pair of modalities, mean cosine of matching concepts, mean cosine of the others) for every pair."""
+    """How far modalities lie apart: mean cosines of matching concepts and of others.
+
+    Args:
+        vectors: modality -> (n, dim) of unit length.
+        labels: modality -> n concepts.
+
+    Returns:
+        (pair of modalities, matching, others) for every pair that has both.
+    """
     names = list(vectors)
     rows = []
     for i, left in enumerate(names):
@@ -159,12 +212,17 @@ def gap_numbers(
 def braid(width: int = 1200, height: int = 96, turns: int = 5) -> str:
     """Three strands, one per modality, that weave and stay distinct: the page's ornament and the library's name.
 
-    Strand s follows sin(a + 2 pi s / 3) and lies above where sin of twice that angle is positive: where two strands
-    cross, their signs differ, so one pass of lower and one of upper arcs draws the weave.
+    Strand s follows sin(a + 2 pi s / 3) and lies above where sin of twice that angle is positive: where two
+    strands cross, their signs differ, so one pass of lower and one of upper arcs draws the weave.
+
+    Args:
+        width, height: of the drawing.
+        turns: periods over its width.
     """
     layers: dict[bool, list[str]] = {False: [], True: []}
     for number, colour in enumerate(STRANDS.values()):
         for quarter in range(-2, 4 * turns + 4):
+            # each arc reaches 0.06 beyond its ends, so that no hairline shows between two of them
             angles = np.linspace(quarter, quarter + 1, 13) * pi / 2 + (-0.06 + 0.12 * np.linspace(0, 1, 13))
             x = width * (angles - 2 * pi * number / 3) / (2 * pi * turns)
             y = height / 2 + 0.32 * height * np.sin(angles)

@@ -23,7 +23,19 @@ _HERE = Path(__file__).parent
 
 
 def write_page(path: Path, title: str, sections: Sequence[str], footer: str = "Made by Plait.") -> Path:
-    """Write HTML sections as one self-contained page in the house's style; returns its path."""
+    """Write HTML sections as one self-contained page in the house's style.
+
+    Args:
+        path: of the page.
+        title, footer: plain text.
+        sections: HTML, whose makers escaped what comes from files.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> write_page(Path("a.html"), "Results", [hero("Results"), section("Scores", "", "<p>42</p>", "scores")])
+    """
     body = "\n".join(sections)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     page = (_HERE / "page.html").read_text(encoding="utf-8")
@@ -40,24 +52,45 @@ def write_page(path: Path, title: str, sections: Sequence[str], footer: str = "M
 
 
 def hero(title: str, lead: str = "", body: str = "") -> str:
-    """The head of a page: its title, what it is about and what to see first, as HTML."""
+    """The head of a page, as HTML.
+
+    Args:
+        title: plain text.
+        lead, body: HTML: what the page is about, and what to see first.
+    """
     intro = f'<p class="lead">{lead}</p>' if lead else ""
     return f'<header class="hero"><h1>{escape(title)}</h1>{intro}{body}</header>'
 
 
 def section(title: str, lead: str, body: str, name: str) -> str:
-    """A heading, what it is about and its content, as HTML."""
+    """A heading, what it is about and its content, as HTML.
+
+    Args:
+        title: plain text.
+        lead, body: HTML.
+        name: the anchor.
+    """
     intro = f'<p class="lead">{lead}</p>' if lead else ""
     return f'<section id="{escape(name)}"><h2>{escape(title)}</h2>{intro}{body}</section>'
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """A media file of a MIME type inside the page."""
+    """A media file inside the page.
+
+    Args:
+        content: of the file.
+        kind: its MIME type.
+    """
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def picture_uri(picture: Image, **options: bool | int) -> str:
-    """A picture as WebP inside the page. options: of Pillow's writer, such as lossless or quality."""
+    """A picture as WebP inside the page.
+
+    Args:
+        picture: of PIL.
+        options: of Pillow's writer, such as lossless or quality.
+    """
     stream = io.BytesIO()
     picture.save(stream, "WEBP", **options)
     return data_uri(stream.getvalue(), "image/webp")

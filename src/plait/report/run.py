@@ -21,9 +21,17 @@ _LOSSES = ("loss", "contrast", "denoise")
 
 
 def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a training run, to `run_dir`/report.html unless `out` is given. Returns its path.
+    """Write the page of a training run.
 
-    ValueError where the directory holds no metrics.jsonl.
+    Args:
+        run_dir: with metrics.jsonl, and finetune.json of a finetuned model.
+        out: of the page; `run_dir`/report.html without it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ValueError: where the directory holds no metrics.jsonl.
     """
     directory = Path(run_dir)
     curves = read_curves([directory])
@@ -37,7 +45,14 @@ def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
 
 def read_curves(directories: Iterable[Path]) -> dict[str, Curve]:
-    """Rows of every metrics.jsonl below the directories, by stage; a last line torn by a kill is left out."""
+    """Rows of every metrics.jsonl below the directories, by stage; a last line torn by a kill is left out.
+
+    Args:
+        directories: of one run each, or of several seeds.
+
+    Returns:
+        Stage -> one list of rows per file.
+    """
     curves: dict[str, Curve] = {}
     for file in (file for place in directories for file in sorted(place.rglob("metrics.jsonl"))):
         if "shuffled" in file.parent.name:  # the control of a demonstration
@@ -52,7 +67,14 @@ def read_curves(directories: Iterable[Path]) -> dict[str, Curve]:
 
 
 def curves_section(curves: Mapping[str, Curve]) -> str:
-    """How losses went, stage by stage: one chart each, with steps, speed and memory."""
+    """How losses went, stage by stage: one chart each, with steps, speed and memory.
+
+    Args:
+        curves: from `read_curves`; the notes are those of the first seed.
+
+    Returns:
+        HTML, empty without curves.
+    """
     figures = []
     for stage, seeds in curves.items():
         names = list(dict.fromkeys(name for row in seeds[0] for name in row if name.startswith(_LOSSES)))
@@ -60,6 +82,7 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
             names.remove("loss")  # the sum jumps at every k-th step, when the denoising losses join it
         lines = {name: [[(row["step"], row[name]) for row in rows if name in row] for rows in seeds] for name in names}
         notes = [f"{seeds[0][-1]['step'] - seeds[0][0]['step'] + 1:,} steps"]
+        # the median: the first steps warm up and a checkpoint slows others
         rates = sorted(row["samples_per_second"] for row in seeds[0] if "samples_per_second" in row)
         if rates:
             notes.append(f"{rates[len(rates) // 2]:,.0f} samples per second")
@@ -77,7 +100,15 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
 
 
 def worth_section(worth: Mapping[str, Any]) -> str:
-    """Of a finetuned model (finetune.json): the trivial answer, the model as it came, the result, with intervals."""
+    """What a finetuned model is worth: the trivial answer, the model as it came, the result, with intervals.
+
+    Args:
+        worth: of finetune.json: task, rows, and trivial, before and after, each with metric, value and
+            interval.
+
+    Returns:
+        HTML, empty where nothing was measured.
+    """
     names = {"trivial": "a trivial answer", "before": "the model as it came", "after": "after training"}
     rows = []
     for name, words in names.items():

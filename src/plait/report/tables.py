@@ -8,9 +8,15 @@ from typing import Any, NamedTuple
 
 
 def format_count(number: int) -> str:
-    """`1.5 B`, `3.2 M`, `12.0 k`, `7`: at most four digits and the unit of thousands."""
+    """A number of parameters in words: at most four digits and the unit of thousands.
+
+    Example:
+        >>> format_count(1_500_000_000), format_count(12_000), format_count(7)
+        ('1.5 B', '12.0 k', '7')
+    """
     value = float(number)
     for unit in ("", "k", "M"):
+        # what would round to 1000.0 goes to the next unit
         if value < 999.95:
             return f"{value:.1f} {unit}" if unit else str(number)
         value /= 1000
@@ -18,7 +24,12 @@ def format_count(number: int) -> str:
 
 
 def format_bytes(number: float) -> str:
-    """`512 B`, `1.5 KiB`, `3.0 GiB`."""
+    """A size in words, in units of 1024.
+
+    Example:
+        >>> format_bytes(512), format_bytes(1536)
+        ('512 B', '1.5 KiB')
+    """
     if number < 1024:
         return f"{number:.0f} B"
     for unit in ("KiB", "MiB"):
@@ -29,7 +40,12 @@ def format_bytes(number: float) -> str:
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under `head`, the first to the left and the rest to the right."""
+    """Columns of text under `head`, the first to the left and the rest to the right.
+
+    Args:
+        head: names of the columns.
+        rows: as many cells each.
+    """
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = (
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
@@ -46,8 +62,11 @@ def percent(share: float) -> str:
 class Measured(NamedTuple):
     """A line of `meters`: what was measured, in words, and how it came out.
 
-    found: {"value", "interval": (low, high), "chance": or None}, shares of 1; name, note: smaller, below; bar: what is
-    asked of it, {"bar": words, "met": bool}.
+    Attributes:
+        what: in words.
+        found: {"value", "interval": (low, high), "chance": or None}, shares of 1.
+        name, note: smaller, below.
+        bar: what is asked of it, {"bar": words, "met": bool}.
     """
 
     what: str
@@ -58,7 +77,11 @@ class Measured(NamedTuple):
 
 
 def meters(groups: Mapping[str, Sequence[Measured]]) -> str:
-    """Heading -> lines: every score with its interval as a bar, chance as a tick, and the bar it is held to."""
+    """Every score with its interval as a bar, chance as a tick, and the bar it is held to, as HTML.
+
+    Args:
+        groups: heading -> lines.
+    """
     blocks = []
     for heading, rows in groups.items():
         title = f'<tr class="group"><th colspan="5" scope="rowgroup">{escape(heading)}</th></tr>' if heading else ""
@@ -83,7 +106,12 @@ def meters(groups: Mapping[str, Sequence[Measured]]) -> str:
 
 
 def plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """A table of values as text, everything escaped; without a head the first cell of a row is its name."""
+    """A table of values as text, everything escaped, as HTML.
+
+    Args:
+        head: names of the columns; without it the first cell of a row is its name.
+        rows: as many cells each.
+    """
     columns = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in head)
     top = f"<thead><tr>{columns}</tr></thead>" if head else ""
     lines = []
@@ -95,7 +123,11 @@ def plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def meter(found: Mapping[str, Any]) -> str:
-    """A track from 0 to 100 %: the value filled, its interval as a whisker, chance as a tick."""
+    """A track from 0 to 100 % as SVG: the value filled, its interval as a whisker, chance as a tick.
+
+    Args:
+        found: as in `Measured`.
+    """
     low, high = (100 * bound for bound in found["interval"])
     tick = ""
     if found.get("chance") is not None:
@@ -110,7 +142,13 @@ def meter(found: Mapping[str, Any]) -> str:
 
 
 def class_bars(rates: Mapping[str, float], names: Mapping[str, str], chance: float) -> str:
-    """One thin bar per class, best first."""
+    """One thin bar per class, best first, as HTML.
+
+    Args:
+        rates: class -> share of 1.
+        names: class -> words.
+        chance: share of 1, drawn through all bars.
+    """
     rows = "".join(
         f"<li><span>{escape(names.get(label, label))}</span>"
         f'<i style="--share:{100 * rate:.1f}%"></i><b>{100 * rate:.0f}</b></li>'
@@ -120,7 +158,11 @@ def class_bars(rates: Mapping[str, float], names: Mapping[str, str], chance: flo
 
 
 def commands_list(commands: Sequence[Mapping[str, Any]]) -> str:
-    """The commands that made this run, each with the seconds it took."""
+    """The commands that made this run, each with the seconds it took, as HTML.
+
+    Args:
+        commands: {"command", "seconds"} each.
+    """
     rows = "".join(
         f"<li><code>{escape(one['command'])}</code><span>{clock(one['seconds'])}</span></li>" for one in commands
     )
@@ -128,13 +170,13 @@ def commands_list(commands: Sequence[Mapping[str, Any]]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """312.4 -> 5 min 12 s, 8.31 -> 8.3 s."""
+    """Seconds in words, with a narrow space that does not break: 312.4 -> 5 min 12 s, 8.31 -> 8.3 s."""
     if seconds < 60:
         return f"{seconds:.1f}&#8239;s" if seconds < 10 else f"{seconds:.0f}&#8239;s"
     return f"{int(seconds) // 60}&#8239;min {int(seconds) % 60}&#8239;s"
 
 
 def card(rows: Sequence[tuple[str, str]]) -> str:
-    """A list of names and what they are."""
+    """A list of names and what they are, as HTML; both are escaped."""
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(words)}</dd></div>" for name, words in rows)
     return f'<dl class="card-list">{listed}</dl>'
