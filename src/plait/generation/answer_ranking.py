@@ -71,7 +71,9 @@ def rank_answers(
         first, order = first_logits.float().softmax(-1).index_select(1, begins).topk(k)
         probabilities, places = (first.log() - losses(order).float()).softmax(-1).topk(k)
         return RankedAnswers(order.gather(1, places), probabilities)
+    # the first token picks who is scored in full: one pass gives it for all answers
     first = first_logits.float().log_softmax(-1).index_select(1, begins)
+    # stable, so that a tie does not depend on the device or on the batch
     order = first.argsort(dim=1, descending=True, stable=True)[:, :k]
     scores = -losses(order).float()
     probabilities, places = scores.softmax(-1).sort(dim=1, descending=True, stable=True)

@@ -100,6 +100,7 @@ def beam_search(
     done = torch.zeros(batch, dtype=torch.bool)
     beam_indices: Tensor | None = None
     for generated in range(1, max_length + 1):
+        # in fp32: sums over many steps of bf16 would make equals of different beams
         log_probs = step(state.ids, beam_indices).float().log_softmax(-1)  # (batch * beams, vocab)
         if generated <= min_length:
             log_probs[:, end_id] = BANNED
@@ -109,6 +110,7 @@ def beam_search(
         state, beam_indices, found = advance(state, log_probs, penalty, end_id, beams, generated == max_length)
         for item in (~done).nonzero()[:, 0].tolist():
             pools[item] += found[item]
+            # sorted is stable: of equal scores the one that ended first stays ahead
             pools[item] = sorted(pools[item], key=lambda h: -h.score)[:beams]
         # on the host: which items are done decides the loop, and reading it once a step is enough
         done |= state.stopped if official else _settled(pools, state, length_penalty(max_length, alpha), beams)
@@ -235,6 +237,7 @@ def score_sequences(logits: Tensor, ids: Tensor, mask: Tensor, alpha: float = 0.
     Returns:
         float32 (rows,).
     """
+    # the prompt has no part in a score, as in the search
     chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]  # (rows, length - 1)
     generated = mask[:, 1:].sum(1)
     penalty = ((5 + generated) / 6) ** alpha

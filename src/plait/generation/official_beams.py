@@ -130,6 +130,7 @@ class OfficialBeams(GenerationMixin):
             uncounted = self.uncounted_positions(input_ids).view(-1, generation.num_beams)[:, :1]
             done = torch.zeros_like(uncounted, dtype=torch.bool)
             run._search = Search(uncounted, end_ids, generation.max_length, done)
+        # by the class, not super(): `run` may be a copy that carries this search
         found = GenerationMixin._beam_search(run, input_ids, *args, **kwargs)
         sequences = found if isinstance(found, Tensor) else found.sequences
         # for both doors: transformers' own fill is what is mended here
@@ -158,6 +159,7 @@ def _pad_ended(new_ids: Tensor, end_ids: Tensor, pad_token_id: int) -> None:
     new_ids.masked_fill_(behind, pad_token_id)
 
 
+# asked of the function, not of a version number: development versions have either
 _PREPARED = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE = "cache" if "cache" in _PREPARED else "past_key_values"
 CACHE_NAMES = ["cache", "past_key_values"]

@@ -37,6 +37,7 @@ class TalkingSkills(Asking):
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
+        # a processor that was saved with another number of frames knows better than the family
         self.num_frames = getattr(processor, "num_frames", self.num_frames)
 
     def written(self, asked: Sequence[str]) -> list[str]:
@@ -143,6 +144,7 @@ class TalkingSkills(Asking):
         for item, question in zip(prepared, questions, strict=True):
             with torch.no_grad():
                 losses = self.answer_losses(kind, item, self.asked(kind, item, question), answers)
+            # summed, not averaged: the likelihood of the whole answer
             shares, order = (-losses).softmax(0).sort(descending=True, stable=True)
             ranked.append([(answers[i], share) for i, share in zip(order.tolist(), shares.tolist(), strict=True)])
         return ranked

@@ -84,6 +84,7 @@ def edit_distance(first: str, second: str) -> int:
     """
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
+        # `before` is the value up and to the left, overwritten one step later
         before, row[0] = row[0], i
         for j, b in enumerate(second, 1):
             before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
@@ -195,6 +196,7 @@ def _consistency(
     """
     shares = []
     for name, question in balanced.items():
+        # files of balanced questions name entailed ones that they do not hold
         others = [other for other in question["entailed"] if other != name and other in questions]
         if predictions[name] == question["answer"] and others:
             shares.append(float(np.mean([predictions[other] == questions[other]["answer"] for other in others])))
@@ -243,6 +245,7 @@ def judge_verdict(reply: str) -> tuple[bool, int] | None:
     try:
         found = ast.literal_eval(reply.strip())
         word = str(found["pred"]).lower()
+        # int() cuts off, as the public script does: a score of 4.5 counts 4
         return (word == "yes", int(found["score"])) if word in ("yes", "no") else None
     except (ValueError, SyntaxError, KeyError, TypeError, OverflowError):  # int() of an infinite score overflows
         return None

@@ -174,8 +174,10 @@ def bootstrap(
     estimate = float(statistic(np.arange(count)[None])[0])
     drawn = GENERATORS[generator](count, resamples, seed) if indices is None else indices
     found = np.sort(statistic(drawn))
+    # numpy's default, linear between neighbours: the golden intervals fix this rule
     low, high = np.quantile(found, [(1 - level) / 2, 1 - (1 - level) / 2])
     # one resample has no spread, and ddof 1 would divide by 0
     error = float(found.std(ddof=1)) if found.size > 1 else 0.0
+    # both sides count zeros, so two equal models have p = 1
     p_value = min(1.0, 2 * float(min((found <= 0).mean(), (found >= 0).mean()))) if tested else None
     return Interval(estimate, float(low), float(high), error, p_value)

@@ -137,6 +137,7 @@ def bleu(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> list[float]
             grams = _grams(words, n)
             most: Grams = Counter()
             for reference in several:
+                # the union keeps the largest count: a word may come as often as in one reference
                 most |= _grams(reference, n)
             guesses[n - 1] += max(0, len(words) - n + 1)
             matches[n - 1] += (grams & most).total()
@@ -209,6 +210,7 @@ def cider(
     """
     _check(said, right)
     table = DocumentFrequency.of(right) if frequency is None else frequency
+    # an n-gram of no reference weighs as much as one of a single reference: max(1, frequency)
     unseen = math.log(table.num_documents)
     idf = {gram: unseen - math.log(max(1, count)) for gram, count in table.counts.items()}
     cosine = _cosine if plain else _clipped_cosine
@@ -225,6 +227,7 @@ def cider(
             )
             # the kit takes the number of bigrams for the length
             gap = max(0, len(words) - 1) - max(0, len(reference) - 1)
+            # mean over the four orders
             total += likeness / 4 * (1.0 if plain else math.exp(-(gap**2) / (2 * sigma**2)))
         scores.append(10 * total / len(several))
     return scores
@@ -243,6 +246,7 @@ def _weighted(grams: Grams, idf: Mapping[Gram, float], unseen: float) -> Weighte
 def _clipped_cosine(mine: Weighted, theirs: Weighted) -> float:
     """CIDEr-D's cosine: n-grams said more often than in the reference gain nothing."""
     (own, own_norm), (other, other_norm) = mine, theirs
+    # clipped before the product: CIDEr-D's answer to captions that repeat a good word
     dot = sum(min(value, other[gram]) * other[gram] for gram, value in own.items() if gram in other)
     return dot / (own_norm * other_norm) if own_norm and other_norm else dot
 

@@ -68,6 +68,7 @@ def circular_hits(indices: Sequence[int], hits: Sequence[bool]) -> dict[int, boo
     """
     found: dict[int, bool] = {}
     for index, hit in zip(indices, hits, strict=True):
+        # one wrong rotation is enough
         found[index % ROTATION] = found.get(index % ROTATION, True) and bool(hit)
     return found
 
@@ -171,7 +172,9 @@ def mmmu_hits(
         if row["question_type"] == "open":
             hits.append((open_answer_hit(row["prediction"], answers), True))
             continue
+        # the release never calls its own parser: the whole reply must be the letter
         said = row["prediction"] if rule == "release" else letter(row["prediction"], given, "mmmu_official")
+        # a tuple, not a text: "" and "AB" are in "ABCD"
         hits.append((said in answers, said is not None and said in tuple(LETTERS[: len(given)])))
     return hits
 
@@ -194,6 +197,7 @@ def scienceqa_scores(problems: Mapping[str, Row], replies: Mapping[str, str]) ->
     hits = {name: said[name] == problems[name]["answer"] for name in replies}
     table = {name: _column(problems, hits, counts) for name, counts in SCIENCEQA_GROUPS.items()}
     for topic in dict.fromkeys(problems[name]["topic"] for name in replies):
+        # topic bound as a default: a closure would see the last one
         table[f"acc_{topic}"] = _column(problems, hits, lambda problem, topic=topic: problem["topic"] == topic)
     with_image = [hit for name, hit in hits.items() if problems[name]["image"]]
     return {
@@ -313,6 +317,7 @@ def arc_scores(rows: Sequence[Row]) -> dict[str, Any]:
     """
     scores = [finite(row["choice_logprobs"]) for row in rows]
     said = [int(one.argmax()) for one in scores]
+    # per character: long options have low sums whatever they say
     norm = [int((one / [len(t) for t in row["choice_texts"]]).argmax()) for one, row in zip(scores, rows, strict=True)]
     right = [row["answer_index"] for row in rows]
     return {

@@ -37,6 +37,7 @@ def _first_character(reply: str, choices: Sequence[str]) -> str | None:
 def _scienceqa(reply: str, choices: Sequence[str]) -> str | None:
     """ScienceQA: a letter, "A. text", or one "The answer is A." in the reply."""
     found = re.findall(r"The answer is ([A-Z]).", reply)
+    # a tuple, since the empty reply's "" is in every text
     if reply[:1] in tuple(LETTERS[:5]) and reply[1:3] in ("", ". "):
         found = [reply[0]]
     return found[0] if len(found) == 1 and found[0] in LETTERS[: min(len(choices), 5)] else None
@@ -101,6 +102,7 @@ def _mmmu_official(reply: str, choices: Sequence[str]) -> str | None:
 
 def _agieval(reply: str, choices: Sequence[str]) -> str | None:
     """AGIEval: the first capital from A to F, wherever it stands."""
+    # "A cat" says A too: the rule is that simple, as published
     return next((c for c in reply if c in LETTERS[:6]), None)
 
 

@@ -62,6 +62,7 @@ def confusion(
     if said.shape != right.shape:
         raise ValueError(f"expected maps of one shape, got {said.shape} and {right.shape}; predict at full size")
     if reduce_zero_label:
+        # ignored pixels must not become class 254
         right = np.where((right == 0) | (right == ignore_index), ignore_index, right - 1)
     kept = right != ignore_index
     said, right = said[kept], right[kept]

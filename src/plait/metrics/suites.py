@@ -45,6 +45,7 @@ def mme_scores(rows: Sequence[Row]) -> dict[str, Any]:
     """
     images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
+        # "other" equals neither answer
         hit = mme_label(str(row["prediction"])) == str(row["answer"]).lower()
         images[row["category"]][row["image"]].append(hit)
     if unknown := images.keys() - {*MME_PERCEPTION, *MME_COGNITION}:
@@ -86,6 +87,7 @@ def pope_scores(replies: Sequence[str | None], labels: Sequence[str]) -> dict[st
     if said.shape != right.shape or not said.size:
         raise ValueError(f"expected as many replies as labels, and some, got {said.size} and {right.size}")
     tp, fp = int((said & right).sum()), int((said & ~right).sum())
+    # a missing reply to a yes is a miss; to a no it is neither right nor a false alarm
     tn, fn = int((denied & ~right).sum()), int((~said & right).sum())
     precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
     return {
@@ -187,6 +189,7 @@ def mmhal_scores(ratings: Sequence[int | None]) -> dict[str, float]:
     """
     if not ratings:
         raise ValueError("expected at least one rating, got none")
+    # no rating counts as the worst: leaving it out would reward what a judge cannot read
     values = np.array([rating or 0 for rating in ratings])
     return {"score": float(values.mean()), "hallucination_rate": float((values < 3).mean())}
 

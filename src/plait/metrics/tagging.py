@@ -91,6 +91,7 @@ def label_ranking_precisions(scores: Array, targets: Array) -> Floats:
     values, right = _pair(scores, targets)
     at_or_above = values[:, None, :] >= values[:, :, None]  # (n, label, other)
     share = (at_or_above & right[:, None, :]).sum(axis=2) / at_or_above.sum(axis=2)
+    # 0 / 0 for an item without labels: NaN is what is meant
     with np.errstate(invalid="ignore"):
         return (share * right).sum(axis=1) / right.sum(axis=1)
 

@@ -173,8 +173,10 @@ def several_text_scores(similarity: Array, text_video: Sequence[int]) -> dict[st
     if missing := set(videos) - set(owners.tolist()):
         raise ValueError(f"expected a text for every video, got none for video {min(missing)}")
     to_video = owner_ranks(similarity, owners.tolist(), videos)
+    # the best text speaks for a video: its other captions cannot push it back
     groups = np.stack([similarity[owners == video].max(axis=0) for video in videos], axis=1)  # (videos, groups)
     forward = rank_scores(to_video)
+    # only one median is reported, under the name that says which
     del forward["median_rank"]
     return {
         "text_to_video": forward | {"median_rank_lower": lower_median(to_video)},

@@ -46,6 +46,7 @@ def without_punctuation(text: str, *, commas_in_numbers: bool = True) -> str:
         deleted, and so are periods that no digit follows.
     """
     found = text
+    # the tools ask this once for the whole answer, not per mark
     is_number = commas_in_numbers and _COMMA_NUMBER.search(text) is not None
     for mark in MARKS:
         # in the text as it was given: marks replaced before do not make spaces for this test
@@ -110,6 +111,7 @@ def vqa_accuracy(prediction: str, answers: list[str], rule: str) -> float:
         if len(set(answers)) > 1:
             # the release leaves articles, case and number words of right answers as they are
             answers = [without_punctuation(answer) for answer in answers]
+    # one right answer has no others to agree with: exact match
     if len(answers) == 1:
         return float(prediction == answers[0])
     matches = sum(answer == prediction for answer in answers)

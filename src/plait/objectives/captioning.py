@@ -37,6 +37,7 @@ def next_token_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "mean
         >>> labels = supervise(ids, mask, prompt_length=4)
         >>> loss = next_token_loss(decoder_logits, labels)
     """
+    # position t predicts token t + 1, so the last logits and the first label have no partner
     logits, labels = logits[:, :-1].float(), labels[:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
     if reduction == "per_sample":

@@ -74,6 +74,7 @@ def contrastive_loss(
             f"expected paired rows inside the gathered ones, got a {tuple(a.shape)}, b {tuple(b.shape)}, "
             f"gathered {tuple(a_all.shape)} and {tuple(b_all.shape)} at offset {offset}; pass both sides alike"
         )
+    # row i's partner stands at its own place in the gathered columns of the other side
     own = torch.arange(offset, offset + len(a), device=a.device) if ids is None else ids
     all_ids = None if ids is None else (ids if ids_all is None else ids_all)
 
@@ -105,5 +106,6 @@ def _rows(
     if all_ids is None:
         return smoothed_cross_entropy(logits, own, smoothing).sum(), (logits.argmax(1) == own).sum()
     partner = own[:, None] == all_ids
+    # p=1: the partners of a row share its target evenly
     loss = smoothed_cross_entropy(logits, F.normalize(partner.float(), p=1, dim=1), smoothing).sum()
     return loss, partner.gather(1, logits.argmax(1, keepdim=True)).sum()

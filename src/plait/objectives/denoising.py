@@ -47,12 +47,14 @@ def denoising_contrast(
         >>> loss = denoising_contrast(student, teacher, masked, attention_mask)
     """
     real = torch.ones_like(masked) if attention_mask is None else attention_mask.bool()
+    # padding is never a query, even where a sampler masked it
     masked = masked.bool() & real
     # in fp32, as published: bf16 keeps fewer than three digits of a cosine
     candidates = F.normalize(teacher.detach()[real].float(), dim=-1)  # (n, dim)
     queries = F.normalize(student[masked].float(), dim=-1)  # (m, dim)
     own = masked[real].nonzero().squeeze(1)  # (m,) place of each query among the candidates
     loss = smoothed_cross_entropy(scale * queries @ candidates.T, own, label_smoothing)
+    # a batch without a masked position gives 0 and not NaN
     return loss.sum() / max(len(own), 1)
 
 
@@ -98,5 +100,6 @@ def _regression(student: Tensor, teacher: Tensor, masked: Tensor, attention_mask
     """Mean of `distance` between student and normalised teacher over masked real positions."""
     chosen = masked.bool() if attention_mask is None else masked.bool() & attention_mask.bool()
     target = teacher.detach()[chosen].float()
+    # by each position's own mean and deviation, in fp32
     target = F.layer_norm(target, target.shape[-1:])
     return distance(student[chosen].float(), target, reduction="sum") / max(target.numel(), 1)

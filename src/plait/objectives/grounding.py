@@ -78,6 +78,7 @@ def coordinate_bias(vocab_size: int, bins: int, first_id: int) -> Tensor:
     Returns:
         (vocab,): 0 at the `bins + 1` coordinate tokens, -10000 elsewhere.
     """
+    # not -inf: a teacher-forced token outside would give an infinite loss
     bias = torch.full((vocab_size,), OUTSIDE)
     bias[first_id : first_id + bins + 1] = 0.0
     return bias
@@ -112,6 +113,7 @@ def coordinate_token_loss(
         # GIoU and offset are weights here: they must not become a second loss
         found = tokens_to_boxes(logits.argmax(-1), bins, first_id)
         offset = (found - boxes).abs().clamp(0, MAX_OFFSET)
+        # a box that is right already weighs 0, whatever its logits
         weights = offset * (1 - generalized_iou(corners(found), corners(boxes)))[:, None]
         if official:
             weights = weights.mean(0, keepdim=True)

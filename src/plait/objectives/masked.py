@@ -45,6 +45,7 @@ def mask_tokens(
     share = torch.rand(ids.shape, generator=generator, device=device)
     random = torch.randint(vocab_size, ids.shape, generator=generator, device=device)
     hidden = torch.where(drawn & (share < 0.8), mask_id, ids)
+    # between 0.8 and 0.9 the token stays: the model must not trust that what it sees is right
     hidden = torch.where(drawn & (share >= 0.9), random, hidden)
     return hidden, torch.where(drawn, ids, IGNORED)
 

@@ -65,9 +65,11 @@ def queue_contrast(
         text_all = torch.cat([text_momentum.T, text_queue], dim=1)  # (dim, batch + size)
         vision_all = torch.cat([vision_momentum.T, vision_queue], dim=1)
         positives = (ids[:, None] == torch.cat([ids, queue_ids])[None]).to(vision.dtype)
+        # never 0: every row has itself among the current batch
         hard = positives / positives.sum(1, keepdim=True)
         soft_vt = (vision_momentum @ text_all / temperature).softmax(1)
         soft_tv = (text_momentum @ vision_all / temperature).softmax(1)
+        # the momentum encoder may see a match that the captions do not say
         targets_vt = alpha * soft_vt + (1 - alpha) * hard
         targets_tv = alpha * soft_tv + (1 - alpha) * hard
     vision_to_text, text_to_vision = vision @ text_all / temperature, text @ vision_all / temperature

@@ -34,4 +34,5 @@ def scst_loss(scores: Tensor, rewards: Tensor, lengths: Tensor | None = None, *,
         if lengths is None:
             raise ValueError("expected lengths for the official loss, got none; pass the number of ids per hypothesis")
         scores = scores / lengths
+    # rewards have no gradient: a caption's score rises by how much it beats its siblings
     return -(scores * (rewards - rewards.mean(1, keepdim=True))).mean()
