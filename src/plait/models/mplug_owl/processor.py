@@ -40,9 +40,24 @@ SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 class MPlugOwlProcessor(TalkingProcessor):
     """Tokenizer, image processor and conversation of one model.
 
-    stop_strings: what ends an answer beside its end token, as models write on for the human; tokens_per_media,
-    image_token_id, video_token_id: as in the model's configuration; temporal: whether the model takes
-    clips, else a video is read as images, one per frame; num_frames: that files are sampled to.
+    `stop_strings` is what ends an answer beside its end token, as models write on for the human.
+
+    Args:
+        image_processor: an `MPlugOwlImageProcessor`.
+        tokenizer: of transformers; no special ids of its own are used between media.
+        tokens_per_media, image_token_id, video_token_id: as in the model's configuration.
+        temporal: whether the model takes clips, else a video is read as images, one per frame.
+        num_frames: that files are sampled to, 4 as published.
+        chat_template: of transformers, by default the published conversation.
+
+    Source:
+        Specification mPLUG-Owl, section 8.
+
+    Example:
+        >>> processor = MPlugOwlProcessor.from_config(model.config, tokenizer)
+        >>> batch = processor(images=[image], text=[prompt([("<image>What is this?", None)])])
+        >>> ids = model.generate(**batch, max_new_tokens=20)
+        >>> processor.decode(ids[0, batch["input_ids"].shape[1] :])
     """
 
     stop_strings = (HUMAN.rstrip(),)
@@ -186,7 +201,18 @@ class MPlugOwlProcessor(TalkingProcessor):
 
 
 class MPlugOwlImageProcessor(SquareImages):
-    """Images to pixels, squashed to a square: the aspect is lost, nothing is cropped away."""
+    """Images to pixels, squashed to a square: the aspect is lost, nothing is cropped away.
+
+    Args:
+        kwargs: of transformers: size, image_mean, image_std.
+
+    Source:
+        Specification mPLUG-Owl, section 8.
+
+    Example:
+        >>> MPlugOwlImageProcessor(size={"height": 64, "width": 64}).pixels(image).shape
+        torch.Size([3, 64, 64])
+    """
 
     size = {"height": 224, "width": 224}  # noqa: RUF012 (transformers reads plain class attributes)
 
@@ -210,10 +236,17 @@ def pixels(
     *,
     official: bool = False,
 ) -> Tensor:
-    """An image of any size to (3, side, side) float32, its aspect not kept.
+    """An image of any size to pixels, its aspect not kept.
 
-    official: resize before converting to RGB, as released: a palette is then resized by nearest neighbours, and
-    transparency premultiplied. RGB and grey images come out alike.
+    Args:
+        image: in any mode.
+        side: of the result, in pixels.
+        mean, std: per channel, of values from 0 to 1; CLIP's.
+        official: resize before converting to RGB, as released: a palette is then resized by nearest neighbours, and
+            transparency premultiplied. RGB and grey images come out alike.
+
+    Returns:
+        (3, side, side) float32, normalised.
     """
     squashed = resize(image if official else image.convert("RGB"), side, side)
     return normalize(to_tensor(squashed.convert("RGB")), mean, std)
@@ -239,6 +272,12 @@ def draw(
     """A random crop of a share `scale` of the area and an aspect in `ratio`, mirrored half of the time.
 
     Draws as torchvision's RandomResizedCrop and RandomHorizontalFlip do from the same generator.
+
+    Args:
+        width, height: of the image, in pixels.
+        generator: of torch, None for its own.
+        scale: least and most share of the area.
+        ratio: least and most width / height; the logarithm of the aspect is uniform between them.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):  # torchvision's bound; then the largest centred crop of an allowed aspect
@@ -259,7 +298,10 @@ def draw(
 def training_pixels(
     image: Image.Image, side: int, drawn: Draw, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD
 ) -> Tensor:
-    """The drawn part of an image to (3, side, side)."""
+    """The drawn part of an image to (3, side, side) float32, normalised by mean and std of CLIP.
+
+    The crop is cut before it is resized, so pixels next to it do not bleed in.
+    """
     box = (drawn.left, drawn.top, drawn.left + drawn.width, drawn.top + drawn.height)
     part = resize(image.convert("RGB").crop(box), side, side)
     part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn.hflip else part

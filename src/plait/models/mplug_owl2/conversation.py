@@ -26,7 +26,19 @@ _HUMAN = (
 class Template:
     """How turns become text.
 
-    style: TWO (system text, then two alternating separators), TWO_NO_SYS (without it), SINGLE (one separator).
+    Args:
+        system: text in front of the conversation.
+        roles: of the user and of the model.
+        style: TWO (system text, then two alternating separators), TWO_NO_SYS (without it), SINGLE (one separator).
+        sep, sep2: behind a question and behind an answer; sep2 None: sep behind both.
+        version: the official name of the family of templates.
+
+    Source:
+        Specification mPLUG-Owl2, section 9.3.
+
+    Example:
+        >>> TEMPLATES["mplug_owl2"].prompt([("<|image|>What is this?", None)])
+        'USER: <|image|>What is this? ASSISTANT:'
     """
 
     system: str
@@ -52,6 +64,7 @@ class Template:
         return text
 
 
+# The released scripts train with v1, which has a system text, and ask without it (section 9.3).
 TEMPLATES = {
     "mplug_owl2": Template(_HUMAN, style="TWO_NO_SYS"),
     "v1": Template(_HUMAN.replace("human", "user")),
@@ -91,7 +104,20 @@ EVALUATION_GENERATION: dict[str, dict[str, float]] = {
 
 
 def evaluation_prompt(task: str, *, question: str = "", options: Sequence[str] = (), hint: str | None = None) -> str:
-    """The published prompt of a task. options: texts of the choices, lettered from A. Raises ValueError for no task."""
+    """The published prompt of a task.
+
+    Args:
+        task: a key of `EVALUATION_PROMPTS`.
+        question: as in the data set.
+        options: texts of the choices, lettered from A.
+        hint: of MMBench; "N/A" where there is none, as published.
+
+    Raises:
+        ValueError: for a task without a published prompt.
+
+    Source:
+        Specification mPLUG-Owl2, section 11.
+    """
     if task not in EVALUATION_PROMPTS:
         raise ValueError(f"expected a task among {', '.join(EVALUATION_PROMPTS)}, got {task!r}")
     if task == "mme":
@@ -103,9 +129,16 @@ def evaluation_prompt(task: str, *, question: str = "", options: Sequence[str] =
 def tokenize(text: str, encode: Encode, bos_token_id: int | None) -> list[int]:
     """Text with `<|image|>` to ids with -200, every piece between images tokenized on its own, as published.
 
-    encode: adds the bos id where the tokenizer does. A leading bos is kept once where the text begins with words. A
-    text that begins with an image has it behind the image, and once more behind every other: released models were
-    trained and evaluated on such prompts.
+    A leading bos is kept once where the text begins with words. A text that begins with an image has it behind the
+    image, and once more behind every other: released models were trained and evaluated on such prompts.
+
+    Args:
+        text: with placeholders.
+        encode: text -> ids, the bos id added where the tokenizer adds one.
+        bos_token_id: which that is; None for a Qwen, which has none.
+
+    Source:
+        Specification mPLUG-Owl2, section 9.2.
     """
     pieces = [encode(piece) if piece else [] for piece in text.split(IMAGE)]
     first = pieces[0]
@@ -117,7 +150,10 @@ def tokenize(text: str, encode: Encode, bos_token_id: int | None) -> list[int]:
 
 
 def image_first(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Messages as the official training code rewrites them: one placeholder, at the front, on a line of its own."""
+    """Messages as the official training code rewrites them: one placeholder, at the front, on a line of its own.
+
+    Several images of a message collapse into one there (specification mPLUG-Owl2, section 9.4); use for parity only.
+    """
     rewritten = []
     for message in messages:
         value = message["value"]
@@ -148,7 +184,22 @@ def official_labels(
     ids: Sequence[int], text: str, template: Template, encode: Encode, bos_token_id: int | None, *,
     pad_token_id: int = 0, max_length: int = 2048,
 ) -> list[int]:  # fmt: skip
-    """Labels by the official rule, made for Llama's tokenizer: answers and their ends, nothing where lengths differ."""
+    """Labels by the official rule, made for Llama's tokenizer: answers and their ends, nothing where lengths differ.
+
+    Args:
+        ids: of the whole text, -200 for every image.
+        text: the conversation as the template wrote it.
+        template: of two separators.
+        encode, bos_token_id: as in `tokenize`.
+        pad_token_id: not counted in the length of ids.
+        max_length: from which on a difference in length is taken for truncation.
+
+    Returns:
+        As many as ids, -100 where nothing is learned.
+
+    Source:
+        Specification mPLUG-Owl2, section 9.4.
+    """
     labels, end = list(ids), 1
     labels[:1] = [IGNORED] * len(labels[:1])
     opening = f"{template.sep}{template.roles[1]}: "
@@ -171,7 +222,17 @@ def official_labels(
 def answer_labels(
     ids: Sequence[int], turns: Sequence[Turn], template: Template, encode: Encode, bos_token_id: int | None
 ) -> list[int]:
-    """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt asking for it ends."""
+    """Labels on every answer and its end, for any tokenizer: an answer begins where the prompt asking for it ends.
+
+    Args:
+        ids: of the whole conversation, -200 for every image.
+        turns: that the template wrote.
+        template: of the conversation.
+        encode, bos_token_id: as in `tokenize`.
+
+    Returns:
+        As many as ids, -100 where nothing is learned.
+    """
     labels = [IGNORED] * len(ids)
 
     def common(text: str) -> int:

@@ -54,7 +54,12 @@ TABLE_WIDTH = 16
 class Owl2VisionTower(VisionTower):
     """Images to features of every position, the class position first where there is one.
 
-    official: cut the position table for smaller images, which the released tower does without a word.
+    Args:
+        sizes: of the tower.
+        official: cut the position table for smaller images, which the released tower does without a word.
+
+    Source:
+        Specification mPLUG-Owl2, section 3. A CLIP ViT-L/14 in Owl2, Qwen-VL's ViT-bigG in Owl2.1.
     """
 
     def __init__(self, sizes: VisionConfig, *, official: bool = False) -> None:
@@ -70,9 +75,16 @@ class Owl2VisionTower(VisionTower):
         self.sizes, self.official = sizes, official
 
     def positions(self, height: int, width: int) -> Tensor:
-        """The table for a grid of patches, (..., positions, dim): bicubic from 16 x 16 without class position.
+        """The position table for a grid of patches, bicubic from 16 x 16 without class position.
 
-        Raises ValueError where the image does not fit the table of a tower with a class position.
+        Args:
+            height, width: of the grid, in patches.
+
+        Returns:
+            (1, 1 + height * width, dim) with class position, (height * width, dim) without.
+
+        Raises:
+            ValueError: where the image does not fit the table of a tower with a class position.
         """
         table, sizes = self.position_embedding, self.sizes
         if not sizes.use_cls_token:
@@ -96,8 +108,14 @@ class Owl2VisionTower(VisionTower):
 class Abstractor(nn.Module):
     """Features of an image to `num_queries + 1` vectors of the language model's width.
 
-    dim: width of the vision tower; out_dim: of the language model; with_cls: whether features start with a class
-    position.
+    Args:
+        dim: width of the vision tower.
+        out_dim: width of the language model.
+        sizes: of the abstractor.
+        with_cls: whether features start with a class position.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, section 4.
     """
 
     def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, with_cls: bool) -> None:
@@ -112,7 +130,17 @@ class Abstractor(nn.Module):
 
     @torch.compiler.disable
     def tables(self, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Position tables for so many features. Raises ValueError where they form no square grid."""
+        """Sine positions of queries and keys.
+
+        Args:
+            num_positions: of the features, the class position included.
+
+        Returns:
+            (num_queries, dim) and (num_positions, dim).
+
+        Raises:
+            ValueError: where the features form no square grid.
+        """
         patches = num_positions - self.with_cls
         grid = round(patches**0.5)
         if grid * grid != patches:
@@ -125,9 +153,15 @@ class Abstractor(nn.Module):
         return queries, keys
 
     def forward(self, features: Tensor, attend: AttentionFunction, hidden: list[Tensor] | None = None) -> Tensor:
-        """features: (images, positions, dim) -> (images, num_queries + 1, out_dim).
+        """Read images by learned queries.
 
-        hidden: a list to which the queries after every layer are appended.
+        Args:
+            features: (images, positions, dim) of the tower.
+            attend: the attention function.
+            hidden: a list to which the queries after every layer are appended.
+
+        Returns:
+            (images, num_queries + 1, out_dim), the learned end vector last.
         """
         tables = self.tables(features.shape[1])
         x = self.queries.expand(len(features), -1, -1)
@@ -141,9 +175,19 @@ class Abstractor(nn.Module):
 def position_ids_of(
     given: Tensor | None, mask: Tensor | None, past: int | Tensor, shape: Sequence[int], device: torch.device
 ) -> Tensor:
-    """(batch or 1, seq): positions count from the first token that is attended, so left padding shifts nothing.
+    """Positions count from the first token that is attended, so left padding shifts nothing.
 
-    The released code counts padding too, and forgets it while decoding; one prompt at a time is all it can do.
+    The released code counts padding too, and forgets it while decoding; one prompt at a time is all it can do
+    (specification mPLUG-Owl2, section 7).
+
+    Args:
+        given: (batch, seq) of the caller, which go first.
+        mask: (batch, past + seq), 0 on padding; masks of other shapes tell nothing here.
+        past: positions in the cache.
+        shape: (batch, seq).
+
+    Returns:
+        (batch or 1, seq); padding on the left has position 0.
     """
     if given is not None:
         return given
@@ -163,12 +207,29 @@ def rotary(
     x: Tensor,
     is_training: bool,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of a forward pass: (batch or 1, 1, seq, head_dim) in the dtype of x: (batch, seq, dim)."""
+    """Rotary tables of a forward pass: Llama's, with scaling of transformers, or Qwen's dynamic NTK.
+
+    Args:
+        config: whose trained_length switches NTK on.
+        position_ids: (batch or 1, seq).
+        mask: (batch, past + seq), as in `frozen_alpha`.
+        past: positions in the cache.
+        cache: keeps the NTK factor.
+        x: (batch, seq, dim), for batch, device and dtype.
+        is_training: NTK belongs to evaluation.
+
+    Returns:
+        cos and sin, (batch or 1, 1, seq, head_dim) in the dtype of x.
+
+    Source:
+        Specification mPLUG-Owl2, sections 5 and 6.
+    """
     assert config.head_dim is not None and config.rope_parameters is not None
     kind, theta = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
     if kind != "default":
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+        # Only these kinds depend on the length; reading it from a GPU waits for the device.
         longest = int(position_ids.max()) + 1 if kind in ("dynamic", "longrope") else None
         inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, x.device, longest)
         return rotary_tables(position_ids, inv_freq, x.dtype, scale)
@@ -184,6 +245,16 @@ def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, c
 
     Keys in the cache were rotated with it, so a longer answer must not choose another one. It is kept on the cache: the
     official code keeps it in the module, where two generations at once would mix it up.
+
+    Args:
+        trained_length: up to which the factor is 1.
+        mask: (batch, seq) or the prepared (batch, 1, seq, keys); None counts every position.
+        past: positions in the cache.
+        cache: to keep it on, None for a pass by itself.
+        x: (batch, seq, dim), for batch and length.
+
+    Source:
+        Specification mPLUG-Owl2, section 6.
     """
     kept = getattr(cache, "ntk_alpha", None)
     # A compiled step never asks how full a static cache is: that number lives on the device.
@@ -228,7 +299,8 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Published initialisation: language model normal of `init_std`, tower and abstractor as torch draws them.
 
-        Their tables, queries and end vectors are normal of 1; their linear layers keep torch's uniform draw.
+        Their tables, queries and end vectors are normal of 1; their linear layers keep torch's uniform draw,
+        +-1 / sqrt(fan_in) (specification mPLUG-Owl2, section 8.4).
         """
         if isinstance(module, nn.LayerNorm | RMSNorm):
             init.ones_(module.weight)
@@ -237,6 +309,7 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
         elif isinstance(module, VisionTower | Abstractor):
             for parameter in module.parameters(recurse=False):
                 init.normal_(parameter)
+            # transformers visits inner modules by themselves too, and would draw them as the language model's.
             for inner in module.modules():
                 if isinstance(inner, nn.Linear | nn.Conv2d):
                     bound = inner.weight[0].numel() ** -0.5
@@ -251,7 +324,21 @@ class MPlugOwl2PreTrainedModel(PreTrainedModel):
 
 
 class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
-    """Vision tower, abstractor, embeddings and decoder: (batch, seq) ids and images to (batch, seq, dim) states."""
+    """Vision tower, abstractor, embeddings and decoder: (batch, seq) ids and images to (batch, seq, dim) states.
+
+    Args:
+        config: of the whole model.
+
+    Source:
+        arXiv 2311.04257, section 3; specification mPLUG-Owl2, sections 5 to 7.
+
+    Example:
+        >>> config = MPlugOwl2Config.preset("nano")
+        >>> model = MPlugOwl2Model(config).eval()
+        >>> ids = torch.tensor([[1, *[config.image_token] * config.tokens_per_image, 5]])
+        >>> model(ids, pixel_values=torch.zeros(1, 3, 64, 64)).hidden_states[-1].shape
+        torch.Size([1, 19, 128])
+    """
 
     def __init__(self, config: MPlugOwl2Config) -> None:
         super().__init__(config)
@@ -276,22 +363,41 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         self.post_init()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (images, 3, height, width) -> (images, tokens_per_image, dim)."""
+        """What the decoder gets of each image.
+
+        Args:
+            pixel_values: (images, 3, side, side), normalised.
+
+        Returns:
+            (images, tokens_per_image, dim), the learned end vector last.
+
+        Raises:
+            ValueError: for images of a size that the tower's position table does not fit.
+        """
         # No masks here, so sdpa picks the flash kernel by itself where the decoder asks for one by name.
         attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
         return self.abstractor(self.vision(pixel_values.to(self.dtype), attend), attend)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Embeddings with image features in place: (batch, seq, dim), and (batch, seq) bool, True on image positions.
+        """Embeddings with image features in place.
 
-        Raises ValueError where image positions and images do not agree.
+        Args:
+            input_ids: (batch, seq) with `config.image_id` on every position an image fills.
+            pixel_values: (images, 3, side, side) in reading order over the batch.
+
+        Returns:
+            (batch, seq, dim), and (batch, seq) bool, True on image positions; None where there is none.
+
+        Raises:
+            ValueError: where image positions and images do not agree, and for ids outside the vocabulary.
         """
         if input_ids.shape[1] == 1 and pixel_values is None and not self.training:
-            return self.token_embedding(input_ids), None
+            return self.token_embedding(input_ids), None  # a step of decoding, which compiles
         return self._embed_with_images(input_ids, pixel_values)
 
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """As `embed`. The image id lies behind the table, so its positions look up row 0 and are replaced."""
         is_image = torch.eq(input_ids, self.config.image_token)
         positions, images = int(is_image.sum()), 0 if pixel_values is None else len(pixel_values)
         per_image = self.config.tokens_per_image
@@ -333,10 +439,25 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
     ) -> CausalLMOutputWithPast:
         """States after the final norm, in `hidden_states[-1]`.
 
-        input_ids: (batch, seq) with `config.image_id` on every position an image fills; pixel_values: (images, 3, side,
-        side) in reading order; or inputs_embeds: (batch, seq, dim) with modality_ids: (batch, seq) indices into
-        `plait.types.MODALITIES`; attention_mask: (batch, past + seq), either padding side. output_attentions needs the
-        attention "eager", the others keep no weights.
+        Args:
+            input_ids: (batch, seq) with `config.image_id` on every position an image fills.
+            attention_mask: (batch, past + seq), 1 or True = attend, either padding side.
+            position_ids: (batch, seq), by default counted from the first attended token.
+            cache, past_key_values: keys and values so far; one cache, two names.
+            inputs_embeds: (batch, seq, dim), instead of ids and images.
+            pixel_values: (images, 3, side, side) in reading order over the batch.
+            modality_ids: (batch, seq) indices into `plait.types.MODALITIES`, which choose the way of every position;
+                by default image on image positions and text elsewhere.
+            use_cache: whether to make a cache where none is given.
+            output_hidden_states: whether `hidden_states` holds the states of all layers.
+            output_attentions: needs the attention "eager", the others keep no weights.
+
+        Returns:
+            hidden_states, the last of them (batch, seq, dim); the cache; attentions where asked for.
+
+        Raises:
+            ValueError: where image positions and images do not agree, for both or none of ids and embeddings, and for
+                weights of another attention than "eager".
         """
         is_image = None
         if inputs_embeds is None and input_ids is not None:
@@ -377,7 +498,17 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         )
 
     def route(self, x: Tensor, is_image: Tensor | None, modality_ids: Tensor | None) -> Route:
-        """Which modality owns each token of x: (batch, seq, dim); in training every modality is listed."""
+        """Which modality owns each token.
+
+        Args:
+            x: (batch, seq, dim), for its length.
+            is_image: (batch, seq) bool, of `embed`.
+            modality_ids: (batch, seq), which go first.
+
+        Returns:
+            The route of the decoder. In training it lists every modality: a way without tokens then gets gradients of
+            0, and all ranks the same parameters to reduce.
+        """
         if not self.config.routed:
             return TEXT_ONLY
         if is_image is not None and modality_ids is None:
@@ -397,7 +528,21 @@ def interleaved(modality_ids: Tensor) -> Route:
 
 
 class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
-    """The chat model: images and text in, text out."""
+    """The chat model: images and text in, text out.
+
+    Args:
+        config: of the whole model.
+
+    Source:
+        arXiv 2311.04257; specification mPLUG-Owl2, sections 5, 7 and 11.
+
+    Example:
+        >>> config = MPlugOwl2Config.preset("nano")
+        >>> model = MPlugOwl2ForConditionalGeneration(config).eval()
+        >>> ids = torch.tensor([[1, *[config.image_token] * config.tokens_per_image, 5]])
+        >>> model(ids, pixel_values=torch.zeros(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 19, 512])
+    """
 
     prompt_only = ("pixel_values", "modality_ids")
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
@@ -456,7 +601,10 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         )
 
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
-        """(rows, seq) -> (rows,): to the official `generate` an image is one id."""
+        """Positions of each prompt that lengths of beams leave out, (rows, seq) -> (rows,).
+
+        To the official `generate` an image is one id, so all but one of its positions (section 11).
+        """
         images = torch.eq(prompt_ids, self.config.image_token).sum(dim=1)
         return images - images // self.config.tokens_per_image
 
@@ -478,10 +626,18 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
 
 
 def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor:
-    """ids: (rows, seq); mask: (rows, prompt), once or once per beam, 0 on padding -> ids with the rest replaced.
+    """Ids for a rule that asks which ones occur: images and padding replaced by an id that occurs anyway.
 
     Image positions hold an id outside the vocabulary, and padding is no word; each becomes the smallest id that its row
-    has elsewhere, which changes nothing for a rule that asks whether an id occurs.
+    has elsewhere, which changes nothing for such a rule.
+
+    Args:
+        ids: (rows, seq), prompt and answer.
+        image_id: on positions of images.
+        mask: (rows, prompt), once or once per beam, 0 on padding.
+
+    Returns:
+        Like ids.
     """
     hidden = ids == image_id
     if mask is not None:
@@ -489,4 +645,5 @@ def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor
         padding = mask[:, : ids.shape[1]] == 0
         hidden[:, : padding.shape[1]] |= padding
     word = ids.masked_fill(hidden, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
+    # A row without a word keeps its ids: there is nothing to put in their place.
     return torch.where(hidden & (word < image_id), word, ids)

@@ -40,8 +40,22 @@ ASPECTS = ("resize", "pad", "crop")
 class MPlugOwl2Processor(TalkingProcessor):
     """Tokenizer, image processor and conversation template of one model.
 
-    tokens_per_image, image_token_id: as in the model's configuration; template: a name of `conversation.TEMPLATES`;
-    answer_end: the text that ends an answer, by default the tokenizer's end token.
+    Args:
+        image_processor: an `MPlugOwl2ImageProcessor`.
+        tokenizer: of transformers; a Llama's adds bos in front of every text, which the published prompts count on.
+        tokens_per_image, image_token_id: as in the model's configuration.
+        template: a name of `conversation.TEMPLATES`.
+        answer_end: the text that ends an answer, by default the tokenizer's end token.
+        chat_template: of transformers, by default the published conversation.
+
+    Source:
+        Specification mPLUG-Owl2, section 9.
+
+    Example:
+        >>> processor = MPlugOwl2Processor.from_config(model.config, tokenizer)
+        >>> batch = processor(images=[image], text=["USER: <|image|>What is this? ASSISTANT:"])
+        >>> ids = model.generate(**batch, max_new_tokens=20)
+        >>> processor.decode(ids[0, batch["input_ids"].shape[1] :])
     """
 
     def __init__(
@@ -76,7 +90,7 @@ class MPlugOwl2Processor(TalkingProcessor):
 
     @property
     def conversation(self) -> Template:
-        """The template with the end of an answer in place."""
+        """The template with the end of an answer in place: Owl2.1's tokenizer ends elsewhere than its text does."""
         chosen = TEMPLATES[self.template]
         return chosen if chosen.sep2 is None else replace(chosen, sep2=self.answer_end)
 
@@ -193,7 +207,16 @@ class MPlugOwl2Processor(TalkingProcessor):
 
 
 class MPlugOwl2ImageProcessor(SquareImages):
-    """Images to pixels by one of the published modes, `resize` (stretch), `pad` or `crop`; see `pixels`."""
+    """Images to pixels by one of the published modes; see `pixels`.
+
+    Args:
+        image_aspect: `resize` (stretch, the published evaluation), `pad` (the released scripts) or `crop`.
+        kwargs: of transformers: size, image_mean, image_std.
+
+    Example:
+        >>> MPlugOwl2ImageProcessor(size={"height": 64, "width": 64}).pixels(image).shape
+        torch.Size([3, 64, 64])
+    """
 
     size = {"height": 448, "width": 448}  # noqa: RUF012 (transformers reads plain class attributes)
     image_aspect = "resize"
@@ -214,10 +237,25 @@ def pixels(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> Tensor:
-    """An image to (3, side, side) float32. Raises ValueError for an aspect that is none of `ASPECTS`.
+    """An image of any size to pixels.
 
     Two bicubic steps of Pillow on 8-bit values, square and then shortest edge, as published: one step, or a resize of
     tensors, gives other pixels.
+
+    Args:
+        image: in any mode; it is made RGB first.
+        side: of the result, in pixels.
+        aspect: one of `ASPECTS`.
+        mean, std: per channel, of values from 0 to 1; CLIP's.
+
+    Returns:
+        (3, side, side) float32, normalised.
+
+    Raises:
+        ValueError: for another aspect.
+
+    Source:
+        Specification mPLUG-Owl2, section 9.1.
     """
     if aspect not in ASPECTS:
         raise ValueError(f"expected image_aspect among {', '.join(ASPECTS)}, got {aspect!r}")
@@ -240,6 +278,7 @@ def stretched_square(image: Image.Image) -> Image.Image:
 def padded_square(image: Image.Image, mean: Sequence[float] = CLIP_MEAN) -> Image.Image:
     """Centre on a square of the mean colour: the mode of the fine-tuning scripts."""
     side = max(image.size)
+    # (122, 116, 104) with CLIP's mean: cut, not rounded, as published.
     square = Image.new("RGB", (side, side), tuple(int(value * 255) for value in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
