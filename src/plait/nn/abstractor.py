@@ -79,6 +79,7 @@ class AbstractorLayer(nn.Module):
             (images, queries, dim).
         """
         both = torch.cat([q, self.key_norm(features)], dim=1)
+        # mPLUG-Owl has no positions at all here; mPLUG-Owl2 adds the same tables in every layer
         query, key = (q, both) if tables is None else (q + tables[0], both + torch.cat(tables))
         # positions go into queries and keys only, never into what is read
         heads = self.q_proj(query), self.k_proj(key), self.v_proj(both)
@@ -112,5 +113,6 @@ class AbstractorLayer(nn.Module):
             Like x.
         """
         q = self.query_norm(x)
+        # from q, not from x: the normalised query is the residual, as published
         x = q + self.out_proj(self.attend_to(q, features, attend, tables, feature_mask))
         return x + self.mlp(self.mlp_norm(x))

@@ -292,6 +292,7 @@ class AudioAdapter(nn.Module):
             keep, kept_mask = resolve_keep(keep)
             # Positions of visible frames come from visible frames alone: convolutions run on the shortened sequence.
             features, mask, biases = gather_units(features, keep[:, 1:] - 1), kept_mask[:, 1:], self.bias(index, keep)
+        # before CLS is put in front: it has a position of its own
         positions = self.positions(features, None if self.leaky_padding else mask)
         x = torch.cat([self.cls_embedding.expand(len(features), 1, -1), features], dim=1)
         x = x if self.norm is None else self.norm(x)
@@ -325,6 +326,7 @@ class RelativeBias(nn.Module):
         Returns:
             (1, heads, seq, seq) each, or (batch, heads, kept, kept) with `keep`.
         """
+        # visible units keep the relative positions that they have in the whole input
         index = index[None] if keep is None else index[keep[:, :, None], keep[:, None, :]]
         # not expanded over the batch: attention takes a bias that all rows share as it is
         return tuple(F.embedding(index, table).permute(0, 3, 1, 2).contiguous() for table in self.tables)
@@ -385,6 +387,7 @@ def conv_output_lengths(lengths: Tensor, spec: Sequence[ConvSpec]) -> Tensor:
         (batch,) frames.
     """
     for _, kernel, stride in spec:
+        # floor, not truncation: a clip shorter than the kernel must give 0 frames and not 1
         lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
     return lengths.clamp_min(0)
 
@@ -470,6 +473,7 @@ class ConvPositions(nn.Module):
         frames = x.shape[1]
         for conv in self.convs:
             if mask is not None:
+                # again before every block: each one spreads what is not 0 by half a kernel
                 x = x * mask[..., None]
             x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)  # an even kernel gives one frame too many
             # a norm without weights: the file has none

@@ -65,6 +65,7 @@ class SelfAttention(nn.Module):
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        # heads side by side: the norm that follows spans all of them
         out = attend(q, k, v, bias, key_mask).transpose(1, 2).flatten(2)
         return self.out_proj(out if self.norm is None else self.norm(out))
 
@@ -189,6 +190,7 @@ def attention_function(name: str) -> AttentionFunction:
     def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
         # Registered functions read a few fields of the calling module and return (batch, seq, heads, head_dim).
         if key_mask is not None:
+            # one additive tensor is all that registered functions take
             bias = mask_bias(key_mask, q.dtype) + (0 if bias is None else bias)
         return registered(_Caller(), q, k, v, bias, scaling=q.shape[-1] ** -0.5)[0].transpose(1, 2)
 
@@ -248,6 +250,7 @@ def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
         return blocks[0]
     size = sum(block.shape[-1] for block in blocks)
     batch = max(block.shape[0] for block in blocks)
+    # a block for all rows is written to all: batch is 1 unless one of them has a row of its own
     out = blocks[0].new_zeros(batch, blocks[0].shape[1], size, size)
     start = 0
     for block in blocks:

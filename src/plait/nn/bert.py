@@ -111,6 +111,7 @@ class BertEmbeddings(nn.Module):
         Raises:
             ValueError: for more positions than the table has.
         """
+        # checked here: a slice behind the table is only shorter, and the sum would fail without a reason
         stop, most = start + input_ids.shape[1], self.position_embedding.num_embeddings
         if stop > most:
             raise ValueError(f"expected at most {most} tokens, got {stop}; shorten the text")
@@ -178,6 +179,7 @@ class BertAttention(nn.Module):
         if shared > 1:
             out = out.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
         out = self.out_proj(out.transpose(1, 2).flatten(2))
+        # post-norm: the residual stream itself is normed
         return self.norm(x + self.dropout(out))
 
     def _dropped(self, q: Tensor, to: KeysValues, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
@@ -296,6 +298,7 @@ def causal_bias(queries: int, keys: int, like: Tensor) -> Tensor | None:
     """
     if queries == 1:
         return None
+    # queries are the last positions: the first of them sees keys - queries + 1 keys
     hidden = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu(keys - queries + 1)
     # half of the lowest number: a key mask's half may come on top without reaching -inf
     return like.new_zeros(1, 1, queries, keys).masked_fill_(hidden, torch.finfo(like.dtype).min / 2)

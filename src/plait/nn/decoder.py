@@ -274,6 +274,7 @@ class RoutedDecoder(nn.Module):
         Returns:
             (batch, seq, dim).
         """
+        # grouped once here: inside layers tokens stay sorted by way, but for attention
         run = self._grouped(route, run)
         x = run.to_layers(x)
         for layer in self.layers:
@@ -293,6 +294,7 @@ class RoutedDecoder(nn.Module):
         """The pass as layers see it: tokens grouped by way where more than one way is present."""
         if not self.is_routed:
             return run
+        # segments, or a single way: nothing has to be moved
         if route.order is None:
             return replace(run, route=route)
         # in training all ways are called, so that every rank issues the same collectives

@@ -96,6 +96,7 @@ class RoutedEncoder(nn.Module):
         for i, layer in enumerate(self.layers):
             # one bias for all layers, or one each: the remainder picks either
             bias = biases[i % len(biases)] if biases else None
+            # not without gradient: there is no backward pass for which anything would be kept
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, x, route, bias, key_mask, attend, use_reentrant=False)
             else:

@@ -70,6 +70,7 @@ def token_bucket_index(
     # float32 on purpose: published bucket borders are those of single-precision logarithms.
     ratio = torch.log(distance.abs().clamp_min(1).float() / middle) / math.log((max_positions - 1) / middle)
     far = (torch.ceil(ratio * (middle - 1)).long() + middle).clamp_max(bucket_size - 1) * distance.sign()
+    # shifted, so that the farthest backward distance is row 0
     index = torch.where(distance.abs() <= middle, distance, far) + bucket_size - 1
     return _with_cls_rows(index, first_row=2 * bucket_size - 1)
 
@@ -88,6 +89,7 @@ def image_bucket_index(width: int, device: torch.device | None = None) -> Tensor
     # row-major: the column runs fastest
     y, x = side.repeat_interleave(width), side.repeat(width)
     span = 2 * width - 1
+    # offsets in both axes from -(width - 1), as one number
     rows = (y[:, None] - y[None, :] + width - 1) * span + (x[:, None] - x[None, :] + width - 1)
     return _with_cls_rows(F.pad(rows, (1, 0, 1, 0)), first_row=span * span)
 
@@ -125,6 +127,7 @@ def resize_absolute(table: Tensor, width: int, num_special: int = 1, mode: str =
     if old == width:
         return table
     special, grid = table[:num_special], table[num_special:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    # without antialiasing, as every release does it
     grid = F.interpolate(grid, size=(width, width), mode=mode, align_corners=False)
     return torch.cat([special, grid.flatten(2).squeeze(0).T.to(table.dtype)])
 
@@ -163,6 +166,7 @@ def resize_relative(table: Tensor, old_width: int, new_width: int, num_special: 
     at = np.clip(np.arange(-(target // 2), target // 2 + 1, dtype=np.float64), x[0], x[-1])
     weights = cubic_spline_weights(x, at)  # (target, source)
     grid = table[: source * source].double().reshape(source, source, -1).cpu().numpy()
+    # the same spline along both axes: a tensor product
     grid = np.einsum("ap,pqh,bq->abh", weights, grid, weights, optimize=True)
     resized = torch.from_numpy(grid.reshape(target * target, -1)).to(table)
     return torch.cat([resized, table[source * source :]])
@@ -259,6 +263,7 @@ def rotary_tables(
     """
     # fp32 whatever the model's type: at position 4096 bf16 would round angles by whole turns
     angles = position_ids[..., None].float() * inv_freq.unsqueeze(-2)
+    # both halves turn by the same angles, see `rotate`
     angles = torch.cat((angles, angles), dim=-1)[:, None]
     # cast last, so that only cos and sin themselves are rounded
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)

@@ -147,6 +147,7 @@ class ClipBlock(nn.Module):
 
 def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
     """x (batch * frames, 1 + positions, dim) + module over frames, the class token left alone."""
+    # the class token passes no temporal module
     patches = x[:, 1:].unflatten(0, (-1, frames))
     return torch.cat([x[:, :1], (patches + module(patches)).flatten(0, 1)], dim=1)
 
@@ -230,6 +231,7 @@ class DualVisionEncoder(nn.Module):
             count = x.shape[1]
             x = x.flatten(0, 1)
         x = x.flatten(2).transpose(1, 2)  # (batch * frames', positions, dim)
+        # one class token per frame and one table for all frames: time has no positions here
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
         return self.pre_norm(x + self.position_embedding), count
 

@@ -111,6 +111,7 @@ class VisionTower(nn.Module):
         fresh: Callable[..., Tensor] = torch.zeros,
     ) -> None:
         super().__init__()
+        # no bias: the position table can hold it
         self.patch_embedding = nn.Conv2d(3, dim, patch_size, stride=patch_size, bias=False)
         self.cls_embedding = nn.Parameter(fresh(1, 1, dim)) if use_cls_token else None
         self.position_embedding = nn.Parameter(fresh(*table))
@@ -162,6 +163,7 @@ class VisionTower(nn.Module):
                 x = layer(x, attend, *beside)
         if hidden is not None:
             hidden.append(x)
+        # all positions; the release norms its pooled one twice, and nothing reads it
         return x if self.post_norm is None else self.post_norm(x)
 
 
@@ -208,6 +210,7 @@ def clip_tower(directory: Path, image_size: int | None = None) -> tuple[dict[str
         root = "vision_model." if any(key.startswith("vision_model.") for key in found) else ""
         state = {key.removeprefix(root): partial(found.__getitem__, key) for key in found if key.startswith(root)}
         emb = {name: state[f"embeddings.{name}"]() for name in ("class_embedding", "patch_embedding.weight")}
+        # now, so that a new tower stores the grid that it is trained at
         table = resize_absolute(state["embeddings.position_embedding.weight"](), side // patch)
         made = {
             "cls_embedding": emb["class_embedding"][None, None],

@@ -96,6 +96,7 @@ def grounding(image: Image, boxes: Tensor, size: int) -> GroundingInput:
     Returns:
         A `GroundingInput`.
     """
+    # two ratios, as the aspect ratio is not kept
     ratios = torch.tensor([size / image.width, size / image.height])
     return GroundingInput(square(image, size), boxes * ratios.repeat(2) / size, ratios)
 
@@ -187,6 +188,7 @@ def augment_clip(
     Returns:
         Like frames.
     """
+    # distinct for clips, with repetition for images: the two releases differ
     names = rng.sample(ops, count)
     changed = [reduce(lambda frame, name: apply(name, frame, level), names, frame) for frame in frames.numpy()]
     return torch.from_numpy(np.stack(changed))
@@ -212,6 +214,7 @@ def augment_image(
     frame: Frame = np.array(image, dtype=np.uint8)
     for name in rng.choices(ops, k=count):
         if rng.random() < 0.5:
+            # the sign is drawn for every operation, of colour too, so that draws stay in step
             frame = apply(name, frame, level, -1 if rng.random() < 0.5 else 1)
     return PILImage.fromarray(frame)
 
@@ -264,6 +267,7 @@ def apply(name: str, frame: Frame, level: float, sign: int = 1, *, official: boo
             values = np.arange(256)
             return _bytes(np.where(values < int(share * 256), values, 255 - values))[frame]
         case "Posterize":
+            # keeps the highest bits, fewer at a lower level
             return frame & np.uint8(255 << (8 - int(share * 4)) & 255)
         case "Sharpness":
             return _sharpened(frame, factor, wrap=official)

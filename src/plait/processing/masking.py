@@ -101,6 +101,7 @@ def audio_mask(num_frames: int, ratio: float, span: int = 5, generator: torch.Ge
     mask = torch.zeros(num_frames, dtype=torch.bool)
     # clamped, not cut: a span at an end masks the end frame several times
     mask[(centres[:, None] + offsets).clamp(0, num_frames - 1).flatten()] = True
+    # exact, so that all clips of one length have as many visible frames
     surplus = int(mask.sum()) - int(num_frames * ratio)
     if surplus > 0:
         mask[torch.multinomial(mask.float(), surplus, generator=generator)] = False

@@ -75,6 +75,7 @@ def deal_media(
                 f"expected {wanted} {kind}s for {wanted} {name} placeholders, got {got}; "
                 f"pass one {kind} per placeholder"
             )
+    # flat over the batch: media are dealt in reading order, whatever lists they came in
     next_picture, next_clip = iter(pictures), iter(clips)
     dealt = []
     for text in texts:
@@ -88,6 +89,7 @@ def deal_media(
             elif piece == video:
                 frames = next(next_clip)
                 shown.images.extend(frames)
+                # a model without clips sees a video as so many pictures
                 pieces[i] = image * len(frames)
         dealt.append(Shown("".join(pieces), shown.images, shown.clips))
     return dealt
@@ -176,6 +178,7 @@ class TalkingProcessor(ProcessorMixin):
         Raises:
             ValueError: for arguments that `__call__` does not have, and without text.
         """
+        # transformers would swallow what it does not know, and a misspelt option would do nothing
         strangers = sorted(set(unknown) - _SWALLOWED)
         if strangers:
             raise ValueError(f"expected images, text, videos, got {', '.join(strangers)}")

@@ -82,6 +82,7 @@ def build_backend(kept: Sequence[int] | None = None, *, lowercase: bool = True) 
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS_ID)])
+    # "</s>" in a caption is text and no end
     backend.encode_special_tokens = True
     return backend
 
@@ -171,6 +172,7 @@ def subset(used: Iterable[int]) -> list[int]:
         `subset(used)[i]` of the full one.
     """
     parts, ids = _parts(), _ids()
+    # a piece is reached by merges only: without its parts it would never be made
     open_pieces = [pieces()[i] for i in set(used)]
     kept = {*SPECIAL, *_byte_symbols()}
     while open_pieces:
@@ -187,6 +189,7 @@ def pieces() -> tuple[str, ...]:
 
     4 special ones, GPT-2's in the order of the published dictionary (by frequency), 3 fillers.
     """
+    # GPT-2 numbers bytes first, then merges in their order: its vocabulary needs no file
     by_gpt2_id = [*_byte_symbols(), *(a + b for a, b in merges()), "<|endoftext|>"]
     # the dictionary as GPT-2 ids: two bytes each, since they are below 65536
     order = np.frombuffer(gzip.decompress(_data("one_peace_order.u16.gz")), dtype="<u2")
@@ -327,6 +330,7 @@ def tokenizer_to_talk(directory: Path) -> Any:
         raise ValueError(
             f"expected a tokenizer in {directory}, got none that loads ({reason}); put its tokenizer.json there"
         ) from error
+    # attention masks hide padding, so any id will do
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

@@ -115,6 +115,7 @@ def training_clip(
     Returns:
         float32 (3, time, size, size).
     """
+    # one draw for all frames: a crop that jumped about would look like motion
     crop = random_crop(frames.shape[1], frames.shape[2], rng)
     values = crop_and_resize(frames, crop, size, official=official)
     if augment:
@@ -277,6 +278,7 @@ def centred_indices(num_frames: int, length: int) -> list[int]:
     Source:
         Specification mPLUG-Owl, 8.
     """
+    # of length - 1, as published: the last frame is the end of the last part
     part = (length - 1) / num_frames
     return [int(part / 2) + round(part * k) for k in range(num_frames)]
 

@@ -44,6 +44,7 @@ def prepare_waveform(
     """
     mono = np.asarray(waveform, dtype=np.float32)
     if mono.ndim == 2:
+        # before normalisation, which measures what the model will hear
         mono = mono.mean(axis=1)
     if mono.ndim != 1 or mono.size == 0:
         raise ValueError(

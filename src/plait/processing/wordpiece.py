@@ -167,6 +167,7 @@ def framed(backend: tokenizers.Tokenizer, content: Sequence[int], max_length: in
     Raises:
         ValueError: where the vocabulary has no [CLS] or [SEP].
     """
+    # two places are for [CLS] and [SEP]
     kept = list(content) if max_length is None else list(content)[: max_length - 2]
     return [special_id(backend, CLS), *kept, special_id(backend, SEP)]
 

@@ -328,6 +328,7 @@ def _read_file(path: Path) -> Checkpoint:
 
 def _mapped(file: Any) -> memoryview:
     """The file in memory, privately: pages are read when used, and changes never reach the file."""
+    # a private copy on write: torch may write to tensors made of it, the file stays as it is
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
@@ -366,6 +367,7 @@ def _from_index(path: Path) -> Checkpoint:
     shards: dict[str, Checkpoint] = {}
     readers: dict[str, Callable[[], Tensor]] = {}
     for key, name in weights.items():
+        # a name only: a path could lead out of the directory
         if not isinstance(name, str) or Path(name).name != name:
             raise PickleError(f"a shard index with something else than file names: {name!s:.80}")
         if name not in shards:
@@ -478,6 +480,7 @@ def _checkpoint(path: Path, kind: str, readers: Mapping[str, Callable[[], Tensor
 
     They wrap more than once, so it is stripped as long as every key has it.
     """
+    # every key, or none: a single "module." may be a name of the model's own
     while readers and all(key.startswith("module.") for key in readers):
         readers = {key.removeprefix("module."): read for key, read in readers.items()}
     return Checkpoint(path, kind, LazyState(readers), *rest)

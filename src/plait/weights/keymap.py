@@ -114,6 +114,7 @@ class Transpose(Rename):
 
     def back(self, tensors: list[Tensor]) -> list[Tensor]:
         """The native tensor with its dimensions in official order: the inverse permutation."""
+        # arg-sort: the inverse of a permutation
         order = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
         return [self._permuted(tensor, order) for tensor in tensors]
 
@@ -318,6 +319,7 @@ class KeyMap:
         for group in (group for group in groups if not isinstance(group.rule, Alias)):
             for key in group.outputs:
                 back = _find(self.rules, key, "native")
+                # checked before anybody relies on a layout that could not be written back
                 if back is None or back.outputs != group.inputs:
                     got = "nothing" if back is None else ", ".join(back.outputs)
                     raise StateError(f"expected {key} to lead back to {', '.join(group.inputs)}, got {got}", [key])
@@ -377,6 +379,7 @@ class KeyMap:
                 else:
                     report.moved[key] = group.outputs
             for position, key in enumerate(group.outputs):
+                # two keys of one name would overwrite each other in silence
                 if key in readers:
                     raise StateError(f"expected one source for {key}, got a second: {', '.join(group.inputs)}", [key])
                 readers[key] = partial(group.read, state, position)
