@@ -80,7 +80,10 @@ class Item:
 
     @property
     def pictures(self) -> list[Media]:
-        """The images of the item, one or several or none."""
+        """The images of the item, one or several or none.
+
+        `images` goes before `image`, which an item has instead.
+        """
         return self.images if self.images is not None else [] if self.image is None else [self.image]
 
     @property
@@ -386,7 +389,10 @@ class Scoring:
 
     @property
     def predictions(self) -> dict[str, Any]:
-        """Prediction by id; None where it failed."""
+        """Prediction by id; None where it failed.
+
+        What a prediction is goes by the method: a reply, an index, classes best first, boxes, a mask or a rank.
+        """
         return {row["id"]: row["prediction"] for row in self.rows}
 
     @property
@@ -400,7 +406,10 @@ class Scoring:
         return {item.id: item.group for item in self.items if item.group is not None}
 
     def replies(self) -> list[str]:
-        """The replies in the order of the items; a failed one is the empty reply, which is wrong everywhere."""
+        """The replies in the order of the items, as text.
+
+        A failed one is the empty reply, which is wrong everywhere.
+        """
         found = self.predictions
         return [str(found[item.id] or "") for item in self.items]
 
@@ -457,7 +466,10 @@ Submission = Callable[[Pairs, Path, str], Path]
 
 
 class NotScored(Exception):  # noqa: N818
-    """Why predictions have no score: the split holds no answers, or nobody judged them."""
+    """Why predictions have no score: the split holds no answers, or nobody judged them.
+
+    It ends no run: `score` turns it into a note, and the predictions are there to be handed in.
+    """
 
 
 def score(task: Task, scoring: Scoring) -> Scored:
@@ -508,5 +520,8 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def number_of(text: str) -> int | str:
-    """An id as servers want it: a number where it is one."""
+    """An id as servers want it: a number where it is one.
+
+    Files of COCO and VQA hold ids as numbers, and an id of an `Item` is always text.
+    """
     return int(text) if text.isdigit() else text

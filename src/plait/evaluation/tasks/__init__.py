@@ -22,7 +22,18 @@ TASKS: dict[str, Task] = {task.name: task for group in GROUPS for task in group.
 
 
 def task_named(name: str) -> Task:
-    """A task by its name. Raises UsageError with the nearest names where there is none."""
+    """A task by its name.
+
+    Args:
+        name: as `plait eval --list` shows it.
+
+    Raises:
+        UsageError: with the nearest names where there is none.
+
+    Example:
+        >>> task_named("vqav2").primary
+        'accuracy'
+    """
     if name not in TASKS:
         close = ", ".join(get_close_matches(name, TASKS, n=3, cutoff=0.4)) or "none close"
         raise UsageError(f"expected a task (plait eval --list shows them), got {name!r}; similar: {close}")
@@ -30,9 +41,18 @@ def task_named(name: str) -> Task:
 
 
 def read(root: str | Path, names: tuple[str, ...], split: str) -> tuple[list[Item], Source, str]:
-    """Items of the first of the layouts `names` whose files lie in `root`, their source and the layout's name.
+    """Items of the first layout whose files lie in a directory.
 
-    Raises ValueError that says which files were looked for.
+    Args:
+        root: the directory of the data set.
+        names: of layouts, tried in order.
+        split: filled into the names of files.
+
+    Returns:
+        The items, where they were found, and the layout's name.
+
+    Raises:
+        ValueError: that says which files were looked for, or what is wrong with one.
     """
     root = Path(root)
     if not root.is_dir():

@@ -30,6 +30,13 @@ def captions(scoring: Scoring) -> Scored:
     """BLEU, ROUGE-L and CIDEr (times 100) of the COCO kit; CIDEr of a domain uses the weights of all references.
 
     Where Java is there, its tokens are scored, and METEOR, and SPICE where its models are there as well.
+
+    Returns:
+        Scores CIDEr (primary), ROUGE-L, BLEU-1 to BLEU-4, METEOR and SPICE; units: CIDEr of every item;
+        categories: CIDEr by domain. The notes name the tokenizer, since numbers of the two do not compare.
+
+    Raises:
+        NotScored: for a split without references.
     """
     scoring.keep(lambda item: bool(item.captions), "reference captions")
     has_java = java.missing() is None
@@ -58,18 +65,23 @@ def submitted(pairs: Pairs, out: Path, model: str) -> Path:
 
 
 def _coco(source: Source, file_field: str) -> list[Item]:
+    """Items of a COCO file: one per picture, with all of its captions in the order of the file."""
     record = read_record(source["annotations"])
     items = {
         row.text("id"): Item(row.text("id"), image=row.text(file_field), category=row.get("domain"), captions=[])
         for row in record.records("images")
     }
+    # test files have pictures alone
     for row in record.records("annotations") if "annotations" in record else ():
         known_captions(items, row, "image_id", "images").append(row.text("caption"))
     return list(items.values())
 
 
 def known_captions(items: dict[str, Item], row: Row, name: str, of: str) -> list[str]:
-    """The captions of the item that a row belongs to. ValueError for an id that is not among the items."""
+    """The captions of the item that a row belongs to, to be added to.
+
+    Raises ValueError for an id that is not among the items. of: what the ids name, for the message.
+    """
     if (found := items.get(row.text(name))) is None:
         raise row.wrong(name, f"an id of the {of}", row[name])
     assert found.captions is not None
@@ -100,6 +112,8 @@ def owl2_captions(source: Source) -> list[Item]:
 
 
 def _karpathy(source: Source, id_field: str, *, has_folder: bool) -> list[Item]:
+    # restval are pictures of COCO's validation part that he moved into training
+    """Items of one split of Karpathy's file, with all raw sentences."""
     splits = ("train", "restval") if source.split == "train" else (source.split,)
     items = []
     for row in read_record(source["annotations"]).records("images"):
@@ -113,6 +127,7 @@ def _karpathy(source: Source, id_field: str, *, has_folder: bool) -> list[Item]:
 @layout("coco_karpathy_official", {"annotations": "dataset_coco.json"})
 def coco_karpathy(source: Source) -> list[Item]:
     """Karpathy's split of COCO: all raw sentences are references; train = train + restval."""
+    # cocoid is the number that COCO's own files use, imgid only a position
     return _karpathy(source, "cocoid", has_folder=True)
 
 
@@ -175,7 +190,16 @@ def msvd_captions(source: Source) -> list[Item]:
 
 
 def listed(path: Path | None, known: Iterable[str], where: Path) -> list[str]:
-    """The names of a list file in its order, or all known ones without a file. ValueError for a name not known."""
+    """The names of a list file in its order, or all known ones without a file.
+
+    Args:
+        path: of the list, None takes all.
+        known: names of the annotation file, in its order.
+        where: that file, for the message.
+
+    Raises:
+        ValueError: for a name not known.
+    """
     known = list(known)
     if path is None:
         return known
@@ -217,6 +241,7 @@ def video_file(video_id: str) -> str:
 
 
 def _caption(name: str, about: str, layouts: tuple[str, ...], split: str, size: int, **more) -> Task:
+    """A task that is scored as captions."""
     media = more.pop("media", ("image",))
     return Task(
         name, about, layouts, split, media, {"generate": "prompt"}, captions, "CIDEr", "caption", size=size, **more

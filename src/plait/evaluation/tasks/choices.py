@@ -45,7 +45,15 @@ def _answered(scoring: Scoring) -> list[tuple[Item, str]]:
 
 
 def scienceqa(scoring: Scoring) -> Scored:
-    """Accuracy over questions with a picture (SQA-IMG), and the columns of the official table."""
+    """Accuracy over questions with a picture (SQA-IMG), and the columns of the official table.
+
+    Returns:
+        Score image_accuracy in percent; categories: the official table, without columns that it leaves empty
+        (-1).
+
+    Raises:
+        NotScored: for a split without answers.
+    """
     replies = {item.id: reply for item, reply in _answered(scoring)}
     problems = {
         item.id: {**item.meta, "choices": item.choices, "answer": item.answer_index, "hint": item.context,
@@ -61,7 +69,15 @@ def scienceqa(scoring: Scoring) -> Scored:
 
 
 def mmbench(scoring: Scoring) -> Scored:
-    """Circular accuracy: a question counts when all its rotations are right; vanilla looks at the unrotated row."""
+    """Circular accuracy: a question counts when all its rotations are right; vanilla looks at the unrotated row.
+
+    Returns:
+        Scores circular (primary) and vanilla in percent; units: questions, not rows; categories: of both
+        levels.
+
+    Raises:
+        NotScored: for a split without answers (the test split: hand in the submission).
+    """
     rule = scoring.rule or "mmbench_2023"
     rows = [
         {"index": item.id, **dict(zip(LETTERS, item.choices or [])), "answer": item.right_letter,
@@ -98,7 +114,10 @@ def seed_bench(scoring: Scoring) -> Scored:
 
 
 def q_bench(scoring: Scoring) -> Scored:
-    """Accuracy, by question type (0 yes-or-no, 1 what, 2 how) and by concern."""
+    """Accuracy in percent, by question type (0 yes-or-no, 1 what, 2 how) and by concern.
+
+    Raises NotScored for a split without answers.
+    """
     rows = [
         {"candidates": item.choices, "correct_ans": (item.choices or [])[item.answer_index or 0], "prediction": reply,
          "type": item.question_type, "concern": item.meta.get("question_concern")}
@@ -113,8 +132,14 @@ def q_bench(scoring: Scoring) -> Scored:
 
 
 def mmmu(scoring: Scoring) -> Scored:
-    """Rule official: the benchmark's parser for letters and for open answers. Rule release: a reply must be the letter
-    alone (Owl2's script); open answers as official. Micro average, by subject."""
+    """Micro average over all questions, by subject, under one of two rules.
+
+    Rule official: the benchmark's parser for letters and for open answers. Rule release: a reply must be the
+    letter alone (Owl2's script); open answers as official.
+
+    Raises:
+        NotScored: for the test split, which hides its answers.
+    """
     scoring.keep(lambda item: bool(item.answers), "answer")
     rows = [
         {"id": item.id, "question_type": item.question_type, "answer": item.answers, "prediction": reply,
@@ -126,7 +151,7 @@ def mmmu(scoring: Scoring) -> Scored:
 
 
 def avqa(scoring: Scoring) -> Scored:
-    """Accuracy of chosen indices."""
+    """Accuracy of chosen indices, in percent. Raises NotScored for a split without answers."""
     scoring.keep(lambda item: item.answer_index is not None, "answer")
     found = scoring.predictions
     return scoring.scored(found[item.id] == item.answer_index for item in scoring.items)
@@ -191,6 +216,7 @@ def read_mmbench(source: Source) -> list[Item]:
         letters = [letter for letter in LETTERS if row.optional(letter)]
         image, size = _picture_in_cell(row, pictures)
         item = Item(row.text("index"), image=image, question=row.text("question"), context=row.optional("hint"))
+        # a rotation's index is that of its question plus a multiple of this number
         item.group = str(row.integer("index") % ROTATION)
         item.choices = [row.text(letter) for letter in letters]
         if row.optional("answer"):
@@ -282,6 +308,7 @@ def read_mmmu(source: Source) -> list[Item]:
         answer = None if answer == "?" else answer  # the test split hides them
         is_list = item.question_type == "open" and answer is not None and answer.startswith("[")
         item.answers = None if answer is None else [str(a) for a in _literal(row, "answer")] if is_list else [answer]
+        # ids are SPLIT_SUBJECT_NUMBER, and a subject may hold the same mark
         item.category = "_".join(name.split("_")[1:-1])
         items.append(item)
     return items
@@ -315,6 +342,7 @@ def read_avqa(source: Source) -> list[Item]:
 
 
 def _letters(name: str, about: str, split: str, size: int, rule, primary: str, kind, **more) -> Task:
+    """A task that asks for the letter of a choice."""
     media = more.pop("media", ("image",))
     return Task(name, about, (name,), split, media, {"generate": "prompt"}, rule, primary, kind, size=size, **more)
 

@@ -23,9 +23,17 @@ LOWEST = float(np.finfo(np.float64).min)
 
 
 def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (items, classes), at least `least` classes wide, and which items have any: (items,).
+    """Scores of every class for every item, and which items have any.
 
-    Predictions of others may name the best classes alone: these are then in that order, and all others behind them.
+    Predictions of others may name the best classes alone: these are then in that order, and all others behind
+    them.
+
+    Args:
+        scoring: rows whose raw is a list of scores, or whose prediction is a list of classes, best first.
+        least: classes that the result has at least.
+
+    Returns:
+        (items, classes) float64, and (items,) bool: False where the medium is missing.
     """
     raw, best = scoring.raw, scoring.predictions
     width = max([least, *(len(row) for row in raw.values() if isinstance(row, list))])
@@ -43,7 +51,15 @@ def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndar
 
 
 def top_k(scoring: Scoring) -> Scored:
-    """Top-1 and top-5 accuracy in percent, the mean of the classes' top-1, and top-1 of a uniform guess."""
+    """Top-1 and top-5 accuracy, the mean of the classes' top-1, and top-1 of a uniform guess.
+
+    Returns:
+        Scores top1 (primary), top5, mean_per_class and chance_top1, in percent; categories: top-1 by class,
+        where there are at most 100.
+
+    Raises:
+        NotScored: for a split without classes.
+    """
     scoring.keep(lambda item: item.label is not None, "class")
     labels = np.array([item.label for item in scoring.items])
     scores, has = scores_of_classes(scoring, int(labels.max()) + 1)
@@ -62,7 +78,14 @@ def top_k(scoring: Scoring) -> Scored:
 
 
 def tagging(scoring: Scoring) -> Scored:
-    """Macro mean of the classes' average precision, in percent; classes without a positive are left out and counted."""
+    """Macro mean of the classes' average precision, in percent; classes without a positive are left out and counted.
+
+    Returns:
+        Score mAP with an interval of its own: it is no mean over items.
+
+    Raises:
+        NotScored: for a split without labels.
+    """
     scoring.keep(lambda item: item.labels is not None, "labels")
     least = 1 + max((label for item in scoring.items for label in item.labels or []), default=0)
     scores, _ = scores_of_classes(scoring, least)
@@ -83,7 +106,16 @@ RESAMPLES = 200
 
 
 def resampled(measure: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
-    """95 % interval of a score of a whole set: measured on items drawn with replacement, draws without one left out."""
+    """95 % interval of a score of a whole set, measured on items drawn with replacement.
+
+    Args:
+        measure: numbers of the items drawn -> the score; NaN where it is not defined on a draw, which is left
+            out.
+        count: of items.
+
+    Returns:
+        (low, high); the score itself twice where nothing can be drawn.
+    """
     generator = np.random.default_rng(0)
     drawn = [measure(generator.integers(0, count, count)) for _ in range(RESAMPLES if count > 1 else 0)]
     drawn = drawn if drawn and not np.isnan(drawn).all() else [measure(np.arange(count))]
@@ -137,7 +169,12 @@ def imagenet_folder(source: Source) -> list[Item]:
 
 
 def class_names(path: Path | None, *, by_folder: bool = False) -> dict:
-    """Names of classes from lines "wnid name, synonym": by index, or by folder."""
+    """Names of classes from lines "wnid name, synonym".
+
+    Args:
+        path: of the list, None gives no names.
+        by_folder: wnid -> name, for folders called by it; else position -> name.
+    """
     if path is None:
         return {}
     rows = [line.partition(" ") for line in read_lines(path)]
@@ -145,6 +182,7 @@ def class_names(path: Path | None, *, by_folder: bool = False) -> dict:
 
 
 def _file_and_index(path: Path) -> list[tuple[str, int]]:
+    """Lines "file index", where the file may hold spaces. Raises ValueError with the row."""
     rows = []
     for number, line in enumerate(read_lines(path), 1):
         file, _, index = line.rpartition(" ")
@@ -250,6 +288,7 @@ def clip_of(row: Row, name: str, seconds: int) -> tuple[float, float]:
 
 
 def _classes(name: str, about: str, layouts: tuple[str, ...], split: str, media: Modality, labels: str, **more) -> Task:
+    """A task with one class, or several, of one medium; a trained head goes before zero-shot."""
     rule, primary = more.pop("rule", top_k), more.pop("primary", "top1")
     methods: Mapping[Capability, Method] = {"classify": "class_scores", "embed": "zero_shot"}
     return Task(name, about, layouts, split, (media,), methods, rule, primary, labels=labels, **more)

@@ -28,10 +28,19 @@ _OPTION = re.compile(r"^\(([A-Z])\)\s*")
 
 
 def glue_measures(scoring: Scoring) -> Scored:
-    """Accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation of a score."""
+    """Accuracy, F1 and Matthews correlation of classes; Pearson and Spearman correlation of a score.
+
+    Returns:
+        Accuracy, and of two classes F1 and Matthews, in percent; correlations from -1 to 1, with an interval of
+        their own.
+
+    Raises:
+        NotScored: for a split without labels (GLUE's test files).
+    """
     scoring.keep(lambda item: item.label is not None, "label")
     raw, best = scoring.raw, scoring.predictions
     labels = np.array([item.label for item in scoring.items], dtype=float)
+    # one number per item is a score, whatever the task's name
     if all(len(raw[item.id]) == 1 for item in scoring.items):
         values = finite([raw[item.id][0] for item in scoring.items])
         scores = {"pearson": glue.pearson(values, labels), "spearman": glue.spearman(values, labels)}
@@ -49,12 +58,20 @@ def _likelihoods(scoring: Scoring) -> list[list[float]]:
     """Likelihood of every choice; one for the chosen index and zero else where predictions hold no more."""
     scoring.keep(lambda item: item.answer_index is not None, "answer")
     raw, said = scoring.raw, scoring.predictions
+    # predictions of others hold the index alone: it wins, and normalised accuracy is the same as plain
     chosen = ([float(i == said[item.id]) for i in range(len(item.choices or []))] for item in scoring.items)
     return [raw[i.id] if isinstance(raw[i.id], list) else row for i, row in zip(scoring.items, chosen, strict=True)]
 
 
 def mmlu(scoring: Scoring) -> Scored:
-    """The letter with the highest likelihood; accuracy over all questions (micro), and the mean of the subjects."""
+    """The letter with the highest likelihood; accuracy over all questions (micro), and the mean of the subjects.
+
+    Returns:
+        Scores accuracy (micro, primary) and macro, in percent; categories: by subject.
+
+    Raises:
+        NotScored: for a split without answers.
+    """
     subjects: dict[str, list[dict[str, Any]]] = {}
     for item, row in zip(scoring.items, _likelihoods(scoring), strict=True):
         right = item.right_letter
@@ -68,7 +85,14 @@ def mmlu(scoring: Scoring) -> Scored:
 
 
 def arc(scoring: Scoring) -> Scored:
-    """The choice with the highest summed likelihood, and (acc_norm) with the highest likelihood per character."""
+    """The choice with the highest summed likelihood, and (acc_norm) with the highest likelihood per character.
+
+    Returns:
+        Scores accuracy and acc_norm in percent; units are of accuracy.
+
+    Raises:
+        NotScored: for a split without answers.
+    """
     rows = [
         {"choice_logprobs": row, "choice_texts": item.choices, "answer_index": item.answer_index}
         for item, row in zip(scoring.items, _likelihoods(scoring), strict=True)
@@ -81,14 +105,21 @@ def arc(scoring: Scoring) -> Scored:
 
 
 def bbh(scoring: Scoring) -> Scored:
-    """The text after the last "the answer is ", without a final period, equals the target."""
+    """The text after the last "the answer is ", without a final period, equals the target; accuracy in percent."""
     scoring.keep(lambda item: bool(item.answers), "answer")
     said = [answer_after_key(reply) for reply in scoring.replies()]
     return scoring.scored(exact_hits(said, [item.answer for item in scoring.items]))
 
 
 def agieval(scoring: Scoring) -> Scored:
-    """First capital letter A to F of the reply; several right letters must all be named; free answers must be equal."""
+    """First capital letter A to F of the reply; several right letters must all be named; free answers must be equal.
+
+    Returns:
+        Accuracy in percent; unreadable: replies without a letter.
+
+    Raises:
+        NotScored: for a split without answers.
+    """
     scoring.keep(lambda item: item.answer_index is not None or bool(item.answers), "answer")
     hits, unreadable = [], []
     for item, reply in scoring.pairs():
@@ -105,8 +136,17 @@ def agieval(scoring: Scoring) -> Scored:
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Where a GLUE task keeps its texts and labels. words: label words in the order of their classes. size: of its
-    development split. primary: the score that is its headline."""
+    """Where a GLUE task keeps its texts and labels.
+
+    Attributes:
+        folder, files: place of its tables.
+        size: of its development split.
+        texts, label: columns.
+        words: label words in the order of their classes; without them labels are numbers.
+        columns: names where the file has no header.
+        is_number: whether the label is a score.
+        primary: the score that is its headline.
+    """
 
     folder: str
     size: int
@@ -176,10 +216,12 @@ def read_mmlu(source: Source) -> list[Item]:
 
 
 def _mmlu_rows(path: Path) -> list[Row]:
+    """Rows of a subject's file, which has no header."""
     return read_table(path, columns=("question", *"ABCD", "answer"))
 
 
 def _mmlu_item(row: Row, number: int, subject: str) -> Item:
+    """A question of a subject; number: of its row, from 0."""
     item = Item(f"{subject}/{number}", question=row.text("question"), category=subject)
     item.choices = [row.text(letter) for letter in "ABCD"]
     item.answer_index = "ABCD".index(row.one_of("answer", "ABCD"))
@@ -241,6 +283,7 @@ for _name, _pattern in (("arc", "ARC-*"), ("arc_challenge", "ARC-Challenge"), ("
 
 
 def _glue(name: str) -> Task:
+    """The task of a GLUE table, on its development split: labels of the test split are hidden."""
     own, is_score = GLUE[name], name == "stsb"
     methods: Mapping[Capability, Method] = {"classify": "class_scores"}
     if is_score:
@@ -252,6 +295,7 @@ def _glue(name: str) -> Task:
 
 
 def _text(name: str, about: str, size: int | None, methods, rule, kind, value: str) -> Task:
+    """A task of a language model, with the number that mPLUG-Owl2's read-me gives."""
     return Task(
         name, about, (name,), "test", ("text",), {"text": methods}, rule, "accuracy", kind, size=size,
         published=published(readme_owl2=value),

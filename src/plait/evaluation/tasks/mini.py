@@ -17,7 +17,10 @@ QUESTION = "What is shown in this drawing?"
 
 
 def naming(scoring: Scoring) -> Scored:
-    """The reply names the thing: its name, without an article, stands in the reply as whole words."""
+    """The reply names the thing: its name, without an article, stands in the reply as whole words.
+
+    Returns accuracy in percent; drawings of one thing are one group.
+    """
     hits = []
     for item, reply in scoring.pairs():
         said = f" {' '.join(re.findall(r'[a-z0-9]+', reply.lower()))} "
@@ -28,6 +31,7 @@ def naming(scoring: Scoring) -> Scored:
 
 
 def _items(source: Source, modality: Modality) -> list[Item]:
+    """Items of one medium of a manifest, of the split asked for; the class is the concept, by its sorted name."""
     from plait.data.manifest import read_manifest
 
     rows = [row for row in read_manifest(source["manifest"]) if row.split == source.split]
@@ -61,6 +65,7 @@ def sounds(source: Source) -> list[Item]:
 
 
 def _naming(name: str, about: str, layout_name: str, media: Modality) -> Task:
+    """A task that names a drawing or a sound by the nearest of all names."""
     return Task(name, about, (layout_name,), "test", (media,), {"embed": "zero_shot"}, top_k, "top1")
 
 

@@ -11,6 +11,7 @@ from plait.evaluation.tasks.classes import named
 
 
 def _rows(path: Path) -> list[Row]:
+    """Rows of a table of the release: tab-separated, quotes are text, the last column may hold tabs."""
     return read_table(path, delimiter="\t", quoting=False, last_takes_rest=True)
 
 
@@ -58,6 +59,7 @@ def vqa(source: Source) -> list[Item]:
 
 
 def _target(row: Row, part: str) -> list[str | int | float]:
+    """(answer, class, score) of one part of `refs`. Raises ValueError for another form."""
     try:
         answer, index, score = part.split("|!+")
         return [answer, int(index), float(score)]
@@ -80,6 +82,7 @@ def nlvr2(source: Source) -> list[Item]:
 
 
 def _sound(row: Row) -> Item:
+    """An item of a sound, with its duration in seconds."""
     return Item(row.text("uniq_id"), audio=row.text("audio"), meta={"duration": float(row.number("duration"))})
 
 
@@ -109,6 +112,7 @@ def audio_questions(source: Source) -> list[Item]:
 
 
 def _classes(source: Source) -> dict[int, str]:
+    """Names of classes by number, from a list beside the table; none without it."""
     path = source.get("classes")
     return {} if path is None else dict(enumerate(read_lines(path)))
 

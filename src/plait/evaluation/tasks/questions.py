@@ -29,9 +29,17 @@ from plait.metrics.vqa import RULES, vqa_accuracy
 
 
 def vqa(scoring: Scoring) -> Scored:
-    """VQA accuracy under the rule of the run; per question type and answer type.
+    """VQA accuracy under the rule of the run, in percent; per question type and answer type.
 
-    Tables of ONE-PEACE hold the score of every right answer instead of the annotators': the rule is then of no use.
+    Tables of ONE-PEACE hold the score of every right answer instead of the annotators': the rule is then of no
+    use.
+
+    Returns:
+        Score accuracy; units: accuracy of every item; categories: by type. Notes say where answers are not the
+        usual ten.
+
+    Raises:
+        NotScored: for a split without answers.
     """
     scoring.keep(lambda item: bool(item.answers or item.meta.get("targets")), "answers")
     hits = []  # shares between 0 and 1, not only right and wrong
@@ -56,7 +64,16 @@ def vqa(scoring: Scoring) -> Scored:
 def gqa(scoring: Scoring) -> Scored:
     """GQA's metrics over the balanced questions, after lower case and without a final period.
 
-    Unbalanced questions of the file are asked, since consistency looks at what an answer entails, but never counted.
+    Unbalanced questions of the file are asked, since consistency looks at what an answer entails, but never
+    counted.
+
+    Returns:
+        Scores accuracy (primary), binary, open and distribution, and consistency where an entailed question is
+        in the file; categories: accuracy by structural and semantic type.
+
+    Raises:
+        NotScored: for a split without answers.
+        ValueError: where no question is balanced.
     """
     scoring.keep(lambda item: bool(item.answers), "answer")
     questions = {item.id: item.meta["question_record"] for item in scoring.items}
@@ -92,7 +109,15 @@ def verdict_prompt(item: Item, reply: str) -> str:
 
 
 def video_qa(scoring: Scoring) -> Scored:
-    """Rule exact: the reply is the annotated string. Rule judge: a judge says yes or no, and a score from 0 to 5."""
+    """Free answers about videos. Rule exact: the reply is the annotated string. Rule judge: a judge says yes or no.
+
+    Returns:
+        Score accuracy in percent; by a judge also score, the mean of its grades from 0 to 5. Replies of the
+        judge that cannot be read are left out of both and counted as unreadable.
+
+    Raises:
+        NotScored: for a split without answers, and for rule judge without a judge.
+    """
     scoring.keep(lambda item: bool(item.answers), "answer")
     if scoring.rule != "judge":
         scored = scoring.scored(exact_hits(scoring.replies(), [item.answer for item in scoring.items]))
@@ -124,6 +149,7 @@ _COCO_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015", "test
 
 
 def _vqa(source: Source) -> list[Item]:
+    """Items of VQA v2 and OK-VQA: questions, joined by question_id with annotations where these are there."""
     questions = read_record(source["questions"])
     # the pictures of test-dev are those of test: one folder, one name
     subset = questions.text("data_subtype").replace("test-dev", "test")
@@ -281,6 +307,7 @@ def msvd_qa(source: Source) -> list[Item]:
 
 
 def _video_question(row: Row, video: str) -> Item:
+    """An item of MSRVTT-QA or MSVD-QA; questions about one video are one group."""
     answers = [row.text("answer")] if "answer" in row else None
     return Item(row.text("id"), video=video, question=row.text("question"), answers=answers, group=video)
 
@@ -307,7 +334,7 @@ def tgif_frameqa(source: Source) -> list[Item]:
     optional=("answer_list",),
 )
 def mplug2_video_qa(source: Source) -> list[Item]:
-    """mPLUG-2's question files: id = row number."""
+    """mPLUG-2's question files: id = row number; a video of tumblr is a GIF."""
     return [
         Item(
             str(i),
@@ -338,6 +365,7 @@ _VIDEO = {"media": ("video",), "rules": ("exact", "judge")}
 
 
 def _question(name: str, about: str, layouts: tuple[str, ...], split: str, size: int, rule=vqa, **more) -> Task:
+    """A task with free short answers."""
     media, methods = more.pop("media", ("image",)), more.pop("methods", {"generate": "prompt"})
     return Task(name, about, layouts, split, media, methods, rule, "accuracy", "short", size=size, **more)
 

@@ -26,8 +26,17 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 
 
 def grounding(scoring: Scoring) -> Scored:
-    """Share of boxes with an intersection over union of at least 0.5. The rule says what the numbers of a reply are:
-    `fraction` of the picture, `thousandth` of it, or `pixel`. A reply without four numbers is wrong."""
+    """Share of boxes with an intersection over union of at least 0.5. A reply without four numbers is wrong.
+
+    The rule says what the numbers of a reply are: `fraction` of the picture, `thousandth` of it, or `pixel`.
+
+    Returns:
+        Score acc@0.5 in percent; groups: pictures.
+
+    Raises:
+        NotScored: for a split without boxes.
+        ValueError: where the size of a picture is needed and not known.
+    """
     scoring.keep(lambda item: bool(item.boxes), "box")
     sizes, rule = {row["id"]: row.get("image_size") for row in scoring.rows}, scoring.rule or "fraction"
     said: list[list[float] | None] = []
@@ -52,7 +61,11 @@ def grounding(scoring: Scoring) -> Scored:
 
 
 def detection(scoring: Scoring) -> Scored:
-    """Box AP, AP50, AP75 and AP by size in percent, by pycocotools; -1 where there is nothing of that kind."""
+    """Box AP, AP50, AP75 and AP by size in percent, by pycocotools; -1 where there is nothing of that kind.
+
+    Classes are matched by name, since models number them otherwise than COCO. The score is no mean over items,
+    so it has no interval.
+    """
     items, predictions = scoring.items, scoring.predictions
     names = {name for item in items for name in item.box_labels or []}
     names |= {box["label"] for boxes in predictions.values() for box in boxes or []}
@@ -64,6 +77,7 @@ def detection(scoring: Scoring) -> Scored:
             annotations.append(row | {"id": len(annotations) + 1, "image_id": number, "category_id": numbers[label]})
         for box in predictions[item.id] or []:
             x1, y1, x2, y2 = box["box"]
+            # COCO's boxes are x, y, width, height
             place = {"image_id": number, "category_id": numbers[box["label"]], "bbox": [x1, y1, x2 - x1, y2 - y1]}
             found.append(place | {"score": box["score"]})
     truth = {
@@ -79,7 +93,16 @@ def detection(scoring: Scoring) -> Scored:
 
 
 def segmentation(scoring: Scoring, num_classes: int) -> Scored:
-    """mIoU, mAcc and aAcc of the pooled confusion matrix of `num_classes`, in percent."""
+    """mIoU, mAcc and aAcc of the pooled confusion matrix, in percent.
+
+    Args:
+        scoring: predictions are grey PNG in base64, at the size of the picture.
+        num_classes: of the data set.
+
+    Raises:
+        NotScored: for a split without masks.
+        ValueError: for a mask of another size, and without the directory that holds the right ones.
+    """
     from PIL import Image
 
     scoring.keep(lambda item: item.mask is not None, "mask")
@@ -209,7 +232,17 @@ def ade20k(source: Source) -> list[Item]:
 
 
 def mask_classes(path: str | Path) -> np.ndarray:
-    """Classes (height, width) uint8 of a mask file: 0 -> 255, 1..150 -> 0..149. ValueError for no grey PNG."""
+    """Classes of a mask file: 0 -> 255 (ignored), 1..150 -> 0..149.
+
+    Args:
+        path: a grey PNG of 8 bits.
+
+    Returns:
+        (height, width) uint8.
+
+    Raises:
+        ValueError: for other modes of PNG.
+    """
     from PIL import Image
 
     with Image.open(path, formats=("PNG",)) as picture:
@@ -221,6 +254,7 @@ def mask_classes(path: str | Path) -> np.ndarray:
 
 
 def _refer(name: str, about: str, split: str, size: int, **published_as: str) -> Task:
+    """A task of referring expressions, by a grounding head or in words."""
     methods: Mapping[Capability, Method] = {"ground": "locate", "generate": "locate"}
     layouts, rules = ("refcoco", "one_peace_grounding"), ("fraction", "thousandth", "pixel")
     return Task(
@@ -230,6 +264,7 @@ def _refer(name: str, about: str, split: str, size: int, **published_as: str) ->
 
 
 def _masks(name: str, about: str, num_classes: int, size: int, value: str) -> Task:
+    """A task of class masks in ADE20K's layout."""
     rule = partial(segmentation, num_classes=num_classes)
     return Task(
         name, about, ("ade20k",), "val", ("image",), {"segment": "segment"}, rule, "mIoU", size=size,

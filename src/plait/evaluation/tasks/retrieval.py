@@ -21,8 +21,15 @@ from plait.types import Modality
 def retrieval(scoring: Scoring) -> Scored:
     """R@1/5/10 in percent, median and mean rank of both directions; mean_recall = the mean of the six recalls.
 
-    Units are items: the mean over the item's own query and its captions' queries, each direction weighted alike.
-    An item without its medium is found by nothing and finds nothing: its rank and its captions' lie behind everything.
+    Units are items: the mean over the item's own query and its captions' queries, each direction weighted
+    alike. An item without its medium is found by nothing and finds nothing: its rank and its captions' lie
+    behind everything.
+
+    Returns:
+        Scores named "image>text R@1" and so on, and mean_recall (primary).
+
+    Raises:
+        ValueError: for ids of no direction or item, and where every medium is missing.
     """
     known = {item.id: item for item in scoring.items}
     missing = [known[row["id"]] for row in scoring.rows if row.get("failed") and row["id"] in known]
@@ -125,6 +132,7 @@ def clotho(source: Source) -> list[Item]:
 def _retrieval(
     name: str, about: str, layouts: tuple[str, ...], size: int, media: Modality, **published_as: str
 ) -> Task:
+    """A task of media and texts that find each other."""
     return Task(
         name, about, layouts, "test", (media,), {"embed": "retrieve"}, retrieval, "mean_recall", size=size,
         published=published(**published_as),

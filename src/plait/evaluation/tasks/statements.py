@@ -16,17 +16,21 @@ ENTAILMENT = ("contradiction", "neutral", "entailment")
 
 
 def statements(scoring: Scoring) -> Scored:
-    """True or False, read from the first word of the reply that is yes, true, no or false."""
+    """True or False, read from the first word of the reply that is yes, true, no or false; accuracy in percent."""
     return _worded(scoring, {"yes": "True", "true": "True", "no": "False", "false": "False"})
 
 
 def entailment(scoring: Scoring) -> Scored:
-    """Entailment, contradiction or neutral, read from the first such word of the reply."""
+    """Entailment, contradiction or neutral, read from the first such word of the reply; accuracy in percent."""
     words = {word: word for word in ENTAILMENT}
     return _worded(scoring, words | {"entail": "entailment", "contradict": "contradiction"})
 
 
 def _worded(scoring: Scoring, words: Mapping[str, str]) -> Scored:
+    """Accuracy of replies by the first word that is in `words`, which gives the label.
+
+    A reply without such a word is wrong and counted as unreadable.
+    """
     scoring.keep(lambda item: item.label is not None, "label")
     # the first word that decides: "No, that is not true" holds true as well
     found = (re.findall(r"[a-z]+", reply.lower()) for reply in scoring.replies())

@@ -64,7 +64,10 @@ def mme(scoring: Scoring) -> Scored:
 
 
 def pope(scoring: Scoring) -> Scored:
-    """Accuracy, precision, recall and F1 of yes, and the share of yes, in percent. No reply is wrong, not yes."""
+    """Accuracy, precision, recall and F1 of yes, and the share of yes, in percent. No reply is wrong, not yes.
+
+    Raises NotScored for a split without answers.
+    """
     scoring.keep(lambda item: bool(item.answers), "answer")
     found = pope_scores([reply or None for reply in scoring.replies()], [item.answer for item in scoring.items])
     scored = scoring.scored(found["hits"])
@@ -83,7 +86,10 @@ def grade_prompt(item: Item, reply: str) -> str:
 
 
 def mm_vet(scoring: Scoring) -> Scored:
-    """Mean grade of a judge (0.0 to 1.0; 0 where none can be read), in percent, in total and per capability."""
+    """Mean grade of a judge (0.0 to 1.0; 0 where none can be read), in percent, in total and per capability.
+
+    Raises NotScored without a judge.
+    """
     told, judge = judged(scoring, "MM-Vet", grade_prompt)
     grades = {name: judge_grade(reply.strip()) for name, reply in told.items()}
     needs = {item.id: item.meta.get("capabilities", []) for item in scoring.items}
@@ -108,7 +114,10 @@ def rating_prompt(item: Item, reply: str) -> str:
 
 
 def mmhal_bench(scoring: Scoring) -> Scored:
-    """Mean rating of a judge (0 to 6) and share of hallucinating replies (rating below 3); by question type."""
+    """Mean rating of a judge (0 to 6) and share of hallucinating replies (rating below 3); by question type.
+
+    Raises NotScored without a judge.
+    """
     told, judge = judged(scoring, "MMHal-Bench", rating_prompt)
     ratings = {name: mmhal_rating(reply) for name, reply in told.items()}
     units = {name: float(rating or 0) for name, rating in ratings.items()}
@@ -118,7 +127,10 @@ def mmhal_bench(scoring: Scoring) -> Scored:
 
 
 def owl_eval(scoring: Scoring) -> Scored:
-    """Rates of people's grades A to D over all, per ability and per kind of dialogue; A+B is the headline."""
+    """Rates of people's grades A to D over all, per ability and per kind of dialogue; A+B is the headline.
+
+    Raises ValueError for other grades; without any the note says what is needed.
+    """
     if scoring.judge is None:
         return Scored({}, notes=["not scored: OwlEval needs people's grades, --judge FILE.jsonl with id and reply"])
     grades, _ = judged(scoring, "OwlEval", lambda item, reply: "")  # the grades are stored by id, nobody is asked
@@ -235,6 +247,7 @@ def read_mme(source: Source) -> list[Item]:
 
 
 def _suite(name: str, about: str, split: str, size: int, rule: Rule, primary: str, kind: QuestionKind, **more) -> Task:
+    """A task whose questions are answered in words about pictures."""
     methods: Mapping[Capability, Method] = {"generate": "prompt"}
     return Task(name, about, (name,), split, ("image",), methods, rule, primary, kind, size=size, **more)
 
