@@ -22,7 +22,13 @@ DOCUMENTS = ("expected.json", "data.json", "examples.json")
 
 
 class Place(NamedTuple):
-    """Where a case lies. `directory` of a loose `keys` case is the directory of its system."""
+    """Where a case lies, sortable by system and name.
+
+    Args:
+        system: name of the directory above the case.
+        name: of the case; `keys` for key lists that lie loose in a system.
+        directory: of the case; for a loose `keys` case that of its system.
+    """
 
     system: str
     name: str
@@ -30,7 +36,7 @@ class Place(NamedTuple):
 
 
 class OutputSpec(NamedTuple):
-    """What a runner may know of a stored output."""
+    """What a runner may know of a stored output: its shape and type, not its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -38,9 +44,13 @@ class OutputSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """How cases run: attention implementation, device, floating-point type, and through which door.
+    """How cases run.
 
-    official: with the quirks of the official code, as it computed the stored values; False: as users get it.
+    Args:
+        attn: attention implementation, `eager` or `sdpa`.
+        device: as torch names it.
+        dtype: floating-point type of weights and inputs, as torch names it.
+        official: with the quirks of the official code, as it computed the stored values; False: as users get it.
     """
 
     attn: str = "eager"
@@ -51,10 +61,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Case:
-    """One golden case as a runner sees it.
+    """One golden case as a runner sees it: expected values are hidden (`None` in the same structure).
 
-    `config_outputs` are patterns of the entries of config.json that are expected values, `json_inputs` the fields of
-    the JSON document that are inputs; expected values of both are hidden (`None` in the same structure).
+    A runner that cannot see what is expected cannot pass by copying it.
+
+    Args:
+        system, name, path: of the case, as in `Place`.
+        settings: how it runs.
+        config_outputs: patterns of the entries of config.json that are expected values.
+        json_inputs: fields of the JSON document that are inputs; all others are expected values.
+
+    Example:
+        >>> place = discover(Path("tests/goldens"))[0]
+        >>> case = Case(*place)
+        >>> case.inputs, case.outputs
     """
 
     system: str
@@ -124,6 +144,7 @@ class Case:
     def outputs(self) -> dict[str, OutputSpec]:
         """Shape and type of every stored `out.*` tensor, under its full name."""
         with self._open() as file:
+            # A slice tells shape and type without reading the values.
             slices = {name: file.get_slice(name) for name in file.keys() if name.startswith("out.")}  # noqa: SIM118
             return {name: OutputSpec(tuple(s.get_shape()), _torch_dtype(s.get_dtype())) for name, s in slices.items()}
 
@@ -133,7 +154,11 @@ class Case:
         return {f"keys.{_list_name(p)}": p for p in sorted(self.path.glob("*.json.gz"))}
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The official state dict of the case, on the CPU in float32 as stored. Raises ValueError without one."""
+        """The official state dict of the case, on the CPU in float32 as stored.
+
+        Raises:
+            ValueError: where the case has no weights.safetensors.
+        """
         from safetensors.torch import load_file
 
         path = self.path / "weights.safetensors"
@@ -153,13 +178,16 @@ class Case:
         return next((read_json(self.path / name) for name in DOCUMENTS if (self.path / name).exists()), None)
 
     def _cast(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor on the device of the run; integers and masks keep their type."""
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Stored tensors under `prefix`, by the rest of their names."""
         with self._open() as file:
             return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
 
     def _open(self) -> Any:
+        """The open file of tensors, or something without keys where the case has none (data cases)."""
         from contextlib import nullcontext
 
         from safetensors import safe_open
@@ -169,21 +197,28 @@ class Case:
 
 
 class _NoTensors:
+    """What `_open` gives of a case without tensors."""
+
     def keys(self) -> list[str]:
         return []
 
 
 def discover(root: Path) -> list[Place]:
-    """All cases under `root` (itself included), sorted by system and name."""
+    """All cases under `root` (itself included), sorted by system and name.
+
+    Args:
+        root: of goldens, of one system, or a single case.
+    """
     return sorted(_walk(root))
 
 
 def _walk(directory: Path) -> Iterator[Place]:
+    """The cases at and under a directory; nothing inside a case is one."""
     if (directory / "CASE.md").exists() or (directory / "expected.json").exists():
         yield Place(directory.resolve().parent.name, directory.resolve().name, directory)
         return
     if any(directory.glob("*.json.gz")):
-        yield Place(directory.resolve().name, "keys", directory)
+        yield Place(directory.resolve().name, "keys", directory)  # and its cases follow: the lists lie beside them
     for child in sorted(directory.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
             yield from _walk(child)
@@ -192,7 +227,13 @@ def _walk(directory: Path) -> Iterator[Place]:
 def hide(value: Any, inputs: tuple[str, ...], under: str = "") -> Any:
     """`value` with every leaf replaced by None, except under the fields named in `inputs`.
 
-    `name` is a field at any depth, `parent.name` one directly inside (or in a row of) the field `parent`.
+    Args:
+        value: decoded JSON.
+        inputs: `name` is a field at any depth, `parent.name` one directly inside (or in a row of) the field `parent`.
+        under: the field that holds `value`.
+
+    Returns:
+        The same structure, so that a runner knows how many answers are asked for.
     """
     if isinstance(value, dict):
         return {key: item if is_input(key, under, inputs) else hide(item, inputs, key) for key, item in value.items()}
@@ -217,6 +258,7 @@ def read_json(path: Path) -> Any:
 
 
 def _list_name(path: Path) -> str:
+    """`owl2` of keys.owl2.json.gz, keys_owl2.json.gz or owl2.keys.json.gz: the three spellings of golden data."""
     return path.name.removesuffix(".json.gz").removesuffix(".keys").removeprefix("keys_").removeprefix("keys.")
 
 
@@ -224,7 +266,7 @@ def _torch_dtype(name: str) -> torch.dtype:
     """The torch type that safetensors calls, for instance, "F32" or "BOOL"."""
     import torch
 
-    if name == "BF16":
+    if name == "BF16":  # the one name whose letters do not follow the pattern below
         return torch.bfloat16
     kinds = {"F": "float", "I": "int", "U": "uint", "B": "bool"}
     return getattr(torch, kinds[name[0]] + name[1:] if name != "BOOL" else "bool")

@@ -19,6 +19,8 @@ from torch import Tensor
 from plait.parity.cases import Case, fields_of, is_input, read_json
 from plait.parity.runners import NotRun, Quirk, Runner, Tolerance
 
+# Float64 against float32 of the official code alone moves logits by 4e-6 to 8e-6, a wrong eps by 3e-4 and more
+# (specification mPLUG-Owl2, section 15): 2e-5 tells one from the other.
 FLOAT32 = Tolerance(2e-5, 1e-4)
 GRADIENT = Tolerance(1e-5, 1e-3)
 HALF_PRECISION = {"bfloat16": 0.15, "float16": 0.03}
@@ -28,12 +30,19 @@ The random weights of golden cases amplify rounding far more than trained ones: 
 ACCELERATOR_FACTOR = 5.0
 """Golden cases are CPU results; kernels of accelerators add in another order."""
 UNCOVERED = object()
+"""Stands for an output that a runner left out; None would be a value of JSON."""
 
 
 @dataclass
 class Comparison:
-    """What came out for one stored output. `problem` is None where it agrees; `skipped`: parts of it that could not be
-    computed here -> verdict."""
+    """What came out for one stored output.
+
+    Args:
+        name: of the output.
+        problem: what differs; None where it agrees.
+        absolute, relative: largest errors.
+        skipped: parts of it that could not be computed here -> verdict.
+    """
 
     name: str
     problem: str | None = None
@@ -44,7 +53,18 @@ class Comparison:
 
 @dataclass
 class CaseResult:
-    """Verdict of a case: ok, FAIL, UNCOVERED, later, absent, properties, quirk or unavailable."""
+    """Verdict of a case.
+
+    Args:
+        system, name: of the case.
+        verdict: ok, FAIL, UNCOVERED (an output without a value of ours), properties (random draws, held against a
+            check), quirk (judged by other tests), or why nothing could be computed: later, absent, unavailable.
+        stored, compared: outputs.
+        absolute, relative: largest errors over all of them.
+        seconds: that the case took.
+        door: `official` or `default`, as in `Settings.official`.
+        notes: lines that start with a verdict and a colon.
+    """
 
     system: str
     name: str
@@ -78,7 +98,14 @@ def stored_names(case: Case) -> list[str]:
 def judge(case: Case, runner: Runner, actual: Mapping[str, Any], quirks: Sequence[Quirk] = ()) -> CaseResult:
     """Compare everything that is stored with our values.
 
-    quirks: which outputs mean nothing without the official quirks; the tests that they name judge ours.
+    Args:
+        case: that was run.
+        runner: that ran it, for its tolerances and properties.
+        actual: our values by name, as `plait.parity.runners.RunFunction` returns them.
+        quirks: which outputs mean nothing without the official quirks; the tests that they name judge ours.
+
+    Returns:
+        The verdict, without seconds and door.
     """
     result = CaseResult(case.system, case.name, "ok")
     violations = runner.check(case, actual) if runner.check else []
@@ -88,6 +115,7 @@ def judge(case: Case, runner: Runner, actual: Mapping[str, Any], quirks: Sequenc
         result.stored += 1
         value = actual.get(name.removeprefix("json."), UNCOVERED)
         quirk = next((q for q in quirks if any(fnmatchcase(name, pattern) for pattern in q.outputs)), None)
+        # What stands for an output comes before its comparison; a quirk excuses a difference, never a missing value.
         if quirk is not None and value is not UNCOVERED:
             skipped.add("quirk")
             result.notes.append(f"quirk: {name}: {quirk.what}; {quirk.judged_by}")
@@ -108,6 +136,7 @@ def judge(case: Case, runner: Runner, actual: Mapping[str, Any], quirks: Sequenc
 
 
 def _verdict(result: CaseResult, runner: Runner, skipped: set[str]) -> str:
+    """The gravest of what the notes say. A case that stores nothing is UNCOVERED: it would hold for any code."""
     for verdict in ("FAIL", "UNCOVERED"):
         if any(note.startswith(verdict) for note in result.notes):
             return verdict
@@ -119,6 +148,7 @@ def _verdict(result: CaseResult, runner: Runner, skipped: set[str]) -> str:
 
 
 def _add(result: CaseResult, comparison: Comparison) -> None:
+    """Add what came out for one output to the verdict of its case."""
     result.absolute = max(result.absolute, comparison.absolute)
     result.relative = max(result.relative, comparison.relative)
     result.notes += [f"{verdict}: {comparison.name}: {part}" for part, verdict in comparison.skipped.items()]
@@ -127,8 +157,10 @@ def _add(result: CaseResult, comparison: Comparison) -> None:
 
 
 def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, value: Any) -> Comparison:
+    """Compare one output by its kind, which the beginning of its name tells."""
     tolerance = tolerance_of(case, runner, name)
     if name.startswith("out."):
+        # Eager repeats the official code even where nothing is attended; other implementations give anything there.
         valid = None if case.attn == "eager" else actual.get(f"valid.{name}")
         stored = _stored_tensor(case, name)
         if case.settings.dtype in HALF_PRECISION and stored.is_floating_point() and stored.numel():
@@ -145,7 +177,13 @@ def _compare(case: Case, runner: Runner, actual: Mapping[str, Any], name: str, v
 
 
 def tolerance_of(case: Case, runner: Runner, name: str) -> Tolerance:
-    """What is accepted for one output: the rule of CASE.md where the runner names it, else the general one."""
+    """What is accepted for one output: the rule of CASE.md where the runner names it, else the general one.
+
+    Args:
+        case: whose device decides on `ACCELERATOR_FACTOR`.
+        runner: whose first pattern that matches is taken.
+        name: of the output; `.grad` in it asks for the rule of gradients, which sum up more rounding.
+    """
     chosen = next((t for pattern, t in runner.tolerance.items() if fnmatchcase(name, pattern)), None)
     if chosen is None:
         chosen = GRADIENT if ".grad" in name else FLOAT32
@@ -156,19 +194,29 @@ def tolerance_of(case: Case, runner: Runner, name: str) -> Tolerance:
 def compare_tensors(
     name: str, actual: Tensor, stored: Tensor, tolerance: Tolerance, valid: Tensor | None = None
 ) -> Comparison:
-    """Compare one tensor; `valid` (boolean, leading dimensions of it) leaves out positions without meaning."""
+    """Compare one tensor.
+
+    Args:
+        name: of the output.
+        actual: ours, on any device.
+        stored: of the same shape; integers and booleans must agree but for `tolerance.steps`.
+        tolerance: |ours - stored| <= absolute + relative * |stored|.
+        valid: bool over the leading dimensions, False on positions without meaning, which are left out.
+    """
     actual = actual.detach().cpu()
     if actual.shape != stored.shape:
         return Comparison(name, f"expected shape {tuple(stored.shape)}, got {tuple(actual.shape)}")
     if actual.is_floating_point() and not stored.is_floating_point():
         return Comparison(name, f"expected {stored.dtype}, got {actual.dtype}")
     if not stored.is_floating_point():
+        # Signed and wide, since differences of bytes and of booleans would wrap around or fail.
         wrong = (actual.to(torch.int64) - stored.to(torch.int64)).abs() > tolerance.steps
         count = int((wrong if valid is None else wrong[valid.cpu()]).sum())
         return Comparison(name, f"{count} of {wrong.numel()} values differ" if count else None)
     a, b = actual.double(), stored.double()
     if valid is not None:
         a, b = a[valid.cpu()], b[valid.cpu()]
+    # Equal infinities and NaN on both sides agree; NaN on one side alone is an infinite error.
     same = (a == b) | (a.isnan() & b.isnan())
     error = torch.where(same, 0.0, (a - b).abs()).nan_to_num(nan=torch.inf)
     absolute = float(error.max()) if error.numel() else 0.0
@@ -181,7 +229,15 @@ def compare_tensors(
 def compare_json(name: str, actual: Any, stored: Any, tolerance: Tolerance, inputs: tuple[str, ...] = ()) -> Comparison:
     """Compare decoded JSON: same structure, numbers within tolerance where one is fractional, all else equal.
 
-    Fields in `inputs` and `note` are left out, and a `NotRun` among our values is noted.
+    Args:
+        name: of the output, from which paths in messages start.
+        actual: ours; a `NotRun` in it is noted.
+        stored: decoded JSON.
+        tolerance: of numbers, where one of the two is fractional.
+        inputs: fields that are left out, as is `note`.
+
+    Returns:
+        The first difference as the problem, errors over all numbers.
     """
     result = Comparison(name)
     for path, ours, theirs in _leaves(name, actual, stored, (*inputs, "note")):
@@ -201,6 +257,7 @@ def compare_json(name: str, actual: Any, stored: Any, tolerance: Tolerance, inpu
 
 
 def _leaves(path: str, ours: Any, theirs: Any, skip: tuple[str, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """(path, ours, stored) of everything that has no parts; where structures differ, of what differs in them."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         under = re.sub(r"\[\d+\]", "", path).rpartition(".")[2]
         ours, theirs = ({k: v for k, v in d.items() if not is_input(k, under, skip)} for d in (ours, theirs))
@@ -227,6 +284,7 @@ def _distance(ours: float, theirs: float) -> float:
 
 
 def _is_number(value: Any) -> bool:
+    """Whether JSON has a number here; to Python True is one too."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

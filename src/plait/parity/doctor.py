@@ -19,15 +19,24 @@ from plait.errors import extra_of
 
 SHOWN = ("media", "train", "search", "serve", "chat", "eval")
 """Extras that people use; those for builders and developers are left out."""
+# Distributions whose module has another name than the distribution.
 MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "pycocotools": "pycocotools"}
 FREE_GB = 1.0
+"""GiB; with less the free space is pointed out."""
 
 State = Literal["ok", "absent", "BROKEN"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor. `absent` is a thing one can do without; `BROKEN` fails the command."""
+    """One line of the doctor.
+
+    Args:
+        topic: version, extra, disk, device, dtype or parity.
+        name: of what was looked at.
+        state: `absent` is a thing one can do without; `BROKEN` fails the command.
+        note: what was found, or the remedy.
+    """
 
     topic: str
     name: str
@@ -36,7 +45,11 @@ class Check:
 
 
 def examine(parity: bool = True) -> Iterator[Check]:
-    """Every check, quick ones first."""
+    """Every check, quick ones first, each as soon as it is made.
+
+    Args:
+        parity: whether to run the shipped golden cases, which takes the longest.
+    """
     yield Check("version", "plait", "ok", f"{plait.__version__}, Python {platform.python_version()}")
     yield from _packages()
     yield from _extras()
@@ -47,6 +60,7 @@ def examine(parity: bool = True) -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
+    """Whether every package that Plait always needs is installed in a version that it allows."""
     from packaging.requirements import Requirement
 
     for line in requires("plait") or []:
@@ -58,12 +72,14 @@ def _packages() -> Iterator[Check]:
         except PackageNotFoundError:
             yield Check("version", requirement.name, "BROKEN", f"not installed; pip install '{line}'")
             continue
+        # A prerelease that somebody installed counts; by default a specifier accepts none.
         fits = requirement.specifier.contains(found, prereleases=True)
         note = found if fits else f"expected {requirement.specifier}, got {found}; pip install '{line}'"
         yield Check("version", requirement.name, "ok" if fits else "BROKEN", note)
 
 
 def _extras() -> Iterator[Check]:
+    """Whether the packages of each shown extra are there, without importing them."""
     from packaging.requirements import Requirement
 
     names = {Requirement(line).name for line in requires("plait") or []}
@@ -75,11 +91,13 @@ def _extras() -> Iterator[Check]:
 
 
 def _disk() -> Check:
+    """Free space where a run would be written."""
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     return Check("disk", "free here", "ok" if free >= FREE_GB else "absent", f"{free:.1f} GiB")
 
 
 def _devices() -> Iterator[Check]:
+    """Every device that torch sees, and what computes on it in each floating-point type."""
     import torch
 
     devices = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
@@ -106,10 +124,12 @@ def _dtype(device: str, dtype: object) -> Check:
         error = (got.float().cpu() - expected).abs().max().item()
     except RuntimeError as problem:
         return Check("dtype", name, "absent", str(problem).splitlines()[0])
+    # bfloat16 keeps 8 bits: rounding alone is up to 4e-3 of a value near 1, and attention rounds several times.
     return Check("dtype", name, "ok" if error < 2e-2 else "BROKEN", f"error {error:.0e} of attention")
 
 
 def _cases() -> Iterator[Check]:
+    """The shipped golden cases, one small one of each family."""
     from plait.parity.cases import Settings, discover
     from plait.parity.run import run_all
     from plait.parity.shipped_runners import SHIPPED

@@ -27,7 +27,16 @@ GOLDEN_RUNNERS = "plait_golden_runners"
 
 
 def select(directory: Path, system: str | None = None, case: str | None = None) -> list[Place]:
-    """The cases a command asks for. Raises UsageError where there is none."""
+    """The cases a command asks for.
+
+    Args:
+        directory: of goldens, of one system, or of a single case.
+        system: only of this one.
+        case: only of this name; `*` and `?` match any part.
+
+    Raises:
+        UsageError: where there is none, or no such system.
+    """
     if not directory.is_dir():
         raise UsageError(f"expected a directory of golden cases, got {directory}; pass one that exists")
     places = discover(directory)
@@ -44,7 +53,13 @@ def select(directory: Path, system: str | None = None, case: str | None = None) 
 
 
 def run_all(places: list[Place], settings: Settings, out: Path | None = None) -> Iterator[CaseResult]:
-    """Run cases one after the other and yield what came out of each."""
+    """Run cases one after the other and yield what came out of each, as soon as it did.
+
+    Args:
+        places: of `select`.
+        settings: how they run.
+        out: where our values go, one directory per case; None writes nothing.
+    """
     for place in places:
         start = perf_counter()
         result = run_case(place, settings, out)
@@ -54,7 +69,16 @@ def run_all(places: list[Place], settings: Settings, out: Path | None = None) ->
 
 
 def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseResult:
-    """Find the runner of a case, run it, write our values if asked, and compare."""
+    """Find the runner of a case, run it, write our values if asked, and compare.
+
+    Args:
+        place: of the case.
+        settings: how it runs.
+        out: where our values go.
+
+    Returns:
+        A verdict whatever happens: an error of a runner is a FAIL that names its place.
+    """
     from plait.parity.compare import CaseResult, judge, stored_names
 
     runner = find(place.system, place.name)
@@ -69,7 +93,7 @@ def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseR
             write_actual(case, actual, out)
         return judge(case, runner, actual, quirks_of(place) if not settings.official else ())
     except Exception as error:  # a broken case is a verdict, the others still run
-        where = _innermost(error)
+        where = _innermost(error)  # file and line say more than the message of a shape error
         note = f"FAIL: {type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})"
         return CaseResult(place.system, place.name, "FAIL", len(stored_names(case)), notes=[note])
 
@@ -94,6 +118,7 @@ def write_actual(case: Case, actual: Mapping[str, Any], out: Path) -> None:
 
 
 def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any] | list[Any]:
+    """Our JSON outputs in the structure of the stored document; what we have no value for stays hidden."""
     document = {key: actual.get(key, value) for key, value in fields_of(case.document).items()}
     if isinstance(case.document, list):
         return list(document.values())
@@ -105,6 +130,7 @@ def _actual_document(case: Case, actual: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _innermost(error: BaseException) -> str:
+    """`file.py:line` where an error was raised."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -119,11 +145,16 @@ def home() -> Path | None:
 
 
 def runner_module(name: str) -> ModuleType:
-    """The file `name`.py among the runners of golden cases. Raises UsageError in an installed copy."""
+    """The file `name`.py among the runners of golden cases, as a module.
+
+    Raises:
+        UsageError: in an installed copy, which has none.
+    """
     place = home()
     if place is None:
         raise UsageError(f"expected the runner {name}.py in tests/parity, got none; {CLONE}")
     if GOLDEN_RUNNERS not in sys.modules:
+        # A package made by hand: runners import one another, and their directory stays off sys.path.
         package = ModuleType(GOLDEN_RUNNERS)
         package.__path__ = [str(place)]
         sys.modules[GOLDEN_RUNNERS] = package
@@ -157,5 +188,5 @@ def find(system: str, name: str) -> Runner | NotRun | None:
     known |= {r.kind: r for (of, _), r in REGISTRY.items() if of == system}
     kinds = [kind for kind in known if name.startswith(kind)]
     if kinds:
-        return known[max(kinds, key=len)]
+        return known[max(kinds, key=len)]  # the longest: `video_model_image` is no case of `video_model`
     return None if home() else NotRun("unavailable", f"its runner lies in tests/parity; {CLONE}")

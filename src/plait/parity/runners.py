@@ -13,7 +13,7 @@ from plait.parity.cases import Case
 
 
 class Tolerance(NamedTuple):
-    """Largest accepted error: `absolute + relative * |expected|`, of integers `steps`."""
+    """Largest accepted error of one value: `absolute + relative * |expected|`, of integers `steps`."""
 
     absolute: float
     relative: float
@@ -22,14 +22,26 @@ class Tolerance(NamedTuple):
 
 @dataclass(frozen=True)
 class NotRun:
-    """Stands for an output that could not be computed here, and says why."""
+    """Stands for an output that could not be computed here, and says why.
+
+    Args:
+        verdict: `absent` (a file that this copy of the goldens leaves out), `later` (an issue brings its runner) or
+            `unavailable` (an installed copy has no runner of it).
+        reason: one sentence.
+    """
 
     verdict: Literal["absent", "later", "unavailable"]
     reason: str
 
 
 class Quirk(NamedTuple):
-    """Outputs (patterns) of a kind that are right only with a quirk of the official code, and who judges ours."""
+    """Outputs of a kind that are right only with a quirk of the official code.
+
+    Args:
+        outputs: patterns of their names.
+        what: the quirk.
+        judged_by: tests that judge what Plait does instead.
+    """
 
     outputs: tuple[str, ...]
     what: str
@@ -50,8 +62,13 @@ PropertyCheck = Callable[[Case, Mapping[str, Any]], list[str]]
 class Runner:
     """A function with what the comparison has to know about its kind.
 
-    `tolerance` maps patterns of output names to what CASE.md allows. Outputs that match `properties` are random draws,
-    held against `check` instead of stored values.
+    Args:
+        system, kind: the cases it serves; a kind is the beginning of their names.
+        function: from a `Case` to our values.
+        tolerance: patterns of output names -> what CASE.md allows.
+        properties: patterns of outputs that are random draws, held against `check` instead of stored values.
+        check: the violated properties of our values.
+        config_outputs, json_inputs: as in `Case`.
     """
 
     system: str
@@ -77,7 +94,18 @@ def runner(
     config_outputs: tuple[str, ...] = (),
     json_inputs: tuple[str, ...] = (),
 ) -> Callable[[RunFunction], RunFunction]:
-    """Register the decorated function for cases of `kind`; one function may serve several kinds."""
+    """Register the decorated function for cases of `kind`; one function may serve several kinds.
+
+    Arguments are those of `Runner`.
+
+    Raises:
+        ValueError: for properties without a check, and for a second runner of a kind.
+
+    Example:
+        >>> @runner("my_system", "add")
+        ... def add(case):
+        ...     return {"out.sum": case.inputs["a"] + case.inputs["b"]}
+    """
     if properties and check is None:
         raise ValueError(f"expected a check for the properties of {system} {kind}, got none; pass check=")
 

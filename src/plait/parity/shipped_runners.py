@@ -38,7 +38,12 @@ GRADIENTS = {"out.grad*": Tolerance(1e-5, 1e-3)}
 
 
 def shipped(kind: str, **options: Any) -> Callable[[RunFunction], RunFunction]:
-    """Register the decorated function for `kind` in the system whose shipped case has this name."""
+    """Register the decorated function for `kind` in the system whose shipped case has this name.
+
+    Args:
+        kind: name of the case; exactly one system may have it.
+        options: of `plait.parity.runners.runner`.
+    """
     (place,) = SHIPPED.glob(f"*/{kind}")
     return runner(place.parent.name, kind, **options)
 
@@ -49,7 +54,13 @@ def family_of(case: Case) -> ModuleType:
 
 
 def key_map(case: Case, config: Any, **options: Any) -> KeyMap:
-    """Official names <-> those of the family's model of this configuration."""
+    """Official names <-> those of the family's model of this configuration.
+
+    Args:
+        case: whose system names the family.
+        config: of that family.
+        options: of its `key_map`.
+    """
     weights = import_module(f"{auto.FAMILIES[case.system].removesuffix('.family')}.weights")
     return weights.key_map(config, **options)
 
@@ -57,7 +68,13 @@ def key_map(case: Case, config: Any, **options: Any) -> KeyMap:
 def held(case: Case, model: nn.Module, rules: KeyMap) -> Any:
     """The module inside `model` that the case's weights lead to, strictly filled with them.
 
-    model: a whole one, on the meta device since only this part needs memory; rules: official names <-> its own.
+    Args:
+        case: with official weights of one part.
+        model: a whole one, on the meta device since only this part needs memory.
+        rules: official names <-> its own.
+
+    Returns:
+        The part, on the device and in the type of the run, in evaluation mode.
     """
     native, _ = rules.forward(case.weights())
     path = _above(native)
@@ -74,6 +91,7 @@ def gradients(case: Case, model: nn.Module, rules: KeyMap) -> Outputs:
 
 def _above(names: Iterable[str]) -> str:
     """The modules that all names lie in: "a.b." for a.b.weight and a.b.bias."""
+    # Column by column from the left, while all names agree; the last part of a name is a tensor, never a module.
     columns = zip(*(name.split(".")[:-1] for name in names))
     return "".join(f"{column[0]}." for column in takewhile(lambda column: len(set(column)) == 1, columns))
 
@@ -86,7 +104,10 @@ def ramp(like: Tensor) -> Tensor:
 @shipped("forward_text")
 @torch.no_grad()
 def forward_text(case: Case) -> Outputs:
-    """A whole model through the public loader; text alone."""
+    """A whole model through the public loader; text alone.
+
+    What `plait.models.auto.from_official` does is so checked too, not only the modules below it.
+    """
     checkpoint = replace(read_checkpoint(case.path / "weights.safetensors"), config=dict(case.config))
     model, _ = auto.from_official(checkpoint, dtype=case.dtype, device=case.device, official=case.official)
     model.set_attn_implementation(case.attn)
@@ -113,7 +134,10 @@ def padding(adapted: Adapted) -> Tensor:
 
 @shipped("temporal_block")
 def temporal_block(case: Case) -> Outputs:
-    """One block of a video encoder, whose number the keys tell."""
+    """One block of a video encoder, whose number the keys tell.
+
+    Official states are (positions, batch, dim); ours have the batch first, hence the two transpositions.
+    """
     family, c = family_of(case), case.config
     count = 1 + max(int(number) for key in case.weights() for number in re.findall(r"\.(\d+)\.", key))
     config = family.CONFIG(vision={"dim": c["d_model"], "num_heads": c["n_head"], "num_layers": count})
@@ -128,7 +152,10 @@ def temporal_block(case: Case) -> Outputs:
 
 @shipped("abstractor", tolerance=GRADIENTS)
 def abstractor(case: Case) -> Outputs:
-    """Learned queries over the features of pictures, (batch, positions, dim), or clips, (batch, frames, ...)."""
+    """Learned queries over the features of pictures, (batch, positions, dim), or clips, (batch, frames, ...).
+
+    The inner values of the first layer are stored for pictures alone.
+    """
     family, shapes = family_of(case), {key: tuple(value.shape) for key, value in case.weights().items()}
     section = case.config["visual_abstractor_config"]
     tower = {"hidden_size": section["hidden_size"], "num_attention_heads": section["num_attention_heads"]}
@@ -162,7 +189,10 @@ def abstractor(case: Case) -> Outputs:
 @shipped("multiway_modules")
 @torch.no_grad()
 def multiway_modules(case: Case) -> Outputs:
-    """Norm, projection and fused projection with a way for text and one for pictures."""
+    """Norm, projection and fused projection with a way for text and one for pictures.
+
+    Official `multiway.0` is text, `multiway.1` pictures; an `idx` input tells the modality of every position.
+    """
     dim, x = case.config["hidden_size"], case.inputs["x"]
     ways = {"text": ("text",), "visual": ("image",)}
     builds = {
