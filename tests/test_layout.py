@@ -33,6 +33,7 @@ LEVEL = {room: level for level, rooms in ROOMS_BY_LEVEL.items() for room in room
 SAME_LEVEL = {
     "routing": {"types"},  # the words all rooms share
     "places": {"errors"},
+    "errors": {"reading"},
     "modalities": {"types", "errors"},
     "nn": {"weights"},
     "search": {"embedder", "chat", "assistant"},

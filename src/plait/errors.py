@@ -9,6 +9,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 
+from plait.reading import check_directory
+
 
 class UsageError(ValueError):
     """The command was wrong (exit code 2), as opposed to work that failed (exit code 1)."""
@@ -35,7 +37,9 @@ def no_code_of(place: object) -> Generator[None]:
 
     A directory may bring classes of its own (`auto_map` and .py files). Every call that reads one passes
     `trust_remote_code=False`: without it transformers asks on standard input, where any `y` runs a stranger's code.
+    What would keep transformers reading or building for ever is refused before it looks (`check_directory`).
     """
+    check_directory(str(place))
     try:
         yield
     except ValueError as error:

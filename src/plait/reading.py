@@ -29,6 +29,41 @@ def check_regular(path: str | Path) -> None:
         raise ValueError(f"expected a regular file, got {path}, a device or a pipe; copy its content into a file")
 
 
+MAX_LAYERS = 4096
+"""Layers, blocks or stages a configuration may ask for: the deepest published models have 200."""
+
+
+def check_layers(config: Any, place: object) -> None:
+    """Raise ValueError where a configuration asks for so many layers that they would be built for ever.
+
+    config: read from JSON or a checkpoint, with parts inside it; place: where it stands.
+    """
+    parts, seen = [config], 0
+    while parts and seen < 100_000:
+        part, seen = parts.pop(), seen + 1
+        if isinstance(part, list):
+            parts += [one for one in part if isinstance(one, dict | list)]
+        elif isinstance(part, dict):
+            parts += [one for one in part.values() if isinstance(one, dict | list)]
+            for name, value in part.items():
+                counts = value if isinstance(value, list) else [value]
+                is_count = any(word in str(name).lower() for word in ("layers", "depth", "blocks", "num_stages"))
+                if is_count and any(type(one) in (int, float) and not one <= MAX_LAYERS for one in counts):
+                    raise ValueError(
+                        f"expected at most {MAX_LAYERS} layers as {name!s:.60} in {place}, got more; check the file"
+                    )
+
+
+def check_directory(place: str | Path) -> None:
+    """Raise ValueError where a model directory holds a device or a pipe, or asks for too many layers."""
+    place = Path(place)
+    if place.is_dir():
+        for path in place.iterdir():
+            check_regular(path)
+        if (place / "config.json").is_file():
+            check_layers(read_json(place / "config.json"), place / "config.json")
+
+
 def shape_of(value: Any) -> str:
     """What a JSON value is, in words, without its content."""
     return f"the number {value}" if type(value) in (int, float) else _SHAPES.get(type(value), type(value).__name__)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from plait.errors import no_code_of
 from plait.reading import read_json
 from plait.types import MODALITIES, Modality
+from plait.weights.files import load_whole
 
 _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
 # fields of a configuration that depend on who wrote it, not on what the model computes
@@ -143,7 +144,7 @@ class SentenceTower:
         if not {"Transformer", "Pooling"} <= set(modules) <= {"Transformer", "Pooling", "Normalize"}:
             raise ValueError(f"expected modules Transformer, Pooling, Normalize in {directory}, got {list(modules)}")
         root = modules["Transformer"]
-        self.model = AutoModel.from_pretrained(root, dtype=dtype or "auto", trust_remote_code=False)
+        self.model = load_whole(AutoModel, root, dtype=dtype or "auto", optional="pooler.")
         self.tokenizer: Any = AutoTokenizer.from_pretrained(root, trust_remote_code=False)
         self.pooling = _pooling_mode(read_json(modules["Pooling"] / "config.json"), directory)
         settings = root / "sentence_bert_config.json"
@@ -251,7 +252,7 @@ def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
     from transformers import AutoModel, AutoProcessor
 
     try:
-        model = AutoModel.from_pretrained(source, dtype=dtype or "auto", trust_remote_code=False)
+        model = load_whole(AutoModel, source, dtype=dtype or "auto")
         return PairTower(model, AutoProcessor.from_pretrained(source, trust_remote_code=False))
     except OSError as error:
         reason = str(error).splitlines()[0]

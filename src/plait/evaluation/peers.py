@@ -22,6 +22,7 @@ from plait.evaluation.base import Capability
 from plait.generation.asking import Asking
 from plait.media.image import load_image
 from plait.types import Asks, Decoding
+from plait.weights.files import load_whole
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class TextGenerator(Named):
         is_visual = config.get("model_type") in VISUAL
         kind: Any = AutoModelForImageTextToText if is_visual else AutoModelForCausalLM
         reader: Any = AutoProcessor if is_visual else AutoTokenizer
-        model = kind.from_pretrained(place, trust_remote_code=False)
+        model = load_whole(kind, place)
         self.processor = reader.from_pretrained(place, trust_remote_code=False)
         super().__init__(place, config, model.eval())
         self.asking = PeerAsking(self.processor, self.family)
@@ -285,7 +286,7 @@ class Classifier(Named):
         hears = HEARING.get(config.get("model_type")) == head  # Wav2Vec2 and its kin call it ForSequenceClassification
         self.kind = "Audio" if hears else head.rpartition("For")[2].removesuffix("Classification")
         auto = getattr(transformers, f"AutoModelFor{self.kind}Classification")
-        model = auto.from_pretrained(place, trust_remote_code=False)
+        model = load_whole(auto, place)
         super().__init__(place, config, model.eval())
         reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
         self.reader: Any = getattr(transformers, reader).from_pretrained(place, trust_remote_code=False)
@@ -333,7 +334,7 @@ class _Sees(Named):
     def __init__(self, place: str, config: Mapping[str, Any]) -> None:
         import transformers
 
-        model = getattr(transformers, self.auto).from_pretrained(place, trust_remote_code=False)
+        model = load_whole(getattr(transformers, self.auto), place)
         super().__init__(place, config, model.eval())
         self.reader: Any = transformers.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
 

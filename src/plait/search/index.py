@@ -460,6 +460,8 @@ class Index:
         vector = query if isinstance(query, np.ndarray) else self.embedder.embed([query], weights=weights)[0]
         if vector.shape != (self.description["dim"],):
             raise ValueError(f"expected a vector of shape ({self.description['dim']},), got {vector.shape}")
+        if not np.isfinite(vector).all():  # Lance finds nothing near NaN, and says so without an error
+            raise ValueError("expected a vector of finite numbers, got NaN or infinity; embed the query anew")
         request = self._table.search(np.asarray(vector, np.float32)).distance_type("dot").limit(k)
         # the approximate index holds 8 bits a number: ten times as many candidates are compared in full
         request = request.refine_factor(10) if not exact else request.bypass_vector_index()

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from plait.reading import check_layers, check_regular
 from plait.weights.unpickle import (
     MAX_NAME,
     MAX_NODES,
@@ -191,6 +192,38 @@ def build_strict(
     return model
 
 
+def load_whole(kind: Any, place: str | Path, *, optional: str = "", **options: Any) -> Any:
+    """A model of transformers with all of its weights; it would fill in random ones for those that are missing.
+
+    Args:
+        kind: class with `from_pretrained`.
+        place: model directory.
+        optional: beginning of the names of weights that nobody uses.
+        options: for `from_pretrained`.
+
+    Raises:
+        StateError: where the directory lacks weights, or some have another shape.
+    """
+    model, told = kind.from_pretrained(place, trust_remote_code=False, output_loading_info=True, **options)
+    lacking = {str(key) for key in told["missing_keys"] if not optional or not str(key).startswith(optional)}
+    wrong = sorted(lacking | {str(key[0]) for key in told.get("mismatched_keys", ())})
+    if wrong:
+        raise StateError(
+            f"expected all weights of {type(model).__name__} in {place}, got {len(wrong)} missing or of another shape: "
+            f"{listed(wrong)}; fetch it again, or pass a model of this kind",
+            wrong,
+        )
+    return model
+
+
+def check_finite(tensor: Tensor, what: str) -> Tensor:
+    """`tensor`, or ValueError where one of its numbers is NaN or infinite. what: it, in the message."""
+    # the sum of finite numbers can be infinite, but not the largest and smallest of them
+    if tensor.numel() and tensor.is_floating_point() and not all(end.isfinite() for end in tensor.aminmax()):
+        raise ValueError(f"expected finite numbers in {what}, got NaN or infinity; fetch or train it again")
+    return tensor
+
+
 def stored_config(kind: Any, directory: Path, changes: Mapping[str, Any]) -> Any:
     """The configuration in a model directory, fields changed.
 
@@ -281,7 +314,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         inner = _read_file(found)
         written = path / "config.json"
         return replace(inner, path=path, config=_read_json(written) if written.is_file() else inner.config)
-    except (PickleError, NotPlainError, SafetensorError, OSError, RecursionError) as error:
+    except (ValueError, SafetensorError, OSError, RecursionError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -306,6 +339,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 def _read_file(path: Path) -> Checkpoint:
     """The kind of a file by its first bytes, and the file read as that."""
+    check_regular(path)
     with open(path, "rb") as file:
         head = file.read(9)
         if not head:
@@ -470,6 +504,7 @@ def _find_config(value: dict[Any, Any], notes: list[str]) -> tuple[dict[str, Any
             notes.append(f"{name} was left out: {error}")
             continue
         if isinstance(config, dict):
+            check_layers(config, name)
             return config, name
         notes.append(f"{name} was left out: expected a dictionary, got {type(config).__name__}")
     return None, ""

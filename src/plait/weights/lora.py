@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from plait.reading import read_json, shape_of
-from plait.weights.files import LazyState, StateError, listed, read_checkpoint
+from plait.weights.files import LazyState, StateError, check_finite, listed, read_checkpoint
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -194,7 +194,7 @@ def _added(
             f"expected {key} to fit a weight of shape {tuple(weight.shape)}, got {tuple(added.shape)}; "
             "pass the base the adapter was trained on"
         )
-    return (weight.float() + added).to(weight.dtype)
+    return check_finite((weight.float() + added).to(weight.dtype), f"the weight that {key} was added to")
 
 
 def _replaced(found: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
@@ -202,4 +202,4 @@ def _replaced(found: Mapping[str, Tensor], key: str, weight: Tensor) -> Tensor:
     value = found[key]
     if value.shape != weight.shape:
         raise ValueError(f"expected {key} of shape {tuple(weight.shape)}, got {tuple(value.shape)}; pass its own base")
-    return value.to(weight.device, weight.dtype)
+    return check_finite(value.to(weight.device, weight.dtype), key)
