@@ -59,7 +59,7 @@ def captions(scoring: Scoring) -> Scored:
 
 
 def submitted(pairs: Pairs, out: Path, model: str) -> Path:
-    """COCO and NoCaps: [{image_id, caption}]."""
+    """Write what the servers of COCO and NoCaps take: [{image_id, caption}], ids as numbers."""
     rows = [{"image_id": number_of(item.id), "caption": text} for item, text in pairs]
     return write_json(out / "submission.json", rows)
 
@@ -90,7 +90,10 @@ def known_captions(items: dict[str, Item], row: Row, name: str, of: str) -> list
 
 @layout("coco_captions", {"annotations": ("captions_{split}????.json", "captions_{split}.json")})
 def coco_captions(source: Source) -> list[Item]:
-    """COCO: images and captions in two lists; captions are grouped by image_id."""
+    """COCO: images and captions in two lists; captions are grouped by image_id.
+
+    Items hold id, image and captions (about five), in the order of `images`.
+    """
     return _coco(source, "file_name")
 
 
@@ -107,7 +110,10 @@ def nocaps(source: Source) -> list[Item]:
 
 @layout("owl2_captions", {"annotations": "*karpathy_{split}.json"})
 def owl2_captions(source: Source) -> list[Item]:
-    """Owl2's converted files: as COCO with the path in `image`."""
+    """Owl2's converted files: as COCO with the path in `image`.
+
+    The names of the files say Karpathy's splits; ids, pictures and captions lie as in COCO's own.
+    """
     return _coco(source, "image")
 
 
@@ -140,6 +146,7 @@ def flickr30k_karpathy(source: Source) -> list[Item]:
 @layout("retrieval_json_list", {"annotations": ("*_{split}.json", "{split}.json")})
 def retrieval_json_list(source: Source) -> list[Item]:
     """List of ALBEF, BLIP and mPLUG: test rows hold a list of captions, train rows one. id = row number."""
+    # the lists hold no id, so their order is what names an item
     rows = read_rows(source["annotations"])
     return [
         Item(str(i), image=row.text("image"), captions=texts_of(row, "caption"), group=row.get("image_id"))
@@ -148,13 +155,16 @@ def retrieval_json_list(source: Source) -> list[Item]:
 
 
 def texts_of(row: Row, name: str) -> list[str]:
-    """A field that holds one text or a list."""
+    """A field that holds one text or a list, as a list. Raises ValueError for other content."""
     return row.texts(name) if isinstance(row[name], list) else [row.text(name)]
 
 
 @layout("vatex", {"annotations": ("vatex_*{split}*.json",)}, aliases={"test": "public_test", "val": "validation"})
 def vatex(source: Source) -> list[Item]:
-    """VATEX: the English references; videoID = YouTube id, start, end."""
+    """VATEX: the English references; videoID = YouTube id, start, end.
+
+    Items hold id, video and captions (about ten); the Chinese ones of the file are not read.
+    """
     return [
         Item(row.text("videoID"), video=f"{row.text('videoID')}.mp4", captions=row.texts("enCap"))
         for row in read_rows(source["annotations"])
@@ -164,6 +174,7 @@ def vatex(source: Source) -> list[Item]:
 @layout("msrvtt_captions", {"annotations": ("videodatainfo.json", "*videodatainfo*.json")})
 def msrvtt_captions(source: Source) -> list[Item]:
     """MSRVTT: videos of the official split (train, validate, test), sentences grouped by video_id."""
+    # the official file calls its validation split validate
     split = {"val": "validate", "validation": "validate"}.get(source.split, source.split)
     record = read_record(source["annotations"])
     videos = record.records("videos")
@@ -175,7 +186,10 @@ def msrvtt_captions(source: Source) -> list[Item]:
 
 @layout("msvd_captions", {"annotations": "AllVideoDescriptions.txt", "list": ("{split}_list.txt", "{split}list.txt")})
 def msvd_captions(source: Source) -> list[Item]:
-    """MSVD: lines "clip caption"; a list names the clips of a split."""
+    """MSVD: lines "clip caption"; a list names the clips of a split.
+
+    Without a list every clip of the file is an item. Raises ValueError for a line without a caption.
+    """
     captions: dict[str, list[str]] = {}
     path = source["annotations"]
     for number, line in enumerate(read_text(path).splitlines(), 1):

@@ -62,6 +62,7 @@ def scienceqa(scoring: Scoring) -> Scored:
     }  # fmt: skip
     found = scienceqa_scores(problems, replies)
     scored = scoring.scored(found["hits"].values(), [index < 0 for index in found["predicted_index"].values()])
+    # questions without a picture were left out when the items were read
     scored.scores = {"image_accuracy": found["image_accuracy"]}
     scored.categories = {name: float(share) for name, share in found["official_table"].items() if share != "-1"}
     scored.notes.append("letters read by rule scienceqa")
@@ -85,6 +86,7 @@ def mmbench(scoring: Scoring) -> Scored:
         for item, reply in _answered(scoring)
     ]  # fmt: skip
     found = mmbench_scores(rows, rule)
+    # both levels in one table; the name None stands for rows without a category
     kinds = [*found["by_category"].items(), *found["by_l2_category"].items()]
     return Scored(
         {"circular": found["circular_accuracy"], "vanilla": found["vanilla_accuracy"]},
@@ -105,6 +107,7 @@ def seed_bench(scoring: Scoring) -> Scored:
         for item, reply in _answered(scoring)
     ]
     found = seed_bench_scores(rows)
+    # the rule looks at one character: anything else in its place is lost
     unreadable = [row["prediction"].strip()[:1].upper() not in tuple(i.letters) for i, row in zip(scoring.items, rows)]
     scored = scoring.scored(found["hits"], unreadable)
     parts = {f"{kind} accuracy": found[kind] for kind in ("image", "video") if found[kind] is not None}
@@ -147,6 +150,7 @@ def mmmu(scoring: Scoring) -> Scored:
         for item, reply in scoring.pairs()
     ]  # fmt: skip
     hits = mmmu_hits(rows, rule=scoring.rule or "official")
+    # a question without a readable letter is wrong under both rules: no random guess takes its place
     return scoring.scored([hit for hit, _ in hits], [not is_read for _, is_read in hits])
 
 
@@ -158,7 +162,8 @@ def avqa(scoring: Scoring) -> Scored:
 
 
 def submitted_seed(pairs: Pairs, out: Path, model: str) -> Path:
-    """SEED-Bench: JSON lines question_id, prediction (a letter)."""
+    """Write what SEED-Bench's server takes: JSON lines with question_id and prediction, a letter."""
+    # the letter alone, in capitals
     lines = [json.dumps({"question_id": item.id, "prediction": text[:1].upper()}) for item, text in pairs]
     path = out / "submission.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -172,7 +177,7 @@ def submitted_mmmu(pairs: Pairs, out: Path, model: str) -> Path:
 
 
 def submitted_mmbench(pairs: Pairs, out: Path, model: str) -> Path:
-    """MMBench: a spreadsheet index, question, A, B, C, D, prediction."""
+    """Write what MMBench's server takes: a spreadsheet with index, question, A, B, C, D and prediction."""
     rows: list[list[str | int]] = [["index", "question", "A", "B", "C", "D", "prediction"]]
     for item, text in pairs:
         choices = dict(zip(LETTERS, item.choices or []))
@@ -236,6 +241,7 @@ def _picture_in_cell(row: Row, rows: dict[str, Row]) -> tuple[bytes, tuple[int, 
     if cell.isdigit() and cell in rows and cell != row.text("index"):
         cell = rows[cell].text("image")
     try:
+        # strictly: without `validate` other bytes would be passed over in silence
         image = base64.b64decode(cell, validate=True)
     except binascii.Error as error:
         raise row.wrong("image", "a picture as base64 or the index of a row that has one", cell[:40]) from error
@@ -257,6 +263,7 @@ def read_seed_bench(source: Source) -> list[Item]:
         kind = row.one_of("data_type", ("image", "video"))
         choices = [row.text(f"choice_{letter}") for letter in "abcd"]
         item = Item(row.text("question_id"), question=row.text("question"), choices=choices)
+        # data_type is the name of the field: image or video
         setattr(item, kind, row.text("data_id"))
         if row.optional("answer"):
             item.answer_index = LETTERS.index(row.one_of("answer", "ABCD"))
@@ -273,12 +280,16 @@ def read_seed_bench(source: Source) -> list[Item]:
 
 @layout("q_bench", {"annotations": "llvisionqa_{split}.json", "iqa": "*_iqa.json"}, optional=("iqa",))
 def read_q_bench(source: Source) -> list[Item]:
-    """Q-Bench A1: the right answer is the text of an option; test files have none. id = row number."""
+    """Q-Bench A1: the right answer is the text of an option; test files have none. id = row number.
+
+    question_type is 0 (yes-or-no), 1 (what) or 2 (how); meta holds question_concern.
+    """
     items = []
     for i, row in enumerate(read_rows(source["annotations"])):
         choices = row.texts("candidates")
         item = Item(str(i), image=row.text("img_path"), question=row.text("question"), choices=choices)
         if "correct_ans" in row:
+            # test files have no correct_ans at all
             item.answer_index = choices.index(row.one_of("correct_ans", choices))
         item.question_type = row.get("type")
         item.meta["question_concern"] = row.get("concern")
@@ -288,7 +299,10 @@ def read_q_bench(source: Source) -> list[Item]:
 
 @layout("q_bench_iqa", {"iqa": "*.json"})
 def q_bench_iqa(source: Source) -> list[Item]:
-    """Picture quality sets: a mean opinion score per picture. id = row number."""
+    """Picture quality sets: a mean opinion score per picture. id = row number.
+
+    The label is that score, on the scale of its set.
+    """
     rows = read_rows(source["iqa"])
     return [Item(str(i), image=row.text("img_path"), label=row.number("gt_score")) for i, row in enumerate(rows)]
 
@@ -329,10 +343,14 @@ def _literal(row: Row, name: str) -> list[Any]:
 
 @layout("avqa", {"annotations": "{split}_qa.json"})
 def read_avqa(source: Source) -> list[Item]:
-    """AVQA: four options about a clip; the answer is the index of one."""
+    """AVQA: four options about a clip; the answer is the index of one.
+
+    The id is the question's; questions about one clip are one group.
+    """
     items = []
     for row in read_rows(source["annotations"]):
         name, choices = row.text("video_name"), row.texts("multi_choice")
+        # both media are named: a task takes the sound, and the clip holds it too
         item = Item(row.text("id"), video=f"{name}.mp4", audio=f"{name}.wav", question=row.text("question_text"))
         item.choices, item.question_type, item.group = choices, row.get("question_type"), name
         if "answer" in row:

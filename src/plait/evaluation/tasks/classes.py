@@ -36,6 +36,7 @@ def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndar
         (items, classes) float64, and (items,) bool: False where the medium is missing.
     """
     raw, best = scoring.raw, scoring.predictions
+    # a head may know more classes than the labels of a small part name, or fewer
     width = max([least, *(len(row) for row in raw.values() if isinstance(row, list))])
     scores, has = np.full((len(scoring.items), width), LOWEST), np.zeros(len(scoring.items), dtype=bool)
     for row, item in enumerate(scoring.items):
@@ -46,6 +47,7 @@ def scores_of_classes(scoring: Scoring, least: int) -> tuple[np.ndarray, np.ndar
             scores[row, : len(raw[item.id])] = finite(raw[item.id], f"scores of item {item.id}")
         else:
             for place, index in enumerate(best[item.id]):
+                # 0, -1, -2 ...: only the order counts for top-k
                 scores[row, index] = -place
     return scores, has
 
@@ -66,6 +68,7 @@ def top_k(scoring: Scoring) -> Scored:
     hits = top_k_hits(scores, labels, 1) & has
     scored = scoring.scored(hits.tolist())
     per_class = means((i.label_name or i.label, scored.units[i.id]) for i in scoring.items)
+    # the classes that a head scores, not those that the items happen to have
     guesses = max((len(raw) for raw in scoring.raw.values() if isinstance(raw, list)), default=1)
     scored.scores = {
         "top1": scored.scores["accuracy"],
@@ -73,6 +76,7 @@ def top_k(scoring: Scoring) -> Scored:
         "mean_per_class": 100 * mean_per_class_accuracy(np.where(has, predictions(scores), -1), labels),
         "chance_top1": 100 / guesses,
     }
+    # a page with a thousand rows helps nobody
     scored.categories = per_class if len(per_class) <= 100 else {}
     return scored
 
@@ -118,6 +122,7 @@ def resampled(measure: Callable[[np.ndarray], float], count: int) -> tuple[float
     """
     generator = np.random.default_rng(0)
     drawn = [measure(generator.integers(0, count, count)) for _ in range(RESAMPLES if count > 1 else 0)]
+    # where every draw misses a class the score itself stands for the interval
     drawn = drawn if drawn and not np.isnan(drawn).all() else [measure(np.arange(count))]
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(low), float(high)
@@ -131,9 +136,13 @@ _VALIDATION = ("val", "validate", "validation")
 
 @layout("imagenet", {"list": "{split}.txt", "classes": ("classes.txt", "*synset*.txt")}, optional=("classes",))
 def read_imagenet(source: Source) -> list[Item]:
-    """ImageNet, list layout: lines "file index"; id = file stem."""
+    """ImageNet, list layout: lines "file index"; id = file stem.
+
+    Raises ValueError for a class that the list of names does not have.
+    """
     names = class_names(source.get("classes"))
     path = source["list"]
+    # the list of the release has no other id than the file
     items = []
     for file, index in _file_and_index(path):
         if names and not 0 <= index < len(names):
@@ -152,8 +161,12 @@ def named(item: Item, names: dict[int, str]) -> Item:
 
 @layout("imagenet_folder", {"classes": ("classes.txt", "*synset*.txt")}, optional=("classes",))
 def imagenet_folder(source: Source) -> list[Item]:
-    """ImageNet and data sets like it, folder layout: <split>/<class>/<file>; class = position of the sorted folder."""
+    """ImageNet and data sets like it, folder layout: <split>/<class>/<file>; class = position of the sorted folder.
+
+    The id is folder and stem, since stems may repeat. Raises ValueError where there are no folders.
+    """
     place = source.root / source.split
+    # torchvision's ImageFolder numbers classes the same way
     folders = sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
     if not folders:
         raise ValueError(f"expected folders of classes in {place}, got none; pass the directory above {source.split}")
@@ -218,7 +231,10 @@ def read_kinetics(source: Source) -> list[Item]:
     "something_something_v2", {"annotations": "*{split}.json", "labels": "*labels.json"}, aliases={"val": "validation"}
 )
 def something_something(source: Source) -> list[Item]:
-    """Something-Something v2: the template without brackets is the key of labels.json."""
+    """Something-Something v2: the template without brackets is the key of labels.json.
+
+    Test files have no template, so their items have no label.
+    """
     labels = read_record(source["labels"])
     names = {labels.integer(name): name for name in labels}
     items = []
@@ -235,9 +251,13 @@ def something_something(source: Source) -> list[Item]:
 
 @layout("esc50", {"annotations": "esc50.csv"})
 def read_esc50(source: Source) -> list[Item]:
-    """ESC-50: 50 classes in five folds; split `all`, or the number of a fold."""
+    """ESC-50: 50 classes in five folds; split `all`, or the number of a fold.
+
+    meta holds the fold; sounds lie in `audio/`.
+    """
     items = []
     for row in read_table(source["annotations"]):
+        # the folds are for five runs of training; zero-shot takes all
         if source.split in ("all", row.text("fold")):
             file = row.text("filename")
             item = Item(Path(file).stem, audio=f"audio/{file}", label=row.integer("target"))
@@ -256,6 +276,7 @@ def read_fsd50k(source: Source) -> list[Item]:
     items = []
     for row in read_table(source["annotations"]):
         if row.get("split", source.split) not in (source.split,) and source.split != "dev":
+            # dev.csv holds train and val: split dev takes both
             continue
         names = row.text("labels").split(",")
         item = Item(row.text("fname"), audio=f"FSD50K.{folder}_audio/{row.text('fname')}.wav", label_names=names)
@@ -268,7 +289,10 @@ def read_fsd50k(source: Source) -> list[Item]:
 
 @layout("vggsound", {"annotations": "vggsound.csv"})
 def read_vggsound(source: Source) -> list[Item]:
-    """VGGSound: no header; class = position among the sorted labels of the file."""
+    """VGGSound: no header; class = position among the sorted labels of the file.
+
+    The file of a clip is YouTube id and start in six digits; clips are ten seconds long.
+    """
     rows = read_table(source["annotations"], columns=("youtube_id", "start", "label", "split"))
     # published class numbers are the places of the sorted names
     order = {name: i for i, name in enumerate(sorted({row.text("label") for row in rows}))}
@@ -282,7 +306,7 @@ def read_vggsound(source: Source) -> list[Item]:
 
 
 def clip_of(row: Row, name: str, seconds: int) -> tuple[float, float]:
-    """Start and end in seconds of a clip of fixed length."""
+    """Start and end of a clip of fixed length, in seconds, from the field of a row that tells its start."""
     start = row.number(name)
     return start, start + seconds
 

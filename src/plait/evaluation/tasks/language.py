@@ -49,6 +49,7 @@ def glue_measures(scoring: Scoring) -> Scored:
     said = finite([best[item.id][0] for item in scoring.items], "classes")
     scored = scoring.scored((said == labels).tolist())
     scored.scores = {"accuracy": 100 * glue.accuracy(said, labels)}
+    # F1 and Matthews correlation are those of class 1
     if set(labels) <= {0, 1}:
         scored.scores |= {"f1": 100 * glue.f1(said, labels), "matthews": 100 * glue.matthews(said, labels)}
     return scored
@@ -127,6 +128,7 @@ def agieval(scoring: Scoring) -> Scored:
             hits.append(reply.strip().removesuffix(".") in (item.answers or []))
             unreadable.append(False)
             continue
+        # where several letters are right, all of them have to be said and no other
         right = [LETTERS[i] for i in item.labels or [item.answer_index or 0]]
         first = letter(reply, item.choices, "agieval_first_capital")
         hits.append(([c for c in LETTERS[: len(item.choices)] if c in reply] if len(right) > 1 else [first]) == right)
@@ -184,6 +186,7 @@ def _read_glue(source: Source, name: str) -> list[Item]:
     """Items of one GLUE file: tab-separated without quoting, texts stripped, id = row number without the header."""
     task, items = GLUE[name], []
     for i, row in enumerate(read_table(source[name], columns=task.columns, delimiter="\t", quoting=False)):
+        # one text or a pair, as the task has columns
         first, *second = (row.text(name).strip() for name in task.texts)
         item = Item(str(i), text=first, text_pair=second[0] if second else None)
         if task.words:
@@ -202,10 +205,14 @@ for _name, _task in GLUE.items():
 
 @layout("mmlu", {"test": ("{split}/*_{split}.csv", "*_{split}.csv")}, many=("test",))
 def read_mmlu(source: Source) -> list[Item]:
-    """MMLU: a headerless CSV per subject; rows of the subject's dev file are the examples shown before a question."""
+    """MMLU: a headerless CSV per subject; rows of the subject's dev file are the examples shown before a question.
+
+    The id is subject/row; meta holds the examples as items.
+    """
     items = []
     for path in (path for path in source.files.values() if not path.stem.endswith("_dev") or source.split == "dev"):
         subject = path.stem.removesuffix("_test").removesuffix("_val").removesuffix("_dev")
+        # the five examples of a subject are its dev file, as in the release
         shots = path.parent.parent / "dev" / f"{subject}_dev.csv"
         examples = [_mmlu_item(row, i, subject) for i, row in enumerate(_mmlu_rows(shots))] if shots.exists() else []
         for i, row in enumerate(_mmlu_rows(path)):
@@ -230,7 +237,10 @@ def _mmlu_item(row: Row, number: int, subject: str) -> Item:
 
 @layout("bbh", {"annotations": "*.json"}, many=("annotations",))
 def read_bbh(source: Source) -> list[Item]:
-    """BIG-bench hard: a file per task with a canary string and examples."""
+    """BIG-bench hard: a file per task with a canary string and examples.
+
+    The id is task/row; the category is the task.
+    """
     items = []
     for path in source.files.values():
         record = read_record(path)
@@ -243,7 +253,10 @@ def read_bbh(source: Source) -> list[Item]:
 
 @layout("agieval", {"annotations": "*.jsonl"}, many=("annotations",))
 def read_agieval(source: Source) -> list[Item]:
-    """AGIEval: options carry their letter, which is stripped; the label is a letter, several letters or an answer."""
+    """AGIEval: options carry their letter, which is stripped; the label is a letter, several letters or an answer.
+
+    The id is exam/row; the category is the exam. Questions without options have answers instead of choices.
+    """
     items = []
     for path in source.files.values():
         for i, row in enumerate(read_rows(path)):
@@ -253,6 +266,7 @@ def read_agieval(source: Source) -> list[Item]:
             if not options:
                 item.answers = [row.text("answer")] if row.optional("answer") else None
             else:
+                # an option reads "(A)text", and its place is its letter already
                 item.choices = [_OPTION.sub("", option) for option in row.texts("options")]
                 letters = LETTERS[: len(options)]
                 if isinstance(row["label"], list):  # several letters are right
@@ -265,11 +279,15 @@ def read_agieval(source: Source) -> list[Item]:
 
 
 def read_arc(source: Source) -> list[Item]:
-    """ARC: three to five choices labelled A-E or 1-5."""
+    """ARC: three to five choices labelled A-E or 1-5.
+
+    Test files without answerKey give items without a right choice.
+    """
     items = []
     for row in read_rows(source["annotations"]):
         question = row.record("question")
         choices = question.records("choices")
+        # some questions have 1 to 5 in the place of letters: positions count here
         labels = [choice.text("label") for choice in choices]
         item = Item(row.text("id"), question=question.text("stem"), choices=[choice.text("text") for choice in choices])
         if row.optional("answerKey"):

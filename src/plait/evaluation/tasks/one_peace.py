@@ -12,6 +12,7 @@ from plait.evaluation.tasks.classes import named
 
 def _rows(path: Path) -> list[Row]:
     """Rows of a table of the release: tab-separated, quotes are text, the last column may hold tabs."""
+    # nothing is escaped in these tables: quotes are text, and the last column takes what is left
     return read_table(path, delimiter="\t", quoting=False, last_takes_rest=True)
 
 
@@ -49,7 +50,10 @@ def grounding(source: Source) -> list[Item]:
 
 @layout("one_peace_vqa", {"table": "vqa_{split}.tsv"})
 def vqa(source: Source) -> list[Item]:
-    """Questions with scored classes: refs = answer|!+class|!+score joined by &&."""
+    """Questions with scored classes: refs = answer|!+class|!+score joined by &&.
+
+    meta holds targets: (answer, class, score) of every right answer.
+    """
     items = []
     for row in _rows(source["table"]):
         item = Item(row.text("uniq_id"), image=row.text("image"), question=row.text("question"))
@@ -99,7 +103,10 @@ def audio_text(source: Source) -> list[Item]:
 
 @layout("one_peace_aqa", {"aqa": "avqa_{split}.tsv"})
 def audio_questions(source: Source) -> list[Item]:
-    """Questions about sounds: question&&&four choices&&&index."""
+    """Questions about sounds: question&&&four choices&&&index.
+
+    Raises ValueError for another number of parts or an index above 3.
+    """
     items = []
     for row in _rows(source["aqa"]):
         item = _sound(row)
@@ -119,7 +126,10 @@ def _classes(source: Source) -> dict[int, str]:
 
 @layout("one_peace_fsd50k", {"fsd50k": "fsd50k_{split}.tsv", "classes": "*classes.txt"}, optional=("classes",))
 def sound_tags(source: Source) -> list[Item]:
-    """Sounds with several classes: comma-joined indices. A list of class names, one a line, may lie beside."""
+    """Sounds with several classes: comma-joined indices. A list of class names, one a line, may lie beside.
+
+    meta holds the duration in seconds.
+    """
     classes = _classes(source)
     items = []
     for row in _rows(source["fsd50k"]):

@@ -50,6 +50,7 @@ def vqa(scoring: Scoring) -> Scored:
         )
         hits.append(own)
     scored = scoring.scored(hits)
+    # every item counts under its question type and under its answer type
     kinds = ((kind, item.id) for item in scoring.items for kind in (item.question_type, item.answer_type))
     scored.categories = means((kind, scored.units[name]) for kind, name in kinds if kind is not None)
     if any(len(item.answers or []) == 1 for item in scoring.items):
@@ -89,6 +90,8 @@ def gqa(scoring: Scoring) -> Scored:
     is_entailed = any(
         other in questions for name, one in questions.items() for other in one["entailed"] if other != name
     )
+    # consistency needs pairs of questions, one of which entails the other; without any it would be a
+    # made-up number
     shown = ("accuracy", "binary", "open", *(["consistency"] if is_entailed else []), "distribution")
     return Scored(
         {name: found[name] for name in shown},
@@ -126,6 +129,7 @@ def video_qa(scoring: Scoring) -> Scored:
         return scored
     told, judge = judged(scoring, "rule judge", verdict_prompt)
     read = {name: judge_verdict(reply) for name, reply in told.items()}
+    # a verdict that cannot be read says nothing about the reply, so it is left out, not wrong
     units = {name: 100.0 * verdict[0] for name, verdict in read.items() if verdict is not None}
     unreadable = [name for name in read if name not in units]
     if not units:
@@ -136,12 +140,12 @@ def video_qa(scoring: Scoring) -> Scored:
 
 
 def submitted_vqa(pairs: Pairs, out: Path, model: str) -> Path:
-    """VQA v2: [{question_id, answer}]."""
+    """Write what VQA v2's server takes: [{question_id, answer}], ids as numbers."""
     return write_json(out / "submission.json", [{"question_id": number_of(i.id), "answer": text} for i, text in pairs])
 
 
 def submitted_vizwiz(pairs: Pairs, out: Path, model: str) -> Path:
-    """VizWiz: [{image, answer}]."""
+    """Write what VizWiz's server takes: [{image, answer}], with the name of the picture."""
     return write_json(out / "submission.json", [{"image": item.image, "answer": text} for item, text in pairs])
 
 
@@ -155,6 +159,7 @@ def _vqa(source: Source) -> list[Item]:
     subset = questions.text("data_subtype").replace("test-dev", "test")
     items = {}
     for row in questions.records("questions"):
+        # COCO of 2014 and 2015 writes the number of a picture in twelve digits
         image = f"COCO_{subset}_{row.integer('image_id'):012d}.jpg"
         key = row.text("question_id")
         if key in items:
@@ -188,7 +193,12 @@ def _vqa(source: Source) -> list[Item]:
     aliases=_COCO_YEARS,
 )
 def vqav2(source: Source) -> list[Item]:
-    """VQA v2: questions and annotations joined by question_id, in the order of the questions."""
+    """VQA v2: questions and annotations joined by question_id, in the order of the questions.
+
+    Items hold question, image, ten answers, question type and answer type; questions about one picture are one
+    group. Without annotations (test splits) there are no answers. Raises ValueError for a question without an
+    annotation.
+    """
     return _vqa(source)
 
 
@@ -219,6 +229,7 @@ def read_gqa(source: Source) -> list[Item]:
         item.meta["question_record"] = {
             "question": item.question,
             "answer": item.answer,
+            # the balanced files leave the field out
             "isBalanced": row.one_of("isBalanced", (True, False)) if "isBalanced" in row else True,
             "types": {kind: types.get(kind) or "" for kind in ("structural", "semantic", "detailed")},
             "groups": {"global": groups.optional("global")},
@@ -235,7 +246,10 @@ def read_gqa(source: Source) -> list[Item]:
 
 @layout("vizwiz", {"annotations": "{split}.json"})
 def vizwiz(source: Source) -> list[Item]:
-    """VizWiz: the file stem identifies the row; test files have image and question only."""
+    """VizWiz: the file stem identifies the row; test files have image and question only.
+
+    meta holds answerable, where the file tells it.
+    """
     items = []
     for row in read_rows(source["annotations"]):
         image = row.text("image")
@@ -270,7 +284,10 @@ def textvqa(source: Source) -> list[Item]:
 
 @layout("qwen_style_vqa_list", {"lines": ("*{split}*.jsonl",), "list": ("*{split}*list.json",)}, optional=("list",))
 def qwen_style(source: Source) -> list[Item]:
-    """Owl2's converted question files: JSON lines, or one JSON list as the release's loader reads."""
+    """Owl2's converted question files: JSON lines, or one JSON list as the release's loader reads.
+
+    Answers are one text or a list; test files may have none.
+    """
     return [
         Item(
             row.text("question_id"),
@@ -284,7 +301,10 @@ def qwen_style(source: Source) -> list[Item]:
 
 @layout("msrvtt_qa", {"annotations": "{split}_qa.json"})
 def msrvtt_qa(source: Source) -> list[Item]:
-    """MSRVTT-QA: video_id is a number, the file video<number>.mp4."""
+    """MSRVTT-QA: video_id is a number, the file video<number>.mp4.
+
+    One answer a question; questions about one video are one group.
+    """
     return [_video_question(row, f"video{row.integer('video_id')}.mp4") for row in read_rows(source["annotations"])]
 
 
@@ -314,7 +334,10 @@ def _video_question(row: Row, video: str) -> Item:
 
 @layout("tgif_frameqa", {"annotations": ("{split}_frameqa_question.csv",)}, aliases={"test": "Test", "train": "Train"})
 def tgif_frameqa(source: Source) -> list[Item]:
-    """TGIF-FrameQA: tab-separated despite its name; id = row number."""
+    """TGIF-FrameQA: tab-separated despite its name; id = row number.
+
+    question_type is object, number, color or location.
+    """
     kinds = ("object", "number", "color", "location")
     items = []
     for i, row in enumerate(read_table(source["annotations"], delimiter="\t")):
@@ -356,6 +379,7 @@ def video_judge_predictions(source: Source) -> list[Item]:
         name = row.text("video_name")
         item = Item(f"{name}_{seen[name]}", question=row.text("Q"), answers=[row.text("A")])
         item.meta["prediction"] = row.text("pred")
+        # one video has several questions, and a name alone would come twice
         seen[name] += 1
         items.append(item)
     return items

@@ -41,6 +41,7 @@ def grounding(scoring: Scoring) -> Scored:
     sizes, rule = {row["id"]: row.get("image_size") for row in scoring.rows}, scoring.rule or "fraction"
     said: list[list[float] | None] = []
     for item, reply in scoring.pairs():
+        # the first four numbers, whatever brackets and words stand around them
         numbers = [float(text) for text in _NUMBER.findall(reply)][:4]
         if len(numbers) < 4:
             said.append(None)
@@ -68,12 +69,14 @@ def detection(scoring: Scoring) -> Scored:
     """
     items, predictions = scoring.items, scoring.predictions
     names = {name for item in items for name in item.box_labels or []}
+    # classes that only the model knows take part: their boxes are wrong, not lost
     names |= {box["label"] for boxes in predictions.values() for box in boxes or []}
     numbers = {name: i for i, name in enumerate(sorted(names), 1)}
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for number, item in enumerate(items, 1):
         for row, label in zip(item.meta["annotations"], item.box_labels or []):
+            # ids from 1: pycocotools marks a box without a match by the id 0
             annotations.append(row | {"id": len(annotations) + 1, "image_id": number, "category_id": numbers[label]})
         for box in predictions[item.id] or []:
             x1, y1, x2, y2 = box["box"]
@@ -88,6 +91,7 @@ def detection(scoring: Scoring) -> Scored:
     summary, _ = coco_ap(truth, found)
     scores: dict[str, float] = {}
     for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"):
+        # -1 stays -1: there is no object of that size, which is no 0 %
         scores[name.replace("_", " ")] = 100 * summary[name] if summary[name] >= 0 else -1.0
     return Scored(scores)
 
@@ -119,6 +123,7 @@ def segmentation(scoring: Scoring, num_classes: int) -> Scored:
                 said = np.asarray(picture)
         if said.shape != target.shape:
             raise ValueError(f"expected a mask of {target.shape}, got {said.shape}; predict at the size of the picture")
+        # one table per picture, so that intervals can draw pictures
         tables.append(confusion(said, target, num_classes))
     stacked = np.stack(tables)
     found = scores_of(stacked.sum(axis=0))
@@ -137,7 +142,10 @@ def corners(row: Row) -> list[float]:
 
 @layout("refcoco", {"refs": "refs(*).p", "instances": "instances.json"})
 def refcoco(source: Source) -> list[Item]:
-    """RefCOCO, + and g: one item per sentence; boxes and picture names come from instances.json. Split `all`: all."""
+    """RefCOCO, + and g: one item per sentence; boxes and picture names come from instances.json. Split `all`: all.
+
+    Items hold text, image, its size and one box (x1, y1, x2, y2 in pixels); meta holds the split.
+    """
     record = read_record(source["instances"])
     boxes = {row.integer("id"): row for row in record.records("annotations")}
     images = {row.integer("id"): row for row in record.records("images")}
@@ -152,6 +160,7 @@ def refcoco(source: Source) -> list[Item]:
         picture = images.get(annotation.integer("image_id"))
         if picture is None:
             raise annotation.wrong("image_id", "an image of this file", annotation["image_id"])
+        # every sentence about a box is a question of its own
         for sentence in row.records("sentences"):
             item = Item(sentence.text("sent_id"), image=picture.text("file_name"), text=sentence.text("sent"))
             item.boxes = [corners(annotation)]
@@ -192,7 +201,10 @@ def _read_pickle(path: Path) -> list[Row]:
 
 @layout("coco_instances", {"annotations": "instances_{split}.json"}, aliases={"val": "val2017", "train": "train2017"})
 def coco_instances(source: Source) -> list[Item]:
-    """COCO detection: every picture, those without boxes too; category ids are mapped to names."""
+    """COCO detection: every picture, those without boxes too; category ids are mapped to names.
+
+    meta holds the annotations as they are, with area and iscrowd, which AP looks at.
+    """
     record = read_record(source["annotations"])
     names = {row.integer("id"): row.text("name") for row in record.records("categories")}
     items = {}
@@ -220,6 +232,7 @@ def coco_instances(source: Source) -> list[Item]:
 def ade20k(source: Source) -> list[Item]:
     """ADE20K: a grey PNG per picture, 0 = unlabelled; `mask_classes` reads it when it is needed."""
     items = []
+    # roles that take every match are keyed by the stem of the file
     for mask in (path for path in source.files.values() if "annotations" in path.parts):
         pictures = source.root / "images" / mask.parent.name
         found = sorted(path for path in pictures.glob(f"{mask.stem}.*") if path.is_file())

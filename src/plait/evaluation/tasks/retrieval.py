@@ -52,6 +52,7 @@ def retrieval(scoring: Scoring) -> Scored:
     for direction, found in ranks.items():
         values = rank_scores(np.array(list(found.values())))
         scores |= {f"{direction} {name.replace('r@', 'R@')}": value for name, value in values.items()}
+        # the mean of the three recalls of a direction; both directions then weigh alike
         recalls.append(mean_recall(values))
     scores["mean_recall"] = float(np.mean(recalls))
     # A query weighs one over the number of queries of its direction, so that the mean of the units is mean_recall.
@@ -70,7 +71,10 @@ AUDIOCAPS_SECONDS = 10
 
 @layout("msrvtt_retrieval_1ka", {"annotations": ("MSRVTT_JSFUSION_{split}.csv", "*1k*{split}*.csv")})
 def msrvtt_1ka(source: Source) -> list[Item]:
-    """MSRVTT 1k-A: one text per video."""
+    """MSRVTT 1k-A: one text per video.
+
+    The id is the row's `key`; the file is called by its `video_id`.
+    """
     return [
         Item(row.text("key"), video=f"{row.text('video_id')}.mp4", captions=[row.text("sentence")])
         for row in read_table(source["annotations"])
@@ -80,6 +84,7 @@ def msrvtt_1ka(source: Source) -> list[Item]:
 @layout("didemo", {"annotations": "{split}_data.json", "list": "{split}_list.txt"}, optional=("list",))
 def didemo(source: Source) -> list[Item]:
     """DiDeMo, paragraph retrieval: all descriptions of a video in file order, joined by a space."""
+    # the paragraph setting: one text per video
     told: dict[str, list[str]] = {}
     for row in read_rows(source["annotations"]):
         told.setdefault(row.text("video"), []).append(row.text("description"))
@@ -92,7 +97,10 @@ _LSMDC = ("clip", "start_aligned", "end_aligned", "start_extracted", "end_extrac
 
 @layout("lsmdc", {"annotations": ("LSMDC16_challenge_1000_public*.csv", "LSMDC*{split}*.csv")})
 def lsmdc(source: Source) -> list[Item]:
-    """LSMDC: six tab-separated columns, no header, quotes are text; a clip may have several sentences."""
+    """LSMDC: six tab-separated columns, no header, quotes are text; a clip may have several sentences.
+
+    The id is the clip, its file the clip with .avi.
+    """
     told: dict[str, list[str]] = {}
     for row in read_table(source["annotations"], columns=_LSMDC, delimiter="\t", quoting=False):
         told.setdefault(row.text("clip"), []).append(row.text("sentence"))
@@ -104,6 +112,7 @@ def audiocaps(source: Source) -> list[Item]:
     """AudioCaps: ten-second clips; rows of one clip (youtube_id, start_time) are its captions."""
     items: dict[str, Item] = {}
     for row in read_table(source["annotations"]):
+        # by id and start, as one video may give several clips
         name = f"{row.text('youtube_id')}_{row.text('start_time')}"
         item = items.setdefault(name, Item(name, audio=f"{name}.wav", captions=[]))
         item.media_start, item.media_end = clip_of(row, "start_time", AUDIOCAPS_SECONDS)
@@ -118,7 +127,10 @@ def audiocaps(source: Source) -> list[Item]:
     aliases={"test": "evaluation", "val": "validation", "train": "development"},
 )
 def clotho(source: Source) -> list[Item]:
-    """Clotho: five caption columns; file names may hold spaces and commas."""
+    """Clotho: five caption columns; file names may hold spaces and commas.
+
+    Splits evaluation, validation and development answer to test, val and train.
+    """
     items = []
     for row in read_table(source["annotations"]):
         file = row.text("file_name")

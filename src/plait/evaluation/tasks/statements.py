@@ -48,6 +48,7 @@ def nlvr2(source: Source) -> list[Item]:
         stem, dash, number = name.rpartition("-")
         if not dash or not number.isdigit():
             raise row.wrong("identifier", "a name such as test1-0-0-0", name)
+        # img0 is the left picture, img1 the right one: statements name sides
         pictures: list[str | bytes] = [f"{stem}-img{i}.png" for i in (0, 1)]
         label = row.one_of("label", ("True", "False"))
         items.append(Item(name, images=pictures, text=row.text("sentence"), label=label))
@@ -56,7 +57,11 @@ def nlvr2(source: Source) -> list[Item]:
 
 @layout("snli_ve", {"official": "snli_ve_{split}.jsonl", "list": "ve_{split}.json"}, optional=("official", "list"))
 def snli_ve(source: Source) -> list[Item]:
-    """SNLI-VE: the official JSON lines, else the list of mPLUG and its predecessors (id = row number)."""
+    """SNLI-VE: the official JSON lines, else the list of mPLUG and its predecessors (id = row number).
+
+    Labels are the words of `ENTAILMENT`; pictures are those of Flickr30k.
+    """
+    # the lists of mPLUG's predecessors keep no pair id
     official = source.get("official")
     items = []
     for i, row in enumerate(read_rows(official or source["list"])):

@@ -54,6 +54,7 @@ def mme(scoring: Scoring) -> Scored:
         for item, reply in scoring.pairs()
     ]
     found = mme_scores(rows)
+    # perception is the headline, so cognition's pictures are no units
     seen = {image: share for (category, image), share in found["shares"].items() if category in MME_PERCEPTION}
     return Scored(
         {name: found[name] for name in ("perception", "cognition")},
@@ -69,6 +70,7 @@ def pope(scoring: Scoring) -> Scored:
     Raises NotScored for a split without answers.
     """
     scoring.keep(lambda item: bool(item.answers), "answer")
+    # None tells a missing reply from one that says nothing like yes
     found = pope_scores([reply or None for reply in scoring.replies()], [item.answer for item in scoring.items])
     scored = scoring.scored(found["hits"])
     scored.scores = {name: 100 * found[name] for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")}
@@ -91,6 +93,7 @@ def mm_vet(scoring: Scoring) -> Scored:
     Raises NotScored without a judge.
     """
     told, judge = judged(scoring, "MM-Vet", grade_prompt)
+    # a grade that cannot be read is 0, as the model gets nothing from a silent judge
     grades = {name: judge_grade(reply.strip()) for name, reply in told.items()}
     needs = {item.id: item.meta.get("capabilities", []) for item in scoring.items}
     found = mm_vet_scores(needs, {name: [grade or 0.0] for name, grade in grades.items()})
@@ -144,6 +147,7 @@ def owl_eval(scoring: Scoring) -> Scored:
     for name, rates in sorted(owl_eval_table(marked).items()):
         head = "" if name == "all" else f"{name.replace('_', ' ', 1)}: "
         shares = {mark: 100 * float(rates[mark]) for mark in MARKS}
+        # "A+B" first: the order of the page
         parts |= {f"{head}{mark}": share for mark, share in {"A+B": shares["A"] + shares["B"], **shares}.items()}
     scores = {name: parts.pop(name) for name in ("A+B", *MARKS)}
     units = {item.id: 100.0 * (grades[item.id] in "AB") for item in scoring.items}
@@ -165,7 +169,10 @@ def submitted_owl_eval(pairs: Pairs, out: Path, model: str) -> Path:
 
 @layout("pope", {"annotations": ("coco_pope_{split}.json", "*pope_{split}.json*")})
 def read_pope(source: Source) -> list[Item]:
-    """POPE: JSON lines, one file per split (random, popular, adversarial)."""
+    """POPE: JSON lines, one file per split (random, popular, adversarial).
+
+    Questions about one picture are one group; the right answer is yes or no.
+    """
     return [
         Item(
             row.text("question_id"),
@@ -180,7 +187,10 @@ def read_pope(source: Source) -> list[Item]:
 
 @layout("mm_vet", {"annotations": "mm-vet.json"})
 def read_mm_vet(source: Source) -> list[Item]:
-    """MM-Vet: a dictionary by id; every question asks for some of six capabilities."""
+    """MM-Vet: a dictionary by id; every question asks for some of six capabilities.
+
+    meta holds the capabilities; the answer may join parts by <AND> and <OR>.
+    """
     record = read_record(source["annotations"])
     items = []
     for key in record:
@@ -237,6 +247,7 @@ def read_mme(source: Source) -> list[Item]:
             answer, _, reply = row.text("answer").partition("\t")
             if answer not in ("Yes", "No"):
                 raise row.wrong("answer", "Yes or No", answer)
+            # a picture has two questions: the number behind it tells them apart
             item = Item(f"{category}/{image}/{seen[image]}", image=f"{folder}/{image}", category=category)
             item.question, item.answers, item.group = row.text("question"), [answer], f"{category}/{image}"
             if reply:
