@@ -29,7 +29,10 @@ _WORDS = "Plait made this directory, and may replace what is in it. Without this
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether Plait made the directory."""
+    """Whether Plait made the directory, which its marker says.
+
+    A directory without it is somebody's own, whatever it holds.
+    """
     return (directory / MARK).is_file()
 
 
@@ -55,6 +58,7 @@ def claim(directory: Path) -> None:
     """
     check_free(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    # first of all: a kill right after it leaves a directory that Plait may clear
     (directory / MARK).write_text(_WORDS, encoding="utf-8")
 
 
@@ -70,7 +74,10 @@ def remove(directory: Path) -> None:
 
 
 def check_apart(source: Path, out: Path) -> None:
-    """Raise UsageError where one of two directories is, or holds, the other."""
+    """Raise UsageError where one of two directories is, or holds, the other.
+
+    Links are followed first. source: what is read; out: what will be written.
+    """
     read, written = source.resolve(), out.resolve()
     if read == written or read in written.parents or written in read.parents:
         raise UsageError(
@@ -86,7 +93,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def name_of(path: Path) -> str:
-    """The name under which a directory that is being written will appear."""
+    """The name under which a directory that is being written will appear.
+
+    path: of the directory aside, or of any other, whose name stays as it is.
+    """
     return path.name.removeprefix(WRITING)
 
 

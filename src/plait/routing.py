@@ -102,7 +102,10 @@ class Route:
         return Route(self.modalities, self.lengths)
 
     def to(self, device: torch.device | str) -> Route:
-        """The same route with its index tensors on `device`."""
+        """The same route with its index tensors on `device`; without any it is the route itself.
+
+        Copied without waiting: nothing else of a route lives on a device.
+        """
         if self.order is None or self.inverse is None:
             return self
         return Route(
@@ -114,7 +117,10 @@ class Route:
 
     @cached_property
     def present(self) -> tuple[str, ...]:
-        """Modalities that own at least one token."""
+        """Modalities that own at least one token, in layout order.
+
+        Read on the host: which ways a step calls never waits for a device.
+        """
         return tuple(m for m, n in zip(self.modalities, self.lengths) if n)
 
     def spans(self, way_of: Mapping[str, str]) -> list[Span]:
@@ -201,7 +207,11 @@ class PerModality(nn.ModuleDict):
         return grouped.index_select(0, route.inverse).unflatten(0, x.shape[:2])
 
     def of(self, modality: str) -> nn.Module:
-        """The copy that `modality` passes. Raises ValueError for a modality that has no way."""
+        """The copy that `modality` passes: what a decoding step calls directly.
+
+        Raises:
+            ValueError: for a modality that has no way.
+        """
         if modality not in self.way_of:
             raise _no_way(self.way_of, modality)
         return self[self.way_of[modality]]

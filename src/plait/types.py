@@ -60,17 +60,25 @@ class Sample:
         known = {name: value for name, value in row.items() if name in names}
         rest = {name: value for name, value in row.items() if name not in names and name != "meta"}
         sample = cls(**known, meta={**row.get("meta", {}), **rest})
+        # a number and its text are one id: reports and predictions join on text
         sample.id = str(sample.id)
         return sample
 
     def to_row(self) -> dict[str, Any]:
-        """The row `from_row` reads back: no empty fields, `meta` spread out again."""
+        """The row that `from_row` reads back: no empty fields, `meta` spread out again.
+
+        Returns:
+            Field -> value; media are what the sample holds, paths or decoded objects.
+        """
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "meta"}
         return {name: value for name, value in named.items() if value is not None} | self.meta
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """The modalities this sample carries, in the shared order."""
+        """The modalities this sample carries, in the shared order: text, image, video, audio.
+
+        Fields hold them whether as a path or decoded.
+        """
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
 
 
@@ -114,25 +122,46 @@ class Decoding:
 
 
 class Asks(Protocol):
-    """How a family wants to be asked: its words, its layout, its frames, its decoding. Part of a family's skills.
+    """How a family wants to be asked: its words, its layout, its frames, its decoding.
 
-    num_frames: pictures that a video becomes.
+    Part of a family's skills, which inherit `plait.generation.asking.Asking` for what they do not
+    say. num_frames: pictures that a video becomes.
     """
 
     num_frames: int
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """The words of a question of this kind."""
+        """The words of a question.
+
+        Args:
+            kind: how it wants to be answered.
+            item: what it is made of.
+        """
         ...
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
-        """Words behind the turns (words, answer) of a dialogue, oldest first."""
+        """Words behind the turns of a dialogue.
+
+        Args:
+            earlier: (words, answer), oldest first.
+            words: of the question now.
+        """
         ...
 
     def layout(self, words: str, pictures: int) -> str:
-        """The text that is fed for words beside so many pictures, placeholders and roles included."""
+        """The text that is fed, placeholders and roles included.
+
+        Args:
+            words: of the question, behind earlier turns.
+            pictures: how many are shown with it.
+        """
         ...
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
-        """How the answer to a question of this kind about such a medium is generated."""
+        """How the answer to a question is generated.
+
+        Args:
+            kind: of the question.
+            medium: what it is about.
+        """
         ...

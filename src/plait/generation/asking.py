@@ -20,7 +20,10 @@ LETTER_ANSWER = "Answer with the option’s letter from the given choices direct
 
 
 def options(item: Question) -> str:
-    """The question and its choices, one a line, lettered A to J."""
+    """The question and its choices, one a line, lettered A to J.
+
+    item: its `question` may be None, which leaves the first line empty.
+    """
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices or [])]
     return "\n".join([item.question or "", *lines])
 

@@ -187,7 +187,10 @@ def _advance(
 def _advance_official(
     state: _State, log_probs: Tensor, penalty: float, end_id: int, beams: int, last: bool
 ) -> tuple[_State, Tensor, _Found]:
-    """As released: a finished beam stays, and the top beam's end records the whole item."""
+    """As released: a finished beam stays, and the top beam's end records the whole item.
+
+    Results as `_advance`; `stopped` says which items end with this step.
+    """
     totals, rows, tokens = _candidates(state, log_probs, beams)
     # at the last step every beam counts as finished
     finished = (tokens == end_id) | last
@@ -198,7 +201,10 @@ def _advance_official(
 
 
 def _select(state: _State, totals: Tensor, rows: Tensor, tokens: Tensor) -> tuple[_State, Tensor]:
-    """The state after the chosen tokens, and the row of the last call that each row continues."""
+    """The state after the chosen tokens, and the row of the last call that each row continues.
+
+    totals, rows, tokens: (batch, beams) of the candidates that live on.
+    """
     indices = rows.flatten()
     ids = torch.cat([state.ids.index_select(0, indices), tokens.reshape(-1, 1)], dim=1)
     return _State(ids, totals, state.stopped), indices

@@ -77,7 +77,10 @@ class Search:
 
 
 def _held(step: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The hypotheses that the search holds, out of transformers' arguments."""
+    """The hypotheses that the search holds, out of transformers' arguments.
+
+    Sequences, scores, beam indices and which exist, each (batch, num_beams, ...).
+    """
     return step["sequences"], step["beam_scores"], step["beam_indices"], step["is_sent_finished"]
 
 
@@ -119,7 +122,10 @@ class OfficialBeams(GenerationMixin):
         raise NotImplementedError
 
     def _beam_search(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """transformers' search, with the old hooks where the model is official."""
+        """transformers' search, with the old hooks where the model is official.
+
+        What comes behind an end id is padded in both modes.
+        """
         generation = kwargs.get("generation_config") or args[2]
         ends = generation.eos_token_id
         ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
@@ -139,11 +145,17 @@ class OfficialBeams(GenerationMixin):
         return found
 
     def _update_finished_beams(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
-        """transformers' hook: which hypotheses a step leaves."""
+        """transformers' hook: which hypotheses a step leaves.
+
+        By keyword only, as transformers calls it: a renamed argument is then an error at once.
+        """
         return self._search.update(kwargs) if self.config.official else super()._update_finished_beams(**kwargs)
 
     def _check_early_stop_heuristic(self, **kwargs: Any) -> Any:  # ty: ignore[incompatible-method-override]
-        """transformers' hook: which rows go on, (batch, 1) boolean."""
+        """transformers' hook: which rows go on, (batch, 1) boolean.
+
+        The old search had decided that with the step's hypotheses already.
+        """
         if self.config.official:
             return ~self._search.done
         return GenerationMixin._check_early_stop_heuristic(**kwargs)
@@ -166,7 +178,10 @@ CACHE_NAMES = ["cache", "past_key_values"]
 
 
 def named(cache: Any) -> dict[str, Any]:
-    """The cache as the keyword argument that transformers expects."""
+    """The cache as the keyword argument that this version of transformers expects.
+
+    cache: any of transformers', or None.
+    """
     return {CACHE: cache}
 
 

@@ -62,7 +62,10 @@ class TalkingSkills(Asking):
         raise NotImplementedError
 
     def prepare(self, kind: str, value: Any) -> Any:
-        """As it is: pixels are made when the prompt is."""
+        """An item as it is: pixels are made when the prompt is, by the processor.
+
+        kind: of the item; value: decoded.
+        """
         return value
 
     def check_text(self, text: str) -> None:
@@ -88,7 +91,10 @@ class TalkingSkills(Asking):
             )
 
     def _context(self) -> int | None:
-        """Positions that the model was made for, None where its configuration names no number."""
+        """Positions that the model was made for, None where its configuration names no number.
+
+        `context` is ours; `max_position_embeddings` is what language models of others say.
+        """
         config = self.model.config
         return getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
 
@@ -177,7 +183,10 @@ class TalkingSkills(Asking):
         return f"{item}\n{question}" if kind == "text" else self.placeholders[kind] + question
 
     def media(self, kind: str, prepared: Sequence[Any]) -> dict[str, Any]:
-        """Items as arguments of the processor."""
+        """Items as arguments of the processor.
+
+        kind: of the items; prepared: as `prepare` gave them. Texts are part of the question already.
+        """
         return {} if kind == "text" else {f"{kind}s": list(prepared)}
 
 

@@ -328,7 +328,10 @@ def fingerprint(path: str | Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Any failure to read as one line that names the file and says what to do."""
+    """Any failure to read as one line that names the file and says what to do.
+
+    error: of the system, of safetensors or of our own reader; its text is made one line.
+    """
     reason = f"{error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
     reason = " ".join(reason.split()) or type(error).__name__
     return CheckpointError(
@@ -338,7 +341,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _read_file(path: Path) -> Checkpoint:
-    """The kind of a file by its first bytes, and the file read as that."""
+    """The kind of a file by its first bytes, and the file read as that.
+
+    Names are not looked at: a .pt may be a zip, a plain pickle or a web page that was saved as one.
+    """
     check_regular(path)
     with open(path, "rb") as file:
         head = file.read(9)
