@@ -54,7 +54,7 @@ class Sample:
         Raises:
             ValueError: without an id.
         """
-        if not row.get("id"):
+        if row.get("id") in (None, ""):  # 0 is an id like others
             raise ValueError("expected a row with an 'id', got none; give every row a unique id")
         names = {f.name for f in fields(cls)} - {"meta"}
         known = {name: value for name, value in row.items() if name in names}

@@ -107,3 +107,21 @@ def test_a_group_is_never_split_nor_is_a_copy(media):
         sides.setdefault(sample.meta["group"], set()).add(sample.split)
     assert all(len(one) == 1 for one in sides.values())
     assert sides["scene-0"] == sides["scene-4"] and set.union(*sides.values()) == {"train", "test"}
+
+
+def test_annotations_with_a_byte_order_mark_and_ids_from_zero(tmp_path):
+    for i in range(2):
+        Image.new("RGB", (40, 40), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    written = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(2)],
+        "categories": [{"id": 0, "name": "dog"}],
+        "annotations": [{"id": i, "image_id": i, "category_id": 0, "bbox": [1, 1, 5, 5]} for i in range(2)],
+    }
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps(written), encoding="utf-8-sig")
+    assert sorted(sample.id for sample in scan_annotations(file).samples) == ["box-0", "box-1"]
+    assert {sample.label for sample in scan_annotations(file).samples} == {"dog"}
+    written["annotations"][1]["bbox"] = [1, 1, 0, 5]
+    file.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"annotation 1: expected a box, got an empty one \[1, 1, 0, 5\]"):
+        scan_annotations(file)

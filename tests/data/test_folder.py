@@ -130,3 +130,56 @@ def test_an_existing_manifest_is_not_overwritten(folder, tmp_path):
     out = from_folder(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="expected a directory without a manifest"):
         from_folder(folder, out)
+
+
+def pictures(folder, count=2):
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def test_a_later_row_adds_a_caption_and_takes_none(tmp_path):
+    pictures(tmp_path)
+    rows = "".join(f"{i}.png,caption {n} of {i}\n" for n in range(5) for i in range(2))
+    (tmp_path / "captions.csv").write_text("image,caption\n" + rows)
+    for i, sample in enumerate(scan(tmp_path).samples):
+        assert sample.text == f"caption 0 of {i}"
+        assert sample.captions == [f"caption {n} of {i}" for n in range(5)]
+    (tmp_path / "more.jsonl").write_text('{"file": "0.png", "text": "another", "label": "x"}\n')
+    with pytest.raises(
+        ValueError, match=r"more\.jsonl, line 1: expected the label None, as in an earlier row of 0\.png"
+    ):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [("0.png,a dog, running in snow\n", "line 2: expected 2 cells, got 3; put text with commas"), ("0.png\n", "got 1")],
+)
+def test_a_ragged_row_is_named_with_its_line(rows, said, tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "captions.csv").write_text("file,text\n" + rows)
+    with pytest.raises(ValueError, match=said):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_captions_files_of_other_programs_are_read(encoding, tmp_path):
+    pictures(tmp_path)
+    long = "é" * 200_000
+    (tmp_path / "captions.CSV").write_text(f'file,text\r\n0.png,"{long}"\r\n1.png,"a, b"\r\n', encoding=encoding)
+    assert [sample.text for sample in scan(tmp_path).samples] == [long, "a, b"]
+
+
+def test_another_encoding_is_named_with_its_file(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "captions.csv").write_text("file,text\n0.png,caf\u00e9\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"text in .*captions\.csv, got byte 0xe9 at 19; save it as UTF-8"):
+        scan(tmp_path)
+
+
+def test_zero_is_a_label(tmp_path):
+    pictures(tmp_path)
+    rows = [{"file": f"{i}.png", "text": "t", "label": i} for i in range(2)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [sample.label for sample in scan(tmp_path).samples] == ["0", "1"]

@@ -102,3 +102,25 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path, monk
     write(tmp_path / "m.jsonl", {"id": "a"}, {"id": "b", "text": "x" * 100})
     with pytest.raises(ValueError, match="more than 100 characters in line 2"):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    rows = b"".join(json.dumps({"id": str(i), "text": "a"}).encode() + b"\r\n" for i in range(3))
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + rows)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + rows))
+    for path in (tmp_path, tmp_path / "packed.jsonl.gz"):
+        assert [sample.id for sample in read_manifest(path, on_bad="skip")] == ["0", "1", "2"]
+
+
+def test_zero_is_an_id_and_no_text_is_a_text(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"id": 0, "text": ""}\n{"id": 1, "label": "0", "text": "b"}\n')
+    samples = read_manifest(tmp_path)
+    assert [(sample.id, sample.text, sample.label) for sample in samples] == [("0", "", None), ("1", "b", "0")]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_refused_with_their_line(number, tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(f'{{"id": "a", "text": "x"}}\n{{"id": "b", "text": "y", "score": {number}}}\n')
+    with pytest.raises(ValueError, match=f"line 2: .*the number {number}, which is not finite"):
+        read_manifest(path)

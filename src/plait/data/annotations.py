@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.data.folder import Scan, decode_file, split_groups
+from plait.data.manifest import decoded
 from plait.data.packages import sha256
 from plait.media.kinds import kind_of
 from plait.types import Sample
@@ -29,7 +30,7 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
     path = Path(file)
     root = path.parent if media is None else Path(media)
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = json.loads(decoded(path.read_bytes(), path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON file of annotations, got {path}: {error}") from error
     found = Scan()
@@ -91,13 +92,17 @@ def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, An
         for one in written.get("annotations") or ():
             if "caption" in one:
                 captions[one["image_id"]].append(str(one["caption"]).strip())
-            elif "bbox" in one:
+            elif one.get("bbox"):
                 x, y, width, height = one["bbox"]
+                if not (width > 0 and height > 0):
+                    raise ValueError(
+                        f"{path}, annotation {one.get('id')}: expected a box, got an empty one {one['bbox']}"
+                    )
                 corners = [x, y, x + width, y + height]
                 boxes.append((one["id"], files[one["image_id"]], names.get(one.get("category_id")), corners))
         for number, several in captions.items():
             yield {"id": f"image-{number}", "text": several[0], "captions": several}, files[number]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"expected COCO annotations in {path}, got one without {error}") from error
     for number, name, category, corners in boxes:
         yield {"id": f"box-{number}", "text": category, "label": category, "boxes": [corners]}, name

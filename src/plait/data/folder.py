@@ -9,14 +9,15 @@ Files stay where they are; `out/manifest.jsonl` points to them.
 from __future__ import annotations
 
 import csv
-import json
+import io
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from plait.data.manifest import write_manifest
+from plait.data.manifest import MAX_LINE, checked_json, decoded, write_manifest
 from plait.data.packages import sha256
 from plait.media.audio import load_audio
 from plait.media.image import load_image
@@ -31,9 +32,9 @@ TEXT_COLUMNS = ("text", "caption")
 
 @dataclass(frozen=True)
 class Caption:
-    """The words of one file, from a captions file."""
+    """The words of one file, from one or several rows of captions files."""
 
-    text: str
+    texts: list[str]
     label: str | None
     group: str | None = None
 
@@ -78,7 +79,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
         raise ValueError(f"expected a folder, got {folder}; check the path")
     if not 0 <= test_share < 1:
         raise ValueError(f"expected a test share of 0 up to 1, got {test_share}")
-    captions = dict(_captions(root))
+    captions = _captions(root)
     result = Scan()
     digests: dict[str, str] = {}
     groups: dict[str, str] = {}
@@ -107,7 +108,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
 def _files(root: Path) -> Iterator[Path]:
     for path in root.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.is_file() and not hidden and not (path.parent == root and path.suffix in CAPTION_SUFFIXES):
+        if path.is_file() and not hidden and not (path.parent == root and path.suffix.lower() in CAPTION_SUFFIXES):
             yield path
 
 
@@ -120,9 +121,13 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
         raise ValueError("no words for it; put it into a named sub-folder or into captions.csv")
     decode_file(path, kind)
     label = caption.label if caption and caption.label else top
-    text = caption.text if caption else " ".join((top or "").replace("_", " ").replace("-", " ").split())
-    row = {"id": name, "text": text, kind: str(path.resolve()), "label": label, "source": "folder"}
-    return Sample.from_row(row | ({"group": caption.group} if caption and caption.group else {}))
+    text = caption.texts[0] if caption else " ".join((top or "").replace("_", " ").replace("-", " ").split())
+    row: dict[str, Any] = {"id": name, "text": text, kind: str(path.resolve()), "label": label, "source": "folder"}
+    if caption and caption.group:
+        row["group"] = caption.group
+    if caption and len(caption.texts) > 1:
+        row["captions"] = caption.texts
+    return Sample.from_row(row)
 
 
 def decode_file(path: Path, kind: Modality) -> None:
@@ -137,8 +142,10 @@ def decode_file(path: Path, kind: Modality) -> None:
         load_video(path, num_frames=1)
 
 
-def _captions(root: Path) -> Iterator[tuple[Path, Caption]]:
-    for file in sorted(path for path in root.iterdir() if path.suffix in CAPTION_SUFFIXES):
+def _captions(root: Path) -> dict[Path, Caption]:
+    """File -> its words. A later row adds a caption to a file and takes nothing from an earlier one."""
+    captions: dict[Path, Caption] = {}
+    for file in sorted(path for path in root.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES):
         for line, row in _rows(file):
             where = f"{file}, line {line}"
             name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
@@ -148,28 +155,42 @@ def _captions(root: Path) -> Iterator[tuple[Path, Caption]]:
                 raise ValueError(f"{where}: expected columns 'file' and 'text', got no {missing!r}; found {list(row)}")
             if not (root / name).is_file():
                 raise ValueError(f"{where}: expected the file {name} in {root}, got none; correct the name")
-            label, group = row.get("label"), row.get("group")
-            own = Caption(text.strip(), str(label) if label else None, str(group) if group else None)
-            yield (root / name).resolve(), own
+            label, group = (None if row.get(c) in (None, "") else str(row[c]) for c in ("label", "group"))
+            own = captions.setdefault((root / name).resolve(), Caption([], label, group))
+            for column, value, earlier in (("label", label, own.label), ("group", group, own.group)):
+                if value != earlier:
+                    said = f"{earlier!r}, as in an earlier row of {name}, got {value!r}"
+                    raise ValueError(f"{where}: expected the {column} {said}; give all rows of a file the same")
+            if text.strip() not in own.texts:
+                own.texts.append(text.strip())
+    return captions
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        if file.suffix == ".csv":
-            reader = csv.DictReader(lines)
-            for row in reader:
-                yield reader.line_num, dict(row)
-            return
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and fields of every row of a captions file, CSV or JSONL by its name."""
+    lines = io.StringIO(decoded(file.read_bytes(), file), newline="")
+    if file.suffix.lower() == ".jsonl":
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: expected a JSON object, got broken JSON") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}, line {number}: expected a JSON object, got {type(row).__name__}")
-            yield number, row
+            if line.strip():
+                try:
+                    yield number, checked_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {number}: {error}") from error
+        return
+    before = csv.field_size_limit(MAX_LINE)  # of the whole process: put back, also where the caller stops halfway
+    try:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            # too many cells come under None, missing ones as None: words after a comma would be lost
+            if None in row or None in row.values():
+                count = len([*(row.pop(None, None) or ()), *(cell for cell in row.values() if cell is not None)])
+                got = f"{len(reader.fieldnames or ())} cells, got {count}"
+                raise ValueError(f"{file}, line {reader.line_num}: expected {got}; put text with commas into quotes")
+            yield reader.line_num, dict(row)
+    except csv.Error as error:
+        raise ValueError(f"{file}: expected rows of CSV, got: {error}") from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _joined(digests: dict[str, str], groups: dict[str, str]) -> dict[str, str]:

@@ -6,10 +6,12 @@ paths are relative to the manifest's directory; reading makes them absolute, wri
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import itertools
 import json
+import math
 import os
 import warnings
 import weakref
@@ -125,7 +127,8 @@ class Manifest(Sequence[Sample]):
                         raise EOFError(f"more than {MAX_LINE} characters in line {number}")
                     if self.path.suffix == ".gz":
                         os.pwrite(self._fd, line, start)
-                    yield number, start, line
+                    mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
+                    yield number, start + mark, line[mark:]
                     start += len(line)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again") from error
@@ -208,15 +211,38 @@ def checked_row(row: dict[str, Any], folder: Path | None, where: str) -> Sample:
 
 
 def _sample(line: str, folder: Path | None) -> Sample:
+    return _from_row(checked_json(line), folder)
+
+
+def checked_json(line: str) -> dict[str, Any]:
+    """The object of one line of JSON. Raises ValueError for anything else, and for numbers that are not finite."""
     try:
-        row = json.loads(line)
+        row = json.loads(line, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object, got broken JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # numbers of too many digits, brackets within brackets
+    except (ValueError, RecursionError) as error:  # numbers of too many digits or none, brackets within brackets
         raise ValueError(f"expected one JSON object, got one beyond the reader ({error!s:.80})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object, got {type(row).__name__}")
-    return _from_row(row, folder)
+    return row
+
+
+def _finite(written: str) -> float:
+    """A JSON number. NaN and Infinity, which Python's reader takes, and 1e999 would pass for numbers everywhere."""
+    if not math.isfinite(value := float(written)):
+        raise ValueError(f"the number {written}, which is not finite")
+    return value
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """The text of a file: UTF-8 or UTF-16 by its mark, else UTF-8. Raises ValueError that names the file."""
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # spreadsheets call it "Unicode text"
+    encoding = "utf-16" if is_wide else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{content[error.start]:02x} at {error.start}"
+        raise ValueError(f"expected UTF-8 or UTF-16 text in {path}, got {got}; save it as UTF-8") from error
 
 
 def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:

@@ -47,7 +47,7 @@ def coco_ap(
     with contextlib.redirect_stdout(io.StringIO()):  # the tool prints its progress
         truth = coco.COCO()
         # a copy: the tool writes areas, ids and flags into what it is given
-        truth.dataset = deepcopy(dict(ground_truth))
+        truth.dataset = _numbered(deepcopy(dict(ground_truth)), results)
         # loadRes copies it, and a file may lack it
         truth.dataset.setdefault("info", {})
         truth.createIndex()
@@ -58,6 +58,35 @@ def coco_ap(
         run.summarize()
     summary = {name: float(value) for name, value in zip(SUMMARY, run.stats, strict=True)}
     return summary, _by_category(run)
+
+
+def _numbered(truth: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ground truth with annotations numbered from 1, and what the tool takes for granted filled in.
+
+    The tool writes the id of the annotation that a box found and reads 0 as none: perfect boxes of a file that counts
+    from 0, or that uses an id twice, would be misses. Nothing that is returned knows these ids.
+
+    Raises:
+        ValueError: for an annotation without image, category or box, and for a result of an unknown image.
+    """
+    images = {image.get("id") for image in truth.get("images", ())}
+    for number, one in enumerate(truth.get("annotations", ())):
+        name = f"annotation {one.get('id', number)}"
+        for field in ("image_id", "category_id"):
+            if one.get(field) is None:
+                raise ValueError(f"expected {field} in {name}, got none; correct the file")
+        if one["image_id"] not in images:
+            raise ValueError(f"expected an image of the file in {name}, got {one['image_id']!r}; correct the file")
+        one["id"] = number + 1
+        one.setdefault("iscrowd", 0)
+        if one.get("area") is None:
+            if not one.get("bbox"):
+                raise ValueError(f"expected an area or a bbox in {name}, got neither; correct the file")
+            one["area"] = one["bbox"][2] * one["bbox"][3]
+    for one in results:
+        if one.get("image_id") not in images:
+            raise ValueError(f"expected results for images of the ground truth, got image {one.get('image_id')!r}")
+    return truth
 
 
 def _nothing(coco: Any, truth: Any) -> Any:
