@@ -44,7 +44,9 @@ MAX_THINGS = 4
 NUMBERS = ("one", "two", "three", "four")
 YES_NO = ("yes", "no")
 SIDES = (0.26, 0.5)
+"""Least and largest side of a moving drawing, as a share of the page."""
 REACH = (0.55, 1.0)
+"""Least and largest share of the page that a moving drawing goes, less its own side."""
 
 GROUPS = {
     "drawing": ("caption", "name", "kind", "is_kind", "is_there"),
@@ -58,8 +60,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question. frames: (frames, side, side, 3) uint8, one frame for a picture; choices: what the answer may be,
-    None when anything may."""
+    """One question.
+
+    Args:
+        task: that it belongs to.
+        frames: (frames, side, side, 3) uint8, one frame for a picture.
+        question, answer: in words; a caption has no question.
+        choices: what the answer may be, None when anything may.
+        references: other answers that are right, of captions.
+    """
 
     task: str
     frames: np.ndarray
@@ -72,9 +81,19 @@ class Example:
 class Drawings:
     """Drawings of named things, and the tasks made of them.
 
-    samples: rows with `image`, `text` (the name), `label` (the thing), `split`, `captions` (keywords) and
-        `meta["group"]` of Unicode; rows of other groups are left out. Rows of one label are drawings of one thing.
-    size: side of a picture in pixels; num_frames: frames of a clip.
+    Args:
+        samples: rows with `image`, `text` (the name), `label` (the thing), `split`, `captions` (keywords) and
+            `meta["group"]` of Unicode; rows of other groups are left out. Rows of one label are drawings of one thing.
+        size: side of a picture, in pixels.
+        num_frames: of a clip.
+
+    Raises:
+        ValueError: where no row is left.
+
+    Example:
+        >>> drawings = Drawings([row for row in read_manifest(cached_mini()) if row.image is not None])
+        >>> drawings.example("count", "train", np.random.default_rng(0)).choices
+        ('one', 'two', 'three', 'four')
     """
 
     def __init__(self, samples: Sequence[Sample], size: int = 64, num_frames: int = 6) -> None:
@@ -96,7 +115,16 @@ class Drawings:
         return [number for of_thing in self._of[split].values() for number in of_thing]
 
     def example(self, task: str, split: str, rng: np.random.Generator) -> Example:
-        """A fresh example of a task, drawn with `rng`."""
+        """A fresh example of a task.
+
+        Args:
+            task: one of `tasks`.
+            split: whose drawings it is made of.
+            rng: that everything about it is drawn with.
+
+        Raises:
+            ValueError: for no task, and a split with too few drawings.
+        """
         if task == "caption":
             return self._describe(self._any(split, rng))
         if task == "name":
@@ -110,7 +138,7 @@ class Drawings:
             return self._ask_is_kind(number, kind, truth)
         if task == "is_there":
             first, second, absent = self._several(split, 3, rng)
-            truth = bool(rng.integers(2))
+            truth = bool(rng.integers(2))  # yes and no are as likely, so that neither is a good guess
             page = self._scene([first, second], rng)
             return self._ask_is_there(page, self.rows[first if truth else absent].text or "", truth)
         if task == "count":
@@ -135,6 +163,14 @@ class Drawings:
 
         Their frames are the same array. Tests ask one question of a picture; training learns faster from several, of
         which some have the same words for other pictures and some the same picture for other words.
+
+        Args:
+            group: a key of `GROUPS`.
+            split: whose drawings they are made of.
+            rng: that everything is drawn with.
+
+        Raises:
+            ValueError: for no group.
         """
         if group not in GROUPS:
             raise ValueError(f"expected a group among {', '.join(GROUPS)}, got {group!r}")
@@ -164,13 +200,19 @@ class Drawings:
         return [*asked, *(self._ask_is_there(page, some, some == name) for some in (name, absent))]
 
     def moving(self, number: int, rng: np.random.Generator) -> Example:
-        """A clip in which the drawing of a row moves in some direction."""
+        """A clip in which the drawing of a row moves in some direction.
+
+        Args:
+            number: of the row.
+            rng: of direction, place, size and how far it goes.
+        """
         answer = _choice(tuple(MOTIONS), rng)
         dx, dy, grows = MOTIONS[answer]
         path = rng.uniform(*REACH) * np.linspace(-0.5, 0.5, self.num_frames)  # symmetric: one frame tells nothing
         offset = rng.uniform(-0.5, 0.5, 2) * (1 - np.abs([dx, dy])) + rng.uniform(-0.2, 0.2, 2) * np.abs([dx, dy])
         middle = np.mean(SIDES) if grows else rng.uniform(*SIDES)
         sides = self.size * (middle + grows * path * (SIDES[1] - SIDES[0]))
+        # Across its direction the drawing may stand anywhere, along it what it goes lies around the middle.
         frames = []
         for t, side in zip(path, sides):
             place = 0.5 + np.clip(offset + np.array([dx, dy]) * t, -0.5, 0.5)
@@ -211,6 +253,7 @@ class Drawings:
         return KINDS[self.rows[number].meta["group"]]
 
     def _any(self, split: str, rng: np.random.Generator, accept: Callable[[int], bool] = lambda _: True) -> int:
+        """The number of any drawing of a split that `accept` takes."""
         numbers = [number for number in self.numbers(split) if accept(number)]
         if not numbers:
             raise ValueError(f"expected drawings in split {split!r}, got none that fit; check the manifest's splits")

@@ -16,14 +16,25 @@ from numpy.typing import ArrayLike, NDArray
 def modality_gap(vectors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Measure the gap between modalities and project everything onto two principal axes.
 
-    vectors: modality -> (count, dim); rows are scaled to unit length first, zero rows are refused.
+    Args:
+        vectors: modality -> (count, dim); rows are scaled to unit length first.
 
-    Returns plain numbers, ready for JSON:
+    Returns:
+        Plain numbers, ready for JSON:
         "gap": "image-audio" -> distance between the two centroids (0 = same place, 2 = opposite poles);
         "spread": modality -> mean distance of its vectors from its centroid;
         "points": modality -> list of (x, y), the two leading principal axes, every modality counted alike;
         "explained": share of the variance that each of the two axes carries.
-    Raises ValueError for vectors of different widths, or none at all.
+
+    Raises:
+        ValueError: for vectors of different widths, none at all, and rows that are zero or not finite.
+
+    Source:
+        arXiv 2203.02053, the distance of centroids.
+
+    Example:
+        >>> modality_gap({"image": [[1.0, 0.0]], "audio": [[-1.0, 0.0]]})["gap"]
+        {'image-audio': 2.0}
     """
     units = {name: _unit_rows(name, rows) for name, rows in vectors.items()}
     widths = {name: rows.shape[1] for name, rows in units.items()}
@@ -40,6 +51,7 @@ def modality_gap(vectors: Mapping[str, ArrayLike]) -> dict[str, Any]:
 
 
 def _unit_rows(name: str, rows: ArrayLike) -> NDArray[np.float64]:
+    """(count, dim) vectors of length 1; `name` is the modality, for messages."""
     array = np.asarray(rows, dtype=np.float64)
     if array.ndim != 2 or not array.size:
         raise ValueError(f"expected {name} vectors of shape (count, dim), got {array.shape}")

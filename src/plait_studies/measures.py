@@ -29,6 +29,7 @@ from plait_studies.drawings import Example
 CONDITIONS = ("shown", "removed", "shuffled", "one frame")
 TEXTS = ("snippets", "news")
 BATCH = 20
+"""Questions of one forward pass; it bounds memory and changes no result but for rounding."""
 Hits = tuple[float, ...]
 
 
@@ -36,7 +37,9 @@ Hits = tuple[float, ...]
 class Subject:
     """A talking model, and how questions reach it.
 
-    batch_of: examples, sentences, shown=... -> supervised batch; shown=False leaves pictures and clips out.
+    Args:
+        model, processor: of the family that is studied.
+        batch_of: examples, sentences, shown=... -> supervised batch; shown=False leaves pictures and clips out.
     """
 
     model: Any
@@ -52,6 +55,7 @@ class Subject:
         """Logits (batch, places, vocabulary) and labels (batch, places), where a row of the batch has one to say."""
         batch = {name: value.to(self.model.device) for name, value in batch.items()}
         labels = batch.pop("labels")[:, 1:]
+        # Logits of the whole vocabulary at every position would be the largest tensor by far.
         places = (labels != -100).any(dim=0).nonzero().flatten()
         return self.model(**batch, logits_to_keep=places, use_cache=False).logits.float(), labels[:, places]
 
@@ -160,7 +164,12 @@ def perplexity(found: Sequence[Sequence[float]]) -> float:
 
 
 def interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """Mean and its 95 % bootstrap interval over examples. values: (examples,)."""
+    """Mean and its 95 % bootstrap interval over examples.
+
+    Args:
+        values: (examples,), means over seeds where there are several: the interval tells how much depends on the
+            questions.
+    """
     found = bootstrap_mean(values)
     return {"value": found.estimate, "interval": [found.lower, found.upper]}
 
@@ -308,10 +317,16 @@ def tf_idf(known: Sequence[tuple[str, int]], asked: Sequence[tuple[str, int]], s
 
 
 def line(x: Tensor, labels: Sequence[int], x_test: Tensor, labels_test: Sequence[int], steps: int = 300) -> Hits:
-    """Hits of logistic regression on vectors (n, dim), each brought to length 1."""
+    """Hits of logistic regression on vectors, each brought to length 1.
+
+    Args:
+        x, labels: (n, dim) and their classes, from 0, to learn from.
+        x_test, labels_test: held out.
+        steps: of AdamW, on 512 drawn rows each.
+    """
     x, x_test, y = F.normalize(x, dim=1), F.normalize(x_test, dim=1), torch.tensor(labels)
     layer = nn.Linear(x.shape[1], int(y.max()) + 1)
-    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.weight)  # every class as likely to begin with, whatever the seed
     optimizer = AdamW(layer.parameters(), lr=0.05, weight_decay=1e-4)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
@@ -331,5 +346,6 @@ def separability(first: Tensor, second: Tensor) -> float:
     train = torch.arange(len(x)) % 2 == 0
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     a = x[train]
+    # Least squares towards 1 and -1 with a small ridge, in closed form: nothing to tune, nothing drawn.
     weights = torch.linalg.solve(a.T @ a + 1e-3 * torch.eye(a.shape[1]), a.T @ y[train])
     return float(((x[~train] @ weights > 0) == (y[~train] > 0)).float().mean())

@@ -36,7 +36,16 @@ class Seed:
 
 @dataclass
 class RunFiles:
-    """Everything a report shows. What a run does not have is empty."""
+    """Everything a report shows. What a run does not have is empty.
+
+    Args:
+        directory: of the quickstart.
+        summary: summary.json, the numbers over seeds.
+        log: quickstart.json, the commands that ran and what they were asked for.
+        data: directory of the data set.
+        seed: evaluation, vectors and pictures of the first seed.
+        curves: of training, by stage, for every seed.
+    """
 
     directory: Path
     summary: dict[str, Any] = field(default_factory=dict)
@@ -145,6 +154,7 @@ def player(path: Path, name: str, heading: str) -> str:
     from plait.media.audio import load_audio
 
     peaks = np.array([np.abs(part).max(initial=0.0) for part in np.array_split(load_audio(path), _BARS)])
+    # Quiet parts stay visible: peaks are compressed, and every bar has three of the 36 units of height.
     heights = 3 + 29 * (peaks / max(float(peaks.max()), 1e-9)) ** 0.7
     bars = "".join(f"M{4 * i + 2} {18 - h / 2:.1f}v{h:.1f}" for i, h in enumerate(heights))
     return (

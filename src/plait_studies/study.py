@@ -43,7 +43,14 @@ def study(
 
 
 def find(name: str) -> Any:
-    """The function of a study. Raises UsageError for a name that does not exist."""
+    """The function of a study.
+
+    Args:
+        name: a key of `STUDIES`.
+
+    Raises:
+        UsageError: for a name that does not exist.
+    """
     if name not in STUDIES:
         raise UsageError(f"expected a study among {', '.join(STUDIES)}, got {name!r}")
     module, _, attribute = STUDIES[name].partition(":")

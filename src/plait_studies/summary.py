@@ -23,7 +23,14 @@ SHUFFLED = {f"shuffled_{name}": name for name in ("audio_to_text_r1", "audio_to_
 
 @dataclass(frozen=True)
 class Bar:
-    """What a score must reach: `least`, or `times` the best of `than`, or stay `around_chance` of chance."""
+    """What a score must reach, in one of three ways.
+
+    Args:
+        metric: its name.
+        least: at least this share.
+        times, than: at least so many times the best of these other metrics.
+        around_chance: no further from chance than this, as a control must be.
+    """
 
     metric: str
     least: float | None = None
@@ -90,9 +97,11 @@ def summarise(
 
 
 def _over_seeds(given: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """One metric of all seeds; those that did not measure it do not count."""
     scores = [score for score in given if score is not None]
     if not scores:
         return {"value": None, "chance": None, "per_seed": []}
+    # Only what every seed was asked: a mean over seeds of different questions has no interval.
     shared = [unit for unit in scores[0]["units"] if all(unit in score["units"] for score in scores)]
     found = bootstrap_mean([float(np.mean([score["units"][unit] for score in scores])) for unit in shared])
     return {

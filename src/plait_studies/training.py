@@ -26,8 +26,10 @@ from plait_studies.build.stamps import movie_snippets, reuters_r8
 from plait_studies.drawings import Drawings, Example
 
 FEELINGS = ("negative", "positive")
+# So many held-out texts are read by every model of a study; of a news story the beginning, in words.
 NUM_SENTENCES, NUM_NEWS, NEWS_WORDS = 200, 60, 50
 SHARPNESS = 20.0
+"""What cosines are multiplied by before softmax: the inverse of a temperature of 0.05."""
 
 
 class Seen(Protocol):
@@ -76,8 +78,14 @@ class Questions:
     """Questions drawn anew at every step: about things to see, or about sentences, never both.
 
     The two are not mixed because a sentence is twice as long, and every row costs what the longest does.
-    tasks: each as likely; collate: examples, sentences, generator -> batch; turn: seed, step -> whether the step asks
-    about sentences.
+
+    Args:
+        seen: what there is to see.
+        tasks: of `seen`, each as likely; one named twice is twice as likely.
+        collate: examples, sentences, generator -> batch; one of the two lists is empty.
+        sentences: to ask about.
+        turn: seed, step -> whether the step asks about sentences. It depends on nothing else, so a run that continues
+            goes on with the same steps.
     """
 
     def __init__(
@@ -141,9 +149,18 @@ def towards_words(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Which of all words is it: cosine between mean positions and mean embeddings, and a tenth of their distance.
 
-    Stands for the CLIP tower and the pairs that the published models begin with. words: ids of each; read: model,
-    pixels -> positions (batch, n, dim); labels (batch, parts): the words that the parts of the positions should mean,
-    one for all of them, or one for each half.
+    Stands for the CLIP tower and the pairs that the published models begin with.
+
+    Args:
+        words: ids of each.
+        read: model, pixels -> positions (batch, n, dim).
+        model: whose token table gives the goals; it gets no gradient from them.
+        batch: pixel_values, pixel_values_videos or both, and labels (batch, parts): the words that the parts of the
+            positions should mean, one for all of them, or one for each half.
+        step, generator: of an objective; not used.
+
+    Returns:
+        The loss, and `right` (share of parts nearest to their word) and `distance` to show.
     """
     table: Tensor = model.get_input_embeddings().weight  # ty: ignore[not-callable]
     with torch.no_grad():
@@ -163,7 +180,15 @@ def towards_words(
 def stage(
     name: str, objective: Any, source: Callable[[], Any], steps: int, batch_size: int, lr: float, **changes: Any
 ) -> Stage:
-    """A stage of the studies: a peak rate that falls to a hundredth, clipped at 1; changes: other fields of `Stage`."""
+    """A stage of the studies: a peak rate that falls to a hundredth, gradients clipped at 1.
+
+    Args:
+        name, steps, batch_size: of the stage.
+        objective: model, batch, step, generator -> loss and what to show.
+        source: makes the batches.
+        lr: the peak rate.
+        changes: other fields of `Stage`.
+    """
     fields: dict[str, Any] = {"weight_decay": 0.0, "clip": 1.0, "floor": lr / 100} | changes
     return Stage(
         name=name, objective=objective, batches=source, batch_size=batch_size, steps=steps, peak_lr=lr, **fields
@@ -183,9 +208,16 @@ def carry_out(
     dtype: str,
     finished: Callable[[str, TrainResult], Any] = lambda name, run: None,
 ) -> bool:
-    """Train what is not trained yet, each run in a directory under `home`; False when a signal stopped it.
+    """Train what is not trained yet, each run in a directory under `home`.
 
-    finished: called with every run, trained now or before.
+    Args:
+        plan: name of a run -> its recipe, in order; later ones may read models of earlier ones.
+        home: of the seed.
+        seed, device, dtype: as in `plait train`.
+        finished: called with every run, trained now or before.
+
+    Returns:
+        False when a signal stopped it; the same call continues.
     """
     for name, build in plan.items():
         print(f"[seed {seed}] {name}", flush=True)

@@ -25,7 +25,7 @@ from plait.errors import MissingExtraError, UsageError, missing_line, os_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # what shells give a command that Ctrl-C ended: 128 + SIGINT
 _CLICK = (
     (re.compile(r"^Missing command$"), "expected a sub-verb, got none"),
     (re.compile(r"^Missing (argument|option|parameter) (.*)$"), r"expected the \1 \2, got none"),
@@ -40,7 +40,13 @@ _CLICK = (
 
 
 class Verb(NamedTuple):
-    """Where a verb lives (`module:function`, or `module:app` for a verb with sub-verbs) and its line in the help."""
+    """Where a verb lives, and its line in the help.
+
+    Args:
+        home: `module:function`, or `module:app` for a verb with sub-verbs.
+        help: what it does, in a few words.
+        shown_first: whether `plait --help` lists it above the others.
+    """
 
     home: str
     help: str
@@ -81,11 +87,22 @@ def verbs() -> dict[str, Verb]:
     `"data.build"` among the entry points is a sub-verb, which `plait data` takes.
     """
     found = entry_points(group="plait.verbs")
+    # Our own last: an installed package cannot put its code in place of a verb of ours.
     return {entry.name: entry.load() for entry in found if "." not in entry.name} | VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (without the program name) and return its exit code."""
+    """Run one command line and return its exit code.
+
+    Args:
+        argv: without the program name; by default that of the process.
+
+    Returns:
+        0 done, 1 the work failed, 2 the command was wrong, 130 interrupted.
+
+    Example:
+        >>> main(["--version"])
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -105,7 +122,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
-    """Load the verb `name`, run it with `args`, and turn what it raises into one line and an exit code."""
+    """Load the verb `name`, run it with `args`, and turn what it raises into one line and an exit code.
+
+    Args:
+        name: a key of `verbs()`.
+        args: of the verb.
+        debug: print the traceback too.
+
+    Raises:
+        Exception: what no input can explain, such as a fault of Plait; its traceback is wanted.
+    """
     import typer
 
     # typer carries its own click or uses the package, by version: its base classes are the same by position
@@ -125,6 +151,7 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
             raise
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is on the screen already
             return 2
+        # Which of the two it is decides what a script does next: correct the command, or look at its data.
         code = 2 if isinstance(error, (bad_usage, UsageError)) else 1
         return _fail(_one_line(error) + (f"; see plait {name} --help" if isinstance(error, bad_usage) else ""), code)
     if result == INTERRUPTED:
@@ -133,7 +160,10 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
 
 
 def command(name: str) -> Any:
-    """The command object of the verb `name`: a typer app as it is, or one made from the function's annotations."""
+    """The command object of the verb `name`: a typer app as it is, or one made from the function's annotations.
+
+    Only this verb's module is imported, so that a verb waits for no other's packages.
+    """
     import typer
     from typer.main import get_command, get_group
 
@@ -170,11 +200,13 @@ def overview() -> str:
 
 
 def _nearest(name: str) -> str:
+    """What to say after an unknown verb: the nearest one, or where they are listed."""
     close = get_close_matches(name, verbs(), n=1, cutoff=0.5)
     return f"did you mean 'plait {close[0]}'?" if close else "plait --help lists the verbs"
 
 
 def _near_option(option: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` for an unknown option, or nothing; dashes do not count as likeness."""
     bare = {name.lstrip("-"): name for name in known}
     close = get_close_matches(option.lstrip("-"), bare, n=1, cutoff=0.65)
     return f"; did you mean {bare[close[0]]!r}?" if close else ""
@@ -194,6 +226,7 @@ def _odd() -> tuple[type[Exception], ...]:
 
 
 def _one_line(error: BaseException) -> str:
+    """An error in the words "expected X, got Y", whoever raised it; never empty, never more than a line."""
     if isinstance(error, OSError) and error.strerror:
         text = os_line(error)
     elif "No space left on device" in str(error):  # as safetensors words it, which writes convert's and merge's files
@@ -217,6 +250,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
+    """Print an error as `plait: ...` and hand its exit code back; names of files may not be printable as they are."""
     from plait.terminal import printable
 
     line = printable(message).encode(sys.stderr.encoding or "ascii", "backslashreplace")
@@ -225,5 +259,6 @@ def _fail(message: str, code: int) -> int:
 
 
 def _interrupted(name: str) -> int:
+    """Say so below what was on the line, where a terminal shows ^C."""
     print(f"\nplait: {name} was interrupted", file=sys.stderr)
     return INTERRUPTED

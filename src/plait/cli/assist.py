@@ -111,7 +111,10 @@ def classify(
 
 
 class _How(NamedTuple):
-    """What the four verbs share, as it was asked for."""
+    """What the four verbs share, as it was asked for.
+
+    `options` are settings of `generate`, `candidates` what to choose among, `top` how many of these are shown.
+    """
 
     batch_size: int
     device: str | None
@@ -125,6 +128,7 @@ class _How(NamedTuple):
 
 
 def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
+    """Ask for a task about everything under `media` and print a line per item, as soon as it is answered."""
     is_skipping = check_on_bad(how.on_bad)
     from plait.assistant import Assistant, requests_under
 
@@ -162,6 +166,7 @@ def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
 
 
 def _as_json(task: Task, value: Any, top: int) -> dict[str, Any]:
+    """An answer for machines, under a key that its task names."""
     if task in ("rank", "classify"):
         key = "answers" if task == "rank" else "labels"
         return {key: [{"text": text, "probability": round(share, 6)} for text, share in value[:top]]}
@@ -169,6 +174,7 @@ def _as_json(task: Task, value: Any, top: int) -> dict[str, Any]:
 
 
 def _as_line(task: Task, value: Any, top: int) -> str:
+    """An answer for people: choices with their shares, a box in pixels, or the text."""
     if task in ("rank", "classify"):
         return ", ".join(f"{text} {share:.3f}" for text, share in value[:top])
     return " ".join(f"{x:.1f}" for x in value) if task == "ground" else value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
 
 LISTED = 20
+"""Lines about problems that are printed at most."""
 
 
 @app.command()
@@ -99,6 +100,7 @@ def pack(
 
 
 def _media(report: CheckReport) -> str:
+    """One line about media: seconds where they have some, smallest to largest picture, megabytes."""
     parts = []
     for name, size in report.bytes.items():
         words = [f"{report.seconds[name]:.1f} s"] if name in report.seconds else []
@@ -110,6 +112,7 @@ def _media(report: CheckReport) -> str:
 
 
 def counts_in_words(counts: dict[str, dict[str, int]]) -> str:
+    """`train 3 image, 2 audio; test 1 image` of {split: {kind: count}}."""
     parts = (f"{split} " + ", ".join(f"{n} {name}" for name, n in c.items()) for split, c in counts.items())
     return "; ".join(parts)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def _emergent(model: Path, data: Path, out: Path | None, adapter: Path | None = None) -> Evaluation:
+    """Retrieval between modalities that no training paired, with sounds where the model hears."""
     from plait.embedder import Embedder
     from plait.evaluation.emergent import evaluate_emergent
 
@@ -70,12 +71,14 @@ def evaluate(
 
 
 def _required(model: str | None, task: str) -> str:
+    """The model, which `compare` and --predictions alone do without; a string, since it may be `hf:DIR`."""
     if model is None:
         raise UsageError(f"expected a model for {task}, got none; pass a model directory, or --predictions FILE")
     return model
 
 
 def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool, adapter: Path | None) -> None:
+    """A task with a report of its own: measure, store where asked, print its metrics."""
     result = TASKS[task](Path(model), data, out, adapter)
     if out is not None:
         result.save(out)
@@ -93,6 +96,7 @@ def _run(
     as_json: bool,
     adapter: Path | None,
 ) -> str:
+    """A registered task: score stored predictions or open a model and ask it; what is printed then."""
     from plait.evaluation.result import PAGE, headline
     from plait.evaluation.run import check_rule, evaluate, prepare, score_file
     from plait.evaluation.tasks import task_named
@@ -107,6 +111,7 @@ def _run(
         from plait.evaluation.models import open_model
 
         spec = _required(model, name)
+        # Named after task, model and LoRA, so that results of several stand side by side.
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
         out = out or Path("runs") / "eval" / own
         loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
@@ -120,6 +125,7 @@ def _run(
 
 
 def _compare(first: str | None, second: str | None, as_json: bool) -> str:
+    """Two results on the same items, and whether their difference is more than chance."""
     from plait.evaluation.compare import as_lines, compare
 
     if first is None or second is None:
@@ -129,6 +135,7 @@ def _compare(first: str | None, second: str | None, as_json: bool) -> str:
 
 
 def _leaderboard(results: str | None, out: Path | None) -> Path:
+    """Write the table of all results below a directory; its path."""
     from plait.evaluation.compare import write_leaderboard
 
     if results is None or not Path(results).is_dir() or out is None:
@@ -137,6 +144,7 @@ def _leaderboard(results: str | None, out: Path | None) -> Path:
 
 
 def _listing(as_json: bool) -> str:
+    """Every task with its split, size, metric, what a model must be able to do, and two published numbers."""
     from dataclasses import asdict
 
     from plait.evaluation.tasks import TASKS as REGISTERED

@@ -74,6 +74,7 @@ def doctor(
 
 
 def _line(result: CaseResult) -> str:
+    """A case for people: its verdict, and of a broken one the first eight reasons."""
     name = f"{result.system}/{result.name}"
     line = f"{name:<44} {f'{result.compared}/{result.stored}':>9} {result.absolute:>10.1e} {result.relative:>10.1e}"
     remarks = [note for note in result.notes if result.is_broken == note.startswith(("FAIL", "UNCOVERED"))]
@@ -100,6 +101,7 @@ def _as_json(result: CaseResult) -> str:
 
 
 def _summary(results: list[CaseResult]) -> str:
+    """How many cases came to each verdict, in the order in which they first did."""
     verdicts = [result.verdict for result in results]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
     return f"{len(results)} cases in {sum(result.seconds for result in results):.1f} s: {counts}"

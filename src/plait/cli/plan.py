@@ -69,6 +69,7 @@ def check_family(family: str, task: str | None) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE` of a task, whose planner has no annotations: JSON where it is some, else a word."""
     name, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"expected KEY=VALUE, got {text}")
@@ -86,5 +87,6 @@ def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
 
     function = find_recipe(name)
     chosen = function(**parse_settings(function, settings, seed=0))
+    # Without memory: a plan of 7B must fit on a small machine.
     model = shapes_of(chosen.model_builder)
     return [with_cost(plan_stage(model, stage), model, stage, **how) for stage in chosen.stages]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plait.training.stages import Recipe
 
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # as `plait.cli.INTERRUPTED`
 
 
 def train(
@@ -60,7 +60,7 @@ def train(
         tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds, keep_last=keep_last, best=best,
         compile=compile, recompute=recompute, parallel=parallel,
     )  # fmt: skip
-    check_run_dir(run_dir, config, resume)
+    check_run_dir(run_dir, config, resume)  # before data sets are read, which may take minutes
 
     def build() -> Recipe:
         recipe = function(**arguments)
@@ -72,6 +72,7 @@ def train(
     if result.interrupted is not None and is_main():
         print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
     if result.interrupted is not None:
+        # SIGTERM is how a cluster takes a machine back: the run is saved and the command did what it should.
         return INTERRUPTED if result.interrupted == signal.SIGINT else 0
     if is_main():
         run_page(run_dir)
