@@ -161,6 +161,7 @@ class Assistant:
         """
         if answers is not None:
             ranked = self.rank(items, question, answers, on_bad=on_bad)
+            # one item gives a list of `Scored`, several give a list of such lists or None
             single = bool(ranked) and isinstance(ranked[0], Scored)
             return ranked[0].text if single else [r and r[0].text for r in ranked]
         return self._all("answer", items, on_bad, question, options=options)
@@ -253,6 +254,7 @@ class Assistant:
             )
         if (task == "rank" or candidates is not None) and not candidates:
             raise ValueError("expected at least one answer or label to choose from, got an empty list")
+        # a set: one question about a thousand pictures is checked once
         for text in {request.text for request in requests} | set(candidates or ()):
             self.skills.check_text(text)
         # 2 batches ahead: one waits while the next is decoded, and no more pictures than that lie in memory
@@ -590,6 +592,7 @@ def decoded(
     with ThreadPoolExecutor(_LOADERS) as pool:
         try:
             while True:
+                # refilled as results are taken, so that no more than `ahead` pictures lie in memory
                 for request in islice(source, max(0, ahead - len(waiting))):
                     waiting.append(pool.submit(ready, request))
                 if not waiting:

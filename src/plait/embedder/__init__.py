@@ -133,13 +133,21 @@ class Embedder:
 
     @property
     def accepts(self) -> tuple[Modality, ...]:
-        """`modalities`, and video when frames can stand in for it."""
+        """`modalities`, and video when frames can stand in for it.
+
+        Returns:
+            A tuple of names in the shared order: what items may hold.
+        """
         frames: tuple[Modality, ...] = ("video",) if "image" in self.modalities else ()
         return tuple(m for m in MODALITIES if m in (*self.modalities, *frames))
 
     @property
     def sampling_rate(self) -> int | None:
-        """Samples per second that the model expects of audio; None without audio."""
+        """Samples per second that the model expects of audio.
+
+        Returns:
+            None without audio. Files are resampled to it, and arrays too where they tell their own rate.
+        """
         return self._tower.sampling_rate
 
     @property
@@ -235,6 +243,7 @@ class Embedder:
         Raises:
             ValueError: as `embed`.
         """
+        # a text is a sequence too: each letter would become an item
         if isinstance(items, str | bytes | Path | Mapping):
             raise ValueError(f"expected a list of items, got one {type(items).__name__}; wrap it in a list")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
@@ -341,7 +350,10 @@ class _Work:
                     batch = []
 
     def _loaded(self, modality: Modality, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
-        """Decoded parts in order, read a batch ahead by a few threads; what cannot be read is noted and left out."""
+        """Decoded parts in order, read a batch ahead by a few threads; what cannot be read is noted and left out.
+
+        Texts pass as they are. Where nothing may be skipped, the first fault is raised here.
+        """
         if modality == "text":
             yield from ((part, part.value) for part in parts)
             return
@@ -369,7 +381,11 @@ class _Work:
         return value
 
     def _encode(self, modality: Modality, parts: list[Part], values: list[Any]) -> list[np.ndarray]:
-        """Unit vectors of one batch. When the batch fails, its items go one by one so that only the bad one does."""
+        """Unit vectors (dim,) of one batch.
+
+        When the batch fails, its items go one by one, so that only the bad one does.
+        values: as `_decode` left them. A bad item gives an empty vector and a reason in `self.bad`.
+        """
         import torch
 
         try:
@@ -380,6 +396,7 @@ class _Work:
             else:
                 inputs = self.tower.prepare(modality, values)
             return list(self._forward(modality, inputs))
+        # a tower may refuse one item of a batch (a clip too short for it): the others must not pay for it
         except (ValueError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise  # no fault of an item: a smaller batch_size is the remedy, not one less item
@@ -418,6 +435,7 @@ class _Work:
             return query
         if reason := next((self.bad[part.key] for part in query if part.key in self.bad), None):
             return reason
+        # a single part is of unit length already, whatever its weight
         if len(query) == 1 and query[0].weight > 0:
             return vectors[query[0].key]
         try:
@@ -475,7 +493,10 @@ class Part:
 
     @property
     def name(self) -> str:
-        """What a message calls it: the path, or a short form of the value."""
+        """What a message calls it: the path, or a short form of the value.
+
+        A text is cut to 200 characters; what has no name is told by modality and type.
+        """
         if isinstance(self.value, str | Path):
             return str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:197]}..."
         return f"{self.modality} ({type(self.value).__name__})"

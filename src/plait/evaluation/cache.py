@@ -48,6 +48,7 @@ class ResponseCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = self._read(about) if self.path.exists() else 0
         self._file = self.path.open("r+b" if self.path.exists() else "wb")
+        # a line cut off by a kill goes, so that the next one begins on a line of its own
         self._file.truncate(kept)
         self._file.seek(kept)
         if kept == 0:
@@ -138,6 +139,7 @@ def collect(
             found = ask([questions[key] for key in keys])
             if len(found) != len(keys):
                 raise ValueError(f"expected {len(keys)} answers of the model, got {len(found)}")
+            # batch by batch: a kill costs one batch
             cache.add(dict(zip(keys, found)))
             bar.update(len(keys))
     return {key: cache.answers[key] for key in questions}

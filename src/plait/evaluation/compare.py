@@ -37,6 +37,7 @@ def compare(first: str | Path, second: str | Path, *, resamples: int = RESAMPLES
         ValueError: where the results are of different tasks, splits or rules, or measured on different items.
     """
     a, b = _read(first), _read(second)
+    # numbers of other rules or splits do not compare, however alike they look
     for name in ("task", "split", "rule", "primary"):
         if a.get(name) != b.get(name):
             raise ValueError(f"expected two results with the same {name}, got {a.get(name)!r} and {b.get(name)!r}")
@@ -118,6 +119,7 @@ def leaderboard(results: Path) -> list[Mapping[str, Any]]:
             found.append(stored | {"file": path.relative_to(results).as_posix()})
     if not found:
         raise ValueError(f"expected result.json files of plait eval below {results}, got none")
+    # a result without a score counts as 0 here, so it goes last
     return sorted(found, key=lambda one: (one["task"], one["rule"] or "", -(one["score"] or 0.0)))
 
 

@@ -146,6 +146,7 @@ class HeldOut:
                 "plait data from-folder does, or set the field in the manifest"
             )
         drawn = {concept(row) for row in drawings}
+        # a sound without a drawing could not be found in the gallery
         heard = [row for row in rows if row.audio is not None and row.image is None and concept(row) in drawn]
         return cls(
             Path(data).resolve(),
@@ -285,6 +286,8 @@ def _other_drawings(embedder: EmbedderLike, held_out: HeldOut, concepts: Sequenc
     Falls back to the held-out drawing for a concept that has no other.
     """
     drawing = {concept(row): row for row in held_out.drawings}
+    # training drawings win: the gallery is made of the held-out ones, and a query must not be a part of
+    # its answer
     drawing.update({concept(row): row for row in reversed(held_out.training_drawings)})
     distinct = sorted(set(concepts))
     vectors = embedder.embed([{"image": drawing[name].image} for name in distinct])
@@ -297,6 +300,7 @@ def _examples(
     """`count` queries evenly spaced over all (not picked by result) with their five nearest composed pictures."""
     names = held_out.names
     examples = []
+    # evenly spaced, so that the page shows failures as well
     for q in sorted({round(i * (len(asked) - 1) / max(1, count - 1)) for i in range(count)}):
         pair, note = asked[q]
         hits = [
@@ -423,6 +427,8 @@ def evaluate_emergent(
 
     recall("image_to_text", image, text, drawn, concepts)
     recall("text_to_image", text, image, concepts, drawn)
+    # drawn before the sounds are looked at: pictures are kept for people even of a model that hears
+    # nothing
     pairs = ComposedSet.draw(held_out)
     if gallery is not None:
         pairs.write(held_out, gallery)

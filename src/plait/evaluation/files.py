@@ -98,6 +98,7 @@ class Row(Mapping[str, Any]):
                 raise self.wrong(name, "a number", value)
         except (TypeError, ValueError):
             raise self.wrong(name, "a number", value) from None
+        # 2 stays 2 and does not become 2.0: ids and labels are compared later
         is_whole = isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("-").isdigit())
         return int(value) if is_whole else number
 
@@ -230,6 +231,7 @@ def _cells(
             line = line.removesuffix("\r")
             if line:
                 cells = line.split(delimiter, width - 1) if last_takes_rest and width else line.split(delimiter)
+                # the first line is the header: its width tells where the last column begins
                 width = width or len(cells)
                 yield number, cells
         return
@@ -364,10 +366,12 @@ class MediaFiles:
         if self.template is not None:
             name = self.template.format(name=name, stem=PurePosixPath(name).stem)
         place = PurePosixPath(name)
+        # annotation files are downloads: a name must not read any file of the machine
         if place.is_absolute() or ".." in place.parts:
             raise ValueError(f"expected a media name inside {self.root}, got {name!r}; mend the annotation file")
         if (self.root / name).is_file():
             return self.root / name
+        # ids such as "v_abc.1" hold dots that are no endings
         has_ending = place.suffix in {ending for endings in ENDINGS.values() for ending in endings}
         folder = "" if place.parent == PurePosixPath(".") else f"/{place.parent.as_posix()}"
         known = self._index().get(place.stem if has_ending else place.name, [])
@@ -385,6 +389,7 @@ class MediaFiles:
         if self._by_stem is None:
             self._by_stem = defaultdict(list)
             for folder, below, files in os.walk(self.root):
+                # os.walk has no order of its own, and the first of two equal names must be the same everywhere
                 below.sort()
                 for file in sorted(files):
                     path = (Path(folder) / file).relative_to(self.root)

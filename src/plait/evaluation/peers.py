@@ -245,6 +245,7 @@ class TextGenerator(Named):
         pictures = [[load_image(image) for image in ask.images] for ask in asks]
         if not pictures[0]:
             return self.tokenizer(texts, return_tensors="pt", padding=True)
+        # more pictures than the model can take become one, rather than being dropped
         if self.family in ONE_PICTURE:
             pictures = [[grid(row)] for row in pictures]
         nested = pictures if len(pictures[0]) > 1 else [row[0] for row in pictures]
@@ -305,6 +306,7 @@ class Classifier(Named):
             logits = self.model(**self.placed(self._read(inputs))).logits.float()
         if logits.shape[1] == 1:
             return logits.cpu().numpy()
+        # several classes may hold at once: each then has a probability of its own
         return (logits.sigmoid() if self.is_multi_label else logits.softmax(-1)).cpu().numpy()
 
     def _read(self, inputs: Sequence[Any]) -> Mapping[str, Any]:
@@ -355,6 +357,7 @@ class Detector(_Sees):
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
         """Boxes in pixels of every picture: label, score and box (x1, y1, x2, y2), all that the model gives."""
         outputs, sizes = self.seen(images)
+        # no threshold: average precision needs the weak boxes too
         found = self.reader.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         names = self.model.config.id2label
         return [

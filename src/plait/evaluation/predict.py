@@ -76,6 +76,7 @@ class Setting:
 
     def relative(self, file: Path | bytes) -> str:
         """How a file is called in keys: independent of where the data set lies; bytes by their hash."""
+        # a cache stays good when the data set moves to another folder
         is_bytes = isinstance(file, bytes)
         return hashlib.sha256(file).hexdigest() if is_bytes else file.relative_to(self.files.root).as_posix()
 
@@ -226,6 +227,7 @@ def retrieve(items: Sequence[Item], setting: Setting) -> list[Row]:
         (f"{medium}>text", ids, media, numbers, names, texts, owner),
         (f"text>{medium}", names, texts, owner, ids, media, numbers),
     ):
+        # ranks need whole rows of similarities, and these are made for a few hundred queries at a time
         for start in range(0, len(queries), _CHUNK):  # memory does not grow with the queries
             part = slice(start, start + _CHUNK)
             similarity = queries[part] @ gallery.T
@@ -325,6 +327,7 @@ def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
             for (_, file), row in zip(media, texts, strict=True)
             for text in row
         ]
+        # the head has one output: how well sentence and sound go together
         flat = [row[0] for row in setting.ask(keyed, lambda batch: setting.model.decide(batch).tolist())]
     else:
         vectors = _vectors(media, setting, "media").repeat([len(row) for row in texts], axis=0)

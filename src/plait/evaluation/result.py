@@ -91,10 +91,12 @@ def build_result(
         "categories": scored.categories,
         "failures": {kind: {"count": len(ids), "ids": ids[:SHOWN]} for kind, ids in failures.items() if ids},
         "notes": scored.notes,
+        # the first one stands for all; their number beside it tells whether that is fair
         "prompt": next((row.get("prompt", "") for row in rows if row.get("prompt")), ""),
         "distinct_prompts": len(Counter(row.get("prompt", "") for row in rows)),
         "units": scored.units,
         "groups": scored.groups,
+        # by this two results can be told to rest on the same predictions
         "predictions_sha256": hashlib.sha256(json.dumps([dict(r) for r in rows], sort_keys=True).encode()).hexdigest(),
         "published": [asdict(number) for number in task.published],
         "seconds": round(seconds, 2),

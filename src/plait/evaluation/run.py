@@ -142,6 +142,7 @@ def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
         result, so that answers of other settings are never mixed.
     """
     method = method_of(task, model)
+    # a grounding head takes the phrase itself, without the words of a question
     if method not in ("prompt", "locate", "rank_choices") or (method == "locate" and "ground" in model.capabilities):
         return {"method": method}
     medium = "video" if "video" in task.media and "image" not in task.media else task.media[0]
@@ -167,6 +168,7 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
     """
     from plait.evaluation.predict import METHODS, Setting
 
+    # part of the cache's first line: answers under other settings are refused there
     used = used_by(task, model, options)
     missing = missing_media(loaded.items, loaded.files, task.seen)
     # absent media are no question to the model, but a wrong answer of the score
@@ -212,6 +214,7 @@ def evaluate(
     options = options or Options()
     started = time.perf_counter()
     loaded = data if isinstance(data, Loaded) else prepare(task, data, options)
+    # all predictions are on disk before anything is scored: a rule that fails loses no answer
     rows = predict(task, model, loaded, options, out)
     about = {"name": model.name, "family": model.family, "fingerprint": model.fingerprint}
     used = used_by(task, model, options)
@@ -242,6 +245,7 @@ def score_file(
         rows = [dict(row) for row in found]
     else:
         rows = [{"id": i, "prediction": said, "raw": said, "prompt": ""} for i, said in read_results(predictions)]
+    # a submission file does not say whose it is; the result of its run does
     beside = predictions.parent / RESULT
     stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     about = stored.get("model", {"name": predictions.stem, "method": "stored predictions"})
@@ -278,6 +282,7 @@ def _finish(
     result = build_result(task, loaded, rows, scored, model, rule, options.limit, seconds)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        # written even where there is a score: a server's verdict is the published one
         if task.submission is not None:
             replies = {row["id"]: row.get("prediction") or "" for row in rows}
             pairs = [(item, replies.get(item.id, "")) for item in loaded.items]

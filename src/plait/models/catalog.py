@@ -82,6 +82,7 @@ def model_info(path: str | Path) -> ModelInfo:
             dtypes[dtype] += count
     card = path / "README.md"
     front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
+    # one line of the YAML front matter that the hub asks for; a YAML reader would be a dependency for it
     license = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
     return ModelInfo(
         path=str(path),

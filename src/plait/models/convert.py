@@ -77,6 +77,7 @@ def convert(
     from plait.weights.dtypes import resolve_dtype
     from plait.weights.files import fingerprint, read_checkpoint
 
+    # before anything is written: a wrong file leaves no directory behind
     checkpoint = read_checkpoint(src)
     model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
     if "task" in options and not getattr(model, "TASKS", ()):
@@ -85,6 +86,8 @@ def convert(
     state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
     rules = [weights.key_map(model.config)]
     rules += [weights.vision_key_map()] if hasattr(weights, "vision_key_map") else []
+    # a family may publish whole models and vision towers, whose names differ: the rules that explain
+    # every key are taken
     explaining = next((one for one in rules if all(one.explain(state).values())), None)
     if explaining is None:
         raise ValueError(f"expected key rules of {model.config.model_type} for {checkpoint.path}, got none that fit")

@@ -55,6 +55,7 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
             else:
                 raise ValueError(f"expected safetensors weights in {base}, got none; convert the checkpoint first")
             merged = read.merged(checkpoint.state)  # lazily: one tensor at a time is read and changed
+            # configuration, processor and card come along; the weights are written anew below
             shutil.copytree(base, out, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if n in files])
             for name in files:  # the same tensors in the same files as before
                 with safe_open(str(base / name), "pt") as file:

@@ -42,6 +42,7 @@ def write_page(path: Path, title: str, sections: Sequence[str], footer: str = "M
     for slot, content in {
         "title": escape(title),
         "style": (_HERE / "page.css").read_text(encoding="utf-8"),
+        # the player's script alone needs JavaScript: pages without players have none
         "script": f"<script>\n{script}</script>\n" if 'class="player"' in body else "",
         "braid": charts.braid(),
         "footer": escape(footer),

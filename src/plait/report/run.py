@@ -40,6 +40,7 @@ def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     finetuned = directory / "finetune.json"
     worth = json.loads(finetuned.read_text(encoding="utf-8")) if finetuned.is_file() else {}
     title = f"Run {directory.name}"
+    # a section without figures is an empty text, so a run that trains still has its page
     sections = [hero(title), worth_section(worth), curves_section(curves)]
     return write_page(directory / "report.html" if out is None else Path(out), title, sections)
 

@@ -116,6 +116,7 @@ def plain_table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     top = f"<thead><tr>{columns}</tr></thead>" if head else ""
     lines = []
     for row in rows:
+        # header cells name a row for screen readers, where no head names the columns
         first, *rest = (escape(str(cell)) for cell in row)
         named = f"<td>{first}</td>" if head else f'<th scope="row">{first}</th>'
         lines.append(f"<tr>{named}{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>")
