@@ -15,7 +15,7 @@ tensors are never read and rules work on meta tensors too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal
@@ -294,13 +294,14 @@ class KeyMap:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
+        self._likely: dict[tuple[Side, str], list[tuple[Rule, str]]] = {}
 
     def explain(self, keys: Iterable[str]) -> dict[str, Rule | None]:
         """The rule that takes each official key, or None.
 
         keys: of a file; nothing is read.
         """
-        return {key: found.rule if (found := _find(self.rules, key, "official")) else None for key in keys}
+        return {key: found.rule if (found := self._find(key, "official")) else None for key in keys}
 
     def forward(self, state: Mapping[str, Tensor]) -> tuple[LazyState, Report]:
         """Official layout -> native layout.
@@ -318,7 +319,7 @@ class KeyMap:
         groups = self._group(state, "official")
         for group in (group for group in groups if not isinstance(group.rule, Alias)):
             for key in group.outputs:
-                back = _find(self.rules, key, "native")
+                back = self._find(key, "native")
                 # checked before anybody relies on a layout that could not be written back
                 if back is None or back.outputs != group.inputs:
                     got = "nothing" if back is None else ", ".join(back.outputs)
@@ -352,7 +353,7 @@ class KeyMap:
         """
         unknown, groups = [], {}
         for key in state:
-            found = _find(self.rules, key, side)
+            found = self._find(key, side)
             if found is None:
                 unknown.append(key)
             else:
@@ -367,6 +368,31 @@ class KeyMap:
         if lacking:
             raise StateError(f"expected all parts of a combined tensor, got none of: {listed(lacking)}", lacking)
         return list(groups.values())
+
+    def _find(self, key: str, side: Side) -> _Group | None:
+        """The first rule with a pattern on `side` that matches `key`, None where there is none.
+
+        An alias is an older spelling and never found from the native side.
+
+        A file has thousands of keys and a family a hundred rules, but keys that differ in numbers alone have the same
+        few candidates: those whose plain ends fit, numbers left open, so that none is lost by it.
+        """
+        form = _NUMBER.sub("0", key)
+        likely = self._likely.get((side, form))
+        if likely is None:
+            likely = self._likely[side, form] = [
+                (rule, pattern)
+                for rule in self.rules
+                if not (side == "native" and isinstance(rule, Alias))
+                for pattern in (rule.official if side == "official" else rule.native)
+                for head, tail in [_ends(pattern)]
+                if form.startswith(_NUMBER.sub("0", head)) and form.endswith(_NUMBER.sub("0", tail))
+            ]
+        for rule, pattern in likely:
+            fields = _match(pattern, key, (*rule.official, *rule.native))
+            if fields is not None:
+                return _Group(rule, {"": key} if isinstance(rule, Drop) else fields, side)
+        return None
 
     def _run(self, state: Mapping[str, Tensor], groups: list[_Group]) -> tuple[LazyState, Report]:
         """The output state, its tensors unmade, and what became of every input key."""
@@ -417,23 +443,7 @@ class _Group:
         return made[position]
 
 
-def _find(rules: Sequence[Rule], key: str, side: Side) -> _Group | None:
-    """The first rule with a pattern on `side` that matches `key`, None where there is none.
-
-    An alias is an older spelling and never found from the native side.
-    """
-    for rule in rules:
-        if side == "native" and isinstance(rule, Alias):
-            continue
-        for pattern in rule.official if side == "official" else rule.native:
-            # Files have thousands of keys and families a hundred rules: plain ends rule out nearly all before a regex.
-            head, tail = _ends(pattern)
-            if not (key.startswith(head) and key.endswith(tail)):
-                continue
-            fields = _match(pattern, key, (*rule.official, *rule.native))
-            if fields is not None:
-                return _Group(rule, {"": key} if isinstance(rule, Drop) else fields, side)
-    return None
+_NUMBER = re.compile(r"\d+")
 
 
 @cache
