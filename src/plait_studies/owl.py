@@ -46,7 +46,7 @@ from plait_studies.measures import Subject, as_text, combined, guessing, in_poin
 from plait_studies.summary import write_json
 from plait_studies.training import Questions, as_pixels, carry_out, review, stage, towards_words
 
-SIDE, FRAMES = 48, 4
+SIDE, FRAMES = 48, 4  # pixels and frames of everything that is shown
 
 STILLS = ("name", "kind", "is_kind", "is_there", "count")
 SCENES = ("is_there", "count")
@@ -132,22 +132,31 @@ def subject(model: Any, processor: MPlugOwlProcessor) -> Subject:
 def summarise(out: Path, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """Means over seeds of both stages, with intervals over questions; perplexity after stage 1 is that of the source.
 
-    minus_shuffled: what the right picture adds to another one.
+    Args:
+        out: of the study, with results.json of every seed and stage.
+        examples: task -> the questions that were asked.
+
+    Returns:
+        {"rows": a row of `combined` for each stage, **`guessing`}; `minus_shuffled` of a row is what the right picture
+        adds to another one.
     """
     rows = []
     for name in ("stage1", "stage2"):
         files = sorted(out.glob(f"seed-*/{name}/results.json"))
         results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        # Question by question, so that what makes some of them hard drops out of the interval.
         gain = [over_seeds(results, "vqa", t, "shown") - over_seeds(results, "vqa", t, "shuffled") for t in examples]
         rows.append({"stage": name, **combined(results), "minus_shuffled": interval(np.concatenate(gain))})
     return {"rows": rows, **guessing(examples)}
 
 
 class Sights:
-    """Examples of every task.
+    """Examples of every task, as `plait_studies.training.Seen`.
 
-    drawings: with `num_frames` frames in their clips; photographs, animations: rows with `image` or `video`, `text`
-    (the name), `label` (the kind) and `split`; without any of them their task is left out.
+    Args:
+        drawings: with `num_frames` frames in their clips.
+        photographs, animations: rows with `image` or `video`, `text` (the name), `label` (the kind) and `split`; a task
+            without rows is left out.
     """
 
     def __init__(self, drawings: Drawings, photographs: Sequence[Sample], animations: Sequence[Sample]) -> None:
@@ -197,6 +206,7 @@ class Sights:
 
 
 def _square(picture: object, size: int) -> np.ndarray:
+    """A picture as (size, size, 3) uint8; the aspect is lost, as in the model's own processor."""
     return np.asarray(load_image(picture).convert("RGB").resize((size, size)))  # ty: ignore[invalid-argument-type]
 
 
@@ -245,8 +255,15 @@ def warm_up(
 ) -> Recipe:
     """What is made of an image moves to the embedding of its name: by the tower, then by tower and abstractor.
 
-    steps: of both. Fresh queries hand little of a gradient down to a fresh tower, so the mean of its positions goes
-    through the projection first, past the queries.
+    Fresh queries hand little of a gradient down to a fresh tower, so the mean of its positions goes through the
+    projection first, past the queries.
+
+    Args:
+        llm: directory of the language model.
+        seen: what is shown.
+        steps: of both.
+        batch_size, lr: of both; the second has half the rate.
+        seed: of what is fresh.
     """
     model, processor = fresh(llm, seed)
     pictures, everything = Named(seen, processor, PICTURES), Named(seen, processor, SHOWN)
@@ -299,10 +316,18 @@ def batch_of(
     *,
     shown: bool = True,
 ) -> dict[str, Tensor]:
-    """Questions about pictures and clips, then about sentences -> input_ids, attention_mask, labels (batch, seq),
-    pixel_values and pixel_values_videos where some are.
+    """A supervised batch of questions about pictures and clips, then about sentences.
 
-    rng: of augmentation, none without it; shown=False leaves pictures and clips out.
+    Args:
+        processor: of the model.
+        examples: questions about something to see.
+        sentences: questions about what they feel.
+        rng: of augmentation, none without it.
+        shown: False leaves pictures, clips and their placeholders out.
+
+    Returns:
+        input_ids, attention_mask, labels (batch, seq); pixel_values (pictures, 3, side, side) and pixel_values_videos
+        (clips, 3, frames, side, side) where there are some.
     """
     marks = [(VIDEO if len(e.frames) > 1 else IMAGE) * shown for e in examples]
     turns = [[(mark + e.question, e.answer)] for mark, e in zip(marks, examples, strict=True)]
@@ -324,7 +349,12 @@ def augmented(example: Example, rng: np.random.Generator) -> np.ndarray:
 class Named:
     """Drawings, photographs and clips with the words for them: what the fresh tower begins with.
 
-    shown: what the rows of a step show, over and over; words: all names, then the directions in which things move.
+    `words` holds all names, then the directions in which things move.
+
+    Args:
+        seen: what there is to see.
+        processor: of the model.
+        shown: what the rows of a step show, over and over.
     """
 
     def __init__(self, seen: Sights, processor: MPlugOwlProcessor, shown: Sequence[str]) -> None:

@@ -31,10 +31,18 @@ from plait.types import Sample
 
 @dataclass(frozen=True)
 class Step:
-    """One command. output: the file or directory whose presence says that it is whole.
+    """One command of the quickstart.
 
-    needs: names of the steps whose results it reads; when one of them ran anew, `place` is removed and this runs anew.
-    is_whole_or_nothing: what an interrupted try left is removed too. is_always: cheap, and worth seeing every time.
+    Args:
+        name: its key in quickstart.json.
+        phase: under which its seconds are summed up.
+        title: what is printed above it.
+        argv: of `plait`.
+        output: the file or directory whose presence says that it is whole.
+        place: what it makes, removed before it runs anew.
+        needs: names of the steps whose results it reads; when one of them ran anew, this does too.
+        is_whole_or_nothing: what an interrupted try left is removed too.
+        is_always: cheap, and worth seeing every time.
     """
 
     name: str
@@ -60,7 +68,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for. folder None is the shipped data set; stage1, stage2: KEY=VALUE for the recipes."""
+    """What the user asked for.
+
+    Args:
+        out: run directory.
+        folder: of the user's media; None is the shipped data set.
+        k: denoising losses at every k-th step, 0 for never.
+        stage1, stage2: KEY=VALUE for the recipes.
+    """
 
     out: Path
     folder: Path | None
@@ -200,6 +215,7 @@ def searches(settings: Settings, plan: Plan) -> list[Step]:
 
 
 def _audio(settings: Settings, example: dict[str, Any]) -> tuple[str, str]:
+    """The option that asks with the sound of an example."""
     return "--audio", str(settings.data / example["audio"])
 
 
@@ -261,6 +277,7 @@ def _of_folder(folder: Path) -> tuple[list[Sample], list[tuple[str, ...]]]:
     count = min(FILES, len(found))
     chosen = [found[i * len(found) // count] for i in range(count)]
     samples = [Sample.from_row({"id": str(path), kind: str(path)}) for path, kind in chosen]
+    # The first picture, or the first sound where there is none.
     path, kind = min(chosen, key=lambda pair: pair[1] != "image")
     verb = "look" if kind == "image" else "sound"
     return samples, [(f"which of your files {verb} like {path.name}?", f"--{kind}", str(path))]
@@ -442,10 +459,12 @@ def _summarise(settings: Settings, plan: Plan, log: Log) -> dict[str, Any]:
 
 
 def _is_of_first_seed(name: str) -> bool:
+    """Whether a step counts to what one seed costs: everything but other seeds and the control."""
     return not name.startswith("seed-") or (name.startswith("seed-0 ") and "shuffled" not in name)
 
 
 def _report(settings: Settings, plan: Plan, log: Log) -> None:
+    """Write what the page needs into quickstart.json, then the page."""
     from plait_studies.report import build_report
 
     shown = [*settings.data_steps(), *plan.steps, *searches(settings, plan)]

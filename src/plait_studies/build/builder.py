@@ -43,7 +43,14 @@ WEBP = {"quality": 85, "method": 6}
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one data set. `mini` concepts come from a list, `full` takes all."""
+    """Sizes of one data set. `mini` concepts come from a list, `full` takes all.
+
+    Args:
+        size: side of pictures, in pixels.
+        max_train, max_test: notes of a thing.
+        velocities: how hard notes are struck, as MIDI counts it.
+        everything: all concepts and voices.
+    """
 
     size: int
     max_train: int
@@ -61,8 +68,15 @@ PLANS = {
 def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, progress: bool = True) -> Path:
     """Build data set `mini` or `full` as a new directory `out` and return it.
 
-    `permissive` leaves out of `full` what is share-alike or GPL (two styles, Tux Paint, the third soundfont).
-    Raises ValueError for another name, an existing non-empty `out`, or a package that cannot be fetched.
+    Args:
+        name: of the data set.
+        out: a directory that does not exist or is empty; it is there whole or not at all.
+        permissive: leave out of `full` what is share-alike or GPL (two styles, Tux Paint, the third soundfont).
+        seed: of which notes are kept.
+        progress: show bars.
+
+    Raises:
+        ValueError: for another name, an existing non-empty `out`, or a package that cannot be fetched.
     """
     if name not in PLANS:
         raise ValueError(f"expected data set {' or '.join(map(repr, PLANS))}, got {name!r}")
@@ -84,7 +98,7 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
             )
         write_manifest(scratch / "manifest.jsonl", samples)
         write_card(scratch, name, samples, report)
-        scratch.chmod(0o755)
+        scratch.chmod(0o755)  # a temporary directory is its owner's alone
         if out.exists():
             out.rmdir()
         scratch.replace(out)
@@ -94,6 +108,7 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
 
 
 def _images(plan: Plan, rich: bool, out: Path) -> Iterator[Sample]:
+    """Every drawing of the data set, rendered into `out`: styles with their splits, then silhouettes."""
     known = emoji.concepts()
     names = list(known) if plan.everything else emoji.mini_names()
     styles = (*emoji.STYLES, *(emoji.SHARE_ALIKE_STYLES if rich else ()))
@@ -133,11 +148,13 @@ def without_copied_drawings(samples: list[Sample], out: Path) -> tuple[list[Samp
 
 
 def _pixels(path: Path) -> np.ndarray:
+    """(side, side, 3) from 0 to 1."""
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
 
 
 def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, size: int, out: Path) -> Sample:
+    """One drawing, written as WebP, and its row; it is for training until a split is said."""
     path = out / "images" / icons.style / f"{stem}.webp"
     path.parent.mkdir(parents=True, exist_ok=True)
     icons.render(icon, size).save(path, "WEBP", **WEBP)
@@ -157,12 +174,14 @@ def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, s
 
 
 def _split_of_style(style: str, held_out: str) -> str:
+    """The split of a drawing: the style held out for its thing tests, styles under share-alike licences never train."""
     if style == held_out:
         return "test"
     return "unseen_style" if style in emoji.SHARE_ALIKE_STYLES else "train"
 
 
 def _audio(plan: Plan, rich: bool, out: Path, seed: int, progress: bool) -> tuple[list[Sample], LeakReport]:
+    """Every note of the data set, and what was removed because it nearly equals a note of the other split."""
     voices = sounds.VOICES | (sounds.MORE_VOICES if plan.everything else {})
     bar = progress_bar("notes", show=None if progress else False)
     rendered = []
@@ -179,6 +198,7 @@ def _audio(plan: Plan, rich: bool, out: Path, seed: int, progress: bool) -> tupl
 
 
 def _clip(clip: sounds.Clip, split: str, out: Path) -> Sample:
+    """One note, written as FLAC, and its row."""
     concept = emoji.concepts()[clip.concept]
     path = out / "audio" / concept.slug / f"{clip.key}.flac"
     write_flac(path, clip.samples, sounds.SAMPLING_RATE)

@@ -49,6 +49,7 @@ def samples(out: Path, size: int) -> Iterator[Sample]:
 
 
 def _caption(path: Path) -> str | None:
+    """The first line beside a stamp, its English caption; None where there is none."""
     if not path.is_file():
         return None
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -56,6 +57,7 @@ def _caption(path: Path) -> str | None:
 
 
 def _common(caption: str, split: str) -> dict[str, Any]:
+    """Fields that the picture and the sound of a stamp share; the label is the caption without its article."""
     package = lock()[PACKAGE]
     words = caption.rstrip(".").removeprefix("A ").removeprefix("An ").removeprefix("The ")
     return {
@@ -69,6 +71,7 @@ def _common(caption: str, split: str) -> dict[str, Any]:
 
 
 def _picture(path: Path, stem: str, caption: str, out: Path, size: int, split: str) -> Sample:
+    """A stamp centred on a white square page, written as WebP."""
     with Image.open(path) as stamp:
         drawing = stamp.convert("RGBA")
     side = max(drawing.size)
@@ -83,6 +86,7 @@ def _picture(path: Path, stem: str, caption: str, out: Path, size: int, split: s
 
 
 def _sound(path: Path, stem: str, caption: str, out: Path, split: str) -> Sample:
+    """The sound of a stamp: one channel, cut to `MAX_SECONDS`, at the rate of all sounds, written as FLAC."""
     target = out / "audio" / STYLE / f"{stem}.flac"
     samples, rate = import_extra("soundfile").read(path, dtype="float32", always_2d=True)
     mono = _resample(samples.mean(axis=1)[: MAX_SECONDS * rate], rate)
@@ -94,6 +98,7 @@ def _sound(path: Path, stem: str, caption: str, out: Path, split: str) -> Sample
 
 
 def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """(samples,) at the rate of all sounds; a filter may overshoot, so the result is cut to -1 to 1."""
     if rate == sounds.SAMPLING_RATE:
         return samples
     soxr = import_extra("soxr")
@@ -114,7 +119,7 @@ def movie_snippets() -> Iterator[Sample]:
         lines = io.TextIOWrapper(member, "utf-8", errors="replace").read().splitlines()
     for line in lines:
         number, valence, text = line.split("\t", 2)
-        if float(valence) == 0:
+        if float(valence) == 0:  # neither of the two feelings
             continue
         yield Sample(
             f"movie-snippet/{number}",

@@ -44,13 +44,22 @@ from plait_studies.mplug2.training import asked, collate_classes, pixels_of
 OURS, FREE, SHUFFLED, ONE_FRAME = "mPLUG-2", "free generation", "shuffled labels", "one frame"
 MAJORITY, LANGUAGE, FEATURES = "majority", "language only", "ImageNet features"
 COUNT, PRIOR_EXAMPLES = 400, 3000
+"""Held-out questions of a task at most, and training questions that priors are counted on."""
 NUM_SHOWN = 2
+"""Examples of a task in the report."""
 BATCH, FEW = 50, 8
+"""Examples of a forward pass, and fewer where every question brings choices of its own."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. hits: one number per example, in the order of the examples; chance: of guessing."""
+    """One line of the table.
+
+    Args:
+        task, arm: what was asked, and of whom.
+        hits: one number per example, in the order of the examples, so that arms can be compared pair by pair.
+        chance: of guessing; None where nothing can be guessed from a list.
+    """
 
     task: str
     arm: str
@@ -100,7 +109,14 @@ def chosen(
     choices: Sequence[tuple[str, ...]],
     view: View = PLAIN,
 ) -> list[str]:
-    """The likeliest of each example's choices by the model's own `rank_answers`."""
+    """The likeliest of each example's choices by the model's own `rank_answers`.
+
+    Args:
+        model, processor: of an answering run.
+        examples: to ask.
+        choices: of each; all of a batch are scored together, then each example takes the best of its own.
+        view: how they are shown.
+    """
     assert isinstance(model, MPlug2ForConditionalGeneration)
     size = BATCH if len(set(choices)) == 1 else FEW  # the choices of all questions of a batch are scored for each
     best: list[str] = []
@@ -381,6 +397,7 @@ def looked_at(model: nn.Module, processor: MPlug2Processor, example: Example, te
 
     model.model.decoder.hidden(ids, model.model.decoder.cross_keys(states), attend, cross_mask=mask)
     grid, frames = model.config.vision_sizes.grid, len(example.frames)
+    # The last layer, mean over the batch of one, heads and tokens.
     patches = shares[-1].mean((0, 1, 2))[1 : 1 + frames * grid * grid]  # the first place is the class token
     return patches.view(frames, grid, grid).numpy()
 

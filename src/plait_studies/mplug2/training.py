@@ -58,8 +58,12 @@ def vocabulary(texts: Iterable[str], min_count: int = 1) -> list[str]:
 class QuestionsTogether:
     """Pictures, scenes and clips drawn anew at every step, several questions about each.
 
-    shares: group of `Drawings.together` -> its share of the pictures and clips of a step, at least one each: a step
-    without a group would unlearn how its questions are answered. collate: examples of a group, generator -> batch.
+    Args:
+        drawings: that they are about.
+        shares: group of `Drawings.together` -> its share of the pictures and clips of a step, at least one each: a step
+            without a group would unlearn how its questions are answered.
+        collate: examples of a group, generator -> batch.
+        split: whose drawings are shown.
     """
 
     def __init__(
@@ -102,10 +106,16 @@ def pixels_of(
     *,
     single_frame: bool = False,
 ) -> dict[str, Tensor]:
-    """Frames of examples of one length -> pixel_values or pixel_values_videos.
+    """Pixels of examples of one length.
 
-    rng, strength: of augmentation, the same for all frames of a clip; single_frame: a frame of an unknown time instead
-    of the clip.
+    Args:
+        examples: all pictures, or all clips of as many frames.
+        processor: of the model.
+        rng, strength: of augmentation, the same for all frames of a clip.
+        single_frame: a frame of an unknown time instead of the clip, the control that cannot know about time.
+
+    Returns:
+        pixel_values (batch, 3, side, side) or pixel_values_videos (batch, 3, frames, side, side).
     """
     frames = np.stack([example.frames for example in examples])  # (batch, time, side, side, 3)
     if single_frame and frames.shape[1] > 1:
@@ -145,8 +155,15 @@ def collate_answers(
 ) -> dict[str, Tensor]:
     """Examples -> pixels, questions, answers to be written, and the number of each question's picture.
 
-    Neighbours of the same frames share a picture. shuffle_answers: each the answer to a question of its task about
-    another picture, the control that learns priors alone.
+    Args:
+        processor: of the model.
+        strength: of augmentation.
+        instructions: whether a question says what is wanted.
+        single_frame: as in `pixels_of`.
+        shuffle_answers: each the answer to a question of its task about another picture, the control that learns priors
+            alone.
+        examples: neighbours of the same frames share a picture.
+        rng: of augmentation and shuffling.
     """
     starts = [i for i in range(len(examples)) if not i or examples[i].frames is not examples[i - 1].frames]
     picture = np.repeat(np.arange(len(starts)), np.diff([*starts, len(examples)]))

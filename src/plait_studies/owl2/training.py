@@ -40,16 +40,21 @@ from plait_studies.drawings import Example
 from plait_studies.measures import Subject
 from plait_studies.training import Questions, as_pixels, drawings, in_turn, normalised, review, stage, towards_words
 
-SIDE, PATCH, QUERIES = 64, 8, 8
+SIDE, PATCH, QUERIES = 64, 8, 8  # of the warm-up; arms may be resized from it
 PARTS = {"both": (0, 0, 0, 0, 1), "image": (0,), "text": (1,)}
 """Data -> what the steps of a turn show: 0 drawings, 1 sentences."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of the study. routed: parts of the decoder with a way each; trains: patterns beside the abstractor.
+    """One model of the study.
 
-    trains_vision: the tower too; image_size, num_queries: of the resized warm start; data: a key of `PARTS`.
+    Args:
+        routed: parts of the decoder with a way each.
+        trains: patterns of parameters that train beside the abstractor.
+        trains_vision: whether the tower trains too.
+        image_size, num_queries: of the resized warm start.
+        data: a key of `PARTS`.
     """
 
     routed: tuple[str, ...] = ADAPTIVE
@@ -86,9 +91,18 @@ _SWITCH = re.compile(
 
 
 def arm_of(name: str) -> Arm:
-    """The arm of a name: a key of `DECODERS`, then in any order `N px`, `N queries`, `image data` or `text data`,
-    `tower trains`. Raises UsageError for other words, for pictures that patches do not fill, for data that reach
-    nothing that trains."""
+    """The arm of a name.
+
+    Args:
+        name: a key of `DECODERS`, then in any order `N px`, `N queries`, `image data` or `text data`, `tower trains`.
+
+    Raises:
+        UsageError: for other words, for pictures that patches do not fill, for data that reach nothing that trains.
+
+    Example:
+        >>> arm_of("shared 96 px 16 queries").image_size
+        96
+    """
     begin = next((key for key in DECODERS if f"{name} ".startswith(f"{key} ")), None)
     if begin is None:
         raise UsageError(f"expected an arm that begins with {', '.join(DECODERS)}, got {name!r}")
@@ -134,10 +148,17 @@ def batch_of(
     *,
     shown: bool = True,
 ) -> dict[str, Tensor]:
-    """Questions about drawings, then about sentences -> input_ids, attention_mask, labels (batch, seq), and of drawings
-    pixel_values (batch, 3, side, side).
+    """A supervised batch of questions about drawings, then about sentences.
 
-    rng: of augmentation, none without it; shown=False leaves pictures and placeholders out.
+    Args:
+        processor: of the model.
+        examples: questions about a drawing or a scene.
+        sentences: questions about what they feel.
+        rng: of augmentation, none without it.
+        shown: False leaves pictures and placeholders out.
+
+    Returns:
+        input_ids, attention_mask, labels (batch, seq), and of drawings pixel_values (batch, 3, side, side).
     """
     asked = [(IMAGE * shown + e.question, e.answer) for e in examples] + [review(sample) for sample in sentences]
     turns = [[{"from": "human", "value": says}, {"from": "gpt", "value": answer}] for says, answer in asked]
@@ -179,9 +200,19 @@ def fresh(
 
 
 def begin(llm: Path, warm: Path, arm: Arm) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
-    """An arm's model before tuning: every way a copy of the language model, tower and abstractor of the warm-up."""
+    """An arm's model before tuning: every way a copy of the language model, tower and abstractor of the warm-up.
+
+    Args:
+        llm: directory of the language model.
+        warm: model directory of the warm-up.
+        arm: that is begun.
+
+    Raises:
+        ValueError: where the warm-up has another tower or abstractor.
+    """
     model, processor = fresh(llm, arm.routed)
     found = read_checkpoint(warm).state
+    # The warm-up's decoder is shared; only what stands before it fits every arm.
     visual = {key: found[key] for key in found if key.startswith(VISUAL)}
     missing, unexpected = model.load_state_dict(visual, strict=False)
     strangers = [key for key in missing if key.startswith(VISUAL)] + unexpected
@@ -231,7 +262,10 @@ def tuning(
 ) -> Recipe:
     """Joint tuning of one arm on questions about drawings and sentences; a step shows one modality, as published.
 
-    full: everything trains, in every arm, as in the paper; for a GPU.
+    Args:
+        llm, warm, arm: as in `begin`.
+        steps, batch_size, lr: of the stage.
+        full: everything trains, in every arm, as in the paper; for a GPU.
     """
     model, processor = begin(llm, warm, arm)
     shown, turn = drawings(arm.image_size, 1), in_turn(PARTS[arm.data])
