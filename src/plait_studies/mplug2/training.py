@@ -180,7 +180,10 @@ def collate_answers(
 
 
 def _of_other_pictures(tasks: Sequence[str], picture: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Each place, and one of the same task and another picture, as long as there are enough of them."""
+    """Each place, and one of the same task and another picture, as long as there are enough of them.
+
+    Places are sorted by picture and shifted by the largest number of one picture, so none keeps its own.
+    """
     found = []
     turn = rng.permutation(len(tasks))  # of pictures, and of the questions about each
     for task in sorted(set(tasks)):
@@ -206,7 +209,13 @@ def collate_classes(
     sentences: Sequence[Sample],
     rng: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """Examples -> pixels and the number of their answer among `labels`."""
+    """Examples -> pixels and the number of their answer among `labels`; arguments as `collate_answers`.
+
+    Args:
+        labels: what the head tells apart.
+        shuffle_labels: as in `numbered`.
+        sentences: always empty; `Questions` passes them.
+    """
     numbers = numbered([example.answer for example in examples], labels, shuffle_labels, rng)
     return {**pixels_of(examples, processor, rng, strength, single_frame=single_frame), "labels": numbers}
 
@@ -294,7 +303,15 @@ def pretraining(
     **sizes: Any,
 ) -> Recipe:
     """Pictures with names: contrast and writing the name at every step; matching and masked language modelling too at
-    every `every`-th. sizes: fields of the configuration."""
+    every `every`-th.
+
+    Args:
+        steps, batch_size, lr: of the stage.
+        universal_sharing: `shared` or `apart`, as in `MPlug2Config`.
+        augmentation: strength of it.
+        every: steps between two with all four losses.
+        sizes: other fields of the configuration.
+    """
     made = processor()
     shape = config(made, universal_sharing=universal_sharing, **sizes)
     objective = PreTraining(
@@ -343,7 +360,11 @@ def answering(
 ) -> Recipe:
     """Captions, and several questions about each picture or clip, by one decoder.
 
-    shares: of the batch, for groups of `drawings.GROUPS`; options of `source_of`.
+    Args:
+        init: model directory of the pretraining.
+        steps, batch_size, lr: of the stage.
+        shares: of the batch, for groups of `plait_studies.drawings.GROUPS`.
+        options: of `source_of`.
     """
     made = load_processor(init)
     source = source_of(drawings(), made, shares, **options)
@@ -361,7 +382,15 @@ def seeing(
     single_frame: bool = False,
     shuffle: bool = False,
 ) -> Recipe:
-    """Classification of pictures (`kind`) or clips (`motion`) with a head."""
+    """Classification of pictures (`kind`) or clips (`motion`) with a head.
+
+    Args:
+        init: model directory of the pretraining.
+        task: which of the two.
+        steps, batch_size, lr: of the stage.
+        single_frame: the control that sees a frame of an unknown time, an image to the model.
+        shuffle: the control that learns from labels of other examples.
+    """
     made = load_processor(init)
     labels = tuple(KINDS.values()) if task == "kind" else tuple(MOTIONS)
     source = Questions(drawings(), (task,), partial(collate_classes, made, labels, 0.7, single_frame, shuffle))

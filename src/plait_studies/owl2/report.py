@@ -50,7 +50,10 @@ HONEST = (
 def summarise(out: Path, order: Sequence[str], examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
     """Figures of every measured arm, means over seeds, and each arm's accuracy minus that of `adaptive`.
 
-    order: names of arms that come first; arms of other names follow by the alphabet.
+    Args:
+        out: of the study, with results.json of every seed and arm.
+        order: names of arms that come first; arms of other names follow by the alphabet.
+        examples: task -> the questions that were asked.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(out.glob("seed-*/*/results.json")):
@@ -61,6 +64,7 @@ def summarise(out: Path, order: Sequence[str], examples: Mapping[str, Sequence[E
         own, reference = found[name], found.get(REFERENCE, ())
         seconds = float(np.mean([one["train_seconds"] for one in own]))
         rows.append({"arm": name, **combined(own), "train_seconds": seconds})
+        # A difference question by question needs as many seeds of both.
         if name != REFERENCE and len(own) == len(reference):
             gain = [over_seeds(own, "vqa", t, "shown") - over_seeds(reference, "vqa", t, "shown") for t in examples]
             rows[-1]["minus_adaptive"] = interval(np.concatenate(gain))
@@ -122,9 +126,14 @@ def attention_of(
 ) -> dict[str, Any]:
     """Mean attention over heads and questions.
 
-    Returns {"visual", "text", "first"}: per layer the share of its attention that the position which predicts the
-    answer gives to the picture's positions, to words, and to the sequence's first position (where attention rests
-    that needs nothing); {"maps"}: (layers, seq, seq) of the first question, {"is_image"}: (seq,) its picture.
+    Args:
+        model, processor: of an arm; the model keeps its attention implementation, eager is only borrowed.
+        examples: questions about a picture.
+
+    Returns:
+        {"visual", "text", "first"}: per layer the share of its attention that the position which predicts the answer
+        gives to the picture's positions, to words, and to the sequence's first position (where attention rests that
+        needs nothing); {"maps"}: (layers, seq, seq) of the first question, {"is_image"}: (seq,) its picture.
     """
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -183,6 +192,7 @@ def draw_attention(found: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
 
 
 def _curves(pen: ImageDraw.ImageDraw, found: Mapping[str, Mapping[str, Any]], box: tuple[int, int, int, int]) -> None:
+    """Lines of the share on the picture per layer, an arm each, with axes, into the rectangle `box`."""
     x0, y0, x1, y1 = box
     most = max(max(one["visual"]) for one in found.values())
     highest = max(0.05, np.ceil(20 * most) / 20)

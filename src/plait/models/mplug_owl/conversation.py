@@ -29,7 +29,7 @@ DEMO_SYSTEM = (
     "The following is a conversation between a curious human and AI. "
     "The AI gives helpful, detailed, and polite answers to the human's questions."
 )
-HUMAN, AI = "\nHuman: ", "AI: "
+HUMAN, AI = "\nHuman: ", "AI: "  # as the released splitting has them: the line break belongs to the human alone
 _MEDIA = re.compile(f"({re.escape(IMAGE)}|{re.escape(VIDEO)})")
 _BLANKS = re.compile(
     r"</?s>|<unk>|<pad>|\[(?:PAD|UNK|CLS|MASK|gMASK|sMASK)\]|<\|(?:endoftext|startofpiece|endofpiece)\|>"
@@ -76,7 +76,7 @@ def prompt(turns: Sequence[Turn], system: str = SYSTEM) -> str:
 
 
 def split_media(message: str) -> tuple[list[str], str]:
-    """The placeholders of a message and its text without them."""
+    """The placeholders of a message, in order, and its text without them."""
     pieces = _MEDIA.split(message)
     lines = "".join(pieces[::2]).strip("\n")
     return pieces[1::2], lines
