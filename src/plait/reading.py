@@ -9,6 +9,7 @@ ends, and brackets in brackets are deeper than Python goes.
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def check_directory(place: str | Path) -> None:
 def shape_of(value: Any) -> str:
     """What a JSON value is, in words, without its content."""
     return f"the number {value}" if type(value) in (int, float) else _SHAPES.get(type(value), type(value).__name__)
+
+
+def inside(root: str | Path, name: str) -> Path:
+    """Where a name from a file stands, as it is written: links inside `root` are its owner's.
+
+    root: directory of the data set; name: of a file in it. Raises ValueError where the name leads outside.
+    """
+    place = Path(root) / name
+    if not Path(os.path.abspath(place)).is_relative_to(os.path.abspath(root)):
+        raise ValueError(f"expected the name of a file in {root}, got {name!s:.200}, which leads outside of it")
+    return place
 
 
 def read_json(path: str | Path, shape: type = dict) -> Any:

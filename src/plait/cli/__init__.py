@@ -229,7 +229,7 @@ def _one_line(error: BaseException) -> str:
     """An error in the words "expected X, got Y", whoever raised it; never empty, never more than a line."""
     if isinstance(error, OSError) and error.strerror:
         text = os_line(error)
-    elif "No space left on device" in str(error):  # as safetensors words it, which writes convert's and merge's files
+    elif type(error).__name__ == "SafetensorError" and "No space left on device" in str(error):  # convert and merge
         text = os_line(OSError(errno.ENOSPC, "no space left on device"))
     elif (option := getattr(error, "option_name", None)) and (known := getattr(error, "possibilities", None)):
         text = f"expected an option of this verb, got {option!r}{_near_option(option, known)}"

@@ -87,11 +87,12 @@ def pack(
     *,
     shard_mb: Annotated[int, typer.Option(help="size of a shard, in MB", min=1)] = 256,
     on_bad: Annotated[str, typer.Option(help="rows that cannot be read: raise, or skip and list")] = "raise",
+    outside: Annotated[bool, typer.Option("--outside", help="also pack files from outside the data set")] = False,
 ) -> None:
     """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
     from plait.data.sources import pack_data
 
-    rows, left_out = pack_data(data, out, shard_mb << 20, skip=check_on_bad(on_bad, error="raise"))
+    rows, left_out = pack_data(data, out, shard_mb << 20, skip=check_on_bad(on_bad, error="raise"), outside=outside)
     print(f"{out}: {rows} rows in {len(list(out.glob('*.tar')))} shards")
     if left_out:
         print(f"left out {len(left_out)}:")

@@ -15,6 +15,7 @@ from plait.data.folder import Scan, decode_file, split_groups
 from plait.data.manifest import decoded
 from plait.data.packages import sha256
 from plait.media.kinds import kind_of
+from plait.reading import inside
 from plait.types import Sample
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -42,7 +43,10 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
             groups[sample.id] = json.dumps(row["messages"])
             found.samples.append(sample)
             continue
-        place = (root / name).resolve()
+        try:
+            place = inside(root, name).resolve()
+        except ValueError as error:
+            raise ValueError(f"{path}, {row['id']}: {error}; pass the folder of the files as --media") from error
         if place not in known:
             known[place] = _digest(place)
         digest = known[place]

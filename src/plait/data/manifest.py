@@ -58,6 +58,10 @@ def manifest_path(path: str | Path) -> Path:
     raise ValueError(f"expected a manifest file or a directory with {NAMES[0]}, got {path}; check the path")
 
 
+MAX_UNPACKED = 1 << 26
+"""Bytes that a manifest may always have unpacked; above, a hundred times what it has packed."""
+
+
 class Manifest(Sequence[Sample]):
     """The rows of a manifest, every one checked at once and parsed again when it is asked for.
 
@@ -118,6 +122,8 @@ class Manifest(Sequence[Sample]):
     def _lines(self) -> Iterator[tuple[int, int, bytes]]:
         """Number from 1, place and bytes of every line; what is compressed is written to the file without a name."""
         start, opener = 0, gzip.open if self.path.suffix == ".gz" else open
+        # gzip packs a thousand equal bytes into one: JSON of rows shrinks to a tenth, and the disk is not endless
+        limit = max(MAX_UNPACKED, 100 * self.path.stat().st_size)
         try:
             with opener(self.path, "rb") as lines:
                 for number in itertools.count(1):
@@ -126,6 +132,8 @@ class Manifest(Sequence[Sample]):
                     if len(line) == MAX_LINE and not line.endswith(b"\n"):
                         raise EOFError(f"more than {MAX_LINE} characters in line {number}")
                     if self.path.suffix == ".gz":
+                        if start > limit:
+                            raise EOFError(f"{limit} bytes and more, a hundred times the file; unpack it yourself")
                         os.pwrite(self._fd, line, start)
                     mark = len(codecs.BOM_UTF8) if number == 1 and line.startswith(codecs.BOM_UTF8) else 0
                     yield number, start + mark, line[mark:]

@@ -24,6 +24,7 @@ import numpy as np
 from plait.data.manifest import MEDIA, checked_sample
 from plait.media.limits import Packed
 from plait.places import atomic_directory
+from plait.reading import inside
 from plait.types import Sample
 
 INDEX, TABLE = "index.json", "index.npy"
@@ -65,7 +66,7 @@ class Shards(Sequence[Sample]):
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         facts = _facts(self.directory)
-        self.shards = [str(self.directory / shard["name"]) for shard in facts["shards"]]
+        self.shards = [str(inside(self.directory, shard["name"])) for shard in facts["shards"]]
         for shard, path in zip(facts["shards"], self.shards, strict=True):
             found = os.path.getsize(path) if os.path.isfile(path) else None
             if found != shard["bytes"]:
@@ -181,8 +182,9 @@ def _facts(directory: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         known = facts["format"] == FORMAT and isinstance(facts["rows"], int) and isinstance(facts["shards"], list)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        known = known and all(isinstance(one["name"], str) and type(one["bytes"]) is int for one in facts["shards"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected an index of shards in {path}, got {type(error).__name__}; pack anew") from error
     if not known:
-        raise ValueError(f"expected an index of {FORMAT!r} in {path}, got {facts['format']!r}; pack the data anew")
+        raise ValueError(f"expected an index of {FORMAT!r} in {path}, got {facts['format']!r:.80}; pack the data anew")
     return facts

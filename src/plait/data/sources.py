@@ -17,6 +17,7 @@ from plait.data.folder import scan
 from plait.data.manifest import MEDIA, NAMES, Manifest, Skipped, write_manifest
 from plait.data.shards import Shards, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
+from plait.media.kinds import kind_of
 from plait.media.limits import Packed
 from plait.terminal import progress_bar
 from plait.types import Sample
@@ -63,35 +64,49 @@ def _folder(place: Path, on_bad: Literal["raise", "skip"], skipped: Skipped | No
         return Manifest(write_manifest(Path(aside) / "manifest.jsonl", found.samples), on_bad)
 
 
-def pack_data(data: str | Path, out: str | Path, shard_bytes: int, *, skip: bool = False) -> tuple[int, list[str]]:
+def pack_data(
+    data: str | Path, out: str | Path, shard_bytes: int, *, skip: bool = False, outside: bool = False
+) -> tuple[int, list[str]]:
     """Pack the data set `data` into `out`; the number of rows, and one line for each that was left out.
 
-    skip: leave out rows that are wrong or whose media are missing; otherwise the first is a ValueError.
+    skip: leave out rows that are wrong or whose media are missing; otherwise the first is a ValueError. outside: take
+    files from outside the data set too. What is packed leaves this machine: a manifest of a stranger could name any
+    file, so names stay inside, and every file has to be of the kind that its row says.
     """
-    skipped = Skipped()
+    skipped, place = Skipped(), Path(data)
+    root = (place if place.is_dir() else place.parent).resolve()
     samples = open_samples(data, "skip" if skip else "raise", skipped)
-    rows = pack(_readable(samples, skipped) if skip else _all(samples), out, shard_bytes)
+    rows = pack(_checked(samples, None if outside else root, skipped if skip else None), out, shard_bytes)
     return rows, skipped.messages
 
 
-def _all(samples: Sequence[Sample]) -> Iterator[Sample]:
-    yield from progress_bar("pack", (samples[i] for i in range(len(samples))), total=len(samples))
-
-
-def _readable(samples: Sequence[Sample], skipped: Skipped) -> Iterator[Sample]:
+def _checked(samples: Sequence[Sample], root: Path | None, skipped: Skipped | None) -> Iterator[Sample]:
+    """The samples whose media may be packed; of others the reason goes into `skipped`, or is raised without it."""
     for number in progress_bar("pack", range(len(samples))):
         try:
             sample = samples[number]
+            for name in MEDIA:
+                if (file := getattr(sample, name)) is not None:
+                    _check_medium(file, name, sample, root)
         except ValueError as error:
+            if skipped is None:
+                raise
             skipped.messages.append(str(error))
             continue
-        files = [(name, getattr(sample, name)) for name in MEDIA if getattr(sample, name) is not None]
-        missing = [f"{name} {file}" for name, file in files if not _is_there(file)]
-        if missing:
-            skipped.messages.append(f"{sample.id}: expected the {', '.join(missing)}, got no such file or an empty one")
-        else:
-            yield sample
+        yield sample
 
 
-def _is_there(file: str | Path | Packed) -> bool:
-    return isinstance(file, Packed) or (Path(file).is_file() and Path(file).stat().st_size > 0)
+def _check_medium(file: str | Path | Packed, name: str, sample: Sample, root: Path | None) -> None:
+    """Raise ValueError where a file is missing, is not of the kind that the row says, or lies outside `root`."""
+    if isinstance(file, Packed):
+        return
+    path = Path(file)
+    if root is not None and not path.resolve().is_relative_to(root):
+        raise ValueError(
+            f"{sample.id}: expected the {name} inside {root}, got {path}, which is outside; "
+            "pass --outside to pack files from everywhere"
+        )
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"{sample.id}: expected the {name} {path}, got no such file or an empty one")
+    if (kind := kind_of(path)) != name:
+        raise ValueError(f"{sample.id}: expected {name} in {path}, got {kind or 'no media'}; correct the row")

@@ -21,7 +21,7 @@ from typing import Any
 from plait.data.manifest import MEDIA, checked_row
 from plait.errors import import_extra
 from plait.media.limits import Packed
-from plait.reading import read_json
+from plait.reading import inside, read_json
 from plait.types import Sample
 
 SPLITS = ("train", "test", "validation", "val", "dev")
@@ -103,13 +103,19 @@ class Table(Sequence[Sample]):
         """A path, a cell that holds the file, or None where the row has no such medium."""
         value = light.get(modality)
         if isinstance(value, str):
-            return str(self.root / value)
+            return self._inside(value, where)
         if isinstance(value, dict):
             path, is_held = value.get("path"), value.get("_held", True)
-            if path is not None and (not is_held or (self.root / path).is_file()):
-                return str(self.root / path)
-            value = is_held
+            if path is not None and not is_held:
+                return self._inside(path, where)
+            value = is_held  # the bytes in the table, whatever file of this machine the path beside them names
         return Cell(partial(part.media, modality), row, f"{where}, {modality}") if value else None
+
+    def _inside(self, name: str, where: str) -> str:
+        try:
+            return str(inside(self.root, name))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; put the file there") from error
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))

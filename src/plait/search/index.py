@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
 _META = re.compile(r"\bmeta\.(\w+)(\s*(?:<=|>=|<>|!=|=|<|>)\s*-?\d)?")
 _QUOTED = re.compile(r"('(?:[^']|'')*')")
+_CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
+_FUNCTIONS = {"and", "or", "not", "in", "lower", "upper", "length", "starts_with", "ends_with", "contains", "abs"}
+"""What may stand before a bracket in a filter. None of these makes a value larger than what it is given."""
 TABLE = "items"
 FORMAT = 1
 """Of the table's schema; an index of another format is refused rather than guessed at."""
@@ -612,6 +615,10 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
             name, comparison = match.groups()  # Lance has a getter per type: numbers are compared with numbers
             return f"json_get_{'float' if comparison else 'string'}(meta, '{name}')" + (comparison or "")
 
+        outside_quotes = " ".join(_QUOTED.split(where)[::2])
+        for name in _CALLED.findall(outside_quotes):
+            if name.lower() not in _FUNCTIONS:  # repeat('a', 1000000000) takes all memory, and there are hundreds more
+                raise UsageError(f"expected a filter of {', '.join(sorted(_FUNCTIONS))}, got the function {name:.40}")
         pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
         parts.append("(" + "".join(p if n % 2 else _META.sub(read_meta, p) for n, p in enumerate(pieces)) + ")")
     return " AND ".join(parts) or None
