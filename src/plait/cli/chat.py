@@ -48,7 +48,7 @@ def chat(
 
     from plait.chat import Chat
 
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # sampling draws from torch's own generator
     talk = Chat(
         model, device, dtype, adapter, system=system, num_frames=frames, max_new_tokens=max_new_tokens,
         temperature=temperature, top_p=top_p,
@@ -69,7 +69,7 @@ def converse(talk: Chat, images: list[Path], videos: list[Path], *, as_json: boo
                     return 0
             elif line:
                 _say(talk, line, shown, is_person, as_json)
-                shown = {"image": [], "video": []}
+                shown = {"image": [], "video": []}  # the conversation holds them from here on
         except (ValueError, OSError) as error:
             if not is_person:
                 raise

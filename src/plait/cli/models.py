@@ -88,6 +88,7 @@ def convert(
     from plait.models.convert import by_reason
     from plait.models.convert import convert as convert_to
 
+    # Only what was asked for: not every family takes these options.
     options: dict[str, Any] = {"official": True} if official else {}
     if task is not None:
         options["task"] = task

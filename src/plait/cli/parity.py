@@ -44,6 +44,7 @@ def parity(
             print(f"\nthrough the {one} door")
         settings = Settings(attn, device, dtype, official=one == "official")
         through: list[CaseResult] = []
+        # Both doors into directories of their own, or the second would write over the first.
         for result in run_all(places, settings, out / one if out and door == "both" else out):
             through.append(result)
             print(_as_json(result) if as_json else _line(result), flush=True)

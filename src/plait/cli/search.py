@@ -234,6 +234,7 @@ def search(
     opened = Index.open(index)
     if model or device or adapter:
         source = model or opened.model_path
+        # The index remembers the LoRA of its own model; another model comes without.
         adapter = adapter or (None if model else opened.description.get("adapter"))
         opened = Index.open(index, Embedder(source, device=device, adapter=adapter))
     hits = opened.search(query, k, where=where, modality=modality)

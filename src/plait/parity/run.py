@@ -90,7 +90,7 @@ def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseR
     try:
         actual = runner.function(case)
         if out is not None:
-            write_actual(case, actual, out)
+            write_actual(case, actual, out)  # before the comparison, so that a FAIL can be looked at
         return judge(case, runner, actual, quirks_of(place) if not settings.official else ())
     except Exception as error:  # a broken case is a verdict, the others still run
         where = _innermost(error)  # file and line say more than the message of a shape error

@@ -286,6 +286,7 @@ def config_fields(official: Mapping[str, Any], shapes: Mapping[str, Sequence[int
     width = (official.get("visual_abstractor_config") or {}).get("hidden_size", vision.dim)
     if width != vision.dim:
         raise ValueError(f"expected an abstractor as wide as the tower, got {width} and {vision.dim}")
+    # Two releases read the same field differently; the weights are right about both (section 1).
     if _MLP in shapes:
         abstractor.mlp_dim = shapes[_MLP][0]
     text = dict(official.get("text_config") or {})

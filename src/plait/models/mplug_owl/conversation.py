@@ -190,7 +190,7 @@ def training_row(
             new = encode(piece) + ([eos] if learned else []) if piece or learned else []
         cut = new[: max_length - len(ids)]
         ids, labels = ids + cut, labels + (cut if learned else [IGNORED] * len(cut))
-        if len(cut) < len(new):
+        if len(cut) < len(new):  # full; an answer that was cut has no end to learn
             break
     return Row(ids, labels)
 

@@ -108,7 +108,7 @@ class OwlVisionTower(VisionTower):
             ValueError: for images that are not square or, where `official`, need more rows than the table has.
         """
         side, rows = self.sizes.image_size, height * width + 1
-        if height == width == self.sizes.grid:
+        if height == width == self.sizes.grid:  # as it is: resizing to its own size could round
             return self.position_embedding
         if rows > self.position_embedding.shape[1] if self.official else height != width:
             raise ValueError(f"expected images of {side} x {side} pixels, got {height} x {width} patches; resize them")
@@ -137,7 +137,7 @@ class OwlVisionTower(VisionTower):
         frames = pixel_values.shape[2]
         if frames > 1 and not self.has_temporal:
             raise ValueError("expected images, got clips: this checkpoint reads a video as images, one per frame")
-        images = pixel_values.transpose(1, 2).flatten(0, 1)
+        images = pixel_values.transpose(1, 2).flatten(0, 1)  # (clips * frames, 3, height, width)
         # A clip of one frame is an image, which no temporal module sees (the released code stops there with an error).
         x = super().forward(images, attend, hidden, frames if frames > 1 else None)
         return x.unflatten(0, (-1, frames))
@@ -161,6 +161,7 @@ class Abstractor(nn.Module):
     def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, temporal: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
+        # Zeros until `_init_weights` draws them: alike, all queries would read the same.
         self.queries = nn.Parameter(torch.zeros(1, sizes.num_queries, dim))
         self.temporal_queries = nn.Parameter(torch.zeros(1, sizes.num_queries, dim)) if temporal else None
         self.layers = nn.ModuleList(
@@ -279,6 +280,7 @@ def place(
         )
     if features is None:
         return embeds
+    # It fills row by row from left to right, which is the order of features.
     return embeds.masked_scatter(where[..., None], features.flatten(0, 1).to(embeds.dtype))
 
 
@@ -309,6 +311,7 @@ def adopt(model: Any) -> Any:
     norm = getattr(body, "word_embeddings_layernorm", None)
     if norm is not None and not isinstance(norm, EmbeddingNorm):
         waiting = EmbeddingNorm(norm.normalized_shape, norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)
+        # A module in the same place, so that state dicts keep the key of the norm.
         waiting.load_state_dict(norm.state_dict())
         body.word_embeddings_layernorm = waiting
     return model
@@ -640,5 +643,6 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = 
         Specification mPLUG-Owl, section 5.2.
     """
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).to(logits.device)
+    # In fp32 whatever the model's type, as transformers computes its own losses.
     total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
     return total / ((targets != IGNORED).sum().clamp(min=1) if num_items is None else num_items)

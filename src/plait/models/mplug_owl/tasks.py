@@ -85,6 +85,7 @@ LANGUAGE = "language_model."
 STAGE1 = {
     "all": ("vision.", "abstractor."),
     "abstractor": ("abstractor.",),
+    # The end vector lies behind the projection, in the language model's space, so it goes with it.
     "projection": ("abstractor.proj.", "abstractor.temporal_proj.", "abstractor.end"),
 }
 """What stage 1 may train: tower and abstractor as published, the abstractor alone, or its projection alone."""

@@ -64,6 +64,7 @@ def tower_rules() -> list[Rule]:
         Singleton("conv.weight", "conv.weight", official_dims=(3, 4)),
         Rename("{n:down_proj|conv|up_proj}.bias", "{n:down_proj|conv|up_proj}.bias"),
     ]
+    # All else has the same names in mPLUG-Owl2, fused projections interleaved per head included.
     return [*prefixed(temporal, "encoder.layers.{i}.temporal.", "layers.{i}.temporal."), *vision_rules()]
 
 
@@ -262,6 +263,7 @@ def assemble(
     Raises:
         StateError: for any other set of names or shapes.
     """
+    # Files of BLOOM may lack the head, which is their token table (section 5.5).
     tied = ["language_model.lm_head.weight"] if config.tie_word_embeddings else []
     model = build_strict(lambda: MPlugOwlForConditionalGeneration(config), state, tied=tied, dtype=dtype)
     # Rotary frequencies lie in no file: a model built without memory has none until their modules are made again.
@@ -324,6 +326,7 @@ def around(
         vision = VisionConfig(**found)
     tokenizer = tokenizer_to_talk(llm)
     language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype or torch.float32, trust_remote_code=False)
+    # The tokenizer's ids, not the source's: `tokenizer_to_talk` may have chosen what pads.
     config = MPlugOwlConfig(
         text_config=language_model.config.to_dict(), vision=vision, abstractor=abstractor, temporal=temporal,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,

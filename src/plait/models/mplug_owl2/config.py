@@ -79,7 +79,7 @@ class AbstractorConfig:
     num_layers: int = 6
     mlp_dim: int = 2816
     eps: float = 1e-6
-    grid_size: int = 32
+    grid_size: int = 32  # 448 pixels in patches of 14
     query_span: int | None = None
 
 
@@ -140,11 +140,11 @@ class MPlugOwl2Config(PreTrainedConfig):
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_dim: int = 11008
-    eps: float = 1e-5
+    eps: float = 1e-5  # LLaMA-2's; files without the field mean 1e-6 (section 2.1)
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int = 4096  # what LLaMA-2 was trained for; the official converter writes 2048
     rope_parameters: dict[str, Any] | None = None
     trained_length: int | None = None
     use_ntk: bool = True
@@ -157,7 +157,7 @@ class MPlugOwl2Config(PreTrainedConfig):
     official: bool = False
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
-    pad_token_id: int | None = 0
+    pad_token_id: int | None = 0  # <unk>, as the released training pads
     tie_word_embeddings: bool = False
     use_cache: bool = True
 

@@ -84,6 +84,7 @@ CHAT_TEMPLATE = (
 """The default template in transformers' language."""
 
 _WORD = "Answer the question using a single word or phrase."
+# The apostrophe of the release is typographic; a straight one would be other ids.
 _LETTER = "Answer with the option’s letter from the given choices directly."
 EVALUATION_PROMPTS = {
     "caption": f"USER: {IMAGE}Provide a one-sentence caption for the provided image. ASSISTANT: ",
@@ -120,7 +121,7 @@ def evaluation_prompt(task: str, *, question: str = "", options: Sequence[str] =
     """
     if task not in EVALUATION_PROMPTS:
         raise ValueError(f"expected a task among {', '.join(EVALUATION_PROMPTS)}, got {task!r}")
-    if task == "mme":
+    if task == "mme":  # its questions ask for yes or no themselves, which the release takes out
         question = question.replace("Please answer yes or no.", "").strip()
     lettered = "\n".join(f"{chr(ord('A') + i)}. {text}" for i, text in enumerate(options))
     return EVALUATION_PROMPTS[task].format(question=question, options=lettered, hint=hint or "N/A")
@@ -169,7 +170,7 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
     Raises ValueError where roles do not alternate.
     """
     messages = list(messages)
-    if messages and messages[0]["from"] == "gpt":
+    if messages and messages[0]["from"] == "gpt":  # nothing asked for it; the released script drops it too
         messages = messages[1:]
     for i, message in enumerate(messages):
         expected = ("human", "gpt")[i % 2]

@@ -87,6 +87,7 @@ class Owl2VisionTower(VisionTower):
             ValueError: where the image does not fit the table of a tower with a class position.
         """
         table, sizes = self.position_embedding, self.sizes
+        # The released tower slices the table of one variant and stretches that of the other (section 3).
         if not sizes.use_cls_token:
             if height == width == TABLE_WIDTH:
                 return table
@@ -121,6 +122,7 @@ class Abstractor(nn.Module):
     def __init__(self, dim: int, out_dim: int, sizes: AbstractorConfig, *, with_cls: bool) -> None:
         super().__init__()
         self.sizes, self.with_cls = sizes, with_cls
+        # Normal of 1, as the released code draws queries and end vector.
         self.queries = nn.Parameter(torch.randn(1, sizes.num_queries, dim))
         self.layers = nn.ModuleList(
             AbstractorLayer(dim, sizes.num_heads, sizes.mlp_dim, eps=sizes.eps) for _ in range(sizes.num_layers)
@@ -420,6 +422,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         if pixel_values is None:
             return embeds, None
         features = self.encode_images(pixel_values).flatten(0, 1).to(embeds.dtype)
+        # It fills row by row from left to right, which is the order of images.
         return embeds.masked_scatter(is_image[..., None], features), is_image
 
     def forward(
@@ -590,6 +593,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
             bool(output_attentions),
         )
         assert outputs.hidden_states is not None
+        # 0 keeps all of them: -0 is 0, where the slice begins.
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.hidden_states[-1][:, kept])
         loss = None

@@ -90,6 +90,7 @@ def upcycle(
     readers = decoder_readers(stored, config)
     # Functions that read, so that loading copies one tensor at a time.
     readers |= {f"model.vision.{key}": partial(tower.__getitem__, key) for key in tower}
+    # What no Llama holds stays as it was drawn; everything else must be in the source.
     parts = ("model.abstractor.",) if tower else ("model.abstractor.", "model.vision.")
     fresh = [key for key in model.state_dict() if key.startswith(parts)]
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []

@@ -55,6 +55,7 @@ def key_map(config: MPlugOwl2Config, *, base: str = "model.") -> KeyMap:
         *prefixed(abstractor_rules(config), official=f"{outer}visual_abstractor.", native=f"{base}abstractor."),
         Rename("transformer.wte.weight" if qwen else "model.embed_tokens.weight", f"{base}token_embedding.weight"),
         Rename("transformer.ln_f.weight" if qwen else "model.norm.weight", f"{base}decoder.norm.weight"),
+        # Final norm and head are not routed in either variant.
         Rename("lm_head.weight", "lm_head.weight"),
         Drop(
             "model.layers.{i}.self_attn.rotary_emb.inv_freq",
@@ -295,6 +296,7 @@ logger = logging.getLogger(__name__)
 
 def is_official(keys: Iterable[str]) -> bool:
     """Whether these are keys of an official mPLUG-Owl2 or Owl2.1 file, or of a Megatron checkpoint."""
+    # The first version's abstractor has no `visual_` in front.
     keys = list(keys)
     return is_megatron(keys) or any("visual_abstractor.encoder.layers.0.crossattention.norm1" in key for key in keys)
 
