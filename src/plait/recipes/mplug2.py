@@ -54,9 +54,13 @@ from plait.types import Sample
 class PreTraining:
     """Contrast, matching, masked and prefix language modelling of one batch.
 
-    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
-    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that have all objectives;
-    often: the objectives of the steps between.
+    Args:
+        mask_id, vocab_size, special_ids: of the tokenizer; special tokens are never hidden.
+        weights: of the objectives, by name; 1 for those not named.
+        alpha: share of the teacher's targets, ramped up from 0 over `ramp` steps (0: at once).
+        probability: of hiding a token; 0.15 as in BERT.
+        every: steps between two that have all objectives, counted from step 0.
+        often: the objectives of the steps between.
     """
 
     def __init__(
@@ -76,12 +80,23 @@ class PreTraining:
         self.mask_id, self.vocab_size = mask_id, vocab_size
         self.special_ids = torch.tensor(sorted(special_ids))
         self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
+        # -1, so that the teacher moves at step 0 too; afterwards once per step.
         self._moved = -1
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The weighted sum, and every part of it as a metric."""
+        """The weighted sum, and every part of it as a metric.
+
+        Args:
+            model: a `MPlug2ForPreTraining`; its teacher, where it has one, is moved here once per step.
+            batch: of `Collator.pairs` or `Collator.texts`: input_ids and attention_mask (batch, seq), pixels.
+            step: number of the optimiser step, from 0.
+            generator: its seed alone is used, so nothing is drawn from it.
+
+        Returns:
+            loss (), and the detached loss of each objective that this batch has.
+        """
         assert isinstance(model, MPlug2ForPreTraining)
         if model.teacher is not None and self._moved != step:
             model.update_teacher()
@@ -113,7 +128,12 @@ class PreTraining:
 def supervised(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """The loss that a task class computes from labels."""
+    """The loss that a task class computes from labels.
+
+    Args:
+        model: of any task class; batch: what its forward takes, with `labels`.
+        step, generator: unused; every objective has them.
+    """
     out = model(**batch)
     return out.loss, {}
 
@@ -123,9 +143,17 @@ def asked_together(
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """The loss of answers to several questions about each picture, mean over all questions.
 
-    batch: parts of pictures or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
-    question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
-    are encoded once.
+    Pictures and equal questions are encoded once. Each part sums its losses and the division comes last: parts of
+    pictures and of clips then weigh by their questions, as one batch of single questions would.
+
+    Args:
+        model: a `MPlug2ForConditionalGeneration`.
+        batch: parts of pictures or of clips, each as the model's forward takes it, one text per question, and
+            `picture`: (questions,) number of the picture or clip that each is about.
+        step, generator: unused.
+
+    Returns:
+        loss (), and no metrics.
     """
     assert isinstance(model, MPlug2ForConditionalGeneration)
     losses = torch.stack([_summed_loss(model, part) for part in batch])
@@ -133,12 +161,15 @@ def asked_together(
 
 
 def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) -> Tensor:
+    """One part of `asked_together` -> the cross entropy summed over all tokens of its answers, ()."""
     network = model.model
     vision = network.see(part.get("pixel_values"), part.get("pixel_values_videos"))[part["picture"]]
+    # Questions are padded to one length, so equal rows of ids are equal questions; the mask follows from the ids.
     questions, which = part["input_ids"].unique(dim=0, return_inverse=True)
     text, mask = (found[which] for found in network.read(questions))
     fused_vision, fused_text = network.fuse(text, mask, vision)
     states, seen = Encoded(text_mask=mask, fused_vision=fused_vision, fused_text=fused_text).states()
+    # Position i predicts token i + 1: labels lose their first, states below their last position.
     ids, labels = part["decoder_input_ids"], part["labels"][:, 1:]
     known = part["decoder_attention_mask"].bool()
     hidden = network.decoder.hidden(ids, states, model.attend, attention_mask=known, cross_mask=seen)[:, :-1]
@@ -147,7 +178,15 @@ def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) ->
 
 
 class Aligned:
-    """Retrieval's contrast and matching; alpha ramps up over the first epoch."""
+    """Retrieval's contrast and matching; alpha ramps up over the first epoch.
+
+    Args:
+        alpha: weight of the teacher's similarities among the targets; 0.4 as published.
+        steps_per_epoch: over so many steps alpha rises from 0.
+
+    Source:
+        Specification mPLUG-2, 9 and 12; the predecessor's retrieval, since mPLUG-2's was not released.
+    """
 
     def __init__(self, alpha: float, steps_per_epoch: int) -> None:
         self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
@@ -156,7 +195,7 @@ class Aligned:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """See `Objective`."""
+        """The sum of both losses, and each of them, from a batch of `Collator.pairs`."""
         assert isinstance(model, MPlug2ForRetrieval)
         if model.teacher is not None and self._moved != step:
             model.update_teacher()
@@ -167,11 +206,25 @@ class Aligned:
 
 
 def _gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes without gradient, for the queues: (batch, ...) -> (world * batch, ...).
+
+    Every process must push the same rows, or the queues, which are buffers of each, drift apart.
+    """
     return gather_rows(rows)[0].detach()
 
 
 class Distilled:
-    """Generation with momentum distillation: alpha ramps up over the first epoch. Source: specification mPLUG-2, 9."""
+    """Generation with momentum distillation: alpha ramps up over the first epoch.
+
+    The released VideoQA computes this loss and throws it away; here it counts.
+
+    Args:
+        alpha: weight of the teacher's distribution beside the labels, 0.4 in all released tasks.
+        steps_per_epoch: over so many steps alpha rises from 0.
+
+    Source:
+        Specification mPLUG-2, 9.
+    """
 
     def __init__(self, alpha: float, steps_per_epoch: int) -> None:
         self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
@@ -180,7 +233,7 @@ class Distilled:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """See `Objective`."""
+        """The mixed loss and alpha; without a teacher the plain loss of the labels."""
         assert isinstance(model, MPlug2ForConditionalGeneration)
         if model.teacher is None:
             return supervised(model, batch, step, generator)
@@ -195,9 +248,14 @@ class Distilled:
 class SelfCritical:
     """Captions found by beam search, made likelier by how much their CIDEr beats that of the item's other captions.
 
-    decode: ids of a caption with start token -> text; references: all captions of every training item, from which
-    document frequencies are counted; the rest as in `MPlug2ForConditionalGeneration.self_critical_loss`.
-    Source: mPLUG (arXiv 2205.12005), section 4.2; specification mPLUG-2, 7.3.
+    Args:
+        decode: ids of a caption with its start token -> text.
+        references: all captions of every training item, from which document frequencies are counted.
+        num_beams: beams, which are also the captions that compete.
+        min_length, max_length: tokens of a caption.
+
+    Source:
+        mPLUG (arXiv 2205.12005), section 4.2; specification mPLUG-2, 7.3.
     """
 
     def __init__(
@@ -210,18 +268,26 @@ class SelfCritical:
         max_length: int = 25,
     ) -> None:
         self.decode = decode
+        # Counted once over all items: frequencies of a batch alone would make the reward depend on its size.
         self.frequency = DocumentFrequency.of([[ptb_tokens(text) for text in texts] for texts in references])
         self.lengths = {"num_beams": num_beams, "min_length": min_length, "max_length": max_length}
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss, and the mean CIDEr (0 to 10) of what was found."""
+        """The loss, and the mean CIDEr (0 to 10) of what was found.
+
+        Args:
+            model: a `MPlug2ForConditionalGeneration`.
+            batch: of `Collator.referenced`: what the encoder reads, and `references`, a list of captions per item.
+            step, generator: unused; beam search draws nothing.
+        """
         assert isinstance(model, MPlug2ForConditionalGeneration)
         right = [[ptb_tokens(text) for text in texts] for texts in batch["references"]]
         seen: list[Tensor] = []
 
         def reward(found: list[list[Hypothesis]]) -> Tensor:
+            # Both sides go through the tokenizer of the published metric, or equal captions would not agree.
             said = [ptb_tokens(self.decode(one.ids)) for item in found for one in item]
             own = [texts for texts, item in zip(right, found, strict=True) for _ in item]
             seen.append(torch.tensor(cider(said, own, frequency=self.frequency)).view(len(found), -1))
@@ -233,18 +299,31 @@ class SelfCritical:
 
 
 def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest."""
+    """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest.
+
+    Args:
+        vision_scale: rate of the vision encoder by that of the rest; 0.1 in all released tasks (2e-6 and 2e-5).
+        model: its trainable parameters are taken.
+        stage: gives peak rate, betas, eps and weight decay.
+
+    Source:
+        Specification mPLUG-2, 12. The released exemption from decay goes by the names "bias" and "LayerNorm.weight" and
+        misses CLIP's norms; `decays` exempts every norm, table and class token.
+    """
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=stage.weight_decay,
         no_decay=lambda name, parameter: not decays(name, parameter.ndim),
         layer_id=layer_id,
+        # There are two depths, 0 and 1, and no layers between: scale ** (1 - depth).
         layer_decay=vision_scale,
     )
     return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps)
 
 
+# min_lr and warmup_lr of every released yaml (specification 2).
 FLOOR = 1e-6
+# The released captioning asks so for every clip (specification 2).
 PROMPT = "a video of"
 
 
@@ -271,13 +350,30 @@ def pretraining(
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
-    init: a model directory to go on from; without it random weights of `preset`, or those of the checkpoints clip and
-    bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns.
-    queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
-    what to write; the saved model then expects to be. Never released; values are the predecessor's (base: 256 pixels,
-    these rates, batch 256, 30 epochs). Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
-    WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
-    times that for all objectives and their gradients; no figure was published.
+    Never released; values are the predecessor's (base: 256 pixels, these rates, batch 256, 30 epochs). Published data:
+    COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs), WebVid (2 M clips), Wikipedia and Common Crawl. Cost:
+    0.25 TFLOPs forward a picture, 3.6 a clip (large), several times that for all objectives and their gradients; no
+    figure was published.
+
+    Args:
+        data: rows with `image` or `video` and words, and rows of text alone.
+        init: a model directory to go on from; without it random weights of `preset`.
+        preset: a size of `MPlug2Config`, where there is no init.
+        clip, bert: checkpoints whose weights are taken where they fit (as published, CLIP ViT-B/16 or L/14 and uncased
+            BERT).
+        media: kinds of rows, which take turns.
+        queue_size: negatives that are kept, divisible by the batch; 0 for those of the batch alone.
+        alpha: weight of the teacher's targets. mask_probability: of hiding a token.
+        instructions: whether the decoder is told what to write; the saved model then expects to be.
+        universal_sharing: how the universal layers share weights, as in `MPlug2Config`.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+
+    Raises:
+        ValueError: for init beside clip or bert, a queue that batches do not fill evenly, and no rows of one of
+            the media.
     """
     if init is not None and (clip or bert):
         raise ValueError(f"expected either init or clip and bert, got {init} and {clip or bert}; leave one out")
@@ -286,6 +382,7 @@ def pretraining(
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
     processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
+    # A batch overwrites whole columns of the queues and their pointer never wraps within one.
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
     stage = _stage(
@@ -297,13 +394,16 @@ def pretraining(
         batch_size,
         lr,
         vision_lr,
+        # The floor stays a tenth of the peak or less, or a small lr would hardly decay.
         floor=min(FLOOR, lr / 10),
     )
+    # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
     old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
     return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save, processor))
 
 
 def _objective(processor: MPlug2Processor, alpha: float, mask_probability: float) -> PreTraining:
+    """The pretraining objective for the words of this processor."""
     tokenizer = processor.tokenizer
     return PreTraining(
         mask_id=tokenizer.mask_token_id,
@@ -325,18 +425,25 @@ def _fresh(config: MPlug2Config, clip: str | None, bert: str | None) -> MPlug2Fo
 def _media(
     data: str, media: Sequence[str], processor: MPlug2Processor, instructions: bool, reading: Reading
 ) -> Mixture:
-    """Kinds of rows that take turns: the released pretraining draws a batch of each at every step and repeats the
-    shorter; turns of one batch each do the same over as many steps."""
+    """Kinds of rows that take turns, in order, a batch of each.
+
+    The released pretraining draws a batch of each at every step and repeats the shorter; turns of one batch each do the
+    same over as many steps.
+    """
     collator = Collator(processor, instructions=instructions, pretraining=True)
     found = {}
     for medium in media:
         rows = _rows(data, (), medium, reading)
         found[medium] = _reader(rows, processor, collator.texts if medium == "text" else collator.pairs, reading)
+    # named=False: the batch goes into forward as it is, which takes no `task`.
     return Mixture(found, dict.fromkeys(found, 1), turns="in order", named=False)
 
 
 def _rows(data: str, fields: Sequence[str], medium: str | None, reading: Reading) -> Rows:
-    """Rows that have all `fields`, of one medium (image, video, text), of any that is seen ("seen"), or of any."""
+    """Rows that have all `fields`, of one medium (image, video, text), of any that is seen ("seen"), or of any (None).
+
+    A field may stand in the row's `meta`, such as the second text of a pair. Raises ValueError where there are none.
+    """
 
     def keep(sample: Sample) -> bool:
         found = Row(sample).medium
@@ -350,6 +457,7 @@ def _rows(data: str, fields: Sequence[str], medium: str | None, reading: Reading
 def _reader(
     rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading, folder: Path = Path()
 ) -> Reader:
+    """A source of these rows, decoded by the processor's number of frames. folder: of paths within `meta`."""
     return Reader(rows, collate, partial(read_row, processor.num_frames, folder), reading=reading)
 
 
@@ -372,7 +480,16 @@ def captioning(
     Data: MSRVTT, MSVD. Cost: a clip of 16 frames takes 3.5 TFLOPs forward (large, `plait plan mplug2 caption`) and
     about three times that in training; the released scripts use 8 GPUs. Published (large): CIDEr 80.3 on MSRVTT, 165.8
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
-    instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
+
+
+    Args:
+        init: a model directory. data: any data set with such rows.
+        prompt: begins every caption, and is not learned.
+        instructions: whether the model is told to describe, through text encoder and fusion; so is the saved one.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
@@ -401,6 +518,15 @@ def self_critical(
     Published by the predecessor on COCO: CIDEr 137.5 -> 150.4 (base), 141.0 -> 155.1 (large), both rates 1e-6, 5
     epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
     captioning.
+
+
+    Args:
+        init: a model directory that captions already. data: rows with `image` or `video` and `captions`.
+        num_beams, min_length, max_length: of the search, lengths in tokens.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, (), "seen", reading)
@@ -412,6 +538,7 @@ def self_critical(
         max_length=max_length,
     )
     source = partial(_reader, rows, processor, Collator(processor).referenced, reading)
+    # The published rate is the usual floor itself; without this the cosine would be flat.
     floor = min(FLOOR, lr / 10)
     stage = _stage("caption", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr, floor)
     return _from(init, processor, stage, MPlug2ForConditionalGeneration, instructions=False)
@@ -434,14 +561,23 @@ def answering(
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
-    instructions: whether questions are framed by what to do; the saved model then frames them as well. distill, alpha:
-    momentum distillation, which the released code computes and throws away and this one uses.
     Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
+
+
+    Args:
+        init: a model directory. data: any data set with such rows.
+        instructions: whether questions are framed by what to do; the saved model then frames them as well.
+        distill, alpha: momentum distillation, which the released code computes and throws away and this one uses.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, ("question", "answers"), None, reading)
+    # Rows that do not fill a batch are left out of an epoch, as the loop counts steps.
     objective = Distilled(alpha, max(1, len(rows) // batch_size)) if distill else supervised
     source = partial(_reader, rows, processor, Collator(processor, instructions=instructions).answers, reading)
     stage = _stage("answering", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr)
@@ -468,6 +604,19 @@ def retrieval(
     Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for a picture
     (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
+
+
+    Args:
+        init: a model directory. data: any data set with such rows.
+        queue_size: negatives that are kept, divisible by the batch; 0 for those of the batch alone.
+        alpha: weight of the teacher's similarities among the targets.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+
+    Raises:
+        ValueError: for a queue that batches do not fill evenly.
     """
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
@@ -496,6 +645,14 @@ def grounding(
     Data: RefCOCO, RefCOCO+, RefCOCOg. Cost: 0.25 TFLOPs forward a phrase (large, 224 pixels), three times that in
     training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
     are those of the released video tasks.
+
+
+    Args:
+        init: a model directory. data: any data set with such rows.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     source = partial(_reader, _rows(data, ("boxes",), None, reading), processor, Collator(processor).boxes, reading)
@@ -522,11 +679,24 @@ def classification(
     Rows with `label` and what `medium` names; a pair of texts has the second in `text_pair`. Data: Kinetics, ImageNet,
     GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture, 0.01 a sentence (large), three times
     that in training. Published (large, recalled): Kinetics-400 top-1 87.1, ImageNet 87.7; no recipe was released.
+
+
+    Args:
+        init: a model directory. data: any data set with such rows.
+        task: classify or entail. medium: text, image or video.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+
+    Raises:
+        ValueError: for another task.
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, ("label",), medium, reading)
+    # Sorted: the number of a class must not depend on the order of rows.
     labels = sorted({sample.label or "" for sample in rows})
     source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading)
     stage = _stage(task, supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
@@ -552,6 +722,17 @@ def comparison(
 
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
+
+
+    Args:
+        init: a model directory. data: any data set with such rows; paths in `images` are relative to it.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of an optimiser step, over all processes.
+        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+
+    Raises:
+        ValueError: where rows differ in their number of pictures.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, ("images", "text", "label"), None, reading)
@@ -559,6 +740,7 @@ def comparison(
     if len(counts) != 1:
         raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts)}")
     labels = sorted({sample.label or "" for sample in rows})
+    # Readers make `image` absolute but leave unknown fields such as `images` as they were written.
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
     source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading, folder)
     stage = _stage("compare", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
@@ -590,6 +772,10 @@ def _stage(
     vision_lr: float,
     floor: float = FLOOR,
 ) -> Stage:
+    """A stage with the released optimiser: AdamW (0.9, 0.999), decay 0.02, no clipping, two rates.
+
+    Source: specification mPLUG-2, 2 and 12.
+    """
     return Stage(
         name=name,
         objective=objective,
@@ -599,36 +785,39 @@ def _stage(
         batch_size=batch_size,
         peak_lr=lr,
         floor=floor,
+        # 200 steps, which the yaml calls warmup_epochs; a tenth of runs shorter than ten times that.
         warmup=200 if steps is None or steps > 2000 else 0.1,
         betas=(0.9, 0.999),
         weight_decay=0.02,
+        # No gradient clipping in any released task (specification 12).
         clip=0.0,
         optimizer=partial(two_rates, vision_lr / lr),
     )
 
 
+# The published rate; small matrices that begin at zero need more.
 FULL_LR, LORA_LR = 2e-5, 5e-4
 BATCH = 8
 
 
 def retrieval_job(request: Request) -> Job:
-    """Contrast and matching; recall by the contrast alone."""
+    """Contrast and matching without a queue, which some hundred rows would not fill; recall by the contrast alone."""
     recipe = retrieval(**_common(request), queue_size=0)
     return _job(request, recipe, lambda model, processor, rows: _vectors(model, processor, request.medium, rows))
 
 
 def caption(request: Request) -> Job:
-    """Captions, scored by CIDEr."""
+    """Captions without a prompt, scored by CIDEr: the published one speaks of videos only."""
     return _job(request, captioning(**_common(request), prompt=""), _said("caption"))
 
 
 def vqa(request: Request) -> Job:
-    """Free answers."""
+    """Free answers, without a teacher; rows with `question` and `answers`."""
     return _job(request, answering(**_common(request), distill=False), _said("answer"))
 
 
 def ground(request: Request) -> Job:
-    """Boxes of phrases."""
+    """Boxes of phrases, scored as shares of width and height."""
 
     def boxes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[list[float]]:
         pictures = [load_image(sample.image) for sample in rows]
@@ -641,7 +830,10 @@ def ground(request: Request) -> Job:
 
 
 def classify(request: Request) -> Job:
-    """A head over one medium; before it, what the model as it came finds most likely among the labels."""
+    """A head over one medium; before it, what the model as it came finds most likely among the labels.
+
+    The measure before training reads the directory again as a whole model, since the job's own model has a fresh head.
+    """
     recipe = classification(**_common(request), medium=request.medium)
     labels = sorted({sample.label or "" for sample in request.train})
 
@@ -671,6 +863,7 @@ JOBS: dict[str, Callable[[Request], Job]] = {
 
 
 def _common(request: Request) -> dict[str, Any]:
+    """Settings that every recipe above takes. A LoRA has no encoder of its own rate, full training a tenth."""
     lr = request.lr or (LORA_LR if request.lora else FULL_LR)
     return {
         "init": str(request.model), "data": request.data, "steps": request.steps, "epochs": request.epochs,
@@ -680,7 +873,11 @@ def _common(request: Request) -> dict[str, Any]:
 
 
 def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
-    """A published stage over the rows that were asked for."""
+    """A published stage over the rows that were asked for.
+
+    Its source is made anew over `request.train`, with the recipe's decode and collate: a recipe selects by itself and
+    would take rows of other media as well.
+    """
     processor, published = load_processor(request.model), recipe.stages[0]
 
     def batches() -> Source:
@@ -690,6 +887,7 @@ def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Se
     def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
         return predict(model, processor, rows)
 
+    # Short runs: a floor in proportion and a tenth of warm-up, not 200 steps.
     stage = replace(published, batches=batches, floor=published.peak_lr / 20, warmup=0.1)
     return Job(recipe.model_builder, stage, in_evaluation(predicted), recipe.save, whole=_heads)
 
@@ -701,6 +899,8 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
 
 
 def _said(task: str) -> Callable[[nn.Module, Any, Sequence[Sample]], list[str]]:
+    """A function (model, processor, rows) -> texts, by `Assistant.caption` or `Assistant.answer`."""
+
     def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
         assistant = Assistant((model, processor), batch_size=BATCH)
         items = _items(rows, processor.num_frames)
@@ -724,7 +924,7 @@ def _items(rows: Sequence[Sample], num_frames: int) -> list[Any]:
 
 
 def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors of media and of texts."""
+    """Unit vectors (rows, dim) of media, and of the words of the same rows, as numpy arrays."""
     media, texts = [], []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
@@ -739,7 +939,12 @@ def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) ->
 
 
 def save(made: MPlug2Processor, model: nn.Module, directory: Path) -> None:
-    """Weights, configuration and processor."""
+    """Write weights, configuration and processor as one model directory.
+
+    Args:
+        made: the processor; first, so that recipes bind it with `partial`.
+        model: what was trained. directory: where to.
+    """
     from transformers.utils.logging import disable_progress_bar
 
     assert isinstance(model, MPlug2PreTrainedModel)
