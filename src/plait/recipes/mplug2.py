@@ -54,13 +54,9 @@ from plait.types import Sample
 class PreTraining:
     """Contrast, matching, masked and prefix language modelling of one batch.
 
-    Args:
-        mask_id, vocab_size, special_ids: of the tokenizer; special tokens are never hidden.
-        weights: of the objectives, by name; 1 for those not named.
-        alpha: share of the teacher's targets, ramped up from 0 over `ramp` steps (0: at once).
-        probability: of hiding a token; 0.15 as in BERT.
-        every: steps between two that have all objectives, counted from step 0.
-        often: the objectives of the steps between.
+    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
+    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that have all objectives;
+    often: the objectives of the steps between.
     """
 
     def __init__(
@@ -86,17 +82,7 @@ class PreTraining:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The weighted sum, and every part of it as a metric.
-
-        Args:
-            model: a `MPlug2ForPreTraining`; its teacher, where it has one, is moved here once per step.
-            batch: of `Collator.pairs` or `Collator.texts`: input_ids and attention_mask (batch, seq), pixels.
-            step: number of the optimiser step, from 0.
-            generator: its seed alone is used, so nothing is drawn from it.
-
-        Returns:
-            loss (), and the detached loss of each objective that this batch has.
-        """
+        """The weighted sum, and every part of it as a metric."""
         assert isinstance(model, MPlug2ForPreTraining)
         if model.teacher is not None and self._moved != step:
             model.update_teacher()
@@ -128,12 +114,7 @@ class PreTraining:
 def supervised(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """The loss that a task class computes from labels.
-
-    Args:
-        model: of any task class; batch: what its forward takes, with `labels`.
-        step, generator: unused; every objective has them.
-    """
+    """The loss that a task class computes from the labels in `batch`; step and generator are not used."""
     out = model(**batch)
     return out.loss, {}
 
@@ -143,17 +124,9 @@ def asked_together(
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """The loss of answers to several questions about each picture, mean over all questions.
 
-    Pictures and equal questions are encoded once. Each part sums its losses and the division comes last: parts of
-    pictures and of clips then weigh by their questions, as one batch of single questions would.
-
-    Args:
-        model: a `MPlug2ForConditionalGeneration`.
-        batch: parts of pictures or of clips, each as the model's forward takes it, one text per question, and
-            `picture`: (questions,) number of the picture or clip that each is about.
-        step, generator: unused.
-
-    Returns:
-        loss (), and no metrics.
+    batch: parts of pictures or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
+    question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
+    are encoded once.
     """
     assert isinstance(model, MPlug2ForConditionalGeneration)
     losses = torch.stack([_summed_loss(model, part) for part in batch])
@@ -178,15 +151,7 @@ def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) ->
 
 
 class Aligned:
-    """Retrieval's contrast and matching; alpha ramps up over the first epoch.
-
-    Args:
-        alpha: weight of the teacher's similarities among the targets; 0.4 as published.
-        steps_per_epoch: over so many steps alpha rises from 0.
-
-    Source:
-        Specification mPLUG-2, 9 and 12; the predecessor's retrieval, since mPLUG-2's was not released.
-    """
+    """Retrieval's contrast and matching; alpha ramps up over the first epoch."""
 
     def __init__(self, alpha: float, steps_per_epoch: int) -> None:
         self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
@@ -206,25 +171,12 @@ class Aligned:
 
 
 def _gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes without gradient, for the queues: (batch, ...) -> (world * batch, ...).
-
-    Every process must push the same rows, or the queues, which are buffers of each, drift apart.
-    """
+    """The rows of all processes without gradient, (batch, ...) -> (world * batch, ...): what the queues take in."""
     return gather_rows(rows)[0].detach()
 
 
 class Distilled:
-    """Generation with momentum distillation: alpha ramps up over the first epoch.
-
-    The released VideoQA computes this loss and throws it away; here it counts.
-
-    Args:
-        alpha: weight of the teacher's distribution beside the labels, 0.4 in all released tasks.
-        steps_per_epoch: over so many steps alpha rises from 0.
-
-    Source:
-        Specification mPLUG-2, 9.
-    """
+    """Generation with momentum distillation: alpha ramps up over the first epoch. Source: specification mPLUG-2, 9."""
 
     def __init__(self, alpha: float, steps_per_epoch: int) -> None:
         self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
@@ -248,14 +200,9 @@ class Distilled:
 class SelfCritical:
     """Captions found by beam search, made likelier by how much their CIDEr beats that of the item's other captions.
 
-    Args:
-        decode: ids of a caption with its start token -> text.
-        references: all captions of every training item, from which document frequencies are counted.
-        num_beams: beams, which are also the captions that compete.
-        min_length, max_length: tokens of a caption.
-
-    Source:
-        mPLUG (arXiv 2205.12005), section 4.2; specification mPLUG-2, 7.3.
+    decode: ids of a caption with start token -> text; references: all captions of every training item, from which
+    document frequencies are counted; the rest as in `MPlug2ForConditionalGeneration.self_critical_loss`.
+    Source: mPLUG (arXiv 2205.12005), section 4.2; specification mPLUG-2, 7.3.
     """
 
     def __init__(
@@ -275,13 +222,7 @@ class SelfCritical:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """The loss, and the mean CIDEr (0 to 10) of what was found.
-
-        Args:
-            model: a `MPlug2ForConditionalGeneration`.
-            batch: of `Collator.referenced`: what the encoder reads, and `references`, a list of captions per item.
-            step, generator: unused; beam search draws nothing.
-        """
+        """The loss, and the mean CIDEr (0 to 10) of what was found."""
         assert isinstance(model, MPlug2ForConditionalGeneration)
         right = [[ptb_tokens(text) for text in texts] for texts in batch["references"]]
         seen: list[Tensor] = []
@@ -299,17 +240,7 @@ class SelfCritical:
 
 
 def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW in which the vision encoder learns `vision_scale` times as fast as the rest.
-
-    Args:
-        vision_scale: rate of the vision encoder by that of the rest; 0.1 in all released tasks (2e-6 and 2e-5).
-        model: its trainable parameters are taken.
-        stage: gives peak rate, betas, eps and weight decay.
-
-    Source:
-        Specification mPLUG-2, 12. The released exemption from decay goes by the names "bias" and "LayerNorm.weight" and
-        misses CLIP's norms; `decays` exempts every norm, table and class token.
-    """
+    """AdamW over the trainable parameters; the vision encoder learns `vision_scale` times as fast as the rest."""
     groups = parameter_groups(
         model.named_parameters(),
         weight_decay=stage.weight_decay,
@@ -350,30 +281,13 @@ def pretraining(
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
-    Never released; values are the predecessor's (base: 256 pixels, these rates, batch 256, 30 epochs). Published data:
-    COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs), WebVid (2 M clips), Wikipedia and Common Crawl. Cost:
-    0.25 TFLOPs forward a picture, 3.6 a clip (large), several times that for all objectives and their gradients; no
-    figure was published.
-
-    Args:
-        data: rows with `image` or `video` and words, and rows of text alone.
-        init: a model directory to go on from; without it random weights of `preset`.
-        preset: a size of `MPlug2Config`, where there is no init.
-        clip, bert: checkpoints whose weights are taken where they fit (as published, CLIP ViT-B/16 or L/14 and uncased
-            BERT).
-        media: kinds of rows, which take turns.
-        queue_size: negatives that are kept, divisible by the batch; 0 for those of the batch alone.
-        alpha: weight of the teacher's targets. mask_probability: of hiding a token.
-        instructions: whether the decoder is told what to write; the saved model then expects to be.
-        universal_sharing: how the universal layers share weights, as in `MPlug2Config`.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
-
-    Raises:
-        ValueError: for init beside clip or bert, a queue that batches do not fill evenly, and no rows of one of
-            the media.
+    init: a model directory to go on from; without it random weights of `preset`, or those of the checkpoints clip and
+    bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns.
+    queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
+    what to write; the saved model then expects to be. Never released; values are the predecessor's (base: 256 pixels,
+    these rates, batch 256, 30 epochs). Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
+    WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
+    times that for all objectives and their gradients; no figure was published.
     """
     if init is not None and (clip or bert):
         raise ValueError(f"expected either init or clip and bert, got {init} and {clip or bert}; leave one out")
@@ -425,11 +339,8 @@ def _fresh(config: MPlug2Config, clip: str | None, bert: str | None) -> MPlug2Fo
 def _media(
     data: str, media: Sequence[str], processor: MPlug2Processor, instructions: bool, reading: Reading
 ) -> Mixture:
-    """Kinds of rows that take turns, in order, a batch of each.
-
-    The released pretraining draws a batch of each at every step and repeats the shorter; turns of one batch each do the
-    same over as many steps.
-    """
+    """Kinds of rows that take turns: the released pretraining draws a batch of each at every step and repeats the
+    shorter; turns of one batch each do the same over as many steps."""
     collator = Collator(processor, instructions=instructions, pretraining=True)
     found = {}
     for medium in media:
@@ -440,10 +351,7 @@ def _media(
 
 
 def _rows(data: str, fields: Sequence[str], medium: str | None, reading: Reading) -> Rows:
-    """Rows that have all `fields`, of one medium (image, video, text), of any that is seen ("seen"), or of any (None).
-
-    A field may stand in the row's `meta`, such as the second text of a pair. Raises ValueError where there are none.
-    """
+    """Rows that have all `fields` (in `meta` too), of one medium, of any that is seen ("seen"), or of any (None)."""
 
     def keep(sample: Sample) -> bool:
         found = Row(sample).medium
@@ -480,16 +388,7 @@ def captioning(
     Data: MSRVTT, MSVD. Cost: a clip of 16 frames takes 3.5 TFLOPs forward (large, `plait plan mplug2 caption`) and
     about three times that in training; the released scripts use 8 GPUs. Published (large): CIDEr 80.3 on MSRVTT, 165.8
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
-
-
-    Args:
-        init: a model directory. data: any data set with such rows.
-        prompt: begins every caption, and is not learned.
-        instructions: whether the model is told to describe, through text encoder and fusion; so is the saved one.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+    instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
@@ -518,15 +417,6 @@ def self_critical(
     Published by the predecessor on COCO: CIDEr 137.5 -> 150.4 (base), 141.0 -> 155.1 (large), both rates 1e-6, 5
     epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
     captioning.
-
-
-    Args:
-        init: a model directory that captions already. data: rows with `image` or `video` and `captions`.
-        num_beams, min_length, max_length: of the search, lengths in tokens.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, (), "seen", reading)
@@ -561,19 +451,11 @@ def answering(
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
+    instructions: whether questions are framed by what to do; the saved model then frames them as well. distill, alpha:
+    momentum distillation, which the released code computes and throws away and this one uses.
     Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
-
-
-    Args:
-        init: a model directory. data: any data set with such rows.
-        instructions: whether questions are framed by what to do; the saved model then frames them as well.
-        distill, alpha: momentum distillation, which the released code computes and throws away and this one uses.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, ("question", "answers"), None, reading)
@@ -604,19 +486,6 @@ def retrieval(
     Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for a picture
     (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
-
-
-    Args:
-        init: a model directory. data: any data set with such rows.
-        queue_size: negatives that are kept, divisible by the batch; 0 for those of the batch alone.
-        alpha: weight of the teacher's similarities among the targets.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
-
-    Raises:
-        ValueError: for a queue that batches do not fill evenly.
     """
     if queue_size % batch_size:
         raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
@@ -645,14 +514,6 @@ def grounding(
     Data: RefCOCO, RefCOCO+, RefCOCOg. Cost: 0.25 TFLOPs forward a phrase (large, 224 pixels), three times that in
     training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
     are those of the released video tasks.
-
-
-    Args:
-        init: a model directory. data: any data set with such rows.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     source = partial(_reader, _rows(data, ("boxes",), None, reading), processor, Collator(processor).boxes, reading)
@@ -679,18 +540,6 @@ def classification(
     Rows with `label` and what `medium` names; a pair of texts has the second in `text_pair`. Data: Kinetics, ImageNet,
     GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture, 0.01 a sentence (large), three times
     that in training. Published (large, recalled): Kinetics-400 top-1 87.1, ImageNet 87.7; no recipe was released.
-
-
-    Args:
-        init: a model directory. data: any data set with such rows.
-        task: classify or entail. medium: text, image or video.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
-
-    Raises:
-        ValueError: for another task.
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
@@ -722,17 +571,6 @@ def comparison(
 
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
-
-
-    Args:
-        init: a model directory. data: any data set with such rows; paths in `images` are relative to it.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of an optimiser step, over all processes.
-        lr, vision_lr: peak rates of everything but the vision encoder, and of the vision encoder.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
-
-    Raises:
-        ValueError: where rows differ in their number of pictures.
     """
     processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
     rows = _rows(data, ("images", "text", "label"), None, reading)
@@ -772,10 +610,7 @@ def _stage(
     vision_lr: float,
     floor: float = FLOOR,
 ) -> Stage:
-    """A stage with the released optimiser: AdamW (0.9, 0.999), decay 0.02, no clipping, two rates.
-
-    Source: specification mPLUG-2, 2 and 12.
-    """
+    """A stage with the released optimiser (specification mPLUG-2, 2 and 12), the vision encoder at its own rate."""
     return Stage(
         name=name,
         objective=objective,
@@ -830,10 +665,7 @@ def ground(request: Request) -> Job:
 
 
 def classify(request: Request) -> Job:
-    """A head over one medium; before it, what the model as it came finds most likely among the labels.
-
-    The measure before training reads the directory again as a whole model, since the job's own model has a fresh head.
-    """
+    """A head over one medium; before it, what the model as it came finds most likely among the labels."""
     recipe = classification(**_common(request), medium=request.medium)
     labels = sorted({sample.label or "" for sample in request.train})
 
@@ -873,11 +705,7 @@ def _common(request: Request) -> dict[str, Any]:
 
 
 def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
-    """A published stage over the rows that were asked for.
-
-    Its source is made anew over `request.train`, with the recipe's decode and collate: a recipe selects by itself and
-    would take rows of other media as well.
-    """
+    """A published stage over `request.train` alone: the recipe's own rows may be of other media as well."""
     processor, published = load_processor(request.model), recipe.stages[0]
 
     def batches() -> Source:
@@ -939,12 +767,7 @@ def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) ->
 
 
 def save(made: MPlug2Processor, model: nn.Module, directory: Path) -> None:
-    """Write weights, configuration and processor as one model directory.
-
-    Args:
-        made: the processor; first, so that recipes bind it with `partial`.
-        model: what was trained. directory: where to.
-    """
+    """Write weights, configuration and processor `made` into one model directory."""
     from transformers.utils.logging import disable_progress_bar
 
     assert isinstance(model, MPlug2PreTrainedModel)
