@@ -207,7 +207,7 @@ class Sights:
 
 def _square(picture: object, size: int) -> np.ndarray:
     """A picture as (size, size, 3) uint8; the aspect is lost, as in the model's own processor."""
-    return np.asarray(load_image(picture).convert("RGB").resize((size, size)))  # ty: ignore[invalid-argument-type]
+    return np.asarray(load_image(picture).convert("RGB").resize((size, size)))
 
 
 def sights(data: Path | None) -> Sights:

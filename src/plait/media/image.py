@@ -1,15 +1,19 @@
-"""Images: path | bytes | PIL image -> header and pixel limit -> decode -> turn upright -> one 8-bit RGB picture.
+"""Images: path | bytes | data URI | PIL image | array | tensor -> one 8-bit RGB picture.
+
+A file passes header and pixel limit, is decoded and turned upright.
 
 Behaviour with strange files, each with a test:
 - wrong extension: the content counts. Animated: the first frame. EXIF orientation: applied; damaged EXIF data: ignored.
 - palette, grey, CMYK: converted. 16 bits: the high byte, rounded. Transparent: laid over white.
 - ICC profile: colours are converted to sRGB as browsers do; a damaged one, or of another colour space, is ignored.
+- arrays and tensors: (height, width), channels last or, of tensors, first; bytes, 16 bits, or floats from 0 to 1.
 - truncated or damaged: MediaError that names the file (a JPEG or GIF with wrong bytes in the middle decodes to what its
   decoder makes of them). Too many pixels, bytes, or none at all: MediaError before anything is decoded.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -35,7 +39,7 @@ _ORIENTATION = 0x0112
 
 
 def load_image(
-    source: Source | PILImage.Image,
+    source: Source | PILImage.Image | Any,
     *,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
@@ -51,6 +55,10 @@ def load_image(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about files that are converted or refused below
+        if hasattr(source, "__array__") and not isinstance(source, Image.Image):  # numpy, torch and their like
+            source = _of_array(source)
+        if isinstance(source, str) and source.startswith("data:"):
+            source = _of_data_uri(source)
         if isinstance(source, Image.Image):
             with _one_line(source, None):
                 return _normal(source, source, max_pixels, convert_profile)
@@ -62,6 +70,44 @@ def load_image(
                     file.seek(0)
                 with Image.open(file, formats=_formats()) as image:
                     return _normal(image, source, max_pixels, convert_profile)
+
+
+def _of_array(source: Any) -> PILImage.Image:
+    """An array of numpy or a tensor as a picture, its values as they are. Raises MediaError for other shapes."""
+    from PIL import Image
+
+    # torch's bfloat16 has no counterpart in numpy, and what is on a GPU has to leave it
+    source = source.detach().float().cpu() if getattr(source, "is_floating_point", bool)() else source
+    values = np.asarray(source)
+    first, last = (values.shape[0], values.shape[-1]) if values.ndim == 3 else (0, 0)
+    is_tensor = hasattr(source, "is_floating_point")
+    if first in (1, 3, 4) and (is_tensor or last not in (1, 3, 4)):  # torch puts channels first, numpy last
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim not in (2, 3) or values.size == 0 or (values.ndim == 3 and values.shape[-1] not in (1, 3, 4)):
+        got = f"an array of shape {tuple(values.shape)}"
+        raise refusal("image", source, got, "pass (height, width, 3), or (3, height, width) of a tensor")
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if np.issubdtype(values.dtype, np.floating):
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise refusal("image", source, "floats outside 0 to 1", "divide by 255, or pass bytes")
+        values = np.rint(values * 255).astype(np.uint8)
+    if values.dtype == np.uint8 or (values.dtype == np.uint16 and values.ndim == 2):
+        return Image.fromarray(np.ascontiguousarray(values))
+    raise refusal("image", source, f"an array of {values.dtype}", "pass bytes (uint8), or floats from 0 to 1")
+
+
+def _of_data_uri(source: str) -> bytes:
+    """The bytes of `data:image/png;base64,...`."""
+    head, _, content = source.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("no base64")
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise MediaError(
+            f"expected a data URI in base64, got {source[:40]!r}...; encode the bytes of a file"
+        ) from error
 
 
 @contextmanager

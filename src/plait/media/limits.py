@@ -86,6 +86,8 @@ def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generat
         return
     if not isinstance(source, str | Path):
         raise refusal(kind, source, f"a {type(source).__name__}", "pass a path or the bytes of a file")
+    if isinstance(source, str) and source.startswith(("http://", "https://", "ftp://", "s3://")):
+        raise refusal(kind, source, "an address, which is never opened", "download it and pass the file")
     try:
         found = os.stat(source)
         if not stat.S_ISREG(found.st_mode):

@@ -201,7 +201,8 @@ class ImageAdapter(nn.Module):
                 f"expected images of {self.image_size} x {self.image_size} pixels, "
                 f"got {tuple(pixel_values.shape[-2:])}; resize them, or load the model with another rel_bucket_size"
             )
-        patches = self.stem(pixel_values).flatten(1, 2)
+        # A processor makes float32, whatever the weights are.
+        patches = self.stem(pixel_values.to(self.cls_embedding.dtype)).flatten(1, 2)
         x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
         x = x if self.norm is None else self.norm(x)
         # resized at every pass: the file keeps one grid, whatever size a model was finetuned at
@@ -282,7 +283,8 @@ class AudioAdapter(nn.Module):
         Raises:
             ValueError: for a mask of another number of frames.
         """
-        features = self.feature_proj(self.feature_norm(self.waveform(input_values)))  # (batch, frames, dim)
+        waves = input_values.to(self.cls_embedding.dtype)  # a processor makes float32, whatever the weights are
+        features = self.feature_proj(self.feature_norm(self.waveform(waves)))  # (batch, frames, dim)
         mask = None if frame_mask is None else frame_mask.bool()
         if mask is not None and mask.shape != features.shape[:2]:
             raise ValueError(f"expected a frame mask {tuple(features.shape[:2])}, got {tuple(mask.shape)}")

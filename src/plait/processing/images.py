@@ -12,20 +12,46 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from plait.media.image import load_image
+from plait.media.limits import Packed
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def pictures_in(images: Any) -> Iterator[Image]:
+    """PIL images out of one image, a list, or a list per text; an image is whatever `load_image` reads.
+
+    A PIL image passes as it is, since families turn transparency and palettes into colours in ways of their own; but
+    one of 16 bits would be clipped by them, and becomes one of 8.
+    """
+    from PIL.Image import Image as PILImage
+
+    if isinstance(images, PILImage):
+        yield load_image(images) if images.mode.startswith("I") else images
+    elif isinstance(images, str | Path | bytes | Packed) or getattr(images, "ndim", 4) < 4:
+        yield load_image(images)
+    elif isinstance(images, Iterable):
+        for item in images:
+            yield from pictures_in(item)
+    elif images is not None:
+        got = type(images).__name__
+        raise ValueError(
+            f"expected images as files, bytes, PIL images, arrays or tensors, got {got}; pass one of these"
+        )
 
 
 class GroundingInput(NamedTuple):

@@ -29,7 +29,7 @@ from plait.media.video import load_video
 from plait.models.mplug2.composition import instruct
 from plait.models.mplug2.config import MPlug2Config
 from plait.processing import wordpiece
-from plait.processing.images import CLIP_MEAN, CLIP_STD, grounding, square
+from plait.processing.images import CLIP_MEAN, CLIP_STD, grounding, pictures_in, square
 from plait.processing.videos import (
     Resample,
     evaluation_clip,
@@ -144,7 +144,7 @@ class MPlug2Processor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Clip | Sequence[Clip] | None = None,
         *,
@@ -181,7 +181,7 @@ class MPlug2Processor(ProcessorMixin):
             pairs = None if text_pair is None else _listed(text_pair, str)
             batch |= self.tokenize(_listed(text, str), pairs, truncation=truncation)
         if images is not None:
-            batch["pixel_values"] = torch.stack([self.pixels(picture) for picture in _listed(images, Picture)])
+            batch["pixel_values"] = torch.stack([self.pixels(picture) for picture in pictures_in(images)])
         if videos is not None:
             batch["pixel_values_videos"] = torch.stack([self.clip(one) for one in _clips(videos)])
         if not batch:

@@ -45,7 +45,10 @@ _ROLES = {
 }
 """What `plait.models.auto` asks every family for -> the class that it is here."""
 
-_HEADS = {"AutoModelForImageClassification": "OnePeaceForClassification"}
+_HEADS = {
+    "AutoModelForImageClassification": "OnePeaceForClassification",
+    "AutoModelForAudioClassification": "OnePeaceForClassification",
+}
 """Auto class of transformers -> the class that it loads."""
 
 __all__ = [

@@ -50,6 +50,10 @@ class DecoderConfig:
     layer_scale: float | None = None
 
 
+_NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
+"""What transformers writes where nobody named labels."""
+
+
 class OnePeaceConfig(PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
@@ -181,7 +185,23 @@ class OnePeaceConfig(PreTrainedConfig):
         self.type_embeddings = list(self.type_embeddings)
         sizes = self.decoder
         self.decoder = asdict(sizes) if isinstance(sizes, DecoderConfig) else dict(sizes) if sizes else None
+        held = self.num_classes
+        is_named = kwargs.get("num_labels") is not None or self.id2label not in (None, *_NO_LABELS)
         super().__post_init__(**kwargs)
+        if held and is_named and held != self.num_labels:
+            raise ValueError(f"expected {held} labels for num_classes {held}, got {self.num_labels}; make them agree")
+        # transformers gives every configuration two labels, also one of a model without a head
+        self.num_classes = held or ((self.num_labels or 0) if is_named else 0)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Keep `num_classes` and transformers' `num_labels` and `id2label` one number, whichever is set."""
+        super().__setattr__(key, value)
+        if "num_classes" not in self.__dict__ or self.__dict__.get("id2label") is None:
+            return
+        if key == "id2label":
+            super().__setattr__("num_classes", len(value))
+        elif key == "num_classes" and value and value != self.num_labels:
+            self.num_labels = value
 
     @property
     def decoder_sizes(self) -> DecoderConfig | None:

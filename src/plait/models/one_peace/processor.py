@@ -17,7 +17,7 @@ from transformers.image_utils import PILImageResampling
 
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.processing.images import CLIP_MEAN, CLIP_STD, square
+from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
 from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
@@ -164,7 +164,7 @@ class OnePeaceProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image | Sequence[Image] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
         audio: np.ndarray | Sequence[np.ndarray] | None = None,
         *,
@@ -204,7 +204,9 @@ class OnePeaceProcessor(ProcessorMixin):
         if text is not None:
             batch |= self.tokenize([text] if isinstance(text, str) else list(text), max_tokens)
         if images is not None:
-            pictures = [images] if isinstance(images, Image) else list(images)
+            pictures = list(pictures_in(images))
+            if not pictures:
+                raise ValueError("expected at least one image, got none; leave images out")
             batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
         if audio is not None:
             clips = self.feature_extractor(audio, sampling_rate)
