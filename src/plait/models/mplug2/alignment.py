@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
+from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
@@ -264,7 +265,7 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         """
         return self.alignment.embed(self.model.see(None, pixel_values_videos, path_of("retrieve", "video")), "vision")
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> Tensor:
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Unit vectors of texts, in the space of images and videos.
 
         Args:
@@ -400,6 +401,7 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         super().__init__(for_task(config, "retrieve"))
         self.post_init()
 
+    @outputs_for_transformers
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -411,7 +413,6 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         alpha: float = 0.0,
         gather: Gather | None = None,
         noise: Tensor | None = None,
-        **_: object,
     ) -> AlignmentOutput:
         """The training step: contrast + matching of a batch of pairs (at least two identities).
 

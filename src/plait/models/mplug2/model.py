@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.nn.attention import AttentionFunction, attention_function
@@ -82,6 +83,7 @@ class MPlug2PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False  # means over pairs, texts or questions, of which Trainer counts none
     # For `device_map`: residual streams must not cross devices inside a layer.
     _no_split_modules = ["ClipBlock", "BertLayer"]  # noqa: RUF012
 
@@ -309,6 +311,7 @@ class MPlug2Model(MPlug2PreTrainedModel):
             raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
         # The encoder takes videos alone; an image is one of a single frame.
         clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
+        clips = clips.to(self.dtype)  # a processor makes float32, whatever the weights are
         # mPLUG never saw a clip in training: each frame is a picture of its own, finished, before they are joined.
         frame_by_frame = medium == "video" and self.config.is_predecessor
         if frame_by_frame:
@@ -408,6 +411,7 @@ class MPlug2Model(MPlug2PreTrainedModel):
             out.fused_vision, out.fused_text = self.fuse(out.text, out.text_mask, out.vision)
         return out
 
+    @outputs_for_transformers
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -415,7 +419,6 @@ class MPlug2Model(MPlug2PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **_: object,
     ) -> Encoded:
         """Encode what is given: text alone, an image or video alone, or both, fused.
 

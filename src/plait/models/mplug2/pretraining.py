@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.alignment import Gather, MPlug2AlignedModel, Pairs
 from plait.models.mplug2.composition import Path, path_of
 from plait.models.mplug2.config import MPlug2Config
@@ -94,6 +95,7 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         other.model = self.model
         return other.eval()
 
+    @outputs_for_transformers
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -113,7 +115,6 @@ class MPlug2ForPreTraining(MPlug2AlignedModel):
         weights: Mapping[str, float] | None = None,
         gather: Gather | None = None,
         noise: Tensor | None = None,
-        **_: object,
     ) -> PreTrainingOutput:
         """The losses of one batch; an objective whose inputs are missing is left out.
 

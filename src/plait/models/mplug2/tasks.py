@@ -23,6 +23,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOut
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.generation.asking import Asking
+from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import Part, instruct, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
@@ -54,6 +55,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     """
 
     TASKS = ("caption", "answer")
+    accepts_loss_kwargs = True
 
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
@@ -80,6 +82,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         path = path_of("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
         return (network or self.model).run(path, pixel_values, pixel_values_videos, input_ids, attention_mask)
 
+    @outputs_for_transformers
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -92,7 +95,7 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         answers_per_question: Tensor | None = None,
         answer_weights: Tensor | None = None,
         alpha: float = 0.0,
-        **_: object,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Seq2SeqLMOutput:
         """Next-token logits of texts about what is seen, and their loss.
 
@@ -107,6 +110,8 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
             answer_weights: (texts,), how many annotators gave the answer.
             alpha: weight of the teacher's soft labels (needs `config.distill`; `config.official`
                 ignores it).
+            num_items_in_batch: what either sum is divided by instead, so that parts of a batch, as Trainer
+                accumulates them, add up to the whole.
 
         Raises:
             ValueError: without decoder_input_ids, and where texts and items do not fit.
@@ -126,7 +131,10 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
                 soft = soft[:, :-1].softmax(-1)
                 loss = mix(loss, soft_label_loss(logits[:, :-1], soft, labels[:, 1:], reduction), alpha)
             if input_ids is not None:
-                loss = (loss if answer_weights is None else answer_weights * loss).sum() / len(input_ids)
+                loss = (loss if answer_weights is None else answer_weights * loss).sum()
+                loss = loss / (len(input_ids) if num_items_in_batch is None else num_items_in_batch)
+            elif num_items_in_batch is not None:
+                loss = loss * (labels[:, 1:] != IGNORED).sum() / num_items_in_batch
         return Seq2SeqLMOutput(loss=loss, logits=logits, encoder_last_hidden_state=encoded.states()[0])
 
     def _decode(self, network: MPlug2Model, encoded: Encoded, texts: Texts) -> Tensor:
@@ -386,13 +394,13 @@ class MPlug2ForGrounding(MPlug2PreTrainedModel):
         bias = coordinate_bias(self.config.vocab_size, self.config.grounding_bins, self.first_id)
         return logits.float() + bias.to(logits.device)
 
+    @outputs_for_transformers
     def forward(
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         boxes: Tensor | None = None,
-        **_: object,
     ) -> Seq2SeqLMOutput:
         """Logits of the coordinates of known boxes, and their loss (`coordinate_token_loss`).
 
@@ -485,9 +493,8 @@ class MPlug2ForImageClassification(MPlug2Classifier):
     TASKS = ("classify",)
     MEDIA = ("image",)
 
-    def forward(
-        self, pixel_values: Tensor | None = None, labels: Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
+    @outputs_for_transformers
+    def forward(self, pixel_values: Tensor | None = None, labels: Tensor | None = None) -> SequenceClassifierOutput:
         """pixel_values: (batch, 3, side, side); labels: (batch,) -> logits (batch, labels) and their loss."""
         if pixel_values is None:
             raise ValueError("expected pixel_values, got none")
@@ -500,8 +507,9 @@ class MPlug2ForVideoClassification(MPlug2Classifier):
     TASKS = ("classify",)
     MEDIA = ("video",)
 
+    @outputs_for_transformers
     def forward(
-        self, pixel_values_videos: Tensor | None = None, labels: Tensor | None = None, **_: object
+        self, pixel_values_videos: Tensor | None = None, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """pixel_values_videos: (batch, 3, frames, side, side); labels: (batch,) -> logits (batch, labels), loss."""
         if pixel_values_videos is None:
@@ -540,6 +548,7 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
         hidden = nn.Linear(count * config.dim, config.dim)
         return {"classifier": nn.Sequential(hidden, nn.ReLU(), nn.Linear(config.dim, config.num_labels or 2))}
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -548,7 +557,6 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: object,
     ) -> SequenceClassifierOutput:
         """Logits (batch, labels) and their loss.
 

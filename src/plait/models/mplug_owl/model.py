@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
+from plait.models.contract import outputs_for_transformers
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
@@ -359,6 +360,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
     config_class = MPlugOwlConfig
     base_model_prefix = ""  # no body under a name of its own: tower, abstractor and language model stand side by side
     main_input_name = "input_ids"
+    accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -366,6 +368,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _skip_keys_device_placement = CACHE_NAMES
+    _tied_weights_keys = {}  # noqa: RUF012 (those of the language model; PEFT asks a model that has the name)
     _no_split_modules = ["OwlVisionLayer", "AbstractorLayer"]  # noqa: RUF012
     prompt_only = (
         "pixel_values",
@@ -497,6 +500,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             embeds = place(embeds, where, features, self.config.tokens_per_media, media.kind, media.counts)
         return embeds
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -511,10 +515,12 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         num_images: Tensor | None = None,
         num_videos: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given.
 
@@ -546,14 +552,19 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
                 input_ids, pixel_values, pixel_values_videos, image_features=image_features,
                 video_features=video_features, num_images=num_images, num_videos=num_videos,
             )  # fmt: skip
-        if self.takes_positions:
-            kwargs["position_ids"] = position_ids
+        # What is not asked for is not passed on: language models have defaults of their own.
+        asked = {
+            "use_cache": use_cache,
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+            "position_ids": position_ids if self.takes_positions else None,
+        }
         result = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             logits_to_keep=logits_to_keep,
             **named(one_cache(cache, past_key_values)),
-            **kwargs,
+            **{name: value for name, value in asked.items() if value is not None},
         )
         if labels is not None:
             result.loss = token_loss(result.logits, labels, num_items_in_batch)

@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
+from plait.models.contract import NamedForPeft, outputs_for_transformers
 from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
@@ -277,7 +278,7 @@ def frozen_alpha(trained_length: int, mask: Tensor | None, past: int | Tensor, c
 TEXT, IMAGE = MODALITIES.index("text"), MODALITIES.index("image")
 
 
-class MPlugOwl2PreTrainedModel(PreTrainedModel):
+class MPlugOwl2PreTrainedModel(NamedForPeft, PreTrainedModel):
     """Initialisation and loading shared by the models of this family."""
 
     config: MPlugOwl2Config
@@ -425,6 +426,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         # It fills row by row from left to right, which is the order of images.
         return embeds.masked_scatter(is_image[..., None], features), is_image
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -438,7 +440,6 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         past_key_values: Cache | None = None,
-        **_: Any,
     ) -> CausalLMOutputWithPast:
         """States after the final norm, in `hidden_states[-1]`.
 
@@ -548,6 +549,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
     """
 
     prompt_only = ("pixel_values", "modality_ids")
+    accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.token_embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: MPlugOwl2Config) -> None:
@@ -556,6 +558,7 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.post_init()
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -571,12 +574,13 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits, and the loss where labels are given. Arguments as `MPlugOwl2Model.forward`, and:
 
         labels: (batch, seq), -100 where nothing is learned (image positions never are); logits_to_keep: how many of the
-        last positions get logits, 0 for all.
+        last positions get logits, 0 for all; num_items_in_batch: what the summed loss is divided by, by default the
+        number of learned labels.
         """
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -598,7 +602,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         logits = self.lm_head(outputs.hidden_states[-1][:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
         hidden = outputs.hidden_states if output_hidden_states else None
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
 
 from plait.modalities import registered
+from plait.models.contract import outputs_for_transformers
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.adapters import (
     Adapted,
@@ -35,6 +37,23 @@ from plait.nn.encoder import RoutedEncoder
 from plait.nn.layers import LayerScale
 from plait.processing.waveforms import conv_output_length
 from plait.routing import Route
+
+
+@dataclass
+class Embeddings(ModelOutput):
+    """Unit vectors (batch, dim) by modality; those of what a user added stand beside them, as `NAME_embeds`.
+
+    logits_per_image, logits_per_audio: (images or clips, texts) similarities times the temperature, where texts are
+    given too; logits_per_text: the transpose of the first of them; loss: where asked, the mean of both directions.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_audio: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    audio_embeds: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +87,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    accepts_loss_kwargs = False  # means over samples, in which Trainer's count of labels has no place
     # For `device_map`: residual streams must not cross devices inside a layer.
     _no_split_modules = ["RoutedEncoderLayer"]  # noqa: RUF012
 
@@ -348,6 +368,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """
         return conv_output_length(num_samples, self.config.conv_spec)
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -355,9 +376,10 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         input_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         audio_attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
         **others: Any,
-    ) -> dict[str, Tensor]:
-        """Unit vectors of every modality given, each encoded alone.
+    ) -> Embeddings:
+        """Unit vectors of every modality given, each encoded alone, and how alike texts and the others are.
 
         Args:
             input_ids: (batch, tokens).
@@ -365,19 +387,45 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             input_values: (batch, samples).
             attention_mask: (batch, tokens) of the texts, 1 = real.
             audio_attention_mask: (batch, samples), 1 = real.
+            return_loss: whether to compute the contrastive loss of a batch of pairs, the i-th text of the i-th
+                image or clip.
             others: modalities that the user added, by name.
 
         Returns:
-            {"text_embeds": (batch, dim), "image_embeds": ..., "audio_embeds": ...}, of what was
-                given.
+            `Embeddings`, with what was given.
 
         Raises:
-            ValueError: as `embed`.
+            ValueError: as `embed`, for names that are no modality, and for a loss without pairs.
         """
+        if unknown := [name for name in others if name not in self.modalities]:
+            raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {', '.join(unknown)}")
         frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
         inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
-        inputs |= {m: given for m, given in others.items() if m in self.modalities}
-        return {f"{m}_embeds": vectors for m, vectors in self.embed(inputs).items()}
+        vectors = self.embed(inputs | others)
+        output = Embeddings(**{f"{m}_embeds": found for m, found in vectors.items() if m in ADAPTERS})
+        for m in others:
+            output[f"{m}_embeds"] = vectors[m]
+        self._compare(output, vectors, asked=bool(return_loss))
+        return output
+
+    def _compare(self, output: Embeddings, vectors: Mapping[str, Tensor], *, asked: bool) -> None:
+        """Fill in the similarities of texts to pictures and clips, and the loss where it is asked for."""
+        seen = [m for m in ("image", "audio") if m in vectors and "text" in vectors]
+        if asked and not seen:
+            raise ValueError(f"expected texts with images or audio for a loss, got {', '.join(vectors)}; give both")
+        losses = []
+        for m in seen:
+            logits = vectors[m] @ vectors["text"].T * self.temperature()
+            output[f"logits_per_{m}"] = logits
+            if asked and logits.shape[0] != logits.shape[1]:
+                raise ValueError(f"expected a text per {m} for a loss, got {tuple(logits.shape)}; pair them")
+            if asked:
+                pairs = torch.arange(len(logits), device=logits.device)
+                losses += [F.cross_entropy(logits.float(), pairs), F.cross_entropy(logits.float().T, pairs)]
+        if seen:
+            output["logits_per_text"] = output[f"logits_per_{seen[0]}"].T
+        if losses:
+            output["loss"] = torch.stack(losses).mean()
 
 
 def by_modality(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
-from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel, join_masks
+from plait.models.one_peace.model import Embeddings, Encoded, OnePeaceModel, OnePeacePreTrainedModel, join_masks
 from plait.nn.adapters import Adapted, resolve_keep
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.encoder import RoutedEncoder
@@ -228,16 +228,19 @@ class OnePeaceForPreTraining(OnePeacePreTrainedModel):
         student = {m: self.decoder.branch(m).head(x) for m, x in decoded.items()}
         return Denoised(encoded, decoded, student)
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """The embeddings of `OnePeaceModel`; training passes are composed by the losses below.
-
-        Args:
-            inputs: as `OnePeaceModel.forward`.
-
-        Returns:
-            {"text_embeds": (batch, dim), ...} of every modality given.
-        """
-        return self.model(**inputs)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+        return_loss: bool | None = None,
+        **others: Any,
+    ) -> Embeddings:
+        """As `OnePeaceModel.forward`, arguments too; training passes are composed by the losses below."""
+        seen = (input_ids, pixel_values, input_values, attention_mask, audio_attention_mask)
+        return self.model(*seen, return_loss=return_loss, **others)
 
 
 Inputs = Mapping[str, Tensor | Mapping[str, Any]]

@@ -6,12 +6,14 @@ features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from plait.models.contract import outputs_for_transformers
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
 
@@ -140,6 +142,7 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
         modality = self.config.pool_modality or next(iter(encoded.features))
         return self.head.pooled(encoded.features[modality], encoded.masks[modality])
 
+    @outputs_for_transformers
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -150,8 +153,7 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
         audio_attention_mask: Tensor | None = None,
         frame_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **_: object,
-    ) -> dict[str, Tensor]:
+    ) -> SequenceClassifierOutput:
         """Logits of one pass, or of two where the model compares two images.
 
         Args:
@@ -163,8 +165,7 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
             labels: (batch,) class numbers, or (batch, num_classes) soft targets.
 
         Returns:
-            {"logits": (batch, num_classes)}, and "loss", the mean cross-entropy, where labels are
-                given.
+            Logits (batch, num_classes), and the mean cross-entropy where labels are given.
 
         Raises:
             ValueError: without a second image where the model takes two, and as
@@ -181,4 +182,5 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
             second = self.pool({**by_modality(input_ids, attention_mask=attention_mask), "image": other})
             pooled = torch.cat([pooled, second], dim=-1)
         logits = self.head.classifier(pooled)
-        return {"logits": logits} if labels is None else {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=cast("torch.FloatTensor | None", loss), logits=logits)

@@ -1,0 +1,91 @@
+"""What other libraries ask of a model: arguments of every `forward`, and names of layers.
+
+Trainer, PEFT, pipelines -> forward(its own arguments, return_dict, output_attentions ...) -> a ModelOutput or a tuple
+
+A `forward` of ours names its arguments and swallows nothing: an argument that was taken and not used looks like one
+that worked. What callers pass to all models alike, mostly as None, is dealt with here once for all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from plait.routing import PerModality
+
+Forward = TypeVar("Forward", bound="Callable[..., Any]")
+
+_PASSED_TO_ALL = ("inputs_embeds", "output_attentions", "output_hidden_states", "return_loss")
+"""PEFT's wrappers and pipelines write these out for models that have no use for them."""
+
+
+def outputs_for_transformers(forward: Forward) -> Forward:
+    """A `forward` that takes what transformers passes to every model.
+
+    `return_dict=False` gives a tuple; others that this model does not have may be None or False, and any other value is
+    an error, as is a name that nobody knows.
+    """
+    own = inspect.signature(forward).parameters
+
+    @functools.wraps(forward)
+    def whole(self: Any, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
+        for name in _PASSED_TO_ALL:
+            if name not in own and name in kwargs:
+                value = kwargs.pop(name)
+                if value is not None and value is not False:
+                    model = type(self).__name__
+                    raise ValueError(f"expected no {name} for {model}, got one; it takes {', '.join(list(own)[1:])}")
+        output = forward(self, *args, **kwargs)
+        wants = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if wants else output.to_tuple()
+
+    return whole  # ty: ignore[invalid-explicit-return]
+
+
+class NamedForPeft(nn.Module):
+    """A model whose projections PEFT finds by their usual names, though some exist once per way."""
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch. It is what PEFT asks first of a model, and so where PEFT learns what ways are."""
+        if "peft.tuners.lora.model" in sys.modules:
+            _teach_peft()
+        return super().named_modules(*args, **kwargs)
+
+
+@functools.cache
+def _teach_peft() -> None:
+    """Let a LoRA on `q_proj` go to the linear layers inside it, `q_proj.text` and `q_proj.image`.
+
+    PEFT knows targets by the end of their name and has no hook for a container of them, so the one method that puts an
+    adapter on a target is wrapped; and the table of tokens is an embedding to PEFT by its name alone.
+    """
+    from peft.tuners.lora.model import LoraModel
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    EMBEDDING_LAYER_NAMES.append("token_embedding")
+    create: Callable[..., None] = LoraModel._create_and_replace
+
+    @functools.wraps(create)
+    def inside_ways(
+        self: Any, config: Any, adapter: str, target: Any, name: str, parent: Any, current_key: str, **rest: Any
+    ) -> None:
+        if not isinstance(target, PerModality):
+            create(self, config, adapter, target, name, parent, current_key=current_key, **rest)
+            return
+        for way in list(target):
+            create(self, config, adapter, target[way], way, target, current_key=f"{current_key}.{way}", **rest)
+
+    LoraModel._create_and_replace = inside_ways  # ty: ignore[invalid-assignment]
+
+
+def tied_names(model: nn.Module) -> list[set[str]]:
+    """Groups of names that are one parameter."""
+    groups: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), set()).add(name)
+    return [names for names in groups.values() if len(names) > 1]
