@@ -27,10 +27,11 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from plait.errors import UsageError, no_code_of
 from plait.models import locate, shipped
+from plait.models.contract import tied_names
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
 from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint
-from plait.weights.lora import read_adapter
+from plait.weights.lora import is_adapter, read_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,10 @@ def load(
     """
     dtype = resolve_dtype(dtype)
     place = locate(path)
+    if is_adapter(place) and not (place / "config.json").is_file():
+        raise UsageError(
+            f"expected a model, got the adapter {place}; load its base and pass this as adapter=, or plait merge them"
+        )
     if not is_model_directory(place):
         options = options if adapter is None else {**options, "adapter": adapter}
         return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
@@ -198,7 +203,8 @@ def apply_adapter(model: torch.nn.Module, directory: str | Path, stored: Iterabl
     own = dict(model.named_parameters(remove_duplicate=False))
     prefix = "model." if hasattr(model, "model") else ""
     with torch.no_grad():
-        for name, change in read_adapter(directory).fitted(set(stored) | own.keys()).items():
+        known = set(stored) | own.keys()
+        for name, change in read_adapter(directory).fitted(known, tied_names(model)).items():
             # as it is stored, and as a model without or with a head around it has it
             spellings = (name, name.removeprefix("model."), f"{prefix}{name}")
             target = next((one for one in spellings if one in own), None)

@@ -6,6 +6,7 @@ BASE's files -> each weight + scale * B A, tensor by tensor -> DST (written besi
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
                 files = ["model.safetensors"]
             else:
                 raise ValueError(f"expected safetensors weights in {base}, got none; convert the checkpoint first")
-            merged = read.merged(checkpoint.state)  # lazily: one tensor at a time is read and changed
+            merged = read.merged(checkpoint.state, _tied_in(base))  # lazily: one tensor at a time is read and changed
             # configuration, processor and card come along; the weights are written anew below
             shutil.copytree(base, out, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if n in files])
             for name in files:  # the same tensors in the same files as before
@@ -70,3 +71,20 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
         line = f"LoRA `{read.path.name}` merged into `{base.name}` by `plait merge`.\n"
         card.write_text(f"{before.rstrip()}\n\n{line}", encoding="utf-8")
     return len(read.change)
+
+
+def _tied_in(base: Path) -> list[set[str]]:
+    """Groups of names that are one weight in the model of a directory, whose file holds one of them."""
+    import torch
+    from transformers import AutoConfig
+
+    from plait.models.auto import FAMILIES
+    from plait.models.contract import tied_names
+
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    if not config.get_text_config().tie_word_embeddings and not config.tie_word_embeddings:
+        return []
+    with torch.device("meta"):
+        model = getattr(import_module(FAMILIES[config.model_type]), (config.architectures or [""])[0])(config)
+        model.tie_weights()
+    return tied_names(model)

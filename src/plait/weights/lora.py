@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,24 +41,43 @@ class Adapter:
 
     path: of the directory. base: name of the model it was trained on, None where it is not said.
     change: weight name -> function (weight before) -> weight after, in its dtype.
+    is_tied: whether what it changes of a tied table, it changed of the whole table (PEFT's
+    `ensure_weight_tying`).
     """
 
     path: Path
     base: str | None
     change: Mapping[str, Callable[[Tensor], Tensor]]
+    is_tied: bool = False
 
-    def fitted(self, known: Collection[str]) -> dict[str, Callable[[Tensor], Tensor]]:
+    def fitted(
+        self, known: Collection[str], tied: Iterable[Collection[str]] = ()
+    ) -> dict[str, Callable[[Tensor], Tensor]]:
         """`change` by the names of a checkpoint.
 
         Args:
             known: names of the checkpoint's weights.
+            tied: groups of names that are one weight in the model.
 
         Raises:
-            StateError: where a weight is not among them.
+            StateError: where a weight is not among them, or a tied one was pulled apart.
         """
         # the spelling that fits most names; what it leaves over is then an error
         shift = max(_SHIFTS, key=lambda one: sum(one(name) in known for name in self.change))
         fitted = {shift(name): change for name, change in self.change.items()}
+        for group in tied:
+            held = sorted(name for name in fitted if name in group)
+            if held and not self.is_tied:  # the table and the head it is tied to would be two, and one of them is lost
+                raise StateError(
+                    f"expected an adapter that leaves tied weights tied in {self.path}, got {listed(held)} trained "
+                    f"apart from {listed(sorted(set(group) - set(held[:1])))}; train it with ensure_weight_tying=True, "
+                    "or on a base with tie_word_embeddings=False",
+                    held,
+                )
+            if held:  # once, under a name that the checkpoint has
+                change = fitted[held[0]]
+                fitted = {name: one for name, one in fitted.items() if name not in held}
+                fitted[next((name for name in sorted(group) if name in known), held[0])] = change
         strangers = sorted(name for name in fitted if name not in known)
         if strangers:
             raise StateError(
@@ -68,17 +87,18 @@ class Adapter:
             )
         return fitted
 
-    def merged(self, state: Mapping[str, Tensor]) -> LazyState:
+    def merged(self, state: Mapping[str, Tensor], tied: Iterable[Collection[str]] = ()) -> LazyState:
         """`state` with the LoRA added, tensor by tensor when read.
 
         Args:
             state: of the base.
+            tied: as `fitted`.
 
         Raises:
             StateError: as `fitted`.
         """
         readers: dict[str, Callable[[], Tensor]] = {name: partial(state.__getitem__, name) for name in state}
-        for name, change in self.fitted(state.keys()).items():
+        for name, change in self.fitted(state.keys(), tied).items():
             readers[name] = partial(_changed, readers[name], change)
         return LazyState(readers)
 
@@ -129,7 +149,8 @@ def read_adapter(directory: str | Path) -> Adapter:
             )
         else:
             raise ValueError(f"expected a plain LoRA adapter in {directory}, got {key}; merge it with PEFT itself")
-    return Adapter(directory, settings.get("base_model_name_or_path"), change)
+    is_tied = bool(settings.get("ensure_weight_tying"))
+    return Adapter(directory, settings.get("base_model_name_or_path"), change, is_tied)
 
 
 def _scale(settings: Mapping[str, Any], module: str, directory: Path) -> float:
