@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Protocol, get_args
@@ -80,6 +81,21 @@ class Sample:
         Fields hold them whether as a path or decoded.
         """
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+
+
+_PLACEHOLDERS = re.compile(r"<(\|?(?:image|video)\|?>)")
+_WORDS = "\ufdd0"
+"""A character that Unicode gives to nobody: it stands in a placeholder that is meant as words, and no text has it."""
+
+
+def as_words(text: str) -> str:
+    """A person's text in which `<image>` and its like are words, not places of media: no family will take them so."""
+    return _PLACEHOLDERS.sub(rf"<{_WORDS}\1", text)
+
+
+def spoken(text: str) -> str:
+    """What is read aloud, or tokenized: undoes `as_words`."""
+    return text.replace(_WORDS, "")
 
 
 QuestionKind = Literal[

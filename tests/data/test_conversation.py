@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from plait.data.conversation import conversation_of, holds_conversation, num_learned, read_talk
-from plait.types import Sample
+from plait.types import Sample, spoken
 
 ASKED = "Describe this {kind}."
 
@@ -24,7 +24,8 @@ def test_captions_questions_and_messages_become_turns() -> None:
     parts = [{"type": "text", "text": "which? "}, {"type": "image"}]
     talk = [{"role": "system", "content": "be kind"}, {"role": "user", "content": parts}]
     talk.append({"role": "assistant", "content": "red"})
-    assert said(Sample("c", image="c.png", messages=talk)) == [("human", "which? <image>"), ("gpt", "red")]
+    kept = [("system", "be kind"), ("human", "which? <image>"), ("gpt", "red")]
+    assert said(Sample("c", image="c.png", messages=talk)) == kept
     words = Sample("d", question="one and one?", answers=["two"])
     assert said(words) == [("human", "one and one?"), ("gpt", "two")]
 
@@ -44,6 +45,14 @@ def test_placeholders_of_every_family_are_known() -> None:
         (Sample("x", messages=[{"role": "tool", "content": "?"}]), "expected messages from human.*got 'tool' in row"),
         (Sample("x", messages=[{"role": "user", "content": "<image>"}]), "row x: expected 1 images .*, got 0;"),
         (Sample("x", image="i", question="<image> <image>", answers=["a"]), "row x: expected 2 images .*, got 1;"),
+        (
+            Sample("x", messages=[{"role": "user", "content": [{"type": "image_url"}]}]),
+            "expected parts of type text, image or video, got 'image_url' in row 'x'",
+        ),
+        (
+            Sample("x", messages=[{"role": "user", "content": "?"}, {"role": "system", "content": "!"}]),
+            "from system as the first, got 'system' in row 'x'",
+        ),
         (Sample("x", text="nothing to see"), "expected messages, a question with answers or a caption in row 'x'"),
         (Sample("x", messages=[{"role": "system", "content": "?"}]), "expected messages, a question with answers"),
     ],
@@ -51,6 +60,16 @@ def test_placeholders_of_every_family_are_known() -> None:
 def test_rows_that_do_not_fit_are_named(row: Sample, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         conversation_of(row, ASKED)
+
+
+def test_what_an_answer_or_a_part_writes_is_no_place() -> None:
+    parts = [{"type": "text", "text": "what is <image>?"}, {"type": "text", "text": " And <|video|>?"}]
+    row = Sample("a", messages=[{"role": "user", "content": parts}, {"role": "assistant", "content": "<image>!"}])
+    (_, asked), (_, answered) = said(row)
+    assert (spoken(asked), spoken(answered)) == ("what is <image>? And <|video|>?", "<image>!")
+    assert "<image>" not in asked + answered
+    (_, asked), (_, told) = said(Sample("b", image="b.png", captions=["an <image> tag"]))
+    assert asked.count("<image>") == 1 and spoken(told) == "an <image> tag" != told
 
 
 def test_rows_that_hold_a_conversation_are_told() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from plait.media.image import load_image
 from plait.media.video import load_frames
-from plait.types import Sample
+from plait.types import Sample, as_words
 
 IMAGE, VIDEO = "<image>", "<video>"
 MARKS = re.compile(f"({IMAGE}|{VIDEO})")
@@ -28,16 +28,20 @@ ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 IGNORED = -100
 
 Turns = list[dict[str, str]]
-"""`{"from": "human" or "gpt", "value": text}`, as LLaVA writes conversations."""
+"""`{"from": "human" or "gpt", "value": text}`, as LLaVA writes conversations; the first may be from "system"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """One decoded row: its turns, and its pictures (RGB) and clips (lists of frames) in reading order."""
+    """One decoded row: its turns, and its pictures (RGB) and clips (lists of frames) in reading order.
+
+    system: what a family says in front of all turns, where its reader has taken it out of them.
+    """
 
     turns: Sequence[Any]
     pictures: tuple[Any, ...] = ()
     clips: tuple[list[Any], ...] = ()
+    system: str | None = None
 
 
 def holds_conversation(sample: Sample, *, captions: bool) -> bool:
@@ -58,14 +62,14 @@ def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
     captions = sample.captions or ([sample.text] if sample.text else [])
     kind = "image" if sample.image is not None else "video" if sample.video is not None else None
     if sample.messages:
-        turns = [turn for message in sample.messages if (turn := _turn(sample, message))]
+        turns = [_turn(sample, message, is_first=i == 0) for i, message in enumerate(sample.messages)]
     elif sample.question and sample.answers:
-        turns = [_said("human", sample.question), _said("gpt", sample.answers[number % len(sample.answers)])]
+        turns = [_said("human", sample.question), _told(sample.answers[number % len(sample.answers)])]
     elif kind and captions:
-        turns = [_said("human", describe.format(kind=kind)), _said("gpt", captions[number % len(captions)])]
+        turns = [_said("human", describe.format(kind=kind)), _told(captions[number % len(captions)])]
     else:
         turns = []
-    if not turns:
+    if not any(turn["from"] != "system" for turn in turns):
         raise ValueError(f"expected messages, a question with answers or a caption in row {sample.id!r}, got none")
     if kind == "video" and not any(VIDEO in turn["value"] for turn in turns):
         for turn in turns:  # <image> is what most files write, whatever the medium is
@@ -101,19 +105,37 @@ def num_learned(batch: dict[str, Any]) -> int:
     return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
-def _turn(sample: Sample, message: dict[str, Any]) -> dict[str, str] | None:
+def _turn(sample: Sample, message: dict[str, Any], *, is_first: bool) -> dict[str, str]:
     role = message.get("from", message.get("role"))
     content = message.get("value", message.get("content"))
-    if role == "system":
-        return None  # the template has its own words, and the published ones have none
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        marks = {"image": IMAGE, "video": VIDEO}
-        content = "".join(marks.get(part.get("type", "")) or str(part.get("text", "")) for part in content)
-    if role not in ROLES or not isinstance(content, str):
+    is_system = role == "system" and is_first
+    if isinstance(content, list):
+        content = "".join(_part(sample, part) for part in content)
+    elif isinstance(content, str) and ROLES.get(str(role)) != "human":
+        content = as_words(content)  # media are shown by people: what an answer writes is text
+    if (role not in ROLES and not is_system) or not isinstance(content, str):
         raise ValueError(
-            f"expected messages from {', '.join(ROLES)} with a text, got {role!r} in row {sample.id!r}; correct the row"
+            f"expected messages from {', '.join(ROLES)} with a text, and from system as the first, got {role!r} in row "
+            f"{sample.id!r}; correct the row"
         )
-    return _said(ROLES[role], content)
+    return {"from": "system", "value": content} if is_system else _said(ROLES[str(role)], content)
+
+
+def _part(sample: Sample, part: Any) -> str:
+    """A part of a message: its words, which stay words whatever they are, or the placeholder of its medium."""
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "text" and isinstance(part.get("text"), str):
+        return as_words(part["text"])
+    if kind not in ("image", "video"):
+        raise ValueError(
+            f"expected parts of type text, image or video, got {kind!r} in row {sample.id!r}; correct the row"
+        )
+    return IMAGE if kind == "image" else VIDEO
+
+
+def _told(text: str) -> dict[str, str]:
+    """What is learned: an answer or a caption, in which nothing is a placeholder."""
+    return {"from": "gpt", "value": as_words(text)}
 
 
 def _said(role: str, text: str) -> dict[str, str]:

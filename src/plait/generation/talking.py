@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.generation.asking import Asking
+from plait.types import as_words
 
 MAX_NEW_TOKENS = 128
 
@@ -74,7 +75,7 @@ class TalkingSkills(Asking):
         Raises:
             ValueError: where it leaves no room in the context.
         """
-        context, length = self._context(), len(self.processor.encode(text))
+        context, length = self._context(), len(self.processor.encode(as_words(text)))
         if context is not None and length >= context:
             raise ValueError(f"expected a text of less than {context} pieces, got {length}; shorten it")
 
@@ -180,7 +181,8 @@ class TalkingSkills(Asking):
 
         kind: of the item; item: as `prepare` gave it; question: the words.
         """
-        return f"{item}\n{question}" if kind == "text" else self.placeholders[kind] + question
+        words = as_words(question)
+        return f"{as_words(item)}\n{words}" if kind == "text" else self.placeholders[kind] + words
 
     def media(self, kind: str, prepared: Sequence[Any]) -> dict[str, Any]:
         """Items as arguments of the processor.

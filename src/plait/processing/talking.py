@@ -8,7 +8,7 @@ A family adds its conversation, its image rules and its positions per medium.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
-from plait.processing.images import CLIP_MEAN, CLIP_STD
+from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in
+from plait.types import as_words
 
 IGNORED = -100
 """Label of a position where nothing is learned."""
@@ -30,10 +31,76 @@ Turn = tuple[str, str | None]
 Encode = Callable[[str], list[int]]
 """A piece of text to ids."""
 
-_SWALLOWED = {
-    "padding", "truncation", "add_special_tokens", "return_token_type_ids", "return_mm_token_type_ids",
-}  # fmt: skip
-"""Arguments that transformers' chat template passes on; every other unknown one is an error, never ignored."""
+_SIDES = ("left", "right")
+_PADDING = {True: "longest", None: "longest", False: "do_not_pad"}
+_CUT = {True: True, "longest_first": True, "only_first": True, False: False, None: False, "do_not_truncate": False}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How prompts become one tensor, in the words of transformers, each of which acts.
+
+    truncation: whether what is longer than max_length is cut; max_length: positions, those of media included; padding:
+    longest, max_length or do_not_pad; padding_side: left or right; pad_to_multiple_of: of the width;
+    add_special_tokens: whether a prompt begins with the tokenizer's start token.
+    """
+
+    truncation: bool = False
+    padding: str = "longest"
+    max_length: int | None = None
+    padding_side: str = "left"
+    pad_to_multiple_of: int | None = None
+    add_special_tokens: bool = True
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> Fitting:
+        """The arguments of a call, nested ones too. Raises ValueError for those that nothing here obeys."""
+        given = {**options}
+        for nested in ("common_kwargs", "text_kwargs"):
+            given |= given.pop(nested, None) or {}
+        # Of these only one value can be obeyed; transformers' chat template passes some of them on.
+        for name, only in _FIXED.items():
+            if given.pop(name, only) not in (only, None):
+                raise ValueError(f"expected {name}={only!r}, got {options.get(name)!r}; leave it out")
+        given = {name: value for name, value in given.items() if not (name.endswith("_kwargs") and not value)}
+        if strangers := sorted(set(given) - set(cls.__dataclass_fields__)):
+            raise ValueError(f"expected images, text, videos, got {', '.join(strangers)}")
+        padding, cut = given.get("padding"), given.get("truncation")
+        padding = _PADDING.get(padding, padding)
+        if padding not in ("longest", "max_length", "do_not_pad"):
+            raise ValueError(f"expected padding among longest, max_length, do_not_pad, got {padding!r}")
+        if cut not in _CUT:
+            raise ValueError(f"expected truncation of True or False, got {cut!r}")
+        longest, side = given.get("max_length"), given.get("padding_side") or "left"
+        if side not in _SIDES:
+            raise ValueError(f"expected padding_side among {', '.join(_SIDES)}, got {side!r}")
+        if longest is None and (padding == "max_length" or _CUT[cut]):
+            what = "padding='max_length'" if padding == "max_length" else "truncation"
+            raise ValueError(f"expected max_length with {what}, got none; say how many positions")
+        multiple, special = given.get("pad_to_multiple_of"), given.get("add_special_tokens", True)
+        return cls(_CUT[cut], padding, longest, side, multiple, bool(special))
+
+    def limit(self, length: int) -> int | None:
+        """Where a row of `length` positions is cut, None for nowhere. Raises ValueError where it is too long."""
+        if self.max_length is None or length <= self.max_length:
+            return None
+        if not self.truncation:
+            raise ValueError(
+                f"expected prompts of at most {self.max_length} positions, got {length}; "
+                "shorten them, or cut them with truncation=True"
+            )
+        return self.max_length
+
+    def width(self, lengths: Sequence[int]) -> int:
+        """Positions of the tensor. Raises ValueError for ragged rows that may not be padded."""
+        longest = max(lengths)
+        if self.padding == "do_not_pad" and min(lengths) != longest:
+            raise ValueError(f"expected prompts of one length without padding, got {min(lengths)} to {longest}")
+        wide = self.max_length if self.padding == "max_length" and self.max_length is not None else longest
+        return wide if not self.pad_to_multiple_of else -(-wide // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+
+_FIXED = {"return_tensors": "pt", "return_token_type_ids": False, "return_mm_token_type_ids": False}
 
 
 @dataclass(frozen=True)
@@ -66,16 +133,7 @@ def deal_media(
     Raises:
         ValueError: unless there are exactly as many media as placeholders.
     """
-    pictures, clips = list(flat_images(images)), list(_clips(videos))
-    for name, got in ((image, len(pictures)), (video, len(clips))):
-        wanted = sum(text.count(name) for text in texts)
-        if wanted != got:  # silently they would pass to the texts that follow
-            kind = name.strip("<|>")
-            raise ValueError(
-                f"expected {wanted} {kind}s for {wanted} {name} placeholders, got {got}; "
-                f"pass one {kind} per placeholder"
-            )
-    # flat over the batch: media are dealt in reading order, whatever lists they came in
+    pictures, clips = in_order(texts, images, image), in_order(texts, videos, video)
     next_picture, next_clip = iter(pictures), iter(clips)
     dealt = []
     for text in texts:
@@ -95,13 +153,44 @@ def deal_media(
     return dealt
 
 
-def flat_images(images: Any) -> Iterator[Image.Image]:
-    """Images out of one, a list, or a list per text, in order. None gives none."""
-    if isinstance(images, Image.Image):
-        yield images
-    elif images is not None:
-        for item in images:
-            yield from flat_images(item)
+def in_order(texts: Sequence[str], media: Any, placeholder: str) -> list[Any]:
+    """Images, or clips, of all texts in reading order. media: one, several, or a list (None for nothing) per text.
+
+    Raises ValueError unless every placeholder has its medium, in the text that it was given to: silently media would
+    pass to the texts that follow.
+    """
+    kind = placeholder.strip("<|>")
+    read: Callable[[Any], list[Any]] = lambda one: list(_clips(one) if kind == "video" else pictures_in(one))  # noqa: E731
+    if not _is_per_text(media, kind):
+        found, wanted = read(media), sum(text.count(placeholder) for text in texts)
+        if wanted != len(found):
+            raise ValueError(
+                f"expected {wanted} {kind}s for {wanted} {placeholder} placeholders, got {len(found)}; "
+                f"pass one {kind} per placeholder"
+            )
+        return found
+    if len(media) != len(texts):
+        raise ValueError(f"expected {kind}s of {len(texts)} prompts, got {len(media)} lists; give one list per prompt")
+    own = [read(one) for one in media]
+    for number, (text, held) in enumerate(zip(texts, own)):
+        if text.count(placeholder) != len(held):
+            raise ValueError(
+                f"expected {text.count(placeholder)} {kind}s in prompt {number}, got {len(held)}; "
+                f"pass one {kind} per placeholder {placeholder}"
+            )
+    return [one for held in own for one in held]
+
+
+def _is_per_text(media: Any, kind: str) -> bool:
+    """Whether media came as a list per text; frames of a clip are a list of their own."""
+    if not isinstance(media, list | tuple) or not media:
+        return False
+    if kind == "image":
+        return any(one is None or isinstance(one, list | tuple) for one in media)
+    return any(
+        one is None or (isinstance(one, list | tuple) and (not one or isinstance(one[0], list | tuple)))
+        for one in media
+    )
 
 
 def _clips(videos: Any) -> Iterator[list[Image.Image]]:
@@ -148,7 +237,7 @@ class SquareImages(PilBackend):
 
     def __call__(self, images: Any, **_: Any) -> BatchFeature:  # ty: ignore[incompatible-method-override]
         """One or several images -> pixel_values (images, 3, side, side)."""
-        return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in flat_images(images)])})
+        return BatchFeature({"pixel_values": torch.stack([self.pixels(image) for image in pictures_in(images)])})
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An image of any size to (3, side, side), normalised. A family writes it."""
@@ -166,40 +255,39 @@ class TalkingProcessor(ProcessorMixin):
         """Ids that stand for media and have no text; a family says it."""
         raise NotImplementedError
 
-    def prompts(self, text: Any, audio: Any, return_tensors: str, unknown: dict[str, Any]) -> list[str]:
-        """The texts of a call.
-
-        Args:
-            text: one or a list.
-            audio: must be None: no family that talks hears.
-            return_tensors: must be "pt".
-            unknown: the other arguments of the call.
-
-        Raises:
-            ValueError: for arguments that `__call__` does not have, and without text.
-        """
-        # transformers would swallow what it does not know, and a misspelt option would do nothing
-        strangers = sorted(set(unknown) - _SWALLOWED)
-        if strangers:
-            raise ValueError(f"expected images, text, videos, got {', '.join(strangers)}")
-        if text is None or audio is not None or return_tensors != "pt":
+    def prompts(self, text: Any, audio: Any) -> list[str]:
+        """The texts of a call. Raises ValueError without any, and for sound."""
+        texts: list[str] = [text] if isinstance(text, str) else list(text or ())
+        if not texts or audio is not None:
             raise ValueError(
-                "expected text, no audio and return_tensors='pt', got others; images alone: image_processor"
+                "expected text, no audio and at least one prompt, got others; images alone: image_processor"
             )
-        return [text] if isinstance(text, str) else list(text)
+        return texts
 
-    def padded(self, rows: Sequence[Row], side: str, pad: int) -> dict[str, Tensor]:
+    def apply_chat_template(  # ty: ignore[incompatible-method-override]
+        self, conversation: Any, chat_template: str | None = None, **options: Any
+    ) -> Any:
+        """As in transformers. Words of a part, and of answers, stay words where they spell a placeholder.
+
+        Text parts of answers and of a system message are joined, as templates have room for one. Raises ValueError for
+        roles and types of parts that a template would drop or take for others.
+        """
+        is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
+        many = [[_message(one) for one in talk] for talk in (conversation if is_batch else [conversation])]
+        return super().apply_chat_template(many if is_batch else many[0], chat_template, **options)
+
+    def padded(self, rows: Sequence[Row], fitting: Fitting, pad: int) -> dict[str, Tensor]:
         """Rows to a batch.
 
         Args:
             rows: of any lengths.
-            side: left to generate, since the next token is read at the last position; right to train.
+            fitting: width and side: left to generate, since the next token is read at the last position; right to train.
             pad: id of padding.
 
         Returns:
-            input_ids, attention_mask and, where rows have them, labels, int64 (batch, longest).
+            input_ids, attention_mask and, where rows have them, labels, int64 (batch, width).
         """
-        width = max(len(row.ids) for row in rows)
+        width, side = fitting.width([len(row.ids) for row in rows]), fitting.padding_side
         columns: dict[str, list[list[int]]] = {}
         for row in rows:
             held = [("input_ids", row.ids, pad), ("attention_mask", [1] * len(row.ids), 0)]
@@ -226,3 +314,18 @@ class TalkingProcessor(ProcessorMixin):
         # a tokenizer fails on an id below 0, with which mPLUG-Owl's official ids mark media
         spoken = [int(i) for i in ids if int(i) >= 0 and int(i) not in self.unspoken]
         return self.tokenizer.decode(spoken, **{"skip_special_tokens": True, **options}).strip()
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"expected messages of system, user or assistant, got one of {role!r}; give it one of these")
+    if isinstance(content, str):  # people write placeholders into a text of their own, models do not
+        return {**message, "content": content if role == "user" else as_words(content)}
+    parts = [{**part, "text": as_words(part["text"])} if part.get("type") == "text" else part for part in content or ()]
+    kinds = {"text", "image", "video"} if role == "user" else {"text"}
+    if strangers := [str(part.get("type")) for part in parts if part.get("type") not in kinds]:
+        raise ValueError(
+            f"expected parts of type {', '.join(sorted(kinds))} in a message of {role}, got {', '.join(strangers)}"
+        )
+    return {**message, "content": parts if role == "user" else "".join(part["text"] for part in parts)}

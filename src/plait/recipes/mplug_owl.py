@@ -25,7 +25,7 @@ from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
 from plait.models.auto import load_processor
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, is_official_config
-from plait.models.mplug_owl.conversation import VIDEO
+from plait.models.mplug_owl.conversation import SYSTEM, VIDEO
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
 from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, lora_targets, visual_names
@@ -159,8 +159,10 @@ def stage2(
 def read(processor: MPlugOwlProcessor, sample: Sample, rng: np.random.Generator) -> Talk:
     """One row decoded, its turns as pairs of a question and its answer. Raises ValueError, naming the row."""
     talk = read_talk(sample, rng, describe=DESCRIBE, num_frames=processor.num_frames)
+    said = [{**turn, "value": turn["value"].replace(NEUTRAL, VIDEO)} for turn in talk.turns]
+    system = said.pop(0)["value"] if said[0]["from"] == "system" else None
     try:
-        return replace(talk, turns=turns_of([{**t, "value": t["value"].replace(NEUTRAL, VIDEO)} for t in talk.turns]))
+        return replace(talk, turns=turns_of(said), system=system)
     except ValueError as error:
         raise ValueError(f"row {sample.id}: {error}") from error
 
@@ -178,7 +180,8 @@ def collate(
     pictures = [picture for talk in talks for picture in talk.pictures]
     clips = [clip for talk in talks for clip in talk.clips]
     turns = [talk.turns for talk in talks]
-    how: dict[str, Any] = {"max_length": max_length, "generator": generator, "training": training}
+    system = [SYSTEM if talk.system is None else talk.system for talk in talks]
+    how: dict[str, Any] = {"system": system, "max_length": max_length, "generator": generator, "training": training}
     return dict(processor.supervised(turns, pictures, clips, **how))
 
 

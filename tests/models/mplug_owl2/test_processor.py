@@ -86,7 +86,7 @@ def test_unknown_arguments_are_refused(processor) -> None:
 
 
 def test_cutting_a_prompt_cuts_its_images_too(processor) -> None:
-    batch = processor(text=["ab<|image|>cd<|image|>e", "<|image|>"], images=images()[:3], max_length=4)
+    batch = processor(text=["ab<|image|>cd<|image|>e", "<|image|>"], images=images()[:3], truncation=True, max_length=7)
     assert (batch["input_ids"] == IMAGE_ID).sum(dim=1).tolist() == [4, 4]
     assert torch.equal(batch["pixel_values"][1], processor.image_processor.pixels(images()[2]))
 

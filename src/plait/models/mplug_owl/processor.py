@@ -31,7 +31,17 @@ from plait.models.mplug_owl.conversation import (
 )
 from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN, count_runs, from_runs
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
-from plait.processing.talking import IGNORED, Row, Shown, SquareImages, TalkingProcessor, deal_media
+from plait.processing.talking import (
+    IGNORED,
+    Fitting,
+    Row,
+    Shown,
+    SquareImages,
+    TalkingProcessor,
+    deal_media,
+    in_order,
+)
+from plait.types import spoken
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 """Share of the area and aspect of a training crop, as released."""
@@ -103,33 +113,46 @@ class MPlugOwlProcessor(TalkingProcessor):
         text: str | Sequence[str] | None = None,
         videos: Any = None,
         audio: None = None,
-        *,
-        max_length: int | None = None,
-        padding_side: str = "left",
-        return_tensors: str = "pt",
-        **unknown: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Prompts with media -> input_ids, attention_mask (batch, seq), pixel_values (images, 3, side, side) and
         pixel_values_videos (videos, 3, frames, side, side).
 
         images, videos: in reading order of the `<image>` and `<|video|>` placeholders, flat or a list per prompt; a
-        video is a list of frames. Raises ValueError for unknown arguments, where media and placeholders do not agree,
-        and for prompts longer than max_length.
+        video is a list of frames. options: of `plait.processing.talking.Fitting`. Raises ValueError for unknown ones,
+        where media and placeholders do not agree, and for prompts longer than max_length that may not be cut.
         """
-        dealt = self._dealt(self.prompts(text, audio, return_tensors, unknown), images, videos)
-        rows = [Row(self.encode(shown.text)) for shown in dealt]
-        longest = max(len(row.ids) for row in rows)
-        if max_length is not None and longest > max_length:
-            raise ValueError(f"expected prompts of at most {max_length} positions, got {longest}; shorten them")
+        fitting = Fitting.read(options)
+        dealt = self._dealt(self.prompts(text, audio), images, videos)
+        bos = self.tokenizer.bos_token_id if fitting.add_special_tokens else None
+        whole = [tokenize(shown.text, self._encode_piece, bos, self.tokens_per_media) for shown in dealt]
+        rows, kept = [], []
+        for ids, shown in zip(whole, dealt):
+            row, shown = self._cut(ids, shown, fitting.limit(len(ids)))
+            rows.append(row)
+            kept.append(shown)
         # The released processor pads on the right, with the end id, and then continues prompts behind their padding.
-        return self._batch(rows, dealt, padding_side)
+        return self._batch(rows, kept, fitting)
+
+    def _cut(self, ids: list[int], shown: Shown, limit: int | None) -> tuple[Row, Shown]:
+        """A prompt of at most `limit` positions, with the media that keep a place; half a medium would take features
+        of the next one."""
+        end = 0
+        while limit is not None and end < len(ids):
+            size = self.tokens_per_media if ids[end] in (IMAGE_RUN, VIDEO_RUN) else 1
+            if end + size > limit:
+                break
+            end += size
+        ids = ids if limit is None else ids[:end]
+        pictures, clips = (count_runs(ids, run, self.tokens_per_media) for run in (IMAGE_RUN, VIDEO_RUN))
+        return Row(ids), Shown("", shown.images[:pictures], shown.clips[:clips])
 
     def encode(self, text: str) -> list[int]:
         """Text to ids with -1 and -2 on the positions of media. No end token is added."""
         return tokenize(text, self._encode_piece, self.tokenizer.bos_token_id, self.tokens_per_media)
 
     def _encode_piece(self, piece: str) -> list[int]:
-        return self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(spoken(piece), add_special_tokens=False)["input_ids"]
 
     def supervised(
         self,
@@ -138,22 +161,27 @@ class MPlugOwlProcessor(TalkingProcessor):
         videos: Any = None,
         *,
         max_length: int = 2048,
-        system: str = SYSTEM,
+        system: str | Sequence[str] = SYSTEM,
         generator: torch.Generator | None = None,
         training: bool = False,
     ) -> BatchFeature:
         """Training samples: turns (question with placeholders, answer) -> what `__call__` returns, right-padded, and
         labels (batch, seq): answers and their ends, -100 elsewhere.
 
-        Media whose place falls behind max_length are left out. training: random crops of images from `generator`.
+        Media whose place falls behind max_length are left out. system: of all conversations, or one of each. training:
+        random crops of images from `generator`.
         Raises ValueError, naming the conversation, where truncation leaves nothing to learn.
         """
+        wholes = ["".join(question for question, _ in turns) for turns in conversations]
+        images = in_order(wholes, images, IMAGE)
+        videos = in_order(wholes, videos, VIDEO)
+        systems = [system] * len(conversations) if isinstance(system, str) else system
         questions = iter(self._dealt([question for turns in conversations for question, _ in turns], images, videos))
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows, kept = [], []
         for i, turns in enumerate(conversations):
             asked = [(next(questions), answer) for _, answer in turns]
-            pieces = training_pieces([(shown.text, answer) for shown, answer in asked], system)
+            pieces = training_pieces([(shown.text, answer) for shown, answer in asked], systems[i])
             row = training_row(pieces, self._encode_piece, bos, eos, max_length, self.tokens_per_media)
             if all(label == IGNORED for label in row.labels or ()):  # the released loss is NaN then
                 raise ValueError(
@@ -165,7 +193,7 @@ class MPlugOwlProcessor(TalkingProcessor):
             pictures = [image for shown, _ in asked for image in shown.images]
             clips = [clip for shown, _ in asked for clip in shown.clips]
             kept.append(Shown("", pictures[: places[0]], clips[: places[1]]))
-        return self._batch(rows, kept, "right", generator, training=training)
+        return self._batch(rows, kept, Fitting(padding_side="right"), generator, training=training)
 
     def _dealt(self, texts: Sequence[str], images: Any, videos: Any) -> list[Shown]:
         return deal_media(texts, images, videos, image=IMAGE, video=VIDEO, has_clips=self.temporal)
@@ -174,14 +202,14 @@ class MPlugOwlProcessor(TalkingProcessor):
         self,
         rows: Sequence[Row],
         dealt: Sequence[Shown],
-        side: str,
+        fitting: Fitting,
         generator: torch.Generator | None = None,
         *,
         training: bool = False,
     ) -> BatchFeature:
-        """Rows padded on `side`, ids in our notation, and the pixels of their media."""
+        """Padded rows, ids in our notation, and the pixels of their media."""
         pad = self.tokenizer.pad_token_id
-        batch = self.padded(rows, side, self.tokenizer.eos_token_id if pad is None else pad)
+        batch = self.padded(rows, fitting, self.tokenizer.eos_token_id if pad is None else pad)
         batch["input_ids"] = from_runs(batch["input_ids"], (self.image_token_id, self.video_token_id))
         pictures = [image for shown in dealt for image in shown.images]
         clips = [clip for shown in dealt for clip in shown.clips]

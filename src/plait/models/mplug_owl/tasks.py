@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plait.generation.talking import TalkingSkills, summed_losses
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, prompt
 from plait.processing.talking import Turn
+from plait.types import as_words
 
 DESCRIBE = "Describe this {kind}."
 
@@ -51,7 +52,7 @@ class MPlugOwlSkills(TalkingSkills):
             pictures: how many images stand before it.
         """
         # The space behind "AI:" is part of the published prompt.
-        return f"Human: {IMAGE}\n" * pictures + f"Human: {words}\nAI: "
+        return f"Human: {IMAGE}\n" * pictures + f"Human: {as_words(words)}\nAI: "
 
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions as open conversations."""

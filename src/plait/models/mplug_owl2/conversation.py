@@ -9,10 +9,11 @@ for every tokenizer stand side by side (`official_labels`, `answer_labels`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER
 from plait.processing.talking import IGNORED, Encode, Turn
+from plait.types import as_words
 
 IMAGE = "<|image|>"
 VIDEO = "<|video|>"
@@ -52,6 +53,11 @@ class Template:
     def stop(self) -> str:
         """The text that ends an answer."""
         return self.sep2 or self.sep
+
+    def led_by(self, system: str) -> Template:
+        """This template with a system text of a row's own, as the chat template places one."""
+        style = "TWO" if self.style == "TWO_NO_SYS" else self.style
+        return replace(self, system=as_words(system), style=style)
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """Turns to text; an open last turn ends in the assistant's role and a colon, without a space."""
@@ -179,6 +185,11 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
     values: list[str | None] = [message["value"] for message in messages]
     values += [None] * (len(values) % 2)
     return [(question or "", answer) for question, answer in zip(values[::2], values[1::2])]
+
+
+def told(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns whose answers hold no placeholders: what an answer writes is text."""
+    return [(question, None if answer is None else as_words(answer)) for question, answer in turns]
 
 
 def official_labels(

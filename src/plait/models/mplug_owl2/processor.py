@@ -27,11 +27,13 @@ from plait.models.mplug_owl2.conversation import (
     image_first,
     official_labels,
     tokenize,
+    told,
     turns_of,
 )
 from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER
-from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
-from plait.processing.talking import IGNORED, Row, Shown, SquareImages, TalkingProcessor, Turn, deal_media, flat_images
+from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, pictures_in, resize, to_tensor
+from plait.processing.talking import IGNORED, Fitting, Row, Shown, SquareImages, TalkingProcessor, Turn, deal_media
+from plait.types import as_words, spoken
 
 ASPECTS = ("resize", "pad", "crop")
 """How an image becomes square: the mode of the published evaluation, of the released scripts, of CLIP's processor."""
@@ -110,28 +112,32 @@ class MPlugOwl2Processor(TalkingProcessor):
         text: str | Sequence[str] | None = None,
         videos: Any = None,
         audio: None = None,
-        *,
-        max_length: int | None = None,
-        padding_side: str = "left",
-        return_tensors: str = "pt",
-        **unknown: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Prompts with media -> input_ids, attention_mask (batch, seq), and pixel_values (images, 3, side, side).
 
         images: PIL images in reading order of the `<|image|>` placeholders, flat or a list per prompt; videos: for
-        `<|video|>`, each a list of frames, which become consecutive images; max_length: of the ids before images are
-        expanded, the rest is cut on the right together with the images that stand there.
-        Raises ValueError for unknown arguments and where media and placeholders do not agree.
+        `<|video|>`, each a list of frames, which become consecutive images; options: of
+        `plait.processing.talking.Fitting`.
+        Raises ValueError for unknown options and where media and placeholders do not agree.
         """
-        dealt = self._dealt(self.prompts(text, audio, return_tensors, unknown), images, videos)
-        return self._batch([Row(self.encode(one.text), None, one.images) for one in dealt], max_length, padding_side)
+        fitting = Fitting.read(options)
+        bos = self.tokenizer.bos_token_id if fitting.add_special_tokens else None
+        rows = []
+        for shown in self._dealt(self.prompts(text, audio), images, videos):
+            encode = self._encode_piece if fitting.add_special_tokens else self._encode_words
+            rows.append(Row(tokenize(shown.text, encode, bos), None, shown.images))
+        return self._batch(rows, fitting)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids, -200 for every image. Ends with whatever the text ends with: no end token is added."""
         return tokenize(text, self._encode_piece, self.tokenizer.bos_token_id)
 
     def _encode_piece(self, piece: str) -> list[int]:
-        return self.tokenizer(piece)["input_ids"]
+        return self.tokenizer(spoken(piece))["input_ids"]
+
+    def _encode_words(self, piece: str) -> list[int]:
+        return self.tokenizer(spoken(piece), add_special_tokens=False)["input_ids"]
 
     def _dealt(self, texts: Sequence[str], images: Any, videos: Any = None) -> list[Shown]:
         return deal_media(texts, images, videos, image=IMAGE, video=VIDEO, has_clips=False)
@@ -146,60 +152,83 @@ class MPlugOwl2Processor(TalkingProcessor):
     ) -> BatchFeature:
         """Training samples: `[{"from": "human", "value": "<|image|>..."}, {"from": "gpt", "value": ...}]` each.
 
+        A first message from "system" stands in front of the conversation, as the chat template has it.
         Returns what `__call__` does, right-padded, with labels (batch, seq): answers and their ends, -100 elsewhere.
+        Raises ValueError, naming the conversation, where truncation leaves nothing to learn.
         official: rewrite messages and mask labels as the released script, which keeps one image per message.
         """
-        rewritten = [image_first(messages) if official else list(messages) for messages in conversations]
-        turns = [turns_of(messages) for messages in rewritten]
+        systems = [
+            messages[0]["value"] if messages[:1] and messages[0]["from"] == "system" else None
+            for messages in conversations
+        ]
+        rest = [messages if one is None else messages[1:] for messages, one in zip(conversations, systems)]
+        rewritten = [image_first(messages) if official else list(messages) for messages in rest]
+        turns = [told(turns_of(messages)) for messages in rewritten]
         template, bos, pad = self.conversation, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
         rows = []
-        for given, shown in zip(turns, self._dealt([template.prompt(one) for one in turns], images)):
+        templates = [template if system is None else template.led_by(system) for system in systems]
+        prompts = [template.prompt(one) for template, one in zip(templates, turns)]
+        for given, template, shown in zip(turns, templates, self._dealt(prompts, images)):
             ids = self.encode(shown.text)
             if official:
                 labels = official_labels(ids, shown.text, template, self._encode_piece, bos, pad_token_id=pad)
             else:
                 labels = answer_labels(ids, given, template, self._encode_piece, bos)
             rows.append(Row(ids, labels, shown.images))
-        return self._batch(rows, max_length, "right")
+        # The released collator cuts before images are expanded.
+        return self._batch(rows, Fitting(True, max_length=max_length, padding_side="right"), official=official)
 
     def expanded(self, conversations: Sequence[Sequence[Turn]]) -> BatchFeature:
         """Turns with images' placeholders to ids, mask and labels as in `supervised`, for features from elsewhere."""
         template, bos, rows = self.conversation, self.tokenizer.bos_token_id, []
-        for turns in conversations:
+        for turns in map(told, conversations):
             ids = self.encode(template.prompt(turns))
             rows.append(Row(ids, answer_labels(ids, turns, template, self._encode_piece, bos)))
-        return self._batch(rows, None, "right")
+        return self._batch(rows, Fitting(padding_side="right"))
 
     def captioned(self, captions: Sequence[str], images: Any = None, *, max_length: int | None = 256) -> BatchFeature:
         """Pretraining samples, an image, its caption and the end: what `supervised` returns, the caption learned.
 
         images: one PIL image each; without them only ids and labels are made, for pixels from elsewhere.
         """
-        pictures = [None] * len(captions) if images is None else list(flat_images(images))
+        pictures = [None] * len(captions) if images is None else list(pictures_in(images))
         if len(pictures) != len(captions):
             raise ValueError(f"expected an image per caption, got {len(pictures)} for {len(captions)} captions")
         silent, rows = {IMAGE_PLACEHOLDER, self.tokenizer.bos_token_id}, []
         for caption, picture in zip(captions, pictures):
-            ids = self.encode(IMAGE + caption + self.answer_end)
+            ids = self.encode(IMAGE + as_words(caption) + self.answer_end)
             labels = [IGNORED if i in silent else i for i in ids]
             rows.append(Row(ids, labels, [] if picture is None else [picture]))
-        return self._batch(rows, max_length, "right")
+        return self._batch(rows, Fitting(True, max_length=max_length, padding_side="right"))
 
-    def _batch(self, rows: Sequence[Row], max_length: int | None, side: str) -> BatchFeature:
-        """Rows cut to `max_length`, then every -200 repeated over its image's positions; padded, with pixels."""
+    def _batch(self, rows: Sequence[Row], fitting: Fitting, *, official: bool = False) -> BatchFeature:
+        """Every -200 repeated over its image's positions, cut to `max_length` of these, padded, with pixels.
+
+        official: cut before, so that a row may be longer by its images.
+        """
         expanded = []
-        for row in rows:
-            cut = row.ids[:max_length]
-            ids, labels = [], []
+        for number, row in enumerate(rows):
+            cut = row.ids[: fitting.max_length] if official else row.ids
+            length = sum(self.tokens_per_image if i == IMAGE_PLACEHOLDER else 1 for i in cut)
+            limit = None if official else fitting.limit(length)
+            ids, labels, num_images = [], [], 0
             for i, label in zip(cut, cut if row.labels is None else row.labels):
                 is_image = i == IMAGE_PLACEHOLDER
                 count = self.tokens_per_image if is_image else 1
+                if limit is not None and len(ids) + count > limit:  # half an image would take features of the next
+                    break
+                num_images += is_image
                 ids += [self.image_token_id if is_image else i] * count
                 labels += [IGNORED if is_image else label] * count
+            lost = row.labels is not None and any(label != IGNORED for label in row.labels)
+            if lost and not official and all(label == IGNORED for label in labels):
+                raise ValueError(
+                    f"expected an answer within {limit} positions, got none in conversation {number}; raise max_length"
+                )
             # A cut placeholder takes its image along: the released collator keeps it, and the next sample reads it.
-            held = row.images[: cut.count(IMAGE_PLACEHOLDER)]
+            held = row.images[:num_images]
             expanded.append(Row(ids, None if row.labels is None else labels, held))
-        batch = self.padded(expanded, side, self.tokenizer.pad_token_id or 0)
+        batch = self.padded(expanded, fitting, self.tokenizer.pad_token_id or 0)
         pictures = [image for row in expanded for image in row.images]
         if pictures:
             batch["pixel_values"] = torch.stack([self.image_processor.pixels(image) for image in pictures])

@@ -17,7 +17,7 @@ from plait.models.mplug_owl2.conversation import EVALUATION_GENERATION, IMAGE, V
 from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
 from plait.processing.talking import Turn
 from plait.routing import PerModality
-from plait.types import Decoding, Modality, Question, QuestionKind
+from plait.types import Decoding, Modality, Question, QuestionKind, as_words
 
 RELEASED: dict[QuestionKind, str] = {
     "caption": "caption", "short": "vqa", "letters_with_hint": "mmbench", "yes_no": "mme",
@@ -85,7 +85,7 @@ class MPlugOwl2Skills(TalkingSkills):
             pictures: how many images stand before it.
         """
         # The space behind "ASSISTANT:" is published for evaluation alone; chats end in the colon.
-        return f"USER: {IMAGE * pictures}{words} ASSISTANT: "
+        return f"USER: {IMAGE * pictures}{as_words(words)} ASSISTANT: "
 
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions in the processor's template."""
