@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from plait.models import mplug2, mplug_owl, mplug_owl2, one_peace
 
@@ -103,3 +104,18 @@ def test_embeddings_compare_texts_with_pictures_and_clips() -> None:
     assert torch.allclose(found.loss, torch.stack(both).mean())
     with pytest.raises(ValueError, match="give both"):
         model(pixel_values=pixels, return_loss=True)
+
+
+@pytest.mark.parametrize("family", ["owl", "owl2", "mplug2"])
+def test_smoothed_labels_are_those_of_the_loss(family: str, tmp_path: Path) -> None:
+    ids = torch.randint(5, 90, (2, 7), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    if family == "mplug2":
+        model = writer()
+        side = model.config.image_size
+        batch = {"pixel_values": torch.randn(2, 3, side, side), "decoder_input_ids": ids, "labels": ids}
+    else:
+        model, _ = (owl_tiny if family == "owl" else owl2_tiny).model_and_processor()
+    args = TrainingArguments(str(tmp_path), label_smoothing_factor=1e-7, use_cpu=True, report_to="none")
+    smoothed = Trainer(model, args).compute_loss(model, dict(batch))
+    assert torch.allclose(smoothed, model(**batch).loss, rtol=1e-4)

@@ -136,3 +136,50 @@ def test_system_messages_of_rows_reach_the_model() -> None:
         processor = tiny.model_and_processor()[1]
         assert batch(recipe, processor, "Answer in French.").startswith("Answer in French.")
         assert "pirate" in batch(recipe, processor, "Speak as a pirate.")
+
+
+def test_added_tokens_take_the_ids_behind_the_vocabulary(family: tuple[Any, Any, str], tmp_path: Any) -> None:
+    model, processor, mark = family
+    asked = {"text": f"a{mark}look", "images": PICTURES[0]}
+    first = processor(**asked)["input_ids"]
+    want = model(**processor(**asked)).logits
+    processor.tokenizer.add_tokens(["<loc0>"])
+    model.resize_token_embeddings(320)  # of 64, as people round it: the table grows further than the tokenizer
+    assert torch.equal(processor(**asked)["input_ids"], first)
+    assert torch.allclose(model(**processor(**asked)).logits[..., :260], want, atol=1e-5)
+    processor.tokenizer.add_tokens([f"<loc{i}>" for i in range(1, 8)])
+    token = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)  # what was the image's is a word now
+    assert token.startswith("<loc")
+    words = processor(text=f"{token} here")
+    assert model(**words).logits.shape[-1] == 320 and token in processor.decode(words["input_ids"][0])
+    assert torch.allclose(model(**processor(**asked)).logits[..., :260], want, atol=1e-5)
+    both = {"text": f"{token}{mark}look", "images": PICTURES[0]}
+    assert model.generate(**processor(**both), max_new_tokens=2, num_beams=2, repetition_penalty=1.2).shape[0] == 1
+    assert model.train()(**words, labels=words["input_ids"]).loss.isfinite()
+    model.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again, kept = plait.load(tmp_path)
+    assert torch.allclose(again(**kept(**both)).logits, model(**processor(**both)).logits, atol=1e-5)
+
+
+def test_labels_copied_from_ids_leave_media_out(family: tuple[Any, Any, str]) -> None:
+    model, processor, mark = family
+    batch = processor(text=f"a{mark}look", images=PICTURES[0])
+    labels = batch["input_ids"].clone()
+    loss = model(**batch, labels=labels).loss
+    labels[labels == processor.image_token_id] = -100
+    assert torch.equal(loss, model(**batch, labels=labels).loss)
+
+
+@pytest.mark.parametrize("shown", ["nothing", "image", "video", "both"])
+def test_every_parameter_takes_part_whatever_a_batch_shows(shown: str) -> None:
+    model, processor = owl_tiny.model_and_processor(temporal=True)
+    images = [PICTURES[0]] if shown in ("image", "both") else []
+    videos = [PICTURES] if shown in ("video", "both") else []
+    question = "<image>" * len(images) + "<|video|>" * len(videos) + "q"
+    batch = processor.supervised([[(question, "answer")]], images, videos)
+    model.train()(**batch).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    seen = model.vision.layers[0].temporal
+    moved = any(p.grad.abs().sum() > 0 for p in seen.parameters())
+    assert moved is (shown in ("video", "both"))

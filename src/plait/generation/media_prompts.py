@@ -9,17 +9,29 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import GenerationMixin
 
 
 class Places(NamedTuple):
     """Where a kind of media stands in a prompt.
 
-    media_id: the id on all of its positions; per_medium: how many positions one medium fills.
+    media_id: on its positions, as the configuration has it; per_medium: how many positions one medium fills; apart: the
+    other id of its positions, which no table reaches; rows: of the table. A table that has grown over `media_id` holds
+    a word there, as soon as the other id is used.
     """
 
     media_id: int
     per_medium: int
+    apart: int
+    rows: int
+
+    def of(self, ids: Tensor, *, has_media: bool = True) -> Tensor:
+        """ids: (batch, seq) -> bool, True on positions of media. has_media: whether any were given with these ids."""
+        apart = ids == self.apart
+        if self.media_id < self.rows and (not has_media or bool(apart.any())):
+            return apart
+        return apart | (ids == self.media_id)
 
 
 class MediaPrompts(GenerationMixin):
@@ -63,7 +75,7 @@ class MediaPrompts(GenerationMixin):
             if media is None:
                 continue
             if expand_size > 1 and input_ids is not None:
-                per_row = (input_ids == places.media_id).sum(dim=1) // places.per_medium
+                per_row = places.of(input_ids).sum(dim=1) // places.per_medium
                 # all media of a row, then all again: repeated one by one they would pass to other rows
                 media = torch.cat([torch.cat([row] * expand_size) for row in media.split(per_row.tolist())])
             held[name] = media

@@ -27,7 +27,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from plait.errors import UsageError, no_code_of
 from plait.models import locate, shipped
-from plait.models.contract import tied_names
+from plait.nn.contract import tied_names
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
 from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint

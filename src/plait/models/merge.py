@@ -79,7 +79,7 @@ def _tied_in(base: Path) -> list[set[str]]:
     from transformers import AutoConfig
 
     from plait.models.auto import FAMILIES
-    from plait.models.contract import tied_names
+    from plait.nn.contract import tied_names
 
     config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     if not config.get_text_config().tie_word_embeddings and not config.tie_word_embeddings:

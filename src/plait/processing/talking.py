@@ -25,6 +25,9 @@ from plait.types import as_words
 IGNORED = -100
 """Label of a position where nothing is learned."""
 
+IMAGE_APART, VIDEO_APART = 1 << 30, (1 << 30) + 1
+"""Ids of media where a tokenizer has grown over those behind its first vocabulary: no table grows this far."""
+
 Turn = tuple[str, str | None]
 """A question and its answer, None while it is open."""
 
@@ -255,6 +258,10 @@ class TalkingProcessor(ProcessorMixin):
         """Ids that stand for media and have no text; a family says it."""
         raise NotImplementedError
 
+    def placed(self, media_id: int, apart: int) -> int:
+        """The id on positions of media: `media_id`, until added tokens have taken it."""
+        return apart if len(self.tokenizer) > media_id else media_id
+
     def prompts(self, text: Any, audio: Any) -> list[str]:
         """The texts of a call. Raises ValueError without any, and for sound."""
         texts: list[str] = [text] if isinstance(text, str) else list(text or ())
@@ -281,7 +288,8 @@ class TalkingProcessor(ProcessorMixin):
 
         Args:
             rows: of any lengths.
-            fitting: width and side: left to generate, since the next token is read at the last position; right to train.
+            fitting: width and side: left to generate, since the next token is read at the last position; right to
+                train.
             pad: id of padding.
 
         Returns:
@@ -297,6 +305,8 @@ class TalkingProcessor(ProcessorMixin):
                 # labels are padded with -100, so that padding is never learned
                 fill = [filler] * (width - len(row.ids))
                 columns.setdefault(name, []).append(fill + values if side == "left" else values + fill)
+        if not width:
+            raise ValueError("expected prompts of at least one token, got empty ones; write something")
         return {name: torch.tensor(values) for name, values in columns.items()}
 
     def batch_decode(self, sequences: Any, **options: Any) -> list[str]:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
+from plait.nn.contract import outputs_for_transformers
 from plait.objectives.contrastive import contrastive_loss
 from plait.objectives.distillation import update_teacher
 from plait.objectives.matching import enqueue, hard_negatives, matching_loss, queue_contrast

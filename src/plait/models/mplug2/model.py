@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import PARTS, Part, Path, Task, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.bert import BertAttention, BertEmbeddings, BertLayer, Cache, KeysValues, LMHead, causal_bias
+from plait.nn.contract import outputs_for_transformers
 from plait.nn.encoder import Reader, UniversalLayers
 from plait.nn.temporal import DualVisionEncoder, ZeroLinear
 from plait.objectives.distillation import update_teacher

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.alignment import Gather, MPlug2AlignedModel, Pairs
 from plait.models.mplug2.composition import Path, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import Encoded
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
+from plait.nn.contract import outputs_for_transformers
 from plait.objectives.captioning import next_token_loss
 from plait.objectives.masked import masked_lm_loss
 

@@ -23,11 +23,11 @@ from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOut
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.generation.asking import Asking
-from plait.models.contract import outputs_for_transformers
 from plait.models.mplug2.composition import Part, instruct, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.nn.contract import labels_shifted, outputs_for_transformers
 from plait.objectives.captioning import IGNORED, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, corners, tokens_to_boxes
@@ -41,6 +41,7 @@ RANKED_AT_ONCE = 32
 """Candidate answers scored in one pass of the decoder."""
 
 
+@labels_shifted
 class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     """Captioning (no text input) and question answering (a question as input_ids), with one decoder.
 

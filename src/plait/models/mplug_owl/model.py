@@ -25,14 +25,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
-from plait.models.contract import outputs_for_transformers
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.contract import labels_shifted, outputs_for_transformers
 from plait.nn.positions import resize_absolute
 from plait.nn.temporal import LocalTemporal, ZeroLinear
 from plait.nn.vit import VisionLayer, VisionTower
-from plait.processing.talking import IGNORED
+from plait.processing.talking import IGNORED, IMAGE_APART, VIDEO_APART
 
 IMAGE_RUN, VIDEO_RUN = -1, -2
 """Ids that the released code writes on positions of media; no embedding table has them."""
@@ -326,18 +326,23 @@ def embed_text(model: Any, input_ids: Tensor) -> Tensor:
 
 
 class Media(NamedTuple):
-    """One kind of media of a batch: its name, the id on its positions, pixels or what `encode` made of them.
+    """One kind of media of a batch: its name, pixels or what `encode` made of them.
 
     counts: (batch,) how many belong to each row, where rows may have lost positions.
     """
 
     kind: str
-    media_id: int
     pixels: Tensor | None
     features: Tensor | None
     counts: Tensor | None
 
+    @property
+    def is_given(self) -> bool:
+        """Whether there are any in the batch."""
+        return self.pixels is not None or self.features is not None
 
+
+@labels_shifted
 class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
     """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged.
 
@@ -474,10 +479,9 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         Raises:
             ValueError: where media and media positions do not agree.
         """
-        image_id, video_id = self.config.media_ids
-        images = Media("image", image_id, pixel_values, image_features, num_images)
-        videos = Media("video", video_id, pixel_values_videos, video_features, num_videos)
-        has_media = any(one.pixels is not None or one.features is not None for one in (images, videos))
+        images = Media("image", pixel_values, image_features, num_images)
+        videos = Media("video", pixel_values_videos, video_features, num_videos)
+        has_media = images.is_given or videos.is_given
         if input_ids.shape[1] == 1 and not has_media and not self.training:
             return embed_text(self.language_model, input_ids)  # a step of decoding, which compiles
         return self._embed_with_media(input_ids, images, videos)
@@ -485,20 +489,30 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_media(self, input_ids: Tensor, images: Media, videos: Media) -> Tensor:
         """Text and media to (batch, seq, dim). Media ids lie behind the table: they look up row 0 instead."""
-        is_media = (input_ids == images.media_id) | (input_ids == videos.media_id)
-        embeds = embed_text(self.language_model, input_ids.masked_fill(is_media, 0))
-        if images.pixels is None and images.features is None and self.training:
-            # Gradients of tower and abstractor are 0, not None, so that all ranks issue the same collectives.
+        where = self._positions(input_ids, images.is_given, videos.is_given)
+        embeds = embed_text(self.language_model, input_ids.masked_fill(where[0] | where[1], 0))
+        if self.training:
+            # Gradients of all of tower and abstractor are 0, not None, whatever a batch shows, so that all ranks issue
+            # the same collectives: images, and where the model has modules for them alone, clips of two frames.
             side = self.config.image_size
-            none = None if images.counts is None else input_ids.new_zeros(len(input_ids))
-            images = images._replace(pixels=embeds.new_zeros(0, 3, side, side), counts=none)
-        for media in (images, videos):
+            none = input_ids.new_zeros(len(input_ids))
+            if not images.is_given:
+                counts = None if images.counts is None else none
+                images = images._replace(pixels=embeds.new_zeros(0, 3, side, side), counts=counts)
+            if self.config.temporal and not videos.is_given:
+                counts = None if videos.counts is None else none
+                videos = videos._replace(pixels=embeds.new_zeros(0, 3, 2, side, side), counts=counts)
+        for media, places in zip((images, videos), where):
             features = media.features
             if features is None and media.pixels is not None:
                 features = self.encode(media.pixels)
-            where = input_ids == media.media_id
-            embeds = place(embeds, where, features, self.config.tokens_per_media, media.kind, media.counts)
+            embeds = place(embeds, places, features, self.config.tokens_per_media, media.kind, media.counts)
         return embeds
+
+    def _positions(self, input_ids: Tensor, has_images: bool, has_videos: bool) -> tuple[Tensor, Tensor]:
+        """Positions of images and of videos, (batch, seq) bool each."""
+        images, videos = self.media_places().values()
+        return images.of(input_ids, has_media=has_images), videos.of(input_ids, has_media=has_videos)
 
     @outputs_for_transformers
     def forward(
@@ -567,6 +581,10 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             **{name: value for name, value in asked.items() if value is not None},
         )
         if labels is not None:
+            if input_ids is not None:  # labels copied from ids hold ids there that no logits have
+                given = (pixel_values, image_features), (pixel_values_videos, video_features)
+                images, videos = self._positions(input_ids, *(any(x is not None for x in kind) for kind in given))
+                labels = labels.masked_fill(images | videos, IGNORED)
             result.loss = token_loss(result.logits, labels, num_items_in_batch)
         return result
 
@@ -628,8 +646,12 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
 
     def media_places(self) -> dict[str, Places]:
         """Features follow their rows into beams; `generate` has encoded all pixels by then."""
-        names, per_medium = ("image_features", "video_features"), self.config.tokens_per_media
-        return {name: Places(media_id, per_medium) for name, media_id in zip(names, self.config.media_ids)}
+        size, rows = self.config.tokens_per_media, self.config.text_sizes.vocab_size
+        image_id, video_id = self.config.media_ids
+        return {
+            "image_features": Places(image_id, size, IMAGE_APART, rows),
+            "video_features": Places(video_id, size, VIDEO_APART, rows),
+        }
 
     def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in `MediaPrompts`; a BLOOM, which builds ALiBi from it, gets the mask as it was given."""

@@ -33,6 +33,8 @@ from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN, count_runs, from_
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
 from plait.processing.talking import (
     IGNORED,
+    IMAGE_APART,
+    VIDEO_APART,
     Fitting,
     Row,
     Shown,
@@ -105,7 +107,11 @@ class MPlugOwlProcessor(TalkingProcessor):
     @property
     def unspoken(self) -> tuple[int, ...]:
         """The ids of media."""
-        return self.image_token_id, self.video_token_id
+        return IMAGE_APART, VIDEO_APART, *self._media_ids
+
+    @property
+    def _media_ids(self) -> tuple[int, int]:
+        return self.placed(self.image_token_id, IMAGE_APART), self.placed(self.video_token_id, VIDEO_APART)
 
     def __call__(
         self,
@@ -210,7 +216,7 @@ class MPlugOwlProcessor(TalkingProcessor):
         """Padded rows, ids in our notation, and the pixels of their media."""
         pad = self.tokenizer.pad_token_id
         batch = self.padded(rows, fitting, self.tokenizer.eos_token_id if pad is None else pad)
-        batch["input_ids"] = from_runs(batch["input_ids"], (self.image_token_id, self.video_token_id))
+        batch["input_ids"] = from_runs(batch["input_ids"], self._media_ids)
         pictures = [image for shown in dealt for image in shown.images]
         clips = [clip for shown in dealt for clip in shown.clips]
         if pictures:

@@ -26,10 +26,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plait.generation.media_prompts import MediaPrompts, Places
 from plait.generation.official_beams import CACHE, CACHE_NAMES, OfficialBeams, named, one_cache
-from plait.models.contract import NamedForPeft, outputs_for_transformers
 from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.nn.abstractor import AbstractorLayer
 from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.contract import NamedForPeft, labels_shifted, outputs_for_transformers
 from plait.nn.decoder import Pass, RoutedDecoder, eager_attention
 from plait.nn.layers import RMSNorm
 from plait.nn.positions import (
@@ -41,6 +41,7 @@ from plait.nn.positions import (
     rotary_tables,
 )
 from plait.nn.vit import VisionLayer, VisionTower
+from plait.processing.talking import IGNORED, IMAGE_APART
 from plait.routing import Route
 from plait.types import MODALITIES
 
@@ -401,7 +402,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
     @partial(torch.compiler.disable, recursive=False)  # it counts on the host
     def _embed_with_images(self, input_ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """As `embed`. The image id lies behind the table, so its positions look up row 0 and are replaced."""
-        is_image = torch.eq(input_ids, self.config.image_token)
+        is_image = image_places(self.config).of(input_ids, has_media=pixel_values is not None)
         positions, images = int(is_image.sum()), 0 if pixel_values is None else len(pixel_values)
         per_image = self.config.tokens_per_image
         if positions != images * per_image:
@@ -531,6 +532,7 @@ def interleaved(modality_ids: Tensor) -> Route:
     return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 
+@labels_shifted
 class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
     """The chat model: images and text in, text out.
 
@@ -602,6 +604,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         logits = self.lm_head(outputs.hidden_states[-1][:, kept])
         loss = None
         if labels is not None:
+            if input_ids is not None:  # labels copied from ids hold an id there that no logits have
+                is_image = image_places(self.config).of(input_ids, has_media=pixel_values is not None)
+                labels = labels.masked_fill(is_image, IGNORED)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
@@ -615,24 +620,34 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
 
         To the official `generate` an image is one id, so all but one of its positions (section 11).
         """
-        images = torch.eq(prompt_ids, self.config.image_token).sum(dim=1)
+        images = image_places(self.config).of(prompt_ids).sum(dim=1)
         return images - images // self.config.tokens_per_image
+
+    @property
+    def _unworded_id(self) -> int:
+        """The id of images, unless the table has grown over it: then it may be a word's."""
+        return self.config.image_token if self.config.image_token >= self.config.vocab_size else IMAGE_APART
 
     def media_places(self) -> dict[str, Places]:
         """Images follow their rows into beams."""
-        return {"pixel_values": Places(self.config.image_token, self.config.tokens_per_image)}
+        return {"pixel_values": image_places(self.config)}
 
     def _get_logits_processor(self: Any, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         """Penalties of repeated ids see the words of a prompt, neither its images nor its padding."""
         ids, mask = kwargs.get("encoder_input_ids"), (kwargs.get("model_kwargs") or {}).get("attention_mask")
         if ids is not None and ids.dim() == 2:
-            kwargs["encoder_input_ids"] = words_only(ids, self.config.image_id, mask)
+            kwargs["encoder_input_ids"] = words_only(ids, self._unworded_id, mask)
         found = GenerationMixin._get_logits_processor(self, *args, **kwargs)
 
         def on_words(processor: LogitsProcessor, input_ids: Tensor, scores: Tensor) -> Tensor:
-            return processor(words_only(input_ids, self.config.image_id, mask), scores)
+            return processor(words_only(input_ids, self._unworded_id, mask), scores)
 
         return LogitsProcessorList(partial(on_words, rule) if isinstance(rule, Penalty) else rule for rule in found)
+
+
+def image_places(config: MPlugOwl2Config) -> Places:
+    """Where images stand in ids."""
+    return Places(config.image_token, config.tokens_per_image, IMAGE_APART, config.vocab_size)
 
 
 def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor:
@@ -649,11 +664,12 @@ def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor
     Returns:
         Like ids.
     """
-    hidden = ids == image_id
+    hidden = (ids == image_id) | (ids == IMAGE_APART)
     if mask is not None:
         mask = mask[:: max(1, len(mask) // len(ids))].repeat_interleave(max(1, len(ids) // len(mask)), dim=0)
         padding = mask[:, : ids.shape[1]] == 0
         hidden[:, : padding.shape[1]] |= padding
-    word = ids.masked_fill(hidden, torch.iinfo(ids.dtype).max).amin(dim=1, keepdim=True)
+    none = torch.iinfo(ids.dtype).max
+    word = ids.masked_fill(hidden, none).amin(dim=1, keepdim=True)
     # A row without a word keeps its ids: there is nothing to put in their place.
-    return torch.where(hidden & (word < image_id), word, ids)
+    return torch.where(hidden & (word < none), word, ids)

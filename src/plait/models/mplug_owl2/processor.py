@@ -32,7 +32,17 @@ from plait.models.mplug_owl2.conversation import (
 )
 from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, pictures_in, resize, to_tensor
-from plait.processing.talking import IGNORED, Fitting, Row, Shown, SquareImages, TalkingProcessor, Turn, deal_media
+from plait.processing.talking import (
+    IGNORED,
+    IMAGE_APART,
+    Fitting,
+    Row,
+    Shown,
+    SquareImages,
+    TalkingProcessor,
+    Turn,
+    deal_media,
+)
 from plait.types import as_words, spoken
 
 ASPECTS = ("resize", "pad", "crop")
@@ -104,7 +114,7 @@ class MPlugOwl2Processor(TalkingProcessor):
     @property
     def unspoken(self) -> tuple[int, ...]:
         """The id of images."""
-        return (self.image_token_id,)
+        return (IMAGE_APART, self.placed(self.image_token_id, IMAGE_APART))
 
     def __call__(
         self,
@@ -206,7 +216,7 @@ class MPlugOwl2Processor(TalkingProcessor):
 
         official: cut before, so that a row may be longer by its images.
         """
-        expanded = []
+        expanded, image_id = [], self.placed(self.image_token_id, IMAGE_APART)
         for number, row in enumerate(rows):
             cut = row.ids[: fitting.max_length] if official else row.ids
             length = sum(self.tokens_per_image if i == IMAGE_PLACEHOLDER else 1 for i in cut)
@@ -218,7 +228,7 @@ class MPlugOwl2Processor(TalkingProcessor):
                 if limit is not None and len(ids) + count > limit:  # half an image would take features of the next
                     break
                 num_images += is_image
-                ids += [self.image_token_id if is_image else i] * count
+                ids += [image_id if is_image else i] * count
                 labels += [IGNORED if is_image else label] * count
             lost = row.labels is not None and any(label != IGNORED for label in row.labels)
             if lost and not official and all(label == IGNORED for label in labels):

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from plait.generation.talking import TalkingSkills, summed_losses
 from plait.models.mplug_owl2.conversation import EVALUATION_GENERATION, IMAGE, VIDEO, evaluation_prompt
 from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
+from plait.models.mplug_owl2.model import image_places
 from plait.processing.talking import Turn
 from plait.routing import PerModality
 from plait.types import Decoding, Modality, Question, QuestionKind, as_words
@@ -110,7 +110,7 @@ class MPlugOwl2Skills(TalkingSkills):
         ids = rows["input_ids"]
         # From here on what `MPlugOwl2Model.embed` does, but with the features of one row repeated for all of them.
         self.check_prompt(ids.shape[1])
-        is_image = torch.eq(ids, self.model.config.image_token)
+        is_image = image_places(self.model.config).of(ids, has_media=bool(frames))
         embeds = self.model.model.token_embedding(ids.masked_fill(is_image, 0))
         if frames:
             pixels = self.processor.image_processor(frames)["pixel_values"].to(self.model.device)

@@ -21,7 +21,6 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from plait.modalities import registered
-from plait.models.contract import outputs_for_transformers
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.adapters import (
     Adapted,
@@ -33,6 +32,7 @@ from plait.nn.adapters import (
     conv_output_lengths,
 )
 from plait.nn.attention import attention_function, block_diagonal, lengths_to_mask
+from plait.nn.contract import outputs_for_transformers
 from plait.nn.encoder import RoutedEncoder
 from plait.nn.layers import LayerScale
 from plait.processing.waveforms import conv_output_length

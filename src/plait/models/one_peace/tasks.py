@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from plait.models.contract import outputs_for_transformers
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
+from plait.nn.contract import outputs_for_transformers
 
 
 class AttentionPooling(nn.Module):

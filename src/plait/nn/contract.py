@@ -15,9 +15,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from plait.routing import PerModality
 
+Model = TypeVar("Model", bound="type[Any]")
 Forward = TypeVar("Forward", bound="Callable[..., Any]")
 
 _PASSED_TO_ALL = ("inputs_embeds", "output_attentions", "output_hidden_states", "return_loss")
@@ -45,6 +47,16 @@ def outputs_for_transformers(forward: Forward) -> Forward:
         return output if wants else output.to_tuple()
 
     return whole  # ty: ignore[invalid-explicit-return]
+
+
+def labels_shifted(cls: Model) -> Model:
+    """A class whose labels are shifted by one against its logits, made known to Trainer's label smoothing.
+
+    Trainer smooths by logits and labels alone, and shifts them for the classes of one table; of all others it would
+    teach every position its own token.
+    """
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(cls.config_class.model_type, cls.__name__)
+    return cls
 
 
 class NamedForPeft(nn.Module):
