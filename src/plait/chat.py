@@ -170,7 +170,9 @@ class Chat:
             else m
             for m, parts in zip(messages, contents, strict=True)
         ]
-        prompt = self.processor.apply_chat_template(described, add_generation_prompt=True, tokenize=False)
+        from plait.generation.templates import write_chat
+
+        prompt = write_chat(self.processor, described)
         media: dict[str, list[Any]] = {}
         for part in (part for parts in contents for part in parts if part["type"] != "text"):
             media.setdefault(f"{part['type']}s", []).append(part[part["type"]])

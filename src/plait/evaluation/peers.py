@@ -20,6 +20,7 @@ import torch
 from plait.embedder.towers import fingerprint
 from plait.evaluation.base import Capability
 from plait.generation.asking import Asking
+from plait.generation.templates import write_chat
 from plait.media.image import load_image
 from plait.types import Asks, Decoding
 from plait.weights.files import load_whole
@@ -140,7 +141,7 @@ class PeerAsking(Asking):
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}] * pictures + [{"type": "text", "text": words}]
             chat = [{"role": "user", "content": content}]
-            return self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+            return write_chat(self.processor, chat)
         return f"{getattr(self.processor, 'image_token', '<image>')}\n" * pictures + words
 
 
