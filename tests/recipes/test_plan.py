@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from plait.cli import main
+from plait.data.reader import Reader, as_it_is
 from plait.recipes import RECIPES
 from plait.recipes.one_peace import stage1
 from plait.recipes.plan import describe, plan_stage
-from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe, Stage
 
 
@@ -25,8 +25,8 @@ def model() -> nn.Module:
 
 
 def stage(name: str, **changes: Any) -> Stage:
-    def source() -> Shuffled:
-        return Shuffled(list(range(8)), lambda samples, rng: {"x": torch.ones(len(samples), 3)})
+    def source() -> Reader:
+        return Reader(list(range(8)), lambda samples, rng: {"x": torch.ones(len(samples), 3)}, as_it_is)
 
     return Stage(name=name, objective=objective, batches=source, batch_size=8, **{"steps": 10, **changes})
 

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.training.data_order import Shuffled, ahead, permuted, rows_of_step, step_loader
+from plait.data.order import permuted, rows_of_step
+from plait.data.reader import Reader, as_it_is
+from plait.training.data_order import ahead, step_loader
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,7 +43,7 @@ def test_an_epoch_meets_every_sample_at_most_once() -> None:
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (2, 1), (1, 3), (4, 3), (12, 1)])
 def test_the_global_batch_is_the_same_however_it_is_split(world_size: int, accumulation: int) -> None:
-    source = Shuffled([f"s{n}" for n in range(40)], lambda samples, rng: (samples, rng.integers(1 << 60)))
+    source = Reader([f"s{n}" for n in range(40)], lambda samples, rng: (samples, rng.integers(1 << 60)), as_it_is)
     read, draws = [], []
     for rank in range(world_size):
         load = step_loader(source, (3, 0), batch_size=12, accumulation=accumulation, rank=rank, world_size=world_size)
@@ -82,11 +84,11 @@ def test_the_loading_thread_keeps_to_one_core() -> None:
 
 
 def test_batches_filled_to_a_budget_are_split_over_all_processes() -> None:
-    class Filled(Shuffled):
+    class Filled(Reader):
         def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
             return list(range(batch_size * (step + 1)))
 
-    source = Filled(list(range(40)), lambda samples, rng: samples)
+    source = Filled(list(range(40)), lambda samples, rng: samples, as_it_is)
     for step in range(3):
         parts = [step_loader(source, (0, 0), batch_size=4, rank=rank, world_size=2)(step)[1] for rank in range(2)]
         assert [row for part in parts for _, batch in part for row in batch] == list(range(4 * (step + 1)))

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from plait.data.reader import Reader, as_it_is
 from plait.errors import UsageError
-from plait.training.data_order import Shuffled
 from plait.training.logging import read_metrics
 from plait.training.loop import NonFiniteLossError, train
 from plait.training.schedules import linear
@@ -153,7 +153,7 @@ def test_a_shorter_stage_does_not_continue_a_longer_one(tiny: ModuleType, tmp_pa
             steps=steps,
             batch_size=4,
             objective=tiny.noisy_loss,
-            batches=lambda: Shuffled(tiny.points(), tiny.collate),
+            batches=lambda: Reader(tiny.points(), tiny.collate, as_it_is),
             after_step=(stop,),
         )
 
@@ -183,7 +183,7 @@ def quiet_stage(tiny: ModuleType, **changes: Any) -> Stage:
             "steps": 6,
             "batch_size": 8,
             "objective": tiny.still(objective),
-            "batches": lambda: Shuffled(tiny.points(), tiny.collate),
+            "batches": lambda: Reader(tiny.points(), tiny.collate, as_it_is),
             "peak_lr": 1e-2,
             "trainable": ("shared.*", "image.*"),
             **changes,
@@ -309,7 +309,7 @@ def test_a_source_that_fails_stops_the_run(tiny: ModuleType, tmp_path: Path) -> 
     def collate(samples: list[Any], rng: Any) -> Any:
         raise OSError("expected a picture, got a torn file")
 
-    stage = quiet_stage(tiny, batches=lambda: Shuffled(tiny.points(), collate))
+    stage = quiet_stage(tiny, batches=lambda: Reader(tiny.points(), collate, as_it_is))
     with pytest.raises(OSError, match="torn file"):
         train(tiny.build(), [stage], tmp_path, options=QUIET)
 

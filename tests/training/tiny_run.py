@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.data.reader import Reader, as_it_is
 from plait.objectives.contrastive import contrastive_loss
 from plait.training import checkpoint
 from plait.training.account import step_cost
-from plait.training.data_order import Shuffled
 from plait.training.loop import TrainResult, train
 from plait.training.parallel import check_shared, chunk_of, current_world, gather_rows, gathered_state, process_group
 from plait.training.run import run_recipe
@@ -137,7 +137,11 @@ def slow_loss(*args: Any) -> tuple[Tensor, dict[str, Any]]:
 
 def stages(objective: Any = noisy_loss) -> list[Stage]:
     """Two stages, the second training one tower."""
-    common: dict[str, Any] = {"objective": objective, "batches": lambda: Shuffled(points(), collate), "batch_size": 6}
+    common: dict[str, Any] = {
+        "objective": objective,
+        "batches": lambda: Reader(points(), collate, as_it_is),
+        "batch_size": 6,
+    }
     return [
         Stage(name="first", steps=11, peak_lr=1e-2, warmup=2, **common),
         Stage(name="second", steps=9, peak_lr=1e-2, trainable=("audio.*",), before=(shake,), **common),
@@ -242,7 +246,7 @@ def pair_stage(objective: Any, accumulation: int = 1, steps: int = 8, **changes:
         batch_size=8,
         accumulation=accumulation,
         objective=objective,
-        batches=lambda: Shuffled(points(), lambda samples, _: collate(samples, np.random.default_rng(0))),
+        batches=lambda: Reader(points(), lambda samples, _: collate(samples, np.random.default_rng(0)), as_it_is),
         peak_lr=1e-2,
         **changes,
     )

@@ -20,14 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from plait.data.order import permuted, rows_of_step
-
 if TYPE_CHECKING:
     from plait.training.stages import Source, Stage
 
 T = TypeVar("T")
-
-__all__ = ["Shuffled", "ahead", "permuted", "rows_of_step", "step_loader"]
 
 
 def step_loader(
@@ -232,36 +228,3 @@ def _keep_to_one_core(pool: ThreadPoolExecutor) -> None:
     threads = torch.get_num_threads()
     pool.submit(keep).result()
     torch.set_num_threads(threads)
-
-
-class Shuffled:
-    """A source over samples in memory: every epoch in a new order, all of it by the seed.
-
-    Args:
-        samples: anything with `[number]` and `len`; their `id` names them in messages, their number where they
-            have none.
-        collate: `(samples, rng)` -> the batch that an objective reads.
-
-    Example:
-        >>> source = Shuffled([1.0, 2.0, 3.0, 4.0], lambda found, rng: torch.tensor(found))
-        >>> stage = Stage("all", objective, lambda: source, batch_size=2, epochs=3)
-    """
-
-    def __init__(self, samples: Sequence[Any], collate: Callable[[list[Any], np.random.Generator], Any]) -> None:
-        self.samples = samples
-        self.collate = collate
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """Sample numbers of global batch `step`, `batch_size` of them."""
-        return rows_of_step(len(self), batch_size, seed, step).tolist()
-
-    def load(self, rows: Sequence[int], rng: np.random.Generator) -> Any:
-        """The collated batch of these samples; `rng` is for augmentation."""
-        return self.collate([self.samples[row] for row in rows], rng)
-
-    def names(self, rows: Sequence[int]) -> list[str]:
-        """Ids of these samples, as messages show them."""
-        return [str(getattr(self.samples[row], "id", row)) for row in rows]

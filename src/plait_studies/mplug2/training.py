@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plait.data.pairs import PicturesWithWords, augment
+from plait.data.reader import Reader, as_it_is
 from plait.models.auto import load_processor
 from plait.models.mplug2.composition import TEMPLATES, instruct
 from plait.models.mplug2.config import MPlug2Config, VisionConfig
@@ -28,7 +29,6 @@ from plait.models.mplug2.weights import from_directory
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.recipes.mplug2 import PreTraining, asked_together, save, supervised
-from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe, Source
 from plait.types import Sample
 from plait_studies import training as shared
@@ -406,7 +406,7 @@ def reading(init: Path, steps: int, *, batch_size: int = 64, lr: float = 7e-4, s
         labels = numbered([sample.label for sample in samples], shared.FEELINGS, shuffle, rng)
         return {**made.tokenize([sample.text for sample in samples], truncation=True), "labels": labels}
 
-    source = partial(Shuffled, shared.snippets("train"), collate)
+    source = partial(Reader, shared.snippets("train"), collate, as_it_is)
     return _classification(init, made, shared.FEELINGS, "text", source, steps, batch_size, lr)
 
 

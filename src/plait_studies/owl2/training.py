@@ -21,7 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plait.data.order import Shuffled
 from plait.data.pairs import augment
+from plait.data.reader import Reader, as_it_is
 from plait.errors import UsageError
 from plait.models.auto import load as load_any
 from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, VisionConfig
@@ -31,7 +33,6 @@ from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.upcycle import upcycle
 from plait.models.mplug_owl2.weights import resized
 from plait.recipes.mplug_owl2 import answer_logits, save
-from plait.training.data_order import Shuffled
 from plait.training.stages import Recipe
 from plait.types import Sample
 from plait.weights.files import read_checkpoint
@@ -240,15 +241,17 @@ def warm_up(llm: Path, steps: int, *, batch_size: int = 64, lr: float = 1e-3, se
     def read(model: MPlugOwl2ForConditionalGeneration, pixels: Tensor) -> Tensor:
         return model.model.encode_images(pixels)[:, :-1]  # without the end vector
 
+    numbers = shown.numbers("train")
+    source = partial(Reader, numbers, collate, as_it_is, order=InEpochs(len(numbers)))
     warmed = stage(
-        "warm-up", partial(towards_words, words, read), partial(InEpochs, shown.numbers("train"), collate), steps,
-        batch_size, lr, trainable=("model.vision.*", "model.abstractor.*"), weight_decay=0.05,
+        "warm-up", partial(towards_words, words, read), source, steps, batch_size, lr,
+        trainable=("model.vision.*", "model.abstractor.*"), weight_decay=0.05,
     )  # fmt: skip
     return Recipe(lambda: model, [warmed], partial(save, processor))
 
 
 class InEpochs(Shuffled):
-    """Samples in the order that the study was measured with: a batch may reach from one epoch into the next."""
+    """The order that the study was measured with: a batch may reach from one epoch into the next."""
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
         """Places of samples, none twice in a batch that is smaller than the data."""
