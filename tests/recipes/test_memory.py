@@ -19,8 +19,8 @@ from plait.training.run import parse_settings
 
 from .tiny_world import RUNS, command, write_data, write_models
 
-FEW = 500
-COUNTS = [3_000, pytest.param(20_000, marks=pytest.mark.slow)]
+FEW = 300
+COUNTS = [1_500, pytest.param(20_000, marks=pytest.mark.slow)]
 BYTES_A_ROW = 64
 """Bytes of numbers that may be held of a row: its place and length in the manifest, which rows are wanted, what they
 measure, their order. One of these rows as a `Sample` takes more than 1,000."""
@@ -34,11 +34,11 @@ ONE_FINETUNING = "finetune mplug_owl2 caption"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The tiny data, every manifest of it repeated to 500, 3,000 and 20,000 rows, and the models."""
+    """The tiny data, every manifest of it repeated to 300, 1,500 and 20,000 rows, and the models."""
     data = write_data(tmp_path_factory.mktemp("data"))
     for path in list(data.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for count in (FEW, 3_000, 20_000):
+        for count in (FEW, 1_500, 20_000):
             (data / str(count)).mkdir(exist_ok=True)
             with (data / str(count) / path.name).open("w") as file:
                 for number in range(count):
@@ -87,10 +87,10 @@ def test_rows_in_memory_would_be_seen(world: tuple[Path, Path]) -> None:
     from plait.data.manifest import read_manifest
 
     sizes = []
-    for count in (FEW, 3_000):
+    for count in (FEW, 1_500):
         tracemalloc.start()
         rows = read_manifest(world[0] / str(count) / "images.jsonl")
         sizes.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         assert len(rows) == count
-    assert np.diff(sizes)[0] > 10 * BYTES_A_ROW * (3_000 - FEW)
+    assert np.diff(sizes)[0] > 10 * BYTES_A_ROW * (1_500 - FEW)
