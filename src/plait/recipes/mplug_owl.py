@@ -72,10 +72,18 @@ def stage1(
 ) -> Recipe:
     """Captions of images and videos, language model frozen: rows with `image` or `video` and `captions` or `text`.
 
-    llm: directory of a causal language model to build an untrained Owl around, with a fresh `tower` (published, small,
-    tiny) or a CLIP vision model in the directory `clip`; or init: an Owl to go on from. trains: all (tower and
-    abstractor, as published), abstractor, or projection. temporal: whether it reads clips. Published: LAION-400M,
-    COYO-700M, CC and COCO, 50,000 steps of 2.1 M tokens, AdamW (0.9, 0.98), decay 0.1; no script was released.
+    Published: LAION-400M, COYO-700M, CC and COCO, 50,000 steps of 2.1 M tokens, AdamW (0.9, 0.98), decay 0.1; no script
+    was released.
+
+    Args:
+        llm: directory of a causal language model to build an untrained Owl around; or init: an Owl to go on from.
+        tower: published, small or tiny, the size of a fresh tower; clip: a directory with a CLIP vision model instead.
+        trains: all (tower and abstractor, as published), abstractor, or projection. temporal: whether it reads clips.
+        steps, batch_size, lr, warmup: steps, rows of each over all processes, peak rate, steps of warm-up.
+        max_length: tokens of a conversation. seed: of fresh weights.
+
+    Raises:
+        UsageError: for both or none of llm and init, and unknown names of trains and tower.
     """
     if (llm is None) == (init is None):
         raise UsageError("expected llm=DIR (a language model) or init=DIR (an Owl), got both or none")
@@ -98,6 +106,7 @@ def stage1(
         peak_lr=lr,
         warmup=warmup,
         weight_decay=0.1,
+        # Of the released finetuning script; for this stage the authors only say that it is like finetuning.
         clip=1.0,
         schedule=cosine,
         trainable=tuple(visual_names(model, trains)),
@@ -123,9 +132,19 @@ def stage2(
 ) -> Recipe:
     """Instructions, tower and abstractor frozen: rows with `messages`, or `question` and `answers`, media or none.
 
-    lora: rank of the adapters on queries and values (BLOOM: its fused projection), merged when it is saved; 0 trains
-    the whole language model (published rate 1e-5). Published: Alpaca, Vicuna, Baize and LLaVA-150k, batch 256 (the
-    script's 32 is a sample), decay 1e-4, linear decay after 50 steps, clipping 1.
+    Published: Alpaca, Vicuna, Baize and LLaVA-150k, batch 256 (the script's 32 is a sample), decay 1e-4, linear decay
+    after 50 steps, clipping 1.
+
+    Args:
+        init: an Owl, as stage 1 writes it or an official one.
+        lora: rank on queries and values (BLOOM: its fused projection), merged when it is saved; 0 trains the whole
+            language model (published rate 1e-5). lora_alpha, lora_dropout: as peft has them.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size, lr, warmup: rows over all processes, peak rate, steps of warm-up.
+        max_length: tokens of a conversation.
+
+    Raises:
+        UsageError: where init is no mPLUG-Owl.
     """
     from plait.training.lora import TRAINABLE, add_lora, folded, has_adapter
 
@@ -146,6 +165,7 @@ def stage2(
         epochs=None if steps is not None else epochs,
         peak_lr=lr,
         warmup=warmup,
+        # Trainer's defaults, linear decay too: the script's cosine is not connected (specification 9).
         betas=(0.9, 0.999),
         weight_decay=1e-4,
         clip=1.0,
@@ -157,7 +177,14 @@ def stage2(
 
 
 def read(processor: MPlugOwlProcessor, sample: Sample, rng: np.random.Generator) -> Talk:
-    """One row decoded, its turns as pairs of a question and its answer. Raises ValueError, naming the row."""
+    """One row decoded, its turns as pairs of a question and its answer.
+
+    Args:
+        processor: gives the number of frames of a clip. sample: the row. rng: passed on; nothing is drawn here.
+
+    Raises:
+        ValueError: names the row, where its turns are no such pairs or media and placeholders differ in number.
+    """
     talk = read_talk(sample, rng, describe=DESCRIBE, num_frames=processor.num_frames)
     said = [{**turn, "value": turn["value"].replace(NEUTRAL, VIDEO)} for turn in talk.turns]
     system = said.pop(0)["value"] if said[0]["from"] == "system" else None
@@ -175,7 +202,15 @@ def collate(
     *,
     training: bool = True,
 ) -> dict[str, Tensor]:
-    """A batch with images cropped at random when training, drawn from `rng`."""
+    """A batch, with images cropped at random when training, as `rng` says.
+
+    Args:
+        max_length: tokens of a conversation. talks: of `read`. training: whether pictures are cropped at random.
+
+    Returns:
+        What the model's forward takes, `labels` (batch, tokens) with -100 where nothing is learned.
+    """
+    # Crops draw from torch, the reader from numpy: one number carries the randomness over.
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     pictures = [picture for talk in talks for picture in talk.pictures]
     clips = [clip for talk in talks for clip in talk.clips]
@@ -201,6 +236,7 @@ def loaded(init: str | None) -> Built:
     if written.get("model_type") != MPlugOwlConfig.model_type and not is_official_config(written):
         raise UsageError(f"expected init=DIR with an mPLUG-Owl, got {place}; plait train mplug_owl.stage1 makes one")
     model = from_directory(place)
+    # The fused kernel: training needs no maps of attention.
     model.set_attn_implementation("sdpa")
     return model, load_processor(place)
 
@@ -217,13 +253,24 @@ def answer_loss(
     """Cross entropy, the mean over learned positions, and the share of them that are right; the head reads only there.
 
     A batch without any costs nothing; the loop weighs batches by what they learn (`Stage.weight`).
+
+    Args:
+        model: an Owl. batch: of `collate`. step, generator: unused.
+
+    Returns:
+        loss (), and {"right": ()}.
+
+    Source:
+        Specification mPLUG-Owl, 5.2 and 9: next-token cross entropy is the only objective.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
+    # The state at position i predicts token i + 1.
     targets = batch["labels"][:, 1:]
     places = (targets != -100).any(dim=0).nonzero().flatten()
     logits = model(**inputs, logits_to_keep=places, use_cache=False).logits.float()
     targets = targets[:, places]
     kept = targets != -100
+    # At least 1: a batch whose answers were all cut off gives 0, not NaN.
     loss = F.cross_entropy(logits[kept], targets[kept], reduction="sum") / kept.sum().clamp(min=1)
     right = (logits.detach().argmax(-1) == targets)[kept].sum() / kept.sum().clamp(min=1)
     return loss, {"right": right}

@@ -57,7 +57,14 @@ def length_of(sample: Sample) -> int:
 
 
 def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.Generator) -> tuple[str, Tensor]:
-    """Pretraining: one of the row's captions without a question, and a random crop, mirrored half the time."""
+    """Pretraining: one of the row's captions without a question, and a random crop, mirrored half the time.
+
+    Args:
+        processor: gives the side of the picture. sample: a row with `image`. rng: of caption, crop and mirror.
+
+    Returns:
+        The caption, and pixels (3, side, side).
+    """
     said = sample.captions or [sample.text or ""]
     side, draw = processor.image_processor.size["height"], random.Random(int(rng.integers(1 << 62)))
     pixels = training_image(load_image(sample.image), side, draw, augment=False)
@@ -82,7 +89,14 @@ def read_talk(num_frames: int, sample: Sample, rng: np.random.Generator) -> Talk
 def captioned(
     processor: MPlugOwl2Processor, max_length: int, parts: list[tuple[str, Tensor]], rng: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Image, caption, end; every piece of the caption and its end is learned."""
+    """Image, caption, end; every piece of the caption and its end is learned.
+
+    Args:
+        max_length: tokens. parts: of `read_caption`. rng: unused; every collate has one.
+
+    Returns:
+        input_ids, attention_mask and labels (batch, seq), pixel_values (batch, 3, side, side).
+    """
     captions, pixels = zip(*parts, strict=True)
     return {**processor.captioned(list(captions), max_length=max_length), "pixel_values": torch.stack(pixels)}
 
@@ -121,10 +135,19 @@ def pretrain(
 ) -> Recipe:
     """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
 
-    Rows with `image` and `captions` or `text`. image_size, num_queries: the checkpoint is resized to them, None for its
-    own; steps: 42,500 without epochs; train_vision: False freezes the
-    tower; layer_decay: rate of a tower layer relative to the next one. Published:
-    about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and DataComp, 42,500 steps of 8,192 pairs.
+    Rows with `image` and `captions` or `text`. Published: about 400 M pairs of CC3M, CC12M, COCO, COYO, LAION and
+    DataComp, 42,500 steps of 8,192 pairs (arXiv 2311.04257; specification mPLUG-Owl2, 10.2).
+
+    Args:
+        image_size, num_queries: the checkpoint is resized to them, None for its own.
+        train_vision: False freezes the tower.
+        layer_decay: rate of a tower layer relative to the next one; published 0.9, "crucial".
+        steps, epochs: length of the run; 42,500 steps without either.
+        batch_size, accumulation: rows of a step over all processes, and micro batches that it is split into.
+        lr, floor, warmup: peak rate, last rate, steps of warm-up (a share of the run below 1).
+
+    Raises:
+        UsageError: where init is no mPLUG-Owl2, and for a layer_decay outside (0, 1].
     """
     steps = 42_500 if steps is None and epochs is None else steps
     _check(layer_decay)
@@ -182,6 +205,7 @@ def joint(
 
     _check(layer_decay, frames)
     model, processor = loaded(init, image_size, num_queries)
+    # Of the released scripts: full 2e-5, LoRA 1e-4 (specification 10.3).
     rate = lr or (1e-4 if lora else 2e-5)
     reading = Reading(workers, on_bad, most_bad)
     rows = select(
@@ -195,6 +219,7 @@ def joint(
         _stage(model, "joint", source, batch_size, (rate, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
         trainable=TRAINABLE if lora else () if train_vision else (f"re:^(?!{TOWER})",),
+        # The scale is relative, so the abstractor follows the same warm-up and cosine.
         optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
     )
     build = partial(_adapted, model, lora, lora_alpha, lora_dropout, train_vision)
@@ -251,6 +276,15 @@ def answer_loss(
     """Cross entropy, the mean over learned positions, and the share of them that are right.
 
     A batch without any costs nothing; the loop weighs batches by what they learn (`Stage.weight`).
+
+    Args:
+        model: an mPLUG-Owl2. batch: of `talked` or `captioned`. step, generator: unused.
+
+    Returns:
+        loss (), and {"right": ()}.
+
+    Source:
+        Specification mPLUG-Owl2, 5 and 10.1: no auxiliary loss, no label smoothing.
     """
     assert isinstance(model, MPlugOwl2ForConditionalGeneration)
     logits, labels = answer_logits(model, batch)
@@ -259,7 +293,12 @@ def answer_loss(
 
 
 def two_rates(abstractor_scale: float, model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW with layer-wise rates in the tower; the abstractor learns `abstractor_scale` times as fast as the rest."""
+    """AdamW with layer-wise rates in the tower; the abstractor learns `abstractor_scale` times as fast as the rest.
+
+    Args:
+        abstractor_scale: 1 for one rate; the released LoRA script has 2e-5 beside 1e-4.
+        model: its trainable parameters are taken. stage: gives rates, betas, eps, decay and depths.
+    """
     named = list(model.named_parameters())
     how: dict[str, Any] = {
         "weight_decay": stage.weight_decay, "no_decay": stage.no_decay, "layer_id": stage.layer_id,
@@ -297,12 +336,15 @@ def _stage(
         steps=steps,
         epochs=None if steps is not None else epochs,
         peak_lr=peak,
+        # A peak below the published floor would rise in the cosine's descent.
         floor=min(floor, peak),
         warmup=0.1 if steps is not None and warmup >= 1 and steps < 5 * warmup else warmup,
         betas=(0.9, 0.98),
+        # Published optimiser (specification 10.2); the released finetuning scripts have 1e-8 and (0.9, 0.999).
         eps=1e-6,
         clip=1.0,
         optimizer=partial(two_rates, 1.0),
+        # peft renames modules that train whole beside a LoRA; depth goes by the plain name.
         layer_id=lambda name: depth(name.replace("modules_to_save.default.", "")),
         num_layers=num_layers,
         layer_decay=decay,
@@ -315,6 +357,7 @@ def answer_logits(model: MPlugOwl2ForConditionalGeneration, batch: dict[str, Ten
     labels = batch["labels"][:, 1:]
     kept = labels != -100
     assert states.hidden_states is not None
+    # Only positions that predict an answer meet the vocabulary: logits are the widest tensor.
     return model.lm_head(states.hidden_states[-1][:, :-1][kept]).float(), labels[kept]
 
 

@@ -56,7 +56,19 @@ from plait.types import Sample
 
 
 class Objective:
-    """A stage's loss on one batch: contrast always, denoising every k-th step."""
+    """A stage's loss on one batch: contrast always, denoising every k-th step.
+
+    Published training denoises at every step; k saves the masked passes on a laptop.
+
+    Args:
+        modality: image (stage 1) or audio (stage 2).
+        processor: its tokenizer says where words begin, since whole words are masked.
+        denoise_every: k; 0 for contrast alone.
+        denoising: contrast (published), l2 or smooth_l1.
+
+    Source:
+        ONE-PEACE (arXiv 2305.11172), section 3.2; specification one_peace, 6.
+    """
 
     def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str) -> None:
         self.modality = modality
@@ -67,7 +79,19 @@ class Objective:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every part of it as a metric."""
+        """The weighted sum, and every part of it as a metric.
+
+        Args:
+            model: a `OnePeaceForPreTraining`.
+            batch: of `PicturesWithWords` or `SoundsWithWords`; `ids` (batch,) say which rows are of one concept.
+            step: from 0. generator: its seed alone is used.
+
+        Returns:
+            loss (), and contrast, accuracy, temperature and each denoising loss.
+
+        Raises:
+            ValueError: for another model.
+        """
         if not isinstance(model, OnePeaceForPreTraining):
             raise ValueError(f"expected a OnePeaceForPreTraining, got {type(model).__name__}")
         is_denoising = bool(self.denoise_every) and step % self.denoise_every == 0
@@ -81,9 +105,11 @@ class Objective:
     def _pictures(
         self, model: OnePeaceForPreTraining, batch: dict[str, Any], is_denoising: bool, generator: torch.Generator
     ) -> PretrainingLosses:
+        """Losses of pixel_values (batch, 3, side, side) and input_ids (batch, tokens), with masks where it denoises."""
         ids, pixels = batch["input_ids"], batch["pixel_values"]
         masks = None
         if is_denoising:
+            # Patches of 16 pixels in every published size. Ratios of masks are those of specification 6.1.
             grid = (pixels.shape[-1] // 16) ** 2
             draw = partial(masking.image_mask, grid, generator=generator)
             image = torch.stack([draw() for _ in range(len(pixels))])
@@ -91,6 +117,7 @@ class Objective:
             masks = {
                 "text": text,
                 "image": image,
+                # Joint masks build on the single ones: the two views of a picture see disjoint patches.
                 "vl_text": masking.batch_joint_text_masks(ids, text, 0.4, generator),
                 "vl_image": torch.stack([masking.joint_image_mask(mask, generator=generator) for mask in image]),
             }
@@ -102,10 +129,12 @@ class Objective:
     def _sounds(
         self, model: OnePeaceForPreTraining, batch: dict[str, Any], is_denoising: bool, generator: torch.Generator
     ) -> PretrainingLosses:
+        """Losses of input_values (batch, samples) and input_ids; audio_mask (batch, samples) where clips differ."""
         ids, waves, mask = batch["input_ids"], batch["input_values"], batch["audio_mask"]
         frames = None if mask is None else model.model.frame_mask(mask)
         masks = None
         if is_denoising:
+            # Masks count frames behind the convolutions, not samples of sound.
             length = int(model.model.num_frames(waves.shape[1]))
             lengths = [length] * len(waves) if frames is None else frames.sum(1).tolist()
             masks = {
@@ -119,7 +148,9 @@ class Objective:
         )
 
 
+# Stage 1 has no audio (specification 6.4) and its parameters would get no gradient.
 NOT_AUDIO = (r"re:^(?!.*\.audio\.)",)
+# Words that prompts and composed captions put around names; a small vocabulary must have them.
 TEMPLATES = ("this is a sound of", "and", "a picture of")
 
 
@@ -141,10 +172,15 @@ def stage1(
 ) -> Recipe:
     """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
 
-    data: "mini" or any data set; preset: a size of `OnePeaceConfig`; denoising: contrast, l2 or
-    smooth_l1; composed, augmentation, bare_names: see `plait.data.pairs`; full_vocabulary: keep all 50264 pieces
-    instead of those the data uses (any text can be written with either).
     Published: 200,000 updates, batch 32,768, on 1.5 B pairs; this default is minutes on two CPU cores.
+
+    Args:
+        data: "mini" or any data set with `image` and `text`. preset: a size of `OnePeaceConfig`.
+        steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
+        denoising: contrast, l2 or smooth_l1.
+        composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`.
+        full_vocabulary: all 50264 pieces instead of those the data uses (any text can be written with either).
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     reading = Reading(workers, on_bad, most_bad)
     rows = all_rows(data, reading)
@@ -171,6 +207,7 @@ def stage1(
         batch_size=batch_size,
         steps=steps,
         peak_lr=lr,
+        # 1e-6 of 5e-4, the published ratio (specification 6.4).
         floor=lr / 500,
         trainable=NOT_AUDIO,
         no_decay=no_decay,
@@ -196,8 +233,14 @@ def stage2(
 ) -> Recipe:
     """Stage 2: audio-text contrast and denoising; only audio, the temperature and the decoder train, as published.
 
-    init: model directory of stage 1; shuffle_pairs: the control, every clip with the label of another clip.
     Published: 10 epochs over 2.4 M pairs, batch 3,072.
+
+    Args:
+        init: model directory of stage 1. data: "mini" or any data set with `audio` and `text`.
+        steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
+        denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of sounds.
+        shuffle_pairs: the control, every clip with the label of another clip, drawn from `seed`.
+        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     reading = Reading(workers, on_bad, most_bad)
     config = load_config(init, OnePeaceConfig)
@@ -226,6 +269,7 @@ def stage2(
         batch_size=batch_size,
         steps=steps,
         peak_lr=lr,
+        # 1e-6 of 2e-4, the published ratio (specification 6.4).
         floor=lr / 200,
         warmup=0.1,
         trainable=tuple(f"re:^{pattern}$" for pattern in STAGE2_TRAINABLE),
@@ -260,7 +304,10 @@ def vocabulary(samples: Sequence[Sample]) -> list[int]:
 
 
 def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
-    """Pairs that are never composed in training, the same that the evaluation asks for."""
+    """Pairs that are never composed in training, the same that the evaluation asks for.
+
+    They are pairs of a concept with a sound and one without, both of test pictures; none where the data has no sounds.
+    """
     from plait.evaluation.emergent import concept
 
     drawn = [concept(s) for s in samples if s.image is not None and s.split == "test"]
@@ -269,7 +316,7 @@ def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
 
 
 def no_decay(name: str, parameter: Tensor) -> bool:
-    """Parameters without weight decay, by Plait's corrected list."""
+    """Parameters without weight decay: `decays` corrects a defect of the released list (specification 6.5)."""
     return not decays(name, parameter.ndim)
 
 
@@ -290,13 +337,17 @@ def save(processor: OnePeaceProcessor, origin: str, model: nn.Module, directory:
     (directory / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
+# 2e-4 is stage 2's published peak too; a LoRA, which begins at zero, needs more.
 FULL_LR, LORA_LR = 2e-4, 2e-3
 PROMPTS = {"image": "a picture of {}", "audio": "this is a sound of {}"}
 BATCH = 32
 
 
 def retrieval(request: Request) -> Job:
-    """Media and texts of one row close, all others far; rows of one label count as one."""
+    """Media and texts of one row close, all others far; rows of one label count as one.
+
+    Raises UsageError for media other than image and audio.
+    """
     _need(request.medium, ("image", "audio"), "retrieval")
     processor = load_processor(request.model)
 
@@ -334,6 +385,7 @@ JOBS: dict[str, Callable[[Request], Job]] = {"retrieval": retrieval, "classify":
 
 
 def _classified(request: Request, labels: list[str], of: Callable[[Sample], str], *, is_asked: bool) -> Job:
+    """A job whose head tells `labels` apart; `of` gives the label of a row, is_asked: a question is read too."""
     processor = load_processor(request.model)
     number = {label: i for i, label in enumerate(labels)}
 
@@ -364,6 +416,7 @@ def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassificati
     encoder = from_directory(directory, dtype=torch.float32, model_class=OnePeaceModel)
     config = copy.deepcopy(encoder.config)
     assert isinstance(config, OnePeaceConfig)
+    # The pretraining decoder is no part of a classifier, and its weights are not loaded.
     config.decoder = None
     config.num_classes, config.pool_attention = len(labels), True
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
@@ -375,11 +428,22 @@ def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassificati
 def contrast(
     medium: str, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross entropy of both directions over the rows of all processes; equal ids are no negatives."""
+    """Cross entropy of both directions over the rows of all processes; equal ids are no negatives.
+
+    Args:
+        medium: image or audio; bound first by the job.
+        model: a `OnePeaceModel`.
+        batch: input_ids (batch, tokens), the medium's tensors, and ids (batch,).
+        step, generator: unused.
+
+    Returns:
+        loss (), and the share of media that find their text.
+    """
     assert isinstance(model, OnePeaceModel)
     mask = batch.get("audio_attention_mask")
     frames = None if mask is None else model.frame_mask(mask)
     inputs = by_modality(batch["input_ids"], batch.get("pixel_values"), batch.get("input_values"), frame_mask=frames)
+    # Two passes, as published: contrast compares single modalities, never a joint encoding (6.2).
     text, found = model.embed({"text": inputs["text"]})["text"], model.embed({medium: inputs[medium]})[medium]
     (text_all, offset), (found_all, _), (ids_all, _) = map(gather_rows, (text, found, batch["ids"]))
     out = contrastive_loss(
@@ -392,12 +456,13 @@ def contrast(
 def supervised(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The cross entropy of the head."""
+    """The cross entropy of the head over `labels` (batch,), and the share of rows that are right."""
     out = model(**batch)
     return out["loss"], {"right": (out["logits"].argmax(-1) == batch["labels"]).float().mean()}
 
 
 def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objective: Any, *, read: bool) -> Stage:
+    """A stage over the rows asked for: `collate` -> `objective`; read: whether text is read beside the medium."""
     lr = request.lr or (LORA_LR if request.lora else FULL_LR)
 
     def decode(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
@@ -413,7 +478,9 @@ def _stage(request: Request, processor: OnePeaceProcessor, collate: Any, objecti
         peak_lr=lr,
         floor=lr / 100,
         warmup=0.1,
+        # Parameters that the task never reaches get no gradient; frozen, they need no optimiser state.
         trainable=(_used(request.medium, read, embeds=objective is not supervised),),
+        # A LoRA of peft renames modules that train whole; the list knows the plain names.
         no_decay=lambda name, parameter: not decays(name.replace(".modules_to_save.default", ""), parameter.ndim),
     )
 
@@ -452,6 +519,7 @@ def _media(
         return {"pixel_values": (pixels - mean) / std}
     waves = [part["wave"] for part in parts]
     if strength and rng is not None:
+        # Shifted in a circle by up to a quarter: nothing of a short clip is lost.
         waves = [np.roll(wave, int(rng.uniform(-0.25, 0.25) * strength * len(wave))) for wave in waves]
     made = processor.feature_extractor(waves, processor.sampling_rate)
     mask = torch.as_tensor(made["attention_mask"]).bool()
@@ -481,12 +549,14 @@ def _nearest(
         return None
     names = [label.replace("_", " ").replace("-", " ") for label in labels]
     encoder = _encoder(model)
+    # The name alone and in its sentence: their sum is an ensemble of two prompts.
     bare, told = (_text_vectors(encoder, processor, map(form.format, names)) for form in ("{}", PROMPTS[medium]))
     found = _vectors(encoder, processor, rows, medium) @ (bare + told).T
     return [labels[i] for i in found.argmax(1)]
 
 
 def _encoder(model: nn.Module) -> nn.Module:
+    """The features' model: what is under a classifier's head, else the model itself."""
     return model.model if isinstance(model, OnePeaceForClassification) else model
 
 
@@ -502,6 +572,7 @@ def _vectors(model: nn.Module, processor: OnePeaceProcessor, rows: Sequence[Samp
 
 
 def _text_vectors(model: nn.Module, processor: OnePeaceProcessor, texts: Any) -> np.ndarray:
+    """Unit vectors (n, dim) of an iterable of texts."""
     words = list(texts)
     tokens = [processor.tokenize(words[i : i + BATCH]) for i in range(0, len(words), BATCH)]
     return np.concatenate([_run(model, one, "get_text_features").numpy() for one in tokens])
@@ -518,15 +589,18 @@ def _run(model: nn.Module, inputs: dict[str, Tensor], method: str = "forward") -
 
 
 def _batches(rows: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """`rows` in slices of at most `BATCH`."""
     return (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
 
 
 def _need(medium: str, known: Sequence[str], task: str) -> None:
+    """Raise UsageError unless `medium` is among `known`."""
     if medium not in known:
         raise UsageError(f"expected {' or '.join(known)} for {task} with one_peace, got {medium}; set medium")
 
 
 def _save(processor: OnePeaceProcessor, model: nn.Module, directory: Path) -> None:
+    """Weights, configuration and processor as one model directory."""
     assert isinstance(model, OnePeacePreTrainedModel)
     disable_progress_bar()
     model.save_pretrained(directory)
