@@ -62,7 +62,9 @@ class ResponseCache:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                if not isinstance(row, dict) or (number > 1 and not {"key", "answer"} <= row.keys()):
+                    raise ValueError("no row of answers")
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{self.path}, line {number}: expected JSON, got other bytes; delete it") from error
             if number > 1:
                 self.answers[row["key"]] = row["answer"]

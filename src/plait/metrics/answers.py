@@ -231,6 +231,10 @@ def _percent(values: Iterable[float]) -> float:
     return 100.0 * float(np.mean(listed)) if listed else 0.0
 
 
+MAX_SCORE = 100
+"""Beyond this a judge's score is no score."""
+
+
 def judge_verdict(reply: str) -> tuple[bool, int] | None:
     """(right, score) of a judge's reply; None where it is no verdict.
 
@@ -246,8 +250,11 @@ def judge_verdict(reply: str) -> tuple[bool, int] | None:
         found = ast.literal_eval(reply.strip())
         word = str(found["pred"]).lower()
         # int() cuts off, as the public script does: a score of 4.5 counts 4
-        return (word == "yes", int(found["score"])) if word in ("yes", "no") else None
-    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError):  # int() of an infinite score overflows
+        score = int(found["score"])
+        # judges are asked for 0 to 5: one reply of 1e300 would be the mean of all
+        return (word == "yes", score) if word in ("yes", "no") and abs(score) <= MAX_SCORE else None
+    # int() of an infinite score overflows, and brackets in brackets are deeper than the parser goes
+    except (ValueError, SyntaxError, KeyError, TypeError, OverflowError, RecursionError, MemoryError):
         return None
 
 

@@ -334,7 +334,7 @@ def _literal(row: Row, name: str) -> list[Any]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise row.wrong(name, "the text of a list", row[name]) from error
     if not isinstance(value, list):
         raise row.wrong(name, "the text of a list", row[name])
