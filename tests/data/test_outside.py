@@ -15,7 +15,7 @@ from plait.data.manifest import Manifest
 from plait.data.shards import Shards
 from plait.data.sources import open_samples, pack_data
 from plait.errors import UsageError
-from plait.search.index import to_sql
+from plait.search.filters import to_sql
 
 from ..fuzzing import within
 

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 from tiny_embedders import RATE, HueModel, HueProcessor, picture, tone
 
 from plait import Embedder, Index, Sample
+from plait.errors import UsageError
 from plait.search import index as index_module
 
 pytest.importorskip("lancedb")
@@ -316,3 +318,93 @@ def test_a_large_index_answers_approximately_and_stays_complete(
     made.add(Sample(id="new", text="green"))
     assert made.stats()["rows_not_in_ann"] == 1
     assert made.search("green", k=1)[0].id == "new"
+
+
+def noisy(folder: Path, count: int = 3) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_renamed_folder_takes_its_rows_along(tmp_path: Path, embedder: Embedder) -> None:
+    noisy(tmp_path / "p")
+    index = Index.create(tmp_path / "i.lance", embedder)
+    index.add(tmp_path / "p", show_progress=False)
+    index.update("true", caption="a day")
+    before = {hit.checksum: hit.score for hit in index.search("red", 5)}
+    (tmp_path / "p").rename(tmp_path / "holiday")
+    report = index.add(tmp_path / "holiday", show_progress=False)
+    assert (report.added, report.replaced, report.duplicates, len(index)) == (0, 3, [], 3)
+    hits = index.search("red", 5)
+    assert all(Path(hit.path or "").exists() and hit.caption == "a day" for hit in hits)
+    assert {hit.checksum: hit.score for hit in hits} == pytest.approx(before)
+    assert index.add(tmp_path / "holiday", show_progress=False).unchanged == 3
+
+
+def test_a_copy_beside_its_original_stays_a_duplicate(tmp_path: Path, embedder: Embedder) -> None:
+    noisy(tmp_path / "p", 1)
+    index = Index.create(tmp_path / "i.lance", embedder)
+    index.add(tmp_path / "p", show_progress=False)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "p" / "0.png").read_bytes())
+    report = index.add(tmp_path / "copy.png", show_progress=False)
+    assert (report.replaced, len(report.duplicates), len(index)) == (0, 1, 1)
+
+
+def test_names_of_every_system_are_kept(tmp_path: Path, embedder: Embedder) -> None:
+    """Spaces of macOS and Japan, joiners of Persian and of emoji, marks of direction, and a line end."""
+    names = [
+        "at 3.45\u202fPM",
+        "v\u00a013",
+        "\u5199\u771f\u30002024",
+        "\u0645\u200c\u062e",
+        "a\u200db",
+        "\u200eImage",
+        "two\nlines",
+    ]
+    folder = noisy(tmp_path / "p", len(names))
+    for i, name in enumerate(names):
+        (folder / f"{i}.png").rename(folder / f"{name}.png")
+    index = Index.create(tmp_path / "i.lance", embedder)
+    assert index.add(folder, show_progress=False).added == len(names)
+    assert {Path(row["path"]).stem for row in index.list()} == set(names)
+    assert index.delete(paths=folder / "two\nlines.png") == 1
+
+
+def test_truth_values_and_numpy_values_in_filters(tmp_path: Path, embedder: Embedder) -> None:
+    index = Index.create(tmp_path / "i.lance", embedder)
+    rows = [{"id": f"s{i}", "text": f"t{i}", "year": 2000 + i, "score": i / 2, "flag": i % 2 == 0} for i in range(4)]
+    index.add([Sample.from_row(row) for row in rows], show_progress=False)
+
+    def ids(where) -> str:
+        return "".join(sorted(row["id"][1:] for row in index.list(where)))
+
+    assert ids("meta.flag = true") == ids("meta.flag IS TRUE") == ids({"flag": np.bool_(True)}) == "02"
+    assert ids("meta.flag = FALSE AND META.year > 2001") == "3"
+    assert ids({"score": np.float32(0.5)}) == ids({"year": np.int64(2001)}) == "1"
+    with pytest.raises(ValueError, match="expected a finite number for score, got nan"):
+        ids({"score": float("nan")})
+    with pytest.raises(UsageError, match=r"got meta\.nested\.a; filter on a field of its own"):
+        ids("meta.nested.a = 3")
+    with pytest.raises(UsageError, match="Failed to convert to boolean"):
+        ids({"year": True})
+
+
+def test_query_vectors_are_finite_and_their_length_says_nothing(index: Index, embedder: Embedder) -> None:
+    vector = embedder.embed(["red"])[0]
+    expected = [(hit.id, pytest.approx(hit.score, abs=1e-6)) for hit in index.search(vector, 3)]
+    assert [(hit.id, hit.score) for hit in index.search(7 * vector, 3)] == expected
+    with pytest.raises(ValueError, match="of some length, got one of zeros"):
+        index.search(np.zeros_like(vector), 3)
+    with pytest.raises(ValueError, match="finite numbers"):
+        index.search(np.full_like(vector, np.nan), 3)
+
+
+def test_an_index_that_another_process_just_made_is_not_made_again(
+    tmp_path: Path, embedder: Embedder, monkeypatch
+) -> None:
+    answers = iter([False, True])  # not there when asked first, there once the lock is held
+    monkeypatch.setattr("plait.search.index.table_exists", lambda path: next(answers))
+    with pytest.raises(ValueError, match="got one made just now; run the same command again"):
+        Index.create(tmp_path / "i.lance", embedder)

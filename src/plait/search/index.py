@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
-import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,19 +26,13 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped, shipped
+from plait.search.filters import COLUMNS, quote, to_sql
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
-from plait.types import MODALITIES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
-_META = re.compile(r"\bmeta\.(\w+)(\s*(?:<=|>=|<>|!=|=|<|>)\s*-?\d)?")
-_QUOTED = re.compile(r"('(?:[^']|'')*')")
-_CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_FUNCTIONS = {"and", "or", "not", "in", "lower", "upper", "length", "starts_with", "ends_with", "contains", "abs"}
-"""What may stand before a bracket in a filter. None of these makes a value larger than what it is given."""
 TABLE = "items"
 FORMAT = 1
 """Of the table's schema; an index of another format is refused rather than guessed at."""
@@ -54,6 +48,8 @@ _REMEDIES = {
     "permission denied": "check its owner and permissions",
     "read-only": "copy the index to a place that can be written",
 }
+_FLOOR = 100
+"""Hits asked of the approximate index at least: it finds the nearest row among a thousand candidates, not among ten."""
 ANN_ROWS = 50_000
 """From this many rows on, `optimize` (and the end of an `add`) builds an approximate index; below, search is exact."""
 
@@ -257,6 +253,7 @@ class Index:
     def _add_chunk(self, chunk: Sequence[Candidate], embedder: Embedder, ledger: Ledger, report: AddReport) -> None:
         """Hash, judge, embed and commit one chunk; what came of it goes into `report`."""
         fresh: list[tuple[Entry, bool]] = []  # (entry, whether it replaces a row)
+        moved: list[tuple[Entry, str]] = []  # (entry, the id of the row that had its content under a path now gone)
         for candidate in chunk:
             try:
                 entry = entry_of(candidate)
@@ -266,11 +263,16 @@ class Index:
             verdict, reason = ledger.judge(entry)
             if verdict in ("new", "changed"):
                 fresh.append((entry, verdict == "changed"))
+            elif verdict == "moved":
+                moved.append((entry, reason))
             elif verdict == "unchanged":
                 report.unchanged += 1
             else:
                 left_out = report.duplicates if verdict == "duplicate" else report.skipped
                 left_out.append(Problem(candidate.name, reason))
+        if moved:
+            self._move(moved)
+            report.replaced += len(moved)
         found = embedder.embed_readable([entry.item for entry, _ in fresh], show_progress=False)
         report.skipped += [Problem.of(fresh[s.index][0].path or fresh[s.index][0].id, s.reason) for s in found.skipped]
         if not found.kept:
@@ -286,6 +288,25 @@ class Index:
                 self._table.add(rows)
         report.replaced += replaced
         report.added += len(kept) - replaced
+
+    def _move(self, moved: Sequence[tuple[Entry, str]]) -> None:
+        """Write rows anew under the paths to which their files were moved, with the vectors that they have."""
+        ids = ", ".join(quote(old) for _, old in moved)
+        with one_line():
+            held = self._table.search().where(f"id IN ({ids})").select(["id", "caption", "label", "meta", "vector"])
+            rows = {row["id"]: row for row in held.limit(len(moved)).to_arrow().to_pylist()}
+            entries = []
+            for entry, old in moved:  # a file of a folder says nothing of itself: its row keeps its words
+                row = rows[old]
+                words = {"caption": row["caption"], "label": row["label"], "meta": json.loads(row["meta"] or "{}")}
+                given = {"caption": entry.caption, "label": entry.label, "meta": entry.meta}
+                entries.append(replace(entry, **{name: given[name] or words[name] for name in words}))
+            vectors = np.array([rows[old]["vector"] for _, old in moved], np.float32)
+            made = to_arrow(entries, vectors)
+            upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            upsert.execute(made)  # first the new rows: a kill leaves rows of files that are gone, never files without
+            if gone := {old for _, old in moved} - {entry.id for entry in entries}:
+                self._table.delete(f"id IN ({', '.join(map(quote, sorted(gone)))})")
 
     def delete(
         self,
@@ -441,7 +462,7 @@ class Index:
 
         Args:
             query: an item as `Embedder.embed` takes it (text, Path, mapping of several media), or a vector
-                (dim,) of unit length.
+                (dim,), which is brought to unit length.
             k: how many, at least 1; fewer come where fewer rows fit.
             where: a filter, see `to_sql`; rows are filtered before they are ranked.
             weights: weight per modality of a fused query.
@@ -465,13 +486,17 @@ class Index:
             raise ValueError(f"expected a vector of shape ({self.description['dim']},), got {vector.shape}")
         if not np.isfinite(vector).all():  # Lance finds nothing near NaN, and says so without an error
             raise ValueError("expected a vector of finite numbers, got NaN or infinity; embed the query anew")
-        request = self._table.search(np.asarray(vector, np.float32)).distance_type("dot").limit(k)
+        vector = np.asarray(vector, np.float32)
+        length = float(np.linalg.norm(vector))
+        if not (math.isfinite(length) and length > 0):
+            raise ValueError("expected a query of some length, got one of zeros; embed the query anew")
+        request = self._table.search(vector / length).distance_type("dot").limit(max(k, _FLOOR))
         # the approximate index holds 8 bits a number: ten times as many candidates are compared in full
         request = request.refine_factor(10) if not exact else request.bypass_vector_index()
         if condition := to_sql(where, modality):
             request = request.where(condition)
         with one_line(condition):
-            rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().to_pylist()
+            rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().slice(0, k).to_pylist()
         return [
             Hit(
                 score=1.0 - row["_distance"],  # Lance's dot distance is 1 - product, and vectors have length 1
@@ -538,7 +563,7 @@ class AddReport:
         raise ValueError(reason if ";" in reason else f"{reason}; check the file")
 
 
-Verdict = Literal["new", "changed", "unchanged", "duplicate", "taken"]
+Verdict = Literal["new", "changed", "unchanged", "moved", "duplicate", "taken"]
 
 
 class Ledger:
@@ -560,12 +585,19 @@ class Ledger:
         """The verdict on an entry, and the reason where it is left out. What is new or changed is remembered.
 
         Returns:
-            "new", "changed", "unchanged", "duplicate" (content of another row) or "taken" (id of another row),
-            and the reason for the last two.
+            "new", "changed", "unchanged", "moved" (content of a row whose file is gone from where it was),
+            "duplicate" (content of another row) or "taken" (id of another row); and for "moved" the id of that
+            row, for the last two the reason.
         """
         content = f"{entry.modality}:{entry.checksum}"
         before, owner = self._rows.get(entry.id), self._owner.get(content)
         # two manifests may use one id for different files: replacing the row would lose the first
+        holder = self._rows[owner][1] if owner is not None else None
+        is_gone = holder and entry.path and holder != entry.path and not os.path.exists(holder)
+        if owner is not None and is_gone and (before is None or owner == entry.id):
+            del self._rows[owner], self._owner[content]
+            self._put(entry.id, content, entry.path)
+            return "moved", owner
         if before and before[1] != entry.path:
             return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
         if before and before[0] == content:
@@ -582,69 +614,6 @@ class Ledger:
             del self._owner[before[0]]
         self._rows[row_id] = (content, path)
         self._owner.setdefault(content, row_id)
-
-
-def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -> str | None:
-    """SQL of a filter, or None when there is none.
-
-    Args:
-        where: a string is SQL over the columns id, modality, path, caption, label, checksum; `meta.NAME` reads
-            a field of meta (a number when it is compared with a number). A mapping asks for equality: names
-            that are no column are fields of meta, a list means any of its values, None a field that is absent.
-        modality: one modality on top of that.
-
-    Returns:
-        A condition for Lance.
-
-    Raises:
-        UsageError: for a modality that is none.
-        ValueError: for a name in a mapping that no field can have.
-
-    Example:
-        >>> to_sql({"label": ["cat", "dog"]}, "image")
-        "modality = 'image' AND (label = 'cat' OR label = 'dog')"
-    """
-    if modality not in (None, *MODALITIES):
-        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
-    parts = [] if modality is None else [f"modality = {quote(modality)}"]
-    if isinstance(where, Mapping):
-        parts += [_equals(name, value) for name, value in where.items()]
-    elif where and where.strip():
-
-        def read_meta(match: re.Match[str]) -> str:
-            name, comparison = match.groups()  # Lance has a getter per type: numbers are compared with numbers
-            return f"json_get_{'float' if comparison else 'string'}(meta, '{name}')" + (comparison or "")
-
-        outside_quotes = " ".join(_QUOTED.split(where)[::2])
-        for name in _CALLED.findall(outside_quotes):
-            if name.lower() not in _FUNCTIONS:  # repeat('a', 1000000000) takes all memory, and there are hundreds more
-                raise UsageError(f"expected a filter of {', '.join(sorted(_FUNCTIONS))}, got the function {name:.40}")
-        pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
-        parts.append("(" + "".join(p if n % 2 else _META.sub(read_meta, p) for n, p in enumerate(pieces)) + ")")
-    return " AND ".join(parts) or None
-
-
-def quote(value: str) -> str:
-    """An SQL string literal: quotes inside are doubled, which is all the escaping that SQL strings have."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _equals(name: str, value: Any) -> str:
-    """SQL that asks whether a column, or a field of meta, has a value, or one of a list of values."""
-    if isinstance(value, list | tuple | set):
-        return "(" + " OR ".join(_equals(name, one) for one in value) + ")" if value else "false"
-    if name not in COLUMNS and not re.fullmatch(r"\w+", name):
-        raise ValueError(f"expected a filter on {', '.join(COLUMNS)} or a field of meta, got {name!r}")
-    if value is None:
-        return f"{name if name in COLUMNS else f'json_get_string(meta, {quote(name)})'} IS NULL"
-    if name in COLUMNS:
-        return f"{name} = {quote(str(value))}"
-    # before numbers: a bool is an int in Python, and JSON tells them apart
-    if isinstance(value, bool):
-        return f"json_get_bool(meta, {quote(name)}) = {str(value).lower()}"
-    if isinstance(value, int | float):
-        return f"json_get_float(meta, {quote(name)}) = {value}"
-    return f"json_get_string(meta, {quote(name)}) = {quote(str(value))}"
 
 
 def table_exists(path: Path) -> bool:
@@ -685,7 +654,9 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
         metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
     )
     path.mkdir(parents=True, exist_ok=True)
-    with one_line():
+    with writing(path), one_line():
+        if table_exists(path):  # another process was faster
+            raise ValueError(f"expected no index at {path}, got one made just now; run the same command again")
         return lancedb.connect(path).create_table(TABLE, schema=schema)
 
 
@@ -763,6 +734,10 @@ def one_line(where: str | None = None) -> Generator[None]:
         raise UsageError(f"expected a filter such as \"label = 'dog'\", got another: {reason}; correct it") from error
     except (RuntimeError, OSError) as error:
         reason = _first(error)
+        if where is not None and "Execution error" in reason:  # found only when the filter met the rows
+            said = reason.rpartition("Execution error: ")[2].rstrip(".")
+            told = f"a value that the rows do not have ({said})"
+            raise UsageError(f"expected a filter such as \"label = 'dog'\", got {where}: {told}; correct it") from error
         remedy = next((told for sign, told in _REMEDIES.items() if sign in reason.lower()), "check the disk")
         raise OSError(f"expected an index that can be read and written, got {reason}; {remedy}") from error
 

@@ -191,8 +191,10 @@ def entry_of(candidate: Candidate) -> Entry:
         raise ValueError(f"{size} bytes, more than {MAX_BYTES}")
     where = path.resolve()
     # such as a lone surrogate, of a name that is no UTF-8: SQL and JSON cannot hold it
-    if not str(where).isprintable():
-        raise ValueError("a name with characters that cannot be printed or stored; rename it")
+    try:  # a name is bytes of a person's choice, and an index stores any that are text; escaping is for display
+        str(where).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a name that is no UTF-8; rename it") from error
     with path.open("rb") as stream:
         # 128 bits of the digest tell files apart, and keep rows short
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
