@@ -25,6 +25,7 @@ OTHER_MARKS = {"<|image|>": IMAGE, "<|video|>": VIDEO}
 """How mPLUG-Owl and mPLUG-Owl2 write them."""
 
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+# The label that torch's cross entropy leaves out by default.
 IGNORED = -100
 
 Turns = list[dict[str, str]]
@@ -45,7 +46,11 @@ class Talk:
 
 
 def holds_conversation(sample: Sample, *, captions: bool) -> bool:
-    """Whether a row has messages, or a question with answers, or (captions) a medium with words."""
+    """Whether a row has messages, or a question with answers, or (captions) a medium with words.
+
+    Args:
+        sample: the row. captions: whether an image or video with a caption alone counts.
+    """
     has_media = sample.image is not None or sample.video is not None
     said = captions and has_media and bool(sample.captions or sample.text)
     return bool(sample.messages or (sample.question and sample.answers) or said)
@@ -54,10 +59,21 @@ def holds_conversation(sample: Sample, *, captions: bool) -> bool:
 def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
     """The turns of a row, its media first where no placeholder says otherwise.
 
-    describe: what is asked where there are captions alone, `{kind}` is image or video. number: which of several answers
-    or captions is given, counted around.
-    Raises ValueError, naming the row, without turns, for roles that are not known, and where media and placeholders
-    differ in number: in a batch they would pass to the rows after it.
+    Args:
+        sample: the row.
+        describe: what is asked where there are captions alone, `{kind}` is image or video.
+        number: which of several answers or captions is given, counted around.
+
+    Returns:
+        `{"from": "human" or "gpt", "value": text}` per turn, with <image> and <video> where media stand.
+
+    Raises:
+        ValueError: names the row, without turns, for roles that are not known, and where media and placeholders differ
+            in number: in a batch they would pass to the rows after it.
+
+    Example:
+        >>> conversation_of(Sample("a", image="a.jpg", question="What?", answers=["A cat."]), "Describe.")[0]["value"]
+        '<image>What?'
     """
     captions = sample.captions or ([sample.text] if sample.text else [])
     kind = "image" if sample.image is not None else "video" if sample.video is not None else None
@@ -90,7 +106,13 @@ def read_talk(
 ) -> Talk:
     """Decode a row: its conversation, its pictures, and `num_frames` frames of its clips, evenly in time.
 
-    is_drawn: which of several answers or captions is learned is drawn, not the first.
+    Args:
+        sample: the row. rng: drawn from only with is_drawn.
+        describe: as in `conversation_of`.
+        is_drawn: which of several answers or captions is learned is drawn, not the first.
+
+    Raises:
+        ValueError: as `conversation_of`, and for media that cannot be decoded.
     """
     turns = conversation_of(sample, describe, int(rng.integers(1 << 30)) if is_drawn else 0)
     pictures = tuple(load_image(picture).convert("RGB") for picture in _several(sample.image))
@@ -106,6 +128,7 @@ def num_learned(batch: dict[str, Any]) -> int:
 
 
 def _turn(sample: Sample, message: dict[str, Any], *, is_first: bool) -> dict[str, str]:
+    """One message as a turn, None for a system message. Raises ValueError, naming the row, for unknown roles."""
     role = message.get("from", message.get("role"))
     content = message.get("value", message.get("content"))
     is_system = role == "system" and is_first
@@ -139,10 +162,12 @@ def _told(text: str) -> dict[str, str]:
 
 
 def _said(role: str, text: str) -> dict[str, str]:
+    """A turn in which every family's placeholders are <image> and <video>."""
     for written, mark in OTHER_MARKS.items():
         text = text.replace(written, mark)
     return {"from": role, "value": text}
 
 
 def _several(media: Any) -> list[Any]:
+    """The media of a field as a list: none, one, or several."""
     return [] if media is None else list(media) if isinstance(media, list) else [media]

@@ -20,11 +20,25 @@ CYCLE = 1000
 class Mixture:
     """Several sources in one stage: every step has the batch of one, in all processes the same.
 
-    sources: name -> source. weights: how often each has its turn, by default as its number of samples. turns: "drawn"
-    in an order drawn anew for each cycle, or "in order" of the sources, as mPLUG-2's pretraining repeats its kinds of
-    rows. named: whether a batch, a dict, gets the name of its source under "task".
     In a cycle every source has its exact share; a source goes on at its own pace, so a small one is repeated more
     often, never reshuffled early.
+
+    Args:
+        sources: name -> source.
+        weights: how often each has its turn, by default as its number of samples.
+        turns: "drawn" in an order drawn anew for each cycle, or "in order" of the sources, as mPLUG-2's pretraining
+            repeats its kinds of rows.
+        named: whether a batch, a dict, gets the name of its source under "task".
+
+    Raises:
+        ValueError: without sources, and where they do not have a weight above 0 each.
+
+    Example:
+        >>> from plait.data.reader import Reader, as_it_is
+        >>> source = Reader([0, 1], lambda parts, rng: parts, as_it_is)
+        >>> mixture = Mixture({"a": source, "b": source}, {"a": 1, "b": 1}, turns="in order")
+        >>> [mixture.turn(seed=0, step=step) for step in range(3)]
+        [(0, 0), (1, 0), (0, 1)]
     """
 
     def __init__(
@@ -52,12 +66,17 @@ class Mixture:
         cycle, place = divmod(step, len(self.cycle))
         order = self.cycle[: place + 1]
         if self.turns == "drawn":
+            # 2 keeps this order apart from those of the sources, which have the same seed.
             order = self.cycle[permuted(len(self.cycle), np.arange(place + 1), seed, cycle, 2)]
         number = int(order[-1])
         return number, cycle * self.shares[number] + int((order[:-1] == number).sum())
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Row numbers of the source whose turn it is, each times the number of sources plus the number of its own."""
+        """Row numbers of the source whose turn it is, times the number of sources, plus the number of the source.
+
+        A row number tells its source by itself, so `load` and `names` need no step. `own` counts the source's turns,
+        not steps: each source sees its epochs as if it were alone.
+        """
         number, own = self.turn(seed, step)
         source = list(self.sources.values())[number]
         return [int(row) * len(self.sources) + number for row in source.rows(seed, own, batch_size)]
@@ -79,13 +98,25 @@ class Mixture:
         return [line for source in self.sources.values() for line in bad_of(source)]
 
     def _found(self, rows: Sequence[int]) -> tuple[str, Source, list[int]]:
+        """Name, source and its own row numbers of rows of one batch."""
         count = len(self.sources)
         name, source = list(self.sources.items())[rows[0] % count]
         return name, source, [row // count for row in rows]
 
 
 def shares_of(weights: Sequence[float]) -> list[int]:
-    """Whole turns in the shortest cycle, of at most `CYCLE`, that has these weights (within 1 %, else to rounding)."""
+    """Whole turns in the shortest cycle, of at most `CYCLE`, that has these weights (within 1 %, else to rounding).
+
+    Args:
+        weights: above 0; only their ratios count.
+
+    Returns:
+        Turns of each source in a cycle, at least 1.
+
+    Example:
+        >>> shares_of([3, 1])
+        [3, 1]
+    """
     parts = np.asarray(weights, np.float64) / sum(weights)
     for length in range(len(parts), CYCLE + 1):
         shares = np.maximum(np.round(parts * length), 1)

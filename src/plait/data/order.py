@@ -22,6 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+# Luby and Rackoff (1988) need four for an order that passes as random; two more cost little.
 _NUM_ROUNDS = 6
 
 
@@ -33,12 +34,20 @@ class Order(Protocol):
         ...
 
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """The rows of global batch `step`."""
+        """The row numbers of global batch `step`, from 0 and counted on through all epochs."""
         ...
 
 
 class Shuffled:
-    """Every row once an epoch, each epoch in a new order; rows that do not fill a batch are left out of it."""
+    """Every row once an epoch, each epoch in a new order; rows that do not fill a batch are left out of it.
+
+    Args:
+        length: number of rows.
+
+    Example:
+        >>> sorted(Shuffled(4).rows(seed=0, step=0, batch_size=4))
+        [0, 1, 2, 3]
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -47,15 +56,18 @@ class Shuffled:
         return self.length
 
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
-        """Row numbers of global batch `step`."""
+        """Row numbers of global batch `step`. Raises ValueError for fewer rows than one batch holds."""
         return rows_of_step(self.length, batch_size, seed, step).tolist()
 
 
 class Spread:
     """Rows of pairwise different concepts in a batch, so that no negative is a hidden positive.
 
-    concepts: (rows,) a whole number that names the concept of each row, such as a digest of its label. A batch larger
-    than the number of concepts repeats some, none more often than it must.
+    Concepts come equally often, whatever their number of rows. An epoch counts rows, but a row may come twice in it.
+
+    Args:
+        concepts: (rows,) a whole number that names the concept of each row, such as a digest of its label. A batch
+            larger than the number of concepts repeats some, none more often than it must.
     """
 
     def __init__(self, concepts: np.ndarray) -> None:
@@ -70,11 +82,11 @@ class Spread:
         return len(self.by_concept)
 
     def number(self, concept: int) -> int:
-        """Concepts counted in the order of first appearance."""
+        """The number of a concept, counted in the order of first appearance."""
         return int(self.rank[np.searchsorted(self.known, concept)])
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """A row each of `batch_size` concepts."""
+        """Row numbers of `batch_size` concepts, one of each concept's rows drawn evenly."""
         rng, count = np.random.default_rng((seed, step)), len(self.ends)
         rounds = [rng.permutation(count) for _ in range(-(-batch_size // count))]
         chosen = np.concatenate(rounds)[:batch_size]
@@ -85,10 +97,16 @@ class Spread:
 class Grouped:
     """Steps of rows of one modality and of similar length, as mPLUG-Owl2 was trained.
 
-    lengths: (rows,) positive with an image, negative without. micro: rows that go through the model together: steps
-    are dealt into chunks of so many, of nearly equal length each, whatever the number of processes. Every epoch is a
-    new order; its rows that do not fill a step are left out of it. The order of one epoch is kept, 4 bytes a row,
-    since the released rule cannot tell a batch without the others.
+    Every epoch is a new order; its rows that do not fill a step are left out of it. The order of one epoch is kept, 4
+    bytes a row, since the released rule cannot tell a batch without the others.
+
+    Args:
+        lengths: (rows,) positive with an image, negative without, never 0.
+        micro: rows that go through the model together: steps are dealt into chunks of so many, of nearly equal length
+            each, whatever the number of processes. 1 where it does not divide the batch.
+
+    Source:
+        Specification mPLUG-Owl2, 10.3.
     """
 
     def __init__(self, lengths: np.ndarray, micro: int = 1) -> None:
@@ -99,7 +117,11 @@ class Grouped:
         return len(self.lengths)
 
     def rows(self, seed: int, step: int, batch_size: int) -> list[int]:
-        """Row numbers of global batch `step`. Raises ValueError for fewer rows than one batch holds."""
+        """Row numbers of global batch `step`.
+
+        Raises:
+            ValueError: for fewer rows than one batch holds, and for a length of 0.
+        """
         if len(self) < batch_size:
             raise ValueError(f"expected at least {batch_size} samples for one batch, got {len(self)}; lower batch_size")
         epoch, place = divmod(step, len(self) // batch_size)
@@ -118,12 +140,17 @@ class Grouped:
 class Budgeted:
     """Batches of samples of nearly one length, as many as a budget of tokens (frames, samples of sound) allows.
 
-    lengths: of each sample, in tokens. budget: largest padded size of a global batch, `rows * longest`. unit: the
-    stage's batch_size; a batch has a multiple of it, so a number of processes that divides the unit divides every
-    batch.
     Samples are ordered by length and cut into batches, which come in a new order every epoch, each of other samples of
     the same lengths.
-    Raises ValueError where `unit` samples of the longest do not fit the budget.
+
+    Args:
+        lengths: of each sample, in tokens.
+        budget: largest padded size of a global batch, `rows * longest`.
+        unit: the stage's batch_size; a batch has a multiple of it, so a number of processes that divides the unit
+            divides every batch.
+
+    Raises:
+        ValueError: where `unit` samples of the longest do not fit the budget, or there are fewer samples.
     """
 
     def __init__(self, lengths: Sequence[int] | np.ndarray, budget: int, unit: int) -> None:
@@ -169,7 +196,20 @@ class Budgeted:
 
 
 def permuted(length: int, positions: np.ndarray, *key: int) -> np.ndarray:
-    """Sample numbers at `positions` of the shuffled order of range(length) that `key` names; both int64 (n,)."""
+    """Sample numbers at `positions` of the shuffled order of range(length) that `key` names.
+
+    Args:
+        length: of the order. positions: int64 (n,), each below length.
+        key: whole numbers, such as seed and epoch; other numbers are other orders.
+
+    Returns:
+        int64 (n,), different for different positions.
+
+    Example:
+        >>> sorted(permuted(3, np.arange(3), 0, 0).tolist())
+        [0, 1, 2]
+    """
+    # Both halves have as many bits; the domain is below four times the length, so few walks are long.
     half = max(1, ((length - 1).bit_length() + 1) // 2)
     round_keys = np.random.SeedSequence(key).generate_state(_NUM_ROUNDS, np.uint64)
     values = _feistel(positions.astype(np.uint64), round_keys, half)
@@ -192,6 +232,7 @@ def rows_of_step(length: int, batch_size: int, seed: int, step: int) -> np.ndarr
 
 
 def _feistel(values: np.ndarray, round_keys: np.ndarray, half: int) -> np.ndarray:
+    """Shuffle numbers of 2 * half bits, uint64 (n,): each round can be undone, so none meet."""
     mask = np.uint64((1 << half) - 1)
     left, right = values >> np.uint64(half), values & mask
     for key in round_keys:
@@ -209,7 +250,18 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 def length_grouped(
     lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None = None
 ) -> list[int]:
-    """A shuffled order; global batches of world_size * batch_size hold what was shuffled together, longest first."""
+    """A shuffled order; global batches of world_size * batch_size hold what was shuffled together, longest first.
+
+    Args:
+        lengths: (rows,) above 0. batch_size: rows of a process; world_size: processes times accumulation, as released.
+        generator: of the shuffle.
+
+    Returns:
+        Every row number once; process after process within a global batch.
+
+    Source:
+        Specification mPLUG-Owl2, 10.3.
+    """
     import torch  # late: a command plans its order before it loads torch
 
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
@@ -225,7 +277,12 @@ def modality_grouped(
 ) -> list[int]:
     """`length_grouped` for each modality, full global batches of both mixed at random, the two incomplete ones last.
 
-    lengths: positive with an image, negative without. Raises ValueError for a length of 0.
+    Args:
+        lengths: (rows,) positive with an image, negative without.
+        batch_size, world_size, generator: as in `length_grouped`.
+
+    Raises:
+        ValueError: for a length of 0, which would be of no modality.
     """
     import torch
 
@@ -239,13 +296,19 @@ def modality_grouped(
     for group in groups:
         order = length_grouped([abs(lengths[i]) for i in group], batch_size, world_size, generator)
         megas = _cut([group[i] for i in order], world_size * batch_size)
+        # The last of each counts as incomplete even when it is full: so the released sampler does.
         full, last = full + megas[:-1], last + megas[-1]
     mixed = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
+    # Sorted by row number, not by length: the released order, kept to the letter.
     return [i for mega in [*mixed, sorted(last)] for i in mega]
 
 
 def even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int) -> list[list[int]]:
-    """Deal sorted indices to chunks of equal size and nearly equal length; every n-th where sizes cannot agree."""
+    """Deal sorted indices to chunks of equal size and nearly equal length; every n-th where sizes cannot agree.
+
+    Args:
+        indices: row numbers, longest first. lengths: of all rows. num_chunks: number of chunks.
+    """
     if len(indices) % num_chunks:
         return [list(indices[i::num_chunks]) for i in range(num_chunks)]
     size = len(indices) // num_chunks
@@ -256,9 +319,11 @@ def even_chunks(indices: Sequence[int], lengths: Sequence[int], num_chunks: int)
         chunks[shortest].append(index)
         totals[shortest] += lengths[index]
         if len(chunks[shortest]) == size:
+            # A full chunk takes no more.
             totals[shortest] = float("inf")
     return chunks
 
 
 def _cut(items: Sequence[int], size: int) -> list[list[int]]:
+    """`items` in slices of `size`, the last one shorter."""
     return [list(items[i : i + size]) for i in range(0, len(items), size)]

@@ -65,6 +65,7 @@ def held_out_pairs(
     objects = _shuffled(set(others) - set(things), rng)
     if not things or not objects:
         return []
+    # Rounded up: with too few objects a thing could not have its share of different pairs.
     per_thing = -(-count // len(things))
     objects = objects[: max(per_thing, round(count / OBJECT_SHARE))]
     shares = np.full(len(things), count // len(things))
@@ -77,6 +78,7 @@ def held_out_pairs(
 
 
 def _shuffled(names: set[str], rng: np.random.Generator) -> Sequence[str]:
+    """Names in an order that depends on them and on `rng` alone: a set has none that lasts."""
     ordered = sorted(names)
     return [ordered[i] for i in rng.permutation(len(ordered))]
 
@@ -97,11 +99,17 @@ def concept_of(sample: Sample) -> int:
 class PicturesWithWords(Reader):
     """Image-text batches with pairwise different concepts.
 
-    samples: rows with `image` and `text`; rows of one `label` show one concept. A batch larger than the number of
-        concepts repeats some; `ids` say which rows belong together.
-    augmentation: 0 (none) to 1 (scale 0.75-1.2, rotation +-17 degrees, colour shifts, cut-out, mirror).
-    composed: share of rows that become pictures of two things, captioned "X and Y"; pairs in `held_out` never are.
-    bare_names: share of captions that are the name alone; the others add some of the row's `captions` as keywords.
+    Args:
+        samples: rows with `image` and `text`; rows of one `label` show one concept. A batch larger than the number of
+            concepts repeats some; `ids` say which rows belong together.
+        tokenize: captions -> tensors. image_size: side in pixels. mean, std: (3,) of the image encoder.
+        augmentation: 0 (none) to 1 (scale 0.75-1.2, rotation +-17 degrees, colour shifts, cut-out, mirror).
+        composed: share of rows that become pictures of two things, captioned "X and Y"; pairs in `held_out` never are.
+        bare_names: share of captions that are the name alone; the others add some of the row's `captions` as keywords.
+        reading: workers, and what becomes of bad samples.
+
+    Raises:
+        ValueError: without samples.
     """
 
     def __init__(
@@ -143,9 +151,11 @@ class PicturesWithWords(Reader):
                 count = int(rng.integers(1, min(3, len(words)) + 1))
                 caption = ", ".join([caption, *(words[i] for i in rng.permutation(len(words))[:count])])
             captions.append(caption)
+        # Numbers of concepts, so rows of one concept are no negatives of each other.
         ids = torch.tensor([self.spread.number(concept_of(sample)) for sample, _ in parts])
         for i in np.flatnonzero(rng.random(len(parts)) < self.composed):
             first, left = parts[i]
+            # Decoded through the reader's own store; key 0, since decoding draws nothing.
             second, right = self._part((int(rng.integers(len(self.samples))), 0))
             if first.label == second.label or frozenset((first.label, second.label)) in self.held_out:
                 continue
@@ -161,9 +171,16 @@ class PicturesWithWords(Reader):
 class SoundsWithWords(Reader):
     """Audio-text batches, balanced over concepts; rows of one concept share their text.
 
-    prepare: waveform -> model input (samples,), such as `prepare_waveform`.
-    shuffle_seed: give every clip the label of another clip (the control that must end at chance).
-    augmentation: 0 (none) to 1 (shift by up to a quarter of the clip, noise 20 dB below it).
+    Args:
+        samples: rows with `audio` and `text`. tokenize: captions -> tensors.
+        sampling_rate: samples per second to which clips are resampled.
+        prepare: waveform -> model input (samples,), such as `prepare_waveform`.
+        augmentation: 0 (none) to 1 (shift by up to a quarter of the clip, noise 20 dB below it).
+        shuffle_seed: give every clip the label of another clip (the control that must end at chance).
+        reading: workers, and what becomes of bad samples.
+
+    Raises:
+        ValueError: without samples.
     """
 
     def __init__(
@@ -228,9 +245,16 @@ class Relabelled(Sequence[Sample]):
 def augment(
     images: Tensor, strength: float, rng: np.random.Generator, *, frames: int = 1, mirrors: bool = True
 ) -> Tensor:
-    """Random affine, colour, mirror and cut-out on white. images: (batch, 3, side, side) in [0, 1] -> like it.
+    """Random affine, colour, mirror and cut-out on white.
 
-    frames: so many images in a row belong to one clip and get the same changes; mirrors: whether half are mirrored.
+    Args:
+        images: (batch, 3, side, side) in [0, 1].
+        strength: 0 (none) to 1. rng: of all draws.
+        frames: so many images in a row belong to one clip and get the same changes.
+        mirrors: whether half are mirrored; False where left and right have a meaning.
+
+    Returns:
+        Like `images`.
     """
     batch, _, side, _ = images.shape
     clips = batch // frames
@@ -246,6 +270,7 @@ def augment(
     shift = draw(-0.12 * strength, 0.12 * strength, 2)
     theta = torch.stack([cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]], dim=1).view(batch, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    # Inverted, so that the zeros beyond the edge become white, as the pages are.
     out = 1 - F.grid_sample(1 - images, grid, align_corners=False)
     mix = torch.eye(3) + draw(-0.22 * strength, 0.22 * strength, 3, 3)
     out = (1 - torch.einsum("bij,bjhw->bihw", mix, 1 - out)).clamp_(0, 1)

@@ -30,7 +30,10 @@ Collate = Callable[[list[Any], np.random.Generator], Any]
 
 
 class Source(Protocol):
-    """What a step's batch comes from: a `Reader`, a `plait.data.mixture.Mixture`, or examples that are drawn."""
+    """What a step's batch comes from: a `Reader`, a `plait.data.mixture.Mixture`, or examples that are drawn.
+
+    Nothing here keeps a position: a run that continues asks for its step and gets the same batch.
+    """
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -39,7 +42,13 @@ class Source(Protocol):
     def rows(self, seed: int, step: int, batch_size: int) -> Sequence[int]:
         """The sample numbers of global batch `step`: a pure function, the same for every number of processes.
 
-        As many as batch_size, or a multiple of it where batches are filled to a budget (`plait.data.order.Budgeted`).
+        Args:
+            seed: of the run. step: from 0, counted on through all epochs.
+            batch_size: rows of a global batch.
+
+        Returns:
+            As many numbers as batch_size, or a multiple of it where batches are filled to a budget
+            (`plait.data.order.Budgeted`).
         """
         ...
 
@@ -54,7 +63,12 @@ class Source(Protocol):
 
 @dataclass
 class BadSamples:
-    """Samples that could not be read: row number -> one line. most: so many are skipped, the next one is fatal."""
+    """Samples that could not be read: row number -> one line.
+
+    Args:
+        most: so many are skipped, the next one is fatal; None for no limit.
+        messages: what was noted; rows that have no number, since they were never opened, count down from -1.
+    """
 
     most: int | None = None
     messages: dict[int, str] = field(default_factory=dict)
@@ -64,7 +78,11 @@ class BadSamples:
         return len(self.messages)
 
     def add(self, row: int, message: str) -> None:
-        """Note a bad sample once. Raises ValueError when there are more than `most`."""
+        """Note a bad sample once, from any thread.
+
+        Raises:
+            ValueError: when there are more than `most`.
+        """
         with self._lock:
             self.messages.setdefault(row, message)
             if self.most is not None and len(self.messages) > self.most:
@@ -78,9 +96,17 @@ class BadSamples:
 class Reading:
     """How rows are read, never which they are or what becomes of them; every recipe has these three settings.
 
-    workers: threads that decode (decoders of media let others run meanwhile), 0 for the thread that collates.
-    on_bad: "raise", or "skip": a sample that cannot be read is counted and listed, and the next one stands in.
-    most_bad: so many are skipped, one more is fatal.
+    Args:
+        workers: threads that decode (decoders of media let others run meanwhile), 0 for the thread that collates.
+        on_bad: "raise", or "skip": a sample that cannot be read is counted and listed, and the next one stands in.
+        most_bad: so many are skipped, one more is fatal; None for no limit.
+
+    Raises:
+        ValueError: for another on_bad, and for fewer than 0 workers.
+
+    Example:
+        >>> Reading(workers=2, on_bad="skip", most_bad=10).workers
+        2
     """
 
     workers: int = 0
@@ -97,7 +123,11 @@ class Reading:
 class Rows(Sequence[Sample]):
     """Some rows of a data set in its order, read when they are asked for; 8 bytes a row are held.
 
-    measures: (rows,) int64, what `select` was asked to measure of each; bad: what could not be read so far.
+    Args:
+        samples: the whole data set.
+        numbers: (rows,) int64, which of its samples these are.
+        measures: (rows,) int64, what `select` was asked to measure of each.
+        bad: what could not be read so far; a `Reader` over these rows goes on with its count.
     """
 
     def __init__(
@@ -135,10 +165,23 @@ def select(
 ) -> Rows:
     """The rows of a data set that are of `splits` and that `keep` takes, found in one pass that holds none of them.
 
-    data: a path for `open_samples`, or samples, such as rows that were selected before. splits: None for all. wanted:
-    what kept rows have, in words. measure: a whole number of each row (its length, the digest of its concept). A row
-    that cannot be read, or that keep or measure refuse with a ValueError, is fatal, or skipped as `reading` says.
-    Raises ValueError where none is left, unless there may be none.
+    A row that cannot be read, or that keep or measure refuse with a ValueError, is fatal, or skipped as `reading` says.
+
+    Args:
+        data: a path for `open_samples`, or samples, such as rows that were selected before.
+        wanted: what kept rows have, in words, for the error.
+        keep: whether a row is wanted.
+        splits: of the rows, None for all; a row without a split trains.
+        measure: a whole number of each row (its length, the digest of its concept).
+        may_be_none: whether nothing may be left.
+
+    Raises:
+        ValueError: where no row is left, for the first bad one unless they are skipped, and beyond `reading.most_bad`.
+
+    Example:
+        >>> rows = select([Sample("a", text="cat"), Sample("b")], "text", lambda sample: bool(sample.text))
+        >>> [sample.id for sample in rows]
+        ['a']
     """
     reading = reading or Reading()
     skips, skipped = reading.on_bad == "skip", Skipped()
@@ -146,6 +189,7 @@ def select(
     samples = open_samples(data, reading.on_bad, skipped) if isinstance(data, str) else data
     for line in skipped.messages:
         bad.add(-1 - len(bad), line)  # these have no number: the manifest left them out
+    # Arrays of the C kind, 8 bytes a row: a list of a billion Python integers would not fit.
     numbers, measures, seen = array("q"), array("q"), 0
     for number in range(len(samples)):
         try:
@@ -169,11 +213,20 @@ def select(
 class Reader:
     """A source over any sequence of samples.
 
-    decode: `(sample, rng) -> part`, run by the workers; without it pictures are decoded and everything else is left as
-        it is. collate: `(parts, rng) -> batch`. A sample that either refuses (ValueError, OSError) is bad.
-    order: which rows a step has, without it a new order every epoch. keep_bytes: so many bytes of decoded parts are
-        kept for when their rows come again, which pays for small files that are met in many epochs; only for a decode
-        that draws nothing.
+    Args:
+        samples: `Rows`, or any sequence; its position is the row number.
+        collate: `(parts, rng) -> batch`.
+        decode: `(sample, rng) -> part`, run by the workers; without it pictures are decoded and everything else is
+            left as it is. A sample that decode or collate refuses (ValueError, OSError) is bad.
+        reading: workers, and what becomes of bad samples.
+        order: which rows a step has, without it a new order every epoch.
+        keep_bytes: so many bytes of decoded parts are kept for when their rows come again, which pays for small files
+            that are met in many epochs; only for a decode that draws nothing.
+
+    Example:
+        >>> reader = Reader([1, 2, 3, 4], lambda parts, rng: sorted(parts), as_it_is)
+        >>> reader.load([3, 0], np.random.default_rng(0))
+        [1, 4]
     """
 
     def __init__(
@@ -219,13 +272,16 @@ class Reader:
         except (ValueError, OSError):
             if not self.skips:
                 raise
+        # The collate of the whole batch does not say whose fault it was: each part is tried alone.
         parts = [self._collated_alone(part, row, key) for part, (row, key) in zip(parts, work, strict=True)]
+        # The failed collate may have drawn; the batch must not depend on how far it came.
         rng.bit_generator.state = state
         return self.collate(parts, rng)
 
     def _part(self, work: tuple[int, int]) -> Any:
         """The decoded sample of a row, or of the next row that can be read."""
         row, key = work
+        # The next row in the data set's order stands in, the same in every process and run.
         for number in range(len(self.samples)):
             place = (row + number) % len(self.samples)
             if place in self.bad.messages:
@@ -262,6 +318,7 @@ class Reader:
         raise ValueError(f"expected samples that can be read, got {len(self.bad)} bad ones of {len(self.samples)}")
 
     def _name(self, row: int) -> str:
+        """The id of a row, or its number where it has none or cannot be read."""
         try:
             return str(getattr(self.samples[row], "id", row))
         except ValueError:
@@ -281,7 +338,7 @@ def as_it_is(sample: Any, rng: np.random.Generator) -> Any:
 
 
 def num_bytes(part: Any) -> int:
-    """Bytes of arrays and tensors in any nest of dicts, lists and tuples."""
+    """Bytes of arrays and tensors in any nest of dicts, lists and tuples; everything else counts as nothing."""
     if isinstance(part, dict):
         return sum(map(num_bytes, part.values()))
     if isinstance(part, list | tuple):
