@@ -128,7 +128,7 @@ def num_learned(batch: dict[str, Any]) -> int:
 
 
 def _turn(sample: Sample, message: dict[str, Any], *, is_first: bool) -> dict[str, str]:
-    """One message as a turn, None for a system message. Raises ValueError, naming the row, for unknown roles."""
+    """One message as a turn; is_first: it may be a system message. ValueError, naming the row, for unknown roles."""
     role = message.get("from", message.get("role"))
     content = message.get("value", message.get("content"))
     is_system = role == "system" and is_first
