@@ -119,3 +119,18 @@ def test_smoothed_labels_are_those_of_the_loss(family: str, tmp_path: Path) -> N
     args = TrainingArguments(str(tmp_path), label_smoothing_factor=1e-7, use_cpu=True, report_to="none")
     smoothed = Trainer(model, args).compute_loss(model, dict(batch))
     assert torch.allclose(smoothed, model(**batch).loss, rtol=1e-4)
+
+
+def test_arguments_that_a_processor_cannot_obey_are_refused() -> None:
+    pair = (
+        mplug2.MPlug2Processor.from_config(writer().config),
+        one_peace.OnePeaceProcessor.from_config(one_peace.OnePeaceConfig(**SIZES)),
+    )
+    for processor in pair:
+        assert processor(text=["a", "a b c"], padding=True)["input_ids"].shape[0] == 2
+        for bad in ({"padding": False}, {"padding": "max_length"}, {"paddng": True}):
+            with pytest.raises(ValueError, match="expected"):
+                processor(text=["a", "a b c"], **bad)
+    with pytest.raises(ValueError, match="truncation"):
+        pair[1](text="a", truncation=False)
+    assert writer().config.keys_to_ignore_at_inference == ["encoder_last_hidden_state"]

@@ -102,6 +102,7 @@ class MPlug2Config(PreTrainedConfig):
 
     model_type = "mplug2"
     has_no_defaults_at_init = False
+    keys_to_ignore_at_inference = ["encoder_last_hidden_state"]  # noqa: RUF012 (Trainer gathers what is left: logits)
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "dim",
         "num_attention_heads": "num_heads",

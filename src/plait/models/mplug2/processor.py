@@ -172,8 +172,11 @@ class MPlug2Processor(ProcessorMixin):
         Raises:
             ValueError: for arguments it does not know, no input at all, and texts over the limit.
         """
-        if set(unknown) - {"padding"}:
-            raise ValueError(f"expected images, text, videos, got {', '.join(sorted(set(unknown) - {'padding'}))}")
+        # A tensor holds nothing ragged, and no text is filled up beyond the longest: any other wish would be ignored.
+        if (padding := unknown.pop("padding", True)) not in (True, None, "longest"):
+            raise ValueError(f"expected padding=True, got {padding!r}; texts are padded to the longest of them")
+        if unknown:
+            raise ValueError(f"expected images, text, videos, got {', '.join(sorted(unknown))}")
         if return_tensors != "pt":
             raise ValueError(f"expected return_tensors='pt', got {return_tensors!r}")
         batch: dict[str, Tensor] = {}

@@ -196,7 +196,11 @@ class OnePeaceProcessor(ProcessorMixin):
                 sampling rate.
         """
         added = {name: values for name, values in others.items() if is_registered(name)}
-        if unknown := set(others) - added.keys() - {"padding", "truncation"}:
+        # Texts are cut and padded as published, whoever asks: any other wish would be ignored.
+        for name, kept in (("padding", (True, None, "longest")), ("truncation", (True, None, "longest_first"))):
+            if (wish := others.pop(name, True)) not in kept:
+                raise ValueError(f"expected {name}=True, got {wish!r}; max_tokens sets the length of texts")
+        if unknown := set(others) - added.keys():
             raise ValueError(f"expected images, text, audio, got {', '.join(sorted(unknown))}")
         if return_tensors != "pt":
             raise ValueError(f"expected return_tensors='pt', got {return_tensors!r}")
