@@ -32,7 +32,7 @@ TEXT_COLUMNS = ("text", "caption")
 
 @dataclass(frozen=True)
 class Caption:
-    """The words of one file, from one or several rows of captions files."""
+    """The words of one file, from one or several rows of captions files; rows of one `group` are never split."""
 
     texts: list[str]
     label: str | None
@@ -50,7 +50,12 @@ class Scan:
 def from_folder(folder: str | Path, out: str | Path, test_share: float = 0.2, progress: bool = False) -> Path:
     """Write `out/manifest.jsonl` for a folder of media and return `out`. Files left out are named in a warning.
 
-    Errors as `scan`, and ValueError when `out` already holds a manifest.
+    Args:
+        folder: of media. out: a directory without a manifest.
+        test_share: of the files, 0 up to 1. progress: whether a bar is shown.
+
+    Raises:
+        ValueError: as `scan`, and when `out` already holds a manifest.
     """
     found = scan(folder, test_share, progress)
     for line in found.left_out:
@@ -72,7 +77,15 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
 
     The split goes by content hash within each label and modality: `test_share` of the files (at least one where there
     are two), and equal files always on the same side. Files without words, of other kinds or damaged are left out.
-    Raises ValueError when nothing is left, or a captions file is wrong (its file and line are named).
+
+    Args:
+        folder: of media. test_share: 0 up to 1. progress: whether a bar is shown.
+
+    Returns:
+        Samples with their split, and a line per file that was left out.
+
+    Raises:
+        ValueError: when nothing is left, or a captions file is wrong (its file and line are named).
     """
     root = Path(folder)
     if not root.is_dir():
@@ -106,6 +119,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
 
 
 def _files(root: Path) -> Iterator[Path]:
+    """Files of a folder and below, without hidden ones and without captions files at its top."""
     for path in root.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if path.is_file() and not hidden and not (path.parent == root and path.suffix.lower() in CAPTION_SUFFIXES):
@@ -113,6 +127,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
+    """One file as a row; its words are its captions, else its top folder's name. ValueError with the reason."""
     kind = kind_of(path)
     if kind not in ("image", "audio", "video"):
         raise ValueError("no picture, sound or video")
@@ -205,6 +220,7 @@ def _joined(digests: dict[str, str], groups: dict[str, str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for name, group in groups.items():
         a, b = sorted((root(digests[name]), root(first.setdefault(group, digests[name]))))
+        # The root of a group is its least hash (a < b), so the order of files does not matter.
         parent[b] = a
     return {name: root(digest) for name, digest in digests.items()}
 
@@ -212,13 +228,18 @@ def _joined(digests: dict[str, str], groups: dict[str, str]) -> dict[str, str]:
 def split_groups(samples: list[Sample], digests: dict[str, str], test_share: float) -> None:
     """Set `split` of every sample: per label and modality the first distinct groups in hash order are for testing.
 
+    Hash order is as good as chance and the same tomorrow; a file that is added moves few others to the other side.
     Where every label has one group only, groups of all labels together are drawn from.
-    digests: sample -> a hash that samples share which belong on one side.
+
+    Args:
+        samples: changed in place. test_share: of the groups.
+        digests: sample -> a hash that samples share which belong on one side.
     """
     groups: dict[tuple[str | None, str], set[str]] = defaultdict(set)
     for sample in samples:
         groups[sample.label, "".join(sample.modalities[-1:])].add(digests[sample.id])
     held = {digest for contents in groups.values() for digest in _held_out(contents, test_share)}
+    # Otherwise a set with one file per label, as named portraits, would have nothing to test on.
     held = held or _held_out(set(digests.values()), test_share)
     for sample in samples:
         sample.split = "test" if digests[sample.id] in held else "train"

@@ -48,7 +48,11 @@ class Skipped:
 
 
 def manifest_path(path: str | Path) -> Path:
-    """The manifest file behind a path to it or to its directory. Raises ValueError when there is none."""
+    """The manifest file behind a path to it or to its directory.
+
+    Raises:
+        ValueError: when there is none.
+    """
     path = Path(path)
     if path.is_file():
         return path
@@ -66,8 +70,16 @@ class Manifest(Sequence[Sample]):
     """The rows of a manifest, every one checked at once and parsed again when it is asked for.
 
     12 bytes a row are held: where its line begins and how long it is. A compressed manifest is unpacked into a file
-    without a name, since there is no seeking in gzip. The file stays open, so a manifest that is written anew
-    meanwhile is read as it was. `on_bad` and `skipped` as in `read_manifest`.
+    without a name, since there is no seeking in gzip. The file stays open, so a manifest that is written anew meanwhile
+    is read as it was.
+
+    Args:
+        path: of the manifest or of its directory.
+        on_bad: "raise" for the first bad row, or "skip".
+        skipped: takes the messages of rows that are left out; without it they become one warning.
+
+    Raises:
+        ValueError: for another on_bad, no manifest, a file that is not UTF-8 or cut, and a bad row.
     """
 
     def __init__(
@@ -83,6 +95,7 @@ class Manifest(Sequence[Sample]):
                 self._fd = os.dup(unpacked.fileno())
         else:
             self._fd = os.open(self.path, os.O_RDONLY)
+        # Without a with-block: readers of a run hold the manifest until the end of the process.
         weakref.finalize(self, os.close, self._fd)
         starts, sizes, numbers, names = array("q"), array("i"), array("q"), array("Q")
         for number, start, line in self._lines():
@@ -100,6 +113,7 @@ class Manifest(Sequence[Sample]):
             starts.append(start)
             sizes.append(len(line))
             numbers.append(number)
+            # 8 bytes a row find repeated ids; the ids themselves would fill the memory.
             names.append(digest(sample.id))
         self._starts, self._sizes = np.array(starts, np.int64), np.array(sizes, np.int32)
         self._drop_repeated(np.array(names, np.uint64), np.array(numbers, np.int64), on_bad, report)
@@ -142,6 +156,7 @@ class Manifest(Sequence[Sample]):
             raise ValueError(f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again") from error
 
     def _bad(self, number: int, error: ValueError, on_bad: str, report: Skipped) -> None:
+        """Raise the error with file and line, or note it in `report`."""
         message = f"{self.path}, line {number}: {error}" + ("" if ";" in str(error) else "; correct the row")
         if on_bad == "raise":
             raise ValueError(message) from error
@@ -170,7 +185,10 @@ class Manifest(Sequence[Sample]):
 
 
 def digest(text: str) -> int:
-    """64 bits that stand for a text, the same in every process: two of a billion texts agree once in forty tries."""
+    """64 bits that stand for a text, the same in every process: two of a billion texts agree once in forty tries.
+
+    Python's own `hash` of a text differs from run to run.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -179,8 +197,18 @@ def read_manifest(
 ) -> list[Sample]:
     """Read every row of a manifest as a sample with absolute media paths (strings).
 
-    `on_bad="raise"`: the first bad row is a ValueError that names file, line and field. `on_bad="skip"`: bad rows are
-    left out and listed in `skipped` when it is given, else in one warning with their count.
+    Args:
+        path: of the manifest or of its directory.
+        on_bad: "raise": the first bad row is a ValueError that names file, line and field. "skip": bad rows are left
+            out and listed in `skipped` when it is given, else in one warning with their count.
+        skipped: takes the messages.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_manifest(f"{folder}/manifest.jsonl", [Sample("a", text="cat")])
+        ...     [sample.text for sample in read_manifest(path)]
+        ['cat']
     """
     return list(Manifest(path, on_bad, skipped))
 
@@ -188,7 +216,16 @@ def read_manifest(
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
     """Write samples as JSONL (gzip when the name ends in `.gz`); media inside the manifest's directory become relative.
 
-    The file is written aside and moved into place. Raises ValueError for media that are not paths.
+    The file is written aside and moved into place. Nothing but the rows goes into it, so equal rows give equal bytes.
+
+    Args:
+        path: of the file. samples: in their order.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for media that are not paths.
     """
     path = Path(path)
     lines = []
@@ -203,7 +240,7 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
 
 
 def checked_sample(line: str, folder: Path | None, where: str) -> Sample:
-    """The sample of one line of JSON from elsewhere than a manifest; its errors begin with `where`."""
+    """The sample of one line of JSON from elsewhere than a manifest; its ValueErrors begin with `where`."""
     try:
         return _sample(line, folder)
     except ValueError as error:
@@ -219,6 +256,7 @@ def checked_row(row: dict[str, Any], folder: Path | None, where: str) -> Sample:
 
 
 def _sample(line: str, folder: Path | None) -> Sample:
+    """One line of JSON -> its sample, checked. Raises ValueError that names the field."""
     return _from_row(checked_json(line), folder)
 
 
@@ -254,6 +292,7 @@ def decoded(content: bytes, path: Path) -> str:
 
 
 def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
+    """A decoded row -> its sample, media paths made absolute below `folder` where there is one."""
     _check_row(row)
     for name in MEDIA:
         if folder is not None and row.get(name) is not None:
@@ -262,6 +301,7 @@ def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
 
 
 def _check_row(row: dict[str, Any]) -> None:
+    """Raise ValueError, naming the field, for a row whose fields are not of the kinds that `Sample` has."""
     if not isinstance(row.get("id"), str | int) or row["id"] == "":
         raise ValueError(f"field 'id': expected a unique name, got {row.get('id')!r:.80}; give every row an id")
     for name in STRINGS:
@@ -282,17 +322,21 @@ def _check_row(row: dict[str, Any]) -> None:
 
 
 def _check_list(row: dict[str, Any], name: str, kind: type) -> None:
+    """Raise ValueError where the field `name` is neither missing nor a list of `kind` values."""
     value = row.get(name)
     if value is not None and not (isinstance(value, list) and all(isinstance(item, kind) for item in value)):
         raise ValueError(f"field {name!r}: expected a list of {kind.__name__} values, got {value!r:.80}")
 
 
 def _is_box(box: Any) -> bool:
+    """Whether this is a list of four numbers."""
     numbers = isinstance(box, list) and len(box) == 4
+    # True and False are integers to Python, but no corners.
     return numbers and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
 
 
 def _relative(value: Any, folder: Path, sample_id: str, name: str) -> str:
+    """A media path as the manifest writes it: relative inside `folder`, else as it is, with forward slashes."""
     if not isinstance(value, str | Path):
         raise ValueError(f"sample {sample_id!r}, field {name!r}: expected a path to write, got {type(value).__name__}")
     path = Path(value)

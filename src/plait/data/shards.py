@@ -30,12 +30,18 @@ from plait.types import Sample
 INDEX, TABLE = "index.json", "index.npy"
 FORMAT = "plait-shards 1"
 COLUMNS = ("shard", "row", "row_bytes", *(f"{m}{end}" for m in MEDIA for end in ("", "_bytes")))
+# Few files even for terabytes, and each still quickly copied and checked.
 SHARD_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Member(Packed):
-    """A file inside a tar: `num_bytes` from `offset` of the file `path`."""
+    """A file inside a tar.
+
+    Args:
+        path: of the tar. offset, num_bytes: where its content lies there.
+        where: file, row and medium, for messages.
+    """
 
     path: str
     offset: int
@@ -60,7 +66,11 @@ class Member(Packed):
 class Shards(Sequence[Sample]):
     """The rows of packed shards, each read when asked for. Opening costs the same for any number of rows.
 
-    Raises ValueError where the index is damaged, or a shard is missing or not as long as it was written.
+    Args:
+        directory: that `pack` wrote.
+
+    Raises:
+        ValueError: where the index is damaged, or a shard is missing or not as long as it was written.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -74,6 +84,7 @@ class Shards(Sequence[Sample]):
                 raise ValueError(
                     f"expected {shard['bytes']} bytes in shard {path}, got {got}; copy it again or pack the data anew"
                 )
+        # Mapped, so processes share it; allow_pickle=False, since an array of a stranger could hold code.
         self.table = np.load(self.directory / TABLE, mmap_mode="r", allow_pickle=False)
         if self.table.shape != (facts["rows"], len(COLUMNS)):
             raise ValueError(
@@ -110,8 +121,13 @@ def is_shards(path: str | Path) -> bool:
 def pack(samples: Iterable[Sample], out: str | Path, shard_bytes: int = SHARD_BYTES) -> int:
     """Write samples with the bytes of their media into shards under the new directory `out`; the number of rows.
 
-    Media are copied as they are, never decoded. A shard is closed when it holds `shard_bytes`. The directory appears
-    whole or not at all. Raises ValueError where `out` exists or media cannot be read.
+    Media are copied as they are, never decoded. The directory appears whole or not at all.
+
+    Args:
+        samples: in their order. out: must not exist. shard_bytes: a shard is closed when it holds so many.
+
+    Raises:
+        ValueError: where `out` exists, media cannot be read or are empty, and without rows.
     """
     out = Path(out)
     if shard_bytes < 1:
@@ -121,12 +137,14 @@ def pack(samples: Iterable[Sample], out: str | Path, shard_bytes: int = SHARD_BY
 
 
 def _write_shards(samples: Iterable[Sample], out: Path, shard_bytes: int) -> int:
+    """Shards, `index.npy` and `index.json` in `out`; the number of rows."""
     table: list[list[int]] = []
     shards: list[dict[str, Any]] = []
     rows = iter(samples)
     for first in rows:
         name = f"shard-{len(shards):05d}.tar"
         with tarfile.open(out / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+            # The outer loop took the first row of this shard, so that none is opened for nothing.
             for sample in chain((first,), rows):
                 table.append(_add(tar, sample, len(table), len(shards)))
                 if tar.offset >= shard_bytes:
@@ -154,14 +172,17 @@ def _add(tar: tarfile.TarFile, sample: Sample, number: int, shard: int) -> list[
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
+    """Write a member; offset and length of its content in the tar."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
     blocks = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    # addfile leaves the offset behind the content, which is padded to whole blocks of 512 bytes.
     return tar.offset - blocks, len(content)
 
 
 def _bytes_of(source: Any, sample: Sample, modality: str) -> bytes:
+    """The bytes of a path or packed file. Raises ValueError, naming the row, where there are none."""
     try:
         content = source.read() if isinstance(source, Packed) else Path(source).read_bytes()
     except (OSError, TypeError) as error:
@@ -173,11 +194,13 @@ def _bytes_of(source: Any, sample: Sample, modality: str) -> bytes:
 
 
 def _suffix(source: Any) -> str:
+    """The ending of a file's name where it is plain, else `.bin`: names of members come from outside."""
     suffix = Path(str(source)).suffix.lower() if isinstance(source, str | Path) else ""
     return suffix if suffix[1:].isalnum() and len(suffix) < 8 else ".bin"
 
 
 def _facts(directory: Path) -> dict[str, Any]:
+    """`index.json`, its types checked. Raises ValueError for anything else."""
     path = directory / INDEX
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))

@@ -31,7 +31,12 @@ CACHED_GROUPS = 4
 
 @dataclass(frozen=True)
 class _Part:
-    """Some rows: light columns, and a function that gives a media column of the same rows."""
+    """Some rows: light columns, and a function that gives a media column of the same rows.
+
+    Args:
+        name: of the file, for messages. light: a pyarrow table without bytes of media.
+        media: name of a medium -> its column. split: of all these rows, None where columns say it.
+    """
 
     name: str
     light: Any
@@ -41,7 +46,12 @@ class _Part:
 
 @dataclass(frozen=True)
 class Cell(Packed):
-    """A file in a cell of a table."""
+    """A file in a cell of a table.
+
+    Args:
+        column: gives the column when the bytes are asked for. row: its place there.
+        where: file, row and medium, for messages.
+    """
 
     column: Callable[[], Any]
     row: int
@@ -62,7 +72,12 @@ class Cell(Packed):
 
 
 class Table(Sequence[Sample]):
-    """The rows of parquet or arrow files, each made when asked for. A bad row is a ValueError with file and row."""
+    """The rows of parquet or arrow files, each made when asked for. A bad row is a ValueError with file and row.
+
+    Args:
+        parts: in their order. names: column of classes -> their names, by number.
+        root: folder that media paths are relative to, and stay inside of.
+    """
 
     def __init__(self, parts: Sequence[_Part], names: Mapping[str, Sequence[str]], root: Path) -> None:
         self.parts, self.names, self.root = list(parts), names, root
@@ -88,6 +103,7 @@ class Table(Sequence[Sample]):
         for modality in MEDIA:
             if (found := self._medium(part, row, modality, light, where)) is not None:
                 values[modality] = found
+        # The check of rows knows paths alone: cells go around it.
         kept = {name: values.pop(name) for name in MEDIA if isinstance(values.get(name), Cell)}
         sample = checked_row(values, None, where)
         for name, cell in kept.items():
@@ -95,6 +111,7 @@ class Table(Sequence[Sample]):
         return sample
 
     def _named(self, column: str, value: Any) -> Any:
+        """A value as manifests have it: a class by its name, any other label as text."""
         if column in self.names and isinstance(value, int):
             return self.names[column][value]
         return str(value) if column == "label" and isinstance(value, int) else value
@@ -112,6 +129,7 @@ class Table(Sequence[Sample]):
         return Cell(partial(part.media, modality), row, f"{where}, {modality}") if value else None
 
     def _inside(self, name: str, where: str) -> str:
+        """A path below `root`. Raises ValueError with the row where it leads out of it."""
         try:
             return str(inside(self.root, name))
         except ValueError as error:
@@ -127,7 +145,11 @@ def is_saved_data_set(path: str | Path) -> bool:
 
 
 def read_saved(directory: str | Path) -> Table:
-    """A directory of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; rows get the split they lie in."""
+    """A directory of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; rows get the split they lie in.
+
+    Raises:
+        ValueError: for a set with indices (a selection that was not written out), and a missing arrow file.
+    """
     root = Path(directory)
     if not (root / "dataset_dict.json").is_file():
         parts, names = _saved_split(root, None)
@@ -138,6 +160,7 @@ def read_saved(directory: str | Path) -> Table:
 
 
 def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, list[str]]]:
+    """The parts of one saved split, and the names of its classes."""
     pyarrow, ipc = import_extra("pyarrow"), import_extra("pyarrow.ipc")
     state = read_json(root / "state.json")
     if state.get("_indices_data_files"):
@@ -154,11 +177,19 @@ def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, 
 
 
 def _column(table: Any, name: str) -> Any:
+    """A column of a table; bound with `partial`, since a lambda in a loop would see the last table."""
     return table.column(name)
 
 
 def read_parquet(path: str | Path) -> Table:
-    """A parquet file, or all below a directory; a file called train-..., test-... gives its rows that split."""
+    """A parquet file, or all below a directory; a file called train-..., test-... gives its rows that split.
+
+    Args:
+        path: of a file or a directory; media paths are relative to the directory.
+
+    Raises:
+        ValueError: without parquet files, and for a file that is none.
+    """
     root = Path(path)
     files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not files:
@@ -243,6 +274,7 @@ def _light(table: Any) -> Any:
 
 
 def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Column -> names of its classes, from the features that `datasets` writes beside the data."""
     return {
         name: kind["names"]
         for name, kind in features.items()

@@ -63,9 +63,15 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
     retrieval: recall at 1, the mean of both directions; classify, vqa: accuracy; caption: CIDEr; ground: share of boxes
     with an IoU of at least 0.5; chat: bits per byte of the answers, an end counted as a byte: low is good, and models
     with other vocabularies can be compared.
+
+    Args:
+        task: one of `TASKS`.
+        found: what a job predicts, a value per row; retrieval: (media, texts), vectors (rows, dim) each.
+        samples: the rows, in the same order.
     """
     if task == "chat":
         sizes = [sum(map(len, _spoken(sample))) for sample in samples]
+        # A ratio of sums, not a mean of ratios: long answers count by their bytes.
         interval = bootstrap_ratio([float(nats) / math.log(2) for nats in found], sizes)
         found = {"value": interval.estimate, "interval": [interval.lower, interval.upper], "about": "low is good"}
         return {"metric": "bits per byte", **found}
@@ -75,8 +81,15 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[str, Any]:
-    """What needs no model: chance, the most frequent label, answer or caption of the training rows, their mean box,
-    for conversations the frequencies of single bytes."""
+    """What needs no model: chance, the most frequent label, answer or caption of the training rows, their mean box, for
+    conversations the frequencies of single bytes.
+
+    Args:
+        task: one of `TASKS`. train: rows that the answer is counted on. test: rows that it is scored on.
+
+    Returns:
+        As `score`, and `about`: what the answer is.
+    """
     if task == "retrieval":
         same = same_concept(test)
         chance = float(np.mean([chance_at_k(int(row.sum()), len(test), 1) for row in same]))
@@ -86,6 +99,7 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
         return {**score(task, [box] * len(test), test), "about": "the mean box"}
     if task == "chat":
         seen = Counter(byte for sample in train for answer in _spoken(sample) for byte in answer)
+        # One more of each of the 256 bytes: a byte that was never met must not cost infinitely much.
         total = seen.total() + 256
         nats = [-sum(math.log((seen[b] + 1) / total) for answer in _spoken(s) for b in answer) for s in test]
         return {**score(task, nats, test), "about": "bytes by how often they are met, low is good"}
@@ -109,7 +123,11 @@ def text_of(sample: Sample) -> str:
 
 
 def shares(sample: Sample) -> list[float]:
-    """The first box of a row as shares of the width and height of its picture."""
+    """The first box of a row as shares of the width and height of its picture.
+
+    Raises:
+        ValueError: names the row, where that is no box of four numbers.
+    """
     box = (sample.boxes or [[]])[0]
     if len(box) != 4:
         raise ValueError(f"expected a box x0, y0, x1, y1 in row {sample.id!r}, got {sample.boxes}")
@@ -131,12 +149,14 @@ def _spoken(sample: Sample) -> list[bytes]:
 
 
 def _words(task: str, sample: Sample) -> Sequence[str]:
+    """What a row has to say for a task: its label, its answers or its captions."""
     if task == "classify":
         return [sample.label or ""]
     return sample.answers or () if task == "vqa" else sample.captions or [sample.text or ""]
 
 
 def _recall(found: Any, samples: Sequence[Sample]) -> Values:
+    """Whether a row of the same concept is the nearest, the mean of both directions, per row."""
     media, texts = (np.asarray(vectors, np.float64) for vectors in found)
     same = same_concept(samples)
     both = hits_at_k(media @ texts.T, same, 1) + hits_at_k(texts @ media.T, same.T, 1).astype(np.float64)
@@ -144,20 +164,24 @@ def _recall(found: Any, samples: Sequence[Sample]) -> Values:
 
 
 def _labels(found: Any, samples: Sequence[Sample]) -> Values:
+    """Whether the label is the row's, per row."""
     return "accuracy", [said == sample.label for said, sample in zip(found, samples, strict=True)]
 
 
 def _answers(found: Any, samples: Sequence[Sample]) -> Values:
+    """Whether an answer is among the row's, both in the normal form of VQA's evaluation, per row."""
     right = [{evalai(answer) for answer in sample.answers or ()} for sample in samples]
     return "accuracy", [evalai(said) in answers for said, answers in zip(found, right, strict=True)]
 
 
 def _captions(found: Any, samples: Sequence[Sample]) -> Values:
+    """CIDEr against the row's captions, per row."""
     references = [sample.captions or [sample.text or ""] for sample in samples]
     return "CIDEr", caption_scores(list(found), references).cider
 
 
 def _boxes(found: Any, samples: Sequence[Sample]) -> Values:
+    """Whether the IoU with the row's first box is at least 0.5, per row."""
     return "accuracy@0.5", box_hits(np.asarray(found), np.asarray([shares(s) for s in samples])).astype(float).tolist()
 
 
@@ -180,9 +204,13 @@ WHOLE = 1 << 20
 class Talker:
     """What a family that talks brings: captions, answers, labels and conversations of one's own rows follow from it.
 
-    load: directory -> (model, processor), ready to train; read: `(processor, sample, rng) -> talk`, one row decoded;
-    collate: `(processor, max_length, talks, rng, training=True) -> batch` with labels, augmented when training;
-    objective: the mean cross entropy over learned positions; save: `(processor, model, directory)`.
+    Args:
+        load: directory -> (model, processor), ready to train.
+        read: `(processor, sample, rng) -> talk`, one row decoded.
+        collate: `(processor, max_length, talks, rng, training=True) -> batch` with labels, augmented when training.
+        objective: the mean cross entropy over learned positions.
+        save: `(processor, model, directory)`.
+        full_lr, lora_lr: peak rates where none is asked for.
     """
 
     load: Callable[[str], tuple[Any, Any]]
@@ -198,7 +226,11 @@ class Talker:
         return {task: partial(self.job, task) for task in ("classify", "caption", "vqa", "chat")}
 
     def job(self, task: str, request: Request) -> Job:
-        """What a task trains: each row with the question and answers of the task alone, of which one is drawn."""
+        """What a task trains: each row with the question and answers of the task alone, of which one is drawn.
+
+        Args:
+            task: classify, caption, vqa or chat. request: what was asked for.
+        """
         model, processor = self.load(str(request.model))
         spoken, first = skills(model, processor), [model]
         labels = sorted({sample.label or "" for sample in request.train}) if task == "classify" else []
@@ -240,6 +272,7 @@ class Talker:
         )
 
         def build() -> nn.Module:
+            # The processor needed the model once; a second build reads it again, since the first may have trained.
             return first.pop() if first else self.load(str(request.model))[0]
 
         return Job(build, stage, in_evaluation(predict), partial(self.save, processor))
@@ -252,6 +285,7 @@ class Talker:
             batch = self.collate(processor, WHOLE, [talk], drawing, training=False)
             inputs = {name: value.to(device) for name, value in batch.items()}
             loss, _ = self.objective(model, inputs, 0, torch.Generator(device))
+            # One row a batch, so the mean times its positions is the row's own sum.
             found.append(float(loss) * num_learned(batch))
         return found
 
@@ -356,12 +390,22 @@ def finetune(
 ) -> Recipe:
     """Train a model on your own rows: LoRA or full, measured before and after on the rows you hold out.
 
-    model: a model directory, or nano; data: a manifest, tar shards, parquet or a saved data set, with a split test;
-    lora: rank of the adapter, 0 to train everything; bits: hold the frozen base in 4 or 8 bits beside it; steps instead
-    of epochs where given; lr: the family's own without it; medium: image, audio, video or text, the most frequent
-    without it (chat: all); augmentation: of pictures and sounds, 0 to 1; workers: threads that decode; on_bad,
-    most_bad: skip so many rows that cannot be read.
     Needs: rows of split train or none, and of test. Cost: minutes for some hundred files on two cores with nano.
+
+    Args:
+        model: a model directory, or nano.
+        data: a manifest, tar shards, parquet or a saved data set, with a split test.
+        task: one of `TASKS` that the model's family knows.
+        lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
+        steps, epochs: length of the run; steps count where both are given.
+        batch_size: rows of a step, at most as many as there are. lr: peak rate, the family's own without it.
+        medium: image, audio, video or text, the most frequent without it (chat: all).
+        augmentation: of pictures and sounds, 0 to 1.
+        workers: threads that decode. on_bad, most_bad: skip so many rows that cannot be read.
+
+    Raises:
+        UsageError: for a task that the family has not, bits without lora, and no model directory.
+        ValueError: without rows to train on or to hold out.
     """
     from plait.models import shipped
 
@@ -434,10 +478,12 @@ _TARGETS = {
 
 
 def _recipe(request: Request, job: Job) -> Recipe:
+    """The job as a recipe: its stage, with a LoRA if asked for, measured before and after."""
     stage = job.stage
     if request.lora:
         from plait.training.lora import TRAINABLE
 
+        # The family's own choice of parameters is for full training; beside a LoRA the base is frozen.
         stage = replace(stage, trainable=TRAINABLE)
     before, after = partial(_before, request, job, stage), partial(_after, request, job)
     return Recipe(partial(_build, request, job), [stage], partial(_save, request, job), before, after)
@@ -481,6 +527,7 @@ def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Mo
     if has_adapter(model):
         with atomic_directory(run_dir / "adapter", replace=True) as directory:
             save_adapter(model, directory, request.model)
+        # Rounded weights cannot take the LoRA in: it is merged into a base that is read again whole.
         if request.bits:
             device, model = next(model.parameters()).device, job.build().float()
             load_adapter(model, run_dir / "adapter")
@@ -520,6 +567,7 @@ def how_to_load(model: nn.Module, name: str) -> list[str]:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
+    """The result file, written whole or not at all."""
     atomic_write(path, json.dumps(found, indent=1) + "\n")
 
 

@@ -28,8 +28,13 @@ ADAM_BYTES = 8
 class StagePlan:
     """What one stage does to the parameters and costs. Counts are parameters; bytes and flops are of one process.
 
-    bytes: of parameters, gradients, optimiser and, where `flops` is set, of what a micro batch keeps for the backward
-    pass (activations). flops: of one optimiser step, forward and backward. note: why the last two are not known.
+    Args:
+        stage, batch_size, length: its name, rows of a step over all processes, steps or epochs in words.
+        trainable, frozen: part of the model -> parameters.
+        bytes: of parameters, gradients, optimiser and, where `flops` is set, of what a micro batch keeps for the
+            backward pass (activations).
+        flops: of one optimiser step, forward and backward.
+        note: why the last two are not known.
     """
 
     stage: str
@@ -43,7 +48,11 @@ class StagePlan:
 
 
 def describe_task(one: Any) -> str:
-    """What a task needs and leaves behind, as a table for people. one: a plan of the family's planner."""
+    """What a task needs and leaves behind, as a table for people.
+
+    Args:
+        one: a plan of the family's planner, such as mPLUG-2's.
+    """
     rows = [
         (part, format_count(count), f"{one.flops[part] / 1e9:.1f} G" if part in one.flops else "-")
         for part, count in one.parameters.items()
@@ -66,6 +75,13 @@ def with_cost(
     """The plan with activations and FLOPs of the stage's first step, counted on one batch and shapes alone.
 
     A step that needs values (a cut of the batch by them) is not counted; `note` says why.
+
+    Args:
+        one: the plan of `plan_stage`. model: on the meta device. stage: gives the batch.
+        dtype: of the computation. processes: that share a batch. recompute: 0 keeps all activations, n drops those of every n-th layer.
+
+    Raises:
+        UsageError: where the batch cannot be divided evenly.
     """
     from plait.training.account import step_cost
     from plait.weights.dtypes import resolve_dtype
@@ -85,7 +101,12 @@ def with_cost(
 
 
 def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
-    """Count what `stage` trains in `model`; its parameters are marked trainable or frozen accordingly."""
+    """Count what `stage` trains in `model`; its parameters are marked trainable or frozen accordingly.
+
+    Args:
+        model: on any device; a rounded parameter counts the numbers that it stands for, and the bytes that it takes.
+        stage: gives trainable patterns and length.
+    """
     from plait.training.parallel import size_of
     from plait.training.stages import freeze
 
@@ -98,6 +119,7 @@ def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
         counts = trainable if parameter.requires_grad else frozen
         counts[part_of(name)] += number
         sizes["parameters"] += nbytes
+        # A gradient has the type of its parameter; the moments are float32 whatever that is.
         sizes["gradients"] += nbytes if parameter.requires_grad else 0
         sizes["optimiser"] += ADAM_BYTES * number if parameter.requires_grad else 0
     length = f"{stage.steps} steps" if stage.steps is not None else f"{stage.epochs:g} epochs"
@@ -122,4 +144,5 @@ def describe(one: StagePlan) -> str:
 
 
 def _count(number: Any) -> str:
+    """A count for people, - for none."""
     return format_count(number) if number else "-"
