@@ -22,11 +22,20 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 def scan_annotations(file: str | Path, media: str | Path | None = None, test_share: float = 0.2) -> Scan:
-    """Read a COCO or LLaVA JSON; media: the folder of its files, by default that of the JSON.
+    """Read a COCO or LLaVA JSON.
 
-    Rows of one file (and of files with the same bytes) are on the same side of the split; conversations without
-    a medium are kept. Files that are missing or damaged are left out. Raises ValueError where the JSON is neither, or
-    nothing is left.
+    Rows of one file (and of files with the same bytes) are on the same side of the split; conversations without a
+    medium are kept. Files that are missing or damaged are left out.
+
+    Args:
+        file: the JSON. media: the folder of its files, by default that of the JSON.
+        test_share: of the files, 0 up to 1.
+
+    Returns:
+        Samples with their split, and a line per row that was left out.
+
+    Raises:
+        ValueError: where the JSON is neither, names a file outside the folder, or nothing is left.
     """
     path = Path(file)
     root = path.parent if media is None else Path(media)
@@ -48,6 +57,7 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
         except ValueError as error:
             raise ValueError(f"{path}, {row['id']}: {error}; pass the folder of the files as --media") from error
         if place not in known:
+            # Many rows are about one file: it is decoded and hashed once.
             known[place] = _digest(place)
         digest = known[place]
         if isinstance(digest, ValueError):
@@ -102,6 +112,7 @@ def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, An
                     raise ValueError(
                         f"{path}, annotation {one.get('id')}: expected a box, got an empty one {one['bbox']}"
                     )
+                # COCO writes corner and size, `Sample.boxes` two corners.
                 corners = [x, y, x + width, y + height]
                 boxes.append((one["id"], files[one["image_id"]], names.get(one.get("category_id")), corners))
         for number, several in captions.items():

@@ -55,7 +55,14 @@ class CheckReport:
 def check(path: str | Path, progress: bool = False) -> CheckReport:
     """Read every row, decode every file, count, and compare files of training and other splits by SHA-256.
 
-    Raises ValueError only when there is no manifest; what is wrong inside is in the report.
+    Args:
+        path: of any kind that `open_samples` takes. progress: whether a bar is shown.
+
+    Returns:
+        The report; what is wrong inside is there.
+
+    Raises:
+        ValueError: only when there is no data set.
     """
     skipped = Skipped()
     opened = open_samples(path, on_bad="skip", skipped=skipped)
@@ -79,6 +86,7 @@ def check(path: str | Path, progress: bool = False) -> CheckReport:
         f"{ids[split]} ({split}) is the same file as {ids['train']} (train)"
         for ids in splits.values()
         for split in ids
+        # By content: a copy under another name is the same picture.
         if split != "train" and "train" in ids
     ]
     return report
@@ -115,10 +123,12 @@ def _check_file(sample: Sample, name: str, file: Any, report: CheckReport) -> st
     content = file.read() if isinstance(file, Packed) else None
     size = Path(file).stat().st_size if content is None else len(content)
     report.bytes[name] = report.bytes.get(name, 0) + size
+    # Hashed in pieces from disk; of a packed file the bytes are in memory already.
     return sha256(Path(file)) if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _count_pixels(pixels: dict[str, list[int]], size: tuple[int, int]) -> None:
+    """Widen the smallest and largest width and height by one picture."""
     low_x, low_y, high_x, high_y = pixels.get("image", [*size, *size])
     x, y = size
     pixels["image"] = [min(low_x, x), min(low_y, y), max(high_x, x), max(high_y, y)]

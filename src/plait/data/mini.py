@@ -1,9 +1,7 @@
-"""Clips as 16-bit mono FLAC files.
-
-The shipped mini data set: packed files inside the package <-> plain files and a manifest on disk.
+"""The shipped mini data set: packed files inside the package <-> plain files and a manifest on disk.
 
 Pictures travel as one `.tar.gz` of WebP files, clips as one Ogg Vorbis file per concept and split with short silences
-between clips (an index says which clip is where), rows as `manifest.jsonl.gz`.
+between clips (an index says which clip is where), rows as `manifest.jsonl.gz`. Unpacked clips are 16-bit FLAC files.
 """
 
 from __future__ import annotations
@@ -43,6 +41,7 @@ def write_flac(path: Path, samples: np.ndarray, sampling_rate: int) -> None:
 
 PACKED = "mini"
 DOCUMENTS = ("card.json", "README.md", "ATTRIBUTION.md")
+# Samples of silence between clips, so that Vorbis does not smear one into the next.
 GAP = 2048
 VORBIS_COMPRESSION = 0.8
 WRITE_CLIPS = 4
@@ -80,13 +79,16 @@ def unpack_mini(out: str | Path) -> Path:
 
 
 def _version() -> str:
+    """SHA-256 of the packed index, which lists the hash of every packed file."""
     return sha256(packed_dir() / "index.json")
 
 
 def _unpack_into(folder: Path) -> None:
+    """Plain files, manifest and documents of the packed data set in `folder`."""
     soundfile = import_extra("soundfile")
     source = packed_dir()
     with tarfile.open(source / "images.tar.gz") as tar:
+        # Refuses members that lead out of the folder.
         tar.extractall(folder, filter="data")
     index = json.loads((source / "index.json").read_text(encoding="utf-8"))
     for name, clips in index["files"].items():
@@ -120,10 +122,12 @@ def pack(folder: str | Path, target: str | Path) -> Path:
 
 
 def _content(target: Path) -> dict[str, str]:
+    """Every packed file -> its SHA-256."""
     return {path.relative_to(target).as_posix(): sha256(path) for path in sorted(target.rglob("*")) if path.is_file()}
 
 
 def _relative(sample: Sample, folder: Path) -> Sample:
+    """The sample with media paths relative to `folder`."""
     row = sample.to_row()
     for name in ("image", "audio"):
         if name in row:
@@ -132,6 +136,7 @@ def _relative(sample: Sample, folder: Path) -> Sample:
 
 
 def _pack_images(folder: Path, samples: Sequence[Sample], target: Path) -> None:
+    """One archive of all pictures, the same bytes whenever it is made: sorted, without times or owners."""
     with gzip.GzipFile(target, "wb", mtime=0) as raw, tarfile.open(fileobj=raw, mode="w") as tar:
         for path in sorted(Path(sample.image) for sample in samples):
             content = path.read_bytes()
@@ -141,6 +146,7 @@ def _pack_images(folder: Path, samples: Sequence[Sample], target: Path) -> None:
 
 
 def _pack_audio(folder: Path, samples: Sequence[Sample], target: Path) -> dict[str, Any]:
+    """One Vorbis file per concept and split, and the index of which clip is where in it."""
     soundfile = import_extra("soundfile")
     packs: dict[str, list[Path]] = defaultdict(list)
     for sample in samples:

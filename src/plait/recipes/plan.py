@@ -78,7 +78,8 @@ def with_cost(
 
     Args:
         one: the plan of `plan_stage`. model: on the meta device. stage: gives the batch.
-        dtype: of the computation. processes: that share a batch. recompute: 0 keeps all activations, n drops those of every n-th layer.
+        dtype: of the computation. processes: that share a batch.
+        recompute: 0 keeps all activations, n drops those of every n-th layer.
 
     Raises:
         UsageError: where the batch cannot be divided evenly.
