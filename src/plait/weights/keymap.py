@@ -104,7 +104,13 @@ class Alias(Rename):
 
 @dataclass(frozen=True)
 class Transpose(Rename):
-    """The same numbers with permuted dimensions: native dimension k is official dimension `dims[k]`."""
+    """The same numbers with permuted dimensions: native dimension k is official dimension `dims[k]`.
+
+    Example:
+        >>> rule = Transpose("proj", "out_proj.weight")
+        >>> rule.there([torch.zeros(2, 3)])[0].shape
+        torch.Size([3, 2])
+    """
 
     dims: tuple[int, ...] = (1, 0)
 
@@ -159,7 +165,15 @@ class Singleton(Rename):
 class Split(Rule):
     """One official tensor cut along `dim` into several native ones.
 
-    sizes: of the parts; None: equal parts. A fused q, k, v projection is the common case.
+    Args:
+        source: official pattern. targets: native patterns, in the order of the parts.
+        dim: along which it is cut.
+        sizes: of the parts; None: equal parts. A fused q, k, v projection is the common case.
+
+    Example:
+        >>> rule = Split("in_proj_weight", ("q_proj.weight", "k_proj.weight", "v_proj.weight"))
+        >>> [tuple(part.shape) for part in rule.there([torch.zeros(6, 2)])]
+        [(2, 2), (2, 2), (2, 2)]
     """
 
     source: str
@@ -190,7 +204,15 @@ class Split(Rule):
 class Concat(Rule):
     """Several official tensors laid along `dim` into one native one.
 
-    sizes: of the parts; None: equal parts. All parts must be there, of one dtype.
+    Args:
+        sources: official patterns, in the order of the parts. target: native pattern.
+        dim: along which they are laid.
+        sizes: of the parts; None: equal parts. All parts must be there, of one dtype.
+
+    Example:
+        >>> rule = Concat(("q.weight", "k.weight"), "qk.weight")
+        >>> rule.there([torch.zeros(2, 2), torch.zeros(2, 2)])[0].shape
+        torch.Size([4, 2])
     """
 
     sources: tuple[str, ...]
@@ -219,10 +241,13 @@ class Concat(Rule):
 
 @dataclass(frozen=True)
 class Drop(Rule):
-    """An official tensor that the native layout does without, and why; `{_:.*}` in the pattern stands for anything.
+    """An official tensor that the native layout does without, and why.
 
-    `restore` makes the dropped tensors again from the native state (buffers that the configuration determines); without
-    it they are gone on the way back.
+    Args:
+        source: official pattern; `{_:.*}` in it stands for anything.
+        reason: for the report of a conversion.
+        restore: makes the dropped tensors again from the native state (buffers that the configuration determines);
+            without it they are gone on the way back.
     """
 
     source: str
