@@ -283,6 +283,7 @@ class PickleReader:
         self.memo: dict[int, Any] = {}
 
     def load(self) -> Any:
+        """The value of the pickle. Raises PickleError for an instruction that is none, and beyond `steps`."""
         collects = gc.isenabled()
         gc.disable()  # nothing is freed here, and looking for it among a million new values takes longer than all else
         try:
@@ -305,6 +306,7 @@ class PickleReader:
     # Reading.
 
     def take(self, size: int) -> memoryview:
+        """The next `size` bytes, a view of the input. Raises PickleError where they end."""
         end = self.position + size
         if size < 0 or end > len(self.data):
             raise PickleError(f"expected {size} more bytes at {self.position}, got {len(self.data) - self.position}")
@@ -313,9 +315,11 @@ class PickleReader:
         return view
 
     def number(self, layout: str) -> Any:
+        """The next number, in a layout of `struct`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, size: int, encoding: str = "utf-8") -> str:
+        """Text in the next `size` bytes; torch's UTF-8 may hold lone surrogates."""
         if size > MAX_TEXT:
             raise PickleError(f"expected text of at most {MAX_TEXT} bytes, got {size}")
         try:
@@ -324,6 +328,7 @@ class PickleReader:
             raise PickleError(f"expected {encoding} text at {self.position}, got other bytes") from error
 
     def line(self, encoding: str = "latin1") -> str:
+        """Text up to the next line end, sought in pieces: a line without one is not searched to the end of the file."""
         for start in range(self.position, min(len(self.data), self.position + MAX_TEXT), 4096):
             if (found := bytes(self.data[start : start + 4096]).find(b"\n")) >= 0:
                 text = self.text(start + found - self.position, encoding)
@@ -332,6 +337,7 @@ class PickleReader:
         raise PickleError(f"expected a line end after {self.position}, got none")
 
     def parsed(self, kind: Callable[[str], Any], text: str) -> Any:
+        """`kind(text)`; PickleError where that is no number."""
         try:
             return kind(text)
         except ValueError as error:
@@ -347,6 +353,7 @@ class PickleReader:
         return value if -(1 << 63) <= value < 1 << 64 or value == LEGACY_MAGIC else StandIn("builtins.int")
 
     def name(self) -> Global:
+        """A class or function in two lines, module and name."""
         return Global(f"{self.line('utf-8')}.{self.line('utf-8')}")
 
     # Stack.
@@ -355,6 +362,7 @@ class PickleReader:
         self.stack.append(value)
 
     def pop(self) -> Any:
+        """The topmost value. Raises PickleError at a mark or on an empty stack."""
         if not self.stack or self.stack[-1] is MARK:
             raise PickleError(f"expected a value on the stack at {self.position}, got none")
         return self.stack.pop()
@@ -366,6 +374,7 @@ class PickleReader:
         self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
+        """The values above the topmost mark, in the order in which they were pushed; the mark goes too."""
         for start in range(len(self.stack) - 1, -1, -1):
             if self.stack[start] is MARK:
                 values = self.stack[start + 1 :]
@@ -374,16 +383,19 @@ class PickleReader:
         raise PickleError(f"expected a mark on the stack at {self.position}, got none")
 
     def top(self) -> Any:
+        """The topmost value, which stays."""
         value = self.pop()
         self.push(value)
         return value
 
     def put(self, index: int) -> None:
+        """Remember the topmost value under a number."""
         if not 0 <= index < 1 << 32:  # numbers of any size could be chosen to collide, each compared with all before
             raise PickleError("expected a value remembered under a number of 32 bits, got another")
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
+        """Push the value that is remembered under a number."""
         if index not in self.memo:
             raise PickleError(f"expected a value remembered as {index}, got none")
         self.push(self.memo[index])
@@ -391,6 +403,7 @@ class PickleReader:
     # Building.
 
     def call(self, function: Any, args: Any) -> None:
+        """Push what stands for function(*args): nothing is called, `call` looks the name up among our own builders."""
         # Arguments are remembered values: without a bound a short pickle could have a long one copied again and again.
         self.work -= sum(len(arg) for arg in args if isinstance(arg, Sized)) if isinstance(args, tuple) else 0
         if self.work < 0:
@@ -401,20 +414,24 @@ class PickleReader:
             self.push(call(function, args))
 
     def pop_call(self) -> None:
+        """Call with a tuple of arguments from the stack."""
         args = self.pop()
         self.call(self.pop(), args)
 
     def mark_call(self) -> None:
+        """Call with everything above the mark, the class first."""
         values = self.pop_to_mark()
         if not values:
             raise PickleError("expected a class to build, got none")
         self.call(values[0], tuple(values[1:]))
 
     def pop_call_with_names(self) -> None:
+        """Call with arguments by place and by name, kept as a pair."""
         names, args = self.pop(), self.pop()
         self.call(self.pop(), (args, names))
 
     def stack_global(self) -> None:
+        """A class or function whose module and name lie on the stack."""
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleError("expected the name of a class or function, got something else")
@@ -427,6 +444,7 @@ class PickleReader:
             owner.state = state
 
     def extend(self, values: list[Any]) -> None:
+        """Put values into the topmost list, set or stand-in."""
         owner = self.top()
         if isinstance(owner, list):
             owner.extend(values)
@@ -438,6 +456,7 @@ class PickleReader:
             raise PickleError(f"expected a list to extend, got {type(owner).__name__}")
 
     def set_items(self, values: list[Any]) -> None:
+        """Put keys and values, which alternate, into the topmost dictionary or stand-in."""
         owner = self.top()
         if len(values) % 2:
             raise PickleError("expected keys with values, got an odd number")
@@ -461,6 +480,7 @@ class PickleReader:
         self.set_items(values)
 
     def resolve(self, identity: Any) -> None:
+        """Push what a persistent id stands for: in torch files a storage."""
         if self.persistent is None:
             raise PickleError("expected a pickle without persistent ids, got one")
         self.push(self.persistent(identity))
