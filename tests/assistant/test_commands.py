@@ -91,7 +91,7 @@ def sound_in_a_video_file(path: Path) -> Path:
         ("e.wav", "a sound file"),
         ("notes.txt", "a text file"),
         ("d.png", "d.png"),
-        ("sound.mp4", "without a video track"),
+        ("sound.mp4", "a sound file"),
     ],
 )
 def test_wrong_files_are_one_line_and_exit_one(
