@@ -243,5 +243,5 @@ def test_official_directories_train_without_converting(data, tmp_path, case):
 
 
 def test_a_batch_whose_answers_were_cut_off_is_an_error(init, data, tmp_path):
-    with pytest.raises(ValueError, match="expected an answer within 4 positions, got none in conversation 0; raise max_len"):
+    with pytest.raises(ValueError, match="an answer within 4 positions, got none in conversation 0; raise max_len"):
         run_recipe(lambda: module.joint(init, data, steps=1, batch_size=2, max_length=4), tmp_path, device="cpu")
