@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -124,3 +125,13 @@ def test_numbers_that_are_not_finite_are_refused_with_their_line(number, tmp_pat
     path.write_text(f'{{"id": "a", "text": "x"}}\n{{"id": "b", "text": "y", "score": {number}}}\n')
     with pytest.raises(ValueError, match=f"line 2: .*the number {number}, which is not finite"):
         read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "./a.png", "b/../a.png", "b//a.png", "b/./a.png", "/abs/a.png", "b/", "..a/.b"]
+)
+def test_media_paths_are_those_of_pathlib(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "m.jsonl", {"id": "a", "image": name})
+    assert read_manifest(tmp_path / "m.jsonl")[0].image == str(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert read_manifest("m.jsonl")[0].image == str(Path("m.jsonl").parent / name)

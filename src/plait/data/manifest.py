@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import re
 import warnings
 import weakref
 import zlib
@@ -33,6 +34,7 @@ MEDIA = ("image", "video", "audio")
 STRINGS = ("text", "image", "video", "audio", "question", "label", "split", "source", "license", "author")
 STRING_LISTS = ("answers", "captions")
 OBJECT_LISTS = ("messages",)
+_UNTIDY = re.compile(r"(?<=.)/\.?(/|$)|^\./")
 MAX_LINE = 1 << 26
 """Characters of one row, so that a small compressed file cannot fill the memory."""
 
@@ -296,7 +298,10 @@ def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
     _check_row(row)
     for name in MEDIA:
         if folder is not None and row.get(name) is not None:
-            row[name] = str(folder / row[name])
+            joined = os.path.join(folder, row[name])
+            # only what pathlib would write otherwise goes through it: it interns every part of every path, and of a
+            # million names the interpreter's table would keep its size
+            row[name] = str(Path(joined)) if _UNTIDY.search(joined) else joined
     return Sample.from_row(row)
 
 
