@@ -93,4 +93,4 @@ def test_a_bad_official_config_is_the_commands_fault(official, tmp_path, capsys)
     (tmp_path / "cfg.json").write_text("[1]")
     arguments = ["convert", str(official), str(tmp_path / "made"), "--official-config", str(tmp_path / "cfg.json")]
     assert main(arguments) == 2
-    assert "JSON object" in capsys.readouterr().err
+    assert "expected an object" in capsys.readouterr().err
