@@ -38,7 +38,9 @@ from plait.models.mplug2.processor import Collator, MPlug2Processor, Row, captio
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
     MPlug2ForGrounding,
+    MPlug2ForImageClassification,
     MPlug2ForSequenceClassification,
+    MPlug2ForVideoClassification,
 )
 from plait.models.mplug2.weights import from_directory, start_from
 from plait.objectives.captioning import IGNORED
@@ -111,10 +113,16 @@ class PreTraining:
         return out.loss, {name: value.detach() for name, value in parts.items()}
 
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
 def supervised(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """The loss that a task class computes from the labels in `batch`; step and generator are not used."""
+    if isinstance(model, MPlug2ForImageClassification | MPlug2ForVideoClassification):
+        # Their class token is that of vision: the words beside an image or a video are not for them.
+        batch = {name: value for name, value in batch.items() if name not in TEXT_INPUTS}
     out = model(**batch)
     return out.loss, {}
 
