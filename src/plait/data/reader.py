@@ -84,12 +84,14 @@ class BadSamples:
             ValueError: when there are more than `most`.
         """
         with self._lock:
-            self.messages.setdefault(row, message)
-            if self.most is not None and len(self.messages) > self.most:
+            if row in self.messages:
+                return
+            if self.most is not None and len(self.messages) >= self.most:  # not kept: met again, it is fatal again
                 raise ValueError(
-                    f"expected at most {self.most} bad samples, got {len(self.messages)}, the last: {message}; "
+                    f"expected at most {self.most} bad samples, got {len(self.messages) + 1}, the last: {message}; "
                     "correct them (plait data check lists all) or allow more"
                 )
+            self.messages[row] = message
 
 
 @dataclass(frozen=True)
