@@ -311,7 +311,8 @@ class MPlug2Model(MPlug2PreTrainedModel):
             raise ValueError(f"expected {' or '.join(self.config.modalities)}, got {medium}; load the model with it")
         # The encoder takes videos alone; an image is one of a single frame.
         clips = cast("Tensor", pixel_values_videos) if pixel_values is None else pixel_values[:, :, None]
-        clips = clips.to(self.dtype)  # a processor makes float32, whatever the weights are
+        # A processor makes float32, whatever the weights are. (`self.dtype` walks all parameters, which dynamo cannot.)
+        clips = clips.to(self.vision.position_embedding.dtype)
         # mPLUG never saw a clip in training: each frame is a picture of its own, finished, before they are joined.
         frame_by_frame = medium == "video" and self.config.is_predecessor
         if frame_by_frame:

@@ -380,7 +380,8 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         """
         # No masks here, so sdpa picks the flash kernel by itself where the decoder asks for one by name.
         attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
-        return self.abstractor(self.vision(pixel_values.to(self.dtype), attend), attend)
+        # Of one parameter: `self.dtype` walks them all, which dynamo cannot always trace.
+        return self.abstractor(self.vision(pixel_values.to(self.vision.position_embedding.dtype), attend), attend)
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Embeddings with image features in place.
