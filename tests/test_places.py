@@ -183,3 +183,11 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
         assert read.result() == "words"
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_a_killed_replacement_put_aside_stands_again(tmp_path: Path) -> None:
+    (tmp_path / ".replaced-model").mkdir()
+    (tmp_path / ".replaced-model" / "weights").write_text("whole")  # killed between its two renames
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model", replace=True):
+        raise RuntimeError("the next writer fails")
+    assert (tmp_path / "model" / "weights").read_text() == "whole"

@@ -163,6 +163,8 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Generator[Pa
     aside, old = path.with_name(WRITING + path.name), path.with_name(f".replaced-{path.name}")
     # no waiting: two runs that fill one directory are a mistake of their user, not a queue
     with _held(aside, wait=False):
+        if replace and old.exists() and not os.path.lexists(path):
+            old.rename(path)  # a writer was killed between its two renames: what it replaced stands again
         try:
             for left in aside.iterdir():  # by a writer that was killed
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()

@@ -10,8 +10,9 @@ import pytest
 from tiny_embedders import HueModel, HueProcessor, picture
 
 from plait import Embedder
+from plait.errors import UsageError
 from plait.search import vectors as vectors_module
-from plait.search.vectors import embed_to_file
+from plait.search.vectors import check_output, embed_to_file
 
 pq = pytest.importorskip("pyarrow.parquet")
 lancedb = pytest.importorskip("lancedb")
@@ -95,3 +96,18 @@ def test_wrong_outputs_are_refused(embedder: Embedder, folder: Path, tmp_path: P
     (tmp_path / "u.npy.partial" / "header.json").write_text('{"fingerprint": "0", "dim": 8}')
     with pytest.raises(ValueError, match="another's"):
         embed_to_file(other, folder, tmp_path / "u.npy")
+
+
+@pytest.mark.parametrize("name", ["mine.lance", "mine.npy"])
+def test_a_directory_that_no_embedding_wrote_survives_overwrite(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="got another directory"):
+        check_output(tmp_path / name, overwrite=True)
+    assert (tmp_path / name / "photo.jpg").read_bytes() == b"mine"
+
+
+def test_a_table_that_was_written_before_may_be_replaced(tmp_path: Path) -> None:
+    for part in ("data", "_versions", "_transactions"):
+        (tmp_path / "table.lance" / part).mkdir(parents=True)
+    check_output(tmp_path / "table.lance", overwrite=True)

@@ -24,6 +24,9 @@ from plait.terminal import progress_bar
 from plait.types import Sample
 
 FORMATS = (".npy", ".parquet", ".lance")
+LANCE_PARTS = {"data", "_versions", "_transactions", "_indices", "_deletions", "_latest.manifest"}
+"""What a bare Lance table consists of; an index, or a folder of somebody's, holds something else."""
+
 CHUNK = 64
 
 
@@ -100,6 +103,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}; choose one of them")
     if out.exists() and not overwrite:
         raise UsageError(f"expected no file at {out}, got one; choose another name, or --overwrite it")
+    if out.is_dir() and (out.suffix != ".lance" or {path.name for path in out.iterdir()} - LANCE_PARTS):
+        # an index, or a folder of somebody's: only a bare table can be one that was written here
+        raise UsageError(f"expected a file or a table of vectors at {out}, got another directory; choose another name")
 
 
 def _embed_chunk(
@@ -138,6 +144,10 @@ class _Partial:
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
         self.folder, self.dim = folder, embedder.dim
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "header.json").is_file():
+            raise UsageError(
+                f"expected unfinished vectors in {folder}, got other files; move them, or name another --out"
+            )
         header = {"fingerprint": embedder.fingerprint, "dim": self.dim}
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "header.json").exists():
