@@ -13,6 +13,7 @@ from plait.data.check import check
 from plait.data.manifest import read_manifest
 from plait.data.mini import STAMP, packed_dir, unpack_mini
 from plait_studies.build import emoji
+from plait_studies.build.shipped import pack
 from plait_studies.build.sounds import VOICES, is_held_out
 
 LIMIT = 10_000_000
@@ -130,3 +131,15 @@ def test_the_card_counts_what_is_there(samples, mini):
         for modality, count in counts.items():
             assert count == sum(s.split == split and getattr(s, modality) is not None for s in samples)
     assert max(card["leak_check"]["worst_left"].values()) < card["leak_check"]["max_correlation_allowed"]
+
+
+def test_packing_replaces_nothing_and_gives_the_pictures_back(mini, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        pack(mini, tmp_path / "mine")
+    assert (tmp_path / "mine" / "photo.jpg").read_bytes() == b"mine"
+    packed = pack(mini, tmp_path / "packed")
+    assert (packed / "images.tar.gz").read_bytes() == (packed_dir() / "images.tar.gz").read_bytes()
+    written, shipped = (json.loads((place / "index.json").read_text()) for place in (packed, packed_dir()))
+    assert written["files"] == shipped["files"]
