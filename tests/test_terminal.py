@@ -54,3 +54,13 @@ def test_a_bar_goes_over_items(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_control_characters_are_spelled_out() -> None:
     assert printable("a\x1b[2Jb\rc\nü") == "a\\x1b[2Jb\\rc\\nü"
+
+
+@pytest.mark.parametrize(("patience", "is_told"), [(0.0, True), (60.0, False)])
+def test_a_log_is_told_of_long_work_alone(monkeypatch: pytest.MonkeyPatch, patience: float, is_told: bool) -> None:
+    log = Screen(False)
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setattr(terminal, "LOG_PATIENCE", patience)
+    with progress_bar("reading", total=3, unit="file") as bar:
+        bar.update(2)
+    assert ("reading" in log.getvalue()) is is_told

@@ -10,7 +10,9 @@ from io import TextIOWrapper
 from typing import Any
 
 PATIENCE = 1.0
-"""Seconds of work before a bar shows by itself."""
+"""Seconds of work before a bar shows by itself on a terminal."""
+LOG_PATIENCE = 10.0
+"""Seconds of work before a log is told, and between two lines that tell it: nobody should wait on a silent log."""
 
 
 def progress_bar(
@@ -30,24 +32,25 @@ def progress_bar(
         total: number of items; None for a stream.
         done: where the work continues.
         unit: what one item is called.
-        show: None shows the bar once the work has taken a second, only where stderr is a
-            terminal, so that logs stay clean, and wipes it at the end; True and False are obeyed.
+        show: None shows the bar once the work has taken a second, and wipes it at the end; where stderr is
+            no terminal but a log, after ten seconds, and every ten; True and False are obeyed.
 
     Returns:
         A `tqdm.tqdm`.
     """
     from tqdm import tqdm
 
-    hidden = not sys.stderr.isatty() if show is None else not show
+    is_log = show is None and not sys.stderr.isatty()
     return tqdm(
         items,
         total=total,
         initial=done,
         desc=what,
         unit=unit,
-        delay=0.0 if show else PATIENCE,
-        disable=hidden,
-        leave=bool(show),
+        delay=0.0 if show else LOG_PATIENCE if is_log else PATIENCE,
+        mininterval=LOG_PATIENCE if is_log else 0.1,
+        disable=show is False,
+        leave=bool(show) or is_log,
     )
 
 
