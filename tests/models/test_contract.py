@@ -134,3 +134,10 @@ def test_arguments_that_a_processor_cannot_obey_are_refused() -> None:
     with pytest.raises(ValueError, match="truncation"):
         pair[1](text="a", truncation=False)
     assert writer().config.keys_to_ignore_at_inference == ["encoder_last_hidden_state"]
+
+
+def test_a_denoising_decoder_is_no_language_model() -> None:
+    from plait.models.one_peace import DecoderConfig, OnePeaceConfig
+
+    config = OnePeaceConfig(decoder=DecoderConfig())
+    assert isinstance(config.decoder, dict) and config.get_text_config() is config

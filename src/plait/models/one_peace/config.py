@@ -203,6 +203,14 @@ class OnePeaceConfig(PreTrainedConfig):
         elif key == "num_classes" and value and value != self.num_labels:
             self.num_labels = value
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> OnePeaceConfig:
+        """This configuration: one encoder takes text too.
+
+        transformers takes any field called `decoder` for a language model's configuration; ours holds the sizes of
+        the denoising decoder. Both arguments are transformers' and change nothing here.
+        """
+        return self
+
     @property
     def decoder_sizes(self) -> DecoderConfig | None:
         """`decoder`, typed; None for a model that never had one."""
