@@ -40,7 +40,7 @@ test-all: setup
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/ty check
+	$(BIN)/ty check --python $(VENV)
 	$(BIN)/python -m pytest tests/test_layout.py
 
 bench: setup
