@@ -6,7 +6,7 @@ import errno
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 from types import ModuleType
 
 from plait.reading import check_directory
@@ -87,3 +87,16 @@ def missing_line(error: ModuleNotFoundError) -> str:
     extra = extra_of(name)
     remedy = f"pip install 'plait[{extra}]'" if extra else f"pip install {name}"
     return f"expected the package {name}, found none; install it with: {remedy}"
+
+
+def installed(group: str, name: str) -> str | None:
+    """What an installed package offers under this name of a group of entry points: `module` or `module:attribute`.
+
+    Returns None where none does. Raises UsageError where two packages offer different things: neither may win by
+    chance.
+    """
+    found = {entry.value: entry for entry in entry_points(group=group, name=name)}
+    if len(found) > 1:
+        packages = ", ".join(sorted(entry.dist.name if entry.dist else value for value, entry in found.items()))
+        raise UsageError(f"expected one package with {name} among its {group}, got {packages}; uninstall one of them")
+    return next(iter(found), None)

@@ -3,17 +3,19 @@
 file | array --load--> value --process--> tensors --adapter--> tokens, mask, attention biases -> trunk
 
 `text`, `image`, `video` and `audio` are built in: `plait.media` loads them, each family has their processors and
-adapters. Others come by the user's own hand: a file that calls `register`, brought in by `plait.use("my_file.py")`. A
-model directory stores the name of a modality and its weights; the name never causes an import.
+adapters. Others come by the user's own hand: a file that calls `register`, brought in by `plait.use("my_file.py")`, or
+an installed package that names such a module among the entry points `plait.modalities` (name = module). A model
+directory stores the name of a modality and its weights; the name imports nothing but what was installed for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from plait.errors import UsageError
+from plait.errors import UsageError, installed
 from plait.types import MODALITIES
 
 
@@ -42,17 +44,22 @@ def register(
     process: Callable[[Sequence[Any]], Mapping[str, Any]],
     adapter: Callable[[Any], Any],
 ) -> Registered:
-    """Add a modality; see `Registered`. The same name again replaces it. Raises UsageError for a name that is no word
-    or built in: `name` becomes a part of the names of weights."""
+    """Add a modality; see `Registered`. The same module may say it anew, as a notebook does.
+
+    Raises UsageError for a name that is no word or built in, since it becomes a part of the names of weights, and for
+    one that another module has.
+    """
     if not name.isidentifier() or name in MODALITIES:
         raise UsageError(f"expected a new word for a modality, other than {', '.join(MODALITIES)}, got {name!r}")
+    if name in _REGISTRY and (before := _REGISTRY[name].adapter.__module__) != adapter.__module__:
+        raise UsageError(f"expected one file that registers {name}, got {before} and {adapter.__module__}; use one")
     _REGISTRY[name] = Registered(name, load, process, adapter)
     return _REGISTRY[name]
 
 
 def registered(name: str) -> Registered:
     """The modality that a user added under this name. Raises UsageError where nobody did."""
-    if name not in _REGISTRY:
+    if not is_registered(name):
         known = ", ".join(_REGISTRY) or "none so far"
         raise UsageError(
             f"expected a modality that was added ({known}), got {name!r}; plait.use(...) the file that registers it"
@@ -61,7 +68,9 @@ def registered(name: str) -> Registered:
 
 
 def is_registered(name: str) -> bool:
-    """Whether a user added a modality of this name."""
+    """Whether a user added a modality of this name, or installed a package that does."""
+    if name not in _REGISTRY and (home := installed("plait.modalities", name)) is not None:
+        import_module(home)
     return name in _REGISTRY
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from plait.cli import Verb
 
-QUICKSTART = Verb("plait_studies.quickstart:quickstart", "train, evaluate, index and search, one command", True)
-STUDY = Verb("plait_studies.study:study", "try what a paper claims, at small scale, one command")
+QUICKSTART = Verb(
+    "plait_studies.quickstart:quickstart", "train, evaluate, index and search, one command", True, opens=False
+)
+STUDY = Verb("plait_studies.study:study", "try what a paper claims, at small scale, one command", opens=False)
 DATA_BUILD = Verb("plait_studies.build:build_command", "build a data set from pinned public packages")

@@ -34,9 +34,9 @@ from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.models.mplug_owl.tasks import STAGE1, lora_targets
 from plait.models.mplug_owl.weights import around
 from plait.nn.attention import attention_function
-from plait.recipes.mplug_owl import TOWERS, Built, answer_loss, loaded, save
+from plait.recipes.mplug_owl import TOWERS, Built, answer_loss, loaded
 from plait.report.about import about
-from plait.training.stages import Recipe
+from plait.training.stages import Recipe, save_pair
 from plait.types import Sample
 from plait_studies import training
 from plait_studies.build import emoji, stamps
@@ -284,7 +284,7 @@ def warm_up(
         "warm-up", partial(towards_words, ids, of_queries), lambda: everything, steps[1], batch_size, lr / 2,
         trainable=VISUAL, weight_decay=0.05,
     )  # fmt: skip
-    return Recipe(lambda: model, [alone, whole], partial(save, processor))
+    return Recipe(lambda: model, [alone, whole], partial(save_pair, processor))
 
 
 def seeing(warm: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 3e-4) -> Recipe:
@@ -292,7 +292,7 @@ def seeing(warm: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: fl
     model, processor = loaded(str(warm))
     source = Questions(seen, ("naming", "naming", "naming", "motion"), partial(batch_of, processor))
     first = stage("stage1", answer_loss, lambda: source, steps, batch_size, lr, trainable=VISUAL)
-    return Recipe(lambda: model, [first], partial(save, processor))
+    return Recipe(lambda: model, [first], partial(save_pair, processor))
 
 
 def tuning(first: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: float = 1e-3, rank: int = 8) -> Recipe:
@@ -305,7 +305,7 @@ def tuning(first: Path, seen: Sights, steps: int, *, batch_size: int = 16, lr: f
     sentences = training.snippets("train")
     source = Questions(seen, seen.tasks, partial(batch_of, processor), sentences, lambda seed, step: step % 4 == 3)
     second = stage("stage2", answer_loss, lambda: source, steps, batch_size, lr, trainable=tuple(TRAINABLE))
-    return Recipe(lambda: model, [second], partial(save, processor), after=lambda trained, _: folded(trained))
+    return Recipe(lambda: model, [second], partial(save_pair, processor), after=lambda trained, _: folded(trained))
 
 
 def batch_of(

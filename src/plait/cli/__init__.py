@@ -46,11 +46,13 @@ class Verb(NamedTuple):
         home: `module:function`, or `module:app` for a verb with sub-verbs.
         help: what it does, in a few words.
         shown_first: whether `plait --help` lists it above the others.
+        opens: whether it opens models or runs recipes, and so takes `--plugin`.
     """
 
     home: str
     help: str
     shown_first: bool = False
+    opens: bool = True
 
     def load(self) -> Any:
         """The function, or the typer app of a verb with sub-verbs."""
@@ -69,11 +71,11 @@ VERBS: dict[str, Verb] = {
     "index": Verb("plait.cli.search:app", "build and change an index on disk: add"),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
     "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),
-    "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack"),
+    "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack", opens=False),
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.cli.models:info", "what is in a model directory"),
     "models": Verb("plait.cli.models:models", "official checkpoints and local models, with size and licence"),
-    "doctor": Verb("plait.cli.parity:doctor", "check the installation: versions, extras, devices, golden cases"),
+    "doctor": Verb("plait.cli.parity:doctor", "check the installation: versions, extras, devices, cases", opens=False),
     "convert": Verb("plait.cli.models:convert", "official checkpoint -> model directory"),
     "merge": Verb("plait.cli.models:merge", "model directory + LoRA adapter -> model directory"),
     "upcycle": Verb("plait.cli.models:upcycle", "Llama directory -> mPLUG-Owl2 with a way per modality"),
@@ -167,12 +169,17 @@ def command(name: str) -> Any:
     import typer
     from typer.main import get_command, get_group
 
-    target: Callable[..., Any] | typer.Typer = verbs()[name].load()
+    from plait.cli.options import with_plugins
+
+    verb = verbs()[name]
+    target: Callable[..., Any] | typer.Typer = verb.load()
     if isinstance(target, typer.Typer):
-        return get_group(target)  # a group even where it has one sub-verb
-    app = typer.Typer(add_completion=False)
-    app.command(name)(target)
-    return get_command(app)
+        made = get_group(target)  # a group even where it has one sub-verb
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command(name)(target)
+        made = get_command(app)
+    return with_plugins(made) if verb.opens else made
 
 
 def overview() -> str:

@@ -1,10 +1,12 @@
 """What several verbs ask for, each declared once: arguments, options, and how their values are checked.
 
 `json_option` and `settings_option` take the words of the verb, since what comes out differs from verb to verb.
+`with_plugins` gives `--plugin FILE` to every verb that opens a model or runs a recipe (`plait.cli.Verb.opens`).
 """
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 from plait.errors import UsageError
 
 MODEL_HELP = "model directory or official checkpoint"
+PLUGIN_HELP = "a Python file of your own, run first: it adds modalities, a family or recipes; repeatable"
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 NewDirectory = Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")]
@@ -38,3 +41,45 @@ def check_on_bad(value: str, error: str = "fail") -> bool:
     if value not in (error, "skip"):
         raise UsageError(f"expected --on-bad {error} or skip, got {value!r}; choose one of them")
     return value == "skip"
+
+
+def with_plugins(command: Any) -> Any:
+    """A command, or every command of a group, that takes `--plugin FILE`: run before anything else is read.
+
+    The option never reaches the verb's function: who calls that from Python calls `plait.use` as well.
+    """
+    from typer.main import get_command
+
+    declared = typer.Typer(add_completion=False)  # typer makes the option, since its own class differs by version
+    declared.command()(_plugins)
+    for one in getattr(command, "commands", {"": command}).values():
+        one.params += [option for option in get_command(declared).params if option.name == "plugin"]
+    return command
+
+
+def _use(files: list[str] | None) -> None:
+    """Run the files of `--plugin`. Raises UsageError, with its line, for one that fails."""
+    from plait.models.plugins import use
+
+    for file in files or ():
+        try:
+            use(file)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            place = str(Path(file).resolve())
+            lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == place]
+            where = f", line {lines[-1]}" if lines else ""
+            said = " ".join(str(error).split())
+            raise UsageError(
+                f"expected a plug-in that runs, got {type(error).__name__}: {said} in {file}{where}; correct the file"
+            ) from error
+
+
+def _plugins(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", callback=_use, is_eager=True, expose_value=False, help=PLUGIN_HELP),
+    ] = None,
+) -> None:
+    """Declares the option `--plugin`."""

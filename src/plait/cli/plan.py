@@ -52,12 +52,13 @@ def task_planner(family: str, task: str) -> Any:
 def check_family(family: str, task: str | None) -> None:
     """Raise UsageError, listing what the family has, where it has no such recipe; nothing for what is no family."""
     from plait.models.auto import FAMILIES
-    from plait.recipes import RECIPES
+    from plait.recipes import RECIPES, own_recipes
 
-    if family not in FAMILIES or f"{family}.{task}" in RECIPES:
+    recipes = [*RECIPES, *own_recipes()]
+    if family not in FAMILIES or f"{family}.{task}" in recipes:
         return
     tasks = list(getattr(getattr(import_module(FAMILIES[family]), "PLANNER", None), "TABLE", ()))
-    stages = [name.partition(".")[2] for name in RECIPES if name.startswith(f"{family}.")]
+    stages = [name.partition(".")[2] for name in recipes if name.startswith(f"{family}.")]
     wanted = f"one of the recipes of {family} ({', '.join(stages)})"
     if tasks:
         wanted = f"a task of {family} ({', '.join(tasks)}) or one of its recipes ({', '.join(stages)})"

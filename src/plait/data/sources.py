@@ -1,6 +1,6 @@
 """One door to every kind of data set on disk: path -> a sequence of samples.
 
-manifest | tar shards | parquet | directory saved by `datasets` | folder of media -> open_samples -> Sequence[Sample]
+manifest | tar shards | parquet | directory saved by `datasets` | folder of media | mini -> open_samples -> samples
 
 `plait data pack`: any data set -> tar shards with an index, and what had to be left out.
 """
@@ -15,6 +15,7 @@ from typing import Literal
 
 from plait.data.folder import scan
 from plait.data.manifest import MEDIA, NAMES, Manifest, Skipped, write_manifest
+from plait.data.mini import cached_mini
 from plait.data.shards import Shards, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
 from plait.media.kinds import kind_of
@@ -28,11 +29,13 @@ def open_samples(
 ) -> Sequence[Sample]:
     """The samples of a data set, whatever it is stored as, each read when it is asked for; media when they are decoded.
 
+    path: of the data set; `mini` is the one that ships with Plait, unpacked once into the cache.
+
     Rows of a manifest are all checked here (`on_bad`, `skipped` as in `read_manifest`); of shards and tables each when
     it is asked for. Files of a folder are decoded once to see that they can be; `plait data from-folder` keeps what was
     found. Raises ValueError where the path holds no data set, or a shard is missing.
     """
-    place = Path(path)
+    place = cached_mini() if str(path) == "mini" else Path(path)
     if place.is_dir() and not any((place / name).is_file() for name in NAMES):
         if is_shards(place):
             return Shards(place)

@@ -101,7 +101,7 @@ def open_ours(
         return OnePeaceHead(name, config, pair)
     if kind == "MPlug2ForSequenceClassification":
         return MPlug2Head(name, config, pair)
-    if family == "one_peace" or (kind in COMPARING and "embed" in wanted):
+    if auto.skills_class(pair[0]) is None or (kind in COMPARING and "embed" in wanted):
         return EmbedderModel(name, config, Embedder(pair))
     if isinstance(auto.skills(*pair), TalkingSkills):
         return Talker(name, config, pair)

@@ -2,15 +2,17 @@
 
     official file | model directory | hub id -> family -> (model, processor)
 
-Families are found, not listed: a folder beside this file is one, by the name of its `model_type`, and so is what an
-installed package names among the entry points `plait.families` (model_type = module). Only the family that is asked for
-is imported. With this module imported, transformers' Auto classes know all of them and bring in the one they need.
+Families are found, not listed: a folder beside this file is one, by the name of its `model_type`, and so are what an
+installed package names among the entry points `plait.families` (model_type = module) and a file with `CONFIG` that was
+brought in by `plait.use`. Only the family that is asked for is imported. With this module imported, transformers' Auto
+classes know all of them and bring in the one they need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,17 +22,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from plait.errors import UsageError, no_code_of
+from plait.errors import UsageError, installed, no_code_of
 from plait.models import locate, shipped
 from plait.nn.contract import tied_names
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
-from plait.weights.files import Checkpoint, LazyState, StateError, read_checkpoint
+from plait.weights.files import (
+    Checkpoint,
+    LazyState,
+    StateError,
+    load_whole,
+    read_checkpoint,
+    refuse_branch,
+    stored_config,
+)
 from plait.weights.lora import is_adapter, read_adapter
 
 if TYPE_CHECKING:
@@ -42,7 +52,23 @@ FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(gr
     place.parent.name: f"plait.models.{place.parent.name}"
     for place in sorted(Path(__file__).parent.glob("*/__init__.py"))
 }
-"""model_type -> the package of the family: `is_official`, `from_official`, `from_directory`, `CONFIG`, `HEADS` ..."""
+"""model_type -> the module of the family, which has `CONFIG`, `PROCESSOR` and `BASE_MODEL`; of the rest what it can do:
+`HEADS`, `SKILLS`, `PLANNER`, `JOBS`, `is_official` and `from_official`, `from_directory`."""
+
+
+def add_family(family: ModuleType) -> None:
+    """Make a module of the user's own known as a family, by the `model_type` of its `CONFIG`.
+
+    Raises:
+        UsageError: where a part that every family has is missing, or another family has its name.
+    """
+    missing = [name for name in ("CONFIG", "PROCESSOR", "BASE_MODEL") if not hasattr(family, name)]
+    if missing:
+        raise UsageError(f"expected a family with CONFIG, PROCESSOR and BASE_MODEL, got none of {', '.join(missing)}")
+    name = family.CONFIG.model_type
+    if not name or FAMILIES.get(name, family.__name__) != family.__name__ or name in CONFIG_MAPPING_NAMES:
+        raise UsageError(f"expected a model_type that no other family has, got {name!r}; choose another name")
+    FAMILIES[name] = family.__name__
 
 
 def load(
@@ -85,11 +111,26 @@ def load(
         options = options if adapter is None else {**options, "adapter": adapter}
         return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
     family = _family(_config_of(place).model_type, place)
+    read = getattr(family, "from_directory", None) or partial(_from_directory, family)
     with no_code_of(place):  # a tokenizer may bring code too
-        model, processor = family.from_directory(place, dtype=dtype, device=device, branch=branch, **options)
+        model, processor = read(place, dtype=dtype, device=device, branch=branch, **options)
     if adapter is not None:
         apply_adapter(model, adapter, read_checkpoint(place).state)
     return model, processor
+
+
+def _from_directory(
+    family: ModuleType, place: Path, *, dtype: Any, device: Any, branch: Sequence[str] | None, **options: Any
+) -> tuple[Any, Any]:
+    """Model and processor as transformers saves them, for a family that brings no reader of its own.
+
+    options: fields of the configuration. Raises ValueError for a field that it has not, and for branches.
+    """
+    refuse_branch(branch, family.CONFIG.model_type)
+    config = stored_config(family.CONFIG, place, options)
+    kind = getattr(family, (config.architectures or [""])[0], family.BASE_MODEL)
+    model = load_whole(kind, place, config=config, dtype=dtype or "auto").to(device).eval()
+    return model, family.PROCESSOR.from_pretrained(place, trust_remote_code=False)
 
 
 def is_model_directory(place: Path) -> bool:
@@ -168,7 +209,7 @@ def from_official(checkpoint: Checkpoint, *, adapter: str | Path | None = None, 
     """
     keys = list(checkpoint.state)
     for family in map(import_module, FAMILIES.values()):
-        if not family.is_official(keys):
+        if not getattr(family, "is_official", lambda _: False)(keys):
             continue
         if adapter is None:
             return family.from_official(checkpoint, **options)
@@ -221,14 +262,18 @@ def skills(model: Any, processor: Any) -> Any:
     Raises:
         ValueError: for a family without skills.
     """
-    name = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
-    build = getattr(import_module(name), "SKILLS", None) if name else None
-    if build is None:
+    if (build := skills_class(model)) is None:
         raise ValueError(
             f"expected a model that can caption, answer, ground or classify, got {type(model).__name__}; "
             "pass a model of another family"
         )
     return build(model, processor)
+
+
+def skills_class(model: Any) -> Callable[[Any, Any], Any] | None:
+    """What builds the skills of the model's family; None for one that embeds and does nothing else."""
+    name = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    return getattr(import_module(name), "SKILLS", None) if name else None
 
 
 def upcycle(src: str | Path, dst: str | Path, **options: Any) -> int:
@@ -312,6 +357,7 @@ def _family(model_type: str, place: Path | None = None) -> ModuleType:
     """The package of a family, known to transformers. place: the directory that names it, for the error."""
     if model_type not in FAMILIES:
         raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
+    installed("plait.families", model_type)  # two packages may claim it
     family = import_module(FAMILIES[model_type])
     if model_type not in _registered:
         _registered.add(model_type)  # first: registering asks the mappings below, which would come back here

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from plait.errors import UsageError
+from plait.errors import UsageError, installed
+from plait.models.plugins import used
 from plait.training.run import nearest
 
 if TYPE_CHECKING:
@@ -32,12 +33,29 @@ RECIPES: dict[str, str] = {
     "one_peace.stage1": "plait.recipes.one_peace:stage1",
     "one_peace.stage2": "plait.recipes.one_peace:stage2",
 }
-"""Name -> `module:function`, imported when the recipe runs."""
+"""Name -> `module:function`, imported when the recipe runs; a package's entry points `plait.recipes` look the same."""
 
 
 def find_recipe(name: str) -> Callable[..., Recipe]:
-    """The function of the recipe `name`. Raises UsageError, naming the nearest recipe."""
-    if name not in RECIPES:
-        raise UsageError(f"expected the name of a recipe, got {name!r}; {nearest(name, list(RECIPES))}")
-    module, _, attribute = RECIPES[name].partition(":")
+    """The function of a recipe: of Plait, of a file that was used, or of an installed package (`plait.recipes`).
+
+    Raises UsageError, naming the nearest recipe, and where two have this name.
+    """
+    if name in (own := own_recipes()):
+        return own[name]
+    home = RECIPES.get(name) or installed("plait.recipes", name)
+    if home is None:
+        raise UsageError(f"expected the name of a recipe, got {name!r}; {nearest(name, [*RECIPES, *own])}")
+    module, _, attribute = home.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def own_recipes() -> dict[str, Callable[..., Recipe]]:
+    """Recipes of files that were used (`plait.use`). Raises UsageError for a name that is taken."""
+    found: dict[str, Callable[..., Recipe]] = {}
+    for module in used():
+        for name, function in getattr(module, "RECIPES", {}).items():
+            if name in RECIPES or name in found:
+                raise UsageError(f"expected a new name for a recipe in {module.__file__}, got {name!r}; rename it")
+            found[name] = function
+    return found

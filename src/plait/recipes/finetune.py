@@ -37,9 +37,9 @@ from plait.metrics.boxes import box_hits
 from plait.metrics.captions import caption_scores
 from plait.metrics.retrieval import chance_at_k, hits_at_k
 from plait.metrics.vqa import evalai
-from plait.models.auto import skills
+from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
-from plait.training.stages import Objective, Recipe, Source, Stage
+from plait.training.stages import Objective, Recipe, Source, Stage, save_pair
 from plait.types import Sample
 
 if TYPE_CHECKING:
@@ -205,7 +205,6 @@ class Talker:
         read: `(processor, sample, rng) -> talk`, one row decoded.
         collate: `(processor, max_length, talks, rng, training=True) -> batch` with labels, augmented when training.
         objective: the mean cross entropy over learned positions.
-        save: `(processor, model, directory)`.
         full_lr, lora_lr: peak rates where none is asked for.
     """
 
@@ -213,7 +212,6 @@ class Talker:
     read: Callable[[Any, Sample, np.random.Generator], Any]
     collate: Callable[..., dict[str, Tensor]]
     objective: Objective
-    save: Callable[..., None]
     full_lr: float = 1e-5
     lora_lr: float = 2e-4
 
@@ -271,7 +269,7 @@ class Talker:
             # The processor needed the model once; a second build reads it again, since the first may have trained.
             return first.pop() if first else self.load(str(request.model))[0]
 
-        return Job(build, stage, in_evaluation(predict), partial(self.save, processor))
+        return Job(build, stage, in_evaluation(predict), partial(save_pair, processor))
 
     def nats(self, model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[float]:
         """Negative log likelihood of all answers of each row, their ends included."""
@@ -408,8 +406,9 @@ def finetune(
     place = Path(model) if Path(model).exists() else shipped(model) or Path(model)
     family = _family(place)
     known = {name for _, name, _ in iter_modules([str(Path(__file__).parent)])} - {"finetune", "plan"}
-    # found by its file: what a model directory calls itself imports nothing else
-    jobs = import_module(f"plait.recipes.{family}").JOBS if family in known else {}
+    # found by its file, or brought by the user: what a model directory calls itself imports nothing else
+    home = f"plait.recipes.{family}" if family in known else FAMILIES.get(family)
+    jobs: dict[str, Callable[[Request], Job]] = getattr(import_module(home), "JOBS", {}) if home else {}
     if task not in jobs:
         tasks = ", ".join(jobs) or "none yet"
         raise UsageError(f"expected a task that finetune knows for {family} ({tasks}), got {task}")
@@ -435,9 +434,6 @@ def _family(place: Path) -> str:
 
 def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[str, Rows, Rows]:
     """The medium, and the rows of it that have what the task needs: to train on, and held out."""
-    from plait.data.mini import cached_mini
-
-    data = str(cached_mini()) if data == "mini" else data
     samples = select(data, "anything", lambda _: True, splits=None, reading=reading)
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
     is_any = medium is None and task == "chat"  # conversations with pictures and without train together

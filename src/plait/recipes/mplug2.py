@@ -49,7 +49,7 @@ from plait.objectives.masked import mask_tokens
 from plait.recipes.finetune import Job, Request, in_evaluation, text_of
 from plait.training.optim import parameter_groups
 from plait.training.parallel import gather_rows
-from plait.training.stages import Recipe, Stage
+from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
 
@@ -321,7 +321,7 @@ def pretraining(
     )
     # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
     old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
-    return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save, processor))
+    return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save_pair, processor))
 
 
 def _objective(processor: MPlug2Processor, alpha: float, mask_probability: float) -> PreTraining:
@@ -599,7 +599,7 @@ def _from(
 ) -> Recipe:
     """A recipe of one stage that goes on from a model directory."""
     build = partial(from_directory, Path(init), model_class=model_class, **changes)
-    return Recipe(build, [stage], partial(save, processor))
+    return Recipe(build, [stage], partial(save_pair, processor))
 
 
 def _length(steps: int | None, epochs: float | None) -> tuple[int | None, float | None]:
@@ -772,13 +772,3 @@ def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) ->
         found = model.get_text_features(**{name: value.to(model.device) for name, value in words.items()})
         texts.append(found.float().cpu().numpy())
     return np.concatenate(media), np.concatenate(texts)
-
-
-def save(made: MPlug2Processor, model: nn.Module, directory: Path) -> None:
-    """Write weights, configuration and processor `made` into one model directory."""
-    from transformers.utils.logging import disable_progress_bar
-
-    assert isinstance(model, MPlug2PreTrainedModel)
-    disable_progress_bar()
-    model.save_pretrained(directory)
-    made.save_pretrained(directory)

@@ -33,7 +33,7 @@ from plait.models.mplug_owl.weights import around, from_directory
 from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.schedules import cosine, linear
-from plait.training.stages import Recipe, Stage
+from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
 Built = tuple[MPlugOwlForConditionalGeneration, MPlugOwlProcessor]
@@ -111,7 +111,7 @@ def stage1(
         schedule=cosine,
         trainable=tuple(visual_names(model, trains)),
     )
-    return Recipe(lambda: model, [stage], partial(save, processor))
+    return Recipe(lambda: model, [stage], partial(save_pair, processor))
 
 
 def stage2(
@@ -173,7 +173,7 @@ def stage2(
         trainable=TRAINABLE if lora else ("language_model.*",),
     )
     after: Any = (lambda trained, _: folded(trained)) if lora else None
-    return Recipe(build, [stage], partial(save, processor), after=after)
+    return Recipe(build, [stage], partial(save_pair, processor), after=after)
 
 
 def read(processor: MPlugOwlProcessor, sample: Sample, rng: np.random.Generator) -> Talk:
@@ -276,20 +276,9 @@ def answer_loss(
     return loss, {"right": right}
 
 
-def save(processor: MPlugOwlProcessor, model: nn.Module, directory: Path) -> None:
-    """Weights, configuration and processor."""
-    from transformers.utils.logging import disable_progress_bar
-
-    assert isinstance(model, MPlugOwlForConditionalGeneration)
-    disable_progress_bar()
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-
-
 JOBS = Talker(
     load=loaded,
     read=read,
     collate=collate,
     objective=answer_loss,
-    save=save,
 ).jobs()

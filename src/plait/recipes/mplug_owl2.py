@@ -39,7 +39,7 @@ from plait.processing.videos import training_image
 from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.optim import parameter_groups
-from plait.training.stages import Recipe, Stage
+from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
 IMAGE_WORDS = 128
@@ -165,7 +165,7 @@ def pretrain(
         accumulation=accumulation,
         trainable=tuple(name for name in names if train_vision or not name.startswith(TOWER)),
     )
-    return Recipe(lambda: model, [stage], partial(save, processor))
+    return Recipe(lambda: model, [stage], partial(save_pair, processor))
 
 
 def joint(
@@ -224,7 +224,7 @@ def joint(
     )
     build = partial(_adapted, model, lora, lora_alpha, lora_dropout, train_vision)
     after: Any = (lambda trained, _: folded(trained)) if lora else None
-    return Recipe(build, [stage], partial(save, processor), after=after)
+    return Recipe(build, [stage], partial(save_pair, processor), after=after)
 
 
 def _check(layer_decay: float, frames: int = 8) -> None:
@@ -361,22 +361,11 @@ def answer_logits(model: MPlugOwl2ForConditionalGeneration, batch: dict[str, Ten
     return model.lm_head(states.hidden_states[-1][:, :-1][kept]).float(), labels[kept]
 
 
-def save(processor: MPlugOwl2Processor, model: nn.Module, directory: Path) -> None:
-    """Weights, configuration and processor."""
-    from transformers.utils.logging import disable_progress_bar
-
-    assert isinstance(model, MPlugOwl2ForConditionalGeneration)
-    disable_progress_bar()
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
-
-
 JOBS = Talker(
     load=loaded,
     read=lambda processor, sample, rng: read_talk(FRAMES, sample, rng),
     collate=talked,
     objective=answer_loss,
-    save=save,
     full_lr=2e-5,
     lora_lr=1e-4,
 ).jobs()

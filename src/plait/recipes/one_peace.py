@@ -21,18 +21,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.utils.logging import disable_progress_bar
 
 from plait.data.manifest import digest
-from plait.data.mini import cached_mini
 from plait.data.pairs import PicturesWithWords, SoundsWithWords, augment, held_out_pairs
-from plait.data.reader import Reader, Reading, Rows, select
+from plait.data.reader import Reader, Reading, select
 from plait.errors import UsageError
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
+from plait.models.one_peace.model import OnePeaceModel, by_modality
 from plait.models.one_peace.pretraining import (
     STAGE2_TRAINABLE,
     OnePeaceForPreTraining,
@@ -51,7 +49,7 @@ from plait.processing.tokenizers import encode, subset, whole_word_starts
 from plait.processing.waveforms import prepare_waveform
 from plait.recipes.finetune import Job, Request, text_of
 from plait.training.parallel import chunk_of, gather_rows
-from plait.training.stages import Recipe, Stage
+from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
 
@@ -183,7 +181,7 @@ def stage1(
         workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
     """
     reading = Reading(workers, on_bad, most_bad)
-    rows = all_rows(data, reading)
+    rows = select(data, "anything", lambda _: True, splits=None, reading=reading)
     kept = None if full_vocabulary else vocabulary(rows)
     config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
     processor = OnePeaceProcessor.from_config(config, kept)
@@ -247,9 +245,7 @@ def stage2(
     processor = load_processor(init)
     source = partial(
         SoundsWithWords,
-        select(
-            all_rows(data, reading), "audio and text", lambda s: s.audio is not None and bool(s.text), reading=reading
-        ),
+        select(data, "audio and text", lambda s: s.audio is not None and bool(s.text), reading=reading),
         processor.tokenize,
         sampling_rate=config.sampling_rate,
         prepare=partial(
@@ -287,13 +283,6 @@ def whole_model(init: str) -> OnePeaceForPreTraining:
     return model
 
 
-def all_rows(data: str, reading: Reading) -> Rows:
-    """The rows of all splits. data: mini for the shipped data set, unpacked once, or any other."""
-    return select(
-        str(cached_mini()) if data == "mini" else data, "anything", lambda _: True, splits=None, reading=reading
-    )
-
-
 def vocabulary(samples: Sequence[Sample]) -> list[int]:
     """Ids of the pieces that the texts of a data set use, and of all bytes."""
     pieces = {piece for row in encode(TEMPLATES) for piece in row}
@@ -329,10 +318,7 @@ def reset_temperature(model: nn.Module) -> None:
 
 def save(processor: OnePeaceProcessor, origin: str, model: nn.Module, directory: Path) -> None:
     """Weights, configuration and processor; `plait.load` reads the encoder, stage 2 the whole."""
-    assert isinstance(model, OnePeaceForPreTraining)
-    disable_progress_bar()  # of writing one small file
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
+    save_pair(processor, model, directory)
     card = {"trained_by": origin, "parameters": sum(p.numel() for p in model.parameters())}
     (directory / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
@@ -363,7 +349,7 @@ def retrieval(request: Request) -> Job:
         predict=lambda model, rows: (
             _vectors(model, processor, rows, request.medium), _text_vectors(model, processor, map(text_of, rows))
         ),
-        save=partial(_save, processor),
+        save=partial(save_pair, processor),
     )  # fmt: skip
 
 
@@ -407,7 +393,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
         predict=predict,
         zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
         whole=lambda model: ("head",),
-        save=partial(_save, processor),
+        save=partial(save_pair, processor),
     )
 
 
@@ -597,11 +583,3 @@ def _need(medium: str, known: Sequence[str], task: str) -> None:
     """Raise UsageError unless `medium` is among `known`."""
     if medium not in known:
         raise UsageError(f"expected {' or '.join(known)} for {task} with one_peace, got {medium}; set medium")
-
-
-def _save(processor: OnePeaceProcessor, model: nn.Module, directory: Path) -> None:
-    """Weights, configuration and processor as one model directory."""
-    assert isinstance(model, OnePeacePreTrainedModel)
-    disable_progress_bar()
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)

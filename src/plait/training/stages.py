@@ -153,6 +153,20 @@ class Recipe:
     after: Callable[[nn.Module, Path], nn.Module] | None = None
 
 
+def save_pair(processor: Any, model: Any, directory: Path) -> None:
+    """What most recipes save: weights, configuration and processor as one model directory.
+
+    Args:
+        processor: bound first (`partial(save_pair, processor)`), as recipes make it before the model.
+        model: a transformers model. directory: to write into.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a run proceeds, never what it computes.

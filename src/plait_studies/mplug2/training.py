@@ -28,8 +28,8 @@ from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.models.mplug2.weights import from_directory
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD
-from plait.recipes.mplug2 import PreTraining, asked_together, save, supervised
-from plait.training.stages import Recipe, Source
+from plait.recipes.mplug2 import PreTraining, asked_together, supervised
+from plait.training.stages import Recipe, Source, save_pair
 from plait.types import Sample
 from plait_studies import training as shared
 from plait_studies.build.emoji import HELD_OUT_STYLE
@@ -334,7 +334,7 @@ def pretraining(
         bare_names=0.8,
     )
     first = stage("pretraining", objective, source, steps, batch_size, lr, period=every)
-    return Recipe(partial(fresh, shape, made), [first], partial(save, made))
+    return Recipe(partial(fresh, shape, made), [first], partial(save_pair, made))
 
 
 def fresh(shape: MPlug2Config, made: MPlug2Processor) -> MPlug2ForPreTraining:
@@ -369,7 +369,7 @@ def answering(
     made = load_processor(init)
     source = source_of(drawings(), made, shares, **options)
     answered = stage("answering", asked_together, source, steps, batch_size, lr)
-    return Recipe(lambda: load(init, "answer"), [answered], partial(save, made))
+    return Recipe(lambda: load(init, "answer"), [answered], partial(save_pair, made))
 
 
 def seeing(
@@ -423,7 +423,7 @@ def _classification(
     """A head on one branch of the pretrained model."""
     classified = stage("classification", supervised, source, steps, batch_size, lr)
     build = partial(load, init, "classify", branch=(medium,), id2label=dict(enumerate(labels)))
-    return Recipe(build, [classified], partial(save, made))
+    return Recipe(build, [classified], partial(save_pair, made))
 
 
 def load(init: Path, task: str, **changes: Any) -> MPlug2PreTrainedModel:

@@ -32,8 +32,8 @@ from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
 from plait.models.mplug_owl2.upcycle import upcycle
 from plait.models.mplug_owl2.weights import resized
-from plait.recipes.mplug_owl2 import answer_logits, save
-from plait.training.stages import Recipe
+from plait.recipes.mplug_owl2 import answer_logits
+from plait.training.stages import Recipe, save_pair
 from plait.types import Sample
 from plait.weights.files import read_checkpoint
 from plait_studies import training
@@ -247,7 +247,7 @@ def warm_up(llm: Path, steps: int, *, batch_size: int = 64, lr: float = 1e-3, se
         "warm-up", partial(towards_words, words, read), source, steps, batch_size, lr,
         trainable=("model.vision.*", "model.abstractor.*"), weight_decay=0.05,
     )  # fmt: skip
-    return Recipe(lambda: model, [warmed], partial(save, processor))
+    return Recipe(lambda: model, [warmed], partial(save_pair, processor))
 
 
 class InEpochs(Shuffled):
@@ -275,7 +275,7 @@ def tuning(
     source = Questions(shown, TASKS, partial(batch_of, processor), training.snippets("train"), turn)
     patterns = () if full else arm.patterns
     tuned = stage("tuning", answer_loss, lambda: source, steps, batch_size, lr, trainable=patterns)
-    return Recipe(lambda: model, [tuned], partial(save, processor))
+    return Recipe(lambda: model, [tuned], partial(save_pair, processor))
 
 
 def answer_loss(
