@@ -1,0 +1,55 @@
+"""The pages agree with one another and with what they describe."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *(ROOT / "examples").glob("*.md")]
+
+
+def blocks(path: Path) -> list[str]:
+    """Code of a page: what stands between fences, comments taken off, since a translation has its own."""
+    fenced = re.findall(r"^```\w+\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [re.sub(r"\s*#.*", "", block) for block in fenced]
+
+
+def links(path: Path) -> list[str]:
+    """Targets of a page's links that lie beside it, without anchors."""
+    found = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    return [link.split("#")[0] for link in found if not re.match(r"https?:|mailto:|#", link)]
+
+
+def test_the_chinese_readme_shows_the_same_commands() -> None:
+    assert blocks(ROOT / "README.md") and blocks(ROOT / "README.md") == blocks(ROOT / "README.zh.md")
+
+
+def test_the_readme_can_be_read_at_once() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    missing = [link for link in links(page) if not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_every_page_is_two_clicks_away() -> None:
+    """From the README: a page that nothing links to is not found."""
+    near = {ROOT / "README.md"}
+    for _ in range(2):
+        near |= {(page.parent / link).resolve() for page in near for link in links(page) if link.endswith(".md")}
+    assert {page for page in PAGES if "docs" in page.parts} <= near
+
+
+def test_all_extras_are_explained() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == set(extras)
+    for name, brings in rows:
+        packages = {word.strip() for word in re.sub(r" and others", "", brings).split(",")}
+        assert packages <= {re.split(r"[<>=;]", one)[0].strip() for one in extras[name]}, name
