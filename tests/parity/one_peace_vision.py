@@ -21,6 +21,7 @@ from plait.models.one_peace.vision import (
     vision_config,
 )
 from plait.models.one_peace.weights import from_official, key_map
+from plait.nn import detection
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.weights.files import load_strict, read_checkpoint
@@ -131,14 +132,14 @@ def postprocess(case: Case) -> Outputs:
     out: Outputs = {}
     for name in case.outputs:
         if found := re.fullmatch(r"out\.(linear|gaussian|hard)\.([\d.]+)\.keep", name):
-            kept, scores = dense.soft_nms(
+            kept, scores = detection.soft_nms(
                 inputs["boxes"], inputs["scores"], inputs["classes"],
-                method=cast("dense.SoftNms", found[1]), threshold=float(found[2]), **options,
+                method=cast("detection.SoftNms", found[1]), threshold=float(found[2]), **options,
             )  # fmt: skip
             prefix = name.removesuffix("keep")
             out |= {name: kept, f"{prefix}scores": scores}
     if "masks" in inputs:
-        out["out.maskness_scores"] = dense.maskness_scores(
+        out["out.maskness_scores"] = detection.maskness_scores(
             inputs["mask_scores"], inputs["masks"], case.config.get("maskness_threshold", 0.5)
         )
     if "seg.cls_logits" in inputs:

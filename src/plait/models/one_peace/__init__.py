@@ -1,7 +1,7 @@
 """ONE-PEACE: shared attention, one feed-forward per modality (arXiv 2305.11172).
 
     config -> model (encoder of text, image, audio) -> tasks (classification), pretraining (contrast, denoising)
-                                                    -> vision (pictures, videos), dense (detection, segmentation)
+                                                    -> vision (pictures, videos), dense (backbones), regions (detector)
     processor: texts, pictures and sounds -> tensors          weights: official files and model directories -> model
 
 Importing this package loads no torch; names resolve on first use.
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
+    from plait.models.one_peace.config import DecoderConfig, DetectionConfig, OnePeaceConfig
     from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
     from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
     from plait.models.one_peace.pretraining import OnePeaceForPreTraining
     from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
+    from plait.models.one_peace.regions import OnePeaceBackbone, OnePeaceForObjectDetection
     from plait.models.one_peace.tasks import OnePeaceForClassification
     from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier
     from plait.weights.files import Checkpoint
 
 _HOMES = {
-    "config": ("DecoderConfig", "OnePeaceConfig"),
+    "config": ("DecoderConfig", "DetectionConfig", "OnePeaceConfig"),
     "dense": ("AdapterSizes", "DetectionBackbone", "SegmentationBackbone"),
     "model": ("OnePeaceModel", "OnePeacePreTrainedModel"),
     "pretraining": ("OnePeaceForPreTraining",),
     "processor": ("OnePeaceFeatureExtractor", "OnePeaceImageProcessor", "OnePeaceProcessor"),
+    "regions": ("OnePeaceBackbone", "OnePeaceForObjectDetection", "OnePeaceSkills"),
     "tasks": ("OnePeaceForClassification",),
     "vision": ("OnePeaceImageClassifier", "OnePeaceVideoClassifier"),
 }
@@ -42,12 +44,15 @@ _ROLES = {
     "PROCESSOR": "OnePeaceProcessor",
     "IMAGE_PROCESSOR": "OnePeaceImageProcessor",
     "FEATURE_EXTRACTOR": "OnePeaceFeatureExtractor",
+    "SKILLS": "OnePeaceSkills",
 }
 """What `plait.models.auto` asks every family for -> the class that it is here."""
 
 _HEADS = {
     "AutoModelForImageClassification": "OnePeaceForClassification",
     "AutoModelForAudioClassification": "OnePeaceForClassification",
+    "AutoModelForObjectDetection": "OnePeaceForObjectDetection",
+    "AutoBackbone": "OnePeaceBackbone",
 }
 """Auto class of transformers -> the class that it loads."""
 
@@ -55,9 +60,12 @@ __all__ = [
     "AdapterSizes",
     "DecoderConfig",
     "DetectionBackbone",
+    "DetectionConfig",
+    "OnePeaceBackbone",
     "OnePeaceConfig",
     "OnePeaceFeatureExtractor",
     "OnePeaceForClassification",
+    "OnePeaceForObjectDetection",
     "OnePeaceForPreTraining",
     "OnePeaceImageClassifier",
     "OnePeaceImageProcessor",
@@ -120,12 +128,16 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
         ValueError: for an unknown field or branch, and keys that do not fit.
     """
     from plait.models.one_peace import weights
+    from plait.models.one_peace.config import OnePeaceConfig
     from plait.models.one_peace.model import OnePeaceModel
     from plait.models.one_peace.pretraining import OnePeaceForPreTraining
     from plait.models.one_peace.processor import OnePeaceProcessor
 
     if "model_class" not in options and weights.stored_class(path) is OnePeaceForPreTraining:
         options["model_class"] = OnePeaceModel
+    named = (OnePeaceConfig.from_pretrained(path, trust_remote_code=False).architectures or [""])[0]
+    if named in _HOMES["regions"]:
+        options.setdefault("model_class", __getattr__(named))
     model = weights.from_directory(path, **options)
     if (path / "tokenizer.json").exists():
         # Saved directories name a loader in `auto_map`; nothing that a directory brings is ever executed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from plait.errors import UsageError
 from plait.modalities import in_order, is_registered
 from plait.nn.adapters import ConvSpec
+from plait.nn.detection import CascadeSizes
 from plait.routing import Ways
 
 BUILT_IN = ("text", "image", "audio")
@@ -48,6 +49,25 @@ class DecoderConfig:
     # 2 * 512 + 2, as many as rows of the relative table of audio (specification 2.3).
     max_audio_positions: int = 1026
     layer_scale: float | None = None
+
+
+@dataclass
+class DetectionConfig(CascadeSizes):
+    """The windowed backbone of the detector, and its heads (fields of `CascadeSizes`); defaults are published.
+
+    Args:
+        window: side of a window in patches.
+        windowed: layers that attend inside windows, None for all but every fourth.
+        axis_positions: whether layers have positions per axis too.
+        table_width: side of the grid that the shared relative table was trained for.
+
+    Source: specification ONE-PEACE, section 8.4.
+    """
+
+    window: int = 16
+    windowed: Sequence[int] | None = None
+    axis_positions: bool = True
+    table_width: int = 16
 
 
 _NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
@@ -88,6 +108,7 @@ class OnePeaceConfig(PreTrainedConfig):
             branch.
         decoder: sizes of the denoising decoder, None for a model that never had one.
         logit_scale_init: initial factor on similarities, before the logarithm.
+        detection: of `OnePeaceForObjectDetection` and its backbone alone.
         num_classes, pool_attention, pool_modality, use_pooler, use_two_images, head_scale_ratio: of
             `OnePeaceForClassification` alone.
         official: reproduce the official quirks: audio padding leaks, the decoder attends to
@@ -157,6 +178,7 @@ class OnePeaceConfig(PreTrainedConfig):
     use_pooler: bool = False
     use_two_images: bool = False
     head_scale_ratio: float = 2
+    detection: DetectionConfig | Mapping[str, Any] | None = None
     official: bool = False
     pad_token_id: int | None = 1
     eos_token_id: int | None = 2
@@ -185,6 +207,8 @@ class OnePeaceConfig(PreTrainedConfig):
         self.type_embeddings = list(self.type_embeddings)
         sizes = self.decoder
         self.decoder = asdict(sizes) if isinstance(sizes, DecoderConfig) else dict(sizes) if sizes else None
+        if self.detection is not None:
+            self.detection = _plain(self.detection, DetectionConfig)
         held = self.num_classes
         is_named = kwargs.get("num_labels") is not None or self.id2label not in (None, *_NO_LABELS)
         super().__post_init__(**kwargs)
@@ -216,6 +240,17 @@ class OnePeaceConfig(PreTrainedConfig):
         """`decoder`, typed; None for a model that never had one."""
         sizes = self.decoder
         return sizes if sizes is None or isinstance(sizes, DecoderConfig) else DecoderConfig(**sizes)
+
+    @property
+    def detection_sizes(self) -> DetectionConfig:
+        """`detection`, typed.
+
+        Raises:
+            ValueError: for a model that does not detect.
+        """
+        if self.detection is None:
+            raise ValueError("expected config.detection for a detector, got None; pass a DetectionConfig")
+        return self.detection if isinstance(self.detection, DetectionConfig) else DetectionConfig(**self.detection)
 
     @property
     def conv_spec(self) -> list[ConvSpec]:
@@ -289,6 +324,18 @@ class OnePeaceConfig(PreTrainedConfig):
                 unknown field.
         """
         return cls(**{**config_fields(official_config), **cls._fields(changes)})
+
+
+def _plain(sizes: Any, kind: type[Any]) -> dict[str, Any]:
+    """Sizes of a part as JSON gives them back, those that were not given at their defaults.
+
+    Raises ValueError for a field that the part has not.
+    """
+    if not isinstance(sizes, kind):
+        if unknown := set(sizes) - {one.name for one in fields(kind)}:
+            raise ValueError(f"expected fields of {kind.__name__}, got {', '.join(sorted(unknown))}; leave them out")
+        sizes = kind(**sizes)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(sizes).items()}
 
 
 _SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV_SPEC)

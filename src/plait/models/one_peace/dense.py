@@ -3,7 +3,7 @@
 detection:    pixels -> stem + positions, no CLS -> layers (attention in windows, in some over all) -> map at 1/16
 segmentation: pixels -> spatial prior (strides 4, 8, 16, 32) = c      pixels -> image adapter = x
               [x <- attends to c, a group of layers, c <- attends to x] x groups -> maps of c + maps of x -> norms
-afterwards:   boxes + scores -> soft-NMS -> kept indices, new scores  class and mask logits -> map of classes
+afterwards:   class and mask logits -> map of classes; what follows the detector is in `plait.nn.detection`
 
 Sources: ViTDet (arXiv 2203.16527), MViTv2 (arXiv 2112.01526), ViT-Adapter (arXiv 2205.08534), Mask2Former (arXiv
 2112.01527); specification ONE-PEACE, 8.4 and 8.5.
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,107 +29,6 @@ from plait.nn.layers import HierarchicalStem
 from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, resize_absolute
 from plait.routing import Route
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
-
-SoftNms = Literal["linear", "gaussian", "hard"]
-
-
-def soft_nms(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    *,
-    method: SoftNms = "linear",
-    threshold: float = 0.6,
-    sigma: float = 0.5,
-    prune: float = 1e-3,
-) -> tuple[Tensor, Tensor]:
-    """Boxes in decreasing order of a score that falls with their overlap with better boxes of the same class.
-
-    linear: score * (1 - IoU) above the threshold; gaussian: score * exp(-IoU**2 / sigma) always;
-    hard: 0 at or above the threshold. After every pick boxes of a score <= prune are dropped.
-
-    Args:
-        boxes: (n, 4) as x1, y1, x2, y2.
-        scores, classes: (n,).
-        method: how a score falls; linear as published for the detector.
-        threshold: IoU, for linear and hard.
-        sigma: for gaussian.
-        prune: score at which a box is given up.
-
-    Returns:
-        Kept indices and their scores, (kept,) each, best first.
-
-    Raises:
-        ValueError: for an unknown method.
-
-    Example:
-        >>> import torch
-        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
-        >>> soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3))[0]
-        tensor([0, 2])
-
-    Source: Bodla et al., arXiv 1704.04503; settings: specification ONE-PEACE, 8.4.
-    """
-    if method not in ("linear", "gaussian", "hard"):
-        raise ValueError(f"expected soft-NMS linear, gaussian or hard, got {method!r}")
-    kept: list[Tensor] = []
-    rescored: list[Tensor] = []
-    # Scores fall in place while boxes are picked; the caller's stay as they are.
-    falling = scores.clone()
-    # Class by class: boxes of different classes never lower each other.
-    for wanted in classes.unique():
-        left = (classes == wanted).nonzero()[:, 0]
-        while len(left):
-            best = left[falling[left].argmax()]
-            kept.append(best)
-            rescored.append(falling[best].clone())
-            left = left[left != best]
-            iou = _iou(boxes[best], boxes[left])
-            if method == "linear":
-                decay = torch.where(iou > threshold, 1 - iou, torch.ones_like(iou))
-            elif method == "gaussian":
-                decay = torch.exp(-(iou**2) / sigma)
-            else:
-                decay = (iou < threshold).to(iou)
-            falling[left] *= decay
-            left = left[falling[left] > prune]
-    if not kept:
-        return classes.new_zeros(0), falling
-    values, order = torch.stack(rescored).sort(descending=True, stable=True)
-    return torch.stack(kept)[order], values
-
-
-def _iou(box: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of one box with others.
-
-    box: (4,), others: (n, 4), corners -> (n,).
-    """
-    low, high = torch.maximum(box[:2], others[:, :2]), torch.minimum(box[2:], others[:, 2:])
-    inner = (high - low).clamp_min(0).prod(dim=-1)
-    areas = (others[:, 2:] - others[:, :2]).prod(dim=-1) + (box[2:] - box[:2]).prod()
-    # Boxes without area would divide 0 by 0: they overlap nothing.
-    return torch.where(inner > 0, inner / (areas - inner), torch.zeros_like(inner))
-
-
-def maskness_scores(scores: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Scores times the mean probability inside the mask, 0 where no pixel is inside.
-
-    So a box counts for less where its mask is unsure; the detector's mask AP is measured with
-    these.
-
-    Args:
-        scores: (n,).
-        masks: (n, ..., height, width) probabilities.
-        threshold: probability above which a pixel is inside.
-
-    Returns:
-        (n,).
-
-    Source: specification ONE-PEACE, 8.4.
-    """
-    flat = masks.flatten(1)
-    inside = (flat > threshold).to(flat)
-    return scores * (flat * inside).sum(dim=1) / inside.sum(dim=1).clamp_min(1)
 
 
 def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -204,6 +102,7 @@ class DetectionBackbone(nn.Module):
         windowed: indices of the layers that attend inside windows; published are all but 3, 7, ...,
             39.
         axis_positions: whether layers have `AxisPositions`.
+        table_width: side of the grid that the shared relative table was trained for.
 
     Example:
         >>> import torch
@@ -215,14 +114,20 @@ class DetectionBackbone(nn.Module):
     """
 
     def __init__(
-        self, config: OnePeaceConfig, *, window: int, windowed: Collection[int], axis_positions: bool = True
+        self,
+        config: OnePeaceConfig,
+        *,
+        window: int,
+        windowed: Collection[int],
+        axis_positions: bool = True,
+        table_width: int = PRETRAIN_WIDTH,
     ) -> None:
         super().__init__()
         self.config, self.side, self.window = config, config.image_rel_bucket_size, window
-        self.windowed = frozenset(windowed)
+        self.windowed, self.table_width = frozenset(windowed), table_width
         self.stem = HierarchicalStem(config.dim)
         self.position_embedding = nn.Parameter(torch.zeros(config.image_bucket_size**2 + 1, config.dim))
-        self.bias_table = nn.Parameter(torch.zeros(image_table_rows(PRETRAIN_WIDTH), config.num_heads))
+        self.bias_table = nn.Parameter(torch.zeros(image_table_rows(table_width), config.num_heads))
         self.trunk = RoutedEncoder(
             config.dim,
             config.num_heads,
@@ -267,7 +172,7 @@ class DetectionBackbone(nn.Module):
         Returns:
             (heads, width**2, width**2).
         """
-        old, new = 2 * PRETRAIN_WIDTH - 1, 2 * width - 1
+        old, new = 2 * self.table_width - 1, 2 * width - 1
         grid = self.bias_table[:-CLS_ROWS].T.unflatten(1, (old, old))[None]
         if new != old:
             # At run time and bicubic; the other tasks use a spline on a geometric sequence (specification 4.2, 8.4).

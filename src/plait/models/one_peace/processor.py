@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
+from plait.nn.detection import maskness_scores, paste_masks
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
+from plait.processing.regions import Fitted, fit
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
 from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
@@ -26,15 +28,19 @@ from plait.processing.waveforms import pad_waveforms, prepare_waveform
 class OnePeaceImageProcessor(PilBackend):
     """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
 
-    `OnePeaceProcessor` holds one, and reads its size, mean and deviation.
+    With `do_pad`, as detectors have it, pictures keep their shape: the longer side becomes the square's, what is left
+    is padded, and a `pixel_mask` (batch, side, side) says where the picture is. `OnePeaceProcessor` holds one, and
+    reads its size, mean and deviation.
 
     Args:
         size: `{"height": side, "width": side}` in pixels, 256 by default.
         image_mean, image_std: per channel, of pixels in [0, 1].
+        do_pad: see above.
 
-    Source: specification ONE-PEACE, section 5.2.
+    Source: specification ONE-PEACE, sections 5.2 and 8.4.
     """
 
+    do_pad = False
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads plain class attributes)
     size = {"height": 256, "width": 256}  # noqa: RUF012
     resample = PILImageResampling.BICUBIC
@@ -44,6 +50,71 @@ class OnePeaceImageProcessor(PilBackend):
     do_convert_rgb = True
     image_mean = list(CLIP_MEAN)  # noqa: RUF012
     image_std = list(CLIP_STD)  # noqa: RUF012
+
+    def _preprocess(  # ty: ignore[incompatible-method-override]  (the others pass through by name)
+        self, images: list[np.ndarray], do_pad: bool | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Pictures (3, height, width) as transformers hands them over; padded ones have a way of their own."""
+        if not do_pad:
+            return super()._preprocess(images, do_pad=False, **kwargs)
+        # Size and numbers may have been given for this call alone.
+        size, mean, std = kwargs["size"].height, kwargs["image_mean"], kwargs["image_std"]
+        pictures = [fromarray(np.moveaxis(image, 0, -1).astype(np.uint8)) for image in images]
+        return padded([fit(picture, size, mean=mean, std=std) for picture in pictures])
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: Any = None,
+        *,
+        return_masks: bool = False,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Objects of every picture whose score is above a threshold, best first.
+
+        Args:
+            outputs: of `OnePeaceForObjectDetection`.
+            threshold: of scores, which lie in [0, 1].
+            target_sizes: (batch, 2) height and width of the pictures, for boxes in pixels; shares without them.
+            return_masks: whether masks are made at the size of the pictures; `mask_scores` then are scores times how
+                sure each mask is, by which masks are ranked.
+
+        Returns:
+            scores (n,), labels (n,), boxes (n, 4) as corners, and masks (n, height, width) bool, mask_scores (n,).
+
+        Raises:
+            ValueError: for sizes of another number of pictures, and masks without sizes.
+        """
+        if target_sizes is not None and len(target_sizes) != len(outputs.logits):
+            raise ValueError(f"expected {len(outputs.logits)} target_sizes, got {len(target_sizes)}; one per picture")
+        if return_masks and (target_sizes is None or outputs.pred_masks is None):
+            raise ValueError("expected target_sizes and a model with masks for return_masks, got none; leave it out")
+        scores, labels = outputs.logits.softmax(-1)[..., :-1].max(-1)
+        centre, side = outputs.pred_boxes[..., :2], outputs.pred_boxes[..., 2:]
+        corners = torch.cat([centre - side / 2, centre + side / 2], dim=-1)
+        found = []
+        for i in range(len(scores)):
+            kept, box = scores[i] > threshold, corners[i]
+            if target_sizes is not None:
+                height, width = (int(length) for length in target_sizes[i])
+                box = box * box.new_tensor([width, height, width, height])
+            one = {"scores": scores[i][kept], "labels": labels[i][kept], "boxes": box[kept]}
+            if return_masks:
+                regions = outputs.pred_masks[i][kept]
+                one["masks"] = paste_masks(regions, one["boxes"], (height, width))
+                one["mask_scores"] = maskness_scores(one["scores"], regions)
+            found.append(one)
+        return found
+
+
+def padded(fitted: Sequence[Fitted]) -> BatchFeature:
+    """pixel_values (batch, 3, side, side) and pixel_mask (batch, side, side) of pictures that were padded."""
+    return BatchFeature(
+        {
+            "pixel_values": torch.stack([one.pixels for one in fitted]),
+            "pixel_mask": torch.stack([one.mask for one in fitted]),
+        }
+    )
 
 
 class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
@@ -143,7 +214,9 @@ class OnePeaceProcessor(ProcessorMixin):
             kept_ids: the vocabulary subset it was trained with, if any.
         """
         return cls(
-            OnePeaceImageProcessor(size={"height": config.image_size, "width": config.image_size}),
+            OnePeaceImageProcessor(
+                size={"height": config.image_size, "width": config.image_size}, do_pad=config.detection is not None
+            ),
             build_tokenizer(kept_ids),
             OnePeaceFeatureExtractor(
                 sampling_rate=config.sampling_rate,
@@ -211,7 +284,12 @@ class OnePeaceProcessor(ProcessorMixin):
             pictures = list(pictures_in(images))
             if not pictures:
                 raise ValueError("expected at least one image, got none; leave images out")
-            batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
+            if self.image_processor.do_pad:
+                processor, side = self.image_processor, self.image_size
+                mean, std = processor.image_mean, processor.image_std
+                batch |= padded([fit(one.convert("RGB"), side, mean=mean, std=std) for one in pictures])
+            else:
+                batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
         if audio is not None:
             clips = self.feature_extractor(audio, sampling_rate)
             batch["input_values"] = clips["input_values"]
@@ -223,6 +301,10 @@ class OnePeaceProcessor(ProcessorMixin):
         if not batch:
             raise ValueError("expected images, text or audio, got none")
         return BatchFeature(batch)
+
+    def post_process_object_detection(self, *args: Any, **kwargs: Any) -> list[dict[str, torch.Tensor]]:
+        """See `OnePeaceImageProcessor.post_process_object_detection`."""
+        return self.image_processor.post_process_object_detection(*args, **kwargs)
 
     def _pixels(self, picture: Image) -> torch.Tensor:
         """One PIL image -> (3, side, side), normalised; other colour modes become RGB."""

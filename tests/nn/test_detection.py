@@ -1,0 +1,223 @@
+"""Boxes, regions and the cascade: value tables and slow loops after torchvision's formulas, then properties."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from plait.nn.detection import (
+    CascadeDetector,
+    CascadeSizes,
+    FeaturePyramid,
+    Truth,
+    box_iou,
+    decode_boxes,
+    draw_boxes,
+    encode_boxes,
+    grid_anchors,
+    match_boxes,
+    nms,
+    paste_masks,
+    pool_regions,
+    roi_align,
+)
+
+SIZES = CascadeSizes(channels=8, head_dim=16, num_convs=1, drawn_boxes=16, drawn_anchors=32, proposals=(64, 32), kept=7)
+
+
+def read(feature: Tensor, y: float, x: float) -> float:
+    """Bilinear reading of one channel, as torchvision's kernel writes it."""
+    height, width = feature.shape
+    if y < -1 or y > height or x < -1 or x > width:
+        return 0.0
+    y, x = max(y, 0.0), max(x, 0.0)
+    top, left = int(y), int(x)
+    if top >= height - 1:
+        top = bottom = height - 1
+        y = float(top)
+    else:
+        bottom = top + 1
+    if left >= width - 1:
+        left = right = width - 1
+        x = float(left)
+    else:
+        right = left + 1
+    down, across = y - top, x - left
+    near = feature[top, left] * (1 - across) + feature[top, right] * across
+    far = feature[bottom, left] * (1 - across) + feature[bottom, right] * across
+    return float(near * (1 - down) + far * down)
+
+
+def slow_roi_align(features: Tensor, boxes: Tensor, size: int, scale: float, sampling: int, aligned: bool) -> Tensor:
+    out = torch.zeros(len(boxes), len(features), size, size)
+    shift = 0.5 if aligned else 0.0
+    for n, box in enumerate(boxes.tolist()):
+        x0, y0, x1, y1 = (value * scale - shift for value in box)
+        width, height = x1 - x0, y1 - y0
+        if not aligned:
+            width, height = max(width, 1.0), max(height, 1.0)
+        down, across = (sampling or math.ceil(side / size) for side in (height, width))
+        for c, feature in enumerate(features):
+            for i in range(size):
+                for j in range(size):
+                    total = 0.0
+                    for a in range(down):
+                        for b in range(across):
+                            y = y0 + (i + (a + 0.5) / down) * height / size
+                            x = x0 + (j + (b + 0.5) / across) * width / size
+                            total += read(feature, y, x)
+                    out[n, c, i, j] = total / max(down * across, 1)
+    return out
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_roi_align_is_torchvisions_formula(sampling: int, aligned: bool) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 9)
+    boxes = torch.tensor(
+        [
+            [0, 0, 36, 24],  # the whole map
+            [3.3, 1.7, 20.9, 15.2],
+            [-14, -9, 5, 4],  # begins outside
+            [30, 20, 60, 50],  # ends far outside
+            [5, 5, 5, 5],  # no extent
+            [8, 2, 9, 23],  # a thin one
+        ],
+        dtype=torch.float32,
+    )
+    found = roi_align(features, boxes, 3, scale=0.25, sampling=sampling, aligned=aligned)
+    torch.testing.assert_close(found, slow_roi_align(features, boxes, 3, 0.25, sampling, aligned), atol=2e-6, rtol=1e-5)
+
+
+def test_roi_align_reads_a_ramp_at_bin_centres() -> None:
+    ramp = torch.arange(8.0).expand(1, 8, 8)
+    # Cell centres lie at .5: a box over cells 2 and 3 has bins whose means are the cells themselves.
+    assert roi_align(ramp, torch.tensor([[2.0, 2, 4, 4]]), 2)[0, 0].tolist() == [[2.0, 3.0], [2.0, 3.0]]
+
+
+def test_roi_align_hands_gradients_to_the_map_alone() -> None:
+    features = torch.randn(2, 5, 5, requires_grad=True)
+    boxes = torch.tensor([[1.0, 1, 4, 3]], requires_grad=True)
+    roi_align(features, boxes, 2).sum().backward()
+    assert features.grad is not None and features.grad.sum().item() == pytest.approx(2 * 4, rel=1e-5)
+    assert boxes.grad is None
+
+
+def test_a_map_of_one_cell_reads_its_value() -> None:
+    assert roi_align(torch.full((1, 1, 1), 3.0), torch.tensor([[0.0, 0, 1, 1]]), 2).eq(3).all()
+
+
+def test_iou_of_boxes_by_hand() -> None:
+    a = torch.tensor([[0.0, 0, 2, 2], [1, 1, 1, 1]])
+    b = torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6], [1, 1, 1, 1]])
+    torch.testing.assert_close(box_iou(a, b), torch.tensor([[1 / 7, 1.0, 0, 0], [0, 0, 0, 0]]))
+
+
+def test_suppression_is_the_loop_of_the_textbook() -> None:
+    torch.manual_seed(1)
+    low = torch.rand(60, 2) * 20
+    boxes, scores = torch.cat([low, low + 1 + torch.rand(60, 2) * 10], 1), torch.rand(60)
+    kept: list[int] = []
+    for i in scores.argsort(descending=True).tolist():
+        if all(box_iou(boxes[i][None], boxes[j][None]) <= 0.4 for j in kept):
+            kept.append(i)
+    assert nms(boxes, scores, 0.4).tolist() == kept and 5 < len(kept) < 60
+    assert nms(boxes[:0], scores[:0], 0.4).tolist() == []
+
+
+def test_a_box_is_coded_by_shifts_and_logarithms() -> None:
+    box, target = torch.tensor([[10.0, 20, 30, 60]]), torch.tensor([[15.0, 20, 55, 40]])
+    # centres (20, 40) -> (35, 30), sides (20, 40) -> (40, 20)
+    wanted = torch.tensor([[15 / 20 * 10, -10 / 40 * 10, math.log(2) * 5, math.log(0.5) * 5]])
+    coded = encode_boxes(box, target, (10, 10, 5, 5))
+    torch.testing.assert_close(coded, wanted)
+    torch.testing.assert_close(decode_boxes(box, coded, (10, 10, 5, 5)), target)
+    grown = decode_boxes(box, torch.tensor([[0.0, 0, 99, 0]]))
+    assert (grown[0, 2] - grown[0, 0]).item() == pytest.approx(20 * 1000 / 16, rel=1e-5)
+
+
+def test_anchors_stand_around_the_corners_of_cells() -> None:
+    anchors = grid_anchors(1, 2, 16, 32, (0.5, 1.0, 2.0), torch.zeros(1))
+    wide = 32 * 2**0.5 / 2
+    wanted = [[-wide, -wide / 2, wide, wide / 2], [-16, -16, 16, 16], [-wide / 2, -wide, wide / 2, wide]]
+    torch.testing.assert_close(anchors[:3], torch.tensor(wanted))
+    torch.testing.assert_close(anchors[3:], torch.tensor(wanted) + torch.tensor([16.0, 0, 16, 0]))
+
+
+def test_boxes_are_matched_by_their_best_object() -> None:
+    iou = torch.tensor([[0.8, 0.2, 0.5, 0.0], [0.1, 0.25, 0.6, 0.0]])
+    index, labels = match_boxes(iou, 0.3, 0.7)
+    assert index.tolist()[:3] == [0, 1, 1] and labels.tolist() == [1, 0, -1, 0]
+    assert match_boxes(iou, 0.3, 0.7, keep_best=True)[1].tolist() == [1, 0, 1, 0]
+    assert match_boxes(iou[:0], 0.3, 0.7)[1].tolist() == [0] * 4
+
+
+def test_drawn_boxes_fill_up_with_background() -> None:
+    labels = torch.tensor([1] * 10 + [0] * 50 + [-1] * 40)
+    positive, negative = draw_boxes(labels, 32, 0.25)
+    assert len(positive) == 8 and len(negative) == 24
+    assert labels[positive].eq(1).all() and labels[negative].eq(0).all() and len(set(negative.tolist())) == 24
+
+
+def test_regions_are_read_from_the_level_of_their_size() -> None:
+    maps = [torch.full((2, 1, 512 // s, 512 // s), float(s)) for s in (4, 8, 16, 32)]
+    boxes = [torch.tensor([[0.0, 0, 50, 50], [0, 0, 112, 112], [0, 0, 223, 223]]), torch.tensor([[0.0, 0, 500, 480]])]
+    assert pool_regions(maps, (4, 8, 16, 32), boxes, 2).mean(dim=(1, 2, 3)).tolist() == [4, 8, 8, 32]
+
+
+def test_masks_are_pasted_where_their_boxes_are() -> None:
+    half = torch.zeros(1, 4, 4)
+    half[:, :, :2] = 1.0
+    pasted = paste_masks(half, torch.tensor([[2.0, 1, 6, 3]]), (4, 8))
+    wanted = torch.zeros(4, 8, dtype=torch.bool)
+    wanted[1:3, 2:4] = True
+    assert torch.equal(pasted[0], wanted)
+
+
+def test_a_pyramid_has_five_strides_also_of_odd_maps() -> None:
+    shapes = [tuple(x.shape[1:]) for x in FeaturePyramid(16, 8)(torch.rand(1, 16, 5, 7))]
+    assert shapes == [(8, 20, 28), (8, 10, 14), (8, 5, 7), (8, 3, 4), (8, 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> CascadeDetector:
+    torch.manual_seed(0)
+    return CascadeDetector(8, 2, SIZES)
+
+
+def test_found_boxes_lie_inside_of_their_pictures(detector: CascadeDetector) -> None:
+    pictures = torch.tensor([[128, 96], [64, 128]])
+    found, losses = detector.eval()(torch.randn(2, 8, 8, 8), pictures)
+    assert not losses
+    for one, (width, height) in zip(found, pictures.tolist()):
+        assert 0 < len(one.boxes) <= 7 and one.masks is not None and one.masks.shape[1:] == (28, 28)
+        assert one.boxes.min() >= 0 and one.boxes[:, 0::2].max() <= width and one.boxes[:, 1::2].max() <= height
+        assert one.scores.diff().le(0).all() and one.classes.max() < 2
+
+
+def test_every_parameter_learns_and_an_empty_picture_teaches_background(detector: CascadeDetector) -> None:
+    torch.manual_seed(0)
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 30:80, 20:90] = 1
+    truths = [
+        Truth(torch.tensor([[20.0, 30, 90, 80]]), torch.tensor([1]), mask),
+        Truth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 128, 128)),
+    ]
+    detector.train()
+    found, losses = detector(torch.randn(2, 8, 8, 8), torch.tensor([[128, 128]] * 2), truths, find=False)
+    assert found == [] and sorted(losses) == [
+        "box_0", "box_1", "box_2", "class_0", "class_1", "class_2", "mask", "proposal_box", "proposal_score",
+    ]  # fmt: skip
+    torch.stack(list(losses.values())).sum().backward()
+    without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_stages_have_their_published_thresholds() -> None:
+    from plait.nn import detection
+
+    assert detection.STAGES == ((0.5, (10, 10, 5, 5)), (0.6, (20, 20, 10, 10)), (0.7, (30, 30, 15, 15)))
