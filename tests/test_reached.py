@@ -29,7 +29,7 @@ CONTRACTS = """
     get_text_features get_image_features get_video_features get_audio_features get_image_tokens tie_weights
     set_attn_implementation get_encoder get_decoder get_input_mask apply_chat_template batch_decode decode
     model_input_names post_process_image_text_to_text from_pretrained save_pretrained from_dict to_dict
-    reset_parameters _init_weights _beam_search _update_finished_beams _check_early_stop_heuristic
+    reset_parameters _init_weights _preprocess _beam_search _update_finished_beams _check_early_stop_heuristic
     _get_logits_processor _expand_inputs_for_generation
 """.split()  # noqa: SIM905
 """Methods that torch and transformers call, or that their documentation promises to users of a model."""

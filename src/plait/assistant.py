@@ -1,4 +1,4 @@
-"""Images and clips in, words and boxes out: `Assistant` wraps any family that can caption, answer, ground or classify.
+"""Images and clips in, words and boxes out: `Assistant` wraps any family that can do one of its tasks.
 
     path | PIL image | frames | Sample -> Request(kind, value, text) -> decoded and prepared in threads, batches ahead
         -> batches of one kind -> the family's `Skills` -> results in order
@@ -27,9 +27,9 @@ from plait.types import Asks, Sample
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Assistant", "Box", "Result", "Scored"]
+__all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
 
-Task = Literal["caption", "answer", "rank", "ground", "classify"]
+Task = Literal["caption", "answer", "rank", "ground", "classify", "detect"]
 Kind = Literal["text", "image", "video"]
 OnBad = Literal["raise", "skip"]
 
@@ -52,12 +52,30 @@ class Box(NamedTuple):
     y1: float
 
 
+class Detected(NamedTuple):
+    """One object of a picture.
+
+    Attributes:
+        label: its class.
+        score: 0 to 1.
+        box: in pixels.
+        mask: (height, width) bool of the whole picture, None where the model makes none.
+        mask_score: the score times how sure the mask is, by which masks are ranked.
+    """
+
+    label: str
+    score: float
+    box: Box
+    mask: Any = None
+    mask_score: float = 0.0
+
+
 class Result(NamedTuple):
     """What came out for one item.
 
     Attributes:
         name: its path, or words for what is in memory.
-        value: a str, a list of `Scored` or a `Box`, by task; None beside an error.
+        value: a str, a list of `Scored` or of `Detected`, or a `Box`, by task; None beside an error.
         error: one line where it could not be read.
     """
 
@@ -67,7 +85,7 @@ class Result(NamedTuple):
 
 
 class Assistant:
-    """Caption, answer, ground and classify.
+    """Caption, answer, ground, classify and detect.
 
     An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
     a list of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
@@ -110,7 +128,7 @@ class Assistant:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What this model does, among caption, answer, rank, ground and classify."""
+        """What this model does, among caption, answer, rank, ground, classify and detect."""
         return tuple(sorted(self.skills.tasks))
 
     def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: int) -> Any:
@@ -198,6 +216,22 @@ class Assistant:
             ValueError: for a model that does not ground, and an empty phrase; for a bad item unless skipping.
         """
         return self._all("ground", items, on_bad, phrase)
+
+    def detect(self, items: Any, threshold: float = 0.5, *, on_bad: OnBad = "raise") -> Any:
+        """The objects of each image, best first.
+
+        Args:
+            items: images, one or a list of them.
+            threshold: of scores, 0 to 1.
+            on_bad: as in `caption`.
+
+        Returns:
+            A list of `Detected`, or a list of such lists.
+
+        Raises:
+            ValueError: for a model that does not detect; for a bad item unless skipping.
+        """
+        return self._all("detect", items, on_bad, options={"threshold": threshold})
 
     def classify(self, items: Any, labels: Sequence[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
         """Labels with probabilities, best first: those of the model's head, or the given ones.
@@ -288,13 +322,25 @@ class Assistant:
                     else self.skills.classify(kind, prepared, candidates)
                 )
                 return [[Scored(text, share) for text, share in row] for row in ranked]
+            if task == "detect":
+                found = self.skills.detect(prepared, options.get("threshold", 0.5))
+                return [self._objects(one) for one in found]
             boxes = self.skills.ground(prepared, texts)
-        found = []
+        placed = []
         for box, (width, height) in zip(boxes, (one.size for one in batch), strict=True):
             # shares, which a regression may put outside of the picture
             x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
-            found.append(Box(x0 * width, y0 * height, x1 * width, y1 * height))
-        return found
+            placed.append(Box(x0 * width, y0 * height, x1 * width, y1 * height))
+        return placed
+
+    def _objects(self, found: Mapping[str, Any]) -> list[Detected]:
+        """Rows of what a model detected in one picture."""
+        rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+        objects = [Detected(self.skills.labels[label], score, Box(*box)) for label, score, box in rows]
+        if "masks" not in found:
+            return objects
+        masks = zip(objects, found["masks"].numpy(), found["mask_scores"].tolist(), strict=True)
+        return [one._replace(mask=mask, mask_score=score) for one, mask, score in masks]
 
     def fitting(self, task: Task, requests: Iterable[Request]) -> list[Request]:
         """The requests, with an `error` where the task needs a text or another kind of item than is given.
@@ -303,7 +349,7 @@ class Assistant:
             task: what is to be done.
             requests: those that have an error already keep it.
         """
-        kinds: Collection[str] = {"image"} if task == "ground" else self.skills.kinds
+        kinds: Collection[str] = {"image"} if task in ("ground", "detect") else self.skills.kinds
 
         def misfit(request: Request) -> str | None:
             if request.kind not in kinds:
@@ -414,6 +460,13 @@ class Skills(Asks, Protocol):
         self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None
     ) -> Sequence[Sequence[tuple[str, float]]]:
         """Labels for each item, best first: those of its head, or (where it can) the given ones."""
+        ...
+
+    def detect(self, prepared: Sequence[Any], threshold: float) -> list[dict[str, Any]]:
+        """The objects of each image above a threshold, as tensors of the host, best first.
+
+        scores and labels (n,), boxes (n, 4) in pixels; masks (n, height, width) and mask_scores (n,) where there are.
+        """
         ...
 
 

@@ -97,5 +97,5 @@ def test_a_task_the_model_cannot_do_is_one_line(assistant: Assistant, parrot: Pa
 def test_a_model_of_a_family_without_skills_is_refused() -> None:
     import torch
 
-    with pytest.raises(ValueError, match="can caption, answer, ground or classify, got Linear"):
+    with pytest.raises(ValueError, match="can caption, answer, ground, classify or detect, got Linear"):
         Assistant((torch.nn.Linear(1, 1), None))

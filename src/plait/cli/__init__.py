@@ -70,6 +70,7 @@ VERBS: dict[str, Verb] = {
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
     "index": Verb("plait.cli.search:app", "build and change an index on disk: add"),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
+    "detect": Verb("plait.cli.dense:detect", "find the objects of images: boxes, masks, drawings, COCO results"),
     "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),
     "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack", opens=False),
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),

@@ -22,7 +22,9 @@ from plait.errors import UsageError
 from plait.terminal import progress_bar
 
 if TYPE_CHECKING:
-    from plait.assistant import Task
+    from collections.abc import Callable
+
+    from plait.assistant import Assistant, Request, Task
 
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, folder or manifest")]
 BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
@@ -45,8 +47,8 @@ def caption(
     as_json: JsonOption = False,
 ) -> None:
     """Describe images and videos."""
-    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length))
-    _run("caption", model, media, "", how)
+    how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length))
+    ask_all("caption", model, media, "", how)
 
 
 def answer(
@@ -69,8 +71,8 @@ def answer(
 ) -> None:
     """Answer a question about images and videos, freely or from a list of answers."""
     candidates = _listed(answers, "answers")
-    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length), candidates, top)
-    _run("answer" if candidates is None else "rank", model, media, question, how)
+    how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length), candidates, top)
+    ask_all("answer" if candidates is None else "rank", model, media, question, how)
 
 
 def ground(
@@ -86,7 +88,7 @@ def ground(
     as_json: JsonOption = False,
 ) -> None:
     """Find what a phrase names in images: x0 y0 x1 y1 in pixels."""
-    _run("ground", model, media, phrase, _How(batch_size, device, dtype, adapter, on_bad, as_json))
+    ask_all("ground", model, media, phrase, How(batch_size, device, dtype, adapter, on_bad, as_json))
 
 
 def classify(
@@ -106,12 +108,12 @@ def classify(
 ) -> None:
     """Name what images, videos or a manifest's texts show, with probabilities."""
     candidates = _listed(labels, "labels")
-    how = _How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
-    _run("classify", model, media, "", how)
+    how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
+    ask_all("classify", model, media, "", how)
 
 
-class _How(NamedTuple):
-    """What the four verbs share, as it was asked for.
+class How(NamedTuple):
+    """What these verbs share, as it was asked for.
 
     `options` are settings of `generate`, `candidates` what to choose among, `top` how many of these are shown.
     """
@@ -122,13 +124,23 @@ class _How(NamedTuple):
     adapter: Path | None
     on_bad: str
     as_json: bool
-    options: dict[str, int] | None = None
+    options: dict[str, Any] | None = None
     candidates: list[str] | None = None
     top: int = 5
 
 
-def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
-    """Ask for a task about everything under `media` and print a line per item, as soon as it is answered."""
+def ask_all(
+    task: Task,
+    model: Path,
+    media: Path,
+    text: str,
+    how: How,
+    keep: Callable[[Assistant, Request, Any], None] | None = None,
+) -> None:
+    """Ask for a task about everything under `media` and print a line per item, as soon as it is answered.
+
+    keep: also called with every item that was answered.
+    """
     is_skipping = check_on_bad(how.on_bad)
     from plait.assistant import Assistant, requests_under
 
@@ -148,8 +160,11 @@ def _run(task: Task, model: Path, media: Path, text: str, how: _How) -> None:
     stop_at(next((request.error for request in requests if request.error), None))
     skipped = 0
     with progress_bar(task, total=len(requests)) as bar:
-        for name, value, error in assistant.stream(task, requests, candidates=how.candidates, options=how.options):
+        answers = assistant.stream(task, requests, candidates=how.candidates, options=how.options)
+        for request, (name, value, error) in zip(requests, answers, strict=True):
             stop_at(error)
+            if keep and not error:
+                keep(assistant, request, value)
             if error:
                 skipped += 1
                 if how.as_json:
@@ -170,6 +185,13 @@ def _as_json(task: Task, value: Any, top: int) -> dict[str, Any]:
     if task in ("rank", "classify"):
         key = "answers" if task == "rank" else "labels"
         return {key: [{"text": text, "probability": round(share, 6)} for text, share in value[:top]]}
+    if task == "detect":
+        return {
+            "objects": [
+                {"label": one.label, "score": round(one.score, 6), "box": [round(x, 2) for x in one.box]}
+                for one in value
+            ]
+        }
     return {"box": [round(x, 2) for x in value]} if task == "ground" else {task: value}
 
 
@@ -177,6 +199,9 @@ def _as_line(task: Task, value: Any, top: int) -> str:
     """An answer for people: choices with their shares, a box in pixels, or the text."""
     if task in ("rank", "classify"):
         return ", ".join(f"{text} {share:.3f}" for text, share in value[:top])
+    if task == "detect":
+        named = (f"{one.label} {one.score:.2f} ({' '.join(f'{x:.0f}' for x in one.box)})" for one in value)
+        return ", ".join(named) or "nothing"
     return " ".join(f"{x:.1f}" for x in value) if task == "ground" else value
 
 

@@ -1,4 +1,4 @@
-"""Annotation files that many data sets come with -> samples: COCO (captions, boxes) and LLaVA conversations.
+"""Annotation files that many data sets come with -> samples: COCO (captions, boxes, masks) and LLaVA conversations.
 
 annotations.json + folder of media -> rows -> split by file -> `Scan`, as of a folder
 """
@@ -39,10 +39,7 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
     """
     path = Path(file)
     root = path.parent if media is None else Path(media)
-    try:
-        written = json.loads(decoded(path.read_bytes(), path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"expected a JSON file of annotations, got {path}: {error}") from error
+    written = decoded_json(path)
     found = Scan()
     groups: dict[str, str] = {}
     known: dict[Path, str | ValueError] = {}
@@ -71,6 +68,60 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
         raise ValueError(f"expected rows of {path} with media in {root}, got {len(found.left_out)} left out{first}")
     split_groups(found.samples, groups, test_share)
     return found
+
+
+def scan_objects(file: str | Path, test_share: float = 0.2) -> list[Sample]:
+    """The pictures of a COCO instances file, a sample each with all of its objects, split by file.
+
+    Args:
+        file: the JSON; pictures lie beside it or in `images` beside it.
+        test_share: of the pictures, 0 up to 1, for rows whose picture names no `split` itself.
+
+    Returns:
+        Samples with `boxes` (corners in pixels), and in `meta` as many `box_labels`, `segmentations` and `crowds`.
+
+    Raises:
+        ValueError: where the JSON is no instances file, names a picture outside of the folder or one that is not
+            there, or an annotation has no picture, box or category of the file.
+    """
+    path = Path(file)
+    written = decoded_json(path)
+    if not isinstance(written, dict) or not all(isinstance(written.get(k), list) for k in ("images", "annotations")):
+        raise ValueError(f"expected a COCO file with images and annotations, got {path}; pass an instances file")
+    names = {one["id"]: str(one["name"]) for one in written.get("categories") or ()}
+    samples: dict[Any, Sample] = {}
+    for one in written["images"]:
+        name = str(one["file_name"])
+        places = [inside(root, name) for root in (path.parent, path.parent / "images")]
+        place = next((place for place in places if place.is_file()), None)
+        if place is None:
+            raise ValueError(f"{path}: expected the picture {name} beside it, got no such file; put it there")
+        meta = {"box_labels": [], "segmentations": [], "crowds": []}
+        samples[one["id"]] = Sample(
+            f"image-{one['id']}", image=str(place), boxes=[], split=one.get("split"), source=path.name, meta=meta
+        )
+    for one in written["annotations"]:
+        sample, label = samples.get(one.get("image_id")), names.get(one.get("category_id"))
+        if sample is None or label is None or len(one.get("bbox") or ()) != 4:
+            what = "a picture" if sample is None else "a category" if label is None else "a bbox of four numbers"
+            raise ValueError(f"{path}, annotation {one.get('id')}: expected {what} of the file, got none; correct it")
+        x, y, width, height = one["bbox"]
+        assert sample.boxes is not None
+        sample.boxes.append([x, y, x + width, y + height])
+        sample.meta["box_labels"].append(label)
+        sample.meta["segmentations"].append(one.get("segmentation"))
+        sample.meta["crowds"].append(bool(one.get("iscrowd")))
+    if not all(sample.split for sample in samples.values()):
+        split_groups(list(samples.values()), {s.id: sha256(Path(s.image)) for s in samples.values()}, test_share)
+    return list(samples.values())
+
+
+def decoded_json(path: Path) -> Any:
+    """What a JSON file of annotations holds. Raises ValueError where it cannot be read."""
+    try:
+        return json.loads(decoded(path.read_bytes(), path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON file of annotations, got {path}: {error}") from error
 
 
 def _digest(place: Path) -> str | ValueError:

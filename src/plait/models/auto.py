@@ -264,7 +264,7 @@ def skills(model: Any, processor: Any) -> Any:
     """
     if (build := skills_class(model)) is None:
         raise ValueError(
-            f"expected a model that can caption, answer, ground or classify, got {type(model).__name__}; "
+            f"expected a model that can caption, answer, ground, classify or detect, got {type(model).__name__}; "
             "pass a model of another family"
         )
     return build(model, processor)

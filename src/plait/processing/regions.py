@@ -77,7 +77,7 @@ def read_objects(
 
 
 def read_mask(segmentation: Any, size: tuple[int, int], name: str) -> np.ndarray:
-    """One mask (height, width) bool, of polygons, run lengths (compressed ones need the extra eval) or an array of numpy.
+    """One mask (height, width) bool, of polygons, run lengths (compressed: extra eval) or an array of numpy.
 
     Args:
         segmentation: as in COCO files, or (height, width) numbers of which other than 0 are inside.

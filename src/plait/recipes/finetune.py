@@ -7,14 +7,14 @@ A family brings its tasks in `recipes/<family>.py` as `JOBS`: task -> function (
 share theirs (`Talker`): a row -> its question and answer, or its turns -> the family's conversation -> cross entropy.
 
 What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
-ground: a box · chat: nats, the negative log likelihood of all answers.
+ground: a box · detect: rows of objects · chat: nats, the negative log likelihood of all answers.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ from plait.media.image import load_image
 from plait.metrics.bootstrap import bootstrap_mean, bootstrap_ratio
 from plait.metrics.boxes import box_hits
 from plait.metrics.captions import caption_scores
+from plait.metrics.detection import pictures_ap
 from plait.metrics.retrieval import chance_at_k, hits_at_k
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
@@ -57,8 +58,9 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
     """The metric of a task: `{metric, value, interval}`, the interval by the percentile bootstrap over rows (95 %).
 
     retrieval: recall at 1, the mean of both directions; classify, vqa: accuracy; caption: CIDEr; ground: share of boxes
-    with an IoU of at least 0.5; chat: bits per byte of the answers, an end counted as a byte: low is good, and models
-    with other vocabularies can be compared.
+    with an IoU of at least 0.5; detect: box AP, and mask AP where there are masks (AP is no mean over rows, so its
+    interval is that of few resamples); chat: bits per byte of the answers, an end counted as a byte: low is good, and
+    models with other vocabularies can be compared.
 
     Args:
         task: one of `TASKS`.
@@ -71,6 +73,8 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
         interval = bootstrap_ratio([float(nats) / math.log(2) for nats in found], sizes)
         found = {"value": interval.estimate, "interval": [interval.lower, interval.upper], "about": "low is good"}
         return {"metric": "bits per byte", **found}
+    if task == "detect":
+        return _average_precision(found, samples)
     name, values = _VALUES[task](found, samples)
     interval = bootstrap_mean([float(value) for value in values])
     return {"metric": name, "value": interval.estimate, "interval": [interval.lower, interval.upper]}
@@ -93,6 +97,17 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
     if task == "ground":
         box = np.mean([shares(sample) for sample in train], axis=0)
         return {**score(task, [box] * len(test), test), "about": "the mean box"}
+    if task == "detect":
+        boxes: dict[str, list[Any]] = defaultdict(list)
+        for row in (row for sample in train for row in objects_in(sample)):
+            boxes[row["label"]].append(row["bbox"])
+        total = sum(map(len, boxes.values()))
+        said = [
+            {"label": label, "score": len(of) / total, "bbox": np.mean(of, axis=0).tolist()}
+            for label, of in boxes.items()
+        ]
+        found = _average_precision([said] * len(test), test)
+        return {**found, "about": "the mean box of every class"}
     if task == "chat":
         seen = Counter(byte for sample in train for answer in _spoken(sample) for byte in answer)
         # One more of each of the 256 bytes: a byte that was never met must not cost infinitely much.
@@ -102,6 +117,39 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
     said = Counter(word for sample in train for word in _words(task, sample))
     commonest = said.most_common(1)[0][0]
     return {**score(task, [commonest] * len(test), test), "about": f"always {commonest!r:.60}"}
+
+
+def objects_in(sample: Sample) -> list[dict[str, Any]]:
+    """The objects of a row as COCO annotations: label, bbox x, y, width, height, iscrowd, segmentation or None.
+
+    A row holds `boxes`, and `box_labels`, `segmentations` and `crowds` of as many; all boxes are of one class without
+    labels. Raises ValueError, naming the row, for other numbers of them.
+    """
+    boxes, meta = sample.boxes or [], sample.meta
+    labels = meta.get("box_labels") or [sample.label or "object"] * len(boxes)
+    masks, crowds = meta.get("segmentations") or [None] * len(boxes), meta.get("crowds") or [False] * len(boxes)
+    if not len(boxes) == len(labels) == len(masks) == len(crowds):
+        raise ValueError(
+            f"expected {len(boxes)} box_labels, segmentations and crowds for the boxes of row {sample.id!r}, got "
+            f"{len(labels)}, {len(masks)} and {len(crowds)}; give each box its own"
+        )
+    return [
+        {"label": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": int(crowd), "segmentation": mask}
+        for (x0, y0, x1, y1), label, mask, crowd in zip(boxes, labels, masks, crowds, strict=True)
+    ]
+
+
+def _average_precision(found: Sequence[Sequence[Any]], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Box AP with the interval of 30 resamples of pictures, and mask AP where both sides have masks."""
+    truths, drawing = [objects_in(sample) for sample in samples], np.random.default_rng(0)
+    drawn = [drawing.integers(0, len(truths), len(truths)) for _ in range(30)]
+    values = [pictures_ap([truths[i] for i in rows], [found[i] for i in rows]) for rows in drawn]
+    low, high = np.percentile(values, [2.5, 97.5]).tolist()
+    result = {"metric": "box AP", "value": pictures_ap(truths, found), "interval": [low, high]}
+    if all(row.get("segmentation") for rows in (*truths, *found) for row in rows) and any(found):
+        sizes = [load_image(sample.image).size for sample in samples]
+        result["mask AP"] = pictures_ap(truths, found, "segm", sizes)
+    return result
 
 
 def same_concept(samples: Sequence[Sample]) -> np.ndarray:
@@ -323,7 +371,7 @@ def asked_row(task: str, spoken: Any, sample: Sample, medium: str) -> Sample:
     return Sample(sample.id, **media, question=question, answers=list(answers))
 
 
-TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "chat")
+TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "detect", "chat")
 HELD_OUT = ("test", "val", "validation", "dev")
 MEDIA = ("image", "audio", "video", "text")
 RESULT = "finetune.json"
@@ -347,6 +395,7 @@ class Request:
     bits: int
     augmentation: float
     reading: Reading
+    image_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -369,7 +418,7 @@ class Job:
 def finetune(
     model: str,
     data: str,
-    task: Literal["retrieval", "classify", "caption", "vqa", "ground", "chat"],
+    task: Literal["retrieval", "classify", "caption", "vqa", "ground", "detect", "chat"],
     lora: int = 0,
     bits: int = 0,
     steps: int | None = None,
@@ -377,6 +426,7 @@ def finetune(
     batch_size: int = 16,
     lr: float | None = None,
     medium: str | None = None,
+    image_size: int | None = None,
     augmentation: float = 0.3,
     workers: int = 1,
     on_bad: Literal["raise", "skip"] = "raise",
@@ -388,12 +438,14 @@ def finetune(
 
     Args:
         model: a model directory, or nano.
-        data: a manifest, tar shards, parquet or a saved data set, with a split test.
+        data: a manifest, tar shards, parquet or a saved data set, with a split test; for detect also a COCO
+            instances file, of which a fifth is held out where its pictures name no split.
         task: one of `TASKS` that the model's family knows.
         lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
         steps, epochs: length of the run; steps count where both are given.
         batch_size: rows of a step, at most as many as there are. lr: peak rate, the family's own without it.
         medium: image, audio, video or text, the most frequent without it (chat: all).
+        image_size: side of the pictures of detect in pixels, twice the model's without it.
         augmentation: of pictures and sounds, 0 to 1.
         workers: threads that decode. on_bad, most_bad: skip so many rows that cannot be read.
 
@@ -419,7 +471,7 @@ def finetune(
     medium, train, test = _rows(data, task, medium, reading)
     request = Request(
         place, data, task, medium, train, test, *length, min(batch_size, len(train)), lr, lora, bits, augmentation,
-        reading,
+        reading, image_size,
     )  # fmt: skip
     return _recipe(request, jobs[task](request))
 
@@ -434,7 +486,12 @@ def _family(place: Path) -> str:
 
 def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[str, Rows, Rows]:
     """The medium, and the rows of it that have what the task needs: to train on, and held out."""
-    samples = select(data, "anything", lambda _: True, splits=None, reading=reading)
+    given: str | list[Sample] = data
+    if task == "detect" and data.endswith(".json"):
+        from plait.data.annotations import scan_objects
+
+        given = scan_objects(data)
+    samples = select(given, "anything", lambda _: True, splits=None, reading=reading)
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
     is_any = medium is None and task == "chat"  # conversations with pictures and without train together
     found = medium or next((name for name, _ in counts.most_common(1)), "text")
@@ -464,6 +521,7 @@ _TARGETS = {
     "caption": ("captions", "text"),
     "vqa": ("answers",),
     "ground": ("boxes",),
+    "detect": ("boxes",),
     "chat": ("messages",),
 }
 """Task -> the fields of a row of which one must be there."""

@@ -291,7 +291,10 @@ class OnePeaceSkills(Asking):
     def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
         if not isinstance(model, OnePeaceForObjectDetection):
             name = type(model).__name__
-            raise ValueError(f"expected a OnePeaceForObjectDetection, got {name}; an Embedder takes models that embed")
+            raise ValueError(
+                f"expected a model that can caption, answer, ground, classify or detect, got {name}; an Embedder takes "
+                "models that embed"
+            )
         self.model, self.processor = model, processor
         self.tasks, self.kinds, self.num_frames = frozenset({"detect"}), frozenset({"image"}), 1
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))

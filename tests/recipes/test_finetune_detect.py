@@ -1,0 +1,137 @@
+"""Objects of one's own: COCO JSON or manifest -> finetune -> `plait detect`, in one command each."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import plait
+from plait.cli import main
+from plait.recipes.finetune import objects_in, score, trivial
+from plait.types import Sample
+
+pytest.importorskip("pycocotools")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of 48 x 32 with a red or a blue rectangle each, as a COCO instances file with polygons."""
+    root = tmp_path_factory.mktemp("objects")
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir()
+    images, annotations = [], []
+    for number in range(10):
+        pixels = rng.integers(0, 60, (32, 48, 3), dtype=np.uint8)
+        x, y, w, h = (int(value) for value in rng.integers((2, 2, 12, 10), (20, 14, 24, 16)))
+        pixels[y : y + h, x : x + w] = (250, 0, 0) if number % 2 else (0, 0, 250)
+        Image.fromarray(pixels).save(root / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "split": "test" if number > 7 else "train"})
+        polygon = [x, y, x + w - 1, y, x + w - 1, y + h - 1, x, y + h - 1]
+        annotations.append({"id": number, "image_id": number, "category_id": 3 + number % 2, "bbox": [x, y, w, h],
+                            "segmentation": [polygon], "iscrowd": 0, "area": w * h})  # fmt: skip
+    written = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "blue"}, {"id": 4, "name": "red"}],
+    }
+    (root / "instances.json").write_text(json.dumps(written))
+    return root
+
+
+def test_a_detector_is_trained_measured_and_used(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    words = {
+        "model": "nano",
+        "data": data / "instances.json",
+        "task": "detect",
+        "steps": 2,
+        "batch_size": 2,
+        "image_size": 32,
+    }
+    settings = [word for key, value in words.items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", "finetune", *settings, "--out", str(run), "--device", "cpu"]) == 0
+    found = json.loads((run / "finetune.json").read_text())
+    assert found["before"] is None and found["rows"] == {"train": 8, "test": 2}
+    assert 0 <= found["after"]["value"] <= 1 and "mask AP" in found["after"] and found["trivial"]["metric"] == "box AP"
+    capsys.readouterr()
+    coco, drawings = tmp_path / "results.json", tmp_path / "drawn"
+    options = ["--threshold", "0.0", "--coco", str(coco), "--draw", str(drawings), "--device", "cpu"]
+    looked_at = tmp_path / "looked_at"
+    looked_at.mkdir()
+    for number in (8, 9):
+        (looked_at / f"{number}.png").write_bytes((data / "images" / f"{number}.png").read_bytes())
+    assert main(["detect", str(run / "model"), str(looked_at), "--json", *options]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 and {one["label"] for one in lines[0]["objects"]} <= {"blue", "red"}
+    rows = json.loads(coco.read_text())
+    assert {row["image_id"] for row in rows} == {8, 9} and {row["category_id"] for row in rows} <= {1, 2}
+    assert rows[0]["segmentation"]["size"] == [32, 48]
+    assert sorted(path.name for path in drawings.iterdir()) == [f"{number}.png" for number in (8, 9)]
+    assistant = plait.Assistant(run / "model", device="cpu")
+    assert assistant.tasks == ("detect",)
+    (best, *_), (other, *_) = assistant.detect([data / "images" / "1.png", data / "images" / "2.png"], 0.0)
+    assert best.mask.shape == (32, 48) and best.box.x1 <= 48 and other.score <= 1
+    assert main(["detect", str(run / "model"), str(data / "instances.json")]) == 1
+    assert main(["detect", "nano", str(data / "images")]) == 1
+    assert "ground, classify or detect, got OnePeaceModel" in capsys.readouterr().err
+
+
+def test_perfect_boxes_and_masks_score_one(data: Path) -> None:
+    from plait.data.annotations import scan_objects
+
+    samples = [sample for sample in scan_objects(data / "instances.json") if sample.split == "test"]
+    perfect = [
+        [{**row, "segmentation": _runs(row["segmentation"]), "score": 0.9} for row in objects_in(sample)]
+        for sample in samples
+    ]
+    found = score("detect", perfect, samples)
+    assert found["value"] == pytest.approx(1.0) and found["mask AP"] == pytest.approx(1.0)
+    assert 0 <= trivial("detect", samples, samples)["value"] < 1
+
+
+def _runs(polygons: list[list[float]]) -> dict:
+    """Run lengths of polygons in a picture of 48 x 32, as the tool makes them."""
+    from pycocotools import mask
+
+    runs = mask.merge(mask.frPyObjects(polygons, 32, 48))
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+def test_rows_of_a_manifest_have_one_class_without_labels() -> None:
+    rows = objects_in(Sample("a", boxes=[[1, 2, 5, 9]]))
+    assert rows == [{"label": "object", "bbox": [1, 2, 4, 7], "iscrowd": 0, "segmentation": None}]
+    with pytest.raises(ValueError, match=r"expected 1 box_labels, segmentations and crowds for the boxes of row 'a'"):
+        objects_in(Sample("a", boxes=[[1, 2, 5, 9]], meta={"box_labels": ["x", "y"]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 9}, "expected a category of the file, got none"),
+        ({"image_id": 99}, "expected a picture of the file, got none"),
+        ({"bbox": [1, 2]}, "expected a bbox of four numbers of the file, got none"),
+        ({"bbox": [40, 1, 20, 5]}, "expected a box inside of 48 x 32 pixels"),
+        ({"iscrowd": 1}, "expected an object that is no crowd, got crowds alone"),
+        (
+            {"segmentation": {"size": [5, 5], "counts": [25]}},
+            r"expected a mask of \(32, 48\) pixels, got one of \(5, 5\)",
+        ),
+    ],
+)
+def test_wrong_annotations_end_in_one_line(
+    data: Path, tmp_path: Path, change: dict, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    written = json.loads((data / "instances.json").read_text())
+    written["annotations"][0] |= change
+    wrong = data / f"wrong-{abs(hash(message))}.json"
+    wrong.write_text(json.dumps(written))
+    settings = ["model=nano", f"data={wrong}", "task=detect", "steps=8", "batch_size=2", "image_size=32"]
+    words = [word for one in settings for word in ("--set", one)]
+    assert main(["train", "finetune", *words, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait:")]
+    assert re.search(message, line)
