@@ -417,7 +417,7 @@ def detect(request: Request) -> Job:
         predict=in_evaluation(predict),
         zero_shot=lambda model, samples: None,
         whole=lambda model: ("detector",),
-        save=partial(_save, processor),
+        save=partial(save_pair, processor),
     )
 
 
