@@ -220,3 +220,23 @@ def test_the_card_of_a_data_set_has_sizes_and_lengths(manifest, tmp_path, capsys
     assert main(["data", "check", str(tmp_path)]) == 0
     assert "audio 0.5 s" in capsys.readouterr().out
     assert check(manifest).pixels == {"image": [8, 8, 12, 8]}
+
+
+def test_columns_of_words_are_mapped_not_held(tmp_path: Path) -> None:
+    """Twenty times as many rows take no more of Arrow's memory, read in any order and after the file's name is gone."""
+    import pyarrow
+    import pyarrow.parquet
+
+    held = []
+    for count in (1_000, 20_000):
+        words = [f"told at length {number} " * 20 for number in range(count)]
+        table = pyarrow.table({"id": [str(n) for n in range(count)], "text": words, "image": [b"x"] * count})
+        pyarrow.parquet.write_table(table, tmp_path / f"{count}.parquet", row_group_size=500)
+        del table
+        before = pyarrow.total_allocated_bytes()
+        rows = open_samples(tmp_path / f"{count}.parquet")
+        assert [rows[n].text for n in (0, 499, 500, count - 1)] == [words[n] for n in (0, 499, 500, count - 1)]
+        assert len(rows) == count
+        assert rows[777].image.read() == b"x"
+        held.append(pyarrow.total_allocated_bytes() - before)
+    assert held[1] - held[0] < 8 * 19_000, held

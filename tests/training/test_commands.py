@@ -204,6 +204,24 @@ def test_a_finished_model_without_checkpoints_is_kept_and_used(registered: dict[
     assert (tmp_path / "model" / "weights.pt").stat() == first
 
 
+def test_a_finished_model_stays_until_the_one_that_replaces_it_stands(
+    registered: dict[str, Any], tmp_path: Path
+) -> None:
+    command = ["train", "tiny.pair", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(command) == 0
+    first = (tmp_path / "model" / "weights.pt").read_bytes()
+    registered["signal"] = signal.SIGTERM
+    again = [*command, "--set", "dropout=0.5"]
+    assert cli.main([*again, "--no-resume"]) == 0
+    assert (tmp_path / "model" / "weights.pt").read_bytes() == first
+    registered["signal"] = None
+    assert cli.main(again) == 0  # goes on: what is there is the older model
+    assert (tmp_path / "model" / "weights.pt").read_bytes() != first
+    assert registered["built"] == 3
+    assert cli.main(again) == 0
+    assert registered["built"] == 3
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_model_beside_no_run_is_not_replaced_from_python(
     registered: dict[str, Any], tmp_path: Path, resume: bool

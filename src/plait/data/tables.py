@@ -1,6 +1,6 @@
 """Tables as data sets: parquet files, and directories that `datasets` saved, read through the same `Sample`.
 
-file or directory -> light columns in memory (parquet) or mapped (arrow) -> Table[i] -> Sample, media read when decoded
+file or directory -> light columns, mapped from disk -> Table[i] -> Sample, media read when they are decoded
 
 Columns are the fields of a manifest. Media are paths beside the file, bytes, or the `{bytes, path}` of `datasets`;
 class labels become their names; rows without an `id` are numbered. `datasets` itself is not needed to read.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from plait.data.manifest import MEDIA, checked_row
@@ -194,7 +195,7 @@ def read_parquet(path: str | Path) -> Table:
     files = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not files:
         raise ValueError(f"expected parquet files below {root}, got none")
-    parquet = import_extra("pyarrow.parquet")
+    parquet, pyarrow, ipc = map(import_extra, ("pyarrow.parquet", "pyarrow", "pyarrow.ipc"))
     parts: list[_Part] = []
     names: dict[str, list[str]] = {}
     for file in files:
@@ -206,8 +207,21 @@ def read_parquet(path: str | Path) -> Table:
         names |= _class_names(json.loads(written)["info"].get("features") or {}) if written else {}
         split = file.stem.partition("-")[0]
         groups = _Groups(opened)
-        for number in range(opened.num_row_groups):
-            light = groups.light(number)
+        if not opened.num_row_groups:
+            continue
+        # Words of a large set do not fit into memory: unpacked into a file without a name, they are mapped.
+        with TemporaryFile() as unpacked:
+            first = groups.light(0)
+            with ipc.new_stream(pyarrow.PythonFile(unpacked, "w"), first.schema) as writer:
+                sizes = []
+                for number in range(opened.num_row_groups):
+                    light = groups.light(number) if number else first
+                    writer.write_table(light)
+                    sizes.append(light.num_rows)
+            unpacked.flush()
+            table = ipc.open_stream(pyarrow.memory_map(f"/dev/fd/{unpacked.fileno()}")).read_all()
+        for number, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
+            light = table.slice(end - size, size)
             parts.append(_Part(str(file), light, partial(groups.media, number), split if split in SPLITS else None))
     return Table(parts, names, root if root.is_dir() else root.parent)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from plait.training.loop import TrainResult
     from plait.training.stages import Options, Recipe
 
+
+OLDER = ".model-is-older"
+"""In a run directory while it trains again: its model is that of the run before."""
 
 _KINDS = {int: ("a whole number", "100"), float: ("a number", "0.1"), bool: ("true or false", "true")}
 """Type of a parameter -> what it takes, in words, and an example."""
@@ -69,7 +71,7 @@ def run_recipe(
             check_divides(stage.batch_size, world.size, stage.accumulation)
         check_shared(run_dir, world)
         if world.is_main and model_dir.exists():
-            shutil.rmtree(model_dir)  # of the run that resume=False replaces
+            (run_dir / OLDER).touch()  # the model of the run that resume=False replaces stays until the new one stands
         # b"model" gives five numbers of the key, so these draws are no step's
         seed_everything(seed, *b"model")
         is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
@@ -94,6 +96,7 @@ def run_recipe(
                     trained = recipe.after(trained, run_dir)
                 with atomic_directory(model_dir, replace=True) as directory:
                     recipe.save(trained, directory)
+                (run_dir / OLDER).unlink(missing_ok=True)
         world.wait()
     return result
 
@@ -101,7 +104,8 @@ def run_recipe(
 def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResult | None:
     """The result of a run whose model is there, None where one is to be trained.
 
-    A model appears whole, at the very end: with its checkpoints cleaned up it is finished still. Raises UsageError
+    A model appears whole, at the very end: with its checkpoints cleaned up it is finished still, but not while another
+    is trained in its place (`OLDER`). Raises UsageError
     where nothing was trained beside it, since then it is somebody's, who would lose it to this run's.
     """
     from plait.training.logging import read_metrics
@@ -109,7 +113,7 @@ def _finished(run_dir: Path, store: CheckpointStore, resume: bool) -> TrainResul
 
     model_dir, metrics = run_dir / "model", run_dir / "metrics.jsonl"
     newest = store.latest() if resume else None
-    if not model_dir.exists():
+    if not model_dir.exists() or (run_dir / OLDER).exists():
         return None
     if newest is not None:
         return TrainResult(newest, store.position(newest).seconds)
