@@ -143,6 +143,25 @@ def test_imports_go_down_only() -> None:
     assert not objections, "\n" + "\n".join(sorted(objections))
 
 
+NAMES = re.compile(r"OnePeace|MPlug2|MPlugOwl")
+"""How classes of the families begin."""
+
+
+def family_names(tree: ast.AST) -> set[str]:
+    """Classes of families and their `model_type`s that code names, docstrings aside."""
+    found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and NAMES.search(node.id)}
+    found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and NAMES.search(node.attr)}
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return found | {text for text in texts if text in FAMILIES or re.fullmatch(r"(OnePeace|MPlug2|MPlugOwl)\w*", text)}
+
+
+def test_no_room_above_the_families_names_one() -> None:
+    above = [m for m in MODULES if LEVEL[room_of(m)] >= 4 and room_of(m) not in ("recipes", "studies", "parity", "")]
+    named = {m: found for m in above if (found := family_names(ast.parse(MODULES[m].read_text("utf-8"))))}
+    assert not named
+    assert not [m for m in above if m.rpartition(".")[2] in FAMILIES]
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     # public names lead to everything, and everything may ask for the version: neither ties files together
     found = circles({a: named - {"plait"} for a, named in edges().items() if a != "plait"})

@@ -137,14 +137,38 @@ class Decoding:
     length_penalty: float = 1.0
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One question to a model, or one thing to be judged; media are decoded, or stand for what will be.
+
+    words: as the family words them; empty for a caption or a medium alone. images: PIL images in their order. video:
+    frames of one clip. audio: float32 (samples,) at the model's rate. second: the other text of a pair.
+    """
+
+    words: str = ""
+    images: tuple[Any, ...] = ()
+    video: tuple[Any, ...] = ()
+    audio: Any = None
+    second: str | None = None
+
+
+Capability = Literal["embed", "generate", "text", "classify", "decide", "ground", "detect", "segment"]
+"""What a model can be asked for: vectors, text about media, text about text, class scores (`classify` of one medium or
+text, `decide` of words about media), boxes, masks."""
+
+
 class Asks(Protocol):
     """How a family wants to be asked: its words, its layout, its frames, its decoding.
 
     Part of a family's skills, which inherit `plait.generation.asking.Asking` for what they do not
-    say. num_frames: pictures that a video becomes.
+    say. num_frames: pictures that a video becomes; frames: the published rule by which they are chosen, a name of
+    `plait.processing.videos.FRAME_RULES`. sampling_rate: of sounds, in Hz. capabilities: what may be asked for.
     """
 
     num_frames: int
+    frames: str
+    sampling_rate: int
+    capabilities: tuple[Capability, ...]
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
         """The words of a question.
@@ -153,6 +177,10 @@ class Asks(Protocol):
             kind: how it wants to be answered.
             item: what it is made of.
         """
+        ...
+
+    def choice(self, question: str, choice: str) -> str:
+        """A question and one of its choices as a sentence that a medium is held against."""
         ...
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
@@ -164,12 +192,11 @@ class Asks(Protocol):
         """
         ...
 
-    def layout(self, words: str, pictures: int) -> str:
+    def layout(self, ask: Ask) -> str:
         """The text that is fed, placeholders and roles included.
 
         Args:
-            words: of the question, behind earlier turns.
-            pictures: how many are shown with it.
+            ask: words behind earlier turns; of its media only the numbers count.
         """
         ...
 

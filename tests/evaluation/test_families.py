@@ -14,10 +14,10 @@ from tiny_families import FAMILIES
 from whole_fixtures import fixture
 
 from plait.evaluation.base import Capability, Task
-from plait.evaluation.models import Ask, open_model
+from plait.evaluation.models import open_model
 from plait.evaluation.run import Options, evaluate
 from plait.evaluation.tasks import TASKS, read
-from plait.types import Decoding
+from plait.types import Ask, Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about generation settings
 JUDGED = {"mm_vet": "0.5", "owl_eval": "B", "mmhal_bench": "Rating: 4"}
@@ -145,11 +145,11 @@ def test_heads_decide_in_any_batch_as_alone(opened: Any, tmp_path: Path) -> None
     asks = [Ask("two dogs and a bird", (pictures[0], pictures[1])), Ask("no", (pictures[1], pictures[2]))]
     for name in ("one_peace_nlvr2", "mplug2_nlvr2"):
         model = opened(name, "decide")
-        alone = np.concatenate([model.decide([ask]) for ask in asks])
-        assert model.decide(asks) == pytest.approx(alone, abs=1e-4)
+        alone = np.concatenate([model.scores([ask]) for ask in asks])
+        assert model.scores(asks) == pytest.approx(alone, abs=1e-4)
         assert not np.allclose(alone[0], alone[1])
         with pytest.raises(ValueError, match="expected 2 pictures per item"):
-            model.decide([Ask("one", (pictures[0],))])
+            model.scores([Ask("one", (pictures[0],))])
 
 
 @pytest.mark.parametrize("name", ["one_peace", "mplug2_retrieval"])
@@ -163,8 +163,8 @@ def test_embedders_tell_texts_and_pictures_apart(name: str, opened: Any) -> None
 
 
 def test_classes_are_named_by_the_configuration_or_the_release(opened: Any) -> None:
-    assert opened("one_peace_vqav2", "decide").class_words("short") == ("yes", "2", "no")
-    assert opened("one_peace_nlvr2", "decide").class_words("statement") == ("True", "False")
-    assert opened("mplug2_nlvr2", "decide").class_words("statement") == ("False", "True")
-    with pytest.raises(ValueError, match="expected names of the classes in id2label of one_peace_nlvr2"):
-        opened("one_peace_nlvr2", "decide").class_words("short")
+    assert opened("one_peace_vqav2", "decide").asking.class_words("short") == ("yes", "2", "no")
+    assert opened("one_peace_nlvr2", "decide").asking.class_words("statement") == ("True", "False")
+    assert opened("mplug2_nlvr2", "decide").asking.class_words("statement") == ("False", "True")
+    with pytest.raises(ValueError, match="expected names of the classes in id2label for short questions"):
+        opened("one_peace_nlvr2", "decide").asking.class_words("short")

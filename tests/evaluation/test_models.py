@@ -14,15 +14,15 @@ from tiny_peers import BUILDERS, letters_tokenizer, redraw
 from whole_fixtures import fixture
 
 from plait.evaluation.base import Item
-from plait.evaluation.models import AssistantModel, Talker, open_model
-from plait.evaluation.peers import Ask, grid, kinds_of
+from plait.evaluation.models import OurModel, open_model
+from plait.evaluation.peers import grid, kinds_of
 from plait.evaluation.run import Options, evaluate
 from plait.evaluation.tasks import TASKS
 from plait.generation.asking import Asking
 from plait.models.mplug2.tasks import MPlug2Skills
 from plait.models.mplug_owl.tasks import MPlugOwlSkills
 from plait.models.mplug_owl2.tasks import MPlugOwl2Skills
-from plait.types import Decoding
+from plait.types import Ask, Decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 DECODING = Decoding(max_new_tokens=4)
@@ -42,7 +42,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-def owl2() -> Talker:
+def owl2() -> OurModel:
     """A tiny mPLUG-Owl2 with random weights."""
     from transformers import PreTrainedTokenizerFast
 
@@ -64,7 +64,7 @@ def owl2() -> Talker:
     model = family.GENERATIVE_MODEL(config)
     redraw(model)
     pair = (model, family.PROCESSOR.from_config(config, tokenizer))
-    return Talker("owl2", {"model_type": "mplug_owl2"}, pair)
+    return OurModel("owl2", pair)
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2", "owl2"])
@@ -93,7 +93,7 @@ def test_prompts_are_laid_out_as_released(opened: Any) -> None:
 def test_likelihoods_do_not_depend_on_the_batch(opened: Any) -> None:
     model = opened("language")
     pairs = [("one and", " two"), ("a much longer text before", " b"), ("x", " yz")]
-    together, alone = model.log_likelihood(pairs), [model.log_likelihood([pair])[0] for pair in pairs]
+    together, alone = model.likelihoods(pairs), [model.likelihoods([pair])[0] for pair in pairs]
     assert together == pytest.approx(alone, abs=1e-4)
     assert all(value < 0 for value in together)
 
@@ -120,45 +120,44 @@ def test_frames_of_a_video_become_a_grid_for_models_with_one_picture() -> None:
     assert grid([RED]) is RED
 
 
-class Skills(Asking):
-    labels = ("cat", "dog")
+class Skilled(Asking):
+    """Skills that tell what they were asked."""
+
+    capabilities = ("generate", "ground", "classify")
+
+    def prepare(self, kind: str, value: Any) -> Any:
+        return value
+
+    def reply(self, asks: list[Ask], decoding: Decoding) -> list[str]:
+        return [f"{ask.words} {len(ask.images)} {decoding.max_new_tokens}" for ask in asks]
+
+    def ground(self, prepared: list[Any], phrases: list[str]) -> list[tuple[float, ...]]:
+        return [(0.1, 0.1, 0.5, 0.5) for _ in prepared]
+
+    def scores(self, asks: list[Ask]) -> torch.Tensor:
+        return torch.tensor([[0.25, 0.75]] * len(asks))
 
 
-class Skilled:
-    """Stands for a `plait.Assistant`: tells what it was asked."""
+@pytest.fixture
+def skilled(monkeypatch: pytest.MonkeyPatch) -> OurModel:
+    """A model of ours whose family has these skills."""
+    from plait.models import auto
 
-    tasks = ("answer", "caption", "classify", "ground")
-    skills = Skills()
-    model = torch.nn.Linear(1, 1)
-
-    def caption(self, items: list[Any], **options: int) -> list[str]:
-        return [f"{type(item).__name__} {options}" for item in items]
-
-    def answer(self, items: list[Any], questions: list[str], **options: int) -> list[str]:
-        return [f"{question} {len(item) if isinstance(item, tuple) else 1}" for item, question in zip(items, questions)]
-
-    def ground(self, items: list[Any], phrases: list[str]) -> list[tuple[float, ...]]:
-        return [(2.0, 1.0, 10.0, 5.0) for _ in items]
-
-    def classify(self, items: list[Any]) -> list[list[tuple[str, float]]]:
-        return [[("dog", 0.75), ("cat", 0.25)] for _ in items]
+    monkeypatch.setattr(auto, "skills_class", lambda model: Skilled)
+    monkeypatch.setattr(auto, "skills", lambda model, processor: Skilled())
+    return OurModel("anything", (torch.nn.Linear(1, 1), None))
 
 
-def test_a_model_with_skills_answers_captions_grounds_and_classifies() -> None:
-    stand_in: Any = Skilled()
-    model = AssistantModel("mplug2", {"model_type": "mplug2"}, stand_in)
-    assert model.capabilities == ("generate", "ground", "classify")
-    assert model.generate([Ask("what?", (RED, BLUE)), Ask("who?", (RED,))], DECODING) == ["what? 2", "who? 1"]
-    assert model.generate([Ask("", (RED,))], DECODING) == ["Image {'num_beams': 1, 'min_length': 1, 'max_length': 4}"]
-    assert model.ground([Ask("dog", (RED,))]) == pytest.approx(np.array([[0.1, 0.1, 0.5, 0.5]]))
-    assert model.class_scores([RED, "text"]).tolist() == [[0.25, 0.75]] * 2
+def test_a_model_with_skills_answers_captions_grounds_and_classifies(skilled: OurModel) -> None:
+    assert skilled.capabilities == ("generate", "ground", "classify")
+    assert skilled.generate([Ask("what?", (RED, BLUE)), Ask("who?", (RED,))], DECODING) == ["what? 2 4", "who? 1 4"]
+    assert skilled.ground([Ask("dog", (RED,))]) == pytest.approx(np.array([[0.1, 0.1, 0.5, 0.5]]))
+    assert skilled.scores([Ask(images=(RED,)), Ask("text")]).tolist() == [[0.25, 0.75]] * 2
 
 
-def test_a_grounding_head_is_scored_like_words(tmp_path: Path) -> None:
-    stand_in: Any = Skilled()
+def test_a_grounding_head_is_scored_like_words(skilled: OurModel, tmp_path: Path) -> None:
     data, _ = fixture(TASKS["refcoco"], "refcoco", tmp_path / "data")
-    model = AssistantModel("mplug2", {"model_type": "mplug2"}, stand_in)
-    result = evaluate(TASKS["refcoco"], model, data, tmp_path / "out", Options(show_progress=False))
+    result = evaluate(TASKS["refcoco"], skilled, data, tmp_path / "out", Options(show_progress=False))
     assert result["score"] == 0
     assert result["failures"] == {}
     assert result["model"]["method"] == "locate"
@@ -187,11 +186,13 @@ def test_a_model_that_cannot_do_a_task_is_refused(tmp_path: Path) -> None:
 def test_every_family_words_questions_as_released() -> None:
     item = Item("1", question="What is the dog's name-tag, please?", choices=["a", "b"])
     owl, owl2 = (object.__new__(skills) for skills in (MPlugOwlSkills, MPlugOwl2Skills))
-    assert owl2.layout(owl2.prompt("short", item), 1) == (
+    assert owl2.layout(Ask(owl2.prompt("short", item), ("",))) == (
         "USER: <|image|>What is the dog's name-tag, please? Answer the question using a single word or phrase. "
         "ASSISTANT: "
     )
-    assert owl.layout("hi", 2) == "Human: <image>\nHuman: <image>\nHuman: hi\nAI: "
+    head, _, rest = owl.layout(Ask("hi", ("", ""))).partition("\n")
+    assert head.startswith("The following is a conversation between a curious human and AI assistant.")
+    assert rest == "Human: <image>\nHuman: <image>\nHuman: hi\nAI: "
     assert owl2.prompt("letters_with_hint", item).startswith("N/A\n") and "option\u2019s" in owl2.prompt(
         "letters", item
     )

@@ -70,7 +70,7 @@ def test_turns_of_one_picture_are_one_dialogue(place):
     main(["eval", "owl_eval", str(place / "owl"), "--data", str(place / "data"), "--out", str(place / "talk")])
     alone, first, second, third = lines(place / "talk" / "predictions.jsonl")
     turns = [("<image>Text?", first["prediction"]), ("Which?", second["prediction"]), ("Where?", None)]
-    assert third["prompt"] == prompt(turns, system="").lstrip("\n")
+    assert third["prompt"] == prompt(turns)
     assert alone["prompt"].count("Human:") == 2  # one for the picture, one for the question
 
 

@@ -21,11 +21,10 @@ from plait.cli.evaluate import evaluate as command
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.compare import as_lines, compare
 from plait.evaluation.files import MediaFiles, frames_of
-from plait.evaluation.models import Ask
 from plait.evaluation.run import Options, evaluate, score_file, used_by
 from plait.evaluation.tasks import TASKS
 from plait.generation.asking import Asking
-from plait.types import Decoding, Modality, Question, QuestionKind
+from plait.types import Ask, Decoding, Modality, Question, QuestionKind
 
 
 class Parrot:
@@ -40,7 +39,7 @@ class Parrot:
         self.fail_after, self.reply = fail_after, reply
 
     def prompt(self, ask: Ask) -> str:
-        return f"[{len(ask.images)}] {self.asking.layout(ask.words, len(ask.images))}"
+        return f"[{len(ask.images) + len(ask.video)}] {self.asking.layout(ask)}"
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
         if self.fail_after is not None and len(self.asked) + len(asks) > self.fail_after:
@@ -270,7 +269,7 @@ class TerseParrot(Parrot):
         self.seen: list[tuple[int, Decoding]] = []
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
-        self.seen += [(len(ask.images), decoding) for ask in asks]
+        self.seen += [(len(ask.images) + len(ask.video), decoding) for ask in asks]
         return super().generate(asks, decoding)
 
 
@@ -300,7 +299,7 @@ def test_methods_without_words_use_no_decoding() -> None:
 def test_a_model_that_says_no_number_is_stopped(value: float, tmp_path: Path) -> None:
     data, split = fixture(TASKS["imagenet"], "imagenet", tmp_path / "data")
     head = SimpleNamespace(name="h", family="h", fingerprint="0", capabilities=("classify",))
-    head.class_scores = lambda batch: np.full((len(batch), 4), value)
+    head.scores = lambda batch: np.full((len(batch), 4), value)
     with pytest.raises(ValueError, match=r"expected finite scores of item .*, got (NaN|inf)"):
         evaluate(TASKS["imagenet"], head, data, None, Options(split=split, show_progress=False))
     embedder = SimpleNamespace(name="e", family="e", fingerprint="0", capabilities=("embed",))

@@ -102,7 +102,8 @@ def sampled(kind: str, row: Row) -> list[int] | None:
     if kind == "rand":
         return videos.random_indices(frames, length, rng, permute)
     times = (row["start_time"], row["end_time"])
-    return videos.clip_indices(frames, length, row["fps"], *times, rng, permute)
+    choose = lambda count: videos.random_indices(frames, count, rng, permute)  # noqa: E731
+    return videos.clip_indices(choose, length, row["fps"], *times)
 
 
 TEXT_INPUTS = (

@@ -39,10 +39,11 @@ def test_each_part_gives_one_random_frame() -> None:
 
 
 def test_a_span_of_seconds_restricts_the_frames() -> None:
-    indices = clip_indices(4, 100, 10.0, 2.0, 6.0, random.Random(0), PERMUTE)
+    drawn = lambda count: random_indices(4, count, random.Random(0), PERMUTE)  # noqa: E731
+    indices = clip_indices(drawn, 100, 10.0, 2.0, 6.0)
     assert indices is not None
     assert 20 <= indices[0] <= indices[-1] < 60
-    assert clip_indices(4, 100, 10.0, 9.95, 20.0, random.Random(0), PERMUTE) is None
+    assert clip_indices(drawn, 100, 10.0, 9.95, 20.0) is None
 
 
 def test_fixed_rates_look_into_the_middle_of_each_period() -> None:

@@ -8,6 +8,7 @@ items + prediction rows -> Scoring -> Task.score -> Scored(scores, units, groups
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from plait.metrics.bootstrap import bootstrap_clustered_mean
 from plait.metrics.choices import percent
 from plait.metrics.replies import LETTERS, letter
 from plait.places import atomic_write
-from plait.types import Modality, QuestionKind
+from plait.types import Capability, Modality, QuestionKind
 
 
 @dataclass(slots=True)
@@ -234,9 +235,6 @@ def layout(
     return register
 
 
-Capability = Literal["embed", "generate", "text", "classify", "decide", "ground", "detect", "segment"]
-"""What a model can do for a task: vectors, text about media, text about text, class scores (`classify` of one medium or
-text, `decide` of words about media), boxes, masks."""
 Method = Literal[
     "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "decide", "locate", "detect",
     "segment", "similarity",
@@ -260,22 +258,15 @@ class Published:
     status: str
 
 
-def published(**values: str) -> tuple[Published, ...]:
-    """Published numbers by keyword, STATUS_MODEL="value".
-
-    Args:
-        values: such as `readme_owl2="137.3"` or `web_mplug2="90"`.
+def published(*told: str) -> tuple[Published, ...]:
+    """Published numbers, each written as "STATUS MODEL: VALUE".
 
     Example:
-        >>> published(readme_owl2="137.3")
+        >>> published("readme mPLUG-Owl2: 137.3")
         (Published(model='mPLUG-Owl2', value='137.3', status='readme'),)
     """
-    names = {
-        "owl": "mPLUG-Owl", "owl2": "mPLUG-Owl2", "owl21": "mPLUG-Owl2.1", "mplug": "mPLUG large", "mplug2": "mPLUG-2",
-        "one_peace": "ONE-PEACE",
-    }  # fmt: skip
-    parts = ((*key.partition("_")[::2], value) for key, value in values.items())
-    return tuple(Published(names[model], value, status) for status, model, value in parts)
+    parts = (re.fullmatch(r"(\w+) ([^:]+): (.+)", one) for one in told)
+    return tuple(Published(part[2], part[3], part[1]) for part in parts if part)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import escape
@@ -397,15 +397,16 @@ class MediaFiles:
         return self._by_stem
 
 
-def frames_of(file: Path | bytes, count: int) -> list[Any]:
-    """RGB frames spread evenly over a video, or over an animated GIF (TGIF's videos are such files).
+def frames_of(file: Path | bytes, count: int, choose: Callable[[int, float], list[int]] | None = None) -> list[Any]:
+    """RGB frames of a video, or of an animated GIF (TGIF's videos are such files).
 
     Args:
         file: a path or the bytes of a file.
-        count: how many.
+        count: how many, spread evenly, where they are not chosen.
+        choose: (frames of the film, frames per second) -> their numbers.
 
     Returns:
-        `count` PIL images.
+        PIL images.
 
     Raises:
         ValueError: one line, for what cannot be read.
@@ -421,16 +422,18 @@ def frames_of(file: Path | bytes, count: int) -> list[Any]:
         with file.open("rb") as opened:
             head = opened.read(4)
     if head != b"GIF8":
-        return load_frames(file, count)
+        return load_frames(file, count, choose=choose)
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("GIF",)) as animation:
             total = getattr(animation, "n_frames", 1)
             if animation.width * animation.height > MAX_PIXELS or total > MAX_FRAMES:
                 raise ValueError(f"more than {MAX_FRAMES} frames of {MAX_PIXELS} pixels")
+            # the middle of each of `count` equal stretches; pictures of an animation have 100 ms by default
+            even = [min(total - 1, int((i + 0.5) * total / count)) for i in range(count)]
+            rate = 1000 / (animation.info.get("duration") or 100)
             frames = []
-            for i in range(count):
-                # the middle of each of `count` equal stretches
-                animation.seek(min(total - 1, int((i + 0.5) * total / count)))
+            for number in even if choose is None else choose(total, rate):
+                animation.seek(number)
                 frames.append(animation.convert("RGB"))
             return frames
     except (OSError, ValueError, EOFError) as error:

@@ -14,9 +14,8 @@ from typing import Any
 from plait.evaluation.base import Item, NotScored, Scoring
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.files import read_rows
-from plait.evaluation.peers import Ask
 from plait.places import atomic_write
-from plait.types import Decoding
+from plait.types import Ask, Decoding
 
 REPLY = Decoding(max_new_tokens=64)
 

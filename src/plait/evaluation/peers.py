@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +17,11 @@ import numpy as np
 import torch
 
 from plait.embedder.towers import fingerprint
-from plait.evaluation.base import Capability
 from plait.generation.asking import Asking
+from plait.generation.talking import lengths, likelihoods
 from plait.generation.templates import write_chat
-from plait.media.image import load_image
-from plait.types import Asks, Decoding
+from plait.types import Ask, Asks, Capability, Decoding
 from plait.weights.files import load_whole
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One question to a model.
-
-    Attributes:
-        words: as the family words them; empty for a caption.
-        images: files, bytes or PIL images, in their order.
-        audio: a file.
-    """
-
-    words: str
-    images: tuple[Any, ...] = ()
-    audio: Any = None
-
 
 _HEADS: tuple[tuple[str, Capability], ...] = (
     ("ForImageClassification", "classify"),
@@ -129,19 +111,16 @@ class PeerAsking(Asking):
     def __init__(self, processor: Any, family: str) -> None:
         self.processor, self.family = processor, family
 
-    def layout(self, words: str, pictures: int) -> str:
-        """The text as it is fed, with the peer's own placeholders.
-
-        words: of the question; pictures: how many stand before it.
-        """
+    def layout(self, ask: Ask) -> str:
+        """The text as it is fed, with the peer's own placeholders; frames of a film are so many pictures."""
+        words, pictures = ask.words, len(ask.images) + len(ask.video)
         if pictures and self.family in PLACES_ITSELF:
             return words
         if not pictures and not hasattr(self.processor, "image_processor"):
             return words  # a language model: few-shot prompts are text to be continued
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}] * pictures + [{"type": "text", "text": words}]
-            chat = [{"role": "user", "content": content}]
-            return write_chat(self.processor, chat)
+            return write_chat(self.processor, [{"role": "user", "content": content}])
         return f"{getattr(self.processor, 'image_token', '<image>')}\n" * pictures + words
 
 
@@ -175,7 +154,7 @@ class TextGenerator(Named):
 
     def prompt(self, ask: Ask) -> str:
         """The exact text that the model reads, placeholders included."""
-        return self.asking.layout(ask.words, len(ask.images))
+        return self.asking.layout(ask)
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
         """One reply per question; questions with equally many pictures go through the model together.
@@ -189,22 +168,13 @@ class TextGenerator(Named):
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, ask in enumerate(asks):
-            groups[len(ask.images)].append(i)
-        # transformers warns about a length penalty where there are no beams
-        options: dict[str, Any] = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
+            groups[len(ask.images) + len(ask.video)].append(i)
         replies = [""] * len(asks)
+        pad = self.tokenizer.pad_token_id
         for members in groups.values():
-            inputs = self.placed(self.inputs([asks[i] for i in members]))
+            inputs = self.placed(self._inputs([asks[i] for i in members]))
             with torch.inference_mode():
-                made = self.model.generate(
-                    **inputs,
-                    do_sample=False,
-                    num_beams=decoding.num_beams,
-                    max_new_tokens=decoding.max_new_tokens,
-                    min_new_tokens=decoding.min_new_tokens,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                    **options,
-                )
+                made = self.model.generate(**inputs, do_sample=False, pad_token_id=pad, **lengths(decoding))
             read = inputs.get("input_ids")
             # decoder-only models repeat what they read, encoder-decoders and some others do not
             if read is not None and made.shape[1] > read.shape[1] and torch.equal(made[:, : read.shape[1]], read):
@@ -213,37 +183,14 @@ class TextGenerator(Named):
                 replies[i] = reply
         return replies
 
-    def log_likelihood(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Summed log-probability of every continuation after its text, from one forward pass of the batch.
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """Summed log-probability of every continuation after its text."""
+        return likelihoods(self.model, self.tokenizer, pairs)
 
-        Args:
-            pairs: (text, continuation).
-
-        Returns:
-            Natural logarithms, float32.
-        """
-        heads = [self.tokenizer(text)["input_ids"] for text, _ in pairs]
-        # text and continuation are tokenised apart, so that the border between them is known
-        tails = [self.tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in pairs]
-        longest = max(len(head) + len(tail) for head, tail in zip(heads, tails))
-        ids = torch.full((len(pairs), longest), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for row, (head, tail) in enumerate(zip(heads, tails)):
-            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)  # padded on the right: nothing attends to it
-            mask[row, : len(head) + len(tail)] = 1
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits.float()
-        chances = logits.log_softmax(-1).cpu()
-        return [
-            # the logits at a place say what comes next, hence -1
-            float(chances[row, len(head) - 1 + torch.arange(len(tail)), torch.tensor(tail)].sum())
-            for row, (head, tail) in enumerate(zip(heads, tails))
-        ]
-
-    def inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
+    def _inputs(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
         """Questions with equally many pictures as the model takes them."""
         texts = [self.prompt(ask) for ask in asks]
-        pictures = [[load_image(image) for image in ask.images] for ask in asks]
+        pictures = [[*ask.images, *ask.video] for ask in asks]
         if not pictures[0]:
             return self.tokenizer(texts, return_tensors="pt", padding=True)
         # more pictures than the model can take become one, rather than being dropped
@@ -293,40 +240,31 @@ class Classifier(Named):
         reader = {"Sequence": "AutoTokenizer", "Audio": "AutoFeatureExtractor"}.get(self.kind, "AutoImageProcessor")
         self.reader: Any = getattr(transformers, reader).from_pretrained(place, trust_remote_code=False)
         self.is_multi_label = getattr(model.config, "problem_type", None) == "multi_label_classification"
+        self.asking = PeerAsking(self.reader, self.family)
+        self.asking.num_frames = getattr(model.config, "num_frames", self.asking.num_frames)
 
-    def class_scores(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Scores of every class.
-
-        Args:
-            inputs: media, texts or pairs of texts, all of one kind.
-
-        Returns:
-            Probabilities (n, classes); one score (n, 1) of a head for numbers.
-        """
+    def scores(self, asks: Sequence[Ask]) -> np.ndarray:
+        """Probabilities (n, classes) of media, texts or pairs of texts, all of one kind; one score (n, 1) of a head for
+        numbers."""
         with torch.inference_mode():
-            logits = self.model(**self.placed(self._read(inputs))).logits.float()
+            logits = self.model(**self.placed(self._read(asks))).logits.float()
         if logits.shape[1] == 1:
             return logits.cpu().numpy()
         # several classes may hold at once: each then has a probability of its own
         return (logits.sigmoid() if self.is_multi_label else logits.softmax(-1)).cpu().numpy()
 
-    def _read(self, inputs: Sequence[Any]) -> Mapping[str, Any]:
+    def _read(self, asks: Sequence[Ask]) -> Mapping[str, Any]:
         """Media or texts as the reader of this kind of model prepares them."""
         if self.kind == "Sequence":
-            first, second = zip(*((one, None) if isinstance(one, str) else one for one in inputs))
-            pairs = None if second[0] is None else list(second)
-            return self.reader(list(first), pairs, padding=True, truncation=True, return_tensors="pt")
+            pairs = None if asks[0].second is None else [ask.second for ask in asks]
+            words = [ask.words for ask in asks]
+            return self.reader(words, pairs, padding=True, truncation=True, return_tensors="pt")
         if self.kind == "Audio":
-            from plait.media.audio import load_audio
-
-            clips = [load_audio(one, sampling_rate=self.reader.sampling_rate) for one in inputs]
-            return self.reader(clips, sampling_rate=self.reader.sampling_rate, padding=True, return_tensors="pt")
+            clips, rate = [ask.audio for ask in asks], self.reader.sampling_rate
+            return self.reader(clips, sampling_rate=rate, padding=True, return_tensors="pt")
         if self.kind == "Video":
-            from plait.media.video import load_frames
-
-            frames = [load_frames(one, self.model.config.num_frames) for one in inputs]
-            return self.reader(frames, return_tensors="pt")
-        return self.reader([load_image(one) for one in inputs], return_tensors="pt")
+            return self.reader([list(ask.video) for ask in asks], return_tensors="pt")
+        return self.reader([ask.images[0] for ask in asks], return_tensors="pt")
 
 
 class _Sees(Named):
@@ -343,7 +281,7 @@ class _Sees(Named):
 
     def seen(self, images: Sequence[Any]) -> tuple[Any, list[tuple[int, int]]]:
         """Outputs for pictures, and their heights and widths."""
-        pictures = [load_image(image) for image in images]
+        pictures = list(images)
         with torch.inference_mode():
             outputs = self.model(**self.placed(self.reader(pictures, return_tensors="pt")))
         return outputs, [(picture.height, picture.width) for picture in pictures]

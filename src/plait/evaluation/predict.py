@@ -9,6 +9,7 @@
 
 A row has id, prediction (what is scored), raw (what the model said) and prompt. Words, layout, frames and decoding are
 those of the model's family (`model.asking`); scores that are NaN or infinite are refused here, before they are kept.
+Media are opened batch by batch, never all at once.
 """
 
 from __future__ import annotations
@@ -27,17 +28,36 @@ import numpy as np
 from plait.evaluation.base import Item, Method, Task
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.files import MediaFiles, frames_of
-from plait.evaluation.peers import Ask
+from plait.media.audio import load_audio
+from plait.media.image import load_image
 from plait.metrics.checks import finite
 from plait.metrics.replies import LETTERS
 from plait.metrics.retrieval import ranks
-from plait.types import Decoding, Modality
+from plait.processing.videos import chooser
+from plait.types import Ask, Decoding, Modality
 
 Row = dict[str, Any]
+File = tuple[Modality, Path | bytes]
 _NEAREST = 10
 _CHUNK = 512
 _TURNS = 5
 """Earlier turns of a dialogue that are kept, so that long answers leave room in a context of 2048."""
+
+
+@dataclass
+class Question:
+    """What is asked of a model about an item, before its media are opened.
+
+    Attributes:
+        item: gives the part of a film that is meant.
+        files: its media.
+        words, second: as in `plait.types.Ask`.
+    """
+
+    item: Item
+    files: Sequence[File] = ()
+    words: str = ""
+    second: str | None = None
 
 
 @dataclass
@@ -47,7 +67,7 @@ class Setting:
     Attributes:
         task, model: who is asked what.
         files, cache: media of the data set, and answers that are kept.
-        decoding, num_frames: what the run uses, see `plait.evaluation.run.used_by`.
+        decoding, num_frames, frames: what the run uses, see `plait.evaluation.run.used_by`.
         batch_size: questions per forward pass.
         show_progress: None shows a bar when the work takes longer than about two seconds.
     """
@@ -58,19 +78,20 @@ class Setting:
     cache: ResponseCache
     decoding: Decoding
     num_frames: int
+    frames: str = "time"
     batch_size: int = 8
     show_progress: bool | None = None
 
-    def media(self, item: Item, modalities: Sequence[Modality]) -> list[tuple[Modality, Path | bytes]]:
+    def media(self, item: Item, modalities: Sequence[Modality]) -> list[File]:
         """The files of an item, of the given modalities. Raises ValueError for one that is missing."""
-        found: list[tuple[Modality, Path | bytes]] = []
+        found: list[File] = []
         for modality, name in item.media(modalities):
             if (file := self.files.find(name, modality)) is None:
                 raise ValueError(f"expected the {modality} of item {item.id} below {self.files.root}, got no {name}")
             found.append((modality, file))
         return found
 
-    def first(self, items: Sequence[Item], modalities: Sequence[Modality]) -> list[tuple[Modality, Path | bytes]]:
+    def first(self, items: Sequence[Item], modalities: Sequence[Modality]) -> list[File]:
         """The first medium of every item."""
         return [self.media(item, modalities)[0] for item in items]
 
@@ -93,6 +114,40 @@ class Setting:
         size, bar = self.batch_size, self.show_progress
         found = collect(dict(keyed), ask, self.cache, batch_size=size, what=what or self.task.name, show_progress=bar)
         return [found[key] for key, _ in keyed]
+
+    def put(self, kind: str, questions: Sequence[Question], ask: Callable[[list[Ask]], Any]) -> list[Any]:
+        """Answers to questions about media, see `ask`.
+
+        Args:
+            kind: of the answer, part of its key.
+            questions: whose media are opened when their batch is asked.
+            ask: opened questions -> answers, as a list or an array.
+        """
+        keyed = []
+        for one in questions:
+            # frames follow from the file, the part that is meant and the setting, which is in the cache's name
+            part = (one.item.media_start, one.item.media_end) if any(m == "video" for m, _ in one.files) else ()
+            key = key_of(kind, one.words, one.second, [self.relative(file) for _, file in one.files], *part)
+            keyed.append((key, one))
+
+        def opened(batch: list[Question]) -> Sequence[Any]:
+            found = ask([self._opened(one) for one in batch])
+            return found.tolist() if isinstance(found, np.ndarray) else found
+
+        return self.ask(keyed, opened)
+
+    def _opened(self, question: Question) -> Ask:
+        """A question with its media decoded; several films are one after the other."""
+        images, video, audio, item = [], [], None, question.item
+        for modality, file in question.files:
+            if modality == "image":
+                images.append(load_image(file))
+            elif modality == "video":
+                choose = chooser(self.frames, self.num_frames, item.media_start, item.media_end)
+                video += frames_of(file, self.num_frames, choose)
+            else:
+                audio = load_audio(file, sampling_rate=self.model.asking.sampling_rate)
+        return Ask(question.words, tuple(images), tuple(video), audio, question.second)
 
 
 def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
@@ -128,28 +183,17 @@ def replies(items: Sequence[Item], wordings: Sequence[str], setting: Setting) ->
     Returns:
         Rows whose prediction is the reply, stripped, and whose raw is all of it.
     """
-    model, prompts, keyed = setting.model, [], []
-    for item, words in zip(items, wordings, strict=True):
-        files = setting.media(item, [m for m in setting.task.media if m in ("image", "video")])
-        count = sum(1 if modality == "image" else setting.num_frames for modality, _ in files)
-        # the placeholders alone count here, so a picture need not be opened for the text
-        prompts.append(model.prompt(Ask(words, ("",) * count)))
-        # frames follow from the file and the setting, which is in the cache's name
-        keyed.append((key_of("prompt", prompts[-1], [setting.relative(file) for _, file in files]), (words, files)))
-
-    def ask(batch: list[tuple[str, list[tuple[Modality, Path | bytes]]]]) -> list[str]:
-        asks = []
-        for words, files in batch:  # videos are opened batch by batch, never all at once
-            pictures: list[Any] = []
-            for modality, file in files:
-                pictures += frames_of(file, setting.num_frames) if modality == "video" else [file]
-            asks.append(Ask(words, tuple(pictures)))
-        return model.generate(asks, setting.decoding)
-
-    return [
-        {"id": item.id, "prediction": reply.strip(), "raw": reply, "prompt": text}
-        for item, reply, text in zip(items, setting.ask(keyed, ask), prompts, strict=True)
-    ]
+    seen = [medium for medium in setting.task.media if medium in ("image", "video")]
+    questions = [Question(item, setting.media(item, seen), words) for item, words in zip(items, wordings, strict=True)]
+    said = setting.put("prompt", questions, lambda asks: setting.model.generate(asks, setting.decoding))
+    rows = []
+    for one, reply in zip(questions, said, strict=True):
+        kinds = [modality for modality, _ in one.files]
+        # the placeholders alone count for the text, so that no picture need be opened again
+        frames = ("",) * (setting.num_frames * kinds.count("video"))
+        text = setting.model.prompt(Ask(one.words, images=("",) * kinds.count("image"), video=frames))
+        rows.append({"id": one.item.id, "prediction": reply.strip(), "raw": reply, "prompt": text})
+    return rows
 
 
 def rank_choices(items: Sequence[Item], setting: Setting) -> list[Row]:
@@ -162,7 +206,7 @@ def rank_choices(items: Sequence[Item], setting: Setting) -> list[Row]:
         rows.append((item, words, [(words, f" {tail}") for tail in tails]))
     # a pair of question and choice is asked once, however many items have it
     keyed = [(key_of("likelihood", *pair), pair) for _, _, pairs in rows for pair in pairs]
-    found = iter(setting.ask(keyed, setting.model.log_likelihood))
+    found = iter(setting.ask(keyed, setting.model.likelihoods))
     scores = [_checked(item, [next(found) for _ in pairs]) for item, _, pairs in rows]
     return [
         {"id": item.id, "prediction": int(np.argmax(own)), "raw": own, "prompt": words}
@@ -180,22 +224,16 @@ def locate(items: Sequence[Item], setting: Setting) -> list[Row]:
 
     Rows also have image_size, by which a rule brings fractions and pixels together.
     """
-    from plait.media.image import load_image
-
-    files = [file for _, file in setting.first(items, ["image"])]
+    files = setting.first(items, ["image"])
     if "ground" not in setting.model.capabilities:
         rows = prompt(items, setting)
     else:
-        keyed = [
-            (key_of("ground", item.text, setting.relative(file)), Ask(item.text or "", (file,)))
-            for item, file in zip(items, files, strict=True)
-        ]
-        boxes = setting.ask(keyed, lambda asks: setting.model.ground(asks).tolist())
+        questions = [Question(item, [file], item.text or "") for item, file in zip(items, files, strict=True)]
         rows = [
             {"id": i.id, "prediction": ", ".join(f"{x:.6f}" for x in _checked(i, box)), "raw": box, "prompt": i.text}
-            for i, box in zip(items, boxes, strict=True)
+            for i, box in zip(items, setting.put("ground", questions, setting.model.ground), strict=True)
         ]
-    for item, file, row in zip(items, files, rows, strict=True):
+    for item, (_, file), row in zip(items, files, rows, strict=True):
         row["image_size"] = list(item.image_size or load_image(file).size)
     return rows
 
@@ -273,16 +311,12 @@ def class_names(items: Sequence[Item]) -> dict[int, str]:
 
 def class_scores(items: Sequence[Item], setting: Setting) -> list[Row]:
     """Scores of every class by a trained head; of texts, or of one medium."""
-    keyed: list[tuple[str, Any]] = []
-    for item in items:
-        if "text" in setting.task.media:
-            value: Any = item.text if item.text_pair is None else (item.text, item.text_pair)
-            keyed.append((key_of("classes", item.text, item.text_pair), value))
-        else:
-            value = setting.media(item, setting.task.media)[0][1]
-            keyed.append((key_of("classes", setting.relative(value)), value))
-    found = setting.ask(keyed, lambda batch: setting.model.class_scores(batch).tolist())
-    return _class_rows(items, found, "")
+    if "text" in setting.task.media:
+        questions = [Question(item, (), item.text or "", item.text_pair) for item in items]
+    else:
+        files = setting.first(items, setting.task.media)
+        questions = [Question(item, [file]) for item, file in zip(items, files, strict=True)]
+    return _class_rows(items, setting.put("classes", questions, setting.model.scores), "")
 
 
 def _class_rows(items: Sequence[Item], scores: Any, sentence: str) -> list[Row]:
@@ -297,38 +331,34 @@ def decide(items: Sequence[Item], setting: Setting) -> list[Row]:
 
     Raises ValueError where the head has another number of classes than words.
     """
-    words, keyed = setting.model.class_words(setting.task.kind), []
-    for item in items:
-        files = [file for _, file in setting.media(item, ["image"])]
-        asked = item.text or item.question or ""
-        keyed.append((key_of("decide", asked, [setting.relative(file) for file in files]), Ask(asked, tuple(files))))
+    words = setting.model.asking.class_words(setting.task.kind)
+    questions = [Question(item, setting.media(item, ["image"]), item.text or item.question or "") for item in items]
     rows = []
-    found = setting.ask(keyed, lambda asks: setting.model.decide(asks).tolist())
-    for item, (_, ask), scores in zip(items, keyed, found, strict=True):
+    for one, scores in zip(questions, setting.put("decide", questions, setting.model.scores), strict=True):
         if len(scores) != len(words):
             raise ValueError(f"expected {len(words)} classes of {setting.model.name}, got {len(scores)} scores")
-        best = words[int(np.argmax(_checked(item, scores)))]
-        rows.append({"id": item.id, "prediction": best, "raw": scores, "prompt": ask.words})
+        best = words[int(np.argmax(_checked(one.item, scores)))]
+        rows.append({"id": one.item.id, "prediction": best, "raw": scores, "prompt": one.words})
     return rows
 
 
 def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
     """The choice whose sentence fits the medium best, by a head or by the space of an embedder.
 
-    A head scores " {question} answer: {choice}" beside the medium (ONE-PEACE's rule for AVQA); without one the
-    sentence that lies nearest to the medium is chosen.
+    A head scores question and choice beside the medium, as its family words them; without one the sentence that lies
+    nearest to the medium is chosen.
     """
-    # the leading space is part of what ONE-PEACE was trained on
-    texts = [[f" {item.question} answer: {choice}" for choice in item.choices or []] for item in items]
+    asking = setting.model.asking
+    texts = [[asking.choice(item.question or "", choice) for choice in item.choices or []] for item in items]
     media = setting.first(items, setting.task.media)
     if "decide" in setting.model.capabilities:
-        keyed = [
-            (key_of("choice", text, setting.relative(file)), Ask(text, audio=file))
-            for (_, file), row in zip(media, texts, strict=True)
+        questions = [
+            Question(item, [file], text)
+            for item, file, row in zip(items, media, texts, strict=True)
             for text in row
-        ]
+        ]  # fmt: skip
         # the head has one output: how well sentence and sound go together
-        flat = [row[0] for row in setting.ask(keyed, lambda batch: setting.model.decide(batch).tolist())]
+        flat = [row[0] for row in setting.put("choice", questions, setting.model.scores)]
     else:
         vectors = _vectors(media, setting, "media").repeat([len(row) for row in texts], axis=0)
         choices = _vectors([("text", text) for row in texts for text in row], setting, "choices")
@@ -342,16 +372,16 @@ def choose_text(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 def detect(items: Sequence[Item], setting: Setting) -> list[Row]:
     """Boxes of known classes, in pixels."""
-    return _per_picture(items, setting, setting.model.detect)
+    return _per_picture(items, setting, lambda asks: setting.model.detect([ask.images[0] for ask in asks]))
 
 
 def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
     """Masks, kept as PNG in base64."""
     from PIL import Image
 
-    def ask(images: list[Any]) -> list[str]:
+    def ask(asks: list[Ask]) -> list[str]:
         made = []
-        for mask in setting.model.segment(images):
+        for mask in setting.model.segment([ask.images[0] for ask in asks]):
             buffer = io.BytesIO()
             Image.fromarray(mask).save(buffer, "PNG")
             made.append(base64.b64encode(buffer.getvalue()).decode())
@@ -360,10 +390,10 @@ def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
     return _per_picture(items, setting, ask)
 
 
-def _per_picture(items: Sequence[Item], setting: Setting, ask: Callable[[list[Any]], Sequence[Any]]) -> list[Row]:
+def _per_picture(items: Sequence[Item], setting: Setting, ask: Callable[[list[Ask]], Sequence[Any]]) -> list[Row]:
     """Rows whose prediction is what the model makes of each item's picture."""
-    files = [file for _, file in setting.first(items, ["image"])]
-    found = setting.ask([(key_of(setting.task.name, setting.relative(file)), file) for file in files], ask)
+    questions = [Question(item, [file]) for item, file in zip(items, setting.first(items, ["image"]), strict=True)]
+    found = setting.put(setting.task.name, questions, ask)
     return [{"id": i.id, "prediction": one, "raw": "", "prompt": ""} for i, one in zip(items, found, strict=True)]
 
 

@@ -124,7 +124,9 @@ def write_result_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapp
         "metric": f"{result['primary']}" + (f", rule {result['rule']}" if result["rule"] else ""),
         "asked": f"{model.get('method', '')} {model.get('kind', '')}".strip() or "unknown",
         "decoding": decoding or "none",
-        "frames of a video": model.get("num_frames", "none"),
+        "frames of a video": f"{model['num_frames']}, {model.get('frames', 'time')}"
+        if "num_frames" in model
+        else "none",
         "failures": ", ".join(f"{v['count']} {k}" for k, v in result["failures"].items()) or "none",
         "notes": "; ".join(result["notes"]) or "none",
         "measured": f"{result['date']}, {result['seconds']} s",

@@ -21,6 +21,7 @@ from plait.evaluation.files import MediaFiles, read_results, read_rows, unique
 from plait.evaluation.result import PAGE, PREDICTIONS, RESULT, Loaded, build_result, write_result_page
 from plait.evaluation.tasks import read
 from plait.places import atomic_write
+from plait.processing.videos import chooser
 from plait.types import Decoding, Modality
 
 CACHE = "cache.jsonl"
@@ -42,6 +43,8 @@ class Options:
         judge: stored replies or a model.
         show_progress: None shows a bar when the work takes longer than about two seconds.
         decoding, num_frames: instead of those of the model's family.
+        frames: how frames of films are chosen: `published` as the model's family does, or a name that
+            `plait.processing.videos.chooser` knows.
     """
 
     split: str | None = None
@@ -54,6 +57,7 @@ class Options:
     show_progress: bool | None = None
     decoding: Decoding | None = None
     num_frames: int | None = None
+    frames: str = "published"
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
@@ -142,15 +146,18 @@ def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
         result, so that answers of other settings are never mixed.
     """
     method = method_of(task, model)
+    used: dict[str, Any] = {"method": method}
+    if "video" in task.media and method not in ("retrieve", "zero_shot"):  # an embedder opens films itself
+        used["num_frames"] = options.num_frames or model.asking.num_frames
+        used["frames"] = model.asking.frames if options.frames == "published" else options.frames
+        chooser(used["frames"], used["num_frames"])  # a rule that nobody knows is refused before anything is asked
     # a grounding head takes the phrase itself, without the words of a question
     if method not in ("prompt", "locate", "rank_choices") or (method == "locate" and "ground" in model.capabilities):
-        return {"method": method}
+        return used
     medium = "video" if "video" in task.media and "image" not in task.media else task.media[0]
-    used: dict[str, Any] = {"method": method, "kind": task.kind}
+    used["kind"] = task.kind
     if method != "rank_choices":
         used["decoding"] = asdict(options.decoding or model.asking.decoding(task.kind, medium))
-    if "video" in task.media:
-        used["num_frames"] = options.num_frames or model.asking.num_frames
     return used
 
 
@@ -177,8 +184,13 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
         (absent if any(str(name) in missing for _, name in item.media(task.seen)) else present).append(item)
     about = {"model": model.name, "fingerprint": model.fingerprint, "task": task.name, **used}
     with ResponseCache(None if out is None else out / CACHE, about) as cache:
-        decoding, frames = Decoding(**used.get("decoding", {})), used.get("num_frames", 0)
-        setting = Setting(task, model, loaded.files, cache, decoding, frames, options.batch_size, options.show_progress)
+        decoding, count, rule = (
+            Decoding(**used.get("decoding", {})),
+            used.get("num_frames", 0),
+            used.get("frames", "time"),
+        )
+        asked = (decoding, count, rule, options.batch_size, options.show_progress)
+        setting = Setting(task, model, loaded.files, cache, *asked)
         rows = METHODS[used["method"]](present, setting) if present else []
     rows += [
         {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"} for item in absent

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from plait.types import Decoding, Modality, Question, QuestionKind
+from plait.types import Ask, Capability, Decoding, Modality, Question, QuestionKind
 
 LETTERS = "ABCDEFGHIJ"
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -37,6 +37,10 @@ class Asking:
 
     num_frames = 8
     """No release says how many frames a video question takes; 8 is what public suites use."""
+    frames = "time"
+    """Frames evenly in time, where no release says how they are chosen."""
+    sampling_rate = 16000
+    capabilities: tuple[Capability, ...] = ()
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
         """The words of a question.
@@ -94,9 +98,13 @@ class Asking:
         """
         return "".join(f"{asked}\n{answer}\n" for asked, answer in earlier) + words
 
-    def layout(self, words: str, pictures: int) -> str:
+    def choice(self, question: str, choice: str) -> str:
+        """A question and one of its choices as a sentence that a medium is held against."""
+        return f"{question} answer: {choice}"
+
+    def layout(self, ask: Ask) -> str:
         """The words themselves; a family puts placeholders and roles around them."""
-        return words
+        return ask.words
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
         """Greedy, with the lengths of the released scripts; open answers may be long.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.generation.asking import Asking
-from plait.types import as_words
+from plait.types import Ask, Capability, Decoding, as_words
 
 MAX_NEW_TOKENS = 128
 
@@ -31,6 +31,9 @@ class TalkingSkills(Asking):
     tasks = frozenset({"caption", "answer", "rank", "classify"})
     kinds = frozenset({"image", "video", "text"})
     labels: tuple[str, ...] = ()
+    capabilities: tuple[Capability, ...] = ("generate", "text")
+    has_clips = False
+    """Whether a film keeps its time; else its frames are so many pictures."""
     family: str
     describe: str
     name: str
@@ -127,17 +130,39 @@ class TalkingSkills(Asking):
             ValueError: where a prompt leaves no room for an answer.
         """
         asked = [self.asked(kind, item, question) for item, question in zip(prepared, questions, strict=True)]
-        batch = self.processor(text=self.written(asked), **self.media(kind, prepared)).to(self.model.device)
-        self.check_prompt(batch["input_ids"].shape[1])
         given = {"num_beams": options.get("num_beams", 1), "max_new_tokens": options.get("max_length", MAX_NEW_TOKENS)}
         if "min_length" in options:
             given["min_new_tokens"] = options["min_length"]
+        return self._written(self.written(asked), self.media(kind, prepared), given)
+
+    def reply(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """What the model says to questions laid out as in the released evaluation; as `answer` else.
+
+        Args:
+            asks: in any mixture of pictures and clips.
+            decoding: greedy or beams; nothing is sampled.
+        """
+        seen = [[*ask.images, *(() if self.has_clips else ask.video)] for ask in asks]
+        media: dict[str, Any] = {"images": [picture for one in seen for picture in one]}
+        if self.has_clips:
+            media["videos"] = [list(ask.video) for ask in asks if ask.video]
+        return self._written([self.layout(ask) for ask in asks], media, lengths(decoding))
+
+    def _written(self, prompts: Sequence[str], media: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+        """What the model writes behind prompts. given: lengths and beams of `generate`."""
+        media = {name: values for name, values in media.items() if values}
+        batch = self.processor(text=list(prompts), **media).to(self.model.device)
+        self.check_prompt(batch["input_ids"].shape[1])
         found = self.model.generate(**batch, do_sample=False, **given)
         texts = self.processor.batch_decode(found[:, batch["input_ids"].shape[1] :])
         # a tuned model may write the next turn's role instead of an end token
         for stop in self.processor.stop_strings:
             texts = [text.partition(stop)[0].rstrip() for text in texts]
         return texts
+
+    def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """See `likelihoods`."""
+        return likelihoods(self.model, self.processor.tokenizer, pairs)
 
     def rank(
         self, kind: str, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
@@ -190,6 +215,44 @@ class TalkingSkills(Asking):
         kind: of the items; prepared: as `prepare` gave them. Texts are part of the question already.
         """
         return {} if kind == "text" else {f"{kind}s": list(prepared)}
+
+
+def lengths(decoding: Decoding) -> dict[str, Any]:
+    """How an answer is written, as `generate` of transformers takes it."""
+    given = {
+        "num_beams": decoding.num_beams,
+        "max_new_tokens": decoding.max_new_tokens,
+        "min_new_tokens": decoding.min_new_tokens,
+    }
+    # transformers warns about a length penalty where there are no beams
+    return given | ({"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {})
+
+
+def likelihoods(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Summed log-probability of every continuation after its text, from one forward pass of the batch.
+
+    Args:
+        model, tokenizer: of a causal language model.
+        pairs: (text, continuation).
+
+    Returns:
+        Natural logarithms, float32.
+    """
+    heads = [tokenizer(text)["input_ids"] for text, _ in pairs]
+    # text and continuation are tokenised apart, so that the border between them is known
+    tails = [tokenizer(tail, add_special_tokens=False)["input_ids"] for _, tail in pairs]
+    longest = max(len(head) + len(tail) for head, tail in zip(heads, tails))
+    ids = torch.full((len(pairs), longest), tokenizer.pad_token_id or 0)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, (head, tail) in enumerate(zip(heads, tails)):
+        end = len(head) + len(tail)
+        ids[row, :end] = torch.tensor(head + tail)  # padded on the right: nothing attends to it
+        mask[row, :end] = 1
+        labels[row, len(head) : end] = torch.tensor(tail)
+    place = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(place), attention_mask=mask.to(place)).logits
+    return (-summed_losses(logits, labels.to(place))).tolist()
 
 
 def summed_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ Behaviour with strange files, each with a test:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +54,15 @@ def load_video(
     num_frames: int | None = 8,
     *,
     at: Sequence[float] | None = None,
+    choose: Callable[[int, float], Sequence[int]] | None = None,
     max_seconds: float = MAX_SECONDS,
     max_frames: int = MAX_FRAMES,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Video:
-    """The frames on screen in the middle of `num_frames` equal parts of a video, or at the seconds `at`.
+    """The frames on screen in the middle of `num_frames` equal parts of a video, at the seconds `at`, or by number.
 
+    choose: (frames of the video, frames per second) -> numbers of the frames wanted, as published samplers have it.
     A short video gives a frame several times; times before its first frame give the first, after its end the last.
     Raises MediaError, one line naming the file, for what is missing, damaged, too large or no video; MissingExtraError
     without PyAV.
@@ -72,7 +74,10 @@ def load_video(
         with opened(source, "video", max_bytes, max_pixels) as container:
             track = _decoded(container, source, track, max_seconds)
     while True:
-        if at is None:
+        if choose is not None:
+            numbers = choose(len(track.times), len(track.times) / track.seconds if track.seconds else 1.0)
+            targets = [track.times[number] for number in numbers]
+        elif at is None:
             seconds, count = track.seconds, num_frames
             targets = [seconds * (i + 0.5) / count for i in range(count)] if count else list(track.times)
         else:

@@ -308,12 +308,13 @@ def random_indices(num_frames: int, length: int, rng: random.Random, permute: Pe
 
 
 def clip_indices(
-    num_frames: int, length: int, fps: float, start: float, end: float, rng: random.Random, permute: Permute
+    choose: Callable[[int], Sequence[int]], length: int, fps: float, start: float, end: float
 ) -> list[int] | None:
-    """`random_indices` between two times of a film.
+    """Frames between two times of a film, as the releases cut clips out of films.
 
     Args:
-        num_frames, length, rng, permute: as there.
+        choose: number of frames between the two -> numbers among them.
+        length: frames of the film.
         fps: frames per second of the film.
         start, end: seconds.
 
@@ -321,9 +322,7 @@ def clip_indices(
         Frame numbers of the film; None where fewer than two frames lie between.
     """
     first, last = int(fps * start), min(int(fps * end), length)
-    if last - first < 2:
-        return None
-    return [first + index for index in random_indices(num_frames, last - first, rng, permute)]
+    return None if last - first < 2 else [first + index for index in choose(last - first)]
 
 
 def fps_indices(fps: float, length: int, input_fps: float) -> list[int]:
@@ -355,6 +354,51 @@ def interval_indices(num_frames: int, length: int, input_fps: float, rng: random
     start = rng.uniform(0, max(length - span, 0))
     points = torch.linspace(start, start + span - 1, num_frames)  # float32, as published, which decides ties
     return points.clamp(0, length - 1).long().tolist()
+
+
+def _of_one_seed(length: int) -> tuple[random.Random, Permute]:
+    """Draws that are the same for every clip of one length, so that a measurement can be repeated."""
+    return random.Random(length), np.random.default_rng(length).permutation
+
+
+FRAME_RULES: dict[str, Callable[[int, int, float], list[int]]] = {
+    "middle": lambda count, length, fps: middle_indices(count, length),
+    "centred": lambda count, length, fps: centred_indices(count, length),
+    "random": lambda count, length, fps: random_indices(count, length, *_of_one_seed(length)),
+    "interval": lambda count, length, fps: interval_indices(count, length, fps, _of_one_seed(length)[0]),
+    "fps": lambda count, length, fps: fps_indices(count * fps / length, length, fps),
+}
+"""Name of a published rule -> (frames wanted, frames of the clip, its frames per second) -> numbers of frames."""
+
+
+def chooser(
+    rule: str, num_frames: int, start: float | None = None, end: float | None = None
+) -> Callable[[int, float], list[int]] | None:
+    """What `plait.media.video.load_video` chooses frames by; None for even times over the whole film.
+
+    Args:
+        rule: a name of `FRAME_RULES`, or `time`.
+        num_frames: how many.
+        start, end: seconds of the part that is meant; None takes the whole film.
+
+    Raises:
+        ValueError: for another rule.
+    """
+    if rule != "time" and rule not in FRAME_RULES:
+        raise ValueError(f"expected frames by one of time, {', '.join(FRAME_RULES)}, got {rule!r}")
+    if rule == "time" and start is None:
+        return None
+    # even times of a part are the middles of its equal parts
+    choose = FRAME_RULES["middle" if rule == "time" else rule]
+
+    def numbers(length: int, fps: float) -> list[int]:
+        if start is None or end is None:
+            return choose(num_frames, length, fps)
+        part = clip_indices(lambda count: choose(num_frames, count, fps), length, fps, start, end)
+        # a part of less than two frames, or behind the end: the frame that stands there
+        return [min(int(fps * start), length - 1)] * num_frames if part is None else part
+
+    return numbers
 
 
 def random_times(seconds: float, num_frames: int, rng: random.Random) -> list[float]:

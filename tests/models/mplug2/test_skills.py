@@ -12,6 +12,7 @@ from torch import nn
 from plait.generation import RankedAnswers
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import OFFERS, MPlug2Skills
+from plait.models.mplug2.tasks import skills as skills_of
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "runs", "who", "is"]
 GREY = Image.new("RGB", (8, 8), (90, 90, 90))
@@ -56,7 +57,7 @@ class Recorder(nn.Module):
 
 def skills(name: str) -> MPlug2Skills:
     model = type(name, (Recorder,), {})()
-    return MPlug2Skills(model, MPlug2Processor.build(4, VOCABULARY, num_frames=2, max_text_tokens=6))
+    return skills_of(model, MPlug2Processor.build(4, VOCABULARY, num_frames=2, max_text_tokens=6))
 
 
 def prepared(of: MPlug2Skills):
@@ -87,7 +88,7 @@ def test_heads_know_their_labels_and_retrieval_compares_texts() -> None:
     head = skills("MPlug2ForImageClassification")
     (found,) = head.classify("image", prepared(head), None)
     assert [label for label, _ in found] == ["dog", "cat"]
-    with pytest.raises(ValueError, match="its head has its own"):
+    with pytest.raises(ValueError, match=r"expected the words of the head \(cat, dog\), got 1"):
         head.classify("image", prepared(head), ["x"])
     texts = skills("MPlug2ForSequenceClassification")
     texts.classify("text", ["who runs"], None)
@@ -127,13 +128,13 @@ def test_an_instructed_model_is_told_what_to_do() -> None:
 def test_a_configuration_may_offer_less_than_its_class() -> None:
     def offered(name: str, **config) -> MPlug2Skills:
         model = type(name, (Recorder,), {"config": SimpleNamespace(id2label={0: "cat"}, **config)})()
-        return MPlug2Skills(model, MPlug2Processor.build(4, VOCABULARY, num_frames=2, max_text_tokens=6))
+        return skills_of(model, MPlug2Processor.build(4, VOCABULARY, num_frames=2, max_text_tokens=6))
 
     captioner = offered("MPlug2ForConditionalGeneration", task="caption", modalities=["image"])
     assert (captioner.tasks, captioner.kinds) == ({"caption", "classify"}, {"image"})
     assert offered("MPlug2ForConditionalGeneration", task="answer").tasks >= {"answer", "rank"}
-    with pytest.raises(ValueError, match="expected a model for single items, got one to entail"):
-        offered("MPlug2ForSequenceClassification", task="entail")
+    judge = offered("MPlug2ForSequenceClassification", task="entail")
+    assert (judge.tasks, judge.capabilities) == ({"answer", "rank"}, ("decide",))
 
 
 def test_a_vocabulary_of_another_model_is_one_line() -> None:

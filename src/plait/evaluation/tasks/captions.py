@@ -267,26 +267,26 @@ TASKS = (
         "coco_caption", "COCO captions, Karpathy's test split",
         ("coco_karpathy_official", "coco_captions", "owl2_captions", "retrieval_json_list"), "test", 5000,
         published=published(
-            readme_owl2="137.3", readme_owl21="135.3", readme_mplug="141.0 (CE), 155.1 (SCST)",
-            recalled_mplug2="137.7 (CE)",
+            "readme mPLUG-Owl2: 137.3", "readme mPLUG-Owl2.1: 135.3", "readme mPLUG large: 141.0 (CE), 155.1 (SCST)",
+            "recalled mPLUG-2: 137.7 (CE)",
         ),
     ),
     _caption(
         "flickr30k_caption", "Flickr30k captions, zero-shot", ("flickr30k_karpathy_official", "owl2_captions"), "test",
-        1000, published=published(readme_owl2="85.1", readme_owl21="78.5"),
+        1000, published=published("readme mPLUG-Owl2: 85.1", "readme mPLUG-Owl2.1: 78.5"),
     ),
     _caption("nocaps", "captions of novel objects", ("nocaps",), "val", 4500, submission=submitted),
     _caption(
         "msrvtt_caption", "MSRVTT captions, official test split (the release does not name its split)",
         ("msrvtt_captions", "mplug2_video_caption"), "test", 2990, media=("video",),
-        published=published(readme_mplug2="80.3"),
+        published=published("readme mPLUG-2: 80.3"),
     ),
     _caption(
         "msvd_caption", "MSVD captions", ("msvd_captions", "mplug2_video_caption"), "test", 670, media=("video",),
-        published=published(readme_mplug2="165.8"),
+        published=published("readme mPLUG-2: 165.8"),
     ),
     _caption(
         "vatex_caption", "VATEX captions, public test", ("vatex",), "test", 6000, media=("video",),
-        published=published(readme_mplug="42.0 (zero-shot)"),
+        published=published("readme mPLUG large: 42.0 (zero-shot)"),
     ),
 )  # fmt: skip

@@ -368,30 +368,32 @@ def _letters(name: str, about: str, split: str, size: int, rule, primary: str, k
 TASKS = (
     _letters(
         "scienceqa", "school questions with a picture, zero-shot", "test", 2017, scienceqa, "image_accuracy",
-        "letters_with_hint", published=published(readme_owl2="68.7", readme_owl21="72.3"),
+        "letters_with_hint", published=published("readme mPLUG-Owl2: 68.7", "readme mPLUG-Owl2.1: 72.3"),
     ),
     _letters(
         "mmbench", "options in every rotation, all must be right", "dev", 4377, mmbench, "circular",
         "letters_with_hint", rules=("mmbench_2023", "mmbench_toolkit"), submission=submitted_mmbench,
-        published=published(readme_owl2="64.5", readme_owl21="73.7", paper_owl2="65.4 (448 px)"),
+        published=published("readme mPLUG-Owl2: 64.5", "readme mPLUG-Owl2.1: 73.7", "paper mPLUG-Owl2: 65.4 (448 px)"),
     ),
     _letters(
         "seed_bench", "SEED-Bench v1, pictures and videos", "v1", 19242, seed_bench, "accuracy", "letters",
         media=("image", "video"), submission=submitted_seed,
-        published=published(readme_owl2="57.8", readme_owl21="60.8"),
+        published=published("readme mPLUG-Owl2: 57.8", "readme mPLUG-Owl2.1: 60.8"),
     ),
     _letters(
         "q_bench", "Q-Bench A1: low-level vision", "dev", 1495, q_bench, "accuracy", "letters",
-        published=published(readme_owl2="62.9 (test)", readme_owl21="64.7 (test)", paper_owl="58.93"),
+        published=published(
+            "readme mPLUG-Owl2: 62.9 (test)", "readme mPLUG-Owl2.1: 64.7 (test)", "paper mPLUG-Owl: 58.93",
+        ),
     ),
     _letters(
         "mmmu", "college questions with several pictures", "val", 900, mmmu, "accuracy", "letters_or_words",
         rules=("official", "release"), submission=submitted_mmmu,
-        published=published(recalled_owl2="32.7 val / 32.1 test"),
+        published=published("recalled mPLUG-Owl2: 32.7 val / 32.1 test"),
     ),
     Task(
         "avqa", "questions about sounds with four choices, sound alone", ("avqa", "one_peace_aqa"), "val", ("audio",),
         {"decide": "choose_text", "embed": "choose_text"}, avqa, "accuracy", size=16910,
-        published=published(readme_one_peace="92.2"),
+        published=published("readme ONE-PEACE: 92.2"),
     ),
 )  # fmt: skip

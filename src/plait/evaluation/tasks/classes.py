@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.evaluation.base import Capability, Item, Method, Scored, Scoring, Source, Task, layout, means, published
+from plait.evaluation.base import Item, Method, Scored, Scoring, Source, Task, layout, means, published
 from plait.evaluation.files import Row, read_lines, read_record, read_rows, read_table
 from plait.metrics.checks import finite
 from plait.metrics.classification import mean_per_class_accuracy, predictions, top_k_hits
 from plait.metrics.tagging import mean_average_precision
-from plait.types import Modality
+from plait.types import Capability, Modality
 
 LOWEST = float(np.finfo(np.float64).min)
 """Score of a class that a head does not have, or of a medium that is missing: behind everything, and finite."""
@@ -322,23 +322,23 @@ SOUND = "This is a sound of {label}"
 TASKS = (
     _classes(
         "imagenet", "ImageNet-1K", ("imagenet", "imagenet_folder"), "val", "image", "a photo of a {label}.", size=50000,
-        published=published(readme_one_peace="89.6 (384 px), 89.8 (512 px)", recalled_mplug2="87.7"),
+        published=published("readme ONE-PEACE: 89.6 (384 px), 89.8 (512 px)", "recalled mPLUG-2: 87.7"),
     ),
     _classes(
         "image_folder", "any folder of classes (Flowers102, Food101, Pets, DTD ...)", ("imagenet_folder",), "test",
-        "image", "a photo of a {label}.", published=published(web_mplug2="97.1 (Flowers102)"),
+        "image", "a photo of a {label}.", published=published("web mPLUG-2: 97.1 (Flowers102)"),
     ),
     _classes(
         "kinetics400", "Kinetics-400", ("kinetics",), "val", "video", "a video of {label}.",
-        published=published(readme_one_peace="88.0/97.8 and 88.1/97.8", web_mplug2="87.1/97.7"),
+        published=published("readme ONE-PEACE: 88.0/97.8 and 88.1/97.8", "web mPLUG-2: 87.1/97.7"),
     ),
     _classes(
         "kinetics600", "Kinetics-600", ("kinetics",), "val", "video", "a video of {label}.",
-        published=published(recalled_mplug2="89.8/98.3"),
+        published=published("recalled mPLUG-2: 89.8/98.3"),
     ),
     _classes(
         "kinetics700", "Kinetics-700", ("kinetics",), "val", "video", "a video of {label}.",
-        published=published(recalled_mplug2="80.4/94.9"),
+        published=published("recalled mPLUG-2: 80.4/94.9"),
     ),
     _classes(
         "something_something_v2", "Something-Something v2", ("something_something_v2",), "val", "video",
@@ -346,14 +346,14 @@ TASKS = (
     ),
     _classes(
         "esc50", "ESC-50, zero-shot over all folds", ("esc50",), "all", "audio", SOUND, size=2000,
-        published=published(readme_one_peace="91.8"),
+        published=published("readme ONE-PEACE: 91.8"),
     ),
     _classes(
         "vggsound", "VGGSound, sound alone", ("vggsound", "one_peace_vggsound"), "test", "audio", SOUND, size=15400,
-        published=published(readme_one_peace="68.2"),
+        published=published("readme ONE-PEACE: 68.2"),
     ),
     _classes(
         "fsd50k", "FSD50K, several classes per clip", ("fsd50k", "one_peace_fsd50k"), "eval", "audio", SOUND,
-        rule=tagging, primary="mAP", size=10231, published=published(readme_one_peace="69.7"),
+        rule=tagging, primary="mAP", size=10231, published=published("readme ONE-PEACE: 69.7"),
     ),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.evaluation.base import Capability, Item, Method, Scored, Scoring, Source, Task, layout, published
+from plait.evaluation.base import Item, Method, Scored, Scoring, Source, Task, layout, published
 from plait.evaluation.files import Row, read_record, read_rows, read_table
 from plait.evaluation.tasks.classes import resampled
 from plait.metrics import glue
@@ -23,6 +23,7 @@ from plait.metrics.answers import answer_after_key, exact_hits
 from plait.metrics.checks import finite
 from plait.metrics.choices import arc_scores, mmlu_scores
 from plait.metrics.replies import LETTERS, letter
+from plait.types import Capability
 
 _OPTION = re.compile(r"^\(([A-Z])\)\s*")
 
@@ -316,7 +317,7 @@ def _text(name: str, about: str, size: int | None, methods, rule, kind, value: s
     """A task of a language model, with the number that mPLUG-Owl2's read-me gives."""
     return Task(
         name, about, (name,), "test", ("text",), {"text": methods}, rule, "accuracy", kind, size=size,
-        published=published(readme_owl2=value),
+        published=published(f"readme mPLUG-Owl2: {value}"),
     )  # fmt: skip
 
 

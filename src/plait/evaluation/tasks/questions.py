@@ -399,41 +399,45 @@ TASKS = (
         "vqav2", "VQA v2", ("vqav2", "qwen_style_vqa_list", "one_peace_vqa"), "val", 214354, rules=RULES,
         methods={"decide": "decide", "generate": "prompt"}, submission=submitted_vqa,
         published=published(
-            readme_one_peace="82.6/82.5", readme_owl2="79.4", readme_owl21="79.9", readme_mplug="81.27/81.26",
-            recalled_mplug2="81.11/81.13",
+            "readme ONE-PEACE: 82.6/82.5", "readme mPLUG-Owl2: 79.4", "readme mPLUG-Owl2.1: 79.9",
+            "readme mPLUG large: 81.27/81.26",
+            "recalled mPLUG-2: 81.11/81.13",
         ),
     ),
     _question(
         "ok_vqa", "questions that need outside knowledge", ("ok_vqa",), "val", 5046, rules=RULES,
-        published=published(readme_owl2="57.7", readme_owl21="58.1"),
+        published=published("readme mPLUG-Owl2: 57.7", "readme mPLUG-Owl2.1: 58.1"),
     ),
     _question(
         "gqa", "compositional questions", ("gqa",), "testdev", 12578, gqa,
-        published=published(readme_owl2="56.1", readme_owl21="60.3"),
+        published=published("readme mPLUG-Owl2: 56.1", "readme mPLUG-Owl2.1: 60.3"),
     ),
     _question(
         "vizwiz", "questions of blind people, zero-shot", ("vizwiz",), "val", 4319,
         rules=("evalai", "official", "release"), submission=submitted_vizwiz,
-        published=published(readme_owl2="54.5", readme_owl21="61.82"),
+        published=published("readme mPLUG-Owl2: 54.5", "readme mPLUG-Owl2.1: 61.82"),
     ),
     _question(
         "textvqa", "questions about written text, zero-shot", ("textvqa",), "val", 5000,
-        rules=("evalai", "release", "official"), published=published(readme_owl2="54.3", readme_owl21="57.4"),
+        rules=("evalai", "release", "official"),
+        published=published(
+            "readme mPLUG-Owl2: 54.3", "readme mPLUG-Owl2.1: 57.4",
+        ),
     ),
     _question(
         "msrvtt_qa", "MSRVTT-QA", ("msrvtt_qa", "mplug2_video_qa"), "test", 72821, video_qa, **_VIDEO,
         published=published(
-            readme_mplug2="48.0", readme_mplug="21.1 (zero-shot)", paper_owl2="23.6 exact, 46.7 judged"
+            "readme mPLUG-2: 48.0", "readme mPLUG large: 21.1 (zero-shot)", "paper mPLUG-Owl2: 23.6 exact, 46.7 judged"
         ),
     ),
     _question(
         "msvd_qa", "MSVD-QA", ("msvd_qa", "mplug2_video_qa"), "test", 13157, video_qa, **_VIDEO,
         published=published(
-            readme_mplug2="58.1", readme_mplug="37.2 (zero-shot)", paper_owl2="42.4 exact, 65.4 judged"
+            "readme mPLUG-2: 58.1", "readme mPLUG large: 37.2 (zero-shot)", "paper mPLUG-Owl2: 42.4 exact, 65.4 judged"
         ),
     ),
     _question(
         "tgif_frameqa", "TGIF-FrameQA", ("tgif_frameqa", "mplug2_video_qa"), "test", 13691, video_qa, **_VIDEO,
-        published=published(recalled_mplug2="75.4", paper_owl2="61.6 exact, 67.1 judged"),
+        published=published("recalled mPLUG-2: 75.4", "paper mPLUG-Owl2: 61.6 exact, 67.1 judged"),
     ),
 )  # fmt: skip

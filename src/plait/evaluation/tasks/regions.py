@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from plait.evaluation.base import Capability, Item, Method, Scored, Scoring, Source, Task, layout, published
+from plait.evaluation.base import Item, Method, Scored, Scoring, Source, Task, layout, published
 from plait.evaluation.files import Row, read_record, rows_of
 from plait.evaluation.tasks.classes import resampled
 from plait.metrics.boxes import box_hits, xywh_to_xyxy
 from plait.metrics.detection import coco_ap
 from plait.metrics.segmentation import IGNORED, confusion, scores_of
+from plait.types import Capability
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 
@@ -266,13 +267,13 @@ def mask_classes(path: str | Path) -> np.ndarray:
     return (stored - np.uint8(1)).astype(np.uint8)
 
 
-def _refer(name: str, about: str, split: str, size: int, **published_as: str) -> Task:
+def _refer(name: str, about: str, split: str, size: int, *known: str) -> Task:
     """A task of referring expressions, by a grounding head or in words."""
     methods: Mapping[Capability, Method] = {"ground": "locate", "generate": "locate"}
     layouts, rules = ("refcoco", "one_peace_grounding"), ("fraction", "thousandth", "pixel")
     return Task(
         name, about, layouts, split, ("image",), methods, grounding, "acc@0.5", "locate", rules, size=size,
-        published=published(**published_as),
+        published=published(*known),
     )  # fmt: skip
 
 
@@ -281,27 +282,27 @@ def _masks(name: str, about: str, num_classes: int, size: int, value: str) -> Ta
     rule = partial(segmentation, num_classes=num_classes)
     return Task(
         name, about, ("ade20k",), "val", ("image",), {"segment": "segment"}, rule, "mIoU", size=size,
-        published=published(readme_one_peace=value),
+        published=published(f"readme ONE-PEACE: {value}"),
     )  # fmt: skip
 
 
 TASKS = (
     _refer(
         "refcoco", "RefCOCO: find what a phrase means (val, testA, testB)", "testA", 5657,
-        readme_one_peace="92.58/94.18/89.26", readme_mplug="92.40/94.51/88.42", web_mplug2="90.3/92.8/86.1",
+        "readme ONE-PEACE: 92.58/94.18/89.26", "readme mPLUG large: 92.40/94.51/88.42", "web mPLUG-2: 90.3/92.8/86.1",
     ),
     _refer(
         "refcoco_plus", "RefCOCO+: without words of place (val, testA, testB)", "testA", 5726,
-        readme_one_peace="88.77/92.21/83.23", readme_mplug="86.02/90.17/78.17",
+        "readme ONE-PEACE: 88.77/92.21/83.23", "readme mPLUG large: 86.02/90.17/78.17",
     ),
     _refer(
-        "refcocog", "RefCOCOg: longer phrases (val, test)", "test", 9602, readme_one_peace="89.22/89.27",
-        readme_mplug="85.88/86.42", web_mplug2="84.7/85.1",
+        "refcocog", "RefCOCOg: longer phrases (val, test)", "test", 9602, "readme ONE-PEACE: 89.22/89.27",
+        "readme mPLUG large: 85.88/86.42", "web mPLUG-2: 84.7/85.1",
     ),
     Task(
         "coco_detection", "COCO objects, box AP", ("coco_instances",), "val", ("image",), {"detect": "detect"},
         detection, "AP", size=5000,
-        published=published(readme_one_peace="60.4 box, 52.9 mask", web_mplug2="46.9 (test-dev)"),
+        published=published("readme ONE-PEACE: 60.4 box, 52.9 mask", "web mPLUG-2: 46.9 (test-dev)"),
     ),
     _masks("ade20k", "ADE20K, 150 classes", 150, 2000, "62.0 single scale, 63.0 multi-scale"),
     _masks("coco_stuff", "COCO-Stuff 164k as grey PNG like ADE20K's, 171 classes", 171, 5000, "52.9"),

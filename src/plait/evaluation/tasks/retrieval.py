@@ -141,13 +141,11 @@ def clotho(source: Source) -> list[Item]:
     return items
 
 
-def _retrieval(
-    name: str, about: str, layouts: tuple[str, ...], size: int, media: Modality, **published_as: str
-) -> Task:
+def _retrieval(name: str, about: str, layouts: tuple[str, ...], size: int, media: Modality, *known: str) -> Task:
     """A task of media and texts that find each other."""
     return Task(
         name, about, layouts, "test", (media,), {"embed": "retrieve"}, retrieval, "mean_recall", size=size,
-        published=published(**published_as),
+        published=published(*known),
     )  # fmt: skip
 
 
@@ -155,31 +153,33 @@ TASKS = (
     _retrieval(
         "coco_retrieval", "COCO 5k, R@1 of text then image retrieval",
         ("coco_karpathy_official", "retrieval_json_list", "one_peace_image_text_retrieval"), 5000, "image",
-        readme_one_peace="84.1 / 65.4", readme_mplug="82.8 / 65.8", recalled_one_peace="64.7 / 48.0 (zero-shot)",
+        "readme ONE-PEACE: 84.1 / 65.4", "readme mPLUG large: 82.8 / 65.8",
+        "recalled ONE-PEACE: 64.7 / 48.0 (zero-shot)",
     ),
     _retrieval(
         "flickr30k_retrieval", "Flickr30k 1k, R@1 of text then image retrieval",
         ("flickr30k_karpathy_official", "retrieval_json_list", "one_peace_image_text_retrieval"), 1000, "image",
-        readme_one_peace="97.6 / 89.6", readme_mplug="97.6 / 88.4", recalled_one_peace="90.9 / 77.2 (zero-shot)",
+        "readme ONE-PEACE: 97.6 / 89.6", "readme mPLUG large: 97.6 / 88.4",
+        "recalled ONE-PEACE: 90.9 / 77.2 (zero-shot)",
     ),
     _retrieval(
         "msrvtt_retrieval", "MSRVTT 1k-A, one text per video", ("msrvtt_retrieval_1ka",), 1000, "video",
-        web_mplug2="53.1/77.6/84.7; zero-shot 47.1", readme_mplug="R@1 38.1 (zero-shot)",
+        "web mPLUG-2: 53.1/77.6/84.7; zero-shot 47.1", "readme mPLUG large: R@1 38.1 (zero-shot)",
     ),
     _retrieval(
         "didemo_retrieval", "DiDeMo, a paragraph per video", ("didemo",), 1003, "video",
-        web_mplug2="56.4/79.1/85.2; zero-shot 45.7",
+        "web mPLUG-2: 56.4/79.1/85.2; zero-shot 45.7",
     ),
     _retrieval(
         "lsmdc_retrieval", "LSMDC, public test", ("lsmdc",), 1000, "video",
-        recalled_mplug2="34.4/55.2/65.1; zero-shot 24.1",
+        "recalled mPLUG-2: 34.4/55.2/65.1; zero-shot 24.1",
     ),
     _retrieval(
         "audiocaps_retrieval", "AudioCaps, R@1 of text-to-audio, audio-to-text", ("audiocaps", "one_peace_audio"), 960,
-        "audio", readme_one_peace="42.5 / 51.0",
+        "audio", "readme ONE-PEACE: 42.5 / 51.0",
     ),
     _retrieval(
         "clotho_retrieval", "Clotho, R@1 of text-to-audio, audio-to-text", ("clotho", "one_peace_audio"), 1045, "audio",
-        readme_one_peace="22.4 / 27.1",
+        "readme ONE-PEACE: 22.4 / 27.1",
     ),
 )  # fmt: skip

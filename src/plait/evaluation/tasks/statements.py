@@ -78,11 +78,11 @@ TASKS = (
     Task(
         "nlvr2", "is a statement true of two pictures", ("nlvr2_official", "one_peace_nlvr2"), "test-P", ("image",),
         {"decide": "decide", "generate": "prompt"}, statements, "accuracy", "statement", size=6967,
-        published=published(readme_one_peace="87.8/88.3", readme_mplug="84.58/84.95"),
+        published=published("readme ONE-PEACE: 87.8/88.3", "readme mPLUG large: 84.58/84.95"),
     ),
     Task(
         "snli_ve", "does a picture entail a statement", ("snli_ve",), "test", ("image",),
         {"decide": "decide", "generate": "prompt"}, entailment, "accuracy", "entailment", size=17901,
-        published=published(readme_mplug="89.45/89.29"),
+        published=published("readme mPLUG large: 89.45/89.29"),
     ),
 )  # fmt: skip

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plait.evaluation.base import (
-    Capability,
     Item,
     Method,
     Pairs,
@@ -39,7 +38,7 @@ from plait.metrics.suites import (
     owl_eval_table,
     pope_scores,
 )  # fmt: skip
-from plait.types import QuestionKind
+from plait.types import Capability, QuestionKind
 
 
 def mme(scoring: Scoring) -> Scored:
@@ -267,23 +266,23 @@ TASKS = (
     _suite(
         "mme", "yes/no questions in 14 categories; perception is the headline", "all", 2374, mme, "perception",
         "yes_no",
-                published=published(readme_owl2="1450.19", readme_owl21="1545", recalled_owl="967.3"),
+        published=published("readme mPLUG-Owl2: 1450.19", "readme mPLUG-Owl2.1: 1545", "recalled mPLUG-Owl: 967.3"),
     ),
     _suite(
         "mm_vet", "open questions, graded by a judge", "test", 218, mm_vet, "score", "open", needs="judge",
-        published=published(readme_owl2="36.2", readme_owl21="39.0"),
+        published=published("readme mPLUG-Owl2: 36.2", "readme mPLUG-Owl2.1: 39.0"),
     ),
     _suite(
         "pope", "does the model see what is not there (random, popular, adversarial)", "random", 3000, pope, "accuracy",
-        "open", published=published(paper_owl2="88.28/86.20/84.12", paper_owl="53.97/50.90/50.67"),
+        "open", published=published("paper mPLUG-Owl2: 88.28/86.20/84.12", "paper mPLUG-Owl: 53.97/50.90/50.67"),
     ),
     _suite(
         "mmhal_bench", "does the model make things up, rated 0 to 6 by a judge; share of replies that do", "test", 96,
-        mmhal_bench, "score", "open", needs="judge", published=published(paper_owl2="2.17 / 0.56"),
+        mmhal_bench, "score", "open", needs="judge", published=published("paper mPLUG-Owl2: 2.17 / 0.56"),
     ),
     _suite(
         "owl_eval", "OwlEval: replies graded A to D by people", "all", 82, owl_eval, "A+B", "open",
         needs="people's grades", submission=submitted_owl_eval,
-        published=published(recalled_owl="66 of 82 replies A or B"),
+        published=published("recalled mPLUG-Owl: 66 of 82 replies A or B"),
     ),
 )  # fmt: skip

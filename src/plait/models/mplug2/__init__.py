@@ -44,6 +44,7 @@ _HOMES = {
         "MPlug2ForSequenceClassification",
         "MPlug2ForVideoClassification",
         "MPlug2Skills",
+        "skills",
     ),
 }
 """Module -> the names of it that users import from here."""
@@ -53,7 +54,7 @@ _ROLES = {
     "BASE_MODEL": "MPlug2Model",
     "PROCESSOR": "MPlug2Processor",
     "IMAGE_PROCESSOR": "MPlug2ImageProcessor",
-    "SKILLS": "MPlug2Skills",
+    "SKILLS": "skills",
 }
 """What `plait.models.auto` asks every family for -> the class that it is here."""
 

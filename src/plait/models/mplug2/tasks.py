@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,6 +26,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOut
 
 from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
 from plait.generation.asking import Asking
+from plait.generation.deciding import DecidingSkills, best_first, named_labels
 from plait.models.mplug2.composition import Part, instruct, parts_of, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import CachedStep, Encoded, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
@@ -32,7 +36,7 @@ from plait.objectives.captioning import IGNORED, next_token_loss
 from plait.objectives.distillation import mix, soft_label_loss
 from plait.objectives.grounding import boxes_to_tokens, coordinate_bias, coordinate_token_loss, corners, tokens_to_boxes
 from plait.objectives.scst import scst_loss
-from plait.types import Decoding, Modality, Question, QuestionKind
+from plait.types import Ask, Capability, Decoding, Modality, Question, QuestionKind
 
 LENGTHS = {"caption": (4, 20), "answer": (1, 10)}
 """Fewest and most generated tokens per task, the end token included, as released."""
@@ -590,24 +594,25 @@ class MPlug2ForSequenceClassification(MPlug2Classifier):
 
 
 class Offer(NamedTuple):
-    """The tasks of a class and what it looks at."""
+    """The tasks of a class, what it looks at, and what it can be measured at."""
 
     tasks: frozenset[str]
     kinds: frozenset[str]
+    capabilities: tuple[Capability, ...] = ()
 
 
+_WRITES, _SEES = frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})
 OFFERS = {
-    "MPlug2ForConditionalGeneration": Offer(
-        frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})
-    ),
-    "MPlug2ForRetrieval": Offer(frozenset({"classify"}), frozenset({"image", "video"})),
-    "MPlug2ForImageClassification": Offer(frozenset({"classify"}), frozenset({"image"})),
-    "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"})),
-    "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"})),
-    "MPlug2ForGrounding": Offer(frozenset({"ground"}), frozenset({"image"})),
-    "MPlug2ForPreTraining": Offer(frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})),
+    "MPlug2ForConditionalGeneration": Offer(_WRITES, _SEES, ("generate",)),
+    "MPlug2ForRetrieval": Offer(frozenset({"classify"}), _SEES, ("embed",)),
+    "MPlug2ForImageClassification": Offer(frozenset({"classify"}), frozenset({"image"}), ("classify",)),
+    "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"}), ("classify",)),
+    "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"}), ("classify",)),
+    "MPlug2ForGrounding": Offer(frozenset({"ground"}), frozenset({"image"}), ("ground",)),
+    "MPlug2ForPreTraining": Offer(_WRITES, _SEES, ("generate", "embed")),
 }
 """Class of the model -> its offer."""
+_JUDGES = Offer(frozenset({"answer", "rank"}), frozenset({"image"}), ("decide",))
 
 COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
 """Classes that choose among labels by similarity."""
@@ -620,16 +625,13 @@ _MARKS = re.compile(r"([,.'!?\"()*#:;~])")
 
 
 class MPlug2Skills(Asking):
-    """See `plait.assistant.Skills`.
+    """See `plait.assistant.Skills`; a model with `config.instructions` is told what to do as in its training.
 
-    The model has, as far as its class offers the task:
-    `generate(pixel_values= | pixel_values_videos=, [input_ids=, attention_mask=], [num_beams=, min_length=,
-    max_length=])` -> ids (batch, length); `rank_answers(answer_ids=, answer_mask=, ...the same)` -> `RankedAnswers`;
-    `ground(pixel_values=, input_ids=, attention_mask=)` -> boxes (batch, 4) as (cx, cy, w, h); a forward with `.logits`
-    and `config.id2label`; `get_image_features`, `get_video_features`, `get_text_features` and `temperature()`.
-    A model with `config.instructions` is told what to do as in its training. Raises ValueError for a class or task
-    without an offer.
+    Raises ValueError for a class without an offer.
     """
+
+    labels: tuple[str, ...] = ()
+    frames = "middle"
 
     def __init__(self, model: Any, processor: MPlug2Processor) -> None:
         self.name = type(model).__name__
@@ -640,20 +642,14 @@ class MPlug2Skills(Asking):
         self.model, self.processor = model, processor
         self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
         self.instructed = bool(getattr(model.config, "instructions", False))
-        self.tasks, kinds = OFFERS[self.name]
         task = getattr(model.config, "task", None)
+        self.tasks, kinds, self.capabilities = _JUDGES if task in ("entail", "compare") else OFFERS[self.name]
         if task == "caption":
             # A captioner has neither text encoder nor fusion, so no question can be read.
             self.tasks -= {"answer", "rank"}
-        elif task in ("entail", "compare"):
-            raise ValueError(
-                f"expected a model for single items, got one to {task}; call it with text and pictures itself"
-            )
         media = ("text", *getattr(model.config, "modalities", kinds))  # a branch may have been left in the file
         self.kinds = frozenset(kind for kind in kinds if kind in media)
         self.num_frames = processor.num_frames
-        has_head = self.name.endswith("Classification")
-        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label)) if has_head else ()
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
         """As released: nothing for a caption; a question in lower case, without punctuation, of at most 50 words.
@@ -669,11 +665,7 @@ class MPlug2Skills(Asking):
         return " ".join(words.split()[:MAX_QUESTION_WORDS])
 
     def decoding(self, kind: QuestionKind, medium: Modality) -> Decoding:
-        """Five beams, with the lengths of the released code.
-
-        Captions of images have mPLUG's, those of videos mPLUG-2's; other kinds are decoded as
-        `Asking` says.
-        """
+        """Five beams; captions of images have mPLUG's lengths, those of videos mPLUG-2's."""
         if kind == "caption":
             # Command-line defaults of mPLUG-2's video captions and of mPLUG's image captions (specification 2, 7.3).
             fewest, most = (4, 20) if medium == "video" else (8, 25)
@@ -691,10 +683,7 @@ class MPlug2Skills(Asking):
         self.processor.tokenize(self._asked("video", [text]) if text.strip() else [text])
 
     def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
-        """Beam search from the media alone, or from them and the instruction to describe them.
-
-        options: of `generate`. Returns a text per item.
-        """
+        """Beam search from the media alone, or from them and the instruction to describe them."""
         asked = self._tokens([instruct("caption", kind)] * len(prepared)) if self.instructed else {}
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
@@ -707,13 +696,21 @@ class MPlug2Skills(Asking):
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
 
+    def reply(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
+        """Answers, or captions where there are no words; several pictures are one clip."""
+        options = dict(zip(("max_length", "min_length", "num_beams"), astuple(decoding)))
+        told: list[str] = []
+        for (is_clip, asks_in_words), group in groupby(asks, lambda ask: (len(_seen(ask)) > 1, bool(ask.words))):
+            batch, kind = list(group), "video" if is_clip else "image"
+            seen: list[Any] = [self.prepare(kind, _seen(ask) if is_clip else _seen(ask)[0]) for ask in batch]
+            words = [ask.words for ask in batch]
+            told += self.answer(kind, seen, words, options) if asks_in_words else self.caption(kind, seen, options)
+        return told
+
     def rank(
         self, kind: str, prepared: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
     ) -> list[list[tuple[str, float]]]:
-        """Every answer by its likelihood, for each item and its question, best first.
-
-        The probabilities of an item sum to 1 over all answers.
-        """
+        """Every answer by its likelihood, best first; the probabilities of an item sum to 1 over all answers."""
         return self._ranked(answers, **self._pixels(kind, prepared), **self._tokens(self._asked(kind, questions)))
 
     def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
@@ -724,17 +721,7 @@ class MPlug2Skills(Asking):
     def classify(
         self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
     ) -> list[list[tuple[str, float]]]:
-        """Labels of each item with probabilities, best first.
-
-        By the head, by similarity to the labels as texts, or by the likelihood of the labels as
-        captions, whatever the class of the model has. Raises ValueError for labels beside a head,
-        and for none without one.
-        """
-        if self.labels:
-            if labels is not None:
-                raise ValueError(f"expected no labels for {self.name}, got some; its head has its own")
-            inputs = self._tokens(prepared) if kind == "text" else self._pixels(kind, prepared)
-            return _best_first(self.model(**inputs).logits.float().softmax(-1), self.labels)
+        """Labels by similarity, or by their likelihood as captions, best first. Raises ValueError for none."""
         if labels is None:
             raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
         if self.name not in COMPARING:
@@ -742,7 +729,7 @@ class MPlug2Skills(Asking):
             return self._ranked(labels, **self._pixels(kind, prepared), **asked)
         features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
         texts = self.model.get_text_features(**self._tokens(labels))
-        return _best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
+        return best_first((features @ texts.T / self.model.temperature()).float().softmax(-1), labels)
 
     def _ranked(self, answers: Sequence[str], **inputs: Tensor) -> list[list[tuple[str, float]]]:
         """Every answer with its probability, best first, for each item of `inputs`."""
@@ -760,9 +747,9 @@ class MPlug2Skills(Asking):
         """Prepared items as one batch under the name of their kind, on the device and in the type of the model."""
         return {_PIXELS[kind]: torch.stack(list(prepared)).to(self.model.device, self.model.dtype)}
 
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _tokens(self, texts: Sequence[str], pairs: Sequence[str] | None = None, **cut: bool) -> dict[str, Tensor]:
         """Texts as tensors on the device. Raises ValueError for ids beyond the vocabulary of the model."""
-        tokens = self.processor.tokenize(texts)
+        tokens = self.processor.tokenize(texts, pairs, **cut)
         known = getattr(self.model.config, "vocab_size", None)
         if known is not None and int(tokens["input_ids"].max()) >= known:
             raise ValueError(
@@ -772,10 +759,42 @@ class MPlug2Skills(Asking):
         return {name: value.to(self.model.device) for name, value in tokens.items()}
 
 
-def _best_first(probabilities: Tensor, labels: Sequence[str]) -> list[list[tuple[str, float]]]:
-    """Probabilities (items, labels) -> for each item its labels with theirs, best first."""
-    shares, places = probabilities.sort(dim=-1, descending=True, stable=True)
-    return [
-        [(labels[i], share) for i, share in zip(*row, strict=True)]
-        for row in zip(places.tolist(), shares.tolist(), strict=True)
-    ]
+def _seen(ask: Ask) -> list[Any]:
+    """Pictures or frames of a question."""
+    return [*ask.images, *ask.video]
+
+
+class MPlug2HeadSkills(DecidingSkills, MPlug2Skills):
+    """Classes of pictures, clips or texts, and of texts beside pictures (NLVR2, SNLI-VE)."""
+
+    released: Mapping[QuestionKind, tuple[str, ...]] = MappingProxyType(
+        {"statement": ("False", "True"), "entailment": ("contradiction", "neutral", "entailment")}
+    )
+    """mPLUG's classes (specification evaluation, section 2)."""
+
+    def __init__(self, model: Any, processor: MPlug2Processor) -> None:
+        super().__init__(model, processor)
+        self.labels = named_labels(model.config)
+        self.num_images = model.config.num_images if getattr(model.config, "task", None) == "compare" else 1
+
+    def prepare(self, kind: str, value: Any) -> Any:
+        """As `MPlug2Skills`; several pictures of one item -> (images, 3, side, side), a pair of texts stays."""
+        if kind == "image" and self.num_images > 1:
+            return torch.stack([self.processor.pixels(one) for one in value])
+        return value if kind == "text" else MPlug2Skills.prepare(self, kind, value)
+
+    def outputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None) -> Tensor:
+        """Logits (n, classes) in float32."""
+        pixels = {} if kind == "text" else self._pixels(kind, prepared)
+        if kind == "text" and not isinstance(prepared[0], str):
+            words, pairs = (list(texts) for texts in zip(*prepared))
+        else:
+            words, pairs = prepared if kind == "text" else words, None
+        # benchmarks hold texts beyond the limit; an assistant has refused them before
+        text = {} if words is None else self._tokens(words, pairs, truncation=True)
+        return self.model(**text, **pixels).logits.float()
+
+
+def skills(model: Any, processor: MPlug2Processor) -> MPlug2Skills:
+    """The skills of a model: those of a head, or those of what writes, compares or grounds."""
+    return (MPlug2HeadSkills if type(model).__name__.endswith("Classification") else MPlug2Skills)(model, processor)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from plait.generation.talking import TalkingSkills, summed_losses
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, prompt
 from plait.processing.talking import Turn
-from plait.types import as_words
+from plait.types import Ask, as_words
 
 DESCRIBE = "Describe this {kind}."
 
 
 class MPlugOwlSkills(TalkingSkills):
-    """Questions are asked in the published conversation, without its system line.
+    """Questions are asked in the published conversation.
 
     What `plait.Assistant` asks of a family: prompts around a question, settings, and losses of given answers.
 
@@ -33,7 +33,13 @@ class MPlugOwlSkills(TalkingSkills):
     """
 
     family, describe, name = "mPLUG-Owl", DESCRIBE, "What is in this {kind}?"
+    frames = "centred"
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether the model has temporal modules, which published files of the video model alone have."""
+        return self.model.config.temporal
 
     def dialogue(self, earlier: Sequence[tuple[str, str]], words: str) -> str:
         """Turns that are over, between the roles that `layout` writes around the last one.
@@ -44,15 +50,13 @@ class MPlugOwlSkills(TalkingSkills):
         """
         return "".join(f"{asked}\nAI: {answer}\nHuman: " for asked, answer in earlier) + words
 
-    def layout(self, words: str, pictures: int) -> str:
-        """The released conversation without its system line; every picture in a `Human:` line of its own.
+    def layout(self, ask: Ask) -> str:
+        """The released conversation, its system line first; every medium in a `Human:` line of its own.
 
-        Args:
-            words: the question, turns before it included.
-            pictures: how many images stand before it.
+        A film is one medium to a model with temporal modules, and so many pictures to one without.
         """
-        # The space behind "AI:" is part of the published prompt.
-        return f"Human: {IMAGE}\n" * pictures + f"Human: {as_words(words)}\nAI: "
+        clip = "" if not ask.video else VIDEO if self.has_clips else IMAGE * len(ask.video)
+        return prompt([(IMAGE * len(ask.images) + clip + as_words(ask.words), None)])
 
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions as open conversations."""

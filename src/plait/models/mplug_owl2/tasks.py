@@ -17,7 +17,7 @@ from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
 from plait.models.mplug_owl2.model import image_places
 from plait.processing.talking import Turn
 from plait.routing import PerModality
-from plait.types import Decoding, Modality, Question, QuestionKind, as_words
+from plait.types import Ask, Decoding, Modality, Question, QuestionKind, as_words
 
 RELEASED: dict[QuestionKind, str] = {
     "caption": "caption", "short": "vqa", "letters_with_hint": "mmbench", "yes_no": "mme",
@@ -77,15 +77,10 @@ class MPlugOwl2Skills(TalkingSkills):
         """
         return "".join(f"{asked} ASSISTANT: {answer}</s>USER: " for asked, answer in earlier) + words
 
-    def layout(self, words: str, pictures: int) -> str:
-        """The released evaluation's conversation, which has no system line.
-
-        Args:
-            words: the question, turns before it included.
-            pictures: how many images stand before it.
-        """
+    def layout(self, ask: Ask) -> str:
+        """The released evaluation's conversation, which has no system line; frames of a film are pictures."""
         # The space behind "ASSISTANT:" is published for evaluation alone; chats end in the colon.
-        return f"USER: {IMAGE * pictures}{as_words(words)} ASSISTANT: "
+        return f"USER: {IMAGE * (len(ask.images) + len(ask.video))}{as_words(ask.words)} ASSISTANT: "
 
     def written(self, asked: Sequence[str]) -> list[str]:
         """Questions in the processor's template."""

@@ -32,7 +32,7 @@ _HOMES = {
     "model": ("OnePeaceModel", "OnePeacePreTrainedModel"),
     "pretraining": ("OnePeaceForPreTraining",),
     "processor": ("OnePeaceFeatureExtractor", "OnePeaceImageProcessor", "OnePeaceProcessor"),
-    "regions": ("OnePeaceBackbone", "OnePeaceForObjectDetection", "OnePeaceSkills"),
+    "regions": ("OnePeaceBackbone", "OnePeaceForObjectDetection", "skills"),
     "tasks": ("OnePeaceForClassification",),
     "vision": ("OnePeaceImageClassifier", "OnePeaceVideoClassifier"),
 }
@@ -44,7 +44,7 @@ _ROLES = {
     "PROCESSOR": "OnePeaceProcessor",
     "IMAGE_PROCESSOR": "OnePeaceImageProcessor",
     "FEATURE_EXTRACTOR": "OnePeaceFeatureExtractor",
-    "SKILLS": "OnePeaceSkills",
+    "SKILLS": "skills",
 }
 """What `plait.models.auto` asks every family for -> the class that it is here."""
 

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput, ModelOutput
 
 from plait.generation.asking import Asking
+from plait.models.one_peace import tasks
 from plait.models.one_peace.config import DetectionConfig, OnePeaceConfig
 from plait.models.one_peace.dense import AxisPositions, DetectionBackbone
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
@@ -25,6 +26,7 @@ from plait.models.one_peace.weights import vision_key_map
 from plait.nn.contract import outputs_for_transformers
 from plait.nn.detection import CascadeDetector, CascadeSizes, Found, Truth
 from plait.nn.positions import image_table_rows
+from plait.types import Capability
 from plait.weights.files import load_strict
 
 
@@ -282,19 +284,12 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
             out["pred_masks"] = masks
 
 
-class OnePeaceSkills(Asking):
-    """See `plait.assistant.Skills`: what a model of this family does for an `Assistant`.
+class OnePeaceRegionSkills(Asking):
+    """See `plait.assistant.Skills`: what a detector does for an `Assistant`."""
 
-    Raises ValueError for a class that offers nothing.
-    """
+    capabilities: tuple[Capability, ...] = ("detect",)
 
     def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
-        if not isinstance(model, OnePeaceForObjectDetection):
-            name = type(model).__name__
-            raise ValueError(
-                f"expected a model that can caption, answer, ground, classify or detect, got {name}; an Embedder takes "
-                "models that embed"
-            )
         self.model, self.processor = model, processor
         self.tasks, self.kinds, self.num_frames = frozenset({"detect"}), frozenset({"image"}), 1
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))
@@ -316,3 +311,8 @@ class OnePeaceSkills(Asking):
             self.model(**inputs), threshold, [size for _, size in prepared], return_masks=True
         )
         return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+
+def skills(model: Any, processor: OnePeaceProcessor) -> Any:
+    """The skills of a model of this family, by its class: those that detect, or those of `tasks`."""
+    return (OnePeaceRegionSkills if isinstance(model, OnePeaceForObjectDetection) else tasks.skills)(model, processor)

@@ -1,11 +1,13 @@
 """ONE-PEACE heads: what the features of one pass are used for (arXiv 2305.11172, section 4; specification 2.8).
 
 features of a pass -> attention pooling (or CLS) -> [pooler] -> [second image's features] -> classifier -> logits
+decoded items -> processor -> head | shared space -> classes, answers, boxes                              (the skills)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -13,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from plait.generation.asking import Asking
+from plait.generation.deciding import DecidingSkills, best_first, named_labels
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, by_modality
+from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.nn.contract import outputs_for_transformers
+from plait.types import Capability, QuestionKind
 
 
 class AttentionPooling(nn.Module):
@@ -184,3 +190,140 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
         logits = self.head.classifier(pooled)
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=cast("torch.FloatTensor | None", loss), logits=logits)
+
+
+class _Prepares:
+    """What all skills of ONE-PEACE share: how items and texts become inputs of the model."""
+
+    model: Any
+    processor: OnePeaceProcessor
+    num_images = 1
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the sounds that it hears, in Hz."""
+        return self.processor.sampling_rate
+
+    def prepare(self, kind: str, value: Any) -> Any:
+        """Pixels (3, side, side), or (images, 3, side, side) of several; a sound (samples,) and a text stay."""
+        if kind != "image":
+            return value
+        pixels = self.processor(images=value)["pixel_values"]
+        return pixels if self.num_images > 1 else pixels[0]
+
+    def choice(self, question: str, choice: str) -> str:
+        """As AVQA was trained; the leading space is part of it (specification ONE-PEACE, section 5.4)."""
+        return f" {question} answer: {choice}"
+
+    def check_text(self, text: str) -> None:
+        """Texts are cut at 70 pieces, as published: none is too long."""
+
+    def inputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Prepared items of one kind, with words beside them, as the model takes them, on its device."""
+        found: dict[str, Tensor] = {}
+        texts = prepared if kind == "text" else words
+        if texts is not None:
+            # words start with a space, as the byte pairs of the release do (specification 5.1)
+            found |= self.processor.tokenize([f" {text.strip()}" for text in texts] if words is not None else texts)
+        if kind == "image":
+            pixels = torch.stack(list(prepared))
+            found |= {"pixel_values": pixels} if self.num_images == 1 else {
+                "pixel_values": pixels[:, 0], "second_pixel_values": pixels[:, 1]
+            }  # fmt: skip
+        elif kind == "audio":
+            heard = self.processor.feature_extractor(list(prepared), self.processor.sampling_rate)
+            found |= {"input_values": heard["input_values"], "audio_attention_mask": heard["attention_mask"]}
+        first = next(self.model.parameters())
+        return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in found.items()}
+
+
+PHRASES = {"text": "{label}", "image": "a photo of a {label}.", "audio": "This is a sound of {label}"}
+"""The sentence around a label that an item is compared with; that of sounds is published, for ESC-50."""
+
+
+class OnePeaceSkills(_Prepares, Asking):
+    """A model that embeds: items are compared with labels as sentences; see `plait.assistant.Skills`."""
+
+    tasks = frozenset({"classify"})
+    capabilities: tuple[Capability, ...] = ("embed",)
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.kinds = frozenset(model.config.modalities) & {"text", "image", "audio"}
+
+    def classify(
+        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """Labels by their similarity to each item, best first. Raises ValueError for none."""
+        if labels is None:
+            raise ValueError("expected labels to choose from for a ONE-PEACE that embeds, got none; give some")
+        inputs = self.inputs(kind, prepared)
+        if kind == "audio":
+            inputs["attention_mask"] = inputs.pop("audio_attention_mask")
+        features = getattr(self.model, f"get_{kind}_features")(**inputs)
+        sentences = [PHRASES[kind].format(label=label) for label in labels]
+        texts = self.model.get_text_features(**self.inputs("text", sentences))
+        return best_first((features @ texts.T * self.model.logit_scale.exp()).float().softmax(-1), labels)
+
+
+class OnePeaceHeadSkills(_Prepares, DecidingSkills):
+    """A model with a head: answers, statements about two pictures, tags and classes of sounds, choices, boxes."""
+
+    released: Mapping[QuestionKind, tuple[str, ...]] = MappingProxyType({"statement": ("True", "False")})
+    """NLVR2's classes (specification 5.4)."""
+
+    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
+        self.model, self.processor = model, processor
+        config = model.config
+        self.kinds = frozenset(config.modalities) & {"text", "image", "audio"}
+        self.labels = named_labels(config)
+        self.is_multi_label = config.problem_type == "multi_label_classification"
+        self.num_images = 2 if config.use_two_images else 1
+        alone = config.pool_modality if config.pool_modality in ("image", "audio") else None
+        # nothing else tells a grounding head apart: one of four classes without names, which reads text
+        if config.num_classes == BOX and not self.labels and "text" in self.kinds and self.num_images == 1:
+            self.tasks, self.kinds = frozenset({"ground"}), self.kinds & {"image"}
+            self.capabilities: tuple[Capability, ...] = ("ground",)
+        elif alone or len(self.kinds) == 1:
+            self.tasks, self.capabilities = frozenset({"classify"}), ("classify",)
+            self.kinds = frozenset({alone}) if alone else self.kinds
+        else:
+            # one output says how well words and medium go together: the answers of AVQA are given, not known
+            self.tasks = frozenset({"rank"} if config.num_classes == 1 else {"answer", "rank"})
+            self.capabilities, self.kinds = ("decide",), self.kinds - {"text"}
+
+    @torch.inference_mode()
+    def outputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None) -> Tensor:
+        """Logits (n, classes) in float32."""
+        return self.model(**self.inputs(kind, prepared, words)).logits.float()
+
+    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """A box for each phrase: x0, y0, x1, y1 as shares of width and height, the sigmoid of the four outputs."""
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in self.outputs("image", prepared, phrases).sigmoid().tolist()]
+
+    def rank(
+        self, kind: str, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """As `DecidingSkills.rank`; a head of one output weighs every answer beside its question.
+
+        Raises ValueError for no answers to such a head.
+        """
+        if self.model.config.num_classes > 1:
+            return super().rank(kind, prepared, questions, answers)
+        if not answers:
+            raise ValueError("expected answers to choose from, got none; this model weighs those it is given")
+        found = [
+            self.outputs(kind, [item] * len(answers), [self.choice(question, answer) for answer in answers])[:, 0]
+            for item, question in zip(prepared, questions, strict=True)
+        ]
+        return best_first(torch.stack(found).softmax(-1), answers)
+
+
+BOX = 4
+"""Outputs of a grounding head."""
+
+
+def skills(model: Any, processor: OnePeaceProcessor) -> OnePeaceSkills | OnePeaceHeadSkills:
+    """The skills of a model: those of a head, or those of what embeds."""
+    return (OnePeaceHeadSkills if model.config.num_classes else OnePeaceSkills)(model, processor)

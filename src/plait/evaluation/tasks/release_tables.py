@@ -1,5 +1,5 @@
-"""Tables of the ONE-PEACE release, other layouts of tasks in the neighbouring files: tab-separated, a header, columns
-chosen by name, the last one takes the rest."""
+"""Tables that a release brought with its weights, other layouts of tasks in the neighbouring files: tab-separated, a
+header, columns chosen by name, the last one takes the rest."""
 
 from __future__ import annotations
 
