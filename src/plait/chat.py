@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Chat"]
 
 Message = dict[str, Any]
+UNBOUNDED = 1 << 30
+"""Tokens of an answer where the model names no limit of positions."""
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to."""
 
@@ -141,20 +143,35 @@ class Chat:
         content: list[Message] = [{"type": "image", "image": picture} for picture in pictures]
         content += [{"type": "video", "video": clip} for clip in clips]
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        inputs = self._inputs([*self.messages, message])
-        room, length = self.max_new_tokens, inputs["input_ids"].shape[1]
+        inputs, room = self.read([*self.messages, message])
+        # a generator of its own: all of the above is checked when `stream` is called, not when the answer is read
+        return self._answer(message, inputs, min(room, self.max_new_tokens))
+
+    def read(self, messages: Sequence[Message]) -> tuple[Mapping[str, Any], int]:
+        """What the model reads of a whole conversation, whatever this one's history is.
+
+        Args:
+            messages: `{"role", "content"}`, contents a text or parts of type `text`, `image` (PIL under `image`) and
+                `video` (a list of PIL frames under `video`).
+
+        Returns:
+            The processor's tensors on the model's device, and how many tokens an answer may have.
+
+        Raises:
+            ValueError: for a conversation over the context of the model.
+        """
+        inputs = self._inputs(messages)
+        length = inputs["input_ids"].shape[1]
         # a family says `context` where its limit lies in a nested configuration
         config = self.model.config
         context = getattr(config, "context", None) or getattr(config, "max_position_embeddings", None)
-        if context is not None:
-            if length >= context:
-                raise ValueError(
-                    f"expected a conversation of less than {context} positions, got {length}; "
-                    "begin a new one, or show less"
-                )
-            room = min(room, context - length)
-        # a generator of its own: all of the above is checked when `stream` is called, not when the answer is read
-        return self._answer(message, inputs, room)
+        if context is None:
+            return inputs, UNBOUNDED
+        if length >= context:
+            raise ValueError(
+                f"expected a conversation of less than {context} positions, got {length}; begin a new one, or show less"
+            )
+        return inputs, context - length
 
     def _inputs(self, messages: Sequence[Message]) -> Mapping[str, Any]:
         """What the model reads: the whole conversation as one text, and all that was ever shown in it, in order.

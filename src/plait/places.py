@@ -227,3 +227,14 @@ def _held(aside: Path, *, wait: bool) -> Generator[None]:
                 return
         finally:
             os.close(descriptor)
+
+
+def cache_directory() -> Path:
+    """Where Plait keeps what it can make or fetch again: `PLAIT_CACHE`, else `plait` in the user's cache directory.
+
+    Returns:
+        A path, which may not exist yet.
+    """
+    if own := os.environ.get("PLAIT_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait"

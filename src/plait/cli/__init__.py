@@ -67,6 +67,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("plait.cli.chat:chat", "talk with a model about images, videos and text", True),
     "train": Verb("plait.cli.train:train", "run a recipe: a published training stage, or your own", True),
     "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
+    "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
     "index": Verb("plait.cli.search:app", "build and change an index on disk: add"),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),

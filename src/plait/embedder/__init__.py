@@ -15,7 +15,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Embedded", "Embedder", "Skipped"]
 
 OnBad = Literal["raise", "skip"]
+Limits = Mapping[str, Mapping[str, Any]]
+"""Modality -> keyword arguments of its loader."""
 NOT_WEIGHT = 0.5
 """Default weight of what stands under `not`: enough to turn a query away, not enough to leave its subject."""
 
@@ -222,6 +224,50 @@ class Embedder:
         self.skipped = found.skipped
         return found.vectors
 
+    def ready(self, part: Part, content: str, limits: Limits | None = None) -> Part:
+        """A part decoded and prepared, small enough to wait in a queue; for `embed_queries`.
+
+        Args:
+            part: of `parts_of`; a text stays as it is.
+            content: what tells its bytes from others, such as a checksum: parts of equal content are embedded once.
+            limits: keyword arguments of the loader by modality, such as `{"image": {"max_pixels": 10**7}}`.
+
+        Returns:
+            The part with a `Ready` value.
+
+        Raises:
+            ValueError: for a modality that the model does not take, and media that cannot be read.
+        """
+        work = _Work(self._tower, self.accepts, self.batch_size, strict=True)
+        work.check((part,))
+        if part.modality == "text":
+            return part
+        return replace(part, value=Ready(work.decode(part, limits), content))
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """How many pieces of text the model reads, what is cut off not counted; 0 where it has no tokens."""
+        if not texts:
+            return 0
+        inputs = self._tower.prepare("text", texts)
+        found = inputs.get("attention_mask", inputs.get("input_ids"))
+        return 0 if found is None else int((found > 0).sum())
+
+    def embed_queries(
+        self, queries: Sequence[Sequence[Part]], known: Mapping[object, np.ndarray] | None = None
+    ) -> tuple[list[np.ndarray | str], dict[object, np.ndarray]]:
+        """One vector per query out of parts that wait, those of many callers in one batch.
+
+        Args:
+            queries: the parts of each, see `ready`.
+            known: vectors (dim,) by part key, which are not computed again.
+
+        Returns:
+            Per query its unit vector (dim,), or why it has none; and the vectors of all parts by key.
+        """
+        work = _Work(self._tower, self.accepts, self.batch_size, strict=False)
+        vectors = work.run(queries, show_progress=False, known=known or {})
+        return [work.fuse(query, vectors) for query in queries], vectors
+
     def embed_readable(
         self,
         items: Sequence[Any],
@@ -300,21 +346,34 @@ class _Work:
         """
         try:
             parts = parts_of(item, weights)
-            if missing := next((p for p in parts if p.modality not in self.accepts), None):
-                raise ValueError(
-                    f"expected {', '.join(self.accepts)} for this model, got {missing.modality}: {missing.name}"
-                )
+            self.check(parts)
             return parts
         except (ValueError, OSError) as error:
             return self._fail(error)
 
-    def run(self, queries: Sequence[list[Part] | str], show_progress: bool | None) -> dict[object, np.ndarray]:
-        """Unit vectors (dim,) by part key; parts that failed are in `self.bad` instead."""
+    def check(self, parts: Iterable[Part]) -> None:
+        """Raise ValueError for a part of a modality that the model does not take."""
+        if missing := next((p for p in parts if p.modality not in self.accepts), None):
+            raise ValueError(
+                f"expected {', '.join(self.accepts)} for this model, got {missing.modality}: {missing.name}"
+            )
+
+    def run(
+        self,
+        queries: Sequence[Sequence[Part] | str],
+        show_progress: bool | None,
+        known: Mapping[object, np.ndarray] | None = None,
+    ) -> dict[object, np.ndarray]:
+        """Unit vectors (dim,) by part key; parts that failed are in `self.bad` instead.
+
+        known: vectors of earlier calls by part key, taken as they are.
+        """
         unique = {part.key: part for query in queries if not isinstance(query, str) for part in query}
+        vectors = {key: known[key] for key in unique if key in known} if known else {}
         groups: dict[Modality, list[Part]] = defaultdict(list)
-        for part in unique.values():
-            groups[part.modality].append(part)
-        vectors: dict[object, np.ndarray] = {}
+        for key, part in unique.items():
+            if key not in vectors:
+                groups[part.modality].append(part)
         with progress_bar("embedding", total=len(unique), show=show_progress) as bar:
             # one modality after the other: a batch goes through one tower
             for modality in (m for m in MODALITIES if m in groups):
@@ -362,7 +421,7 @@ class _Work:
         with ThreadPoolExecutor(_LOADERS) as pool:
             while True:
                 for part in itertools.islice(source, max(0, self.batch_size - len(waiting))):
-                    waiting.append((part, pool.submit(self._decode, part)))
+                    waiting.append((part, pool.submit(self.decode, part)))
                 if not waiting:
                     return
                 part, future = waiting.popleft()
@@ -371,9 +430,11 @@ class _Work:
                 except (ValueError, OSError) as error:
                     self.bad[part.key] = self._fail(error)
 
-    def _decode(self, part: Part) -> Any:
+    def decode(self, part: Part, limits: Limits | None = None) -> Any:
         """A part as the tower takes it: prepared pictures and frames, arrays of sound. Runs in the loader's threads."""
-        value = load(part, self.tower.sampling_rate)
+        if isinstance(part.value, Ready):
+            return part.value.value
+        value = load(part, self.tower.sampling_rate, limits)
         if part.modality == "image":  # keep the small tensors, not the pixels of a large photograph
             return self.tower.prepare("image", [value])
         if part.modality == "video" and "video" not in self.tower.modalities:
@@ -384,7 +445,7 @@ class _Work:
         """Unit vectors (dim,) of one batch.
 
         When the batch fails, its items go one by one, so that only the bad one does.
-        values: as `_decode` left them. A bad item gives an empty vector and a reason in `self.bad`.
+        values: as `decode` left them. A bad item gives an empty vector and a reason in `self.bad`.
         """
         import torch
 
@@ -426,7 +487,7 @@ class _Work:
             raise ValueError("the model returned numbers that are not finite")
         return vectors
 
-    def fuse(self, query: list[Part] | str, vectors: Mapping[object, np.ndarray]) -> np.ndarray | str:
+    def fuse(self, query: Sequence[Part] | str, vectors: Mapping[object, np.ndarray]) -> np.ndarray | str:
         """The unit vector (dim,) of an item, or why it has none.
 
         query: parts of the item, or the reason that `read` gave; vectors: by part key, from `run`.
@@ -476,6 +537,14 @@ def _positive(value: int, name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Ready:
+    """A part as the tower takes it, with what tells its content from others."""
+
+    value: Any = field(compare=False)
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One piece of media with the weight of its unit vector in the sum.
 
@@ -504,7 +573,7 @@ class Part:
     @property
     def key(self) -> object:
         """Equal for parts that give the same vector, so that each is embedded once in a call."""
-        hashable = isinstance(self.value, str | bytes | Path)  # arrays and pictures are told apart by identity
+        hashable = isinstance(self.value, str | bytes | Path | Ready)  # arrays and pictures are told apart by identity
         return (self.modality, self.value if hashable else id(self.value), self.sampling_rate)
 
 
@@ -637,12 +706,13 @@ def kind_of_file(path: Path) -> Modality:
     return kind
 
 
-def load(part: Part, sampling_rate: int | None) -> Any:
+def load(part: Part, sampling_rate: int | None, limits: Limits | None = None) -> Any:
     """Decode a part.
 
     Args:
         part: text stays as it is.
         sampling_rate: of the model, in samples per second; None takes 16000.
+        limits: keyword arguments of the loaders, by modality.
 
     Returns:
         image: PIL RGB; video: a list of `VIDEO_FRAMES` PIL frames; audio: float32 (samples,) at
@@ -653,15 +723,16 @@ def load(part: Part, sampling_rate: int | None) -> Any:
     """
     if part.modality == "text":
         return part.value
+    how = (limits or {}).get(part.modality, {})
     if part.modality == "image":
-        return load_image(part.value)
+        return load_image(part.value, **how)
     if part.modality == "video":
         from plait.media.video import load_frames
 
-        return load_frames(part.value, VIDEO_FRAMES)
+        return load_frames(part.value, VIDEO_FRAMES, **how)
     rate = sampling_rate or 16000
     if not isinstance(part.value, np.ndarray):
-        return load_audio(part.value, sampling_rate=rate)
+        return load_audio(part.value, sampling_rate=rate, **how)
     clip = np.asarray(part.value, np.float32)
     if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():
         raise ValueError(f"expected a mono clip (samples,) of finite numbers, got an array of shape {clip.shape}")
