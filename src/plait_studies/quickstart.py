@@ -25,7 +25,7 @@ from plait.cli import INTERRUPTED, command
 from plait.data.manifest import write_manifest
 from plait.errors import UsageError
 from plait.media import kind_of
-from plait.places import check_apart, check_free, claim, remove
+from plait.places import at_work, check_apart, claim, remove
 from plait.types import Sample
 
 
@@ -233,7 +233,6 @@ def first_steps(settings: Settings) -> list[Step]:
     """Index some pictures with the shipped model and search them. UsageError where FOLDER holds no media."""
     samples, queries = _of_mini(settings.data) if settings.folder is None else _of_folder(settings.folder)
     place = settings.out / "first"
-    claim(settings.out)
     claim(place)
     write_manifest(place / "manifest.jsonl", samples)
     index = str(place / "index.lance")
@@ -319,8 +318,13 @@ def quickstart(
     out = out or Path("runs") / ("demo" if folder is None else folder.resolve().name)
     if folder is not None:
         check_apart(folder, out)
-    check_free(out)
-    settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()))
+    with at_work(out):
+        return _quickstart(Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ())), seeds)
+
+
+def _quickstart(settings: Settings, seeds: int) -> int:
+    """All of it, for who holds the directory; the exit code."""
+    out, k = settings.out, settings.k
     log = Log(out / "quickstart.json", settings.to_json())
     again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
     print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
@@ -362,7 +366,6 @@ def _first_hit(settings: Settings, log: Log, changed: set[str]) -> bool:
     start = time.monotonic()
     ready = []
     if settings.folder is None:  # else the folder is searched as it lies there
-        claim(settings.out)
         ready = settings.data_steps()[:1]
     if not all(_take(step, log, changed) for step in ready):
         return False

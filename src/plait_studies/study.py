@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from plait.errors import UsageError
+from plait.places import at_work
 from plait.training.run import parse_settings
 
 STUDIES: dict[str, str] = {
@@ -39,7 +40,8 @@ def study(
     function = find(name)
     out = out or Path("runs") / name
     arguments = parse_settings(function, [f"out={out}", f"seeds={seeds}", *(settings or [])], seed=0)
-    return int(function(**arguments) or 0)
+    with at_work(out):
+        return int(function(**arguments) or 0)
 
 
 def find(name: str) -> Any:

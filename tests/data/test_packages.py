@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -62,19 +65,43 @@ def test_a_cached_archive_is_checked_and_unpacked_once(pinned, cache):
     assert sorted(path.name for path in cache.iterdir()) == ["toy-1", "toy-1.tgz"]
 
 
-def test_two_processes_may_unpack_at_once(pinned, cache, monkeypatch):
-    def slow(archive, into):
-        unpack(archive, into)
-        monkeypatch.undo()
-        monkeypatch.setattr(packages, "cache_dir", lambda: cache)
-        monkeypatch.setattr(packages, "lock", lambda: known)
-        unpacked("toy")  # the other one
+def test_who_comes_second_waits_and_takes_what_the_first_one_unpacked(pinned, cache, monkeypatch):
+    begun, calls = threading.Event(), []
 
-    known = packages.lock()
+    def slow(archive, into):
+        calls.append(into)
+        begun.set()
+        time.sleep(0.05)
+        unpack(archive, into)
 
     monkeypatch.setattr(packages, "unpack", slow)
-    assert (unpacked("toy") / "package" / "a.txt").read_bytes() == b"hello"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(unpacked, "toy")
+        begun.wait(5)
+        second = pool.submit(unpacked, "toy")
+        assert (first.result() / "package" / "a.txt").read_bytes() == b"hello"
+        assert second.result() == first.result()
+    assert len(calls) == 1
     assert sorted(path.name for path in cache.iterdir()) == ["toy-1", "toy-1.tgz"]
+
+
+def test_a_source_package_is_checked_before_its_setup_runs(cache, tmp_path, monkeypatch):
+    shelf, ran = tmp_path / "shelf", tmp_path / "ran"
+    shelf.mkdir()
+    setup = f"open({str(ran)!r}, 'w').close()\nfrom setuptools import setup\nsetup(name='toy', version='1')\n"
+    (shelf / "toy-1.tar.gz").write_bytes(tar_of("toy-1/setup.py", setup.encode()))
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(shelf),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    entry = Package("toy", "pip", "1", "MIT", "nobody", {"toy-1.tar.gz": "0" * 64})
+    monkeypatch.setattr(packages, "lock", lambda: {"toy": entry})
+    with pytest.raises(ValueError, match="expected pip to fetch toy 1, got"):
+        fetch("toy")
+    assert not ran.exists()
+    assert list(cache.iterdir()) == []
 
 
 def test_a_changed_archive_is_refused(pinned):

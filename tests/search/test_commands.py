@@ -36,7 +36,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_index_and_search_from_the_command_line(
     model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    index, page = tmp_path / "photos.lance", tmp_path / "out" / "page.html"
+    index, page = tmp_path / "photos.lance", tmp_path / "page.html"
     (tmp_path / "bad.png").write_bytes(b"bad")
     assert main(["index", "add", str(index), str(media), str(tmp_path / "bad.png"), "--model", str(model)]) == 0
     out, err = capfd.readouterr()

@@ -228,7 +228,7 @@ def test_a_model_beside_no_run_is_not_replaced_from_python(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.pt").write_text("of years")
-    with pytest.raises(UsageError, match="got one of no run here"):
+    with pytest.raises(UsageError, match="that Plait did not make"):
         run_recipe(find_recipe("tiny.pair"), tmp_path, device="cpu", resume=resume)
     assert (tmp_path / "model" / "weights.pt").read_text() == "of years"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plait.errors import UsageError
+from plait.places import at_work
 
 if TYPE_CHECKING:
     from plait.evaluation.emergent import Evaluation
@@ -79,9 +81,10 @@ def _required(model: str | None, task: str) -> str:
 
 def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool, adapter: Path | None) -> None:
     """A task with a report of its own: measure, store where asked, print its metrics."""
-    result = TASKS[task](Path(model), data, out, adapter)
-    if out is not None:
-        result.save(out)
+    with nullcontext() if out is None else at_work(out):
+        result = TASKS[task](Path(model), data, out, adapter)
+        if out is not None:
+            result.save(out)
     stored = result.to_json()["metrics"]
     print(json.dumps(stored) if as_json else as_table(stored))
 
@@ -106,7 +109,8 @@ def _run(
     if predictions is not None:
         if not predictions.is_file():
             raise UsageError(f"expected a file of predictions, got {predictions}: no such file")
-        result = score_file(task, predictions, data, out, options)
+        with nullcontext() if out is None else at_work(out):
+            result = score_file(task, predictions, data, out, options)
     else:
         from plait.evaluation.models import open_model
 
@@ -114,8 +118,9 @@ def _run(
         # Named after task, model and LoRA, so that results of several stand side by side.
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
         out = out or Path("runs") / "eval" / own
-        loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
-        result = evaluate(task, open_model(spec, task.methods, adapter), loaded, out, options)
+        with at_work(out):
+            loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
+            result = evaluate(task, open_model(spec, task.methods, adapter), loaded, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)
     lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +12,10 @@ import typer
 
 from plait.parity.cases import Settings
 from plait.parity.run import run_all, select
+from plait.places import at_work, check_apart
 
 if TYPE_CHECKING:
+    from plait.parity.cases import Place
     from plait.parity.compare import CaseResult
     from plait.parity.doctor import Check
 
@@ -36,13 +39,21 @@ def parity(
 ) -> int:
     """Run golden cases against the models and print a verdict per case; exit code 1 on FAIL or UNCOVERED."""
     places = select(directory, system, case)
+    if out is not None:
+        check_apart(directory, out)  # our values beside the stored ones would be taken for them
+    with nullcontext() if out is None else at_work(out):
+        return _run(places, Settings(attn, device, dtype), door, out, as_json)
+
+
+def _run(places: list[Place], settings: Settings, door: str, out: Path | None, as_json: bool) -> int:
+    """Every case through one door or both, a line each; the exit code."""
     results: list[CaseResult] = []
     if not as_json:
         print(f"{'case':<44} {'compared':>9} {'abs error':>10} {'rel error':>10}  verdict")
     for one in ("official", "default") if door == "both" else (door,):
         if door == "both" and not as_json:
             print(f"\nthrough the {one} door")
-        settings = Settings(attn, device, dtype, official=one == "official")
+        settings = replace(settings, official=one == "official")
         through: list[CaseResult] = []
         # Both doors into directories of their own, or the second would write over the first.
         for result in run_all(places, settings, out / one if out and door == "both" else out):

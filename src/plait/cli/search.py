@@ -220,6 +220,8 @@ def search(
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
     from plait.embedder import Embedder
+    from plait.places import check_replaceable
+    from plait.report.page import SIGN
     from plait.search.index import Index
     from plait.search.page import table, to_json, write_contact_sheet
 
@@ -231,6 +233,8 @@ def search(
         query["not"] = [{"text": one} for one in without]
     if weights:
         query["weights"] = parse_weights(weights)
+    if html:
+        check_replaceable(html, SIGN)  # before the model is read
     opened = Index.open(index)
     if model or device or adapter:
         source = model or opened.model_path

@@ -15,7 +15,7 @@ import typer
 from plait.cli.options import json_option, settings_option
 from plait.errors import UsageError
 from plait.recipes import find_recipe
-from plait.training.run import check_run_dir, claim_run_dir, given_back, is_main, parse_settings, run_recipe
+from plait.training.run import check_run_dir, claim_run_dir, is_main, parse_settings, run_recipe
 
 if TYPE_CHECKING:
     from plait.training.stages import Recipe
@@ -67,8 +67,7 @@ def train(
         claim_run_dir(run_dir, config, resume)  # now that the settings are known to be good
         return recipe
 
-    with given_back(run_dir):
-        result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
+    result = run_recipe(build, run_dir, seed=seed, device=device, dtype=dtype, resume=resume, options=options)
     if result.interrupted is not None and is_main():
         print(f"stopped and saved at step {result.steps}; run the same command again to continue {run_dir}")
     if result.interrupted is not None:

@@ -68,7 +68,7 @@ def write_scan(found: Scan, out: str | Path) -> Path:
     out = Path(out)
     if (out / "manifest.jsonl").exists():
         raise ValueError(f"expected a directory without a manifest, got {out}; choose another or delete the old one")
-    write_manifest(out / "manifest.jsonl", found.samples)
+    write_manifest(out / "manifest.jsonl", found.samples, replace=False)
     return out
 
 

@@ -215,19 +215,20 @@ def read_manifest(
     return list(Manifest(path, on_bad, skipped))
 
 
-def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
+def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool = True) -> Path:
     """Write samples as JSONL (gzip when the name ends in `.gz`); media inside the manifest's directory become relative.
 
     The file is written aside and moved into place. Nothing but the rows goes into it, so equal rows give equal bytes.
 
     Args:
         path: of the file. samples: in their order.
+        replace: whether a file that is there may go.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: for media that are not paths.
+        ValueError: for media that are not paths. UsageError: for a file that is there (not `replace`).
     """
     path = Path(path)
     lines = []
@@ -238,7 +239,8 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> Path:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     content = "".join(lines).encode()
-    return atomic_write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    packed = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+    return atomic_write(path, packed, replace=replace)
 
 
 def checked_sample(line: str, folder: Path | None, where: str) -> Sample:

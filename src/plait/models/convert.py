@@ -5,7 +5,6 @@ official file -> restricted reader -> family's key rules -> strict load -> DST (
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,13 +70,23 @@ def convert(
         >>> convert("one-peace.pt", "one-peace", dtype="bfloat16").parameters
     """
     src, dst = Path(src), Path(dst)
-    if os.path.lexists(dst):
-        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
+    # held before anything is read, so that a second process is told at once
+    with atomic_directory(dst) as out:
+        model, processor, done = _converted(src, dst, dtype, branch, options)
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
+        (out / "README.md").write_text(card(done), encoding="utf-8")
+    return done
+
+
+def _converted(
+    src: Path, dst: Path, dtype: str | None, branch: Sequence[str] | None, options: dict[str, Any]
+) -> tuple[Any, Any, Conversion]:
+    """Model and processor of an official checkpoint, and the record of what was done."""
     from plait.models.auto import FAMILIES, from_official
     from plait.weights.dtypes import resolve_dtype
     from plait.weights.files import fingerprint, read_checkpoint
 
-    # before anything is written: a wrong file leaves no directory behind
     checkpoint = read_checkpoint(src)
     model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
     if "task" in options and not getattr(model, "TASKS", ()):
@@ -110,11 +119,7 @@ def convert(
         added=tuple(sorted(own.difference(*moved.values()))),
         notes=(*checkpoint.notes, *said),
     )
-    with atomic_directory(dst) as out:
-        model.save_pretrained(out)
-        processor.save_pretrained(out)
-        (out / "README.md").write_text(card(done), encoding="utf-8")
-    return done
+    return model, processor, done
 
 
 def card(done: Conversion) -> str:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plait.places import atomic_directory
+from plait.places import atomic_directory, check_apart
 from plait.reading import read_json
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
     from plait.weights.files import read_checkpoint
     from plait.weights.lora import read_adapter
 
+    base, dst = Path(base), Path(dst)
+    base = base if base.exists() else shipped(base) or base
+    check_apart(base, dst)  # the files of the one are copied into the other
     with atomic_directory(dst) as out:
-        base = Path(base)
-        base = base if base.exists() else shipped(base) or base
         read = read_adapter(adapter)
         checkpoint = read_checkpoint(base)
         if is_model_directory(base):

@@ -13,29 +13,35 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plait.places import atomic_write
+from plait.places import atomic_write, check_replaceable
 from plait.report import charts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _HERE = Path(__file__).parent
+SIGN = '<meta name="generator" content="Plait">'
+"""In the head of every page: a file with it may be replaced by the next one."""
 
 
 def write_page(path: Path, title: str, sections: Sequence[str], footer: str = "Made by Plait.") -> Path:
     """Write HTML sections as one self-contained page in the house's style.
 
     Args:
-        path: of the page.
+        path: of the page, in a directory that exists; new, or a page of Plait's that it replaces.
         title, footer: plain text.
         sections: HTML, whose makers escaped what comes from files.
 
     Returns:
         The path.
 
+    Raises:
+        UsageError: for a file that Plait did not write, which stays.
+
     Example:
         >>> write_page(Path("a.html"), "Results", [hero("Results"), section("Scores", "", "<p>42</p>", "scores")])
     """
+    check_replaceable(path, SIGN)
     body = "\n".join(sections)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     page = (_HERE / "page.html").read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped, shipped
+from plait.places import claim
 from plait.search.filters import COLUMNS, quote, to_sql
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
@@ -633,7 +634,7 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
         The Lance table.
 
     Raises:
-        ValueError: when there is one already.
+        ValueError: when there is one already. UsageError: when the directory holds what Plait did not make.
     """
     if table_exists(path):
         raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
@@ -653,7 +654,7 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
         ],
         metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
     )
-    path.mkdir(parents=True, exist_ok=True)
+    claim(path)
     with writing(path), one_line():
         if table_exists(path):  # another process was faster
             raise ValueError(f"expected no index at {path}, got one made just now; run the same command again")

@@ -17,7 +17,7 @@ import numpy as np
 
 from plait.embedder import NO_MEDIA, Embedder
 from plait.errors import UsageError, import_extra
-from plait.places import atomic_write
+from plait.places import at_work, atomic_write
 from plait.search.index import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.terminal import progress_bar
@@ -58,7 +58,7 @@ def embed_to_file(
         every 64 items to `OUT.partial`; the same call goes on there.
 
     Raises:
-        UsageError: for an unknown ending, or an `out` that exists.
+        UsageError: for an unknown ending, an `out` that exists, and while another process writes it.
         ValueError: for partial work of another model, where nothing was taken, and where `strict` forbids a
         skip.
 
@@ -69,8 +69,25 @@ def embed_to_file(
         12
     """
     out = Path(out)
-    check_output(out, overwrite=overwrite)
     report = AddReport()
+    partial_folder = Path(f"{out}.partial")
+    # what another process made of the same call is seen only once it is held
+    with at_work(partial_folder, is_known=_Partial.is_known(partial_folder)):
+        check_output(out, overwrite=overwrite)
+        _embed(embedder, source, out, texts, strict, show_progress, report)
+    return report
+
+
+def _embed(
+    embedder: Embedder,
+    source: Any,
+    out: Path,
+    texts: Sequence[str],
+    strict: bool,
+    show_progress: bool | None,
+    report: AddReport,
+) -> None:
+    """As `embed_to_file`, for who holds the partial work; what came of it goes into `report`."""
     found = [source, [Sample(id=f"text:{text}", text=text) for text in texts]]
     named = {str(part) for part in _listed(source)} if strict else None
     candidates = list(expand(found, lambda path, reason: report.skipped.append(Problem(path, reason))))
@@ -85,7 +102,6 @@ def embed_to_file(
         if not partial.rows:
             report.refuse_nothing([*_listed(source), *texts])
         partial.finish(out)
-    return report
 
 
 def _listed(source: Any) -> Sequence[Any]:
@@ -101,8 +117,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """
     if out.suffix not in FORMATS:
         raise UsageError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}; choose one of them")
-    if out.exists() and not overwrite:
-        raise UsageError(f"expected no file at {out}, got one; choose another name, or --overwrite it")
+    beside = [out.with_suffix(".jsonl")] if out.suffix == ".npy" else []
+    if not overwrite and (there := next((path for path in (out, *beside) if os.path.lexists(path)), None)):
+        raise UsageError(f"expected no file at {there}, got one; choose another name, or --overwrite it")
     if out.is_dir() and (out.suffix != ".lance" or {path.name for path in out.iterdir()} - LANCE_PARTS):
         # an index, or a folder of somebody's: only a bare table can be one that was written here
         raise UsageError(f"expected a file or a table of vectors at {out}, got another directory; choose another name")
@@ -144,12 +161,7 @@ class _Partial:
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
         self.folder, self.dim = folder, embedder.dim
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "header.json").is_file():
-            raise UsageError(
-                f"expected unfinished vectors in {folder}, got other files; move them, or name another --out"
-            )
         header = {"fingerprint": embedder.fingerprint, "dim": self.dim}
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / "header.json").exists():
             if json.loads((folder / "header.json").read_text()) != header:
                 raise ValueError(
@@ -162,6 +174,12 @@ class _Partial:
         self.rows = self._recover()
         self.done = {(row["id"], row["checksum"]) for row in self.rows}
 
+    @staticmethod
+    def is_known(folder: Path) -> bool:
+        """Whether unfinished vectors lie there that are older than markers."""
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        return "header.json" in names and names <= {"header.json", "rows.jsonl", "vectors.f32"}
+
     def __enter__(self) -> _Partial:
         return self
 
@@ -170,7 +188,7 @@ class _Partial:
         self._rows.close()
         # nothing was done: leave no trace of the attempt
         if not self.rows:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _recover(self) -> list[dict[str, Any]]:
         """Whole rows that have their vector; whatever is longer in either file is cut off."""

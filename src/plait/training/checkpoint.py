@@ -14,6 +14,7 @@ checkpoints (DCP) keep a pickle beside the data, which Plait never reads.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections import defaultdict
@@ -93,7 +94,12 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of all finished checkpoints, ascending."""
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in self.directory.glob(f"step-*/{_MARKER}"))
+        return sorted(int(path.name.removeprefix("step-")) for path in self._named() if (path / _MARKER).exists())
+
+    def _named(self, prefix: str = "") -> list[Path]:
+        """Directories with the name of a checkpoint; what else somebody keeps here is nobody's business."""
+        named = re.compile(rf"{re.escape(prefix)}step-\d{{8,}}")
+        return [path for path in self.directory.glob(f"{prefix}step-*") if named.fullmatch(path.name)]
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of `step` lives, whether it is there or not."""
@@ -124,7 +130,7 @@ class CheckpointStore:
         rank, size = self.world.rank, self.world.size
         if self.world.is_main:
             self.directory.mkdir(parents=True, exist_ok=True)
-            for path in self.directory.glob(".writing-*"):  # of a process that was killed
+            for path in self._named(".writing-"):  # of a process that was killed
                 shutil.rmtree(path)
             unfinished.mkdir()
         # no process may write before the directory is there
@@ -285,7 +291,7 @@ class CheckpointStore:
 
     def clear(self) -> None:
         """Remove every checkpoint, whole or not; what else somebody keeps in the directory stays."""
-        for path in (*self.directory.glob("step-*"), *self.directory.glob(".writing-*")):
+        for path in (*self._named(), *self._named(".writing-")):
             shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):  # absent, or something else is in it
             self.directory.rmdir()

@@ -9,14 +9,15 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import plait
 from plait.errors import UsageError
-from plait.places import MARK, atomic_directory, atomic_write, check_free, claim, is_ours
+from plait.places import at_work, atomic_directory, atomic_write, check_free
+from plait.reading import read_json
 
 if TYPE_CHECKING:
     from plait.training.checkpoint import CheckpointStore
@@ -46,7 +47,7 @@ def run_recipe(
     Args:
         build: () -> Recipe, so that a finished run costs neither data nor weights. The model is built with
             every random generator seeded.
-        run_dir: where metrics.jsonl, checkpoints/ and model/ go.
+        run_dir: where metrics.jsonl, checkpoints/ and model/ go: new, empty or Plait's, and of one command at a time.
         seed, device, dtype, resume, options: as in `plait.training.loop.train`.
 
     Returns:
@@ -54,8 +55,23 @@ def run_recipe(
 
     Raises:
         ValueError: for batches that processes do not divide, for a `run_dir` that not all of them see, and as
-        `train`. UsageError: where `run_dir`/model is there and no run made it.
+        `train`. UsageError: where `run_dir`/model is there and no run made it, and where `run_dir` holds anything
+        else or another process trains in it.
     """
+    with at_work(run_dir, is_known=_is_run(run_dir)) if is_main() else nullcontext(), _given_back(run_dir):
+        return _run(build, run_dir, seed, device, dtype, resume, options)
+
+
+def _run(
+    build: Callable[[], Recipe],
+    run_dir: Path,
+    seed: int,
+    device: str | None,
+    dtype: str,
+    resume: bool,
+    options: Options | None,
+) -> TrainResult:
+    """As `run_recipe`, for who holds the directory."""
     from plait.training.checkpoint import CheckpointStore
     from plait.training.data_order import check_divides
     from plait.training.loop import seed_everything, train
@@ -175,12 +191,14 @@ def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
     Raises:
         UsageError: where the directory is no run's, or of one with other settings.
     """
+    for value in config.get("arguments", {}).values():
+        _check_outside(run_dir, value)
     path = run_dir / "config.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if not {"recipe", "plait"} <= set(found):
+    if not _is_run(run_dir):
         check_free(run_dir)
-    if not (found and resume):
+    if not (path.exists() and resume):
         return
+    found = read_json(path)
     # "arguments" was spread over the rest, and "plait" is the version that began: another one may go on
     before, now = ({**one, **one.get("arguments", {})} for one in (found, _plain(config)))
     for key in before | now:
@@ -205,27 +223,38 @@ def claim_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:
     path = run_dir / "config.json"
     if not is_main() or (path.exists() and resume):
         return
-    if not path.exists():
-        claim(run_dir)
     atomic_write(path, json.dumps({**_plain(config), "plait": plait.__version__}, indent=2) + "\n")
 
 
+def _is_run(run_dir: Path) -> bool:
+    """Whether a config.json says that a recipe was run in the directory, which may be older than markers are."""
+    path = run_dir / "config.json"
+    return path.is_file() and {"recipe", "plait"} <= set(read_json(path))
+
+
+def _check_outside(run_dir: Path, value: Any) -> None:
+    """Raise UsageError where a setting names something in the directory that is written: it would be replaced."""
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        # a word such as "cpu" is a path too, and leads nowhere
+        if isinstance(one, str | Path) and str(one) and os.path.exists(one):
+            read, written = Path(one).resolve(), run_dir.resolve()
+            if read == written or written in read.parents:
+                raise UsageError(f"expected an --out that holds nothing that is read, got {run_dir} with {one} in it")
+
+
 @contextmanager
-def given_back(run_dir: Path) -> Generator[None]:
-    """Leave no claim to a run that failed before its first step, so that the corrected command may have the place."""
-    is_new, is_made = not (run_dir / "config.json").exists(), not run_dir.exists()
-    was_ours = is_ours(run_dir)
+def _given_back(run_dir: Path) -> Generator[None]:
+    """Leave no settings of a run that failed before its first step: the corrected command may have the place."""
+    is_new = not (run_dir / "config.json").exists()
     try:
         yield
-    except (ValueError, OSError):
+    except BaseException:
         # from the first line of metrics on there is something to keep
-        if is_new and not (run_dir / "metrics.jsonl").exists():
-            (run_dir / "config.json").unlink(missing_ok=True)
-            if not was_ours:
-                (run_dir / MARK).unlink(missing_ok=True)
-            if is_made:
-                with suppress(OSError):  # something is in it
-                    run_dir.rmdir()
+        metrics = run_dir / "metrics.jsonl"
+        if is_new and is_main() and not (metrics.exists() and metrics.stat().st_size):
+            for name in ("config.json", "metrics.jsonl", "finetune.json"):
+                (run_dir / name).unlink(missing_ok=True)
         raise
 
 

@@ -9,8 +9,6 @@ What a data set says about itself: card.json (for programs), README.md (for peop
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +22,8 @@ from PIL import Image
 from plait.data.manifest import write_manifest
 from plait.data.mini import write_flac
 from plait.data.packages import lock
+from plait.errors import UsageError
+from plait.places import MARK, atomic_directory
 from plait.terminal import progress_bar
 from plait.types import Sample
 from plait_studies.build import emoji, sounds, stamps
@@ -81,12 +81,10 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
     if name not in PLANS:
         raise ValueError(f"expected data set {' or '.join(map(repr, PLANS))}, got {name!r}")
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"expected a new or empty directory, got {out}; choose another or delete it")
     plan, rich = PLANS[name], PLANS[name].everything and not permissive
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with atomic_directory(out, replace=True) as scratch:
+        if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {MARK}):
+            raise UsageError(f"expected a new or empty directory, got {out}; choose another or delete it")
         drawings = list(progress_bar("drawings", _images(plan, rich, scratch), show=None if progress else False))
         drawings, copied = without_copied_drawings(drawings, scratch)
         clips, report = _audio(plan, rich, scratch, seed, progress)
@@ -98,12 +96,6 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
             )
         write_manifest(scratch / "manifest.jsonl", samples)
         write_card(scratch, name, samples, report)
-        scratch.chmod(0o755)  # a temporary directory is its owner's alone
-        if out.exists():
-            out.rmdir()
-        scratch.replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return out
 
 

@@ -6,7 +6,6 @@ Before training, text goes through exactly the weights it went through in the so
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.errors import UsageError
 from plait.models.mplug_owl2.config import ADAPTIVE, AbstractorConfig, MPlugOwl2Config, VisionConfig
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
@@ -213,25 +211,22 @@ def write_upcycled(
         UsageError: where `dst` exists.
         ValueError: as `upcycle`.
     """
-    dst = Path(dst)
-    if os.path.lexists(dst):  # a dangling link is something too, and replacing it would lose it
-        raise UsageError(f"expected a directory that does not exist yet, got {dst}; remove it or choose another")
-    if vision is None:
-        given = {"image_size": image_size} if image_size else {}
-        fields: dict[str, Any] = {**(SMALL_TOWER if small_vision else {}), **given}
-        tower = sizes = VisionConfig(**fields)
-    else:
-        tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
-    heads = max(1, sizes.dim // 64)  # heads of 64, as published; one head where they do not divide the width
-    reader = AbstractorConfig(
-        num_queries=num_queries,
-        num_heads=heads if sizes.dim % heads == 0 else 1,
-        num_layers=2 if small_vision else 6,
-        mlp_dim=sizes.dim * 8 // 3 // 64 * 64 + 64,  # 8/3 of the width, as the published ones, up to whole tiles
-        grid_size=sizes.grid,
-    )
-    model, processor = upcycle(src, vision=tower, abstractor=reader, image_size=image_size, **options)
-    with atomic_directory(dst) as out:
+    with atomic_directory(dst) as out:  # held before anything is read
+        if vision is None:
+            given = {"image_size": image_size} if image_size else {}
+            fields: dict[str, Any] = {**(SMALL_TOWER if small_vision else {}), **given}
+            tower = sizes = VisionConfig(**fields)
+        else:
+            tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
+        heads = max(1, sizes.dim // 64)  # heads of 64, as published; one head where they do not divide the width
+        reader = AbstractorConfig(
+            num_queries=num_queries,
+            num_heads=heads if sizes.dim % heads == 0 else 1,
+            num_layers=2 if small_vision else 6,
+            mlp_dim=sizes.dim * 8 // 3 // 64 * 64 + 64,  # 8/3 of the width, as the published ones, up to whole tiles
+            grid_size=sizes.grid,
+        )
+        model, processor = upcycle(src, vision=tower, abstractor=reader, image_size=image_size, **options)
         model.save_pretrained(out)
         processor.save_pretrained(out)
     return sum(p.numel() for p in model.parameters())
