@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, Literal, Protocol, get_args
+from uuid import UUID
 
 Modality = Literal["text", "image", "video", "audio"]
 
@@ -83,6 +89,50 @@ class Sample:
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
 
 
+def plain(value: Any, name: str = "a value") -> Any:
+    """A value of another library as JSON has it: what rows are read from may hold more kinds than their files can.
+
+    Dates and times become ISO 8601, decimals numbers, NumPy's scalars and arrays Python's, bytes text where they are
+    UTF-8 and base64 where they are not. What JSON has stays as it is.
+
+    Args:
+        value: any; of lists and dicts every part. name: what an error calls it.
+
+    Raises:
+        ValueError: for a number that is not finite, and for what JSON has no kind of.
+
+    Example:
+        >>> plain({"day": date(2024, 5, 1), "price": Decimal("1.50")})
+        {'day': '2024-05-01', 'price': 1.5}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"field {name!r}: expected a finite number, got {value}; leave the field out")
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(one, f"{name}.{key}") for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one, name) for one in value]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return plain(int(value) if value.is_finite() and value == value.to_integral_value() else float(value), name)
+    if isinstance(value, bytes | bytearray | memoryview):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays
+        return plain(value.tolist(), name)
+    if isinstance(value, str | int | float):  # their subclasses, such as enumerations
+        return next(kind(value) for kind in (str, int, float) if isinstance(value, kind))
+    if isinstance(value, UUID | PurePath):
+        return str(value)
+    raise ValueError(f"field {name!r}: expected text, numbers, lists or objects, got {type(value).__name__}")
+
+
 _PLACEHOLDERS = re.compile(r"<(\|?(?:image|video)\|?>)")
 _WORDS = "\ufdd0"
 """A character that Unicode gives to nobody: it stands in a placeholder that is meant as words, and no text has it."""
@@ -94,8 +144,21 @@ def as_words(text: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """What is read aloud, or tokenized: undoes `as_words`."""
-    return text.replace(_WORDS, "")
+    """What is read aloud, or tokenized: undoes `as_words`. Raises ValueError as `whole_text`."""
+    return whole_text(text).replace(_WORDS, "")
+
+
+def whole_text(text: str) -> str:
+    """The text itself. Raises ValueError where it holds half of a character, as scraped text and argv may.
+
+    Tokenizers, Arrow and JSON files take Unicode; a surrogate by itself (U+D800 to U+DFFF) is no character of it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"{text[: error.start][-20:]!r} and then U+{ord(text[error.start]):04X} alone"
+        raise ValueError(f"expected a text of whole characters, got {got}; leave the half out") from error
+    return text
 
 
 QuestionKind = Literal[

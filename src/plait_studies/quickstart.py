@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from plait.cli import INTERRUPTED, command
+from plait.cli.options import LimitOption, raise_limits
 from plait.data.manifest import write_manifest
 from plait.errors import UsageError
 from plait.media import kind_of
@@ -313,8 +314,10 @@ def quickstart(
     k: Annotated[int, typer.Option("--k", min=0, help="denoising losses at every k-th step, 0 for never")] = 8,
     stage1: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 1")] = None,
     stage2: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 2")] = None,
+    limits: LimitOption = None,
 ) -> int:
     """Search at once with the shipped model, then train one on the shipped data (or a folder), measure it, report."""
+    raise_limits(limits)
     out = out or Path("runs") / ("demo" if folder is None else folder.resolve().name)
     if folder is not None:
         check_apart(folder, out)
@@ -326,7 +329,8 @@ def _quickstart(settings: Settings, seeds: int) -> int:
     """All of it, for who holds the directory; the exit code."""
     out, k = settings.out, settings.k
     log = Log(out / "quickstart.json", settings.to_json())
-    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
+    words = [*settings.as_arguments(seeds), *(f"--limit={one}" for one in limits or ())]
+    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in words)
     print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
     print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
     try:

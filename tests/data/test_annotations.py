@@ -125,3 +125,33 @@ def test_annotations_with_a_byte_order_mark_and_ids_from_zero(tmp_path):
     file.write_text(json.dumps(written))
     with pytest.raises(ValueError, match=r"annotation 1: expected a box, got an empty one \[1, 1, 0, 5\]"):
         scan_annotations(file)
+
+
+def test_ids_are_text_or_numbers_and_crowds_are_no_thing(tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    written = {
+        "images": [{"id": "0", "file_name": "a.png"}],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": "0", "bbox": [0, 0, 5, 5]},
+            {"id": 1, "image_id": "0", "category_id": 0, "bbox": [0, 0, 9, 9], "iscrowd": 1,
+             "segmentation": {"size": [20, 20], "counts": [0, 400]}},
+            {"id": 2, "image_id": 0, "caption": "one"},
+            {"id": 3, "image_id": "0", "caption": "two"},
+        ],
+    }  # fmt: skip
+    (tmp_path / "coco.json").write_text(json.dumps(written), "utf-8")
+    samples = {sample.id: sample for sample in scan_annotations(tmp_path / "coco.json").samples}
+    assert set(samples) == {"image-0", "box-0"}
+    assert samples["image-0"].captions == ["one", "two"]
+    assert samples["box-0"].label == "cat"
+    written["annotations"] = [{"id": 7, "image_id": 0, "category_id": 0, "bbox": []}]
+    (tmp_path / "coco.json").write_text(json.dumps(written), "utf-8")
+    with pytest.raises(ValueError, match="annotation 7: expected a box, got an empty one"):
+        scan_annotations(tmp_path / "coco.json")
+    written["images"][0]["file_name"] = "https://example.com/a.png"
+    (tmp_path / "coco.json").write_text(
+        json.dumps(written | {"annotations": [{"image_id": 0, "caption": "a"}]}), "utf-8"
+    )
+    with pytest.raises(ValueError, match="expected the name of a file, got a URL"):
+        scan_annotations(tmp_path / "coco.json")

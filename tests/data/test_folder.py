@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plait.cli import main
 from plait.data.check import check
 from plait.data.folder import from_folder, scan
 from plait.data.manifest import read_manifest
@@ -183,3 +184,17 @@ def test_zero_is_a_label(tmp_path):
     rows = [{"file": f"{i}.png", "text": "t", "label": i} for i in range(2)]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [sample.label for sample in scan(tmp_path).samples] == ["0", "1"]
+
+
+def test_captions_of_another_encoding_are_read_by_its_name(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "captions.CSV").write_bytes("file,text\na.png,Köter\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"captions\.CSV, got byte 0xf6 at 17; save it as UTF-8, or name its encoding"):
+        scan(tmp_path / "in")
+    assert scan(tmp_path / "in", encoding="cp1252").samples[0].text == "Köter"
+    with pytest.raises(ValueError, match="got 'klingon'; name another"):
+        scan(tmp_path / "in", encoding="klingon")
+    arguments = ["data", "from-folder", str(tmp_path / "in"), str(tmp_path / "out"), "--encoding", "cp1252"]
+    assert main(arguments) == 0
+    assert "1 image" in capsys.readouterr().out

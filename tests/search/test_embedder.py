@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from tiny_embedders import (
     RATE,
@@ -307,3 +308,28 @@ def test_importing_the_embedder_loads_no_torch() -> None:
     code = "import sys, plait.embedder, plait.cli.search; assert plait.Embedder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert plait.Embedder is Embedder
+
+
+class DeadModel(HueModel):
+    """Gives zeros for blue."""
+
+    def _project(self, hues: torch.Tensor) -> torch.Tensor:
+        return super()._project(hues) * (hues.argmax(-1, keepdim=True) != 2)
+
+
+def test_a_vector_without_a_direction_is_an_error() -> None:
+    dead = Embedder((DeadModel(), HueProcessor()))
+    with pytest.raises(ValueError, match="zeros, which have no direction"):
+        dead.embed(["red", "blue"])
+    found = dead.embed_readable(["red", "blue"])
+    assert found.kept == [0]
+    assert "no direction" in found.skipped[0].reason
+
+
+@pytest.mark.parametrize(("text", "said"), [("bad \ud83d half", "U[+]D83D alone"), ("", "words in it"), (" ", "words")])
+def test_half_a_character_and_empty_texts_are_errors(hue: Embedder, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        hue.embed([text])
+    with pytest.raises(ValueError, match=said):
+        hue.embed([{"text": ["red", text]}])
+    assert hue.embed(["red", text], on_bad="skip").shape == (1, 8)

@@ -140,11 +140,12 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
 
     # typer carries its own click or uses the package, by version: its base classes are the same by position
     bad_usage, base = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
+    from plait.media.limits import raised
     from plait.terminal import guarded
 
     shows_help = not args or "--help" in args  # which is ours, and may be coloured
     try:
-        with nullcontext() if shows_help else guarded():
+        with nullcontext() if shows_help else guarded(), raised():  # --limit holds for one command
             result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
     except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base, *_odd()) as error:
         if debug:

@@ -14,9 +14,11 @@ from plait.cli.options import (
     BatchOption,
     DeviceOption,
     DtypeOption,
+    LimitOption,
     ModelArgument,
     check_on_bad,
     json_option,
+    raise_limits,
 )
 from plait.errors import UsageError
 from plait.terminal import progress_bar
@@ -45,8 +47,10 @@ def caption(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Describe images and videos."""
+    raise_limits(limits)
     how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length))
     ask_all("caption", model, media, "", how)
 
@@ -68,8 +72,10 @@ def answer(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Answer a question about images and videos, freely or from a list of answers."""
+    raise_limits(limits)
     candidates = _listed(answers, "answers")
     how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length), candidates, top)
     ask_all("answer" if candidates is None else "rank", model, media, question, how)
@@ -86,8 +92,10 @@ def ground(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Find what a phrase names in images: x0 y0 x1 y1 in pixels."""
+    raise_limits(limits)
     ask_all("ground", model, media, phrase, How(batch_size, device, dtype, adapter, on_bad, as_json))
 
 
@@ -105,8 +113,10 @@ def classify(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Name what images, videos or a manifest's texts show, with probabilities."""
+    raise_limits(limits)
     candidates = _listed(labels, "labels")
     how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
     ask_all("classify", model, media, "", how)

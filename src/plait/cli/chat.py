@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, json_option
+from plait.cli.options import (
+    AdapterOption,
+    DeviceOption,
+    DtypeOption,
+    LimitOption,
+    ModelArgument,
+    json_option,
+    raise_limits,
+)
 
 if TYPE_CHECKING:
     from plait.chat import Chat
@@ -39,8 +47,10 @@ def chat(
     dtype: DtypeOption = None,
     adapter: AdapterOption = None,
     as_json: Annotated[bool, json_option("print one JSON object per answer")] = False,
+    limits: LimitOption = None,
 ) -> int:
     """Talk with a model about images, videos and text; Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    raise_limits(limits)
     for path in [*(image or ()), *(video or ())]:
         if not path.is_file():
             raise ValueError(f"expected a file to show, got {path}: no such file")

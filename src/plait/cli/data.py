@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plait.cli.options import check_on_bad, json_option
+from plait.cli.options import LimitOption, check_on_bad, json_option, raise_limits
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="a data set's directory or manifest, or mini")] = "mini",
     *,
     as_json: Annotated[bool, json_option()] = False,
+    limits: LimitOption = None,
 ) -> None:
     """Read every row, decode every file, count, and look for test files that are also training files."""
+    raise_limits(limits)
     from plait.data.check import check as check_data_set
     from plait.data.mini import cached_mini
 
@@ -45,7 +47,8 @@ def check(
     if report.problems:
         raise ValueError(
             f"expected a whole data set, got {len(report.bad_rows)} bad rows, {len(report.missing)} missing and "
-            f"{len(report.damaged)} damaged files, {len(report.leaks)} leaks from training; correct {path}"
+            f"{len(report.damaged)} damaged files, {len(report.unread)} columns that are not read, "
+            f"{len(report.leaks)} leaks from training; correct {path}"
         )
     if not as_json:
         print("every file decodes; no file of another split is also a training file")
@@ -61,8 +64,11 @@ def from_folder(
     *,
     test_share: Annotated[float, typer.Option(help="share held out for testing")] = 0.2,
     media: Annotated[Path | None, typer.Option(help="folder of the files that a .json names; default its own")] = None,
+    encoding: Annotated[str | None, typer.Option(help="of captions files, such as cp1252; UTF-8 without it")] = None,
+    limits: LimitOption = None,
 ) -> None:
     """Make a data set of a folder of your own, or of annotations. Files stay where they are."""
+    raise_limits(limits)
     from plait.data.annotations import scan_annotations
     from plait.data.check import check as check_data_set
     from plait.data.folder import scan, write_scan
@@ -70,7 +76,9 @@ def from_folder(
     is_json = folder.is_file() and folder.suffix == ".json"
     if media is not None and not is_json:
         raise UsageError(f"expected --media beside a .json of annotations, got {folder}")
-    found = scan_annotations(folder, media, test_share) if is_json else scan(folder, test_share, progress=True)
+    if encoding is not None and is_json:
+        raise UsageError(f"expected --encoding beside a folder, got {folder}; JSON is UTF-8")
+    found = scan_annotations(folder, media, test_share) if is_json else scan(folder, test_share, True, encoding)
     done = write_scan(found, out)
     report = check_data_set(done)
     print(f"{done}: {counts_in_words(report.counts)}; {len(report.leaks)} leaks by hash")
@@ -88,8 +96,10 @@ def pack(
     shard_mb: Annotated[int, typer.Option(help="size of a shard, in MB", min=1)] = 256,
     on_bad: Annotated[str, typer.Option(help="rows that cannot be read: raise, or skip and list")] = "raise",
     outside: Annotated[bool, typer.Option("--outside", help="also pack files from outside the data set")] = False,
+    limits: LimitOption = None,
 ) -> None:
     """Put a data set with its media into a few tar files and an index, from which any row is read with one seek."""
+    raise_limits(limits)
     from plait.data.sources import pack_data
 
     rows, left_out = pack_data(data, out, shard_mb << 20, skip=check_on_bad(on_bad, error="raise"), outside=outside)

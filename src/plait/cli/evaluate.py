@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from plait.cli.options import LimitOption, raise_limits
 from plait.errors import UsageError
 from plait.places import at_work
 
@@ -49,8 +50,10 @@ def evaluate(
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    limits: LimitOption = None,
 ) -> None:
     """Measure MODEL on TASK with the official files of a data set."""
+    raise_limits(limits)
     if listing:
         print(_listing(as_json))
     elif task == "compare":

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from plait.errors import UsageError
+from plait.media.limits import set_limits
 
 MODEL_HELP = "model directory or official checkpoint"
 PLUGIN_HELP = "a Python file of your own, run first: it adds modalities, a family or recipes; repeatable"
@@ -24,6 +26,14 @@ DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or floa
 AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
 BatchOption = Annotated[int, typer.Option(help="items per forward pass", min=1)]
 BadOption = Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=NUMBER",
+        help="what one media file may cost: max_seconds, max_pixels, max_frames or max_bytes; repeatable",
+    ),
+]
 
 
 def json_option(words: str = "print JSON") -> Any:
@@ -83,3 +93,16 @@ def _plugins(
     ] = None,
 ) -> None:
     """Declares the option `--plugin`."""
+def raise_limits(given: Sequence[str] | None) -> None:
+    """Let the media of this command cost what `--limit` says; `plait.cli.run_verb` ends it with the command.
+
+    Raises:
+        UsageError: for what is no NAME=NUMBER of a limit.
+    """
+    for pair in given or ():
+        name, _, number = pair.partition("=")
+        try:
+            set_limits(**{name.strip(): float(number)})
+        except ValueError as error:
+            said = error if number.strip() and "expected" in str(error) else f"expected NAME=NUMBER, got {pair!r}"
+            raise UsageError(f"{str(said).partition(';')[0]}; write --limit max_seconds=3600") from error

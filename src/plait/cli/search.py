@@ -15,9 +15,11 @@ from plait.cli.options import (
     BatchOption,
     DeviceOption,
     DtypeOption,
+    LimitOption,
     ModelArgument,
     check_on_bad,
     json_option,
+    raise_limits,
 )
 from plait.errors import UsageError
 
@@ -58,8 +60,10 @@ def embed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace OUT")] = False,
     on_bad: BadOption = "skip",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Turn files and texts into vectors. An interrupted run continues from OUT.partial when it is started again."""
+    raise_limits(limits)
     from plait.embedder import Embedder
     from plait.search.vectors import check_output, embed_to_file
 
@@ -97,11 +101,13 @@ def add(
     adapter: AdapterOption = None,
     keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Add files, folders or manifests. With --model the index is created when it is not there.
 
     A video counts as the mean of the image vectors of its frames when the model has no video of its own.
     """
+    raise_limits(limits)
     from plait.embedder import Embedder
     from plait.search.index import Index
 
@@ -217,8 +223,10 @@ def search(
     html: Annotated[
         Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
     ] = None,
+    limits: LimitOption = None,
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
+    raise_limits(limits)
     from plait.embedder import Embedder
     from plait.places import check_replaceable
     from plait.report.page import SIGN

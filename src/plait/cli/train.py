@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plait.cli.options import json_option, settings_option
+from plait.cli.options import LimitOption, json_option, raise_limits, settings_option
 from plait.errors import UsageError
 from plait.recipes import find_recipe
 from plait.training.run import check_run_dir, claim_run_dir, is_main, parse_settings, run_recipe
@@ -42,8 +42,10 @@ def train(
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
     dry_data: Annotated[int, typer.Option(help="Train nothing: digests of the first N batches.", min=0)] = 0,
     as_json: Annotated[bool, json_option("Print JSON for machines, with --dry-data.")] = False,
+    limits: LimitOption = None,
 ) -> int:
     """Train a recipe; run the same command again to continue a run that was stopped."""
+    raise_limits(limits)
     function = find_recipe(recipe)
     arguments = parse_settings(function, settings or [], seed)
     if dry_data:

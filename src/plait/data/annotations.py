@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.data.folder import Scan, decode_file, split_groups
-from plait.data.manifest import decoded
+from plait.data.manifest import address, decoded, no_such_file
 from plait.data.packages import sha256
 from plait.media.kinds import kind_of
 from plait.reading import inside
@@ -50,6 +50,8 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
             found.samples.append(sample)
             continue
         try:
+            if what := address(name):
+                raise ValueError(f"expected the name of a file, got {what} {name[:80]!r}")
             place = inside(root, name).resolve()
         except ValueError as error:
             raise ValueError(f"{path}, {row['id']}: {error}; pass the folder of the files as --media") from error
@@ -128,7 +130,8 @@ def _digest(place: Path) -> str | ValueError:
     """The SHA-256 of a file that decodes, or why it does not."""
     kind = kind_of(place) if place.is_file() else None
     if kind not in ("image", "video", "audio"):
-        return ValueError(f"expected a picture, sound or video {place}, got {'no such file' if kind is None else kind}")
+        got = no_such_file(str(place)) if kind is None else kind
+        return ValueError(f"expected a picture, sound or video {place}, got {got}")
     try:
         decode_file(place, kind)
     except ValueError as error:
@@ -150,22 +153,25 @@ def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str | None
 def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """A row per picture with its captions, and a row per box with the name of its category."""
     try:
-        files = {image["id"]: image["file_name"] for image in written["images"]}
-        names = {one["id"]: one["name"] for one in written.get("categories") or ()}
+        # Some writers quote ids in one list and not in the other: as text they are one.
+        files = {str(image["id"]): image["file_name"] for image in written["images"]}
+        names = {str(one["id"]): one["name"] for one in written.get("categories") or ()}
         captions: dict[Any, list[str]] = defaultdict(list)
         boxes = []
         for one in written.get("annotations") or ():
             if "caption" in one:
-                captions[one["image_id"]].append(str(one["caption"]).strip())
-            elif one.get("bbox"):
-                x, y, width, height = one["bbox"]
+                captions[str(one["image_id"])].append(str(one["caption"]).strip())
+            elif one.get("iscrowd"):  # the outline of a crowd (run lengths), whose box is that of no one thing
+                continue
+            elif one.get("bbox") is not None:
+                x, y, width, height = one["bbox"] or (0, 0, 0, 0)
                 if not (width > 0 and height > 0):
                     raise ValueError(
                         f"{path}, annotation {one.get('id')}: expected a box, got an empty one {one['bbox']}"
                     )
                 # COCO writes corner and size, `Sample.boxes` two corners.
                 corners = [x, y, x + width, y + height]
-                boxes.append((one["id"], files[one["image_id"]], names.get(one.get("category_id")), corners))
+                boxes.append((one["id"], files[str(one["image_id"])], names.get(str(one.get("category_id"))), corners))
         for number, several in captions.items():
             yield {"id": f"image-{number}", "text": several[0], "captions": several}, files[number]
     except (KeyError, TypeError) as error:

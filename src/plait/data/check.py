@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.data.manifest import MEDIA, Skipped
+from plait.data.manifest import MEDIA, Skipped, no_such_file
 from plait.data.packages import sha256
 from plait.data.sources import open_samples
 from plait.media.audio import load_audio
 from plait.media.image import load_image
+from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
 from plait.terminal import progress_bar
 from plait.types import Sample
@@ -22,11 +23,27 @@ RATE = 16000
 """Samples per second at which clips are decoded to measure their length."""
 
 
+WORDS = {
+    "caption",
+    "txt",
+    "sentence",
+    "sentences",
+    "description",
+    "alt",
+    "alt_text",
+    "title",
+    "prompt",
+    "transcription",
+}
+"""What other tools call the words of a row."""
+
+
 @dataclass
 class CheckReport:
     """Counts of a data set and everything wrong with it; `problems` is empty when all is well.
 
-    bytes, seconds: of all files of a medium; pixels: smallest width and height, then largest.
+    bytes, seconds: of all files of a medium; pixels: smallest width and height, then largest. unread: columns that look
+    like media or words and go by other names than fields do.
     """
 
     path: str
@@ -41,11 +58,12 @@ class CheckReport:
     missing: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
         """All findings, one line each."""
-        return [*self.bad_rows, *self.missing, *self.damaged, *self.leaks]
+        return [*self.bad_rows, *self.missing, *self.damaged, *self.unread, *self.leaks]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -79,6 +97,7 @@ def check(path: str | Path, progress: bool = False) -> CheckReport:
                 digest = _check_file(sample, name, file, report)
                 if digest is not None:
                     splits[digest].setdefault(split, sample.id)
+    report.unread = _unread(samples, getattr(opened, "unread", ()))
     report.counts = {split: dict(count) for split, count in counts.items()}
     report.licenses = dict(Counter(sample.license or "not stated" for sample in samples))
     report.labels = len({sample.label for sample in samples if sample.label})
@@ -101,10 +120,40 @@ def _good(samples: Sequence[Sample], skipped: Skipped) -> Iterator[Sample]:
             skipped.messages.append(str(error))
 
 
+def _unread(samples: Sequence[Sample], columns: Sequence[str]) -> list[str]:
+    """A line for each field that no row is read by, though it looks like a medium or like the words of its row.
+
+    columns: those that the reader passed over by itself, since they hold bytes.
+    """
+    looks: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        for name, value in sample.meta.items():
+            field = _looks_like(name, value)
+            has_words = field == "text" and (sample.captions or sample.question or sample.messages)
+            if field is not None and getattr(sample, field) is None and not has_words:
+                looks[name][field] += 1
+    lines = [f"column {name!r} holds files and is not read; call it image, audio or video" for name in columns]
+    for name, fields in looks.items():
+        (wanted, count), *_ = fields.most_common(1)
+        lines.append(f"column {name!r} looks like {wanted} in {count} rows and is not read; call it {wanted!r}")
+    return lines
+
+
+def _looks_like(name: str, value: Any) -> str | None:
+    """The field that a value of another name seems to be meant for, by its ending or its name."""
+    value = value[0] if isinstance(value, list) and value else value
+    if not isinstance(value, str) or not value.strip():
+        return None
+    kind = EXTENSIONS.get(value.rpartition(".")[2].lower()) if "." in value[-6:-1] else None
+    if kind in MEDIA:
+        return kind
+    return "text" if name.lower() in WORDS else None
+
+
 def _check_file(sample: Sample, name: str, file: Any, report: CheckReport) -> str | None:
     """SHA-256 of a file that decodes, counted in the report; otherwise a line there and None."""
     if not isinstance(file, Packed) and not Path(file).is_file():
-        report.missing.append(f"{sample.id}: expected the {name} {file}, got no such file")
+        report.missing.append(f"{sample.id}: expected the {name} {file}, got {no_such_file(str(file))}")
         return None
     try:
         if name == "image":

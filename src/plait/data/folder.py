@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.data.manifest import MAX_LINE, checked_json, decoded, write_manifest
+from plait.data.manifest import MAX_LINE, checked_json, decoded, no_such_file, write_manifest
 from plait.data.packages import sha256
 from plait.media.audio import load_audio
 from plait.media.image import load_image
@@ -47,17 +47,20 @@ class Scan:
     left_out: list[str] = field(default_factory=list)
 
 
-def from_folder(folder: str | Path, out: str | Path, test_share: float = 0.2, progress: bool = False) -> Path:
+def from_folder(
+    folder: str | Path, out: str | Path, test_share: float = 0.2, progress: bool = False, encoding: str | None = None
+) -> Path:
     """Write `out/manifest.jsonl` for a folder of media and return `out`. Files left out are named in a warning.
 
     Args:
         folder: of media. out: a directory without a manifest.
         test_share: of the files, 0 up to 1. progress: whether a bar is shown.
+        encoding: of captions files without a mark, UTF-8 without it.
 
     Raises:
         ValueError: as `scan`, and when `out` already holds a manifest.
     """
-    found = scan(folder, test_share, progress)
+    found = scan(folder, test_share, progress, encoding)
     for line in found.left_out:
         warnings.warn(f"left out {line}", stacklevel=2)
     return write_scan(found, out)
@@ -72,7 +75,7 @@ def write_scan(found: Scan, out: str | Path) -> Path:
     return out
 
 
-def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) -> Scan:
+def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False, encoding: str | None = None) -> Scan:
     """Find, decode once and split every picture, sound and video of a folder that has words.
 
     The split goes by content hash within each label and modality: `test_share` of the files (at least one where there
@@ -80,6 +83,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
 
     Args:
         folder: of media. test_share: 0 up to 1. progress: whether a bar is shown.
+        encoding: of captions files without a mark, UTF-8 without it.
 
     Returns:
         Samples with their split, and a line per file that was left out.
@@ -92,7 +96,7 @@ def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False) ->
         raise ValueError(f"expected a folder, got {folder}; check the path")
     if not 0 <= test_share < 1:
         raise ValueError(f"expected a test share of 0 up to 1, got {test_share}")
-    captions = _captions(root)
+    captions = _captions(root, encoding)
     result = Scan()
     digests: dict[str, str] = {}
     groups: dict[str, str] = {}
@@ -157,11 +161,11 @@ def decode_file(path: Path, kind: Modality) -> None:
         load_video(path, num_frames=1)
 
 
-def _captions(root: Path) -> dict[Path, Caption]:
+def _captions(root: Path, encoding: str | None = None) -> dict[Path, Caption]:
     """File -> its words. A later row adds a caption to a file and takes nothing from an earlier one."""
     captions: dict[Path, Caption] = {}
     for file in sorted(path for path in root.iterdir() if path.suffix.lower() in CAPTION_SUFFIXES):
-        for line, row in _rows(file):
+        for line, row in _rows(file, encoding):
             where = f"{file}, line {line}"
             name = next((row[column] for column in FILE_COLUMNS if row.get(column)), None)
             text = next((row[column] for column in TEXT_COLUMNS if row.get(column)), None)
@@ -169,7 +173,9 @@ def _captions(root: Path) -> dict[Path, Caption]:
                 missing = "file" if not isinstance(name, str) else "text"
                 raise ValueError(f"{where}: expected columns 'file' and 'text', got no {missing!r}; found {list(row)}")
             if not (root / name).is_file():
-                raise ValueError(f"{where}: expected the file {name} in {root}, got none; correct the name")
+                got = no_such_file(name)
+                got = got if ";" in got else f"{got}; correct the name"
+                raise ValueError(f"{where}: expected the file {name} in {root}, got {got}")
             label, group = (None if row.get(c) in (None, "") else str(row[c]) for c in ("label", "group"))
             own = captions.setdefault((root / name).resolve(), Caption([], label, group))
             for column, value, earlier in (("label", label, own.label), ("group", group, own.group)):
@@ -181,9 +187,9 @@ def _captions(root: Path) -> dict[Path, Caption]:
     return captions
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(file: Path, encoding: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and fields of every row of a captions file, CSV or JSONL by its name."""
-    lines = io.StringIO(decoded(file.read_bytes(), file), newline="")
+    lines = io.StringIO(decoded(file.read_bytes(), file, encoding), newline="")
     if file.suffix.lower() == ".jsonl":
         for number, line in enumerate(lines, start=1):
             if line.strip():

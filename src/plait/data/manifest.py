@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from plait.places import atomic_write
-from plait.types import Sample
+from plait.types import Sample, plain, whole_text
 
 NAMES = ("manifest.jsonl", "manifest.jsonl.gz")
 MEDIA = ("image", "video", "audio")
@@ -237,10 +237,18 @@ def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool
         for name in MEDIA:
             if row.get(name) is not None:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.append(row_line(row) + "\n")
     content = "".join(lines).encode()
     packed = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
     return atomic_write(path, packed, replace=replace)
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """A row as one line of JSON. Raises ValueError, naming the row, for values that JSON cannot hold."""
+    try:
+        return whole_text(json.dumps({name: plain(value, name) for name, value in row.items()}, ensure_ascii=False))
+    except ValueError as error:
+        raise ValueError(f"sample {row.get('id')!r:.80}: {error}") from error
 
 
 def checked_sample(line: str, folder: Path | None, where: str) -> Sample:
@@ -274,6 +282,8 @@ def checked_json(line: str) -> dict[str, Any]:
         raise ValueError(f"expected one JSON object, got one beyond the reader ({error!s:.80})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object, got {type(row).__name__}")
+    if "\\ud" in line or "\\uD" in line:  # an escape may write half a character, which no text file can hold
+        whole_text(json.dumps(row, ensure_ascii=False))
     return row
 
 
@@ -284,15 +294,28 @@ def _finite(written: str) -> float:
     return value
 
 
-def decoded(content: bytes, path: Path) -> str:
-    """The text of a file: UTF-8 or UTF-16 by its mark, else UTF-8. Raises ValueError that names the file."""
+def decoded(content: bytes, path: Path, encoding: str | None = None) -> str:
+    """The text of a file: UTF-8 or UTF-16 by its mark, else in `encoding`, or UTF-8.
+
+    Args:
+        content: of the file. path: for messages.
+        encoding: a name that Python knows, such as cp1252 or shift_jis; nothing is guessed.
+
+    Raises:
+        ValueError: that names the file, for bytes of another encoding, and for an unknown name.
+    """
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # spreadsheets call it "Unicode text"
-    encoding = "utf-16" if is_wide else "utf-8-sig"
+    is_marked = content.startswith(codecs.BOM_UTF8)
+    name = "utf-16" if is_wide else "utf-8-sig" if is_marked or encoding is None else encoding
     try:
-        return content.decode(encoding)
+        return content.decode(name)
+    except LookupError as error:  # also of codecs that make no text, such as hex
+        raise ValueError(f"expected an encoding such as utf-8 or cp1252, got {encoding!r}; name another") from error
     except UnicodeDecodeError as error:
         got = f"byte 0x{content[error.start]:02x} at {error.start}"
-        raise ValueError(f"expected UTF-8 or UTF-16 text in {path}, got {got}; save it as UTF-8") from error
+        wanted = "UTF-8 or UTF-16" if encoding is None else encoding
+        remedy = "save it as UTF-8, or name its encoding"
+        raise ValueError(f"expected {wanted} text in {path}, got {got}; {remedy}") from error
 
 
 def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
@@ -317,6 +340,8 @@ def _check_row(row: dict[str, Any]) -> None:
             raise ValueError(f"field {name!r}: expected a string, got {type(value).__name__}")
         if value == "" and name in MEDIA:
             raise ValueError(f"field {name!r}: expected a path, got an empty string; leave the field out")
+        if value is not None and name in MEDIA and (what := address(value)):
+            raise ValueError(f"field {name!r}: expected a path, got {what} {value[:80]!r}; save the file and name it")
     for name in STRING_LISTS:
         _check_list(row, name, str)
     for name in OBJECT_LISTS:
@@ -326,6 +351,27 @@ def _check_row(row: dict[str, Any]) -> None:
         raise ValueError("field 'boxes': expected a list of boxes of 4 numbers")
     if not isinstance(row.get("meta", {}), dict):
         raise ValueError(f"field 'meta': expected an object, got {type(row['meta']).__name__}")
+
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def address(value: str) -> str | None:
+    """What a string is that other tools take for a file and no file system does: a URL or a data URI; else None."""
+    if value.startswith("data:") and "," in value:
+        return "a data URI"
+    scheme = _SCHEME.match(value)
+    return None if scheme is None else "a file: URI" if scheme[1].lower() == "file" else "a URL"
+
+
+def no_such_file(name: str) -> str:
+    """`no such file`, and where its name was written on another system."""
+    if address(name):
+        return f"{address(name)}; save the file and name its path"
+    windows = "\\" in name or re.search(r"(^|/)[A-Za-z]:/", name)
+    return (
+        "no such file: a path with backslashes or a drive, as Windows has; write / in it" if windows else "no such file"
+    )
 
 
 def _check_list(row: dict[str, Any], name: str, kind: type) -> None:

@@ -3,6 +3,8 @@
 samples -> pack -> shard-00000.tar (members 000000012.json, 000000012.image.webp ...), index.npy, index.json
 index.npy (mapped, 72 bytes a row) -> Shards[i] -> Sample whose media are `Member`s, read when they are decoded
 
+The tars of others (webdataset, img2dataset) are read too: their headers are passed over once, which finds the rows.
+
 The shards are ordinary webdataset tars. `index.json` states the size of every shard, so a missing or cut one is found
 before anything is read.
 """
@@ -13,6 +15,7 @@ import io
 import json
 import os
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.manifest import MEDIA, checked_sample
+from plait.data.manifest import MEDIA, checked_json, checked_row, checked_sample, row_line
+from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
 from plait.places import atomic_directory
 from plait.reading import inside
@@ -30,6 +34,9 @@ from plait.types import Sample
 INDEX, TABLE = "index.json", "index.npy"
 FORMAT = "plait-shards 1"
 COLUMNS = ("shard", "row", "row_bytes", *(f"{m}{end}" for m in MEDIA for end in ("", "_bytes")))
+_ORDER = (*MEDIA, "text", "label", "json")
+_FIELDS = {**EXTENSIONS, "txt": "text", "text": "text", "caption": "text", "cls": "label", "json": "json"}
+"""What the ending of a member makes of it. `cls` is a class; pickles and arrays (`pyd`, `npy`) are not opened."""
 # Few files even for terabytes, and each still quickly copied and checked.
 SHARD_BYTES = 256 << 20
 
@@ -113,6 +120,97 @@ class Shards(Sequence[Sample]):
         return (self[number] for number in range(len(self)))
 
 
+class WebDataset(Sequence[Sample]):
+    """The rows of webdataset tars: members of one name are a row, their ending says what each is.
+
+    `a/000.jpg`, `a/000.txt` and `a/000.json` make the row `shard/a/000`: a picture, its words, and further fields. Only
+    headers are read here; 8 bytes a number are kept of what lies where.
+
+    Args:
+        tars: in their order.
+
+    Raises:
+        ValueError: for a file that is no plain tar or is cut, and where none holds a row.
+    """
+
+    def __init__(self, tars: Sequence[Path]) -> None:
+        self.tars = [str(tar) for tar in tars]
+        self.names: list[str] = []
+        self.unread: tuple[str, ...] = ()
+        self._places = array("q")  # row, tar, field, offset, bytes of every member that is read
+        unread: dict[str, None] = {}
+        for number in range(len(self.tars)):
+            self._scan(number, unread)
+        self.unread = tuple(unread)
+        if not self.names:
+            raise ValueError(
+                f"expected webdataset tars, such as 000.jpg and 000.txt in a .tar, got {', '.join(self.tars[:3])} "
+                "without any; name members by what they are"
+            )
+        self._table = np.frombuffer(self._places, np.int64).reshape(-1, 5)
+        self._starts = np.searchsorted(self._table[:, 0], np.arange(len(self.names) + 1))
+
+    def _scan(self, number: int, unread: dict[str, None]) -> None:
+        """Note the members of one tar; webdataset writes those of a row next to each other."""
+        path, last = self.tars[number], None
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    if not member.isreg():
+                        continue
+                    folder, _, base = member.name.removeprefix("./").rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    field = _FIELDS.get(ending.lower().rpartition(".")[2]) if stem else None
+                    if field is None:
+                        unread[f".{ending}"] = None
+                        continue
+                    key = f"{folder}/{stem}" if folder else stem
+                    if key != last:
+                        self.names.append(f"{Path(path).stem}/{key}")
+                        last = key
+                    where = (len(self.names) - 1, number, _ORDER.index(field), member.offset_data, member.size)
+                    self._places.extend(where)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            said = "a compressed or damaged file" if isinstance(error, tarfile.TarError) else error
+            raise ValueError(f"expected a plain tar of webdataset, got {path}: {said}; unpack or copy it") from error
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        members: dict[str, Member] = {}
+        for _, tar, field, offset, size in self._table[self._starts[number] : self._starts[number + 1]].tolist():
+            name = _ORDER[field]
+            where = f"{self.tars[tar]}, {self.names[number]}, {name}"
+            members.setdefault(name, Member(self.tars[tar], offset, size, where))
+        where = f"{self.tars[self._table[self._starts[number], 1]]}, {self.names[number]}"
+        row: dict[str, Any] = {}
+        if (found := members.pop("json", None)) is not None:
+            try:
+                row = checked_json(found.read().decode("utf-8", "replace"))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        for name in ("text", "label"):
+            if (found := members.pop(name, None)) is not None:
+                row[name] = found.read().decode("utf-8-sig", "replace").strip()
+        caption = row.get("caption")  # as img2dataset calls it
+        if not row.get("text") and isinstance(caption, str):
+            row["text"] = caption
+        row = {name: value for name, value in row.items() if name not in MEDIA and value is not None}
+        if isinstance(row.get("label"), int):
+            row["label"] = str(row["label"])
+        sample = checked_row({**row, "id": self.names[number]}, None, where)
+        for name, member in members.items():
+            setattr(sample, name, member)
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+
 def is_shards(path: str | Path) -> bool:
     """Whether this is a directory that `pack` wrote."""
     return (Path(path) / INDEX).is_file() and (Path(path) / TABLE).is_file()
@@ -166,7 +264,7 @@ def _add(tar: tarfile.TarFile, sample: Sample, number: int, shard: int) -> list[
         if (source := row.pop(modality, None)) is not None:
             name = f"{number:09d}.{modality}{_suffix(source)}"
             places[modality], places[f"{modality}_bytes"] = _append(tar, name, _bytes_of(source, sample, modality))
-    line = json.dumps(row, ensure_ascii=False).encode()
+    line = row_line(row).encode()
     places["row"], places["row_bytes"] = _append(tar, f"{number:09d}.json", line)
     return [places[column] for column in COLUMNS]
 

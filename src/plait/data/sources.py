@@ -1,6 +1,7 @@
 """One door to every kind of data set on disk: path -> a sequence of samples.
 
-manifest | tar shards | parquet | directory saved by `datasets` | folder of media | mini -> open_samples -> samples
+manifest | tar shards (packed, or of webdataset) | parquet | directory saved by `datasets` | folder of media | mini
+    -> open_samples -> samples
 
 `plait data pack`: any data set -> tar shards with an index, and what had to be left out.
 """
@@ -16,7 +17,7 @@ from typing import Literal
 from plait.data.folder import scan
 from plait.data.manifest import MEDIA, NAMES, Manifest, Skipped, write_manifest
 from plait.data.mini import cached_mini
-from plait.data.shards import Shards, is_shards, pack
+from plait.data.shards import Shards, WebDataset, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
 from plait.media.kinds import kind_of
 from plait.media.limits import Packed
@@ -43,9 +44,13 @@ def open_samples(
             return read_saved(place)
         if next(place.rglob("*.parquet"), None) is not None:
             return read_parquet(place)
+        if tars := sorted(place.glob("*.tar")):
+            return WebDataset(tars)
         return _folder(place, on_bad, skipped)
     if place.suffix == ".parquet" and place.is_file():
         return read_parquet(place)
+    if place.suffix == ".tar" and place.is_file():
+        return WebDataset([place])
     return Manifest(place, on_bad, skipped)
 
 

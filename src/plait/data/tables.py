@@ -19,11 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from plait.data.manifest import MEDIA, checked_row
+from plait.data.manifest import MEDIA, address, checked_row
 from plait.errors import import_extra
 from plait.media.limits import Packed
 from plait.reading import inside, read_json
-from plait.types import Sample
+from plait.types import Sample, plain
 
 SPLITS = ("train", "test", "validation", "val", "dev")
 CACHED_GROUPS = 4
@@ -78,10 +78,18 @@ class Table(Sequence[Sample]):
     Args:
         parts: in their order. names: column of classes -> their names, by number.
         root: folder that media paths are relative to, and stay inside of.
+        unread: columns of files that no field of a row is called by; they are never read.
     """
 
-    def __init__(self, parts: Sequence[_Part], names: Mapping[str, Sequence[str]], root: Path) -> None:
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        names: Mapping[str, Sequence[str]],
+        root: Path,
+        unread: Sequence[str] = (),
+    ) -> None:
         self.parts, self.names, self.root = list(parts), names, root
+        self.unread = tuple(dict.fromkeys(unread))
         self.ends = list(accumulate(part.light.num_rows for part in self.parts))
 
     def __len__(self) -> int:
@@ -98,6 +106,10 @@ class Table(Sequence[Sample]):
         values = {
             key: self._named(key, value) for key, value in light.items() if value is not None and key not in MEDIA
         }
+        try:
+            values = {key: plain(value, key) for key, value in values.items()}
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         values.setdefault("id", f"{Path(part.name).stem}-{row}")
         if part.split is not None:
             values.setdefault("split", part.split)
@@ -123,15 +135,17 @@ class Table(Sequence[Sample]):
         if isinstance(value, str):
             return self._inside(value, where)
         if isinstance(value, dict):
-            path, is_held = value.get("path"), value.get("_held", True)
+            path, is_held = value.get("path"), value.get("_held")
             if path is not None and not is_held:
                 return self._inside(path, where)
             value = is_held  # the bytes in the table, whatever file of this machine the path beside them names
         return Cell(partial(part.media, modality), row, f"{where}, {modality}") if value else None
 
     def _inside(self, name: str, where: str) -> str:
-        """A path below `root`. Raises ValueError with the row where it leads out of it."""
+        """A path below `root`. Raises ValueError with the row where it leads out of it, or is none."""
         try:
+            if what := address(name):
+                raise ValueError(f"expected the name of a file, got {what} {name[:80]!r}")
             return str(inside(self.root, name))
         except ValueError as error:
             raise ValueError(f"{where}: {error}; put the file there") from error
@@ -153,28 +167,32 @@ def read_saved(directory: str | Path) -> Table:
     """
     root = Path(directory)
     if not (root / "dataset_dict.json").is_file():
-        parts, names = _saved_split(root, None)
-        return Table(parts, names, root)
+        parts, names, unread = _saved_split(root, None)
+        return Table(parts, names, root, unread)
     splits = read_json(root / "dataset_dict.json")["splits"]
     found = [_saved_split(root / split, split) for split in splits]
-    return Table([part for parts, _ in found for part in parts], {k: v for _, n in found for k, v in n.items()}, root)
+    names = {column: several for _, named, _ in found for column, several in named.items()}
+    unread = [column for _, _, columns in found for column in columns]
+    return Table([part for parts, _, _ in found for part in parts], names, root, unread)
 
 
-def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, list[str]]]:
-    """The parts of one saved split, and the names of its classes."""
+def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, list[str]], list[str]]:
+    """The parts of one saved split, the names of its classes, and columns of files that no field is called by."""
     pyarrow, ipc = import_extra("pyarrow"), import_extra("pyarrow.ipc")
     state = read_json(root / "state.json")
     if state.get("_indices_data_files"):
         raise ValueError(f"expected a data set without indices in {root}, got one; save it again with datasets 2.15+")
     features = read_json(root / "dataset_info.json").get("features") or {}
-    parts = []
+    parts, unread = [], []
     for file in (root / entry["filename"] for entry in state["_data_files"]):
         if not file.is_file():
             raise ValueError(f"expected the arrow file {file}, got no such file; copy the data set again")
         with pyarrow.memory_map(str(file)) as mapped:
             table = ipc.open_stream(mapped).read_all()
-        parts.append(_Part(str(file), _light(table), partial(_column, table), split))
-    return parts, _class_names(features)
+        others = [field.name for field in table.schema if holds_files(field)]
+        unread += others
+        parts.append(_Part(str(file), _light(table.drop_columns(others)), partial(_column, table), split))
+    return parts, _class_names(features), unread
 
 
 def _column(table: Any, name: str) -> Any:
@@ -198,6 +216,7 @@ def read_parquet(path: str | Path) -> Table:
     parquet, pyarrow, ipc = map(import_extra, ("pyarrow.parquet", "pyarrow", "pyarrow.ipc"))
     parts: list[_Part] = []
     names: dict[str, list[str]] = {}
+    unread: list[str] = []
     for file in files:
         try:
             opened = parquet.ParquetFile(str(file), memory_map=True)
@@ -207,6 +226,7 @@ def read_parquet(path: str | Path) -> Table:
         names |= _class_names(json.loads(written)["info"].get("features") or {}) if written else {}
         split = file.stem.partition("-")[0]
         groups = _Groups(opened)
+        unread += [field.name for field in opened.schema_arrow if holds_files(field)]
         if not opened.num_row_groups:
             continue
         # Words of a large set do not fit into memory: unpacked into a file without a name, they are mapped.
@@ -223,7 +243,25 @@ def read_parquet(path: str | Path) -> Table:
         for number, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True)):
             light = table.slice(end - size, size)
             parts.append(_Part(str(file), light, partial(groups.media, number), split if split in SPLITS else None))
-    return Table(parts, names, root if root.is_dir() else root.parent)
+    return Table(parts, names, root if root.is_dir() else root.parent, unread)
+
+
+def holds_files(field: Any) -> bool:
+    """Whether an Arrow field holds bytes, `{bytes, path}` or lists of them under a name that is no medium's.
+
+    Such columns may be most of a file: they are not read, and `plait data check` names them.
+    """
+    types, kind = import_extra("pyarrow").types, field.type
+    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        if field.name in MEDIA:  # several pictures of one row: a row has one
+            return True
+        kind = kind.value_type
+    if types.is_struct(kind):
+        inner = [kind.field(number) for number in range(kind.num_fields)]
+        is_bytes = any(types.is_binary(one.type) or types.is_large_binary(one.type) for one in inner)
+    else:
+        is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return is_bytes and field.name not in MEDIA
 
 
 class _Groups:
@@ -236,27 +274,42 @@ class _Groups:
 
     def light(self, number: int) -> Any:
         """All columns without the bytes of media: of `{bytes, path}` the path, of plain bytes whether there are any."""
-        types = import_extra("pyarrow").types
-        names, packed = [], []
+        pyarrow = import_extra("pyarrow")
+        names, packed, paired = [], [], []
         for field in self.file.schema_arrow:
-            is_medium = field.name in MEDIA
-            if is_medium and (types.is_binary(field.type) or types.is_large_binary(field.type)):
+            if holds_files(field):
+                continue
+            if field.name in MEDIA and pyarrow.types.is_struct(field.type):
+                paired.append(field.name)
+                names.append(f"{field.name}.path")
+            elif field.name in MEDIA and not pyarrow.types.is_string(field.type):
                 packed.append(field.name)
             else:
-                names.append(f"{field.name}.path" if is_medium and types.is_struct(field.type) else field.name)
+                names.append(field.name)
         table = self.file.read_row_group(number, columns=names)
         for name in packed:
             table = table.append_column(name, self._held(number, name))
+        for name in paired:
+            path = _field(table.column(name), "path")
+            both = pyarrow.StructArray.from_arrays([self._held(number, name, "bytes"), path], names=["_held", "path"])
+            table = table.set_column(table.column_names.index(name), name, both)
         return table
 
-    def _held(self, number: int, column: str) -> Any:
-        """Which rows of a column of bytes hold some; the bytes are read only where the file says that some are null."""
+    def _held(self, number: int, column: str, inner: str | None = None) -> Any:
+        """Which rows of a column of bytes hold some; the bytes are read only where the file says that some are null.
+
+        inner: the field of the bytes where the column holds structures.
+        """
         pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
         group = self.file.metadata.row_group(number)
-        facts = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+        name = column if inner is None else f"{column}.{inner}"
+        facts = next((c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == name), None)
+        if facts is None:  # structures of paths alone
+            return pyarrow.array([False] * group.num_rows)
         if facts.statistics is not None and facts.statistics.null_count == 0:
             return pyarrow.array([True] * group.num_rows)
-        return compute.is_valid(self.media(number, column))
+        cells = self.media(number, column)
+        return _joined(compute.is_valid(cells if inner is None else _field(cells, inner)))
 
     def media(self, number: int, column: str) -> Any:
         """A media column of one row group."""
@@ -270,6 +323,21 @@ class _Groups:
             return self._kept[key]
 
 
+def _joined(column: Any) -> Any:
+    """A column in one piece."""
+    while hasattr(column, "combine_chunks"):  # one of structures gives chunks of chunks
+        column = column.combine_chunks()
+    return column
+
+
+def _field(column: Any, name: str) -> Any:
+    """A field of a column of structures in one piece; nulls where the structures have no such field."""
+    pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
+    if name not in [column.type.field(number).name for number in range(column.type.num_fields)]:
+        return pyarrow.nulls(len(column), pyarrow.string() if name == "path" else pyarrow.binary())
+    return _joined(compute.struct_field(column, name))
+
+
 def _light(table: Any) -> Any:
     """`table` with media bytes replaced by whether they are there: `{_held, path}`, or True."""
     pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
@@ -277,10 +345,7 @@ def _light(table: Any) -> Any:
         column, place = table.column(name), table.column_names.index(name)
         kind = column.type
         if pyarrow.types.is_struct(kind):
-            held = compute.is_valid(compute.struct_field(column, "bytes"))
-            path = compute.struct_field(column, "path")
-            arrays = [one.combine_chunks() for one in (held, path)]
-            arrays = [a.combine_chunks() if isinstance(a, pyarrow.ChunkedArray) else a for a in arrays]
+            arrays = [_joined(compute.is_valid(_field(column, "bytes"))), _field(column, "path")]
             table = table.set_column(place, name, pyarrow.StructArray.from_arrays(arrays, names=["_held", "path"]))
         elif pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
             table = table.set_column(place, name, compute.is_valid(column))

@@ -25,7 +25,7 @@ from plait.media import kind_of
 from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
 from plait.terminal import progress_bar
-from plait.types import MODALITIES, Modality, Sample
+from plait.types import MODALITIES, Modality, Sample, whole_text
 
 if TYPE_CHECKING:
     import torch
@@ -485,6 +485,8 @@ class _Work:
             vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         if not np.isfinite(vectors).all():  # NaN is never a vector: it would be nearest to nothing and everything
             raise ValueError("the model returned numbers that are not finite")
+        if not vectors.any(axis=-1).all():  # of a dead layer: it would be equally near to everything
+            raise ValueError("the model returned zeros, which have no direction")
         return vectors
 
     def fuse(self, query: Sequence[Part] | str, vectors: Mapping[object, np.ndarray]) -> np.ndarray | str:
@@ -676,6 +678,8 @@ def _part(modality: Modality, value: Any, weights: Mapping[str, float]) -> Part:
             "audio": "a path, bytes or a float array",
         }
         raise ValueError(f"expected {modality} as {accepted[modality]}, got {type(value).__name__}")
+    if modality == "text" and not whole_text(value).strip():
+        raise ValueError(f"expected a text with words in it, got {value!r:.40}; leave it out")
     return Part(modality, value, float(weights.get(modality, 1.0)), rate)
 
 

@@ -413,7 +413,7 @@ def frames_of(file: Path | bytes, count: int, choose: Callable[[int, float], lis
     """
     from PIL import Image
 
-    from plait.media.limits import MAX_FRAMES, MAX_PIXELS
+    from plait.media.limits import IN_FORCE, MediaError, exceeds, name_of
     from plait.media.video import load_frames
 
     if isinstance(file, bytes):
@@ -426,8 +426,11 @@ def frames_of(file: Path | bytes, count: int, choose: Callable[[int, float], lis
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=("GIF",)) as animation:
             total = getattr(animation, "n_frames", 1)
-            if animation.width * animation.height > MAX_PIXELS or total > MAX_FRAMES:
-                raise ValueError(f"more than {MAX_FRAMES} frames of {MAX_PIXELS} pixels")
+            pixels = animation.width * animation.height
+            for got, name in ((pixels, "max_pixels"), (total, "max_frames")):
+                if got > (most := getattr(IN_FORCE, name)):
+                    what = f"{got} {name.removeprefix('max_')}"
+                    raise exceeds("video", name_of(file), what, name, most, "scale or cut it")
             # the middle of each of `count` equal stretches; pictures of an animation have 100 ms by default
             even = [min(total - 1, int((i + 0.5) * total / count)) for i in range(count)]
             rate = 1000 / (animation.info.get("duration") or 100)
@@ -436,6 +439,8 @@ def frames_of(file: Path | bytes, count: int, choose: Callable[[int, float], lis
                 animation.seek(number)
                 frames.append(animation.convert("RGB"))
             return frames
+    except MediaError:
+        raise
     except (OSError, ValueError, EOFError) as error:
         name = "bytes" if isinstance(file, bytes) else str(file)
         raise ValueError(f"expected an animated picture, got {name}: {error}") from error

@@ -24,12 +24,12 @@ from plait.errors import import_extra
 from plait.media.container import opened
 from plait.media.kinds import UNKNOWN_LENGTH, content_of, sniff
 from plait.media.limits import (
-    MAX_BYTES,
     MAX_CHANNELS,
     MAX_RATE,
-    MAX_SECONDS,
     MediaError,
     Source,
+    exceeds,
+    limit,
     open_media,
     refusal,
 )
@@ -65,13 +65,15 @@ _MPEG_BITS = {
 
 
 def load_audio(
-    source: Source, sampling_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+    source: Source, sampling_rate: int = 16000, *, max_seconds: float | None = None, max_bytes: int | None = None
 ) -> np.ndarray:
     """Load one clip as mono float32 `(samples,)` at `sampling_rate` Hz, full scale +-1.
 
     Channels are averaged, then resampled (soxr, high quality). Raises MediaError, one line naming the file, for what is
     missing, damaged, empty, longer than `max_seconds` or no sound; MissingExtraError without soundfile and soxr.
+    Limits that are None are those in force (`plait.media.raised`).
     """
+    max_seconds = limit("max_seconds", max_seconds)
     with open_media(source, "audio", max_bytes) as file:
         container = sniff(file)
         # STREAMINFO counts the samples in 36 bits; a writer to a pipe leaves 0, with which libsndfile cannot read on
@@ -93,13 +95,14 @@ def load_audio(
 
 
 def audio_of_video(
-    source: Source, sampling_rate: int = 16000, *, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+    source: Source, sampling_rate: int = 16000, *, max_seconds: float | None = None, max_bytes: int | None = None
 ) -> np.ndarray:
     """The first sound track of a video, or of a sound file that only FFmpeg reads: mono float32 `(samples,)`.
 
     Raises MediaError, one line naming the file, where there is none, and as `load_audio`.
     """
-    with opened(source, "audio", max_bytes) as container:
+    max_seconds = limit("max_seconds", max_seconds)
+    with opened(source, "audio", max_bytes, max_seconds=max_seconds) as container:
         if not container.streams.audio:
             raise refusal("audio", source, "a video without a sound track", "pass a video with sound")
         stream = container.streams.audio[0]
@@ -139,13 +142,15 @@ def _parts(file: BinaryIO, source: Source, container: str | None, max_seconds: f
         starts = _mp3_starts(file, source, max_seconds)
     else:
         return None
+    if starts in ([], [0]):  # no frame that another follows, or one file from its beginning
+        return None
     size = file.seek(0, os.SEEK_END)
     pieces = []
     for start, stop in zip(starts, [*starts[1:], size], strict=True):
         file.seek(start)
         pieces.append(io.BytesIO(file.read(stop - start)))
     file.seek(0)
-    return pieces if starts and starts != [0] else None
+    return pieces
 
 
 def _with_known_length(file: BinaryIO) -> list[io.BytesIO] | None:
@@ -276,8 +281,7 @@ def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: 
                     blocks.append(block.mean(axis=1))
                 length += len(block)
                 if length > int(max_seconds * rate):
-                    got = "more samples than its header says"
-                    raise refusal("audio", source, got, "cut it, or raise max_seconds")
+                    raise exceeds("audio", source, f"{length / rate:.1f} s", "max_seconds", max_seconds, "cut it")
             if length < MIN_SHARE * sound.frames:
                 got = f"{length} of {sound.frames} samples, a truncated or damaged file"
                 raise refusal("audio", source, got)
@@ -306,7 +310,7 @@ def _check_sound(source: object, rate: int, channels: int, seconds: float, max_s
     if not 0 < channels <= MAX_CHANNELS:
         raise refusal("audio", source, f"{channels} channels, not 1 to {MAX_CHANNELS}", "mix it down")
     if seconds > max_seconds:
-        raise refusal("audio", source, f"{seconds:.1f} s, more than {max_seconds:g} s", "cut it, or raise max_seconds")
+        raise exceeds("audio", source, f"{seconds:.1f} s", "max_seconds", max_seconds, "cut it")
 
 
 def resample(clip: np.ndarray, rate: int, sampling_rate: int, source: object = "an array") -> np.ndarray:

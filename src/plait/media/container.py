@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from plait.errors import import_extra
 from plait.media.kinds import MAX_HEADER, boxes, content_of, promised_bytes, sniff
-from plait.media.limits import MAX_BYTES, MAX_PIXELS, MAX_SECONDS, MediaError, Source, open_media, refusal
+from plait.media.limits import MediaError, Source, limit, open_media, refusal
 
 DEMUXERS = {
     "mov": "mov",
@@ -38,15 +38,21 @@ DEMUXERS = {
 }
 """Container -> the only FFmpeg demuxer tried on it."""
 
-MAX_SAMPLES = int(MAX_SECONDS) * 96_000
-"""Entries of a table of samples: each value of uncompressed sound may be one."""
+SAMPLES_PER_SECOND = 96_000
+"""Entries of a table of samples for a second of media: each value of uncompressed sound may be one."""
 _DATA = {b"mdat", b"free", b"skip", b"wide"}
 _TABLE = re.compile(rb"(?P<kind>stsz|trun)(?P<body>.{12})", re.DOTALL)
 
 
 @contextmanager
-def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Generator[Any]:
-    """An FFmpeg container over `source`; whatever goes wrong inside becomes a MediaError."""
+def opened(
+    source: Source,
+    kind: str,
+    max_bytes: int | None = None,
+    max_pixels: int | None = None,
+    max_seconds: float | None = None,
+) -> Generator[Any]:
+    """An FFmpeg container over `source`; whatever goes wrong inside becomes a MediaError. Limits: None as in force."""
     av = import_extra("av")
     with open_media(source, kind, max_bytes) as file:
         found = sniff(file)
@@ -54,7 +60,7 @@ def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: in
         if demuxer is None:
             raise refusal(kind, source, content_of(found), "convert it to MP4 or WebM")
         if demuxer == "mov":
-            check_boxes(file, source, kind)
+            check_boxes(file, source, kind, limit("max_seconds", max_seconds))
         promised, size = promised_bytes(file, demuxer), file.seek(0, os.SEEK_END)
         if promised is not None and promised > size:  # FFmpeg would show the first part without a word
             raise refusal(kind, source, f"{size} of {promised} bytes, a truncated file")
@@ -64,7 +70,7 @@ def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: in
                 # PyAV reads the options when it opens the decoder, so the limit holds before a frame takes memory
                 for stream in container.streams.video:
                     if stream.codec_context is not None:
-                        stream.codec_context.options = {"max_pixels": str(max_pixels)}
+                        stream.codec_context.options = {"max_pixels": str(limit("max_pixels", max_pixels))}
                 yield container
         except MediaError:
             raise
@@ -73,7 +79,7 @@ def opened(source: Source, kind: str, max_bytes: int = MAX_BYTES, max_pixels: in
             raise refusal(kind, source, f"a truncated or damaged file ({said})") from error
 
 
-def check_boxes(file: BinaryIO, source: object, kind: str) -> None:
+def check_boxes(file: BinaryIO, source: object, kind: str, max_seconds: float) -> None:
     """Raise MediaError where a table promises more samples than the file has bytes. Leaves `file` at its start."""
     size = file.seek(0, os.SEEK_END)
     for name, start, length in boxes(file, size):
@@ -96,7 +102,7 @@ def check_boxes(file: BinaryIO, source: object, kind: str) -> None:
             each, count = struct.unpack(">II", table["body"][4:])
             if table["kind"] == b"trun":
                 each, count = 1, each
-            if count * max(each, 1) > size or count > MAX_SAMPLES:
+            if count * max(each, 1) > size or count > max_seconds * SAMPLES_PER_SECOND:
                 got = f"a header that promises {count} samples in {size} bytes"
                 raise refusal(kind, source, f"{got}, a truncated or damaged file")
     file.seek(0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.media.kinds import content_of, sniff
-from plait.media.limits import MAX_BYTES, MAX_PIXELS, MediaError, Source, open_media, refusal
+from plait.media.limits import MediaError, Source, exceeds, limit, open_media, refusal
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -41,17 +42,19 @@ _ORIENTATION = 0x0112
 def load_image(
     source: Source | PILImage.Image | Any,
     *,
-    max_pixels: int = MAX_PIXELS,
-    max_bytes: int = MAX_BYTES,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
     convert_profile: bool = True,
 ) -> PILImage.Image:
     """Load one picture as a PIL image in mode RGB (sRGB), upright, 8 bits per channel, transparent parts white.
 
     convert_profile: False leaves the numbers of a picture with an ICC profile as they are, as the official code of
     every family does, for comparisons with it. Raises MediaError, one line naming the file, for what is missing,
-    damaged, too large or no image.
+    damaged, too large or no image. Limits that are None are those in force (`plait.media.raised`).
     """
     from PIL import Image
+
+    max_pixels = limit("max_pixels", max_pixels)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about files that are converted or refused below
@@ -64,7 +67,7 @@ def load_image(
                 return _normal(source, source, max_pixels, convert_profile)
         with open_media(source, "image", max_bytes) as file:
             container = sniff(file)
-            with _one_line(source, container):
+            with _one_line(source, container), _pillow_takes(max_pixels):
                 if container == "png":  # decoding does not look at the checksums
                     Image.open(file, formats=("PNG",)).verify()
                     file.seek(0)
@@ -110,6 +113,26 @@ def _of_data_uri(source: str) -> bytes:
         ) from error
 
 
+_PILLOW = threading.Lock()
+
+
+@contextmanager
+def _pillow_takes(max_pixels: int) -> Generator[None]:
+    """Pillow refuses twice `MAX_IMAGE_PIXELS` by itself: that gives way where the limit here is higher."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    if before is None or max_pixels <= 2 * before:
+        yield
+        return
+    with _PILLOW:  # the number is that of the whole process: pictures so large are opened one after the other
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 @contextmanager
 def _one_line(source: object, container: str | None) -> Generator[None]:
     """Whatever a decoder raises becomes a MediaError that says what the content looks like."""
@@ -119,9 +142,9 @@ def _one_line(source: object, container: str | None) -> Generator[None]:
         yield
     except MediaError:
         raise
-    except Image.DecompressionBombError as error:  # Pillow's own limit, which `max_pixels` cannot raise
-        pixels, limit = re.findall(r"\d+", str(error))
-        raise refusal("image", source, f"{pixels} pixels, more than {limit}", "scale it down") from error
+    except Image.DecompressionBombError as error:  # Pillow's own limit, of a format that holds several sizes
+        pixels, most = re.findall(r"\d+", str(error))
+        raise exceeds("image", source, f"{pixels} pixels", "max_pixels", int(most), "scale it down") from error
     except UnidentifiedImageError as error:
         if container in _READ:
             raise refusal("image", source, f"a truncated or damaged {container.upper()} file") from error
@@ -146,8 +169,8 @@ def _normal(image: PILImage.Image, source: object, max_pixels: int, convert_prof
     from PIL.Image import Transpose
 
     if image.width * image.height > max_pixels:
-        got = f"{image.width} x {image.height} pixels, more than {max_pixels}"
-        raise refusal("image", source, got, "scale it down, or raise max_pixels")
+        got = f"{image.width} x {image.height} pixels"
+        raise exceeds("image", source, got, "max_pixels", max_pixels, "scale it down")
     is_deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))  # the decoder's raw mode: "RGB;16B"
     image.load()
     try:  # after `load`: there Pillow turns a TIFF by itself and deletes the tag

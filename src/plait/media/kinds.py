@@ -32,7 +32,8 @@ _BY_EXTENSION: dict[Modality, str] = {
     "video": "mp4 m4v mov qt 3gp 3g2 mkv webm avi mpg mpeg ts m2ts mts m2t flv ogv wmv asf",
     "audio": "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64 m4a m4b aac mka weba wma",
 }
-_EXTENSIONS: dict[str, Modality] = {name: kind for kind, names in _BY_EXTENSION.items() for name in names.split()}
+EXTENSIONS: dict[str, Modality] = {name: kind for kind, names in _BY_EXTENSION.items() for name in names.split()}
+"""Ending of a name -> what it promises."""
 
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpeg"),
@@ -228,7 +229,7 @@ def kind_of(path: str | Path) -> Modality | None:
 
     A file that cannot be read counts by its extension, so that loading it says why.
     """
-    extension = _EXTENSIONS.get(Path(path).suffix.lower().removeprefix("."))
+    extension = EXTENSIONS.get(Path(path).suffix.lower().removeprefix("."))
     container, shows = None, None
     with suppress(OSError, ValueError):
         if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer

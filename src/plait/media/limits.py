@@ -1,4 +1,7 @@
-"""What media may cost, and how a source is opened: path | bytes -> open_media -> a file that is safe to look into."""
+"""What media may cost, and how a source is opened: path | bytes -> open_media -> a file that is safe to look into.
+
+The limits in force are those of the process: loaders run in threads, and behind every verb. `raised` changes them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 class Packed(ABC):
@@ -35,18 +39,77 @@ class Packed(ABC):
 Source = str | Path | bytes | Packed
 """A path, the bytes of a file, or a file inside another."""
 
-MAX_BYTES = 1 << 30
-"""Bytes of one file."""
-MAX_PIXELS = 64_000_000
-"""Pixels of one image or video frame."""
-MAX_SECONDS = 600.0
-"""Length of one clip, sound or video."""
-MAX_FRAMES = 100_000
-"""Frames of one video."""
+
+@dataclass(slots=True)
+class Limits:
+    """What one file may cost before it is decoded.
+
+    Args:
+        max_bytes: of one file. max_pixels: of one image or video frame.
+        max_seconds: of one clip, sound or video. max_frames: of one video.
+    """
+
+    max_bytes: int = 1 << 30
+    max_pixels: int = 64_000_000
+    max_seconds: float = 600.0
+    max_frames: int = 100_000
+
+
+IN_FORCE = Limits()
+"""What a loader goes by where its caller names no limit of its own."""
+
 MAX_CHANNELS = 32
 """Channels of one sound."""
 MAX_RATE = 768_000
 """Samples per second of one sound."""
+
+
+@contextmanager
+def raised(**limits: float) -> Generator[Limits]:
+    """Other limits on media for everything that is loaded in the block, in every thread of the process.
+
+    Args:
+        limits: any of max_bytes, max_pixels, max_seconds and max_frames, above 0.
+
+    Raises:
+        ValueError: for another name, and for what is no number above 0.
+
+    Example:
+        >>> with raised(max_seconds=3600):
+        ...     IN_FORCE.max_seconds
+        3600
+    """
+    before = asdict(IN_FORCE)
+    try:
+        set_limits(**limits)
+        yield IN_FORCE
+    finally:
+        set_limits(**before)
+
+
+def set_limits(**limits: float) -> None:
+    """As `raised`, until the end of the process or of a `raised` around it."""
+    for name, value in limits.items():
+        if name not in Limits.__slots__:
+            raise ValueError(f"expected a limit among {', '.join(Limits.__slots__)}, got {name!r}; choose one of them")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"expected a number above 0 for {name}, got {value!r}; give a larger one")
+    for name, value in limits.items():
+        setattr(IN_FORCE, name, value if name == "max_seconds" else int(value))
+
+
+def limit(name: str, own: Any) -> Any:
+    """A caller's own limit, else the one in force."""
+    return getattr(IN_FORCE, name) if own is None else own
+
+
+def exceeds(kind: str, source: object, got: str, name: str, value: float, remedy: str) -> MediaError:
+    """The error for a file that costs more than a limit; it says how to raise it.
+
+    got: what the file has, in words. name, value: of the limit. remedy: what else helps.
+    """
+    said = f"{got}, more than " + (f"{value:g} s" if name == "max_seconds" else str(value))
+    return refusal(kind, source, said, f"{remedy}, or raise {name} (--limit {name}=NUMBER, plait.media.raised)")
 
 
 class MediaError(ValueError):
@@ -66,11 +129,12 @@ def refusal(kind: str, source: object, got: object, remedy: str = "check the fil
 
 
 @contextmanager
-def open_media(source: Source, kind: str, max_bytes: int = MAX_BYTES) -> Generator[BinaryIO]:
+def open_media(source: Source, kind: str, max_bytes: int | None = None) -> Generator[BinaryIO]:
     """Open `source` for reading: an ordinary file of 1 to `max_bytes` bytes. Raises MediaError for anything else.
 
     Links are followed; a loop of links, a directory, a pipe or a device is an error and never opened.
     """
+    max_bytes = limit("max_bytes", max_bytes)
     if isinstance(source, Packed):
         if (size := source.size()) is not None:
             _check_size(kind, source, size, max_bytes)
@@ -108,4 +172,4 @@ def _check_size(kind: str, source: object, size: int, max_bytes: int) -> None:
     if size == 0:
         raise refusal(kind, source, "an empty file")
     if size > max_bytes:
-        raise refusal(kind, source, f"{size} bytes, more than {max_bytes}", "shorten it, or raise max_bytes")
+        raise exceeds(kind, source, f"{size} bytes", "max_bytes", max_bytes, "shorten it")

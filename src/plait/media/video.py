@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.media.container import opened
-from plait.media.limits import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, Source, refusal
+from plait.media.limits import Source, exceeds, limit, refusal
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -55,23 +55,25 @@ def load_video(
     *,
     at: Sequence[float] | None = None,
     choose: Callable[[int, float], Sequence[int]] | None = None,
-    max_seconds: float = MAX_SECONDS,
-    max_frames: int = MAX_FRAMES,
-    max_pixels: int = MAX_PIXELS,
-    max_bytes: int = MAX_BYTES,
+    max_seconds: float | None = None,
+    max_frames: int | None = None,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
 ) -> Video:
     """The frames on screen in the middle of `num_frames` equal parts of a video, at the seconds `at`, or by number.
 
     choose: (frames of the video, frames per second) -> numbers of the frames wanted, as published samplers have it.
     A short video gives a frame several times; times before its first frame give the first, after its end the last.
     Raises MediaError, one line naming the file, for what is missing, damaged, too large or no video; MissingExtraError
-    without PyAV.
+    without PyAV. Limits that are None are those in force (`plait.media.raised`).
     """
-    limits = (max_seconds, max_frames, max_pixels)
-    with opened(source, "video", max_bytes, max_pixels) as container:
-        track = _promised(container, source, *limits)
+    max_seconds, max_frames = limit("max_seconds", max_seconds), limit("max_frames", max_frames)
+    max_pixels = limit("max_pixels", max_pixels)
+    costs = (max_bytes, max_pixels, max_seconds)
+    with opened(source, "video", *costs) as container:
+        track = _promised(container, source, max_seconds, max_frames, max_pixels)
     if not track.is_sure:
-        with opened(source, "video", max_bytes, max_pixels) as container:
+        with opened(source, "video", *costs) as container:
             track = _decoded(container, source, track, max_seconds)
     while True:
         if choose is not None:
@@ -84,12 +86,12 @@ def load_video(
             targets = list(at)
         # decoded once from front to back, since seeking lands on key frames only, then put back into the order asked
         wanted = sorted(range(len(targets)), key=lambda i: targets[i])
-        with opened(source, "video", max_bytes, max_pixels) as container:
+        with opened(source, "video", *costs) as container:
             shown = _frames_at(container, [targets[i] for i in wanted], track)
         if shown is not None:
             break
         # the packets promised other frames than those that came: ask the frames themselves
-        with opened(source, "video", max_bytes, max_pixels) as container:
+        with opened(source, "video", *costs) as container:
             track = _decoded(container, source, track, max_seconds)
     place = {original: sorted_ for sorted_, original in enumerate(wanted)}
     chosen = [shown[place[i]] for i in range(len(targets))]
@@ -125,8 +127,8 @@ def _promised(container: Any, source: Source, max_seconds: float, max_frames: in
     """The track as its packets tell it, without decoding any. Never empty."""
     stream = _stream(container, source)
     if stream.codec_context.width * stream.codec_context.height > max_pixels:
-        got = f"{stream.codec_context.width} x {stream.codec_context.height} pixels, more than {max_pixels}"
-        raise refusal("video", source, got, "scale it down, or raise max_pixels")
+        got = f"{stream.codec_context.width} x {stream.codec_context.height} pixels"
+        raise exceeds("video", source, got, "max_pixels", max_pixels, "scale it down")
     stamps: list[tuple[float, float]] = []  # of what is shown: when, and for how long where the packet knows
     seen, promised, is_sure, last, has_key = 0, 0, True, None, False
     is_broadcast = container.format.name in _BROADCAST
@@ -136,7 +138,7 @@ def _promised(container: Any, source: Source, max_seconds: float, max_frames: in
             continue
         seen += 1
         if seen > max_frames:
-            raise refusal("video", source, f"more than {max_frames} frames", "cut it, or raise max_frames")
+            raise exceeds("video", source, f"{seen} frames and more", "max_frames", max_frames, "cut it")
         has_key = has_key or packet.is_keyframe
         if packet.dts is not None:  # decoding order never goes back, unless another stream begins
             now = float(packet.dts * stream.time_base)
@@ -162,8 +164,7 @@ def _promised(container: Any, source: Source, max_seconds: float, max_frames: in
 
 def _check_length(source: Source, seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:
-        got = f"{seconds:.1f} s, more than {max_seconds:g} s"
-        raise refusal("video", source, got, "cut it, or raise max_seconds")
+        raise exceeds("video", source, f"{seconds:.1f} s", "max_seconds", max_seconds, "cut it")
 
 
 def _decoded(container: Any, source: Source, promised: _Track, max_seconds: float) -> _Track:

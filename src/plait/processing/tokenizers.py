@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.errors import no_code_of
+from plait.types import whole_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -109,12 +110,12 @@ def encode_with(
     An empty text is a single space, as published; the backend alone would give only the end token.
 
     Raises:
-        ValueError: on a vocabulary without byte symbols.
+        ValueError: on a vocabulary without byte symbols, and for a text that holds half a character.
     """
     space = backend.token_to_id(_SPACE)
     if space is None:
         raise ValueError("expected a vocabulary with a piece for the space, got none; use one of build_tokenizer")
-    rows: list[list[int]] = [row.ids[:-1] or [space] for row in backend.encode_batch(list(texts))]
+    rows: list[list[int]] = [row.ids[:-1] or [space] for row in backend.encode_batch(list(map(whole_text, texts)))]
     return [[*row[:max_tokens], EOS_ID] for row in rows]
 
 

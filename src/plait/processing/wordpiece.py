@@ -12,6 +12,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
+from plait.types import whole_text
+
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -126,8 +128,8 @@ def clean_question(text: str, max_words: int = 30) -> str:
 
 
 def _plain(text: str) -> str:
-    """Lower case, punctuation gone, hyphens and slashes as spaces."""
-    return _PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
+    """Lower case, punctuation gone, hyphens and slashes as spaces. Raises ValueError for half a character."""
+    return _PUNCTUATION.sub("", whole_text(text).lower()).replace("-", " ").replace("/", " ")
 
 
 def _first_words(text: str, count: int) -> str:

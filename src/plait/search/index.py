@@ -30,6 +30,7 @@ from plait.places import claim
 from plait.search.filters import COLUMNS, quote, to_sql
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
+from plait.types import plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -380,7 +381,7 @@ class Index:
             UsageError: for a filter that is no SQL of these columns.
             ValueError: for nothing to write, and while another process is writing.
         """
-        values = {"caption": caption, "label": label, "meta": None if meta is None else json.dumps(dict(meta))}
+        values = {"caption": caption, "label": label, "meta": None if meta is None else json.dumps(plain(meta, "meta"))}
         values = {name: value for name, value in values.items() if value is not None}
         if not values:
             raise ValueError("expected a caption, label or meta to write, got none")

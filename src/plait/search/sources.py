@@ -17,9 +17,9 @@ import numpy as np
 from plait.data.manifest import NAMES, read_manifest
 from plait.embedder import NO_MEDIA
 from plait.media import kind_of
-from plait.media.limits import MAX_BYTES
+from plait.media.limits import IN_FORCE, exceeds
 from plait.terminal import printable
-from plait.types import MODALITIES, Modality, Sample
+from plait.types import MODALITIES, Modality, Sample, plain, whole_text
 
 OnProblem = Callable[[str, str], None]
 """Called with the path (or name) of what is left out and the reason."""
@@ -187,8 +187,8 @@ def entry_of(candidate: Candidate) -> Entry:
         raise ValueError(NO_MEDIA)
     if (size := status.st_size) == 0:
         raise ValueError("the file is empty")
-    if size > MAX_BYTES:  # before it is hashed
-        raise ValueError(f"{size} bytes, more than {MAX_BYTES}")
+    if size > IN_FORCE.max_bytes:  # before it is hashed
+        raise exceeds(modality, path, f"{size} bytes", "max_bytes", IN_FORCE.max_bytes, "shorten it")
     where = path.resolve()
     # such as a lone surrogate, of a name that is no UTF-8: SQL and JSON cannot hold it
     try:  # a name is bytes of a person's choice, and an index stores any that are text; escaping is for display
@@ -219,11 +219,13 @@ def _described(sample: Sample, modality: Modality) -> dict[str, Any]:
     """Id, caption, label and meta that a sample gives the row of one of its media."""
     media = [m for m in sample.modalities if m != "text"] or ["text"]
     caption = sample.text or (sample.captions[0] if sample.captions else None)
+    for text in (sample.id, caption, sample.label):
+        whole_text(text or "")
     return {
         "id": sample.id if len(media) == 1 else f"{sample.id}#{modality}",
         "caption": caption,
         "label": sample.label,
-        "meta": {name: value for name, value in sample.to_row().items() if name not in _COLUMNS},
+        "meta": {name: plain(value, name) for name, value in sample.to_row().items() if name not in _COLUMNS},
     }
 
 
