@@ -75,7 +75,7 @@ class Settings:
         out: run directory.
         folder: of the user's media; None is the shipped data set.
         k: denoising losses at every k-th step, 0 for never.
-        stage1, stage2: KEY=VALUE for the recipes.
+        stage1, stage2: KEY=VALUE for the recipes. limits: NAME=NUMBER, of the user's media.
     """
 
     out: Path
@@ -83,6 +83,7 @@ class Settings:
     k: int
     stage1: tuple[str, ...] = ()
     stage2: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def data(self) -> Path:
@@ -98,7 +99,7 @@ class Settings:
         """The arguments that ask for the same again."""
         words = [] if self.folder is None else [str(self.folder)]
         words += ["--seeds", str(seeds), "--out", str(self.out), "--k", str(self.k)]
-        for name, values in (("--stage1", self.stage1), ("--stage2", self.stage2)):
+        for name, values in (("--stage1", self.stage1), ("--stage2", self.stage2), ("--limit", self.limits)):
             words += [word for value in values for word in (name, value)]
         return words
 
@@ -322,15 +323,15 @@ def quickstart(
     if folder is not None:
         check_apart(folder, out)
     with at_work(out):
-        return _quickstart(Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ())), seeds)
+        settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()), tuple(limits or ()))
+        return _quickstart(settings, seeds)
 
 
 def _quickstart(settings: Settings, seeds: int) -> int:
     """All of it, for who holds the directory; the exit code."""
     out, k = settings.out, settings.k
     log = Log(out / "quickstart.json", settings.to_json())
-    words = [*settings.as_arguments(seeds), *(f"--limit={one}" for one in limits or ())]
-    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in words)
+    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
     print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
     print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
     try:

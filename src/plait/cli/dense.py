@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plait.cli.assist import How, JsonOption, MediaArgument, ask_all
-from plait.cli.options import AdapterOption, BadOption, BatchOption, DeviceOption, DtypeOption, ModelArgument
+from plait.cli.options import (
+    AdapterOption,
+    BadOption,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    LimitOption,
+    ModelArgument,
+    raise_limits,
+)
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +41,10 @@ def detect(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Find the objects of images: label, score and x0 y0 x1 y1 in pixels; masks go into drawings and COCO results."""
+    raise_limits(limits)
     from plait.places import atomic_directory, atomic_write
 
     rows: list[dict[str, Any]] = []

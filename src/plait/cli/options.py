@@ -93,6 +93,8 @@ def _plugins(
     ] = None,
 ) -> None:
     """Declares the option `--plugin`."""
+
+
 def raise_limits(given: Sequence[str] | None) -> None:
     """Let the media of this command cost what `--limit` says; `plait.cli.run_verb` ends it with the command.
 

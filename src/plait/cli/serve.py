@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.cli.options import DeviceOption, DtypeOption
+from plait.cli.options import DeviceOption, DtypeOption, LimitOption, raise_limits
 from plait.errors import UsageError, import_extra
 
 KEY = "PLAIT_API_KEY"
@@ -34,11 +34,13 @@ def serve(
     drain: Annotated[float, typer.Option(help="seconds for what runs when the server is stopped", min=0)] = 30.0,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    limits: LimitOption = None,
 ) -> None:
     """Serve models to clients of OpenAI's API.
 
     The key of clients is read from PLAIT_API_KEY; without it a new one is made and printed.
     """
+    raise_limits(limits)
     from plait.serving.settings import LOOPBACK, Settings
 
     if no_key and host not in LOOPBACK:
