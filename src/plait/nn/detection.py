@@ -184,12 +184,14 @@ def roi_align(
     if not aligned:
         extent = extent.clamp_min(1.0)
     points = torch.full_like(extent, sampling) if sampling else (extent / size).ceil().clamp_min(0)
-    out = map_.new_zeros(len(boxes), channels, size, size)
-    # Regions with grids of one shape are read together; a region without extent has no points and stays 0.
+    parts, places = [], []
+    # Regions with grids of one shape are read together; a region without extent has no points and reads 0.
     for shape in points.unique(dim=0).long().tolist():
-        if min(shape) < 1:
-            continue
         chosen = (points == torch.tensor(shape, device=points.device)).all(dim=1).nonzero()[:, 0]
+        places.append(chosen)
+        if min(shape) < 1:
+            parts.append(map_.new_zeros(len(chosen), channels, size, size))
+            continue
         axes = []
         for axis, (count, length) in enumerate(zip(shape, (width, height), strict=True)):
             share = (torch.arange(size * count, device=boxes.device) + 0.5) / (size * count)
@@ -202,9 +204,15 @@ def roi_align(
         read = F.grid_sample(
             map_[None], where.flatten(0, 1)[None], mode="bilinear", padding_mode="border", align_corners=True
         )[0].unflatten(1, (len(chosen), -1))  # (channels, n, size * y, size * x)
-        read = (read * seen).unflatten(3, (size, -1)).unflatten(2, (size, -1)).mean(dim=(3, 5))
-        out = out.index_copy(0, chosen, read.transpose(0, 1))
-    return out.to(features)
+        parts.append(F.avg_pool2d(read * seen, (shape[1], shape[0])).transpose(0, 1))
+    return _in_order(parts, places, map_.new_zeros(0, channels, size, size)).to(features)
+
+
+def _in_order(parts: Sequence[Tensor], places: Sequence[Tensor], nothing: Tensor) -> Tensor:
+    """Rows of the parts where they belong; one gather, whose gradient is cheaper than one copy per part."""
+    if not parts:
+        return nothing
+    return torch.cat(list(parts))[torch.cat(list(places)).argsort()]
 
 
 def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int) -> Tensor:
@@ -226,13 +234,14 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence
     side = (flat[:, 2:] - flat[:, :2]).prod(dim=-1).clamp_min(0).sqrt()
     first = int(math.log2(strides[0]))
     level = (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(first, first + len(strides) - 1) - first
-    out = maps[0].new_zeros(len(flat), maps[0].shape[1], size, size)
+    parts, places = [], []
     for i, (x, stride) in enumerate(zip(maps, strides, strict=True)):
         for picture in range(len(boxes)):
             chosen = ((level == i) & (owner == picture)).nonzero()[:, 0]
             if len(chosen):
-                out = out.index_copy(0, chosen, roi_align(x[picture], flat[chosen], size, scale=1 / stride))
-    return out
+                parts.append(roi_align(x[picture], flat[chosen], size, scale=1 / stride))
+                places.append(chosen)
+    return _in_order(parts, places, maps[0].new_zeros(0, maps[0].shape[1], size, size))
 
 
 MAX_GROWTH = math.log(1000 / 16)

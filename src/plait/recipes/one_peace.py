@@ -444,7 +444,7 @@ def with_detector(
     sizes: dict[str, Any] = {"has_masks": has_masks}
     if config.dim < 768:
         # The published heads would cost many times what a small branch does.
-        sizes |= {"channels": max(config.dim // 2, 8), "head_dim": 2 * config.dim, "num_convs": 1, "proposal_convs": 1,
+        sizes |= {"channels": max(config.dim // 2, 8), "head_dim": config.dim, "num_convs": 1, "proposal_convs": 1,
                   "proposals": [300, 200], "kept_proposals": 100, "drawn_anchors": 128, "drawn_boxes": 64}  # fmt: skip
     return OnePeaceForObjectDetection.from_encoder(encoder, labels, image_size or 2 * config.image_size, **sizes)
 
