@@ -4,8 +4,8 @@
     python benchmarks/dense.py trees OUT     crowns of trees, boxes drawn by people (DeepForest, MIT)
 
 data -> plait train finetune --set task=detect -> box AP, mask AP; the peer (YOLOS: a plain transformer with detection
-tokens, as wide and deep as nano's image branch) trains from fresh weights for as many seconds of the processor. What was
-found is drawn; all files lie in OUT, `dense.json` holds the figures. The peer needs scipy (its matching).
+tokens, as wide and deep as nano's image branch) trains from fresh weights for as many seconds of the processor. What
+was found is drawn; all files lie in OUT, `dense.json` holds the figures. The peer needs scipy (its matching).
 
 Objects and backgrounds of test scenes are in no training scene; test tiles of trees are of another site (OSBS) and of a
 strip of the large photograph that no training tile touches.
