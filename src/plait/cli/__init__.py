@@ -69,7 +69,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
     "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
-    "index": Verb("plait.cli.search:app", "build and change an index on disk: add"),
+    "index": Verb("plait.cli.search:app", "an index on disk: create, add, check, prune, move, delete, list ..."),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
     "detect": Verb("plait.cli.dense:detect", "find the objects of images: boxes, masks, drawings, COCO results"),
     "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),

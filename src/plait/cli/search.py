@@ -139,7 +139,64 @@ def delete(
     if not paths and not where:
         raise UsageError("expected paths or --where, got neither; --where true deletes every row")
     opened = Index.open(index)
-    print(f"{index}: {opened.delete(where, paths=paths)} deleted, {len(opened)} left")
+    count = opened.delete(where, paths=paths)
+    named = ", ".join([*map(str, paths or ()), *([f"--where {where}"] if where else [])])
+    none = "" if count else f"; no row is of {named}: plait index list shows what there is"
+    print(f"{index}: {count} deleted, {len(opened)} left{none}")
+
+
+@app.command()
+def check(
+    index: IndexPath,
+    contents: Annotated[bool, typer.Option("--contents", help="read every file and compare its checksum")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Are the files of all rows still there (and the same)? Exit code 1 where some are not."""
+    from plait.search.index import Index
+    from plait.search.sources import Problem
+    from plait.search.upkeep import check as check_files
+
+    state = check_files(Index.open(index), contents=contents)
+    if as_json:
+        print(json.dumps({"whole": state.whole, "gone": state.gone, "changed": state.changed}, indent=2))
+    else:
+        _print_problems("gone", [Problem(path, "the file is gone") for path in state.gone])
+        _print_problems("changed", [Problem(path, "the file holds something else now") for path in state.changed])
+        print(f"{index}: {state.whole} rows are whole, {len(state.gone)} gone, {len(state.changed)} changed")
+    if state.gone or state.changed:
+        raise ValueError(
+            f"expected the files of all rows of {index}, got {len(state.gone)} gone and {len(state.changed)} changed; "
+            "plait index move tells where they are, add embeds changed ones anew, prune forgets what is gone"
+        )
+
+
+@app.command()
+def prune(index: IndexPath, as_json: JsonOption = False) -> None:
+    """Delete the rows of files that are gone; plait index check lists them before."""
+    from plait.search.index import Index
+    from plait.search.sources import Problem
+    from plait.search.upkeep import prune as prune_files
+
+    opened = Index.open(index)
+    gone = prune_files(opened)
+    if as_json:
+        print(json.dumps({"deleted": gone, "rows": len(opened)}, indent=2))
+        return
+    _print_problems("deleted", [Problem(path, "the file is gone") for path in gone])
+    print(f"{index}: {len(gone)} deleted, {len(opened)} left")
+
+
+@app.command()
+def move(
+    index: IndexPath,
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="where a file, or all below a folder, was")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="where it is now")],
+) -> None:
+    """Let rows follow a file or folder that was moved or renamed; nothing is embedded anew."""
+    from plait.search.index import Index
+    from plait.search.upkeep import move as move_rows
+
+    print(f"{index}: {move_rows(Index.open(index), old, new)} rows moved to {new}")
 
 
 @app.command()

@@ -512,6 +512,17 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
             f"expected rows with {wanted} to train on and to hold out (split {' or '.join(HELD_OUT[:2])}) in {data}, "
             f"got {len(train)} and {len(test)}; plait data from-folder splits a folder"
         )
+    if task == "classify":
+        for rows, which in ((train, "to train on"), (test, "held out")):
+            labels = {sample.label for sample in rows}
+            if len(labels) < 2:  # always right, whatever it says
+                raise ValueError(
+                    f"expected rows of two labels or more {which} in {data}, got {len(rows)} of {next(iter(labels))!r} "
+                    "alone; hold out some of every label (plait data from-folder does)"
+                )
+    others = ", ".join(f"{count} with {name}" for name, count in counts.items() if name != found and not is_any)
+    left = f"; left out: {others} (medium={next(m for m in counts if m != found)} takes those)" if others else ""
+    print(f"{task} of {found}: {len(train)} rows to train on, {len(test)} held out{left}", flush=True)
     return found, train, test
 
 

@@ -87,6 +87,11 @@ class Hit:
     checksum: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether its file is no longer where it was when it was added: moved, renamed, deleted or not mounted."""
+        return self.path is not None and not os.path.exists(self.path)
+
 
 class Index:
     """Vectors on disk, made with one model. Use `Index.create` or `Index.open`.
@@ -290,6 +295,18 @@ class Index:
                 self._table.add(rows)
         report.replaced += replaced
         report.added += len(kept) - replaced
+
+    def take_along(self, moved: Sequence[tuple[Entry, str]]) -> None:
+        """Let rows follow their files.
+
+        Args:
+            moved: an entry under its new path, and the id of the row that has its vector; one commit.
+
+        Raises:
+            ValueError: while another process is writing.
+        """
+        with writing(self.path):
+            self._move(moved)
 
     def _move(self, moved: Sequence[tuple[Entry, str]]) -> None:
         """Write rows anew under the paths to which their files were moved, with the vectors that they have."""

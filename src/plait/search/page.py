@@ -122,7 +122,7 @@ def table(hits: Sequence[Hit]) -> str:
     if not hits:
         return "nothing found"
     rows = [
-        (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", hit.path or hit.id)
+        (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", (hit.path or hit.id) + _gone(hit))
         for n, hit in enumerate(hits, 1)
     ]
     head = ("#", "score", "kind", "caption", "path")
@@ -131,7 +131,12 @@ def table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
+def _gone(hit: Hit) -> str:
+    """Words behind the path of a hit whose file is not there."""
+    return "  (the file is gone)" if hit.is_gone else ""
+
+
 def to_json(hit: Hit) -> Mapping[str, Any]:
-    """A hit as a JSON object: id, score, modality, path, caption, label, checksum and meta."""
-    names = ("id", "score", "modality", "path", "caption", "label", "checksum", "meta")
+    """A hit as a JSON object: id, score, modality, path, is_gone, caption, label, checksum and meta."""
+    names = ("id", "score", "modality", "path", "is_gone", "caption", "label", "checksum", "meta")
     return {name: getattr(hit, name) for name in names}
