@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -522,7 +523,7 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
                 )
     others = ", ".join(f"{count} with {name}" for name, count in counts.items() if name != found and not is_any)
     left = f"; left out: {others} (medium={next(m for m in counts if m != found)} takes those)" if others else ""
-    print(f"{task} of {found}: {len(train)} rows to train on, {len(test)} held out{left}", flush=True)
+    print(f"{task} of {found}: {len(train)} rows to train on, {len(test)} held out{left}", file=sys.stderr, flush=True)
     return found, train, test
 
 
