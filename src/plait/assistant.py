@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
 
-Task = Literal["caption", "answer", "rank", "ground", "classify", "detect"]
+Task = Literal["caption", "answer", "rank", "ground", "classify", "detect", "segment"]
 Kind = Literal["text", "image", "video"]
 OnBad = Literal["raise", "skip"]
 
@@ -75,7 +75,7 @@ class Result(NamedTuple):
 
     Attributes:
         name: its path, or words for what is in memory.
-        value: a str, a list of `Scored` or of `Detected`, or a `Box`, by task; None beside an error.
+        value: a str, a list of `Scored` or of `Detected`, a `Box` or a map of classes, by task; None beside an error.
         error: one line where it could not be read.
     """
 
@@ -85,7 +85,7 @@ class Result(NamedTuple):
 
 
 class Assistant:
-    """Caption, answer, ground, classify and detect.
+    """Caption, answer, ground, classify, detect and segment.
 
     An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
     a list of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
@@ -128,7 +128,7 @@ class Assistant:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What this model does, among caption, answer, rank, ground, classify and detect."""
+        """What this model does, among caption, answer, rank, ground, classify, detect and segment."""
         return tuple(sorted(self.skills.tasks))
 
     def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: int) -> Any:
@@ -233,6 +233,21 @@ class Assistant:
         """
         return self._all("detect", items, on_bad, options={"threshold": threshold})
 
+    def segment(self, items: Any, *, on_bad: OnBad = "raise") -> Any:
+        """The class of every pixel of each image.
+
+        Args:
+            items: images, one or a list of them.
+            on_bad: as in `caption`.
+
+        Returns:
+            An array (height, width) uint16 of numbers of `skills.labels`, or a list of them.
+
+        Raises:
+            ValueError: for a model that does not segment; for a bad item unless skipping.
+        """
+        return self._all("segment", items, on_bad)
+
     def classify(self, items: Any, labels: Sequence[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
         """Labels with probabilities, best first: those of the model's head, or the given ones.
 
@@ -325,6 +340,8 @@ class Assistant:
             if task == "detect":
                 found = self.skills.detect(prepared, options.get("threshold", 0.5))
                 return [self._objects(one) for one in found]
+            if task == "segment":
+                return [one.numpy().astype("uint16") for one in self.skills.segment(prepared)]
             boxes = self.skills.ground(prepared, texts)
         placed = []
         for box, (width, height) in zip(boxes, (one.size for one in batch), strict=True):
@@ -349,7 +366,7 @@ class Assistant:
             task: what is to be done.
             requests: those that have an error already keep it.
         """
-        kinds: Collection[str] = {"image"} if task in ("ground", "detect") else self.skills.kinds
+        kinds: Collection[str] = {"image"} if task in ("ground", "detect", "segment") else self.skills.kinds
 
         def misfit(request: Request) -> str | None:
             if request.kind not in kinds:
@@ -467,6 +484,10 @@ class Skills(Asks, Protocol):
 
         scores and labels (n,), boxes (n, 4) in pixels; masks (n, height, width) and mask_scores (n,) where there are.
         """
+        ...
+
+    def segment(self, prepared: Sequence[Any]) -> list[Any]:
+        """The class of every pixel of each image, (height, width) tensors of whole numbers on the host."""
         ...
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.models.one_peace import dense
 from plait.models.one_peace.config import official_order
 from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel
@@ -143,7 +142,7 @@ def postprocess(case: Case) -> Outputs:
             inputs["mask_scores"], inputs["masks"], case.config.get("maskness_threshold", 0.5)
         )
     if "seg.cls_logits" in inputs:
-        out["out.seg.semantic"] = dense.semantic_map(inputs["seg.cls_logits"], inputs["seg.mask_logits"])
+        out["out.seg.semantic"] = detection.semantic_map(inputs["seg.cls_logits"], inputs["seg.mask_logits"])
     return out
 
 

@@ -72,6 +72,7 @@ VERBS: dict[str, Verb] = {
     "index": Verb("plait.cli.search:app", "an index on disk: create, add, check, prune, move, delete, list ..."),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
     "detect": Verb("plait.cli.dense:detect", "find the objects of images: boxes, masks, drawings, COCO results"),
+    "segment": Verb("plait.cli.dense:segment", "name the class of every pixel of images: class maps, drawings"),
     "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),
     "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack", opens=False),
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),

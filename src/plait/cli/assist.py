@@ -145,11 +145,11 @@ def ask_all(
     media: Path,
     text: str,
     how: How,
-    keep: Callable[[Assistant, Request, Any], None] | None = None,
+    keep: Callable[[Assistant, Request, Any], Any] | None = None,
 ) -> None:
     """Ask for a task about everything under `media` and print a line per item, as soon as it is answered.
 
-    keep: also called with every item that was answered.
+    keep: also called with every item that was answered; what it returns, if anything, is shown instead.
     """
     is_skipping = check_on_bad(how.on_bad)
     from plait.assistant import Assistant, requests_under
@@ -173,8 +173,8 @@ def ask_all(
         answers = assistant.stream(task, requests, candidates=how.candidates, options=how.options)
         for request, (name, value, error) in zip(requests, answers, strict=True):
             stop_at(error)
-            if keep and not error:
-                keep(assistant, request, value)
+            if keep and not error and (shown := keep(assistant, request, value)) is not None:
+                value = shown
             if error:
                 skipped += 1
                 if how.as_json:
@@ -202,6 +202,8 @@ def _as_json(task: Task, value: Any, top: int) -> dict[str, Any]:
                 for one in value
             ]
         }
+    if task == "segment":
+        return {"classes": [{"label": label, "share": round(share, 6)} for label, share in value]}
     return {"box": [round(x, 2) for x in value]} if task == "ground" else {task: value}
 
 
@@ -212,6 +214,8 @@ def _as_line(task: Task, value: Any, top: int) -> str:
     if task == "detect":
         named = (f"{one.label} {one.score:.2f} ({' '.join(f'{x:.0f}' for x in one.box)})" for one in value)
         return ", ".join(named) or "nothing"
+    if task == "segment":
+        return ", ".join(f"{label} {share:.1%}" for label, share in value)
     return " ".join(f"{x:.1f}" for x in value) if task == "ground" else value
 
 

@@ -1,4 +1,4 @@
-"""The verb `plait detect`: objects of pictures as lines, JSON, COCO results and drawings."""
+"""The verbs `plait detect` and `plait segment`: objects and classes of pictures as lines, JSON, files and drawings."""
 
 from __future__ import annotations
 
@@ -64,6 +64,70 @@ def detect(
             atomic_write(coco, json.dumps(rows) + "\n")
 
 
+def segment(
+    model: ModelArgument,
+    media: MediaArgument,
+    *,
+    masks: Annotated[Path | None, typer.Option(help="new directory for grey PNG, a class number per pixel")] = None,
+    draw: Annotated[Path | None, typer.Option(help="new directory for pictures with classes on them")] = None,
+    batch_size: BatchOption = 1,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    adapter: AdapterOption = None,
+    on_bad: BadOption = "fail",
+    as_json: JsonOption = False,
+) -> None:
+    """Name the class of every pixel of images: the share of each class, and class maps and drawings as files."""
+    from plait.places import atomic_directory
+
+    with nullcontext() if masks is None else atomic_directory(masks) as maps:  # noqa: SIM117 (two directories)
+        with nullcontext() if draw is None else atomic_directory(draw) as pictures:
+
+            def keep(assistant: Assistant, request: Request, found: Any) -> list[tuple[str, float]]:
+                import numpy as np
+                from PIL import Image
+
+                labels = assistant.skills.labels
+                if maps is not None:
+                    # 8 bits are what data sets of up to 255 classes come with, and what `plait eval` reads.
+                    grey = found.astype(np.uint8) if len(labels) <= 256 else found
+                    Image.fromarray(grey).save(_place(maps, request))
+                numbers, counts = np.unique(found, return_counts=True)
+                order = np.argsort(-counts)
+                if pictures is not None:
+                    _draw_classes(pictures, request, found, labels)
+                return [(labels[numbers[i]], counts[i] / found.size) for i in order]
+
+            ask_all("segment", model, media, "", How(batch_size, device, dtype, adapter, on_bad, as_json), keep)
+
+
+def _draw_classes(directory: Path, request: Request, found: Any, labels: tuple[str, ...]) -> None:
+    """A picture under veils of its classes, each named where its box begins."""
+    import numpy as np
+
+    from plait.media.image import load_image
+    from plait.processing.regions import drawn
+
+    numbers = np.unique(found)
+    masks = [found == number for number in numbers]
+    boxes = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        boxes.append((columns[0], rows[0], columns[-1], rows[-1]))
+    table = {"scores": [mask.mean() for mask in masks], "labels": numbers, "boxes": boxes, "masks": masks}
+    drawn(load_image(request.value), table, dict(enumerate(labels))).save(_place(directory, request))
+
+
+def _place(directory: Path, request: Request) -> Path:
+    """Where a picture made of another one goes, named like it; a second one of that name gets a number."""
+    stem, number = Path(request.name).stem, 1
+    place = directory / f"{stem}.png"
+    while place.exists():
+        number += 1
+        place = directory / f"{stem}-{number}.png"
+    return place
+
+
 def _table(labels: tuple[str, ...], found: list[Detected]) -> dict[str, Any]:
     """Objects as the columns that `plait.processing.regions` reads."""
     columns = {
@@ -85,14 +149,9 @@ def _results(labels: tuple[str, ...], request: Request, found: list[Detected]) -
 
 
 def _draw(directory: Path, labels: tuple[str, ...], request: Request, found: list[Detected]) -> None:
-    """One picture of the drawings, named like what it shows; a second one of that name gets a number."""
+    """One picture with its objects."""
     from plait.media.image import load_image
     from plait.processing.regions import drawn
 
-    stem, number = Path(request.name).stem, 1
-    place = directory / f"{stem}.png"
-    while place.exists():
-        number += 1
-        place = directory / f"{stem}-{number}.png"
     picture = load_image(request.value)
-    drawn(picture, _table(labels, found), dict(enumerate(labels))).save(place)
+    drawn(picture, _table(labels, found), dict(enumerate(labels))).save(_place(directory, request))

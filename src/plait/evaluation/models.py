@@ -162,6 +162,12 @@ class OurModel(Named):
             for one in found
         ]
 
+    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
+        """The class of every pixel (height, width) uint8, at the size of the picture."""
+        with torch.inference_mode():
+            masks = self.asking.segment([self.asking.prepare("image", image) for image in images])
+        return [mask.numpy().astype(np.uint8) for mask in masks]
+
 
 PEERS: dict[Capability, Any] = {
     "embed": EmbedderModel, "generate": TextGenerator, "text": TextGenerator, "classify": Classifier,

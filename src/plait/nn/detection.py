@@ -155,6 +155,25 @@ def maskness_scores(scores: Tensor, masks: Tensor, threshold: float = 0.5) -> Te
     return scores * (flat * inside).sum(dim=1) / inside.sum(dim=1).clamp_min(1)
 
 
+def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Queries of a mask transformer to scores of every class at every pixel.
+
+    score[c, y, x] = sum over queries of softmax(class)[c] * sigmoid(mask)[y, x]
+
+    Args:
+        class_logits: (batch, queries, classes + 1), the last for "no object".
+        mask_logits: (batch, queries, height, width).
+
+    Returns:
+        (batch, classes, height, width).
+
+    Source: Mask2Former (arXiv 2112.01527); specification ONE-PEACE, 8.5.
+    """
+    # "No object" takes its share of the softmax first, and is dropped afterwards.
+    classes = class_logits.softmax(dim=-1)[..., :-1]
+    return torch.einsum("bqc,bqhw->bchw", classes, mask_logits.sigmoid())
+
+
 def roi_align(
     features: Tensor, boxes: Tensor, size: int, *, scale: float = 1.0, sampling: int = 0, aligned: bool = True
 ) -> Tensor:

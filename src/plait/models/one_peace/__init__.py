@@ -1,7 +1,7 @@
 """ONE-PEACE: shared attention, one feed-forward per modality (arXiv 2305.11172).
 
     config -> model (encoder of text, image, audio) -> tasks (classification), pretraining (contrast, denoising)
-                                                    -> vision (pictures, videos), dense (backbones), regions (detector)
+                                                    -> vision (pictures, videos), dense (backbones), regions (heads)
     processor: texts, pictures and sounds -> tensors          weights: official files and model directories -> model
 
 Importing this package loads no torch; names resolve on first use.
@@ -16,23 +16,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from plait.models.one_peace.config import DecoderConfig, DetectionConfig, OnePeaceConfig
-    from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
+    from plait.models.one_peace.config import (
+        AdapterSizes,
+        DecoderConfig,
+        DetectionConfig,
+        OnePeaceConfig,
+        SegmentationConfig,
+    )
+    from plait.models.one_peace.dense import DetectionBackbone, SegmentationBackbone
     from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
     from plait.models.one_peace.pretraining import OnePeaceForPreTraining
     from plait.models.one_peace.processor import OnePeaceFeatureExtractor, OnePeaceImageProcessor, OnePeaceProcessor
-    from plait.models.one_peace.regions import OnePeaceBackbone, OnePeaceForObjectDetection
+    from plait.models.one_peace.regions import (
+        OnePeaceBackbone,
+        OnePeaceForObjectDetection,
+        OnePeaceForUniversalSegmentation,
+    )
     from plait.models.one_peace.tasks import OnePeaceForClassification
     from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier
     from plait.weights.files import Checkpoint
 
 _HOMES = {
-    "config": ("DecoderConfig", "DetectionConfig", "OnePeaceConfig"),
-    "dense": ("AdapterSizes", "DetectionBackbone", "SegmentationBackbone"),
+    "config": ("AdapterSizes", "DecoderConfig", "DetectionConfig", "OnePeaceConfig", "SegmentationConfig"),
+    "dense": ("DetectionBackbone", "SegmentationBackbone"),
     "model": ("OnePeaceModel", "OnePeacePreTrainedModel"),
     "pretraining": ("OnePeaceForPreTraining",),
     "processor": ("OnePeaceFeatureExtractor", "OnePeaceImageProcessor", "OnePeaceProcessor"),
-    "regions": ("OnePeaceBackbone", "OnePeaceForObjectDetection", "skills"),
+    "regions": (
+        "OnePeaceBackbone",
+        "OnePeaceForObjectDetection",
+        "OnePeaceForUniversalSegmentation",
+        "skills",
+    ),
     "tasks": ("OnePeaceForClassification",),
     "vision": ("OnePeaceImageClassifier", "OnePeaceVideoClassifier"),
 }
@@ -52,6 +67,7 @@ _HEADS = {
     "AutoModelForImageClassification": "OnePeaceForClassification",
     "AutoModelForAudioClassification": "OnePeaceForClassification",
     "AutoModelForObjectDetection": "OnePeaceForObjectDetection",
+    "AutoModelForUniversalSegmentation": "OnePeaceForUniversalSegmentation",
     "AutoBackbone": "OnePeaceBackbone",
 }
 """Auto class of transformers -> the class that it loads."""
@@ -67,6 +83,7 @@ __all__ = [
     "OnePeaceForClassification",
     "OnePeaceForObjectDetection",
     "OnePeaceForPreTraining",
+    "OnePeaceForUniversalSegmentation",
     "OnePeaceImageClassifier",
     "OnePeaceImageProcessor",
     "OnePeaceModel",
@@ -74,6 +91,7 @@ __all__ = [
     "OnePeaceProcessor",
     "OnePeaceVideoClassifier",
     "SegmentationBackbone",
+    "SegmentationConfig",
 ]
 
 

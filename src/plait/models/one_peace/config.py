@@ -8,6 +8,7 @@ A field of an official `cfg` that nobody knows is an error. Source: specificatio
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -70,6 +71,51 @@ class DetectionConfig(CascadeSizes):
     table_width: int = 16
 
 
+@dataclass(frozen=True)
+class AdapterSizes:
+    """Sizes of what ViT-Adapter adds to the branch (a name of its paper; no entrance of a modality).
+
+    Args:
+        stem_channels: of the spatial prior.
+        num_points, num_heads: of the sampling attention, points per level.
+        value_ratio: width of its values, as a share of the model's.
+        mlp_ratio: width of the convolutional network, likewise.
+        groups: first and last layer between two exchanges; four of them, one for each map.
+
+    Source: specification ONE-PEACE, 8.5.
+    """
+
+    stem_channels: int = 64
+    num_points: int = 4
+    num_heads: int = 24
+    value_ratio: float = 0.5
+    mlp_ratio: float = 0.25
+    groups: Sequence[Sequence[int]] = ((0, 9), (10, 19), (20, 29), (30, 39))
+
+
+@dataclass(frozen=True)
+class SegmentationConfig(AdapterSizes):
+    """The adapted backbone of the segmenter (fields of `AdapterSizes`), and its mask transformer; defaults published.
+
+    Args:
+        head_dim, head_heads: of the mask transformer, a multiple of 32.
+        num_queries: masks of a picture at most.
+        head_mlp_dim: of its feed-forward networks.
+        pixel_layers, query_layers: of its two decoders.
+        num_loss_points: at which masks are compared in training.
+
+    Source: specification ONE-PEACE, section 8.5.
+    """
+
+    head_dim: int = 1024
+    head_heads: int = 32
+    num_queries: int = 200
+    head_mlp_dim: int = 4096
+    pixel_layers: int = 6
+    query_layers: int = 9
+    num_loss_points: int = 12544
+
+
 _NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
 """What transformers writes where nobody named labels."""
 
@@ -109,6 +155,7 @@ class OnePeaceConfig(PreTrainedConfig):
         decoder: sizes of the denoising decoder, None for a model that never had one.
         logit_scale_init: initial factor on similarities, before the logarithm.
         detection: of `OnePeaceForObjectDetection` and its backbone alone.
+        segmentation: of `OnePeaceForUniversalSegmentation` and its backbone alone.
         num_classes, pool_attention, pool_modality, use_pooler, use_two_images, head_scale_ratio: of
             `OnePeaceForClassification` alone.
         official: reproduce the official quirks: audio padding leaks, the decoder attends to
@@ -179,6 +226,7 @@ class OnePeaceConfig(PreTrainedConfig):
     use_two_images: bool = False
     head_scale_ratio: float = 2
     detection: DetectionConfig | Mapping[str, Any] | None = None
+    segmentation: SegmentationConfig | Mapping[str, Any] | None = None
     official: bool = False
     pad_token_id: int | None = 1
     eos_token_id: int | None = 2
@@ -209,6 +257,8 @@ class OnePeaceConfig(PreTrainedConfig):
         self.decoder = asdict(sizes) if isinstance(sizes, DecoderConfig) else dict(sizes) if sizes else None
         if self.detection is not None:
             self.detection = _plain(self.detection, DetectionConfig)
+        if self.segmentation is not None:
+            self.segmentation = _plain(self.segmentation, SegmentationConfig)
         held = self.num_classes
         is_named = kwargs.get("num_labels") is not None or self.id2label not in (None, *_NO_LABELS)
         super().__post_init__(**kwargs)
@@ -251,6 +301,18 @@ class OnePeaceConfig(PreTrainedConfig):
         if self.detection is None:
             raise ValueError("expected config.detection for a detector, got None; pass a DetectionConfig")
         return self.detection if isinstance(self.detection, DetectionConfig) else DetectionConfig(**self.detection)
+
+    @property
+    def segmentation_sizes(self) -> SegmentationConfig:
+        """`segmentation`, typed.
+
+        Raises:
+            ValueError: for a model that does not segment.
+        """
+        if self.segmentation is None:
+            raise ValueError("expected config.segmentation for a segmenter, got None; pass a SegmentationConfig")
+        given = self.segmentation
+        return given if isinstance(given, SegmentationConfig) else SegmentationConfig(**given)
 
     @property
     def conv_spec(self) -> list[ConvSpec]:
@@ -335,7 +397,8 @@ def _plain(sizes: Any, kind: type[Any]) -> dict[str, Any]:
         if unknown := set(sizes) - {one.name for one in fields(kind)}:
             raise ValueError(f"expected fields of {kind.__name__}, got {', '.join(sorted(unknown))}; leave them out")
         sizes = kind(**sizes)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(sizes).items()}
+    # Lists, also inside of lists, are what JSON knows of tuples.
+    return json.loads(json.dumps(asdict(sizes)))
 
 
 _SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV_SPEC)

@@ -3,7 +3,7 @@
 detection:    pixels -> stem + positions, no CLS -> layers (attention in windows, in some over all) -> map at 1/16
 segmentation: pixels -> spatial prior (strides 4, 8, 16, 32) = c      pixels -> image adapter = x
               [x <- attends to c, a group of layers, c <- attends to x] x groups -> maps of c + maps of x -> norms
-afterwards:   class and mask logits -> map of classes; what follows the detector is in `plait.nn.detection`
+afterwards:   heads and what follows them are in `plait.nn.detection` and `regions`
 
 Sources: ViTDet (arXiv 2203.16527), MViTv2 (arXiv 2112.01526), ViT-Adapter (arXiv 2205.08534), Mask2Former (arXiv
 2112.01527); specification ONE-PEACE, 8.4 and 8.5.
@@ -11,15 +11,15 @@ Sources: ViTDet (arXiv 2203.16527), MViTv2 (arXiv 2112.01526), ViT-Adapter (arXi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.config import AdapterSizes, OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.vision import branch_rules
 from plait.models.one_peace.weights import vision_key_map
@@ -29,26 +29,6 @@ from plait.nn.layers import HierarchicalStem
 from plait.nn.positions import gather_bias, image_bucket_index, image_table_rows, resize_absolute
 from plait.routing import Route
 from plait.weights.keymap import Drop, KeyMap, Rename, prefixed
-
-
-def semantic_map(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Queries of a mask transformer to scores of every class at every pixel.
-
-    score[c, y, x] = sum over queries of softmax(class)[c] * sigmoid(mask)[y, x]
-
-    Args:
-        class_logits: (batch, queries, classes + 1), the last for "no object".
-        mask_logits: (batch, queries, height, width).
-
-    Returns:
-        (batch, classes, height, width).
-
-    Source: Mask2Former (arXiv 2112.01527); specification ONE-PEACE, 8.5.
-    """
-    # "No object" takes its share of the softmax first, and is dropped afterwards.
-    classes = class_logits.softmax(dim=-1)[..., :-1]
-    return torch.einsum("bqc,bqhw->bchw", classes, mask_logits.sigmoid())
-
 
 CLS_ROWS = 3
 """Last rows of a relative table, for CLS as query, as key, and itself: the detector has no CLS and leaves them out."""
@@ -280,28 +260,6 @@ EPS = 1e-6
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class AdapterSizes:
-    """Sizes of what ViT-Adapter adds to the branch (a name of its paper; no entrance of a modality).
-
-    Args:
-        stem_channels: of the spatial prior.
-        num_points, num_heads: of the sampling attention, points per level.
-        value_ratio: width of its values, as a share of the model's.
-        mlp_ratio: width of the convolutional network, likewise.
-        groups: first and last layer between two exchanges; four of them, one for each map.
-
-    Source: specification ONE-PEACE, 8.5.
-    """
-
-    stem_channels: int = 64
-    num_points: int = 4
-    num_heads: int = 24
-    value_ratio: float = 0.5
-    mlp_ratio: float = 0.25
-    groups: Sequence[Sequence[int]] = ((0, 9), (10, 19), (20, 29), (30, 39))
-
-
 def conv_norm(channels: int, out: int, stride: int) -> nn.Sequential:
     """3 x 3 convolution without bias, batch norm, ReLU."""
     conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False)
@@ -377,6 +335,15 @@ class SamplingAttention(nn.Module):
         self.weights = nn.Linear(dim, self.heads * num_levels * self.points)
         self.v_proj = nn.Linear(dim, inner)
         self.out_proj = nn.Linear(inner, dim)
+        # As its paper begins: every head looks in a direction of its own, its points one to n cells away, all alike.
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        ways = torch.stack([angle.cos(), angle.sin()], dim=-1)
+        ways = (ways / ways.abs().amax(-1, keepdim=True))[:, None, None] * torch.arange(1, self.points + 1)[:, None]
+        with torch.no_grad():
+            self.offsets.bias.copy_(ways.expand(-1, num_levels, -1, -1).flatten())
 
     def forward(self, query: Tensor, centres: Tensor, features: Tensor, sizes: Sequence[Size]) -> Tensor:
         """What each query reads, weighted over levels and points and projected.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image, fromarray
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
@@ -17,7 +18,7 @@ from transformers.image_utils import PILImageResampling
 
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.nn.detection import maskness_scores, paste_masks
+from plait.nn.detection import maskness_scores, paste_masks, semantic_map
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
 from plait.processing.regions import Fitted, fit
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
@@ -104,6 +105,31 @@ class OnePeaceImageProcessor(PilBackend):
                 one["masks"] = paste_masks(regions, one["boxes"], (height, width))
                 one["mask_scores"] = maskness_scores(one["scores"], regions)
             found.append(one)
+        return found
+
+    def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Any = None) -> list[torch.Tensor]:
+        """The class of every pixel, as transformers' segmenters give it.
+
+        Args:
+            outputs: of `OnePeaceForUniversalSegmentation`, for whole pictures; it has `segment` for windows.
+            target_sizes: height and width of every picture, else masks keep their size.
+
+        Returns:
+            (height, width) int64 per picture.
+
+        Raises:
+            ValueError: for sizes of another number of pictures.
+        """
+        masks = outputs.masks_queries_logits
+        if target_sizes is not None and len(target_sizes) != len(masks):
+            raise ValueError(f"expected {len(masks)} target_sizes, got {len(target_sizes)}; one per picture")
+        sizes = target_sizes if target_sizes is not None else [masks.shape[-2:]] * len(masks)
+        found = []
+        for i, size in enumerate(sizes):
+            height, width = (int(length) for length in size)
+            scores = semantic_map(outputs.class_queries_logits[i : i + 1].float(), masks[i : i + 1].float())
+            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+            found.append(scores[0].argmax(dim=0))
         return found
 
 
@@ -305,6 +331,10 @@ class OnePeaceProcessor(ProcessorMixin):
     def post_process_object_detection(self, *args: Any, **kwargs: Any) -> list[dict[str, torch.Tensor]]:
         """See `OnePeaceImageProcessor.post_process_object_detection`."""
         return self.image_processor.post_process_object_detection(*args, **kwargs)
+
+    def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """See `OnePeaceImageProcessor.post_process_semantic_segmentation`."""
+        return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
 
     def _pixels(self, picture: Image) -> torch.Tensor:
         """One PIL image -> (3, side, side), normalised; other colour modes become RGB."""

@@ -1,8 +1,9 @@
-"""ONE-PEACE finds objects: the dense backbones as transformers knows backbones, and the detector on one of them.
+"""ONE-PEACE finds objects and regions: the dense backbones as transformers knows backbones, and the heads on them.
 
-pixels (padded square) -> OnePeaceBackbone -> maps -> plait.nn.detection.CascadeDetector -> logits, pred_boxes, masks
+pixels (padded square) -> OnePeaceBackbone -> map -> plait.nn.detection.CascadeDetector -> logits, pred_boxes, masks
+pixels (windows)       -> OnePeaceBackbone -> four maps -> Mask2Former -> classes and masks of queries -> class map
 
-Sources: ONE-PEACE (arXiv 2305.11172), section 4; specification ONE-PEACE, 8.4.
+Sources: ONE-PEACE (arXiv 2305.11172), section 4; Mask2Former (arXiv 2112.01527); specification ONE-PEACE, 8.4 and 8.5.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput, ModelOutput
 
 from plait.generation.asking import Asking
+from plait.media.image import load_image
 from plait.models.one_peace import tasks
-from plait.models.one_peace.config import DetectionConfig, OnePeaceConfig
-from plait.models.one_peace.dense import AxisPositions, DetectionBackbone
+from plait.models.one_peace.config import DetectionConfig, OnePeaceConfig, SegmentationConfig
+from plait.models.one_peace.dense import AxisPositions, DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.weights import vision_key_map
 from plait.nn.contract import outputs_for_transformers
-from plait.nn.detection import CascadeDetector, CascadeSizes, Found, Truth
+from plait.nn.detection import CascadeDetector, CascadeSizes, Found, Truth, semantic_map
 from plait.nn.positions import image_table_rows
+from plait.objectives.masks import mask_set_losses
+from plait.processing.images import resize, to_tensor
 from plait.types import Capability
 from plait.weights.files import load_strict
+from plait.weights.keymap import KeyMap, Rename, Rule, Split, prefixed
 
 
 class OnePeaceDensePreTrainedModel(OnePeacePreTrainedModel):
@@ -46,15 +52,25 @@ class OnePeaceDensePreTrainedModel(OnePeacePreTrainedModel):
         elif isinstance(module, DetectionBackbone):
             self._draw(module.position_embedding)
             init.zeros_(module.bias_table)
+        elif getattr(module, "keeps_start", False):
+            return  # drawn where it was built, as its paper says
         else:
             super()._init_weights(module)
+
+
+def keeping_start(module: nn.Module) -> nn.Module:
+    """The module, marked so that what its constructor drew stays; encoders inside of it are drawn as others are."""
+    for name, part in module.named_modules():
+        if "vision." not in f"{name}.":
+            cast("Any", part).keeps_start = True
+    return module
 
 
 class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
     """Images -> maps, behind `transformers.AutoBackbone`.
 
     Args:
-        config: with `detection`.
+        config: with `detection` or `segmentation`.
         out_features, out_indices: which of `stage_names` are given, all without them.
 
     Raises:
@@ -76,18 +92,23 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
         out_indices: Sequence[int] | None = None,
     ) -> None:
         super().__init__(config)
-        sizes = config.detection_sizes
-        layers = range(config.num_layers)
-        # As published, every fourth layer sees the whole picture: 3, 7, ... of the 40.
-        windowed = sizes.windowed if sizes.windowed is not None else [i for i in layers if i % 4 != 3]
-        self.net = DetectionBackbone(
-            config,
-            window=sizes.window,
-            windowed=windowed,
-            axis_positions=sizes.axis_positions,
-            table_width=sizes.table_width,
-        )
-        self.stage_names = ["stage1"]
+        self.net: DetectionBackbone | SegmentationBackbone
+        if config.segmentation is not None:
+            self.net = SegmentationBackbone(config, config.segmentation_sizes)
+            keeping_start(self.net)
+        else:
+            sizes = config.detection_sizes
+            layers = range(config.num_layers)
+            # As published, every fourth layer sees the whole picture: 3, 7, ... of the 40.
+            windowed = sizes.windowed if sizes.windowed is not None else [i for i in layers if i % 4 != 3]
+            self.net = DetectionBackbone(
+                config,
+                window=sizes.window,
+                windowed=windowed,
+                axis_positions=sizes.axis_positions,
+                table_width=sizes.table_width,
+            )
+        self.stage_names = [f"stage{i + 1}" for i in range(4 if config.segmentation is not None else 1)]
         wanted = out_features or [self.stage_names[i] for i in out_indices or range(len(self.stage_names))]
         if unknown := [name for name in wanted if name not in self.stage_names]:
             raise ValueError(f"expected out_features among {', '.join(self.stage_names)}, got {', '.join(unknown)}")
@@ -107,12 +128,14 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
             pixel_values: (batch, 3, side, side) with side = `config.image_size`.
 
         Returns:
-            feature_maps: (batch, dim, ...) of `out_features`; the detector's is at stride 16.
+            feature_maps: (batch, dim, ...) of `out_features`; the detector's is at stride 16, the segmenter's are at
+                4, 8, 16 and 32.
 
         Raises:
             ValueError: for images of another size.
         """
-        maps = {"stage1": self.net(pixel_values.to(self.net.position_embedding.dtype))}
+        found = self.net(pixel_values.to(next(self.parameters()).dtype))
+        maps = dict(zip(self.stage_names, [found] if isinstance(found, Tensor) else found, strict=True))
         return BackboneOutput(feature_maps=cast("Any", tuple(maps[name] for name in self.out_features)))
 
 
@@ -189,6 +212,7 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
         config.label2id = {label: i for i, label in enumerate(labels)}
         model = cls(config)
         net, rules = model.model.net, vision_key_map()
+        assert isinstance(net, DetectionBackbone)
         # By way of the official names, in which the branch and the backbone have their rules already.
         own = OnePeaceModel(OnePeaceConfig.from_dict(config.to_dict())).state_dict()
         branch = {key: value for key, value in encoder.state_dict().items() if key in own}
@@ -284,6 +308,254 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
             out["pred_masks"] = masks
 
 
+@dataclass
+class OnePeaceMasks(ModelOutput):
+    """What a segmenter says, in the words of transformers' universal segmenters.
+
+    loss: sum of `loss_dict`, where labels are given.
+    class_queries_logits: (batch, queries, classes + 1), the last for "no object".
+    masks_queries_logits: (batch, queries, side / 4, side / 4).
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+
+
+class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
+    """Classes and masks of the regions of pictures: Mask2Former's head on the backbone with ViT-Adapter.
+
+    The head's decoders are transformers' own.
+
+    Args:
+        config: with `segmentation` and `num_classes`.
+
+    Raises:
+        ValueError: without classes, and for a configuration of no segmenter.
+
+    Source: Mask2Former (arXiv 2112.01527); specification ONE-PEACE, 8.5.
+    """
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        from transformers import Mask2FormerConfig
+        from transformers.models.mask2former.modeling_mask2former import (
+            Mask2FormerPixelDecoder,
+            Mask2FormerTransformerModule,
+        )
+
+        super().__init__(config)
+        if not config.num_classes:
+            raise ValueError("expected config.num_classes for a segmenter, got 0; name its classes in id2label")
+        sizes = config.segmentation_sizes
+        self.model = OnePeaceBackbone(config)
+        width = sizes.head_dim
+        head = Mask2FormerConfig(
+            feature_size=width,
+            mask_feature_size=width,
+            hidden_dim=width,
+            num_attention_heads=sizes.head_heads,
+            encoder_feedforward_dim=sizes.head_mlp_dim,
+            dim_feedforward=sizes.head_mlp_dim,
+            encoder_layers=sizes.pixel_layers,
+            decoder_layers=sizes.query_layers + 1,  # it counts the prediction before the first layer
+            num_queries=sizes.num_queries,
+        )
+        self.pixel_decoder = keeping_start(Mask2FormerPixelDecoder(head, [config.dim] * 4))
+        self.transformer = keeping_start(Mask2FormerTransformerModule(width, head))
+        self.class_predictor = keeping_start(nn.Linear(width, config.num_classes + 1))
+        # The only tensor that its constructor leaves as memory was found.
+        nn.init.normal_(cast("Tensor", self.pixel_decoder.level_embed))
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: OnePeaceModel, labels: Sequence[str], **sizes: Any
+    ) -> OnePeaceForUniversalSegmentation:
+        """A segmenter on the image branch of a pretrained model; adapter and head are fresh.
+
+        Args:
+            encoder: with an image branch, of the pictures' size (`image_rel_bucket_size` of `plait.load` enlarges).
+            labels: names of the classes.
+            sizes: fields of `SegmentationConfig`; four equal groups of layers without `groups`.
+
+        Raises:
+            ValueError: for an encoder without images, with an odd number of patches a side, or too few layers.
+        """
+        layers, side = encoder.config.num_layers, encoder.config.image_rel_bucket_size
+        if "image" not in encoder.modalities or side % 2 or layers < 4:
+            raise ValueError(
+                f"expected an image branch of 4 layers and an even number of patches a side, got {layers} and {side}; "
+                "choose another size"
+            )
+        bounds = [round(layers * i / 4) for i in range(5)]
+        groups = [[bounds[i], bounds[i + 1] - 1] for i in range(4)]
+        kept = {"modalities": ["image"], "decoder": None, "norm_ways": {}, "use_projections": False}
+        config = OnePeaceConfig.from_dict(encoder.config.to_dict() | kept)
+        config.segmentation = vars(SegmentationConfig(**cast("dict[str, Any]", {"groups": groups, **sizes})))
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+        model = cls(config)
+        net = model.model.net
+        assert isinstance(net, SegmentationBackbone)
+        own = net.vision.state_dict()
+        load_strict(net.vision, {key: value for key, value in encoder.state_dict().items() if key in own})
+        return model
+
+    @outputs_for_transformers
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
+    ) -> OnePeaceMasks:
+        """Classes and masks of all queries, and the losses of all layers where labels are given.
+
+        Args:
+            pixel_values: (batch, 3, side, side) with side = `config.image_size`.
+            mask_labels: per picture (regions, side, side), of any number.
+            class_labels: per picture (regions,).
+
+        Raises:
+            ValueError: for images of another size, one sort of labels without the other, unknown classes, and masks
+                of another size.
+        """
+        decoded = self.pixel_decoder(list(self.model(pixel_values).feature_maps))
+        found = self.transformer(decoded.multi_scale_features, decoded.mask_features)
+        classes = [self.class_predictor(hidden.transpose(0, 1)) for hidden in found.intermediate_hidden_states]
+        masks = found.masks_queries_logits
+        out = OnePeaceMasks(class_queries_logits=classes[-1], masks_queries_logits=masks[-1])
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("expected mask_labels and class_labels together, got one of them; give both")
+        if mask_labels is not None and class_labels is not None:
+            self._check(mask_labels, class_labels, pixel_values)
+            points = self.config.segmentation_sizes.num_loss_points
+            of_layers = [
+                mask_set_losses(c, m, class_labels, mask_labels, points=points)
+                for c, m in zip(classes, masks, strict=True)
+            ]
+            out["loss_dict"] = {name: torch.stack([one[name] for one in of_layers]).sum() for name in of_layers[0]}
+            out["loss"] = torch.stack(list(out["loss_dict"].values())).sum()
+        return out
+
+    def _check(self, masks: Sequence[Tensor], classes: Sequence[Tensor], pixel_values: Tensor) -> None:
+        """Refuse labels that do not fit. Raises ValueError, naming the picture."""
+        if not len(masks) == len(classes) == len(pixel_values):
+            raise ValueError(f"expected labels of {len(pixel_values)} pictures, got {len(masks)} and {len(classes)}")
+        for i, (shapes, own) in enumerate(zip(masks, classes, strict=True)):
+            if len(own) and not 0 <= int(own.min()) <= int(own.max()) < self.config.num_classes:
+                most = self.config.num_classes - 1
+                raise ValueError(f"labels {i}: expected classes 0 to {most}, got {own.tolist()}; map ids to classes")
+            wanted = (len(own), *pixel_values.shape[-2:])
+            if tuple(shapes.shape) != wanted:
+                raise ValueError(f"labels {i}: expected masks {wanted}, got {tuple(shapes.shape)}; make them alike")
+
+    def segment(
+        self, pixel_values: Tensor, *, stride: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
+    ) -> Tensor:
+        """Scores of every class at every pixel of one picture, by windows that overlap, at one or several scales.
+
+        Args:
+            pixel_values: (3, height, width) of any size, normalised; published: the shorter side is the window's.
+            stride: between windows in pixels, four sevenths of a window (512 of 896 published) without it.
+            scales: of the picture; published with several: 384 to 1152 of 896.
+            flip: whether mirrored pictures are looked at as well, as published with several scales.
+
+        Returns:
+            (classes, height, width), the mean of all looks.
+        """
+        side = self.config.image_size
+        stride = stride or max(16, round(side * 4 / 7))
+        size = pixel_values.shape[-2:]
+        total = torch.zeros((), device=pixel_values.device)
+        looks = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        for scale, mirrored in looks:
+            picture = pixel_values[None]
+            if scale != 1:
+                wanted = tuple(max(1, round(length * scale)) for length in size)
+                picture = F.interpolate(picture, size=wanted, mode="bilinear", align_corners=False)
+            scores = self._windows(picture.flip(-1) if mirrored else picture, side, stride)
+            scores = scores.flip(-1) if mirrored else scores
+            total = total + F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)[0]
+        return total / len(looks)
+
+    def _windows(self, picture: Tensor, side: int, stride: int) -> Tensor:
+        """Scores (1, classes, height, width): each pixel's mean over the windows that see it.
+
+        picture: (1, 3, height, width); a side shorter than a window is padded with zeros behind the normalisation.
+        """
+        height, width = picture.shape[-2:]
+        padded = F.pad(picture, (0, max(0, side - width), 0, max(0, side - height)))
+        total = padded.new_zeros(1, self.config.num_classes, *padded.shape[-2:], dtype=torch.float32)
+        count = padded.new_zeros(1, 1, *padded.shape[-2:], dtype=torch.float32)
+        # The last window of a row or column is moved inside, as released, instead of being cut.
+        starts = [
+            sorted({min(start, length - side) for start in range(0, max(length - side, 0) + stride, stride)})
+            for length in padded.shape[-2:]
+        ]
+        for top in starts[0]:
+            for left in starts[1]:
+                out = self(pixel_values=padded[..., top : top + side, left : left + side])
+                masks = F.interpolate(
+                    out.masks_queries_logits.float(), size=(side, side), mode="bilinear", align_corners=False
+                )
+                area = (..., slice(top, top + side), slice(left, left + side))
+                total[area] += semantic_map(out.class_queries_logits.float(), masks)
+                count[area] += 1
+        return (total / count)[..., :height, :width]
+
+    def key_map(self) -> KeyMap:
+        """Rules between the official segmenter and this model; names of its head as the toolkit builds them.
+
+        Those of the head are inferred from the toolkit (specification ONE-PEACE, 8.5), not read off a file.
+        """
+        net = self.model.net
+        assert isinstance(net, SegmentationBackbone)
+        both, layer = "{p:weight|bias}", "encoder.layers.{i}."
+        pixel = [
+            Rename(f"input_convs.{{i}}.conv.{both}", "input_projections.{i}.0.{p}"),
+            Rename(f"input_convs.{{i}}.gn.{both}", "input_projections.{i}.1.{p}"),
+            *(
+                Rename(f"{layer}attentions.0.{name}.{both}", f"{layer}self_attn.{name}.{{p}}")
+                for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+            ),
+            Rename(f"{layer}ffns.0.layers.0.0.{both}", f"{layer}fc1.{{p}}"),
+            Rename(f"{layer}ffns.0.layers.1.{both}", f"{layer}fc2.{{p}}"),
+            Rename(f"{layer}norms.0.{both}", f"{layer}self_attn_layer_norm.{{p}}"),
+            Rename(f"{layer}norms.1.{both}", f"{layer}final_layer_norm.{{p}}"),
+            Rename("level_encoding.weight", "level_embed"),
+            Rename("lateral_convs.0.conv.weight", "adapter_1.0.weight"),
+            Rename(f"lateral_convs.0.gn.{both}", "adapter_1.1.{p}"),
+            Rename("output_convs.0.conv.weight", "layer_1.0.weight"),
+            Rename(f"output_convs.0.gn.{both}", "layer_1.1.{p}"),
+            Rename(f"mask_feature.{both}", "mask_projection.{p}"),
+        ]
+        old, new = "transformer_decoder.layers.{i}.", "transformer.decoder.layers.{i}."
+        parts = tuple(f"{new}self_attn.{name}_proj.{{p}}" for name in ("q", "k", "v"))
+        query: list[Rule] = [
+            Rename(f"{old}attentions.0.attn.in_proj_{both}", f"{new}cross_attn.in_proj_{{p}}"),
+            Rename(f"{old}attentions.0.attn.out_proj.{both}", f"{new}cross_attn.out_proj.{{p}}"),
+            Split(f"{old}attentions.1.attn.in_proj_{both}", parts),
+            Rename(f"{old}attentions.1.attn.out_proj.{both}", f"{new}self_attn.out_proj.{{p}}"),
+            Rename(f"{old}ffns.0.layers.0.0.{both}", f"{new}fc1.{{p}}"),
+            Rename(f"{old}ffns.0.layers.1.{both}", f"{new}fc2.{{p}}"),
+            Rename(f"{old}norms.0.{both}", f"{new}cross_attn_layer_norm.{{p}}"),
+            Rename(f"{old}norms.1.{both}", f"{new}self_attn_layer_norm.{{p}}"),
+            Rename(f"{old}norms.2.{both}", f"{new}final_layer_norm.{{p}}"),
+            Rename(f"transformer_decoder.post_norm.{both}", "transformer.decoder.layernorm.{p}"),
+            Rename("query_embed.weight", "transformer.queries_embedder.weight"),
+            Rename("query_feat.weight", "transformer.queries_features.weight"),
+            Rename("level_embed.weight", "transformer.level_embed.weight"),
+            Rename(f"cls_embed.{both}", "class_predictor.{p}"),
+            *(
+                Rename(f"mask_embed.{2 * i}.{both}", f"transformer.decoder.mask_predictor.mask_embedder.{i}.0.{{p}}")
+                for i in range(3)
+            ),
+        ]
+        head = [*prefixed(pixel, official="pixel_decoder.", native="pixel_decoder."), *query]
+        return KeyMap([*prefixed(net.key_map().rules, native="model.net."), *prefixed(head, official="decode_head.")])
+
+
 class OnePeaceRegionSkills(Asking):
     """See `plait.assistant.Skills`: what a detector does for an `Assistant`."""
 
@@ -295,8 +567,9 @@ class OnePeaceRegionSkills(Asking):
         self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))
 
     def prepare(self, kind: str, value: Any) -> Any:
-        """A PIL image -> its tensors and its height and width."""
-        return self.processor(images=[value]), (value.height, value.width)
+        """An image -> its tensors and its height and width."""
+        picture = load_image(value)
+        return self.processor(images=[picture]), (picture.height, picture.width)
 
     def check_text(self, text: str) -> None:
         """No text is read."""
@@ -307,12 +580,46 @@ class OnePeaceRegionSkills(Asking):
             name: torch.cat([one[name] for one, _ in prepared]).to(self.model.device)
             for name in ("pixel_values", "pixel_mask")
         }
-        found = self.processor.post_process_object_detection(
-            self.model(**inputs), threshold, [size for _, size in prepared], return_masks=True
-        )
+        outputs, sizes = self.model(**inputs), [size for _, size in prepared]
+        has_masks = outputs.pred_masks is not None
+        found = self.processor.post_process_object_detection(outputs, threshold, sizes, return_masks=has_masks)
         return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
+class OnePeaceMaskSkills(Asking):
+    """See `plait.assistant.Skills`: what a segmenter does for an `Assistant`."""
+
+    capabilities: tuple[Capability, ...] = ("segment",)
+
+    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.tasks, self.kinds, self.num_frames = frozenset({"segment"}), frozenset({"image"}), 1
+        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))
+
+    def prepare(self, kind: str, value: Any) -> Any:
+        """An image -> (3, height, width) whose shorter side is a window's, as published, and its own size."""
+        picture, side = load_image(value).convert("RGB"), self.processor.image_size
+        ratio = side / min(picture.size)
+        width, height = (max(side, round(length * ratio)) for length in picture.size)
+        image = self.processor.image_processor
+        mean, std = (torch.tensor(values)[:, None, None] for values in (image.image_mean, image.image_std))
+        return (to_tensor(resize(picture, width, height)) - mean) / std, (picture.height, picture.width)
+
+    def check_text(self, text: str) -> None:
+        """No text is read."""
+
+    def segment(self, prepared: Sequence[Any]) -> list[Tensor]:
+        """The class of every pixel of every picture, (height, width) int64 on the host."""
+        found = []
+        for pixels, size in prepared:  # one by one: windows of one picture are a batch's work already
+            scores = self.model.segment(pixels.to(self.model.device))
+            scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+            found.append(scores.argmax(dim=0).cpu())
+        return found
+
+
 def skills(model: Any, processor: OnePeaceProcessor) -> Any:
-    """The skills of a model of this family, by its class: those that detect, or those of `tasks`."""
+    """The skills of a model of this family, by its class: those that detect or segment, or those of `tasks`."""
+    if isinstance(model, OnePeaceForUniversalSegmentation):
+        return OnePeaceMaskSkills(model, processor)
     return (OnePeaceRegionSkills if isinstance(model, OnePeaceForObjectDetection) else tasks.skills)(model, processor)
