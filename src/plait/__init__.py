@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,3 +40,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_AUTO = "transformers.models.auto."
+
+
+class _Families(MetaPathFinder):
+    """Finds nothing itself; when a table of transformers' Auto classes is loaded, our families are put behind it."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname.startswith(_AUTO) else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_attach(module: Any) -> None:
+            run(module)
+            import_module("plait.models.registry").attach()
+
+        spec.loader.exec_module = run_and_attach  # ty: ignore[invalid-assignment]
+        return spec
+
+
+# so that `from_pretrained` knows our directories after `import plait`, whichever of the two is imported first
+sys.meta_path.insert(0, _Families())
+if any(name.startswith(_AUTO) for name in sys.modules):
+    import_module("plait.models.registry").attach()

@@ -49,6 +49,15 @@ def no_code_of(place: object) -> Generator[None]:
             f"expected a model whose code comes with Plait or transformers, got {place} with code of its own "
             "(auto_map); Plait never runs it: pass another model"
         ) from error
+    except OSError as error:
+        missing, is_files, _ = str(error).removeprefix("Can't load ").partition(" for ")
+        if not is_files or not str(error).startswith("Can't load "):
+            raise
+        # a checkpoint of Trainer without processing_class holds the model alone
+        raise ValueError(
+            f"expected the processor beside the model in {place}, got no files of its {missing}; "
+            "save it there: processor.save_pretrained"
+        ) from error
 
 
 def os_line(error: OSError) -> str:

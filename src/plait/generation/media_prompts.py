@@ -48,19 +48,62 @@ class MediaPrompts(GenerationMixin):
         """Argument of `forward` -> where its media stand in the prompt. A model says it."""
         raise NotImplementedError
 
+    def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `GenerationMixin.generate`; what cannot be done with media is refused by name.
+
+        Args:
+            inputs: (batch, seq) ids, as `forward` takes them.
+            args, kwargs: of transformers, and the media of `forward`.
+
+        Raises:
+            ValueError: beside media, for an `assistant_model`, `guidance_scale` and `prefill_chunk_size`.
+        """
+        given = args[0] if args else kwargs.get("generation_config")
+        if any(kwargs.get(name) is not None for name in self.prompt_only):
+            # each runs passes of its own over ids whose media it does not have
+            for name in ("assistant_model", "guidance_scale", "prefill_chunk_size"):
+                if kwargs.get(name, getattr(given, name, None)) not in (None, 1, 0):
+                    raise ValueError(f"expected no {name} for a prompt with media, got one; leave it out")
+        return GenerationMixin.generate(self, inputs, *args, **kwargs)
+
     def prepare_inputs_for_generation(
-        self: Any, input_ids: Any, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any
+        self: Any,
+        input_ids: Any,
+        *args: Any,
+        is_first_iteration: bool | None = False,
+        inputs_embeds: Tensor | None = None,  # by name in the signature: there `generate` looks for it
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Arguments of one forward pass: media come with the prompt, later steps are text.
 
         transformers' signature. Without a cache every pass reads the whole prompt, so media stay.
         """
+        # that of stop_strings: transformers hands it on to `forward`, which takes no names that it does not know
+        kwargs.pop("tokenizer", None)
         inputs = GenerationMixin.prepare_inputs_for_generation(
-            self, input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            self, input_ids, *args, is_first_iteration=is_first_iteration, inputs_embeds=inputs_embeds, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs.update(dict.fromkeys(self.prompt_only))
         return inputs
+
+    def _get_candidate_generator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' guesser of ids for prompt lookup, which sees no media: their ids are behind its table.
+
+        Word 0 stands in their place; as a guess it is checked like any other, and the answer stays the same.
+        """
+        guesser = GenerationMixin._get_candidate_generator(self, *args, **kwargs)
+        guess = guesser.get_candidates
+
+        def without_media(input_ids: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Any]:
+            words = input_ids
+            for places in self.media_places().values():
+                words = words.masked_fill(places.of(words), 0)
+            found, scores = guess(words, *rest, **named)
+            return torch.cat([input_ids, found[:, input_ids.shape[1] :]], dim=1), scores
+
+        guesser.get_candidates = without_media
+        return guesser
 
     def _expand_inputs_for_generation(
         self: Any, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any

@@ -2,33 +2,25 @@
 
     official file | model directory | hub id -> family -> (model, processor)
 
-Families are found, not listed: a folder beside this file is one, by the name of its `model_type`, and so are what an
-installed package names among the entry points `plait.families` (model_type = module) and a file with `CONFIG` that was
-brought in by `plait.use`. Only the family that is asked for is imported. With this module imported, transformers' Auto
-classes know all of them and bring in the one they need.
+Families are found, not listed (`registry`), and only the one that is asked for is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
-from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from plait.errors import UsageError, installed, no_code_of
+from plait.errors import UsageError, no_code_of
 from plait.models import locate, shipped
+from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
@@ -48,27 +40,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
 
-FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(group="plait.families")} | {
-    place.parent.name: f"plait.models.{place.parent.name}"
-    for place in sorted(Path(__file__).parent.glob("*/__init__.py"))
-}
-"""model_type -> the module of the family, which has `CONFIG`, `PROCESSOR` and `BASE_MODEL`; of the rest what it can do:
-`HEADS`, `SKILLS`, `PLANNER`, `JOBS`, `is_official` and `from_official`, `from_directory`."""
-
-
-def add_family(family: ModuleType) -> None:
-    """Make a module of the user's own known as a family, by the `model_type` of its `CONFIG`.
-
-    Raises:
-        UsageError: where a part that every family has is missing, or another family has its name.
-    """
-    missing = [name for name in ("CONFIG", "PROCESSOR", "BASE_MODEL") if not hasattr(family, name)]
-    if missing:
-        raise UsageError(f"expected a family with CONFIG, PROCESSOR and BASE_MODEL, got none of {', '.join(missing)}")
-    name = family.CONFIG.model_type
-    if not name or FAMILIES.get(name, family.__name__) != family.__name__ or name in CONFIG_MAPPING_NAMES:
-        raise UsageError(f"expected a model_type that no other family has, got {name!r}; choose another name")
-    FAMILIES[name] = family.__name__
+attach()
 
 
 def load(
@@ -110,7 +82,7 @@ def load(
     if not is_model_directory(place):
         options = options if adapter is None else {**options, "adapter": adapter}
         return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
-    family = _family(_config_of(place).model_type, place)
+    family = family_named(_config_of(place).model_type, place)
     read = getattr(family, "from_directory", None) or partial(_from_directory, family)
     with no_code_of(place):  # a tokenizer may bring code too
         model, processor = read(place, dtype=dtype, device=device, branch=branch, **options)
@@ -181,7 +153,7 @@ def load_processor(path: str | Path) -> Any:
     place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
-    family = _family(_config_of(place).model_type, place)
+    family = family_named(_config_of(place).model_type, place)
     with no_code_of(place):
         return family.PROCESSOR.from_pretrained(place, trust_remote_code=False)
 
@@ -348,87 +320,3 @@ def opened(
         kind, place = placement(device, dtype)
         found, processor = load(model, dtype=kind, device=place, adapter=adapter)
     return found.eval(), processor
-
-
-_registered: set[str] = set()
-
-
-def _family(model_type: str, place: Path | None = None) -> ModuleType:
-    """The package of a family, known to transformers. place: the directory that names it, for the error."""
-    if model_type not in FAMILIES:
-        raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
-    installed("plait.families", model_type)  # two packages may claim it
-    family = import_module(FAMILIES[model_type])
-    if model_type not in _registered:
-        _registered.add(model_type)  # first: registering asks the mappings below, which would come back here
-        config = family.CONFIG
-        transformers.AutoConfig.register(model_type, config, exist_ok=True)
-        transformers.AutoProcessor.register(config, family.PROCESSOR, exist_ok=True)
-        if hasattr(family, "FEATURE_EXTRACTOR"):
-            transformers.AutoFeatureExtractor.register(config, family.FEATURE_EXTRACTOR, exist_ok=True)
-        if hasattr(family, "IMAGE_PROCESSOR"):  # "pil": without torchvision there is no other backend
-            transformers.AutoImageProcessor.register(
-                config, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
-            )
-        for auto, model in _models_of(family).items():
-            getattr(transformers, auto).register(config, model, exist_ok=True)
-    return family
-
-
-def _models_of(family: ModuleType) -> dict[str, type]:
-    """Auto class of transformers -> the class of the family that it loads."""
-    found = {"AutoModel": family.BASE_MODEL, **getattr(family, "HEADS", {})}
-    if hasattr(family, "GENERATIVE_MODEL"):
-        found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
-    return found
-
-
-def auto_class_of(model_class: Any) -> str | None:
-    """The Auto class of transformers that loads a directory of this class of a family.
-
-    Args:
-        model_class: any class.
-
-    Returns:
-        Its name, or None where none does.
-    """
-    model_type = getattr(getattr(model_class, "config_class", None), "model_type", None)
-    found = _models_of(_family(model_type)) if model_type in FAMILIES else {}
-    return next((auto for auto, one in found.items() if one is model_class), None)
-
-
-class _Found(dict[Any, Any]):
-    """What a mapping of transformers holds besides its own classes, with our families found when they are asked for.
-
-    By `model_type` one family is imported. Where transformers looks through all classes for a name, such as that of a
-    processor, those that are known come first, and the other families only if none of these was the one.
-    """
-
-    def __contains__(self, key: object) -> bool:
-        """Whether a class, or the `model_type` of one of our families, is known."""
-        return super().__contains__(key) or (isinstance(key, str) and key in FAMILIES)
-
-    def __missing__(self, key: Any) -> Any:
-        """Bring in the family of a `model_type`. Raises KeyError for anything else."""
-        if not isinstance(key, str) or key not in FAMILIES or key in _registered:
-            raise KeyError(key)
-        _family(key)
-        return self[key]
-
-    def values(self) -> Any:
-        """Classes that are known, then those of all other families."""
-        return self._all()
-
-    def _all(self) -> Iterator[Any]:
-        # a copy: importing a family below adds to this very mapping
-        """A generator, so that a search which ends early imports no further family."""
-        known = list(super().values())
-        yield from known
-        for name in FAMILIES:
-            _family(name)
-        yield from list(super().values())[len(known) :]
-
-
-for _mapping in (CONFIG_MAPPING, PROCESSOR_MAPPING, FEATURE_EXTRACTOR_MAPPING, IMAGE_PROCESSOR_MAPPING):
-    # no public door leads here: `register` takes classes, which would have to be imported for it
-    _mapping._extra_content = _Found(_mapping._extra_content)

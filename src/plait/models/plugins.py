@@ -1,6 +1,6 @@
 """`plait.use("my_file.py")`: code of the user's own, brought in by their own hand and never by a model's files.
 
-file -> module -> what it registers (modalities) and what it holds: `CONFIG`, a family (`models.auto.add_family`);
+file -> module -> what it registers (modalities) and what it holds: `CONFIG`, a family (`models.registry.add_family`);
 `RECIPES`, name -> function, which `plait train` runs
 """
 
@@ -42,7 +42,7 @@ def use(path: str | Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
         if hasattr(module, "CONFIG"):
-            from plait.models.auto import add_family  # transformers and torch, which a file of recipes may not need
+            from plait.models.registry import add_family
 
             add_family(module)
     # half a module must not pass for the whole one when the file is used again

@@ -111,7 +111,7 @@ class TextAdapter(nn.Module):
             raise ValueError(
                 f"expected at most {len(self.position_embedding) - 1} tokens, got {seq - 1}; truncate the text"
             )
-        x = torch.cat([self.cls_embedding.expand(len(input_ids), 1, -1), self.token_embedding(input_ids)], dim=1)
+        x = torch.cat([self.cls_embedding.expand(input_ids.shape[0], 1, -1), self.token_embedding(input_ids)], dim=1)
         x = x if self.norm is None else self.norm(x)
         # CLS has row 0 and the first token row 1: no offset for padding, unlike fairseq's own tables
         x = shrink_gradient(x, self.gradient_scale) + self.position_embedding[:seq]
@@ -203,7 +203,7 @@ class ImageAdapter(nn.Module):
             )
         # A processor makes float32, whatever the weights are.
         patches = self.stem(pixel_values.to(self.cls_embedding.dtype)).flatten(1, 2)
-        x = torch.cat([self.cls_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        x = torch.cat([self.cls_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         x = x if self.norm is None else self.norm(x)
         # resized at every pass: the file keeps one grid, whatever size a model was finetuned at
         x = shrink_gradient(x, self.gradient_scale) + self.positions()
@@ -296,10 +296,10 @@ class AudioAdapter(nn.Module):
             features, mask, biases = gather_units(features, keep[:, 1:] - 1), kept_mask[:, 1:], self.bias(index, keep)
         # before CLS is put in front: it has a position of its own
         positions = self.positions(features, None if self.leaky_padding else mask)
-        x = torch.cat([self.cls_embedding.expand(len(features), 1, -1), features], dim=1)
+        x = torch.cat([self.cls_embedding.expand(features.shape[0], 1, -1), features], dim=1)
         x = x if self.norm is None else self.norm(x)
         x = shrink_gradient(x, self.gradient_scale)
-        x = x + torch.cat([self.cls_position_embedding.expand(len(features), 1, -1), positions], dim=1)
+        x = x + torch.cat([self.cls_position_embedding.expand(features.shape[0], 1, -1), positions], dim=1)
         if self.type_embedding is not None:
             x = x + self.type_embedding
         return Adapted(x, None if mask is None else prepend_true(mask), biases)

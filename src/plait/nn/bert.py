@@ -169,7 +169,7 @@ class BertAttention(nn.Module):
             Like x.
         """
         q = self._heads(self.q_proj(x))
-        shared = len(q) // len(to.keys)
+        shared = q.shape[0] // to.keys.shape[0]
         if shared > 1:  # beams become queries of one item: its keys are read once and never copied
             q = q.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
         if self.training and self.attention_dropout:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -57,6 +59,70 @@ def labels_shifted(cls: Model) -> Model:
     """
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(cls.config_class.model_type, cls.__name__)
     return cls
+
+
+LOADER = "plait_model"
+"""Stem of the one file of code in a directory that we save."""
+
+_LOADER_TEXT = '''"""How transformers opens this directory: its classes come with Plait (pip install plait)."""
+
+import plait.models.registry
+
+
+def __getattr__(name):
+    return getattr(plait.models.registry.family_named("{model_type}"), name)
+'''
+
+
+class OpensAlone:
+    """A configuration or processor whose directory transformers opens where nobody imported Plait.
+
+    What is saved names `plait_model.py`, which is written beside it and imports Plait: as `auto_map` means it, with
+    `trust_remote_code=True`, and transformers says `pip install plait` where that is missing. Mixed in first.
+    """
+
+    auto_map: dict[str, str]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with that file and its names beside it.
+
+        Args:
+            save_directory: of the model.
+            args, kwargs: of transformers.
+        """
+        family = sys.modules[type(self).__module__.rpartition(".")[0]]
+        roles = {
+            "AutoConfig": family.CONFIG, "AutoProcessor": family.PROCESSOR, **models_of(family),
+            "AutoImageProcessor": getattr(family, "IMAGE_PROCESSOR", None),
+            "AutoFeatureExtractor": getattr(family, "FEATURE_EXTRACTOR", None),
+        }  # fmt: skip
+        place = Path(save_directory)
+        if not place.is_file():  # which transformers refuses in its own words
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{LOADER}.py").write_text(_LOADER_TEXT.format(model_type=family.CONFIG.model_type))
+        self.auto_map = {auto: f"{LOADER}.{one.__name__}" for auto, one in roles.items() if one is not None}
+        try:
+            return cast("Any", super()).save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            del self.auto_map  # no field of ours: two equal models have equal configurations, saved or not
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, without the names of the loader."""
+        fields = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return cast("Any", super()).from_dict(fields, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing: transformers would copy the file of the class into every directory that is saved after this."""
+
+
+def models_of(family: Any) -> dict[str, type]:
+    """Auto class of transformers -> the class of a family's package that it loads."""
+    found = {"AutoModel": family.BASE_MODEL, **getattr(family, "HEADS", {})}
+    if hasattr(family, "GENERATIVE_MODEL"):
+        found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
+    return found
 
 
 class NamedForPeft(nn.Module):

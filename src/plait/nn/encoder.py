@@ -253,7 +253,7 @@ class UniversalLayers(nn.Module):
         # `layers` has refused a model without them; this tells the type checker
         assert self.latents is not None and self.norm is not None
         # learned latents take the place of the patches as the stream; patches are only read
-        latents = self.latents.expand(len(x), -1, -1)
+        latents = self.latents.expand(x.shape[0], -1, -1)
         for layer in layers[:-1]:
             latents = layer(latents, attend, other=x)
             if hidden is not None:

@@ -232,7 +232,7 @@ class DualVisionEncoder(nn.Module):
             x = x.flatten(0, 1)
         x = x.flatten(2).transpose(1, 2)  # (batch * frames', positions, dim)
         # one class token per frame and one table for all frames: time has no positions here
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         return self.pre_norm(x + self.position_embedding), count
 
     def forward(

@@ -152,7 +152,7 @@ class VisionTower(nn.Module):
         height, width = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # row-major, as the tables are
         if self.cls_embedding is not None:
-            x = torch.cat([self.cls_embedding.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_embedding.expand(x.shape[0], -1, -1), x], dim=1)
         x = self.pre_norm(x + self.positions(height, width))
         for layer in self.layers:
             if hidden is not None:

@@ -19,6 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
+from plait.nn.contract import OpensAlone
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in
 from plait.types import as_words
 
@@ -247,7 +248,7 @@ class SquareImages(PilBackend):
         raise NotImplementedError
 
 
-class TalkingProcessor(ProcessorMixin):
+class TalkingProcessor(OpensAlone, ProcessorMixin):
     """A tokenizer, an image processor and a conversation; a family writes `__init__`, `__call__` and `supervised`.
 
     unspoken: ids that stand for media and have no text.

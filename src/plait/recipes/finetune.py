@@ -621,7 +621,7 @@ def how_to_load(model: nn.Module, name: str) -> list[str]:
     """Three lines that load what was saved of `model` in the directory `name` with transformers."""
     import transformers
 
-    from plait.models.auto import auto_class_of
+    from plait.models.registry import auto_class_of
 
     auto = auto_class_of(type(model))
     home, used = (transformers.__name__, auto) if auto else (type(model).__module__, type(model).__name__)

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from plait.errors import UsageError
 from plait.models.mplug2.composition import TASKS
+from plait.nn.contract import OpensAlone
 
 
 @dataclass
@@ -56,7 +57,7 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
 
-class MPlug2Config(PreTrainedConfig):
+class MPlug2Config(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published large one.
 
     Args:

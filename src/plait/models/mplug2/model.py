@@ -323,7 +323,7 @@ class MPlug2Model(MPlug2PreTrainedModel):
         if self.config.has_projection:
             x = self.vision_adapter(x)
         if frame_by_frame:  # the mean of the class tokens, then all patches: (batch, 1 + frames * patches, dim)
-            x = x.unflatten(0, (len(clips), -1))
+            x = x.unflatten(0, (clips.shape[0], -1))
             return torch.cat([x[:, :, :1].mean(1), x[:, :, 1:].flatten(1, 2)], dim=1)
         return self.universal.see(x, self.attend) if self._is_universal(path) else x
 

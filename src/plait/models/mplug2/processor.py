@@ -28,6 +28,7 @@ from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.models.mplug2.composition import instruct
 from plait.models.mplug2.config import MPlug2Config
+from plait.nn.contract import OpensAlone
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD, grounding, pictures_in, square
 from plait.processing.videos import (
@@ -71,7 +72,7 @@ class MPlug2ImageProcessor(PilBackend):
     image_std = list(CLIP_STD)  # noqa: RUF012
 
 
-class MPlug2Processor(ProcessorMixin):
+class MPlug2Processor(OpensAlone, ProcessorMixin):
     """Tokenizer and image processor of one model, and how it reads videos.
 
     Args:

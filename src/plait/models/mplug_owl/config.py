@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from plait.errors import UsageError
+from plait.nn.contract import OpensAlone
 
 
 @dataclass
@@ -70,7 +71,7 @@ class AbstractorConfig:
     dropout: float = 0.1
 
 
-class MPlugOwlConfig(PreTrainedConfig):
+class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published mPLUG-Owl with LLaMA-7B.
 
     Args:
@@ -166,6 +167,15 @@ class MPlugOwlConfig(PreTrainedConfig):
     def image_size(self) -> int:
         """Side of the images the model takes, in pixels."""
         return self.vision_sizes.image_size
+
+    @property
+    def use_cache(self) -> bool:
+        """Whether the language model keeps keys and values; set, it is set there."""
+        return getattr(self.text_config, "use_cache", True)
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        self.text_sizes.use_cache = value
 
     @property
     def context(self) -> int | None:

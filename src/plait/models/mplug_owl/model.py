@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guidance
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from plait.generation.media_prompts import MediaPrompts, Places
@@ -198,7 +199,7 @@ class Abstractor(nn.Module):
             x = torch.cat([x, self.temporal_queries], dim=1)
         if features.dim() == 4:
             features = features.flatten(1, 2)
-        x = x.expand(len(features), -1, -1)
+        x = x.expand(features.shape[0], -1, -1)
         for layer in self.layers:
             x = layer(x, features, attend, None, feature_mask)
             if hidden is not None:
@@ -208,7 +209,7 @@ class Abstractor(nn.Module):
         if x.shape[1] > count and self.temporal_proj is not None:
             out = out + self.temporal_proj(x[:, count:])
         # The end vector lives in the language model's space, behind the projection.
-        return torch.cat([out, self.end.expand(len(out), -1, -1)], dim=1)
+        return torch.cat([out, self.end.expand(out.shape[0], -1, -1)], dim=1)
 
 
 def from_runs(input_ids: Tensor, media_ids: tuple[int, int]) -> Tensor:
@@ -609,7 +610,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             for pixels, features in (("pixel_values", "image_features"), ("pixel_values_videos", "video_features")):
                 if kwargs.get(pixels) is not None:
                     kwargs[features] = self.encode(kwargs.pop(pixels))
-        return GenerationMixin.generate(self, inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)
 
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
         """Positions of each prompt that lengths of beams leave out, (rows, seq) -> (rows,).
@@ -642,7 +643,8 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             answer = input_ids[:, length:]
             return processor(F.pad(answer, (1, 0), value=1 if start is None else start) if lead else answer, scores)
 
-        return LogitsProcessorList(partial(on_answer, processor) for processor in found)
+        # guidance runs a pass over all ids, so it gets them all
+        return LogitsProcessorList(rule if isinstance(rule, Guidance) else partial(on_answer, rule) for rule in found)
 
     def media_places(self) -> dict[str, Places]:
         """Features follow their rows into beams; `generate` has encoded all pixels by then."""
@@ -653,9 +655,11 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             "video_features": Places(video_id, size, VIDEO_APART, rows),
         }
 
-    def prepare_inputs_for_generation(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Any, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """As in `MediaPrompts`; a BLOOM, which builds ALiBi from it, gets the mask as it was given."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         if not self.takes_positions:
             mask, cache = kwargs.get("attention_mask"), kwargs.get(CACHE)
             if mask is not None and cache is not None and cache.is_compileable:  # as long as what it will hold

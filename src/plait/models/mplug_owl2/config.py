@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from plait.errors import UsageError
+from plait.nn.contract import OpensAlone
 from plait.routing import Ways
 from plait.types import MODALITIES
 
@@ -83,7 +84,7 @@ class AbstractorConfig:
     query_span: int | None = None
 
 
-class MPlugOwl2Config(PreTrainedConfig):
+class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published 8.2B mPLUG-Owl2.
 
     Args:

@@ -168,12 +168,12 @@ class Abstractor(nn.Module):
             (images, num_queries + 1, out_dim), the learned end vector last.
         """
         tables = self.tables(features.shape[1])
-        x = self.queries.expand(len(features), -1, -1)
+        x = self.queries.expand(features.shape[0], -1, -1)
         for layer in self.layers:
             x = layer(x, features, attend, tables)
             if hidden is not None:
                 hidden.append(x)
-        return torch.cat([self.proj(x), self.end.expand(len(x), -1, -1)], dim=1)
+        return torch.cat([self.proj(x), self.end.expand(x.shape[0], -1, -1)], dim=1)
 
 
 def position_ids_of(
@@ -616,6 +616,17 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
             loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))
         )
 
+    def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `MediaPrompts.generate`; from `inputs_embeds` the new ids alone.
+
+        Raises:
+            ValueError: for embeddings without `modality_ids` where ways are routed: nothing else says which are images.
+        """
+        embeds, ways = kwargs.get("inputs_embeds"), kwargs.get("modality_ids")
+        if embeds is not None and ways is None and inputs is None and self.config.routed:
+            raise ValueError("expected modality_ids beside inputs_embeds, got none; they choose the ways of positions")
+        return super().generate(inputs, *args, **kwargs)
+
     def uncounted_positions(self, prompt_ids: Tensor) -> Tensor:
         """Positions of each prompt that lengths of beams leave out, (rows, seq) -> (rows,).
 
@@ -638,6 +649,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
         ids, mask = kwargs.get("encoder_input_ids"), (kwargs.get("model_kwargs") or {}).get("attention_mask")
         if ids is not None and ids.dim() == 2:
             kwargs["encoder_input_ids"] = words_only(ids, self._unworded_id, mask)
+        else:  # embeddings: rules see the answer alone, of which nothing is padding; transformers would skip as much
+            kept = (kwargs.get("model_kwargs") or {}).items()
+            kwargs["model_kwargs"], mask = {name: x for name, x in kept if name != "attention_mask"}, None
         found = GenerationMixin._get_logits_processor(self, *args, **kwargs)
 
         def on_words(processor: LogitsProcessor, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -665,6 +679,8 @@ def words_only(ids: Tensor, image_id: int, mask: Tensor | None = None) -> Tensor
     Returns:
         Like ids.
     """
+    if not ids.shape[1]:  # the first step from embeddings
+        return ids
     hidden = (ids == image_id) | (ids == IMAGE_APART)
     if mask is not None:
         mask = mask[:: max(1, len(mask) // len(ids))].repeat_interleave(max(1, len(ids) // len(mask)), dim=0)

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from plait.errors import UsageError
 from plait.modalities import in_order, is_registered
 from plait.nn.adapters import ConvSpec
+from plait.nn.contract import OpensAlone
 from plait.nn.detection import CascadeSizes
 from plait.routing import Ways
 
@@ -120,7 +121,7 @@ _NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
 """What transformers writes where nobody named labels."""
 
 
-class OnePeaceConfig(PreTrainedConfig):
+class OnePeaceConfig(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
     Args:

@@ -18,6 +18,7 @@ from transformers.image_utils import PILImageResampling
 
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
+from plait.nn.contract import OpensAlone
 from plait.nn.detection import maskness_scores, paste_masks, semantic_map
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
 from plait.processing.regions import Fitted, fit
@@ -206,7 +207,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_values": values, "attention_mask": mask})
 
 
-class OnePeaceProcessor(ProcessorMixin):
+class OnePeaceProcessor(OpensAlone, ProcessorMixin):
     """Tokenizer, image processor and feature extractor of one model.
 
     Args:
