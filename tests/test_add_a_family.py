@@ -15,7 +15,7 @@ from PIL import Image
 
 import plait
 from plait.cli import main
-from plait.models import auto
+from plait.models.registry import FAMILIES
 
 from .test_cli import commands_in
 
@@ -43,12 +43,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(home)
-    monkeypatch.setattr(auto, "FAMILIES", dict(auto.FAMILIES))
+    known = dict(FAMILIES)
     held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("plait_plugin_")}
     yield
     for name in [name for name in sys.modules if name.startswith("plait_plugin_")]:
         del sys.modules[name]
     sys.modules.update(held)
+    FAMILIES.clear()
+    FAMILIES.update(known)
 
 
 def test_the_commands_of_the_page_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
