@@ -58,7 +58,7 @@ class _Families(MetaPathFinder):
             run(module)
             import_module("plait.models.registry").attach()
 
-        spec.loader.exec_module = run_and_attach  # ty: ignore[invalid-assignment]
+        spec.loader.exec_module = run_and_attach
         return spec
 
 

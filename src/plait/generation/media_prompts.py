@@ -92,7 +92,7 @@ class MediaPrompts(GenerationMixin):
 
         Word 0 stands in their place; as a guess it is checked like any other, and the answer stays the same.
         """
-        guesser = GenerationMixin._get_candidate_generator(self, *args, **kwargs)
+        guesser: Any = GenerationMixin._get_candidate_generator(self, *args, **kwargs)
         guess = guesser.get_candidates
 
         def without_media(input_ids: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Any]:
