@@ -78,7 +78,7 @@ def test_a_detector_is_trained_measured_and_used(data: Path, tmp_path: Path, cap
     assert best.mask.shape == (32, 48) and best.box.x1 <= 48 and other.score <= 1
     assert main(["detect", str(run / "model"), str(data / "instances.json")]) == 1
     assert main(["detect", "nano", str(data / "images")]) == 1
-    assert "ground, classify or detect, got OnePeaceModel" in capsys.readouterr().err
+    assert "expected a model that can detect, got OnePeaceModel" in capsys.readouterr().err
 
 
 def test_perfect_boxes_and_masks_score_one(data: Path) -> None:

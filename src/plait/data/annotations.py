@@ -118,6 +118,65 @@ def scan_objects(file: str | Path, test_share: float = 0.2) -> list[Sample]:
     return list(samples.values())
 
 
+MASKS = ("masks", "annotations")
+SPLITS = {"training": "train", "validation": "test", "val": "test"}
+
+
+def scan_masks(folder: str | Path, test_share: float = 0.2) -> list[Sample]:
+    """Pictures with a class for every pixel, as ADE20K lays them out: `images/**/a.jpg` and `masks/**/a.png`.
+
+    Args:
+        folder: with `images`, and `masks` or `annotations`: grey PNG of the pictures' sizes, 0 = unlabelled, k = the
+            class on line k of `classes.txt`, whose names are their numbers without that file. The first sub-folder is
+            the split (training, validation, or as it is called).
+        test_share: of the pictures, where no sub-folder tells their split.
+
+    Returns:
+        Samples with `mask`, the path of the PNG, and `classes`, the names, in `meta`.
+
+    Raises:
+        ValueError: without masks, and for a mask without a picture, of another mode or size, or with a class that
+            `classes.txt` does not name.
+    """
+    import numpy as np
+    from PIL import Image
+
+    root = Path(folder)
+    home = next((root / name for name in MASKS if (root / name).is_dir()), None)
+    places = sorted(home.rglob("*.png")) if home is not None else []
+    if home is None or not places:
+        raise ValueError(
+            f"expected grey PNG under {' or '.join(MASKS)} in {root}, got none; put a mask per picture there"
+        )
+    listed = root / "classes.txt"
+    names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else None
+    samples, most = [], 0
+    for place in places:
+        inner = place.relative_to(home)
+        found = sorted((root / "images" / inner.parent).glob(f"{inner.stem}.*"))
+        if not found:
+            raise ValueError(f"{place}: expected a picture {inner.stem} in {root / 'images' / inner.parent}, got none")
+        with Image.open(place, formats=("PNG",)) as mask, Image.open(found[0]) as picture:
+            if mask.mode not in ("L", "P") or mask.size != picture.size:
+                raise ValueError(
+                    f"{place}: expected a grey mask of {picture.size} pixels, got {mask.mode} of {mask.size}; make it "
+                    "as large as its picture"
+                )
+            largest = int(np.asarray(mask).max())
+        if names is not None and largest > len(names):
+            raise ValueError(f"{place}: expected classes up to {len(names)}, got {largest}; name it in {listed}")
+        most = max(most, largest)
+        split = SPLITS.get(inner.parts[0], inner.parts[0]) if len(inner.parts) > 1 else None
+        meta = {"mask": str(place)}
+        samples.append(Sample(inner.with_suffix("").as_posix(), image=str(found[0]), split=split, meta=meta))
+    classes = names or [str(number) for number in range(1, most + 1)]
+    for sample in samples:
+        sample.meta["classes"] = classes
+    if not all(sample.split for sample in samples):
+        split_groups(samples, {sample.id: sha256(Path(sample.image)) for sample in samples}, test_share)
+    return samples
+
+
 def decoded_json(path: Path) -> Any:
     """What a JSON file of annotations holds. Raises ValueError where it cannot be read."""
     try:

@@ -7,7 +7,8 @@ A family brings its tasks in `recipes/<family>.py` as `JOBS`: task -> function (
 share theirs (`Talker`): a row -> its question and answer, or its turns -> the family's conversation -> cross entropy.
 
 What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
-ground: a box · detect: rows of objects · chat: nats, the negative log likelihood of all answers.
+ground: a box · detect: rows of objects · segment: a map of classes · chat: nats, the negative log
+likelihood of all answers.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from plait.metrics.boxes import box_hits
 from plait.metrics.captions import caption_scores
 from plait.metrics.detection import pictures_ap
 from plait.metrics.retrieval import chance_at_k, hits_at_k
+from plait.metrics.segmentation import confusion, scores_of
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
@@ -60,8 +62,8 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
 
     retrieval: recall at 1, the mean of both directions; classify, vqa: accuracy; caption: CIDEr; ground: share of boxes
     with an IoU of at least 0.5; detect: box AP, and mask AP where there are masks (AP is no mean over rows, so its
-    interval is that of few resamples); chat: bits per byte of the answers, an end counted as a byte: low is good, and
-    models with other vocabularies can be compared.
+    interval is that of few resamples); segment: mIoU of all pixels together; chat: bits per byte of the answers, an end
+    counted as a byte: low is good, and models with other vocabularies can be compared.
 
     Args:
         task: one of `TASKS`.
@@ -76,6 +78,8 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
         return {"metric": "bits per byte", **found}
     if task == "detect":
         return _average_precision(found, samples)
+    if task == "segment":
+        return _mean_iou(found, samples)
     name, values = _VALUES[task](found, samples)
     interval = bootstrap_mean([float(value) for value in values])
     return {"metric": name, "value": interval.estimate, "interval": [interval.lower, interval.upper]}
@@ -98,6 +102,11 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
     if task == "ground":
         box = np.mean([shares(sample) for sample in train], axis=0)
         return {**score(task, [box] * len(test), test), "about": "the mean box"}
+    if task == "segment":
+        counts = np.sum([np.bincount(class_map(sample).ravel(), minlength=256) for sample in train], axis=0)
+        commonest = int(np.argmax(counts[1:]))  # 0 is no class
+        said = [np.full(class_map(sample).shape, commonest) for sample in test]
+        return {**_mean_iou(said, test), "about": f"{train[0].meta['classes'][commonest]} everywhere"}
     if task == "detect":
         boxes: dict[str, list[Any]] = defaultdict(list)
         for row in (row for sample in train for row in objects_in(sample)):
@@ -151,6 +160,25 @@ def _average_precision(found: Sequence[Sequence[Any]], samples: Sequence[Sample]
         sizes = [load_image(sample.image).size for sample in samples]
         result["mask AP"] = pictures_ap(truths, found, "segm", sizes)
     return result
+
+
+def class_map(sample: Sample) -> np.ndarray:
+    """The classes of a row's pixels (height, width) uint8, from 1 on; 0 is unlabelled."""
+    from PIL import Image
+
+    with Image.open(sample.meta["mask"], formats=("PNG",)) as mask:
+        return np.asarray(mask)
+
+
+def _mean_iou(found: Sequence[np.ndarray], samples: Sequence[Sample]) -> dict[str, Any]:
+    """mIoU as a fraction, with the interval of 200 resamples of pictures. found: classes from 0 on, per picture."""
+    count, drawing = len(samples[0].meta["classes"]), np.random.default_rng(0)
+    tables = np.stack(
+        [confusion(said, class_map(s), count, reduce_zero_label=True) for said, s in zip(found, samples, strict=True)]
+    )
+    drawn = [tables[drawing.integers(0, len(tables), len(tables))].sum(axis=0) for _ in range(200)]
+    low, high = np.percentile([scores_of(table).mean_iou / 100 for table in drawn], [2.5, 97.5]).tolist()
+    return {"metric": "mIoU", "value": scores_of(tables.sum(axis=0)).mean_iou / 100, "interval": [low, high]}
 
 
 def same_concept(samples: Sequence[Sample]) -> np.ndarray:
@@ -372,7 +400,7 @@ def asked_row(task: str, spoken: Any, sample: Sample, medium: str) -> Sample:
     return Sample(sample.id, **media, question=question, answers=list(answers))
 
 
-TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "detect", "chat")
+TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "detect", "segment", "chat")
 HELD_OUT = ("test", "val", "validation", "dev")
 MEDIA = ("image", "audio", "video", "text")
 RESULT = "finetune.json"
@@ -419,7 +447,7 @@ class Job:
 def finetune(
     model: str,
     data: str,
-    task: Literal["retrieval", "classify", "caption", "vqa", "ground", "detect", "chat"],
+    task: Literal["retrieval", "classify", "caption", "vqa", "ground", "detect", "segment", "chat"],
     lora: int = 0,
     bits: int = 0,
     steps: int | None = None,
@@ -440,13 +468,14 @@ def finetune(
     Args:
         model: a model directory, or nano.
         data: a manifest, tar shards, parquet or a saved data set, with a split test; for detect also a COCO
-            instances file, of which a fifth is held out where its pictures name no split.
+            instances file, of which a fifth is held out where its pictures name no split; for segment a folder of
+            images and masks in ADE20K's layout.
         task: one of `TASKS` that the model's family knows.
         lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
         steps, epochs: length of the run; steps count where both are given.
         batch_size: rows of a step, at most as many as there are. lr: peak rate, the family's own without it.
         medium: image, audio, video or text, the most frequent without it (chat: all).
-        image_size: side of the pictures of detect in pixels, twice the model's without it.
+        image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
         augmentation: of pictures and sounds, 0 to 1.
         workers: threads that decode. on_bad, most_bad: skip so many rows that cannot be read.
 
@@ -492,6 +521,10 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
         from plait.data.annotations import scan_objects
 
         given = scan_objects(data)
+    elif task == "segment":
+        from plait.data.annotations import scan_masks
+
+        given = scan_masks(data)
     samples = select(given, "anything", lambda _: True, splits=None, reading=reading)
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
     is_any = medium is None and task == "chat"  # conversations with pictures and without train together
@@ -501,7 +534,7 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
 
     def keep(sample: Sample) -> bool:
         has_medium = is_any or getattr(sample, found) is not None
-        return has_medium and any(getattr(sample, field) for field in _TARGETS[task])
+        return has_medium and any(getattr(sample, field, None) or sample.meta.get(field) for field in _TARGETS[task])
 
     wanted = f"{found} and {' or '.join(_TARGETS[task])}"
     train, test = (
@@ -534,6 +567,7 @@ _TARGETS = {
     "vqa": ("answers",),
     "ground": ("boxes",),
     "detect": ("boxes",),
+    "segment": ("mask",),
     "chat": ("messages",),
 }
 """Task -> the fields of a row of which one must be there."""

@@ -42,16 +42,16 @@ from plait.models.one_peace.pretraining import (
     image_text_losses,
 )
 from plait.models.one_peace.processor import OnePeaceProcessor, padded
-from plait.models.one_peace.regions import OnePeaceForObjectDetection
+from plait.models.one_peace.regions import OnePeaceForObjectDetection, OnePeaceForUniversalSegmentation, skills
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import from_directory
 from plait.objectives.contrastive import contrastive_loss
 from plait.processing import masking
 from plait.processing.images import CLIP_MEAN, CLIP_STD, square
-from plait.processing.regions import Objects, coco_results, detection_labels, fit, read_objects
+from plait.processing.regions import Fitted, Objects, coco_results, detection_labels, fit, read_objects
 from plait.processing.tokenizers import encode, subset, whole_word_starts
 from plait.processing.waveforms import prepare_waveform
-from plait.recipes.finetune import Job, Request, in_evaluation, objects_in, text_of
+from plait.recipes.finetune import Job, Request, class_map, in_evaluation, objects_in, text_of
 from plait.training.parallel import chunk_of, gather_rows
 from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
@@ -392,32 +392,111 @@ def detect(request: Request) -> Job:
         return picture, read_objects(of, numbers, picture.size, f"row {sample.id}")
 
     def collate(parts: list[tuple[Any, Objects]], rng: np.random.Generator) -> dict[str, Any]:
-        fitted, strength = [], request.augmentation
-        for picture, objects in parts:
-            # Large-scale jitter, 0.1 to 2 as published at full strength.
-            scale = float(np.exp(rng.uniform(np.log(1 - 0.9 * strength), np.log(1 + strength))))
-            place = (float(rng.uniform()), float(rng.uniform()))
-            flip = bool(strength and rng.uniform() < 0.5)
-            fitted.append(fit(picture, side, objects, scale=scale, place=place, flip=flip))
+        fitted = [jittered(*part, side, request.augmentation, rng) for part in parts]
         return {**padded(fitted), "labels": [detection_labels(one) for one in fitted]}
 
     def predict(model: nn.Module, samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
         return detected(model, processor, samples, labels)
 
-    stage = replace(
-        _stage(request, processor, collate, detection_loss, read=False),
-        batches=lambda: Reader(request.train, collate, decode, reading=request.reading),
-        clip=1.0,
-        trainable=("re:.*",),
-    )
     # The recipe needed a model to know its size; a second build reads the encoder again.
     return Job(
         build=lambda: first.pop() if first else build(),
-        stage=stage,
+        stage=_dense_stage(request, processor, collate, decode),
         predict=in_evaluation(predict),
         zero_shot=lambda model, samples: None,
         whole=lambda model: ("detector",),
         save=partial(save_pair, processor),
+    )
+
+
+def segment(request: Request) -> Job:
+    """A fresh segmenter on the image branch; rows are pictures with a class for every pixel.
+
+    Raises UsageError for media other than image.
+    """
+    _need(request.medium, ("image",), "segment")
+    names = request.train[0].meta["classes"]
+    build = partial(with_segmenter, request.model, names, request.image_size)
+    first = [build()]
+    processor = OnePeaceProcessor.from_config(first[0].config)
+
+    def decode(sample: Sample, rng: np.random.Generator) -> tuple[Any, Objects]:
+        picture, mask = load_image(sample.image).convert("RGB"), class_map(sample)
+        classes = np.setdiff1d(np.unique(mask), [0])
+        # Regions may lie anywhere: the box of each is the picture.
+        boxes = np.tile(np.array([0, 0, *picture.size], np.float32), (len(classes), 1))
+        return picture, Objects(boxes, classes.astype(np.int64) - 1, mask == classes[:, None, None])
+
+    def collate(parts: list[tuple[Any, Objects]], rng: np.random.Generator) -> dict[str, Any]:
+        pixels, masks, classes = [], [], []
+        for picture, objects in parts:
+            fitted = jittered(picture, objects, processor.image_size, request.augmentation, rng)
+            assert fitted.objects is not None and fitted.objects.masks is not None
+            # What was cut away is no region any more.
+            left = fitted.objects.masks.any(axis=(1, 2))
+            pixels.append(fitted.pixels)
+            masks.append(torch.from_numpy(fitted.objects.masks[left]))
+            classes.append(torch.from_numpy(fitted.objects.classes[left]))
+        return {"pixel_values": torch.stack(pixels), "mask_labels": masks, "class_labels": classes}
+
+    def predict(model: nn.Module, samples: Sequence[Sample]) -> list[np.ndarray]:
+        spoken = skills(model, processor)
+        return [spoken.segment([spoken.prepare("image", sample.image)])[0].numpy() for sample in samples]
+
+    return Job(
+        build=lambda: first.pop() if first else build(),
+        stage=_dense_stage(request, processor, collate, decode),
+        predict=in_evaluation(predict),
+        zero_shot=lambda model, samples: None,
+        save=partial(save_pair, processor),
+    )
+
+
+def with_segmenter(directory: Path, labels: Sequence[str], image_size: int | None) -> OnePeaceForUniversalSegmentation:
+    """The image branch of a model directory, a table of positions per layer as published, under a fresh head.
+
+    Raises UsageError for a size that is no multiple of 32.
+    """
+    config = OnePeaceConfig.from_pretrained(directory, trust_remote_code=False)
+    size = image_size or 2 * config.image_size
+    if size % 32 or size < config.image_size:
+        raise UsageError(
+            f"expected image_size as a multiple of 32 from {config.image_size} on, got {size}; tables only grow"
+        )
+    changes: dict[str, Any] = {
+        "per_layer_bias": True,
+        "image_rel_bucket_size": size // 16,
+        "norm_ways": {},
+        "use_projections": False,
+    }
+    encoder = from_directory(
+        directory, dtype=torch.float32, model_class=OnePeaceModel, branch=("image",), decoder=None, **changes
+    )
+    assert isinstance(encoder, OnePeaceModel)
+    sizes: dict[str, Any] = {}
+    if config.dim < 768:
+        # The published head would cost many times what a small branch does.
+        width = max(32, config.dim // 32 * 32)
+        sizes = {"stem_channels": 16, "num_heads": config.num_heads, "head_dim": width, "head_heads": 4,
+                 "num_queries": 2 * len(labels) + 10, "head_mlp_dim": 4 * width, "pixel_layers": 2, "query_layers": 3,
+                 "num_loss_points": 1024}  # fmt: skip
+    return OnePeaceForUniversalSegmentation.from_encoder(encoder, labels, **sizes)
+
+
+def jittered(picture: Any, objects: Objects, side: int, strength: float, rng: np.random.Generator) -> Fitted:
+    """A picture and its objects as a square, by large-scale jitter: 0.1 to 2 as published at strength 1, mirrored."""
+    scale = float(np.exp(rng.uniform(np.log(1 - 0.9 * strength), np.log(1 + strength))))
+    place = (float(rng.uniform()), float(rng.uniform()))
+    return fit(picture, side, objects, scale=scale, place=place, flip=bool(strength and rng.uniform() < 0.5))
+
+
+def _dense_stage(request: Request, processor: OnePeaceProcessor, collate: Any, decode: Any) -> Stage:
+    """A stage in which everything trains, on the sum of the model's own losses."""
+    return replace(
+        _stage(request, processor, collate, dense_loss, read=False),
+        batches=lambda: Reader(request.train, collate, decode, reading=request.reading),
+        clip=1.0,
+        trainable=("re:.*",),
     )
 
 
@@ -449,10 +528,10 @@ def with_detector(
     return OnePeaceForObjectDetection.from_encoder(encoder, labels, image_size or 2 * config.image_size, **sizes)
 
 
-def detection_loss(
+def dense_loss(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of a detector's losses, and each of them."""
+    """The sum of the losses of a detector or a segmenter, and each of them."""
     out = model(**batch)
     return out["loss"], out["loss_dict"]
 
@@ -479,6 +558,7 @@ JOBS: dict[str, Callable[[Request], Job]] = {
     "classify": classify,
     "vqa": vqa,
     "detect": detect,
+    "segment": segment,
 }
 
 
