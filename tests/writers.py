@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-NOT_THE_SAME_TWICE = {".plait", "finetune.json", "report.html", "config.json", "metrics.jsonl", "tensorboard"}
+NOT_THE_SAME_TWICE = {".plait", "report.html", "metrics.jsonl", "state.json", "COMPLETE", "training.json"}
 """Files that hold seconds, dates or paths."""
 
 
@@ -67,7 +67,8 @@ def digest(place: Path) -> dict[str, str]:
     found = {}
     for path in sorted([place, *place.rglob("*")] if place.is_dir() else [place]):
         if path.is_file() and not set(path.relative_to(place.parent).parts) & NOT_THE_SAME_TWICE:
-            found[path.relative_to(place.parent).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+            content = path.read_bytes().replace(str(place.parent).encode(), b"HERE")
+            found[path.relative_to(place.parent).as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
 

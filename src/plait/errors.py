@@ -41,7 +41,8 @@ def no_code_of(place: object) -> Generator[None]:
     """
     check_directory(str(place))
     try:
-        yield
+        with one_kind(f"a model directory in {place} that its library can read", "check its config.json and tokenizer"):
+            yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -58,6 +59,26 @@ def no_code_of(place: object) -> Generator[None]:
             f"expected the processor beside the model in {place}, got no files of its {missing}; "
             "save it there: processor.save_pretrained"
         ) from error
+
+
+@contextmanager
+def one_kind(wanted: str, remedy: str = "check what was given") -> Generator[None]:
+    """Make errors of values that nobody checked the library's own: a ValueError of one line, its cause kept.
+
+    For doors through which a stranger's values come: configurations, what processors are given, model directories.
+
+    Args:
+        wanted: what was expected there, in words.
+        remedy: what to do.
+    """
+    try:
+        yield
+    except Exception as error:  # the checks of huggingface and the readers of tokenizers have classes of their own
+        # these say themselves what is wrong
+        if isinstance(error, ValueError | OSError | ImportError):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"expected {wanted}, got {type(error).__name__}: {said}; {remedy}") from error
 
 
 def os_line(error: OSError) -> str:

@@ -19,13 +19,15 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from plait.data.manifest import MEDIA, address, checked_row
+from plait.data.manifest import MAX_UNPACKED, MEDIA, address, checked_row
 from plait.errors import import_extra
 from plait.media.limits import Packed
-from plait.reading import inside, read_json
+from plait.reading import check_regular, inside, read_json
 from plait.types import Sample, plain
 
 SPLITS = ("train", "test", "validation", "val", "dev")
+MAX_DICTIONARY = 1 << 30
+"""Bytes of a column chunk whose equal values are kept once; arrow counts the bytes of a dictionary in 31 bits."""
 CACHED_GROUPS = 4
 """Row groups whose media are kept; a shuffled read of large parquet files is better packed into shards first."""
 
@@ -219,14 +221,14 @@ def read_parquet(path: str | Path) -> Table:
     unread: list[str] = []
     for file in files:
         try:
-            opened = parquet.ParquetFile(str(file), memory_map=True)
+            opened = _opened(parquet, file)
         except (OSError, ValueError) as error:
             raise ValueError(f"expected a parquet file, got {file}: {' '.join(str(error).split())}") from error
         written = (opened.schema_arrow.metadata or {}).get(b"huggingface")
         names |= _class_names(json.loads(written)["info"].get("features") or {}) if written else {}
         split = file.stem.partition("-")[0]
         groups = _Groups(opened)
-        unread += [field.name for field in opened.schema_arrow if holds_files(field)]
+        unread += [field.name for field in _written(opened) if holds_files(field)]
         if not opened.num_row_groups:
             continue
         # Words of a large set do not fit into memory: unpacked into a file without a name, they are mapped.
@@ -264,6 +266,32 @@ def holds_files(field: Any) -> bool:
     return is_bytes and field.name not in MEDIA
 
 
+def _opened(parquet: Any, file: Path) -> Any:
+    """A parquet file whose equal texts and bytes are read once. Raises ValueError where little would become much.
+
+    Four thousand equal texts of a megabyte are ten kilobytes of parquet, and four gigabytes when each is unpacked.
+    """
+    check_regular(file)
+    facts = parquet.read_metadata(str(file), memory_map=True)
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
+    if size > (limit := max(MAX_UNPACKED, 100 * file.stat().st_size)):
+        raise ValueError(f"{size} bytes unpacked, more than {limit}, a hundred times the file")
+    packed: dict[str, int] = {}
+    for chunk in chunks:
+        if chunk.physical_type == "BYTE_ARRAY":
+            name = chunk.path_in_schema
+            packed[name] = max(packed.get(name, 0), chunk.total_uncompressed_size)
+    once = [name for name, largest in packed.items() if largest <= MAX_DICTIONARY]
+    return parquet.ParquetFile(str(file), memory_map=True, metadata=facts, read_dictionary=once)
+
+
+def _written(file: Any) -> Any:
+    """The columns of a parquet file as they are written, whatever they are read as."""
+    return file.metadata.schema.to_arrow_schema()
+
+
 class _Groups:
     """Row groups of one parquet file; the media of the last few that were read are kept."""
 
@@ -276,7 +304,7 @@ class _Groups:
         """All columns without the bytes of media: of `{bytes, path}` the path, of plain bytes whether there are any."""
         pyarrow = import_extra("pyarrow")
         names, packed, paired = [], [], []
-        for field in self.file.schema_arrow:
+        for field in _written(self.file):
             if holds_files(field):
                 continue
             if field.name in MEDIA and pyarrow.types.is_struct(field.type):

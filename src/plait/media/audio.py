@@ -26,6 +26,9 @@ from plait.media.kinds import UNKNOWN_LENGTH, content_of, sniff
 from plait.media.limits import (
     MAX_CHANNELS,
     MAX_RATE,
+    MAX_SAMPLES,
+    MAX_VALUES,
+    Limits,
     MediaError,
     Source,
     exceeds,
@@ -280,8 +283,7 @@ def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: 
                 with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
                     blocks.append(block.mean(axis=1))
                 length += len(block)
-                if length > int(max_seconds * rate):
-                    raise exceeds("audio", source, f"{length / rate:.1f} s", "max_seconds", max_seconds, "cut it")
+                _check_sound(source, rate, sound.channels, length / rate, max_seconds)  # the header may say less
             if length < MIN_SHARE * sound.frames:
                 got = f"{length} of {sound.frames} samples, a truncated or damaged file"
                 raise refusal("audio", source, got)
@@ -311,6 +313,13 @@ def _check_sound(source: object, rate: int, channels: int, seconds: float, max_s
         raise refusal("audio", source, f"{channels} channels, not 1 to {MAX_CHANNELS}", "mix it down")
     if seconds > max_seconds:
         raise exceeds("audio", source, f"{seconds:.1f} s", "max_seconds", max_seconds, "cut it")
+    # each of the three may be allowed and all together gigabytes, which FLAC packs into a few kilobytes of silence
+    longer, samples = max(1.0, max_seconds / Limits().max_seconds), rate * seconds
+    if samples > longer * MAX_SAMPLES or samples * channels > longer * MAX_VALUES:
+        got = f"{samples * channels:.0f} samples ({rate} a second, {channels} channels), too many"
+        raise refusal(
+            "audio", source, got, "cut it or lower its rate, or raise max_seconds (--limit max_seconds=NUMBER)"
+        )
 
 
 def resample(clip: np.ndarray, rate: int, sampling_rate: int, source: object = "an array") -> np.ndarray:
@@ -318,6 +327,9 @@ def resample(clip: np.ndarray, rate: int, sampling_rate: int, source: object = "
 
     Raises MediaError for a clip without samples, or with some that are no finite numbers.
     """
+    for name, hertz in (("rate", rate), ("sampling_rate", sampling_rate)):
+        if not 0 < hertz <= MAX_RATE:  # so is NaN, from the configuration of a stranger
+            raise ValueError(f"expected a {name} of 1 to {MAX_RATE} Hz, got {hertz}; check it")
     if not len(clip):
         raise refusal("audio", source, "no samples", "pass a clip with sound in it")
     if not np.isfinite(clip).all():

@@ -62,6 +62,10 @@ MAX_CHANNELS = 32
 """Channels of one sound."""
 MAX_RATE = 768_000
 """Samples per second of one sound."""
+MAX_SAMPLES = 1 << 26
+"""Rate x seconds of one sound, in proportion more where `max_seconds` is raised: ten minutes at 96 kHz fit."""
+MAX_VALUES = 1 << 29
+"""The same with channels."""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any, TypeVar, cast
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from plait.errors import one_kind
 from plait.routing import PerModality
 
 Model = TypeVar("Model", bound="type[Any]")
@@ -49,6 +51,77 @@ def outputs_for_transformers(forward: Forward) -> Forward:
         return output if wants else output.to_tuple()
 
     return whole  # ty: ignore[invalid-explicit-return]
+
+
+MAX_NUMBER = 1 << 48
+"""Above every size, id and count of a model; larger ones are digits of a stranger that only cost time."""
+
+
+def checked(cls: Model) -> Model:
+    """A configuration or processor whose odd values are one line: fields by their annotations, all else as it comes.
+
+    A class of fields is built first, which gives them their final form; then every field that the class declares has to
+    be of its type. A processor answers whatever its `__call__` trips over with a ValueError.
+    """
+    build, call, name = cls.__init__, cls.__dict__.get("__call__"), cls.__name__
+    if hasattr(cls, "__dataclass_fields__"):  # transformers reads the code of a processor's own `__init__`
+        own = tuple(inspect.get_annotations(cls))
+
+        @functools.wraps(build)
+        def built(self: Any, *args: Any, **kwargs: Any) -> None:
+            with one_kind(f"fields that {name} has, each of its type"):
+                build(self, *args, **kwargs)
+            for field, adapter in _adapters(cls, own).items():
+                _check_field(name, field, getattr(self, field, None), adapter)
+
+        cls.__init__ = built
+    if call is not None:
+
+        @functools.wraps(call)
+        def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with one_kind(f"what {name} reads", "see its docstring for what it takes"):
+                return call(self, *args, **kwargs)
+
+        cls.__call__ = called
+    return cls
+
+
+@functools.cache
+def _adapters(cls: type, names: tuple[str, ...]) -> dict[str, Any]:
+    """Field -> pydantic's check of its annotation."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    hints = inspect.get_annotations(cls, eval_str=True)  # of its own: those of transformers do not resolve from here
+    free = ConfigDict(arbitrary_types_allowed=True)
+    found = {}
+    for name in names:
+        is_class = isinstance(hints[name], type) and hasattr(hints[name], "__dataclass_fields__")
+        adapter = TypeAdapter(hints[name], config=None if is_class else free)
+        if adapter.pydantic_complete:  # a configuration of transformers is not: it checks itself
+            found[name] = adapter
+    return found
+
+
+def _check_field(owner: str, field: str, value: Any, adapter: Any) -> None:
+    """Raise ValueError where a value is not of the annotated type, or a number that no model has."""
+    from pydantic import ValidationError
+
+    try:
+        read = adapter.validate_python(value)
+        is_right = isinstance(read, str) or not isinstance(value, str)  # a text of digits is no number here
+    except ValidationError:
+        is_right = False
+    if not is_right:
+        raise ValueError(f"expected {field} of {owner} of another type, got {value!r:.60}; check the configuration")
+    values = [value]
+    while values:
+        one = values.pop()
+        if isinstance(one, dict):
+            values += one.values()
+        elif isinstance(one, list | tuple):
+            values += one
+        elif type(one) in (int, float) and not (math.isfinite(one) and abs(one) < MAX_NUMBER):
+            raise ValueError(f"expected a number of a usual size as {field} of {owner}, got {one!s:.40}")
 
 
 def labels_shifted(cls: Model) -> Model:

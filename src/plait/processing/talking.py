@@ -19,7 +19,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in
 from plait.types import as_words
 
@@ -224,6 +224,7 @@ class Row:
     images: list[Image.Image] = field(default_factory=list)
 
 
+@checked
 class SquareImages(PilBackend):
     """Images to pixels of a square, with CLIP's mean and deviation; a family's `pixels` says how they become square.
 
@@ -248,6 +249,7 @@ class SquareImages(PilBackend):
         raise NotImplementedError
 
 
+@checked
 class TalkingProcessor(OpensAlone, ProcessorMixin):
     """A tokenizer, an image processor and a conversation; a family writes `__init__`, `__call__` and `supervised`.
 

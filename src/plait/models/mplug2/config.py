@@ -20,9 +20,10 @@ from transformers import PreTrainedConfig
 
 from plait.errors import UsageError
 from plait.models.mplug2.composition import TASKS
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 
 
+@checked
 @dataclass
 class VisionConfig:
     """The dual vision encoder; defaults are CLIP ViT-L/14.
@@ -57,6 +58,7 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
 
+@checked
 class MPlug2Config(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published large one.
 

@@ -28,7 +28,7 @@ from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.models.mplug2.composition import instruct
 from plait.models.mplug2.config import MPlug2Config
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 from plait.processing import wordpiece
 from plait.processing.images import CLIP_MEAN, CLIP_STD, grounding, pictures_in, square
 from plait.processing.videos import (
@@ -49,6 +49,7 @@ Clip = str | Path | bytes | Tensor | Sequence[Image]
 
 
 # PilBackend: the default backend of transformers needs torchvision, which Plait never requires.
+@checked
 class MPlug2ImageProcessor(PilBackend):
     """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
 
@@ -72,6 +73,7 @@ class MPlug2ImageProcessor(PilBackend):
     image_std = list(CLIP_STD)  # noqa: RUF012
 
 
+@checked
 class MPlug2Processor(OpensAlone, ProcessorMixin):
     """Tokenizer and image processor of one model, and how it reads videos.
 

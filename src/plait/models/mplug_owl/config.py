@@ -17,9 +17,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from plait.errors import UsageError
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 
 
+@checked
 @dataclass
 class VisionConfig:
     """Sizes of the vision tower; the defaults are CLIP ViT-L/14 at 224 pixels.
@@ -48,6 +49,7 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
 
+@checked
 @dataclass
 class AbstractorConfig:
     """Sizes of the abstractor, which is as wide as the tower.
@@ -71,6 +73,7 @@ class AbstractorConfig:
     dropout: float = 0.1
 
 
+@checked
 class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published mPLUG-Owl with LLaMA-7B.
 

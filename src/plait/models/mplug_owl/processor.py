@@ -30,6 +30,7 @@ from plait.models.mplug_owl.conversation import (
     training_row,
 )
 from plait.models.mplug_owl.model import IMAGE_RUN, VIDEO_RUN, count_runs, from_runs
+from plait.nn.contract import checked
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, resize, to_tensor
 from plait.processing.talking import (
     IGNORED,
@@ -49,6 +50,7 @@ SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 """Share of the area and aspect of a training crop, as released."""
 
 
+@checked
 class MPlugOwlProcessor(TalkingProcessor):
     """Tokenizer, image processor and conversation of one model.
 
@@ -234,6 +236,7 @@ class MPlugOwlProcessor(TalkingProcessor):
         return clean_answer(super().decode(ids, **options))
 
 
+@checked
 class MPlugOwlImageProcessor(SquareImages):
     """Images to pixels, squashed to a square: the aspect is lost, nothing is cropped away.
 

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from plait.errors import UsageError
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 from plait.routing import Ways
 from plait.types import MODALITIES
 
@@ -23,6 +23,7 @@ ADAPTIVE = ("norm", "k", "v")
 """What exists once per way in the modality-adaptive module of the paper."""
 
 
+@checked
 @dataclass
 class VisionConfig:
     """Sizes of the vision tower; the defaults are CLIP ViT-L/14 at 448 pixels.
@@ -58,6 +59,7 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
 
+@checked
 @dataclass
 class AbstractorConfig:
     """Sizes of the abstractor, which is as wide as the tower.
@@ -84,6 +86,7 @@ class AbstractorConfig:
     query_span: int | None = None
 
 
+@checked
 class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published 8.2B mPLUG-Owl2.
 

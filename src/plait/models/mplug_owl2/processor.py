@@ -31,6 +31,7 @@ from plait.models.mplug_owl2.conversation import (
     turns_of,
 )
 from plait.models.mplug_owl2.model import IMAGE_PLACEHOLDER
+from plait.nn.contract import checked
 from plait.processing.images import CLIP_MEAN, CLIP_STD, normalize, pictures_in, resize, to_tensor
 from plait.processing.talking import (
     IGNORED,
@@ -49,6 +50,7 @@ ASPECTS = ("resize", "pad", "crop")
 """How an image becomes square: the mode of the published evaluation, of the released scripts, of CLIP's processor."""
 
 
+@checked
 class MPlugOwl2Processor(TalkingProcessor):
     """Tokenizer, image processor and conversation template of one model.
 
@@ -245,6 +247,7 @@ class MPlugOwl2Processor(TalkingProcessor):
         return BatchFeature(batch)
 
 
+@checked
 class MPlugOwl2ImageProcessor(SquareImages):
     """Images to pixels by one of the published modes; see `pixels`.
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from plait.errors import UsageError
 from plait.modalities import in_order, is_registered
 from plait.nn.adapters import ConvSpec
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 from plait.nn.detection import CascadeSizes
 from plait.routing import Ways
 
@@ -28,6 +28,7 @@ BUILT_IN = ("text", "image", "audio")
 PUBLISHED_CONV_SPEC = ((512, 10, 5), *(((512, 3, 2),) * 4), *(((512, 2, 2),) * 2))
 
 
+@checked
 @dataclass
 class DecoderConfig:
     """The denoising decoder: a smaller trunk without biases, its inputs full-length sequences with mask tokens.
@@ -53,6 +54,7 @@ class DecoderConfig:
     layer_scale: float | None = None
 
 
+@checked
 @dataclass
 class DetectionConfig(CascadeSizes):
     """The windowed backbone of the detector, and its heads (fields of `CascadeSizes`); defaults are published.
@@ -121,6 +123,7 @@ _NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
 """What transformers writes where nobody named labels."""
 
 
+@checked
 class OnePeaceConfig(OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 

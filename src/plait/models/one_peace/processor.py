@@ -18,7 +18,7 @@ from transformers.image_utils import PILImageResampling
 
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.nn.contract import OpensAlone
+from plait.nn.contract import OpensAlone, checked
 from plait.nn.detection import maskness_scores, paste_masks, semantic_map
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
 from plait.processing.regions import Fitted, fit
@@ -27,6 +27,7 @@ from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
 
 # PilBackend: the default backend of transformers needs torchvision, which Plait never requires.
+@checked
 class OnePeaceImageProcessor(PilBackend):
     """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
 
@@ -144,6 +145,7 @@ def padded(fitted: Sequence[Fitted]) -> BatchFeature:
     )
 
 
+@checked
 class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms: normalised as a whole, cut to `max_seconds`, tiled to `min_seconds`, right-padded with zeros.
 
@@ -207,6 +209,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_values": values, "attention_mask": mask})
 
 
+@checked
 class OnePeaceProcessor(OpensAlone, ProcessorMixin):
     """Tokenizer, image processor and feature extractor of one model.
 
