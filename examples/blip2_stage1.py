@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -261,15 +261,13 @@ def stage1(
     steps: int = 600,
     batch_size: int = 64,
     lr: float = 1e-3,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
 ) -> Recipe:
     """Contrast and matching with the tower frozen: rows with `image` and `text`, of split train or none.
 
-    tower: a ONE-PEACE directory, or nano. Its tokenizer cuts the words.
+    tower: a ONE-PEACE directory, or nano. Its tokenizer cuts the words. reading: workers, on_bad, most_bad.
     """
-    processor, reading = load_processor(tower), Reading(workers, on_bad, most_bad)
+    processor = load_processor(tower)
     rows = select(
         data, "an image and text", lambda s: s.image is not None and bool(s.text), measure=concept_of, reading=reading
     )

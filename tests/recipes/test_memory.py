@@ -15,7 +15,7 @@ import pytest
 
 from plait.recipes import find_recipe
 from plait.training.data_order import step_loader
-from plait.training.run import parse_settings
+from plait.training.run import call_recipe, parse_settings
 
 from .tiny_world import RUNS, command, write_data, write_models
 
@@ -69,7 +69,7 @@ def held(name: str, data: Path, models: Path) -> int:
     importlib.import_module(inspect.getmodule(function).__name__)  # ty: ignore[possibly-missing-attribute]
     tracemalloc.start()
     try:
-        (stage,) = function(**arguments).stages
+        (stage,) = call_recipe(function, arguments).stages
         source = stage.batches()
         load = step_loader(source, (0, 0), batch_size=4)
         for step in range(3):

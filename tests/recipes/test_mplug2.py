@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ from plait.models.mplug2.processor import MPlug2Processor
 from plait.processing import wordpiece
 from plait.recipes import mplug2
 from plait.recipes.mplug2 import SelfCritical
-from plait.training.run import run_recipe
+from plait.training.run import call_recipe, parse_settings, run_recipe
 from plait_studies.build.emoji import write_clip
 from plait_studies.mplug2.training import SPECIAL, vocabulary
 
@@ -55,39 +56,41 @@ def start(tmp_path_factory):
     return str(directory)
 
 
+def asked(function, *given, **settings):
+    """A recipe with settings as `--set` takes them; given: its first parameters."""
+    names = list(inspect.signature(function).parameters)
+    settings = {**dict(zip(names, given)), "batch_size": 4, "steps": 2, **settings}
+    return call_recipe(function, parse_settings(function, [f"{key}={value}" for key, value in settings.items()], 0))
+
+
 RECIPES = {
-    "pretraining": lambda init, data: mplug2.pretraining(data, init, steps=3, batch_size=4, queue_size=8),
-    "without instructions or queues": lambda init, data: mplug2.pretraining(
-        data, init, steps=3, batch_size=4, queue_size=0, instructions=False
+    "pretraining": lambda init, data: asked(mplug2.pretraining, data, init, steps=3, queue_size=8),
+    "without instructions or queues": lambda init, data: asked(
+        mplug2.pretraining, data, init, steps=3, queue_size=0, instructions=False
     ),
-    "captioning": lambda init, data: mplug2.captioning(init, f"{data}/videos.jsonl", steps=2, batch_size=4),
-    "captioning as told": lambda init, data: mplug2.captioning(
-        init, f"{data}/images.jsonl", instructions=True, steps=2, batch_size=4
-    ),
-    "self-critical": lambda init, data: mplug2.self_critical(
+    "captioning": lambda init, data: asked(mplug2.captioning, init, f"{data}/videos.jsonl"),
+    "captioning as told": lambda init, data: asked(mplug2.captioning, init, f"{data}/images.jsonl", instructions=True),
+    "self-critical": lambda init, data: asked(
+        mplug2.self_critical,
         init,
         f"{data}/videos.jsonl",
         num_beams=3,
         min_length=1,
         max_length=4,
-        steps=2,
-        batch_size=4,
         lr=1e-3,
         vision_lr=1e-3,
     ),
-    "answering": lambda init, data: mplug2.answering(init, f"{data}/images.jsonl", steps=2, batch_size=4),
-    "answering plainly": lambda init, data: mplug2.answering(
-        init, f"{data}/videos.jsonl", steps=2, batch_size=2, distill=False, instructions=True
+    "answering": lambda init, data: asked(mplug2.answering, init, f"{data}/images.jsonl"),
+    "answering plainly": lambda init, data: asked(
+        mplug2.answering, init, f"{data}/videos.jsonl", batch_size=2, distill=False, instructions=True
     ),
-    "retrieval": lambda init, data: mplug2.retrieval(init, f"{data}/images.jsonl", steps=2, batch_size=4, queue_size=8),
-    "grounding": lambda init, data: mplug2.grounding(init, data, steps=2, batch_size=4),
-    "text": lambda init, data: mplug2.classification(init, f"{data}/texts.jsonl", steps=2, batch_size=4),
-    "image": lambda init, data: mplug2.classification(init, data, medium="image", steps=2, batch_size=4),
-    "video": lambda init, data: mplug2.classification(init, data, medium="video", steps=2, batch_size=4),
-    "entailment": lambda init, data: mplug2.classification(
-        init, data, task="entail", medium="image", steps=2, batch_size=4
-    ),
-    "comparison": lambda init, data: mplug2.comparison(init, f"{data}/pairs.jsonl", steps=2, batch_size=4),
+    "retrieval": lambda init, data: asked(mplug2.retrieval, init, f"{data}/images.jsonl", queue_size=8),
+    "grounding": lambda init, data: asked(mplug2.grounding, init, data),
+    "text": lambda init, data: asked(mplug2.classification, init, f"{data}/texts.jsonl"),
+    "image": lambda init, data: asked(mplug2.classification, init, data, medium="image"),
+    "video": lambda init, data: asked(mplug2.classification, init, data, medium="video"),
+    "entailment": lambda init, data: asked(mplug2.classification, init, data, task="entail", medium="image"),
+    "comparison": lambda init, data: asked(mplug2.comparison, init, f"{data}/pairs.jsonl"),
 }
 
 
@@ -162,15 +165,15 @@ def test_captions_become_likelier_that_score_better(start, data):
 def test_pretraining_begins_as_clip_and_bert(data, tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(mplug2, "start_from", lambda model, **files: begun.append((type(model).__name__, files)))
-    options = {"preset": "tiny", "steps": 1, "batch_size": 4, "queue_size": 0}
-    mplug2.pretraining(data, clip="ViT.pt", bert="bert", **options).model_builder()
+    options = {"preset": "tiny", "steps": 1, "queue_size": 0}
+    asked(mplug2.pretraining, data, clip="ViT.pt", bert="bert", **options).model_builder()
     assert begun == [("MPlug2ForPreTraining", {"clip": "ViT.pt", "bert": "bert"})]
     with pytest.raises(ValueError, match=r"either init or clip and bert, got here and ViT\.pt"):
-        mplug2.pretraining(data, init="here", clip="ViT.pt", **options)
+        asked(mplug2.pretraining, data, "here", clip="ViT.pt", **options)
 
 
 def test_the_vision_encoder_learns_ten_times_slower(start, data):
-    recipe = mplug2.captioning(start, f"{data}/videos.jsonl", steps=2, batch_size=4)
+    recipe = RECIPES["captioning"](start, data)
     optimizer = recipe.stages[0].optimizer(recipe.model_builder(), recipe.stages[0])
     scales = sorted({group["lr_scale"] for group in optimizer.param_groups})
     assert scales == pytest.approx([0.1, 1.0])
@@ -188,7 +191,7 @@ def test_wrong_rows_and_sizes_are_one_line(start, data):
     with pytest.raises(ValueError, match="expected rows with boxes, video"):
         mplug2._rows(data, ("boxes",), "video", Reading())
     with pytest.raises(ValueError, match="queue_size divisible by batch_size 5"):
-        mplug2.pretraining(data, start, batch_size=5, queue_size=8)
+        asked(mplug2.pretraining, data, start, batch_size=5, queue_size=8)
     with pytest.raises(ValueError, match="task classify or entail, got 'dance'"):
         mplug2.classification(start, data, task="dance")
     with pytest.raises(ValueError, match="expected rows with images, text, label"):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from plait import cli
 from plait.errors import UsageError
 from plait.recipes import find_recipe
 from plait.training.logging import read_metrics
-from plait.training.run import claim_run_dir, parse_settings, run_recipe
+from plait.training.run import call_recipe, claim_run_dir, parse_settings, run_recipe
 from plait.training.stages import Options, Recipe
 
 
@@ -104,6 +105,27 @@ def test_a_parameter_without_default_has_to_be_set() -> None:
     assert parse_settings(recipe, ["model=m"], 0) == {"model": "m", "steps": 3}
     with pytest.raises(UsageError, match="expected a value for model, got none; add --set model=VALUE"):
         parse_settings(recipe, [], 0)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several recipes take."""
+
+    steps: int = 3
+    rate: float | None = None
+
+
+def test_fields_of_a_dataclass_are_set_as_parameters_are() -> None:
+    def recipe(model: str, how: Shared = Shared(steps=5)) -> Any:
+        return model, how
+
+    arguments = parse_settings(recipe, ["model=m", "rate=0.5"], 0)
+    assert arguments == {"model": "m", "steps": 5, "rate": 0.5}
+    assert call_recipe(recipe, arguments) == ("m", Shared(5, 0.5))
+    with pytest.raises(UsageError, match=r"got 'stepz'; did you mean 'steps'\?"):
+        parse_settings(recipe, ["model=m", "stepz=1"], 0)
+    with pytest.raises(UsageError, match="expected steps as a whole number, got 'x'; for example --set steps=5"):
+        parse_settings(recipe, ["model=m", "steps=x"], 0)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

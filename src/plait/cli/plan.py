@@ -84,10 +84,10 @@ def plan_recipe(name: str, settings: list[str], **how: Any) -> list[StagePlan]:
     """The plan of every stage of the recipe `name`. how: as `with_cost`. Raises ValueError for an unknown one."""
     from plait.recipes import find_recipe
     from plait.training.parallel import shapes_of
-    from plait.training.run import parse_settings
+    from plait.training.run import call_recipe, parse_settings
 
     function = find_recipe(name)
-    chosen = function(**parse_settings(function, settings, seed=0))
+    chosen = call_recipe(function, parse_settings(function, settings, seed=0))
     # Without memory: a plan of 7B must fit on a small machine.
     model = shapes_of(chosen.model_builder)
     return [with_cost(plan_stage(model, stage), model, stage, **how) for stage in chosen.stages]

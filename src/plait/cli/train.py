@@ -15,7 +15,7 @@ import typer
 from plait.cli.options import LimitOption, json_option, raise_limits, settings_option
 from plait.errors import UsageError
 from plait.recipes import find_recipe
-from plait.training.run import check_run_dir, claim_run_dir, is_main, parse_settings, run_recipe
+from plait.training.run import call_recipe, check_run_dir, claim_run_dir, is_main, parse_settings, run_recipe
 
 if TYPE_CHECKING:
     from plait.training.stages import Recipe
@@ -49,7 +49,7 @@ def train(
     function = find_recipe(recipe)
     arguments = parse_settings(function, settings or [], seed)
     if dry_data:
-        show_batches(recipe, function(**arguments), seed, dry_data, as_json)
+        show_batches(recipe, call_recipe(function, arguments), seed, dry_data, as_json)
         return 0
     if as_json:
         raise UsageError("expected --dry-data beside --json, got none; a run writes metrics.jsonl for machines")
@@ -65,7 +65,7 @@ def train(
     check_run_dir(run_dir, config, resume)  # before data sets are read, which may take minutes
 
     def build() -> Recipe:
-        recipe = function(**arguments)
+        recipe = call_recipe(function, arguments)
         claim_run_dir(run_dir, config, resume)  # now that the settings are known to be good
         return recipe
 

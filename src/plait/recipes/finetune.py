@@ -457,9 +457,7 @@ def finetune(
     medium: str | None = None,
     image_size: int | None = None,
     augmentation: float = 0.3,
-    workers: int = 1,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(workers=1),
 ) -> Recipe:
     """Train a model on your own rows: LoRA or full, measured before and after on the rows you hold out.
 
@@ -477,7 +475,7 @@ def finetune(
         medium: image, audio, video or text, the most frequent without it (chat: all).
         image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
         augmentation: of pictures and sounds, 0 to 1.
-        workers: threads that decode. on_bad, most_bad: skip so many rows that cannot be read.
+        reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
 
     Raises:
         UsageError: for a task that the family has not, bits without lora, and no model directory.
@@ -496,7 +494,6 @@ def finetune(
         raise UsageError(f"expected a task that finetune knows for {family} ({tasks}), got {task}")
     if bits and not lora:
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
-    reading = Reading(workers, on_bad, most_bad)
     length = (steps, None) if steps is not None else (None, epochs)
     medium, train, test = _rows(data, task, medium, reading)
     request = Request(

@@ -12,10 +12,10 @@ same stages without queues and teacher, predictions by `Assistant`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,9 +38,7 @@ from plait.models.mplug2.processor import Collator, MPlug2Processor, Row, captio
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
     MPlug2ForGrounding,
-    MPlug2ForImageClassification,
     MPlug2ForSequenceClassification,
-    MPlug2ForVideoClassification,
 )
 from plait.models.mplug2.weights import from_directory, start_from
 from plait.objectives.captioning import IGNORED
@@ -53,12 +51,29 @@ from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
 
-class PreTraining:
+class Taught:
+    """What objectives with a momentum teacher share: it moves once a step, and its weight alpha ramps up over `ramp`
+    steps, the first epoch as released (specification mPLUG-2, 9)."""
+
+    def __init__(self, alpha: float, ramp: int = 0) -> None:
+        self.alpha, self.ramp = alpha, ramp
+        # -1, so that the teacher moves at step 0 too; afterwards once per step, whatever the number of micro batches.
+        self._moved = -1
+
+    def move(self, model: Any, step: int) -> float:
+        """Let the teacher follow the model, where there is one; alpha at this step."""
+        if model.teacher is not None and self._moved != step:
+            model.update_teacher()
+            self._moved = step
+        return ramped_alpha(self.alpha, *divmod(step, self.ramp), self.ramp) if self.ramp else self.alpha
+
+
+class PreTraining(Taught):
     """Contrast, matching, masked and prefix language modelling of one batch.
 
-    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha: of the teacher's targets,
-    ramped up over `ramp` steps; probability: of hiding a token; every: steps between two that have all objectives;
-    often: the objectives of the steps between.
+    mask_id, vocab_size, special_ids: of the tokenizer; weights: of the objectives; alpha, ramp: as in `Taught`;
+    probability: of hiding a token; every: steps between two that have all objectives; often: the objectives of the
+    steps between.
     """
 
     def __init__(
@@ -74,21 +89,18 @@ class PreTraining:
         every: int = 1,
         often: Collection[Objective] = ("contrast",),
     ) -> None:
+        super().__init__(alpha, ramp)
         self.every, self.rarely = every, [name for name in OBJECTIVES if name not in often]
         self.mask_id, self.vocab_size = mask_id, vocab_size
         self.special_ids = torch.tensor(sorted(special_ids))
-        self.weights, self.alpha, self.ramp, self.probability = weights, alpha, ramp, probability
-        # -1, so that the teacher moves at step 0 too; afterwards once per step.
-        self._moved = -1
+        self.weights, self.probability = weights, probability
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The weighted sum, and every part of it as a metric."""
         assert isinstance(model, MPlug2ForPreTraining)
-        if model.teacher is not None and self._moved != step:
-            model.update_teacher()
-            self._moved = step  # once per step, whatever the number of micro batches
+        alpha = self.move(model, step)
         ids = batch["input_ids"]
         drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
         words = batch["attention_mask"].bool().cpu() & ~torch.isin(ids.cpu(), self.special_ids)
@@ -100,7 +112,6 @@ class PreTraining:
             probability=self.probability,
             generator=drawing,
         )
-        alpha = self.alpha * min(1.0, step / self.ramp) if self.ramp else self.alpha
         out = model(
             **batch,
             masked_input_ids=hidden.to(ids.device),
@@ -113,18 +124,11 @@ class PreTraining:
         return out.loss, {name: value.detach() for name, value in parts.items()}
 
 
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
 def supervised(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """The loss that a task class computes from the labels in `batch`; step and generator are not used."""
-    if isinstance(model, MPlug2ForImageClassification | MPlug2ForVideoClassification):
-        # Their class token is that of vision: the words beside an image or a video are not for them.
-        batch = {name: value for name, value in batch.items() if name not in TEXT_INPUTS}
-    out = model(**batch)
-    return out.loss, {}
+    return model(**batch).loss, {}
 
 
 def asked_together(
@@ -158,23 +162,15 @@ def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) ->
     return nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
 
 
-class Aligned:
-    """Retrieval's contrast and matching; alpha ramps up over the first epoch."""
-
-    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
-        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
-        self._moved = -1
+class Aligned(Taught):
+    """Retrieval's contrast and matching."""
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The sum of both losses, and each of them, from a batch of `Collator.pairs`."""
         assert isinstance(model, MPlug2ForRetrieval)
-        if model.teacher is not None and self._moved != step:
-            model.update_teacher()
-            self._moved = step
-        alpha = ramped_alpha(self.alpha, *divmod(step, self.steps_per_epoch), self.steps_per_epoch)
-        out = model(**batch, alpha=alpha, gather=_gathered)
+        out = model(**batch, alpha=self.move(model, step), gather=_gathered)
         return out.loss, {"contrast": out.contrast_loss.detach(), "match": out.match_loss.detach()}
 
 
@@ -183,12 +179,8 @@ def _gathered(rows: Tensor) -> Tensor:
     return gather_rows(rows)[0].detach()
 
 
-class Distilled:
-    """Generation with momentum distillation: alpha ramps up over the first epoch. Source: specification mPLUG-2, 9."""
-
-    def __init__(self, alpha: float, steps_per_epoch: int) -> None:
-        self.alpha, self.steps_per_epoch = alpha, steps_per_epoch
-        self._moved = -1
+class Distilled(Taught):
+    """Generation with momentum distillation. Source: specification mPLUG-2, 9."""
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
@@ -197,11 +189,7 @@ class Distilled:
         assert isinstance(model, MPlug2ForConditionalGeneration)
         if model.teacher is None:
             return supervised(model, batch, step, generator)
-        if self._moved != step:
-            model.update_teacher()
-            self._moved = step
-        epoch, place = divmod(step, self.steps_per_epoch)
-        alpha = ramped_alpha(self.alpha, epoch, place, self.steps_per_epoch)
+        alpha = self.move(model, step)
         return model(**batch, alpha=alpha).loss, {"alpha": alpha}
 
 
@@ -262,6 +250,25 @@ def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.opti
 
 # min_lr and warmup_lr of every released yaml (specification 2).
 FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Tuning(Reading):
+    """How long, how fast and over which rows a stage trains; defaults are those of the released video tasks.
+
+    Args:
+        steps, epochs: length, of which steps count where both are given.
+        batch_size: rows of a step over all processes.
+        lr, vision_lr: peak rates, of all else and of the vision encoder.
+    """
+
+    steps: int | None = None
+    epochs: float | None = 10
+    batch_size: int = 32
+    lr: float = 2e-5
+    vision_lr: float = 2e-6
+
+
 # The released captioning asks so for every clip (specification 2).
 PROMPT = "a video of"
 
@@ -273,19 +280,12 @@ def pretraining(
     clip: str | None = None,
     bert: str | None = None,
     media: tuple[str, ...] = ("image", "video", "text"),
-    steps: int | None = None,
-    epochs: float | None = 30,
-    batch_size: int = 256,
-    lr: float = 1e-4,
-    vision_lr: float = 1e-5,
     queue_size: int = 65536,
     alpha: float = 0.4,
     mask_probability: float = 0.15,
     instructions: bool = True,
     universal_sharing: str = "shared",
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(epochs=30, batch_size=256, lr=1e-4, vision_lr=1e-5),
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
@@ -299,41 +299,24 @@ def pretraining(
     """
     if init is not None and (clip or bert):
         raise ValueError(f"expected either init or clip and bert, got {init} and {clip or bert}; leave one out")
-    steps, epochs = _length(steps, epochs)
     switches = {"universal_sharing": universal_sharing, "instructions": instructions}
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
     processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
-    # A batch overwrites whole columns of the queues and their pointer never wraps within one.
-    if queue_size % batch_size:
-        raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
-    stage = _stage(
-        "pretraining",
-        _objective(processor, alpha, mask_probability),
-        partial(_media, data, media, processor, instructions, Reading(workers, on_bad, most_bad)),
-        steps,
-        epochs,
-        batch_size,
-        lr,
-        vision_lr,
-        # The floor stays a tenth of the peak or less, or a small lr would hardly decay.
-        floor=min(FLOOR, lr / 10),
-    )
-    # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
-    old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
-    return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save_pair, processor))
-
-
-def _objective(processor: MPlug2Processor, alpha: float, mask_probability: float) -> PreTraining:
-    """The pretraining objective for the words of this processor."""
+    _check_queue(queue_size, how)
     tokenizer = processor.tokenizer
-    return PreTraining(
+    objective = PreTraining(
         mask_id=tokenizer.mask_token_id,
         vocab_size=len(tokenizer),
         special_ids=frozenset(tokenizer.all_special_ids),
         alpha=alpha,
         probability=mask_probability,
     )
+    source = partial(_media, data, media, processor, instructions, how)
+    stage = _stage("pretraining", objective, source, how)
+    # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
+    old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
+    return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save_pair, processor))
 
 
 def _fresh(config: MPlug2Config, clip: str | None, bert: str | None) -> MPlug2ForPreTraining:
@@ -382,14 +365,7 @@ def captioning(
     data: str,
     prompt: str = PROMPT,
     instructions: bool = False,
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 64,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(batch_size=64),
 ) -> Recipe:
     """Captions of clips or pictures: rows with `video` or `image` and `captions` or `text`.
 
@@ -398,11 +374,10 @@ def captioning(
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
     instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
     """
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
+    processor, rows = load_processor(init), _rows(data, (), None, how)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
-    source = partial(_reader, _rows(data, (), None, reading), processor, collate, reading)
-    stage = _stage("caption", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
-    return _from(init, processor, stage, MPlug2ForConditionalGeneration, instructions=instructions)
+    generates = MPlug2ForConditionalGeneration
+    return _task("caption", init, processor, rows, collate, how, generates, instructions=instructions)
 
 
 def self_critical(
@@ -411,14 +386,7 @@ def self_critical(
     num_beams: int = 5,
     min_length: int = 8,
     max_length: int = 25,
-    steps: int | None = None,
-    epochs: float | None = 5,
-    batch_size: int = 32,
-    lr: float = 1e-6,
-    vision_lr: float = 1e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(epochs=5, lr=1e-6, vision_lr=1e-6),
 ) -> Recipe:
     """Captions made better by their own CIDEr, behind `captioning`: rows as there, all captions are references.
 
@@ -426,8 +394,7 @@ def self_critical(
     epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
     captioning.
     """
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    rows = _rows(data, (), "seen", reading)
+    processor, rows = load_processor(init), _rows(data, (), "seen", how)
     objective = SelfCritical(
         processor.decode_text,
         map(captions_of, rows),
@@ -435,11 +402,8 @@ def self_critical(
         min_length=min_length,
         max_length=max_length,
     )
-    source = partial(_reader, rows, processor, Collator(processor).referenced, reading)
-    # The published rate is the usual floor itself; without this the cosine would be flat.
-    floor = min(FLOOR, lr / 10)
-    stage = _stage("caption", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr, floor)
-    return _from(init, processor, stage, MPlug2ForConditionalGeneration, instructions=False)
+    collate, generates = Collator(processor).referenced, MPlug2ForConditionalGeneration
+    return _task("caption", init, processor, rows, collate, how, generates, objective, instructions=False)
 
 
 def answering(
@@ -448,14 +412,7 @@ def answering(
     instructions: bool = False,
     distill: bool = True,
     alpha: float = 0.4,
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 32,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(),
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
@@ -465,14 +422,12 @@ def answering(
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
     """
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    rows = _rows(data, ("question", "answers"), None, reading)
+    processor, rows = load_processor(init), _rows(data, ("question", "answers"), None, how)
     # Rows that do not fill a batch are left out of an epoch, as the loop counts steps.
-    objective = Distilled(alpha, max(1, len(rows) // batch_size)) if distill else supervised
-    source = partial(_reader, rows, processor, Collator(processor, instructions=instructions).answers, reading)
-    stage = _stage("answering", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr)
-    changes = {"distill": distill, "instructions": instructions}
-    return _from(init, processor, stage, MPlug2ForConditionalGeneration, **changes)
+    objective = Distilled(alpha, max(1, len(rows) // how.batch_size)) if distill else supervised
+    collate, generates = Collator(processor, instructions=instructions).answers, MPlug2ForConditionalGeneration
+    changes: dict[str, Any] = {"distill": distill, "instructions": instructions}
+    return _task("answering", init, processor, rows, collate, how, generates, objective, **changes)
 
 
 def retrieval(
@@ -480,14 +435,7 @@ def retrieval(
     data: str,
     queue_size: int = 65536,
     alpha: float = 0.4,
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 256,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(batch_size=256),
 ) -> Recipe:
     """Text <-> image or video: rows with `image` or `video` and `captions` or `text`; contrast with queues, matching.
 
@@ -495,27 +443,17 @@ def retrieval(
     (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
     """
-    if queue_size % batch_size:
-        raise ValueError(f"expected a queue_size divisible by batch_size {batch_size}, got {queue_size}")
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    rows = _rows(data, (), "seen", reading)
-    source = partial(_reader, rows, processor, Collator(processor).pairs, reading)
-    objective = Aligned(alpha, max(1, len(rows) // batch_size))
-    stage = _stage("retrieval", objective, source, *_length(steps, epochs), batch_size, lr, vision_lr)
-    return _from(init, processor, stage, MPlug2ForRetrieval, queue_size=queue_size)
+    _check_queue(queue_size, how)
+    processor, rows = load_processor(init), _rows(data, (), "seen", how)
+    objective = Aligned(alpha, max(1, len(rows) // how.batch_size))
+    collate = Collator(processor).pairs
+    return _task("retrieval", init, processor, rows, collate, how, MPlug2ForRetrieval, objective, queue_size=queue_size)
 
 
 def grounding(
     init: str,
     data: str,
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 32,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(),
 ) -> Recipe:
     """Boxes of phrases: rows with `image`, `question` or `text` (the phrase) and `boxes` (x0, y0, x1, y1 in pixels).
 
@@ -523,10 +461,8 @@ def grounding(
     training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
     are those of the released video tasks.
     """
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    source = partial(_reader, _rows(data, ("boxes",), None, reading), processor, Collator(processor).boxes, reading)
-    stage = _stage("ground", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
-    return _from(init, processor, stage, MPlug2ForGrounding)
+    processor, rows = load_processor(init), _rows(data, ("boxes",), None, how)
+    return _task("ground", init, processor, rows, Collator(processor).boxes, how, MPlug2ForGrounding)
 
 
 def classification(
@@ -534,14 +470,7 @@ def classification(
     data: str,
     task: str = "classify",
     medium: str = "text",
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 32,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(),
 ) -> Recipe:
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
@@ -551,90 +480,86 @@ def classification(
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    rows = _rows(data, ("label",), medium, reading)
+    processor, rows = load_processor(init), _rows(data, ("label",), medium, how)
     # Sorted: the number of a class must not depend on the order of rows.
     labels = sorted({sample.label or "" for sample in rows})
-    source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading)
-    stage = _stage(task, supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    # A class token of vision has no use for the words beside a picture or a clip.
+    is_read = task == "entail" or medium == "text"
+    collate = Collator(processor, labels=labels, reads_words=is_read).classes
     changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": task}
     if task == "classify":
         changes["branch"] = (medium,)
-    return _from(init, processor, stage, MPlug2ForSequenceClassification if task == "entail" else None, **changes)
+    classifies = MPlug2ForSequenceClassification if task == "entail" else None
+    return _task(task, init, processor, rows, collate, how, classifies, **changes)
 
 
 def comparison(
     init: str,
     data: str,
-    steps: int | None = None,
-    epochs: float | None = 10,
-    batch_size: int = 32,
-    lr: float = 2e-5,
-    vision_lr: float = 2e-6,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    how: Tuning = Tuning(),
 ) -> Recipe:
     """What a text says of several pictures (`compare`): rows with `images` (in every row as many), `text` and `label`.
 
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
     """
-    processor, reading = load_processor(init), Reading(workers, on_bad, most_bad)
-    rows = _rows(data, ("images", "text", "label"), None, reading)
+    processor, rows = load_processor(init), _rows(data, ("images", "text", "label"), None, how)
     counts = {len(sample.meta["images"]) for sample in rows}
     if len(counts) != 1:
         raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts)}")
     labels = sorted({sample.label or "" for sample in rows})
     # Readers make `image` absolute but leave unknown fields such as `images` as they were written.
     folder = Path(data) if Path(data).is_dir() else Path(data).parent
-    source = partial(_reader, rows, processor, Collator(processor, labels=labels).classes, reading, folder)
-    stage = _stage("compare", supervised, source, *_length(steps, epochs), batch_size, lr, vision_lr)
+    collate = Collator(processor, labels=labels).classes
     changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": "compare", "num_images": counts.pop()}
-    return _from(init, processor, stage, MPlug2ForSequenceClassification, **changes)
+    classifies = MPlug2ForSequenceClassification
+    return _task("compare", init, processor, rows, collate, how, classifies, folder=folder, **changes)
 
 
-def _from(
-    init: str, processor: MPlug2Processor, stage: Stage, model_class: type[MPlug2PreTrainedModel] | None, **changes: Any
+def _check_queue(size: int, how: Tuning) -> None:
+    """Raise ValueError unless batches fill a queue evenly: each overwrites whole columns, and none wraps within one."""
+    if size % how.batch_size:
+        raise ValueError(f"expected a queue_size divisible by batch_size {how.batch_size}, got {size}")
+
+
+def _task(
+    name: str,
+    init: str,
+    processor: MPlug2Processor,
+    rows: Rows,
+    collate: Collate,
+    how: Tuning,
+    model_class: type[MPlug2PreTrainedModel] | None,
+    objective: Any = supervised,
+    folder: Path = Path(),
+    **changes: Any,
 ) -> Recipe:
-    """A recipe of one stage that goes on from a model directory."""
+    """A recipe of one stage that goes on from a model directory, its configuration changed. folder: as in `_reader`."""
+    stage = _stage(name, objective, partial(_reader, rows, processor, collate, how, folder), how)
     build = partial(from_directory, Path(init), model_class=model_class, **changes)
     return Recipe(build, [stage], partial(save_pair, processor))
 
 
-def _length(steps: int | None, epochs: float | None) -> tuple[int | None, float | None]:
-    """Steps where they are given, else epochs."""
-    return (steps, None) if steps is not None else (None, epochs)
-
-
-def _stage(
-    name: str,
-    objective: Any,
-    source: Callable[[], Source],
-    steps: int | None,
-    epochs: float | None,
-    batch_size: int,
-    lr: float,
-    vision_lr: float,
-    floor: float = FLOOR,
-) -> Stage:
+def _stage(name: str, objective: Any, source: Callable[[], Source], how: Tuning) -> Stage:
     """A stage with the released optimiser (specification mPLUG-2, 2 and 12), the vision encoder at its own rate."""
     return Stage(
         name=name,
         objective=objective,
         batches=source,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        peak_lr=lr,
-        floor=floor,
+        steps=how.steps,
+        epochs=None if how.steps is not None else how.epochs,
+        batch_size=how.batch_size,
+        peak_lr=how.lr,
+        # A tenth of the peak or less: the published rate of self-critical training is the floor itself, and the
+        # cosine would be flat.
+        floor=min(FLOOR, how.lr / 10),
         # 200 steps, which the yaml calls warmup_epochs; a tenth of runs shorter than ten times that.
-        warmup=200 if steps is None or steps > 2000 else 0.1,
+        warmup=200 if how.steps is None or how.steps > 2000 else 0.1,
         betas=(0.9, 0.999),
         weight_decay=0.02,
         # No gradient clipping in any released task (specification 12).
         clip=0.0,
-        optimizer=partial(two_rates, vision_lr / lr),
+        optimizer=partial(two_rates, how.vision_lr / how.lr),
     )
 
 
@@ -645,18 +570,21 @@ BATCH = 8
 
 def retrieval_job(request: Request) -> Job:
     """Contrast and matching without a queue, which some hundred rows would not fill; recall by the contrast alone."""
-    recipe = retrieval(**_common(request), queue_size=0)
+    init, data, how = _asked(request)
+    recipe = retrieval(init, data, queue_size=0, how=how)
     return _job(request, recipe, lambda model, processor, rows: _vectors(model, processor, request.medium, rows))
 
 
 def caption(request: Request) -> Job:
     """Captions without a prompt, scored by CIDEr: the published one speaks of videos only."""
-    return _job(request, captioning(**_common(request), prompt=""), _said("caption"))
+    init, data, how = _asked(request)
+    return _job(request, captioning(init, data, prompt="", how=how), _said("caption"))
 
 
 def vqa(request: Request) -> Job:
     """Free answers, without a teacher; rows with `question` and `answers`."""
-    return _job(request, answering(**_common(request), distill=False), _said("answer"))
+    init, data, how = _asked(request)
+    return _job(request, answering(init, data, distill=False, how=how), _said("answer"))
 
 
 def ground(request: Request) -> Job:
@@ -669,12 +597,14 @@ def ground(request: Request) -> Job:
         sizes = [picture.size for picture in pictures]
         return [[b[0] / w, b[1] / h, b[2] / w, b[3] / h] for b, (w, h) in zip(found, sizes, strict=True)]
 
-    return _job(request, grounding(**_common(request)), boxes)
+    init, data, how = _asked(request)
+    return _job(request, grounding(init, data, how), boxes)
 
 
 def classify(request: Request) -> Job:
     """A head over one medium; before it, what the model as it came finds most likely among the labels."""
-    recipe = classification(**_common(request), medium=request.medium)
+    init, data, how = _asked(request)
+    recipe = classification(init, data, medium=request.medium, how=how)
     labels = sorted({sample.label or "" for sample in request.train})
 
     def classes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
@@ -702,14 +632,14 @@ JOBS: dict[str, Callable[[Request], Job]] = {
 }
 
 
-def _common(request: Request) -> dict[str, Any]:
-    """Settings that every recipe above takes. A LoRA has no encoder of its own rate, full training a tenth."""
+def _asked(request: Request) -> tuple[str, str, Tuning]:
+    """init, data and how of the recipes above. A LoRA has no encoder of its own rate, full training a tenth."""
     lr = request.lr or (LORA_LR if request.lora else FULL_LR)
-    return {
-        "init": str(request.model), "data": request.data, "steps": request.steps, "epochs": request.epochs,
-        "batch_size": request.batch_size, "lr": lr, "vision_lr": lr if request.lora else lr / 10,
-        **asdict(request.reading),
-    }  # fmt: skip
+    how = Tuning(
+        **asdict(request.reading), steps=request.steps, epochs=request.epochs, batch_size=request.batch_size, lr=lr,
+        vision_lr=lr if request.lora else lr / 10,
+    )  # fmt: skip
+    return str(request.model), request.data, how
 
 
 def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +65,7 @@ def stage1(
     lr: float = 1e-4,
     warmup: int = 2000,
     max_length: int = 512,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
     seed: int = 0,
 ) -> Recipe:
     """Captions of images and videos, language model frozen: rows with `image` or `video` and `captions` or `text`.
@@ -99,7 +97,7 @@ def stage1(
     stage = Stage(
         name="stage1",
         objective=answer_loss,
-        batches=_batches(data, processor, max_length, Reading(workers, on_bad, most_bad), captions=True),
+        batches=_batches(data, processor, max_length, reading, captions=True),
         weight=num_learned,
         batch_size=batch_size,
         steps=steps,
@@ -126,9 +124,7 @@ def stage2(
     lr: float = 2e-5,
     warmup: int = 50,
     max_length: int = 2048,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
 ) -> Recipe:
     """Instructions, tower and abstractor frozen: rows with `messages`, or `question` and `answers`, media or none.
 
@@ -158,7 +154,7 @@ def stage2(
     stage = Stage(
         name="stage2",
         objective=answer_loss,
-        batches=_batches(data, processor, max_length, Reading(workers, on_bad, most_bad), captions=False),
+        batches=_batches(data, processor, max_length, reading, captions=False),
         weight=num_learned,
         batch_size=batch_size,
         steps=steps,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,9 +129,7 @@ def pretrain(
     floor: float = 1e-6,
     warmup: float = 1000,
     max_length: int = 256,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
 ) -> Recipe:
     """Captions of images; tower, abstractor and the ways that images brought train, the language model stays.
 
@@ -153,7 +151,6 @@ def pretrain(
     _check(layer_decay)
     model, processor = loaded(init, image_size, num_queries)
     names = pretraining_names(model)
-    reading = Reading(workers, on_bad, most_bad)
     rows = select(
         data, "an image and text or captions", lambda s: s.image is not None and bool(s.captions or s.text),
         reading=reading,
@@ -189,9 +186,7 @@ def joint(
     floor: float = 1e-7,
     warmup: float = 250,
     max_length: int = 2048,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
 ) -> Recipe:
     """Instructions with images, clips or text alone; everything trains, or adapters, abstractor and tower.
 
@@ -207,7 +202,6 @@ def joint(
     model, processor = loaded(init, image_size, num_queries)
     # Of the released scripts: full 2e-5, LoRA 1e-4 (specification 10.3).
     rate = lr or (1e-4 if lora else 2e-5)
-    reading = Reading(workers, on_bad, most_bad)
     rows = select(
         data, "messages, a question with answers, or a medium with text or captions",
         partial(holds_conversation, captions=True), measure=length_of, reading=reading,

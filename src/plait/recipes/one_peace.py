@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,9 +168,7 @@ def stage1(
     augmentation: float = 0.7,
     bare_names: float = 0.8,
     full_vocabulary: bool = False,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
 ) -> Recipe:
     """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
 
@@ -182,9 +180,8 @@ def stage1(
         denoising: contrast, l2 or smooth_l1.
         composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`.
         full_vocabulary: all 50264 pieces instead of those the data uses (any text can be written with either).
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+        reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
-    reading = Reading(workers, on_bad, most_bad)
     rows = select(data, "anything", lambda _: True, splits=None, reading=reading)
     kept = None if full_vocabulary else vocabulary(rows)
     config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
@@ -228,9 +225,7 @@ def stage2(
     denoising: str = "contrast",
     augmentation: float = 0.5,
     shuffle_pairs: bool = False,
-    workers: int = 0,
-    on_bad: Literal["raise", "skip"] = "raise",
-    most_bad: int | None = None,
+    reading: Reading = Reading(),
     seed: int = 0,
 ) -> Recipe:
     """Stage 2: audio-text contrast and denoising; only audio, the temperature and the decoder train, as published.
@@ -242,9 +237,8 @@ def stage2(
         steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
         denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of sounds.
         shuffle_pairs: the control, every clip with the label of another clip, drawn from `seed`.
-        workers, on_bad, most_bad: as in `plait.data.reader.Reading`.
+        reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
-    reading = Reading(workers, on_bad, most_bad)
     config = load_config(init, OnePeaceConfig)
     processor = load_processor(init)
     source = partial(

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -160,22 +161,46 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
         >>> parse_settings(recipe, ["data=shards", "steps=5"], seed=3)
         {'data': 'shards', 'steps': 5, 'seed': 3}
     """
-    parameters = inspect.signature(function).parameters
-    hints = get_type_hints(function)
-    given: dict[str, Any] = {"seed": seed} if "seed" in parameters else {}
+    known = _settings(function)
+    given: dict[str, Any] = {"seed": seed} if "seed" in known else {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"expected --set key=value, got {setting!r}")
         if key == "seed":
             raise UsageError("expected the seed in --seed, got --set seed; use --seed")
-        if key not in parameters:
-            raise UsageError(f"expected a parameter of the recipe, got {key!r}; {nearest(key, list(parameters))}")
-        given[key] = _parse(key, text, hints.get(key, str), parameters[key].default)
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+        if key not in known:
+            raise UsageError(f"expected a parameter of the recipe, got {key!r}; {nearest(key, list(known))}")
+        given[key] = _parse(key, text, *known[key])
+    missing = [name for name, (_, default) in known.items() if default is inspect.Parameter.empty and name not in given]
     if missing:
         raise UsageError(f"expected a value for {', '.join(missing)}, got none; add --set {missing[0]}=VALUE")
-    return {name: given.get(name, p.default) for name, p in parameters.items()}
+    return {name: given.get(name, default) for name, (_, default) in known.items()}
+
+
+def call_recipe(function: Callable[..., Recipe], arguments: dict[str, Any]) -> Recipe:
+    """The recipe of a function with the arguments of `parse_settings`; those of a dataclass come to it as one."""
+    given, hints = dict(arguments), get_type_hints(function)
+    for name in inspect.signature(function).parameters:
+        if is_dataclass(kind := hints.get(name)):
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+    return function(**given)
+
+
+def _settings(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (type, default) of what can be set: parameters, and the fields of those that are dataclasses.
+
+    What many recipes share is such a dataclass (`plait.data.reader.Reading`), whose default has their defaults.
+    """
+    hints, found = get_type_hints(function), {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints.get(name, str)
+        if is_dataclass(kind):
+            own = get_type_hints(kind)
+            found |= {f.name: (own[f.name], getattr(parameter.default, f.name)) for f in fields(kind)}
+        else:
+            found[name] = (kind, parameter.default)
+    return found
 
 
 def check_run_dir(run_dir: Path, config: dict[str, Any], resume: bool) -> None:

@@ -402,6 +402,7 @@ class Collator:
         labels: of classes, in the order of their numbers.
         prompt: what captions stand behind.
         pretraining: with its crops, and in `pairs` what to write and the instruction as well.
+        reads_words: whether `classes` has the words of a row; those beside a picture are not for every head.
 
     Source: specification mPLUG-2, sections 7 and 11.
     """
@@ -414,9 +415,10 @@ class Collator:
         labels: Sequence[str] = (),
         prompt: str = "",
         pretraining: bool = False,
+        reads_words: bool = True,
     ) -> None:
         self.processor, self.instructions, self.pretraining = processor, instructions, pretraining
-        self.labels, self.prompt = list(labels), prompt
+        self.labels, self.prompt, self.reads_words = list(labels), prompt, reads_words
 
     def pixels(self, rows: Sequence[Row], rng: np.random.Generator) -> dict[str, Tensor]:
         """What rows show, cropped and changed as the release does in training.
@@ -595,7 +597,7 @@ class Collator:
         batch = {"labels": torch.tensor([self.labels.index(sample.label or "") for sample in samples])}
         if rows[0].seen is not None:
             batch |= self.pixels(rows, rng)
-        if samples[0].text:
+        if samples[0].text and self.reads_words:
             pair = [str(sample.meta["text_pair"]) for sample in samples] if "text_pair" in samples[0].meta else None
             batch |= self.processor.tokenize([sample.text or "" for sample in samples], pair, truncation=True)
         return batch
