@@ -10,44 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from plait.models.one_peace import from_official as load_official
 from plait.models.one_peace.config import official_order
-from plait.models.one_peace.dense import AdapterSizes, DetectionBackbone, SegmentationBackbone
+from plait.models.one_peace.dense import DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel
-from plait.models.one_peace.vision import (
-    OnePeaceImageClassifier,
-    OnePeaceVideoClassifier,
-    extracted_name,
-    vision_config,
-)
+from plait.models.one_peace.regions import OnePeaceBackbone
+from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier, extracted_name
 from plait.models.one_peace.weights import from_official, key_map
 from plait.nn import detection
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
-from plait.weights.files import load_strict, read_checkpoint
-from plait.weights.keymap import KeyMap
+from plait.weights.files import read_checkpoint
 
 Outputs = dict[str, Any]
 M = TypeVar("M", bound=nn.Module)
 
 
-def loaded(case: Case, module: M, rules: KeyMap) -> M:
-    """The module with the case's weights, every one of them used."""
-    load_strict(module, rules.forward(case.weights())[0])
-    return module.to(case.device, case.dtype).eval()
-
-
-def config_of(case: Case) -> Any:
-    """The configuration of the case with its attention implementation."""
-    config = vision_config(case.config)
-    config._attn_implementation = case.attn
-    return config
+def opened(case: Case, wanted: type[M]) -> M:
+    """The model of the case, as `plait.load` opens its file; every weight is used."""
+    checkpoint = read_checkpoint(case.path / "weights.safetensors")
+    model, _ = load_official(checkpoint, official_config=case.config)
+    if not isinstance(model, wanted):
+        raise ValueError(f"expected a {wanted.__name__} in this case's weights, got {type(model).__name__}")
+    model.set_attn_implementation(case.attn)
+    return model.to(case.device, case.dtype).eval()
 
 
 @runner("one_peace", "vision_imagenet")
 @torch.no_grad()
 def imagenet(case: Case) -> Outputs:
-    model = OnePeaceImageClassifier(config_of(case), mean=case.config.get("global_pool", True))
-    features = loaded(case, model, model.key_map()).features(case.inputs["src_images"])
+    model = opened(case, OnePeaceImageClassifier)
+    features = model.features(case.inputs["src_images"])
     logits = model.classify(features)
     out: Outputs = {"out.features": features, "out.logits": logits}
     for name in case.outputs:
@@ -60,8 +53,8 @@ def imagenet(case: Case) -> Outputs:
 @torch.no_grad()
 def video(case: Case) -> Outputs:
     frames = case.config["num_frames"]
-    model = OnePeaceVideoClassifier(config_of(case), num_frames=frames, adapter_scale=case.config["adapter_scale"])
-    encoded = loaded(case, model, model.key_map()).frames(case.inputs["video"])
+    model = opened(case, OnePeaceVideoClassifier)
+    encoded = model.frames(case.inputs["video"])
     cls = encoded[:, 0].unflatten(0, (-1, frames)).transpose(1, 2)
     return {
         "out.frames": encoded,
@@ -73,19 +66,14 @@ def video(case: Case) -> Outputs:
 @runner("one_peace", "vision_det_backbone")
 @torch.no_grad()
 def detection_backbone(case: Case) -> Outputs:
-    config = case.config
-    model = DetectionBackbone(
-        config_of(case),
-        window=config["window_size"],
-        windowed=config["window_block_indexes"],
-        axis_positions=config["use_decomposed_rel_pos"],
-    )
-    loaded(case, model, model.key_map())
+    backbone = opened(case, OnePeaceBackbone)
+    model = backbone.net
+    assert isinstance(model, DetectionBackbone)
     return {
         "out.adapter.x": model.embed(case.inputs["src_images"]),
         "out.attn_bias_global": model.bias(model.side),
         "out.attn_bias_window": model.bias(model.window),
-        "out.last_feat": model(case.inputs["src_images"]),
+        "out.last_feat": backbone(case.inputs["src_images"]).feature_maps[0],
     }
 
 
@@ -149,18 +137,9 @@ def postprocess(case: Case) -> Outputs:
 @runner("one_peace", "vision_seg_backbone", tolerance={"out.*": Tolerance(1e-4, 1e-4)})
 @torch.no_grad()
 def segmentation_backbone(case: Case) -> Outputs:
-    config = case.config
-    sizes = AdapterSizes(
-        stem_channels=config["conv_inplane"],
-        num_points=config["n_points"],
-        num_heads=config["deform_num_heads"],
-        value_ratio=config["deform_ratio"],
-        mlp_ratio=config["cffn_ratio"],
-        groups=config["interaction_indexes"],
-    )
-    model = SegmentationBackbone(config_of(case), sizes)
-    loaded(case, model, model.key_map())
-    prior = model.prior(case.inputs["src_images"])
-    found = {f"out.f{i}": x for i, x in enumerate(model(case.inputs["src_images"]), start=1)}
+    backbone = opened(case, OnePeaceBackbone)
+    assert isinstance(backbone.net, SegmentationBackbone)
+    prior = backbone.net.prior(case.inputs["src_images"])
+    found = {f"out.f{i}": x for i, x in enumerate(backbone(case.inputs["src_images"]).feature_maps, start=1)}
     tokens = [prior[0], *(x.flatten(2).transpose(1, 2) for x in prior[1:])]
     return found | {f"out.spm.c{i}": x for i, x in enumerate(tokens, start=1)}

@@ -66,6 +66,7 @@ _ROLES = {
 _HEADS = {
     "AutoModelForImageClassification": "OnePeaceForClassification",
     "AutoModelForAudioClassification": "OnePeaceForClassification",
+    "AutoModelForVideoClassification": "OnePeaceVideoClassifier",
     "AutoModelForObjectDetection": "OnePeaceForObjectDetection",
     "AutoModelForUniversalSegmentation": "OnePeaceForUniversalSegmentation",
     "AutoBackbone": "OnePeaceBackbone",
@@ -95,13 +96,17 @@ __all__ = [
 ]
 
 
+_OWN = ("encoder_wrapper.", "image_adapter.")
+"""How keys of its files begin, behind the prefixes of the two frameworks that held the vision models."""
+
+
 def is_official(keys: Sequence[str]) -> bool:
-    """Whether these are keys of an official ONE-PEACE file: the full model or its extracted vision branch.
+    """Whether these are keys of an official ONE-PEACE file: the full model, its vision branch, or one of its heads.
 
     Args:
         keys: names of the tensors of a checkpoint, in any order.
     """
-    return any(key.startswith(("encoder_wrapper.", "image_adapter.")) for key in keys)
+    return any(key.removeprefix("backbone.").removeprefix("net.").startswith(_OWN) for key in keys)
 
 
 def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTrainedModel, OnePeaceProcessor]:
@@ -123,7 +128,15 @@ def from_official(checkpoint: Checkpoint, **options: Any) -> tuple[OnePeacePreTr
     from plait.models.one_peace import weights
     from plait.models.one_peace.processor import OnePeaceProcessor
 
-    model = weights.from_official(checkpoint, **options)
+    keys = list(checkpoint.state)
+    # The four vision models: of two frameworks, or with a head right behind the branch.
+    if "head.weight" in keys or any(key.startswith("backbone.") for key in keys):
+        from plait.models.one_peace.regions import from_official_vision
+
+        options.pop("branch", None)  # there is one
+        model = from_official_vision(checkpoint, **options)
+    else:
+        model = weights.from_official(checkpoint, **options)
     return model, OnePeaceProcessor.from_config(model.config)
 
 
@@ -154,7 +167,7 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
     if "model_class" not in options and weights.stored_class(path) is OnePeaceForPreTraining:
         options["model_class"] = OnePeaceModel
     named = (OnePeaceConfig.from_pretrained(path, trust_remote_code=False).architectures or [""])[0]
-    if named in _HOMES["regions"]:
+    if named in (*_HOMES["regions"], *_HOMES["vision"]):
         options.setdefault("model_class", __getattr__(named))
     model = weights.from_directory(path, **options)
     if (path / "tokenizer.json").exists():

@@ -160,6 +160,7 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
         logit_scale_init: initial factor on similarities, before the logarithm.
         detection: of `OnePeaceForObjectDetection` and its backbone alone.
         segmentation: of `OnePeaceForUniversalSegmentation` and its backbone alone.
+        num_frames, adapter_scale: of `OnePeaceVideoClassifier` alone.
         num_classes, pool_attention, pool_modality, use_pooler, use_two_images, head_scale_ratio: of
             `OnePeaceForClassification` alone.
         official: reproduce the official quirks: audio padding leaks, the decoder attends to
@@ -231,6 +232,8 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
     head_scale_ratio: float = 2
     detection: DetectionConfig | Mapping[str, Any] | None = None
     segmentation: SegmentationConfig | Mapping[str, Any] | None = None
+    num_frames: int = 0
+    adapter_scale: float = 0.5
     official: bool = False
     pad_token_id: int | None = 1
     eos_token_id: int | None = 2

@@ -102,7 +102,10 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         The functions of `transformers.initialization` leave loaded tensors alone, which torch's own
         in-place calls would overwrite.
         """
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if (std := getattr(module, "fresh_std", None)) is not None:  # a layer that says how it begins
+            init.normal_(cast("Tensor", module.weight), std=std)
+            init.zeros_(cast("Tensor", module.bias))
+        elif isinstance(module, nn.Linear | nn.Embedding):
             self._draw(module.weight)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
@@ -130,7 +133,7 @@ class OnePeacePreTrainedModel(PreTrainedModel):
             # Bare vectors and tables: CLS, mask tokens, positions, queries. Their modules are of
             # many classes, so names tell.
             for name, parameter in module.named_parameters(recurse=False):
-                if "type_embedding" in name:
+                if "type_embedding" in name or name == "time_embedding":
                     init.zeros_(parameter)
                 elif name == "logit_scale":
                     init.constant_(parameter, math.log(self.config.logit_scale_init))

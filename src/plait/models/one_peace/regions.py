@@ -25,6 +25,7 @@ from plait.models.one_peace.config import DetectionConfig, OnePeaceConfig, Segme
 from plait.models.one_peace.dense import AxisPositions, DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.processor import OnePeaceProcessor
+from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier, vision_config
 from plait.models.one_peace.weights import vision_key_map
 from plait.nn.contract import outputs_for_transformers
 from plait.nn.detection import CascadeDetector, CascadeSizes, Found, Truth, semantic_map
@@ -32,7 +33,7 @@ from plait.nn.positions import image_table_rows
 from plait.objectives.masks import mask_set_losses
 from plait.processing.images import resize, to_tensor
 from plait.types import Capability
-from plait.weights.files import load_strict
+from plait.weights.files import Checkpoint, load_strict
 from plait.weights.keymap import KeyMap, Rename, Rule, Split, prefixed
 
 
@@ -42,13 +43,10 @@ class OnePeaceDensePreTrainedModel(OnePeacePreTrainedModel):
     main_input_name = "pixel_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As in the other models; positions per axis begin at 0, layers of heads at the deviation they name."""
+        """As in the other models; positions per axis begin at 0, what was marked keeps its start."""
         if isinstance(module, AxisPositions):
             init.zeros_(module.height)
             init.zeros_(module.width)
-        elif (std := getattr(module, "fresh_std", None)) is not None:
-            init.normal_(cast("Tensor", module.weight), std=std)
-            init.zeros_(cast("Tensor", module.bias))
         elif isinstance(module, DetectionBackbone):
             self._draw(module.position_embedding)
             init.zeros_(module.bias_table)
@@ -556,6 +554,74 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
         return KeyMap([*prefixed(net.key_map().rules, native="model.net."), *prefixed(head, official="decode_head.")])
 
 
+def from_official_vision(
+    checkpoint: Checkpoint,
+    *,
+    official_config: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    **changes: Any,
+) -> OnePeacePreTrainedModel:
+    """A model of one of the four vision files: pictures, videos, or the backbone of detection or segmentation.
+
+    A file of the detector gives its backbone: names of its heads are not published (specification 8.4). One of the
+    segmenter gives the whole where its head is in the file, at the published sizes.
+
+    Args:
+        checkpoint: the file.
+        official_config: fields of the released vision model, where the file has none.
+        dtype, device: of the model.
+        changes: fields of `OnePeaceConfig`.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: without a configuration, for unknown fields, and keys that do not fit.
+    """
+    given = official_config or checkpoint.config
+    if given is None:
+        raise ValueError("expected the settings of a vision model beside its file, got none; pass official_config=")
+    state: Mapping[str, Tensor] = checkpoint.state
+    config, keys = vision_config(given, **changes), list(state)
+    model: OnePeacePreTrainedModel
+    if any(key.startswith("backbone.net.") for key in keys):
+        table = given.get("effective_adapter_pretrain_bucket_size", 16)
+        config.detection = {
+            "window": given["window_size"],
+            "windowed": list(given["window_block_indexes"]),
+            "axis_positions": given.get("use_decomposed_rel_pos", True),
+            "table_width": table,
+        }
+        model = OnePeaceBackbone(config)
+        assert isinstance(model.net, DetectionBackbone)
+        state = {key: state[key] for key in keys if key.startswith("backbone.net.")}
+        load_strict(model.net, model.net.key_map().forward(state)[0], dtype=dtype)
+    elif any(key.startswith("backbone.spm.") for key in keys):
+        names = {"conv_inplane": "stem_channels", "n_points": "num_points", "deform_num_heads": "num_heads",
+                 "deform_ratio": "value_ratio", "cffn_ratio": "mlp_ratio", "interaction_indexes": "groups"}  # fmt: skip
+        config.segmentation = {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
+        if "decode_head.cls_embed.weight" in state:
+            config.num_classes = len(state["decode_head.cls_embed.weight"]) - 1
+            model = OnePeaceForUniversalSegmentation(config)
+            load_strict(model, model.key_map().forward(state)[0], dtype=dtype)
+        else:
+            model = OnePeaceBackbone(config)
+            assert isinstance(model.net, SegmentationBackbone)
+            load_strict(model.net, model.net.key_map().forward(state)[0], dtype=dtype)
+    else:
+        is_video = any(".T_Adapter." in key for key in keys)
+        model = (
+            OnePeaceVideoClassifier(
+                config, num_frames=given["num_frames"], adapter_scale=given.get("adapter_scale", 0.5)
+            )
+            if is_video
+            else OnePeaceImageClassifier(config, mean=given.get("global_pool", True))
+        )
+        load_strict(model, model.key_map().forward(state)[0], dtype=dtype)
+    return model.to(device).eval()
+
+
 class OnePeaceRegionSkills(Asking):
     """See `plait.assistant.Skills`: what a detector does for an `Assistant`."""
 
@@ -618,8 +684,38 @@ class OnePeaceMaskSkills(Asking):
         return found
 
 
+class OnePeaceClipSkills(Asking):
+    """See `plait.assistant.Skills`: what a model with space-time adapters does, naming what a clip shows."""
+
+    capabilities: tuple[Capability, ...] = ()
+
+    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.tasks, self.kinds = frozenset({"classify"}), frozenset({"video"})
+        self.num_frames = model.config.num_frames
+        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))
+
+    def prepare(self, kind: str, value: Any) -> Tensor:
+        """Frames -> (frames, 3, side, side)."""
+        return self.processor(images=list(value))["pixel_values"]
+
+    def check_text(self, text: str) -> None:
+        """No text is read."""
+
+    def classify(
+        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
+    ) -> list[list[tuple[str, float]]]:
+        """The head's labels for each clip, best first. Raises ValueError for labels of one's own."""
+        if labels is not None:
+            raise ValueError("expected no labels for a model with a head, got some; leave them out")
+        logits = self.model(pixel_values=torch.stack(list(prepared)).to(self.model.device)).logits
+        return tasks.best_first(logits.float().softmax(-1), self.labels)
+
+
 def skills(model: Any, processor: OnePeaceProcessor) -> Any:
-    """The skills of a model of this family, by its class: those that detect or segment, or those of `tasks`."""
+    """The skills of a model of this family, by its class: of those that detect, segment or see clips, or of `tasks`."""
     if isinstance(model, OnePeaceForUniversalSegmentation):
         return OnePeaceMaskSkills(model, processor)
+    if isinstance(model, OnePeaceVideoClassifier):
+        return OnePeaceClipSkills(model, processor)
     return (OnePeaceRegionSkills if isinstance(model, OnePeaceForObjectDetection) else tasks.skills)(model, processor)

@@ -7,16 +7,18 @@ frames -> image adapter + time -> trunk with bottlenecks -> norm -> CLS of every
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from plait.models.one_peace.config import OnePeaceConfig
-from plait.models.one_peace.model import OnePeaceModel
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.weights import vision_key_map
 from plait.nn.attention import AttentionFunction, attention_function
+from plait.nn.contract import outputs_for_transformers
 from plait.nn.encoder import RoutedEncoderLayer
 from plait.nn.layers import drop_path, linear_drop_path_rates
 from plait.routing import Route
@@ -78,30 +80,40 @@ def branch_rules(official: str = "") -> list[Rule]:
     return [*prefixed([*tables, *vision_key_map().rules], official=official, native="vision.")]
 
 
-class OnePeaceImageClassifier(nn.Module):
+def classified(logits: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
+    """Logits (batch, classes) with their mean cross entropy against class numbers (batch,), where there are any."""
+    loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+    return ImageClassifierOutput(loss=cast("torch.FloatTensor | None", loss), logits=cast("torch.FloatTensor", logits))
+
+
+class OnePeaceImageClassifier(OnePeacePreTrainedModel):
     """Images -> logits: the mean of the patches (or CLS, where `mean` is off) behind a norm.
 
     Args:
         config: of the branch, as `vision_config` makes it, with `num_classes`. With `mean` off its
             `norm_ways` is set, since CLS is read behind the trunk's final norm.
-        mean: whether patches are averaged, as published.
+        mean: whether patches are averaged, as published; what the configuration's `norm_ways` say without it.
 
     Example:
         >>> import torch
         >>> fields = {"modalities": ["image"], "norm_ways": {}, "use_projections": False, "num_classes": 3}
-        >>> OnePeaceImageClassifier(OnePeaceConfig.preset("nano", **fields))(torch.rand(2, 3, 64, 64)).shape
+        >>> OnePeaceImageClassifier(OnePeaceConfig.preset("nano", **fields))(torch.rand(2, 3, 64, 64)).logits.shape
         torch.Size([2, 3])
 
     Source: specification ONE-PEACE, section 8.2.
     """
 
-    def __init__(self, config: OnePeaceConfig, *, mean: bool = True) -> None:
-        super().__init__()
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: OnePeaceConfig, *, mean: bool | None = None) -> None:
+        super().__init__(config)
+        mean = not config.ways("norm_ways") if mean is None else mean
         if not mean:
             config.norm_ways = {"image": ["image"]}
         self.vision = OnePeaceModel(config)
         self.norm = nn.LayerNorm(config.dim) if mean else None
         self.head = nn.Linear(config.dim, config.num_classes)
+        self.post_init()
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """What the trunk makes of images.
@@ -128,16 +140,18 @@ class OnePeaceImageClassifier(nn.Module):
         """
         return self.head(features[:, 0] if self.norm is None else self.norm(features[:, 1:].mean(dim=1)))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    @outputs_for_transformers
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Images to logits.
 
         Args:
             pixel_values: (batch, 3, side, side).
+            labels: (batch,) class numbers.
 
         Returns:
-            (batch, num_classes).
+            Logits (batch, num_classes), and the mean cross entropy where labels are given.
         """
-        return self.classify(self.features(pixel_values))
+        return classified(self.classify(self.features(pixel_values)), labels)
 
     @staticmethod
     def key_map() -> KeyMap:
@@ -162,6 +176,7 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(dim // 4, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
+        cast("Any", self.up).fresh_std = 0.0  # whoever draws a model anew leaves it so
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., dim) -> (..., dim)."""
@@ -220,35 +235,47 @@ class VideoLayer(nn.Module):
         return drop_path(x, self.drop_path_rate, self.training)
 
 
-class OnePeaceVideoClassifier(nn.Module):
-    """Videos -> logits: frames through the branch with bottlenecks, CLS averaged over time.
+class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
+    """Videos -> logits, or vectors: frames through the branch with bottlenecks, CLS averaged over time.
 
     Args:
         config: of the branch, as `vision_config` makes it, with `num_classes`.
-        num_frames: of every video, 16 or 32 as published.
-        adapter_scale: factor on the bottlenecks beside the feed-forward networks.
+        num_frames: of every video, 16 or 32 as published; `config.num_frames` without it.
+        adapter_scale: factor on the bottlenecks beside the feed-forward networks; likewise.
+
+    Raises:
+        ValueError: for a configuration that names no number of frames.
 
     Example:
         >>> import torch
         >>> fields = {"modalities": ["image"], "norm_ways": {}, "use_projections": False, "num_classes": 3}
-        >>> model = OnePeaceVideoClassifier(OnePeaceConfig.preset("nano", **fields), num_frames=2)
-        >>> model(torch.rand(1, 3, 2, 64, 64)).shape
+        >>> model = OnePeaceVideoClassifier(OnePeaceConfig.preset("nano", num_frames=2, **fields))
+        >>> model(torch.rand(1, 2, 3, 64, 64)).logits.shape
         torch.Size([1, 3])
 
     Source: specification ONE-PEACE, section 8.3.
     """
 
-    def __init__(self, config: OnePeaceConfig, *, num_frames: int, adapter_scale: float = 0.5) -> None:
-        super().__init__()
+    main_input_name = "pixel_values"
+
+    def __init__(
+        self, config: OnePeaceConfig, *, num_frames: int | None = None, adapter_scale: float | None = None
+    ) -> None:
+        super().__init__(config)
+        config.num_frames = num_frames or config.num_frames
+        config.adapter_scale = config.adapter_scale if adapter_scale is None else adapter_scale
+        if not config.num_frames:
+            raise ValueError("expected config.num_frames for a model of videos, got 0; published are 16 and 32")
         self.vision = OnePeaceModel(config)
-        self.time_embedding = nn.Parameter(torch.zeros(1, num_frames, config.dim))
+        self.time_embedding = nn.Parameter(torch.zeros(1, config.num_frames, config.dim))
         rates = linear_drop_path_rates(config.drop_path_rate, config.num_layers)
-        self.adapters = nn.ModuleList(VideoLayer(config.dim, adapter_scale, rate) for rate in rates)
+        self.adapters = nn.ModuleList(VideoLayer(config.dim, config.adapter_scale, rate) for rate in rates)
         # A new norm, since extraction threw that of the branch away.
         self.norm = nn.LayerNorm(config.dim)
         # The published rate, in front of the head.
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(config.dim, config.num_classes)
+        self.post_init()
 
     def frames(self, video: Tensor) -> Tensor:
         """All frames of all videos behind the final norm.
@@ -283,19 +310,35 @@ class OnePeaceVideoClassifier(nn.Module):
         Returns:
             Logits (batch, num_classes).
         """
-        cls = frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1]))
-        return self.head(self.dropout(cls.mean(dim=1)))
+        return self.head(self.dropout(self.pooled(frames)))
 
-    def forward(self, video: Tensor) -> Tensor:
+    def pooled(self, frames: Tensor) -> Tensor:
+        """CLS of every frame, averaged over time. frames: (batch * frames, 1 + patches, dim) -> (batch, dim)."""
+        return frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1])).mean(dim=1)
+
+    def get_video_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit vectors of clips, near where clips look and move alike; they share no space with words.
+
+        Args:
+            pixel_values: (batch, frames, 3, side, side).
+
+        Returns:
+            (batch, dim), of length 1.
+        """
+        return F.normalize(self.pooled(self.frames(pixel_values.transpose(1, 2))), dim=-1)
+
+    @outputs_for_transformers
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """Videos to logits; probabilities of several clips and crops are averaged by the caller.
 
         Args:
-            video: (batch, 3, frames, side, side).
+            pixel_values: (batch, frames, 3, side, side), as models of transformers take videos.
+            labels: (batch,) class numbers.
 
         Returns:
-            (batch, num_classes).
+            Logits (batch, num_classes), and the mean cross entropy where labels are given.
         """
-        return self.classify(self.frames(video))
+        return classified(self.classify(self.frames(pixel_values.transpose(1, 2))), labels)
 
     @staticmethod
     def key_map() -> KeyMap:
