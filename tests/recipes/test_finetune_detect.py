@@ -135,3 +135,23 @@ def test_wrong_annotations_end_in_one_line(
     assert main(["train", "finetune", *words, "--out", str(tmp_path / "run"), "--device", "cpu"]) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait:")]
     assert re.search(message, line)
+
+
+def test_a_detector_is_evaluated_as_coco_is(data: Path, tmp_path: Path) -> None:
+    run, root = tmp_path / "run", tmp_path / "coco"
+    words = {"model": "nano", "data": data / "instances.json", "task": "detect", "steps": 1, "batch_size": 2}
+    settings = [word for key, value in (words | {"image_size": 32}).items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", "finetune", *settings, "--out", str(run), "--device", "cpu"]) == 0
+    written = json.loads((data / "instances.json").read_text())
+    written["images"] = [one | {"width": 48, "height": 32} for one in written["images"] if one["split"] == "test"]
+    kept = {one["id"] for one in written["images"]}
+    written["annotations"] = [one for one in written["annotations"] if one["image_id"] in kept]
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(written))
+    (root / "val2017").mkdir()
+    for one in written["images"]:
+        (root / "val2017" / one["file_name"]).write_bytes((data / "images" / one["file_name"]).read_bytes())
+    out = tmp_path / "eval"
+    assert main(["eval", "coco_detection", str(run / "model"), "--data", str(root), "--out", str(out)]) == 0
+    (result,) = [json.loads(path.read_text()) for path in out.rglob("*result*.json")]
+    assert {"AP", "mask AP"} <= result["scores"].keys()

@@ -29,6 +29,7 @@ from plait.errors import no_code_of
 from plait.evaluation.peers import Classifier, Detector, Named, Segmenter, TextGenerator, home, kinds_of
 from plait.generation.asking import Asking
 from plait.models import auto, locate
+from plait.processing.regions import coco_results
 from plait.reading import read_json
 from plait.types import Ask, Capability, Decoding
 
@@ -150,17 +151,25 @@ class OurModel(Named):
             return np.array(self.asking.ground(pictures, [ask.words for ask in asks]))
 
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
-        """Boxes in pixels of every picture, of every confidence, as average precision needs them."""
+        """Boxes in pixels of every picture, of every confidence, as average precision needs them.
+
+        Where the model makes masks, boxes hold `segmentation` (run lengths) and the `mask_score` that ranks it.
+        """
         names = self.asking.labels
         with torch.inference_mode():
             found = self.asking.detect([self.asking.prepare("image", image) for image in images], 0.0)
-        return [
-            [
-                {"label": names[int(label)], "score": float(score), "box": [round(float(x), 2) for x in box]}
-                for label, score, box in zip(one["labels"], one["scores"], one["boxes"])
-            ]
-            for one in found
-        ]
+        boxes = []
+        for one in found:
+            rows = coco_results(one, None, dict(enumerate(names)))
+            masked = one["mask_scores"].tolist() if "masks" in one else None
+            boxes.append([])
+            for i, row in enumerate(rows):
+                x, y, width, height = row["bbox"]
+                box = [x, y, round(x + width, 2), round(y + height, 2)]
+                boxes[-1].append({"label": row["category_id"], "score": row["score"], "box": box})
+                if masked is not None:
+                    boxes[-1][-1] |= {"segmentation": row["segmentation"], "mask_score": masked[i]}
+        return boxes
 
     def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
         """The class of every pixel (height, width) uint8, at the size of the picture."""

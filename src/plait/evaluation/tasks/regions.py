@@ -65,6 +65,8 @@ def grounding(scoring: Scoring) -> Scored:
 def detection(scoring: Scoring) -> Scored:
     """Box AP, AP50, AP75 and AP by size in percent, by pycocotools; -1 where there is nothing of that kind.
 
+    Mask AP stands beside it where the model makes masks and the data set has some, ranked by how sure a mask is.
+
     Classes are matched by name, since models number them otherwise than COCO. The score is no mean over items,
     so it has no interval.
     """
@@ -75,6 +77,7 @@ def detection(scoring: Scoring) -> Scored:
     numbers = {name: i for i, name in enumerate(sorted(names), 1)}
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
+    masks: list[dict[str, Any]] = []
     for number, item in enumerate(items, 1):
         for row, label in zip(item.meta["annotations"], item.box_labels or []):
             # ids from 1: pycocotools marks a box without a match by the id 0
@@ -84,8 +87,15 @@ def detection(scoring: Scoring) -> Scored:
             # COCO's boxes are x, y, width, height
             place = {"image_id": number, "category_id": numbers[box["label"]], "bbox": [x1, y1, x2 - x1, y2 - y1]}
             found.append(place | {"score": box["score"]})
+            if "segmentation" in box:
+                del place["bbox"]  # the tool takes a row with a box for one, whatever it is asked for
+                masks.append(place | {"segmentation": box["segmentation"], "score": box["mask_score"]})
     truth = {
-        "images": [{"id": number} for number in range(1, len(items) + 1)],
+        "images": [
+            # polygons need the size of their picture
+            {"id": number} | (dict(zip(("width", "height"), item.image_size)) if item.image_size else {})
+            for number, item in enumerate(items, 1)
+        ],
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for name, number in numbers.items()],
     }
@@ -94,6 +104,8 @@ def detection(scoring: Scoring) -> Scored:
     for name in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"):
         # -1 stays -1: there is no object of that size, which is no 0 %
         scores[name.replace("_", " ")] = 100 * summary[name] if summary[name] >= 0 else -1.0
+    if masks and annotations and all(row.get("segmentation") for row in annotations):
+        scores["mask AP"] = 100 * coco_ap(truth, masks, "segm")[0]["AP"]
     return Scored(scores)
 
 
