@@ -1,6 +1,6 @@
 """Images and clips in, words and boxes out: `Assistant` wraps any family that can do one of its tasks.
 
-    path | PIL image | frames | Sample -> Request(kind, value, text) -> decoded and prepared in threads, batches ahead
+    path | PIL image | frames | Sample -> Request(kind, value, text) -> decoded and prepared in threads, ahead
         -> batches of one kind -> the family's `Skills` -> results in order
 
 A family takes part by writing `Skills`, one small interface over its model and processor, and naming the class
@@ -18,8 +18,11 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+
 from plait.data.manifest import manifest_path, read_manifest
 from plait.media import kind_of
+from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.video import load_video
 from plait.types import Asks, Sample
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
 
 Task = Literal["caption", "answer", "rank", "ground", "classify", "detect", "segment"]
-Kind = Literal["text", "image", "video"]
+Kind = Literal["text", "image", "video", "audio"]
 OnBad = Literal["raise", "skip"]
 
 _LOADERS = 4
@@ -87,7 +90,7 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground, classify, detect and segment.
 
-    An item is a path (image or video, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
+    An item is a path (image, video or sound, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
     a list of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
     listed in `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
 
@@ -307,7 +310,8 @@ class Assistant:
         for text in {request.text for request in requests} | set(candidates or ()):
             self.skills.check_text(text)
         # 2 batches ahead: one waits while the next is decoded, and no more pictures than that lie in memory
-        ready = decoded(requests, self.skills.prepare, self.skills.num_frames, 2 * self.batch_size)
+        rate = getattr(self.skills, "sampling_rate", None)  # of families that hear
+        ready = decoded(requests, self.skills.prepare, self.skills.num_frames, 2 * self.batch_size, rate)
         # neighbours of one kind only: order of the results is that of the requests
         for kind, group in groupby(ready, key=lambda one: "bad" if one.error is not None else one.request.kind):
             while batch := list(islice(group, self.batch_size)):
@@ -497,7 +501,7 @@ class Request:
 
     Attributes:
         name: for messages and results.
-        kind: text, image or video.
+        kind: text, image, video or audio.
         value: a path, a PIL image, a list of PIL frames or a text.
         text: a question or phrase.
         error: stands where nothing could be made of the item.
@@ -548,12 +552,12 @@ def request_of(item: Any, text: str = "") -> Request:
     if isinstance(item, Sample):
         name, text = f"sample {item.id}", item.question or text
         # a sample with both is a clip with its cover picture
-        for kind in ("video", "image"):
+        for kind in ("video", "image", "audio"):
             if (value := getattr(item, kind)) is not None:
                 return Request(name, kind, Path(value) if isinstance(value, str) else value, text)
         if item.text is not None:
             return Request(name, "text", item.text, text)
-        raise ValueError(f"expected an image, a video or a text, got {name} with none of them")
+        raise ValueError(f"expected an image, a video, a sound or a text, got {name} with none of them")
     if isinstance(item, str | Path):
         path = Path(item)
         return Request(str(path), _kind_of_file(path), path, text)
@@ -572,8 +576,8 @@ def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
         text: goes with every item; a manifest's `question` takes its place.
 
     Returns:
-        The requests, and how many files of a folder are neither image nor video. A row or named file that is no
-        image or video becomes a request with an `error`.
+        The requests, and how many files of a folder are no media. A row or named file that is none becomes a request
+        with an `error`.
 
     Raises:
         ValueError: for a path that does not exist, an empty manifest, and a folder with nothing to look at.
@@ -591,7 +595,7 @@ def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
 
 
 def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
-    """Requests of all images and videos below a folder, by name, and the number of other files.
+    """Requests of all images, videos and sounds below a folder, by name, and the number of other files.
 
     Hidden files and folders are passed over.
     """
@@ -601,12 +605,12 @@ def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
             request = _request_or_error(path, text, str(path))
             # an empty file, or a broken picture, is no other file: it is listed with its error
-            if request.error and path.stat().st_size and kind_of(path) in (None, "text", "audio"):
+            if request.error and path.stat().st_size and kind_of(path) in (None, "text"):
                 others += 1
             else:
                 requests.append(request)
     if not requests:
-        raise ValueError(f"expected images or videos in {folder}, got {others or 'no'} other files")
+        raise ValueError(f"expected images, videos or sounds in {folder}, got {others or 'no'} other files")
     return requests, others
 
 
@@ -619,20 +623,24 @@ def _request_or_error(item: Any, text: str, name: str | None = None) -> Request:
 
 
 def _kind_of_file(path: Path) -> Kind:
-    """Image or video, by content. Raises ValueError for anything else, and for an empty or missing file."""
+    """Image, video or sound, by content. Raises ValueError for anything else, and for an empty or missing file."""
     if not path.is_file():
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
         raise ValueError(f"expected an image or video, got {path}: an empty file; check the file")
     kind = kind_of(path)
-    if kind == "image" or kind == "video":  # noqa: PLR1714 (a type checker narrows this, not a tuple)
+    if kind is not None and kind != "text":
         return kind
-    got = {"audio": "a sound file", "text": "a text file"}.get(kind or "", "its content is neither")
+    got = "a text file" if kind == "text" else "its content is neither"
     raise ValueError(f"expected an image or video, got {path}: {got}; pass a picture or a clip")
 
 
 def decoded(
-    requests: Iterable[Request], prepare: Callable[[Kind, Any], Any], num_frames: int, ahead: int
+    requests: Iterable[Request],
+    prepare: Callable[[Kind, Any], Any],
+    num_frames: int,
+    ahead: int,
+    sampling_rate: int | None = None,
 ) -> Iterator[Ready]:
     """Decode and prepare in order, ahead of the model, in a few threads.
 
@@ -641,6 +649,7 @@ def decoded(
         prepare: `Skills.prepare`.
         num_frames: that a video file becomes; frames in memory stay as they are.
         ahead: items that are decoded or waiting at a time.
+        sampling_rate: that sounds are decoded at.
 
     Returns:
         One `Ready` per request; what fails carries its `error`.
@@ -657,6 +666,8 @@ def decoded(
             elif request.kind == "video":
                 value = value if isinstance(value, list) else load_video(value, num_frames).frames
                 size = value[0].size
+            elif request.kind == "audio" and not isinstance(value, np.ndarray):
+                value = load_audio(value, sampling_rate or 16000)
             return Ready(request, prepare(request.kind, value), size)
         except (ValueError, OSError) as error:
             return Ready(request, error=" ".join(str(error).split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from tiny_embedders import (
 
 import plait
 from plait import Embedder, Sample
+from plait.cli import main
 from plait.errors import UsageError
 
 
@@ -333,3 +335,27 @@ def test_half_a_character_and_empty_texts_are_errors(hue: Embedder, text: str, s
     with pytest.raises(ValueError, match=said):
         hue.embed([{"text": ["red", text]}])
     assert hue.embed(["red", text], on_bad="skip").shape == (1, 8)
+
+
+def test_a_model_that_embeds_classifies_without_training(hue: Embedder, tmp_path: Path) -> None:
+    png = picture(tmp_path / "blue.png", "blue")
+    with pytest.raises(ValueError, match="at least one label"):
+        hue.classify([png], [])
+    rows = hue.classify(["red", "green"], ["red", "green", "blue"])
+    assert [row[0][0] for row in rows] == ["red", "green"]
+    assert all(sum(share for _, share in row) == pytest.approx(1) for row in rows)
+
+
+def test_foreign_models_classify_from_the_command_line(
+    clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "red.png", "red")
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    assert main(["classify", str(clip_dir), str(tmp_path / "red.png"), "--labels", "red,blue", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["labels"]
+    assert {one["text"] for one in said} == {"red", "blue"}
+    assert main(["classify", str(clip_dir), str(tmp_path), "--labels", "red,blue"]) == 1
+    assert main(["classify", str(clip_dir), str(tmp_path), "--labels", "red,blue", "--on-bad", "skip"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "skipped: " in said.err

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from plait.assistant import Assistant, Request, Task
 
-MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, folder or manifest")]
+MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, sound, folder or manifest")]
 BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
 LengthOption = Annotated[int | None, typer.Option(help="most tokens to write", min=1)]
 TopOption = Annotated[int, typer.Option("-k", "--top", help="labels or answers shown", min=1)]
@@ -115,11 +115,46 @@ def classify(
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:
-    """Name what images, videos or a manifest's texts show, with probabilities."""
+    """Name what images, videos, sounds or a manifest's texts show, with probabilities.
+
+    Any model that embeds chooses among --labels (zero-shot); a classifier has labels of its own.
+    """
     raise_limits(limits)
     candidates = _listed(labels, "labels")
+    from plait.embedder.towers import is_foreign
+
+    if candidates is not None and is_foreign(model):
+        if adapter is not None:
+            raise UsageError(f"expected a model of Plait beside --adapter, got {model}; merge it with PEFT")
+        _classify_by_vectors(model, media, candidates, How(batch_size, device, dtype, None, on_bad, as_json, top=top))
+        return
     how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
     ask_all("classify", model, media, "", how)
+
+
+def _classify_by_vectors(model: Path, media: Path, labels: list[str], how: How) -> None:
+    """Zero-shot with a model of others that embeds (CLIP, SigLIP, CLAP and their kin): a line per file."""
+    from plait.assistant import requests_under
+    from plait.embedder import Embedder
+
+    is_skipping = check_on_bad(how.on_bad)
+    requests, _ = requests_under(media)
+    embedder = Embedder(model, how.device, how.dtype, how.batch_size)
+    wrong = [one.error or "" for one in requests if one.error]
+    if wrong and not is_skipping:
+        raise ValueError(wrong[0])
+    items = [{one.kind: one.value} for one in requests if not one.error]
+    names = [one.name for one in requests if not one.error]
+    rows = embedder.classify(items, labels, on_bad="skip" if is_skipping else "raise")
+    left_out = {one.index: one.reason for one in embedder.skipped}
+    for error in [*wrong, *(f"{names[place]}: {reason}" for place, reason in left_out.items())]:
+        typer.echo(f"skipped: {error}", err=True)
+    kept = (name for place, name in enumerate(names) if place not in left_out)
+    for name, row in zip(kept, rows, strict=True):
+        told = json.dumps({"name": name} | _as_json("classify", row, how.top))
+        print(told if how.as_json else f"{name}\t{_as_line('classify', row, how.top)}")
+    if not rows:
+        raise ValueError(f"expected something to classify, got nothing that can be read among {len(requests)} items")
 
 
 class How(NamedTuple):
@@ -161,10 +196,14 @@ def ask_all(
     requests, others = requests_under(media, text)
     # before a model is loaded, which may take minutes
     stop_at(next((request.error for request in requests if request.error), None))
+    assistant = Assistant(model, device=how.device, dtype=how.dtype, batch_size=how.batch_size, adapter=how.adapter)
+    hears = "audio" in assistant.skills.kinds
+    if not hears and media.is_dir() and (silent := [one for one in requests if one.kind != "audio" or one.error]):
+        others += len(requests) - len(silent)  # sounds beside pictures are nothing to a model that only sees
+        requests = silent
     if others:
         files = "1 file that is" if others == 1 else f"{others} files that are"
-        typer.echo(f"passed over {files} neither image nor video", err=True)
-    assistant = Assistant(model, device=how.device, dtype=how.dtype, batch_size=how.batch_size, adapter=how.adapter)
+        typer.echo(f"passed over {files} neither image nor video" + (" nor sound" if hears else ""), err=True)
     if task in assistant.tasks:  # else `stream` says what the model can do instead
         requests = assistant.fitting(task, requests)
     stop_at(next((request.error for request in requests if request.error), None))

@@ -27,6 +27,8 @@ _ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "v
 # fields of a configuration that depend on who wrote it, not on what the model computes
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "official"}
 _SAMPLES_PER_TENSOR = 64
+SIMILARITY_SCALE = 20.0
+"""Of models that keep none of their own, as sentence-transformers trains by default (`scale` of its ranking loss)."""
 
 
 class Tower(Protocol):
@@ -41,6 +43,11 @@ class Tower(Protocol):
     model: nn.Module
     modalities: tuple[Modality, ...]
     sampling_rate: int | None
+
+    @property
+    def similarity_scale(self) -> float:
+        """By which cosines are multiplied before a softmax, as the model learned it."""
+        ...
 
     def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
         """Decoded values of one modality -> the model's inputs on the host, first axis = batch.
@@ -102,6 +109,13 @@ class PairTower:
             "audio": {"sampling_rate": self.sampling_rate, "return_tensors": "pt"},
         }
 
+    @property
+    def similarity_scale(self) -> float:
+        """See `Tower`; CLIP, SigLIP and our families learn its logarithm, CLAP one for each direction."""
+        names = ("logit_scale", "logit_scale_t", "logit_scale_a")
+        learned = next((found for name in names if (found := getattr(self.model, name, None)) is not None), None)
+        return SIMILARITY_SCALE if learned is None else min(float(torch.as_tensor(learned).detach().exp()), 100.0)
+
     def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
         """See `Tower.prepare`; randomness of CLAP's extractor is taken out, so that equal clips give equal vectors."""
         if modality == "audio" and self._max_samples:
@@ -136,6 +150,7 @@ class SentenceTower:
 
     modalities: tuple[Modality, ...] = ("text",)
     sampling_rate: int | None = None
+    similarity_scale = SIMILARITY_SCALE
 
     def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -219,7 +234,7 @@ def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, ad
 
 def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None) -> Tower:
     """The tower of a directory by what lies in it: modules.json, a model type of transformers, or a family of Plait."""
-    is_theirs = (source / "modules.json").is_file() or _is_foreign(source)
+    is_theirs = is_foreign(source)
     if adapter is not None and is_theirs:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
     if (source / "modules.json").is_file():
@@ -228,18 +243,20 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
         if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
             return _transformers_pair(source / modules[0]["path"], dtype)
         return SentenceTower(source, dtype)
-    if _is_foreign(source):
+    if is_theirs:
         return _transformers_pair(source, dtype)
     from plait.models import auto
 
     return PairTower(*auto.load(source, dtype=dtype, device=device, adapter=adapter))
 
 
-def _is_foreign(source: Path) -> bool:
-    """Whether `source` is a directory of a model class that comes with transformers itself.
+def is_foreign(source: Path) -> bool:
+    """Whether `source` is a directory of sentence-transformers, or of a class that comes with transformers itself.
 
     Plait's own families are registered with transformers too, but are not in this table of names.
     """
+    if (source / "modules.json").is_file():
+        return True
     if not (source / "config.json").is_file():
         return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

@@ -574,7 +574,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
         return said
 
     return Job(
-        build=partial(with_head, request.model, labels),
+        build=partial(with_head, request.model, labels, None if is_asked else request.medium),
         stage=_stage(request, processor, collate, supervised, read=is_asked),
         predict=predict,
         zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
@@ -583,8 +583,8 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
     )
 
 
-def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassification:
-    """The encoder of a model directory under a fresh head for `labels`."""
+def with_head(directory: Path, labels: Sequence[str], medium: str | None = None) -> OnePeaceForClassification:
+    """The encoder of a model directory under a fresh head for `labels`, of items of one medium alone or of pairs."""
     encoder = from_directory(directory, dtype=torch.float32, model_class=OnePeaceModel)
     config = copy.deepcopy(encoder.config)
     assert isinstance(config, OnePeaceConfig)
@@ -592,6 +592,8 @@ def with_head(directory: Path, labels: Sequence[str]) -> OnePeaceForClassificati
     config.decoder = None
     config.num_classes, config.pool_attention = len(labels), True
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    if medium is not None:  # tells the verbs what it takes: a class of one item, no answer to a question
+        config.pool_modality, config.problem_type = medium, "single_label_classification"
     model = OnePeaceForClassification(config)
     model.model.load_state_dict(encoder.state_dict(), assign=True)
     return model

@@ -123,7 +123,7 @@ def read_ask(body: ChatBody, service: Service) -> Ask:
         )
     if media:
         value = service.media_of(media[0], assistant.skills.num_frames)
-        request = Request("the picture or film", media[0].modality, value, text)  # ty: ignore[invalid-argument-type]
+        request = Request("the picture or film", media[0].modality, value, text)
     else:
         request = Request("the text", "text", text, text if task == "rank" else "")
     if error := assistant.fitting(task, [request])[0].error:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
 from plait.models.one_peace.model import Embeddings, Encoded, OnePeaceModel, OnePeacePreTrainedModel, join_masks
@@ -91,7 +92,14 @@ class DecoderBranch(nn.Module):
         base = self.mask_token.to(visible.dtype).expand(len(visible), length + 1, -1)
         full = base.scatter(1, index, visible)[:, :length]
         positions = self.position_embedding
-        return full + (positions[:length] if self.grid is None else resize_absolute(positions, self.grid))
+        if self.grid is not None:
+            positions = resize_absolute(positions, self.grid)
+        elif length > len(positions):
+            # A sound may be longer than a small table (published ones hold 20 s): its units lie closer together on the
+            # line, as the patches of a larger picture do on the grid. The row of CLS stays.
+            line = functional.interpolate(positions[1:].T[None], length - 1, mode="linear", align_corners=True)
+            positions = torch.cat([positions[:1], line[0].T])
+        return full + positions[:length]
 
 
 class OnePeaceDecoder(nn.Module):

@@ -280,7 +280,9 @@ class OnePeaceHeadSkills(_Prepares, DecidingSkills):
         self.labels = named_labels(config)
         self.is_multi_label = config.problem_type == "multi_label_classification"
         self.num_images = 2 if config.use_two_images else 1
-        alone = config.pool_modality if config.pool_modality in ("image", "audio") else None
+        # released heads over pairs pool text; a finetuned one over texts alone says what problem it solves
+        is_alone = config.pool_modality in ("image", "audio") or config.problem_type == "single_label_classification"
+        alone = config.pool_modality if is_alone else None
         # nothing else tells a grounding head apart: one of four classes without names, which reads text
         if config.num_classes == BOX and not self.labels and "text" in self.kinds and self.num_images == 1:
             self.tasks, self.kinds = frozenset({"ground"}), self.kinds & {"image"}
