@@ -1,7 +1,8 @@
-"""Detectors trained on exact boxes: ours, a transformers peer of the same size for the same time, and no model at all.
+"""Detectors and segmenters trained on exact boxes and masks, beside a peer of the same size and no model at all.
 
     python benchmarks/dense.py scenes OUT    composed scenes: cut-outs of Tux Paint (GPL-2) on aerial photographs
     python benchmarks/dense.py trees OUT     crowns of trees, boxes drawn by people (DeepForest, MIT)
+    python benchmarks/dense.py regions OUT   the composed scenes, a group for every pixel of a cut-out
 
 data -> plait train finetune --set task=detect -> box AP, mask AP; the peer (YOLOS: a plain transformer with detection
 tokens, as wide and deep as nano's image branch) trains from fresh weights for as many seconds of the processor. What
@@ -24,15 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import YolosConfig, YolosForObjectDetection
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, YolosConfig, YolosForObjectDetection
 
 from plait.cli import main
-from plait.data.annotations import scan_objects
+from plait.data.annotations import scan_masks, scan_objects
 from plait.data.packages import unpacked
 from plait.media.image import load_image
 from plait.models.one_peace.processor import padded
-from plait.processing.regions import detection_labels, fit, read_objects
-from plait.recipes.finetune import objects_in, score
+from plait.processing.regions import detection_labels, fit, read_mask, read_objects
+from plait.recipes.finetune import class_map, objects_in, score
 
 GROUPS = ("animals", "food", "vehicles", "household")
 PHOTOS = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop", "SOAP_061", "OSBS_029")
@@ -158,6 +159,61 @@ def write(out: Path, rows: list[tuple[str, Image.Image, list[dict[str, Any]]]], 
     (out / "instances.json").write_text(json.dumps(written))
 
 
+def regions(out: Path, counts: dict[str, int], seed: int) -> None:
+    """The composed scenes in ADE20K's layout: the background is a class as well."""
+    scenes(out / "objects", counts, seed)
+    written = json.loads((out / "objects" / "instances.json").read_text())
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for one in written["annotations"]:
+        by_image.setdefault(one["image_id"], []).append(one)
+    for image in written["images"]:
+        mask = np.ones((image["height"], image["width"]), np.uint8)
+        for one in by_image.get(image["id"], []):
+            mask[read_mask(one["segmentation"], mask.shape[::-1], image["file_name"])] = one["category_id"] + 1
+        for folder in ("images", "masks"):
+            (out / folder / image["split"]).mkdir(parents=True, exist_ok=True)
+        (out / "objects" / "images" / image["file_name"]).rename(out / "images" / image["split"] / image["file_name"])
+        Image.fromarray(mask).save(out / "masks" / image["split"] / image["file_name"])
+    (out / "classes.txt").write_text("\n".join(("background", *GROUPS)) + "\n")
+
+
+def segmenting_peer(data: Path, side: int, seconds: float, batch: int, seed: int) -> dict[str, Any]:
+    """SegFormer of about as many parameters, trained for so many seconds of the processor; mirrored pictures."""
+    torch.manual_seed(seed)
+    rng, samples = np.random.default_rng(seed), scan_masks(data)
+    train, test = ([s for s in samples if s.split == split] for split in ("train", "test"))
+    config = SegformerConfig(
+        hidden_sizes=[32, 64, 128, 192], depths=[2, 2, 2, 2], num_attention_heads=[1, 2, 4, 6], decoder_hidden_size=128,
+        num_labels=len(GROUPS) + 1,
+    )  # fmt: skip
+    model = SegformerForSemanticSegmentation(config).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    started, steps = time.process_time(), 0
+    while (spent := time.process_time() - started) < seconds:
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (steps + 1) / 50, 0.02 + 2 * (1 - spent / seconds))
+        pixels, targets = [], []
+        for sample in (train[i] for i in rng.integers(0, len(train), batch)):
+            flip = bool(rng.uniform() < 0.5)
+            pixels.append(fit(load_image(sample.image).convert("RGB"), side, flip=flip).pixels)
+            mask = Image.fromarray(class_map(sample)).resize((side, side), Image.Resampling.NEAREST)
+            targets.append(torch.from_numpy(np.asarray(mask)[:, :: -1 if flip else 1].astype(np.int64)) - 1)
+        loss = model(pixel_values=torch.stack(pixels), labels=torch.stack(targets)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        steps += 1
+    found = []
+    for sample in test:
+        picture = load_image(sample.image).convert("RGB")
+        with torch.inference_mode():
+            logits = model.eval()(pixel_values=fit(picture, side).pixels[None]).logits
+        size = (picture.height, picture.width)
+        found.append(torch.nn.functional.interpolate(logits, size=size, mode="bilinear")[0].argmax(0).numpy())
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"steps": steps, "parameters": parameters, "seconds": spent, **score("segment", found, test)}
+
+
 def peer(data: Path, side: int, seconds: float, batch: int, seed: int) -> dict[str, Any]:
     """YOLOS of nano's width and depth, trained for so many seconds of the processor, with the same augmentation."""
     torch.manual_seed(seed)
@@ -215,9 +271,11 @@ def run(
     kind: str, out: Path, side: int, steps: int, batch: int, counts: dict[str, int], seed: int, has_peer: bool
 ) -> None:
     out.mkdir(parents=True)
-    {"scenes": scenes, "trees": trees}[kind](out / "data", counts, seed)
-    settings = {"model": "nano", "data": out / "data" / "instances.json", "task": "detect", "image_size": side,
-                "steps": steps, "batch_size": batch, "lr": 1e-3}  # fmt: skip
+    {"scenes": scenes, "trees": trees, "regions": regions}[kind](out / "data", counts, seed)
+    task = "segment" if kind == "regions" else "detect"
+    data = out / "data" if task == "segment" else out / "data" / "instances.json"
+    settings = {"model": "nano", "data": data, "task": task, "image_size": side, "steps": steps, "batch_size": batch,
+                "lr": 1e-3}  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     started = time.process_time()
     assert main(["train", "finetune", *words, "--out", str(out / "run"), "--seed", str(seed), "--device", "cpu"]) == 0
@@ -225,21 +283,22 @@ def run(
     found = json.loads((out / "run" / "finetune.json").read_text())
     found |= {"kind": kind, "image_size": side, "steps": steps, "batch_size": batch, "seed": seed, "seconds": spent}
     if has_peer:
-        found["peer"] = peer(out / "data", side, spent, batch, seed)
+        found["peer"] = (segmenting_peer if task == "segment" else peer)(out / "data", side, spent, batch, seed)
     (out / "dense.json").write_text(json.dumps(found, indent=1))
     shown = out / "shown"
     shown.mkdir()
-    for path in sorted((out / "data" / "images").glob("test-*.png"))[:6]:
+    for path in sorted((out / "data" / "images").rglob("test-*.png"))[:6]:
         (shown / path.name).write_bytes(path.read_bytes())
-    main(["detect", str(out / "run" / "model"), str(shown), "--draw", str(out / "drawn"), "--threshold", "0.3"])
+    options = ["--threshold", "0.3"] if task == "detect" else []
+    main([task, str(out / "run" / "model"), str(shown), "--draw", str(out / "drawn"), *options])
     for name in ("trivial", "after", "peer"):
         if one := found.get(name):
-            print(f"{name:<8} box AP {one['value']:.3f}  mask AP {one.get('mask AP', float('nan')):.3f}")
+            print(f"{name:<8} {one['metric']} {one['value']:.3f}  mask AP {one.get('mask AP', float('nan')):.3f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=("scenes", "trees"))
+    parser.add_argument("kind", choices=("scenes", "trees", "regions"))
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--steps", type=int, default=600)
