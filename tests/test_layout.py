@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 80
 
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
 ROOMS_BY_LEVEL = {
-    0: ("types", "routing", "errors", "places", "reading", "terminal", "modalities"),
+    0: ("types", "routing", "errors", "places", "reading", "terminal", "modalities", "lazy"),
     1: ("media", "nn", "weights", "objectives", "metrics", "report"),
     2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),

@@ -8,6 +8,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
+from plait.lazy import lazily
+
 if TYPE_CHECKING:
     from plait.assistant import Assistant
     from plait.chat import Chat
@@ -20,27 +22,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Assistant": "plait.assistant",
-    "Chat": "plait.chat",
-    "Embedder": "plait.embedder",
-    "Index": "plait.search",
-    "Sample": "plait.types",
-    "load": "plait.models.auto",
-    "use": "plait.models.plugins",
+    "assistant": ("Assistant",),
+    "chat": ("Chat",),
+    "embedder": ("Embedder",),
+    "models.auto": ("load",),
+    "models.plugins": ("use",),
+    "search": ("Index",),
+    "types": ("Sample",),
 }
 
 __all__ = ["Assistant", "Chat", "Embedder", "Index", "Sample", "__version__", "load", "use"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'plait' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
-
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES)
 
 _AUTO = "transformers.models.auto."
 

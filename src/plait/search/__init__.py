@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from plait.lazy import lazily
 
 if TYPE_CHECKING:
     from plait.search.index import AddReport, Hit, Index
     from plait.search.page import write_contact_sheet
 
-_HOMES = {
-    "AddReport": "plait.search.index",
-    "Hit": "plait.search.index",
-    "Index": "plait.search.index",
-    "write_contact_sheet": "plait.search.page",
-}
-
 __all__ = ["AddReport", "Hit", "Index", "write_contact_sheet"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'plait.search' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(
+    __name__, __all__, {"index": ("AddReport", "Hit", "Index"), "page": ("write_contact_sheet",)}
+)

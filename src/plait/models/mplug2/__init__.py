@@ -9,8 +9,9 @@ Importing this package loads no torch; names resolve on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from plait.lazy import lazily
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ _ROLES = {
     "BASE_MODEL": "MPlug2Model",
     "PROCESSOR": "MPlug2Processor",
     "IMAGE_PROCESSOR": "MPlug2ImageProcessor",
+    "PLANNER": "plan",
     "SKILLS": "skills",
 }
 """What `plait.models.auto` asks every family for -> the class that it is here."""
@@ -152,25 +154,4 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlug2PreTrainedModel, M
     return model, processor
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name of this package when it is first used, so that the package itself loads no torch.
-
-    `HEADS`, `PLANNER` and the keys of `_ROLES` are what `plait.models.auto` asks every family for.
-
-    Raises:
-        AttributeError: for a name that the family does not have.
-    """
-    if name == "HEADS":
-        return {auto: __getattr__(head) for auto, head in _HEADS.items()}
-    if name == "PLANNER":
-        return import_module(f"{__name__}.plan")
-    wanted = _ROLES.get(name, name)
-    home = next((module for module, names in _HOMES.items() if wanted in names), None)
-    if home is None:  # modules of the package come here too, before they are imported
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), wanted)
-
-
-def __dir__() -> list[str]:
-    """Public names alone: roles are for `plait.models.auto`, not for completion."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES, _ROLES, heads=_HEADS)

@@ -10,8 +10,9 @@ torch; names resolve on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from plait.lazy import lazily
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,14 +100,4 @@ def from_directory(path: Path, **options: Any) -> tuple[MPlugOwl2ForConditionalG
     return weights.from_directory(path, **options), MPlugOwl2Processor.from_pretrained(path, trust_remote_code=False)
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that has `name` on first use, so that importing the package loads no torch."""
-    wanted = _ROLES.get(name, name)
-    home = next((module for module, names in _HOMES.items() if wanted in names), None)
-    if home is None:  # modules of the package come here too, before they are imported
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), wanted)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES, _ROLES)
