@@ -87,7 +87,7 @@ def test_the_directory_loads_and_the_tower_stayed_as_it_was(home: Path, tmp_path
     processor.save_pretrained(tmp_path / "again")
     again, _ = plait.load(tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    with pytest.raises(ValueError, match="expected a field of Blip2Config, got 'nonsense'"):
+    with pytest.raises(ValueError, match="expected fields of Blip2Config, got nonsense"):
         plait.load(run / "model", nonsense=1)
     with pytest.raises(ValueError, match="expected no branch for blip2_stage1"):
         plait.load(run / "model", branch=("image",))

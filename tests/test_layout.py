@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 80
 
 FAMILIES = ("mplug2", "mplug_owl", "mplug_owl2", "one_peace")
 ROOMS_BY_LEVEL = {
-    0: ("types", "routing", "errors", "places", "reading", "terminal", "modalities", "lazy"),
+    0: ("types", "routing", "errors", "places", "reading", "terminal", "modalities", "lazy", "presets"),
     1: ("media", "nn", "weights", "objectives", "metrics", "report"),
     2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),
@@ -35,6 +35,7 @@ SAME_LEVEL = {
     "places": {"errors"},
     "errors": {"reading"},
     "modalities": {"types", "errors"},
+    "presets": {"errors"},
     "nn": {"weights"},
     "search": {"embedder", "chat", "assistant"},
     "serving": {"embedder", "chat", "assistant", "search"},

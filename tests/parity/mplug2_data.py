@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from plait.metrics.retrieval import recall_at_k
-from plait.models.mplug2.pretraining import official_group
 from plait.objectives.scst import scst_loss
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.processing import videos, wordpiece
 from plait.processing.images import apply, square
 from plait.training.schedules import released_rate
+
+from .released import official_group
 
 Outputs = dict[str, Any]
 Row = dict[str, Any]

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from plait.models.mplug_owl.conversation import (
     clean_answer,
-    demo_prompt,
-    official_sample,
     tokenize,
 )
 from plait.models.mplug_owl.processor import draw, pixels, training_pixels
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.processing.videos import centred_indices
+
+from .released import demo_prompt, official_sample
 
 Outputs = dict[str, Any]
 EXACT = {"out.*": Tolerance(1e-6, 0)}

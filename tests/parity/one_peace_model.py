@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig, official_order
+from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig
 from plait.models.one_peace.model import Encoded, OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import (
     STAGE2_TRAINABLE,
@@ -21,13 +21,15 @@ from plait.models.one_peace.pretraining import (
     layer_id,
 )
 from plait.models.one_peace.tasks import OnePeaceForClassification
-from plait.models.one_peace.weights import from_official, key_map, official_buffers
+from plait.models.one_peace.weights import from_official, key_map
 from plait.nn.adapters import AudioAdapter, ImageAdapter, TextAdapter
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.parity.shipped_runners import hidden, padding
 from plait.training.stages import freeze
 from plait.weights.files import read_checkpoint
+
+from .released import official_buffers, official_order
 
 Outputs = dict[str, Any]
 M = TypeVar("M", bound=OnePeacePreTrainedModel)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.models.one_peace import from_official as load_official
-from plait.models.one_peace.config import official_order
 from plait.models.one_peace.dense import DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.regions import OnePeaceBackbone
@@ -21,6 +20,8 @@ from plait.nn import detection
 from plait.parity.cases import Case
 from plait.parity.runners import Tolerance, runner
 from plait.weights.files import read_checkpoint
+
+from .released import official_order
 
 Outputs = dict[str, Any]
 M = TypeVar("M", bound=nn.Module)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from plait.models.mplug_owl.config import VisionConfig
-from plait.models.mplug_owl.conversation import IMAGE, demo_prompt, official_sample
+from plait.models.mplug_owl.conversation import IMAGE
 from plait.models.mplug_owl.model import OwlVisionTower
 from plait.models.mplug_owl.processor import pixels
 from plait.models.one_peace.config import OnePeaceConfig
@@ -22,6 +22,7 @@ from plait.parity.run import quirks_of, run_case, runner_module, select
 from plait.parity.runners import Quirk, Runner
 
 QUIRKS = runner_module("doors").QUIRKS
+demo_prompt, official_sample = (getattr(runner_module("released"), name) for name in ("demo_prompt", "official_sample"))
 DEFAULT = Settings(official=False)
 
 

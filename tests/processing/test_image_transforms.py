@@ -33,13 +33,10 @@ def test_evaluation_crop_keeps_the_aspect_ratio(size: tuple[int, int]) -> None:
     assert float(green[-1] - green[0]) == pytest.approx(short / height, abs=0.08)
 
 
-def test_boxes_follow_their_image_and_come_back() -> None:
+def test_boxes_follow_their_image() -> None:
     boxes = torch.tensor([[10.0, 5.0, 30.0, 20.0]])
     grounded = transforms.grounding(noise(40, 20), boxes, 16)
     assert grounded.boxes.tolist() == [[0.25, 0.25, 0.75, 1.0]]
-    torch.testing.assert_close(transforms.boxes_to_pixels(grounded.boxes, 40, 20), boxes)
-    two = transforms.boxes_to_pixels(grounded.boxes.repeat(2, 1), torch.tensor([40, 80]), torch.tensor([20, 20]))
-    torch.testing.assert_close(two, torch.tensor([[10.0, 5.0, 30.0, 20.0], [20.0, 5.0, 60.0, 20.0]]))
 
 
 def test_other_modes_are_an_error() -> None:

@@ -23,6 +23,7 @@ from plait.errors import UsageError, no_code_of
 from plait.models import locate, shipped
 from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
+from plait.presets import changed
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
 from plait.weights.files import (
@@ -32,7 +33,6 @@ from plait.weights.files import (
     load_whole,
     read_checkpoint,
     refuse_branch,
-    stored_config,
 )
 from plait.weights.lora import is_adapter, read_adapter
 
@@ -100,7 +100,7 @@ def _from_directory(
     options: fields of the configuration. Raises ValueError for a field that it has not, and for branches.
     """
     refuse_branch(branch, family.CONFIG.model_type)
-    config = stored_config(family.CONFIG, place, options)
+    config = changed(family.CONFIG.from_pretrained(place, trust_remote_code=False), options)
     kind = getattr(family, (config.architectures or [""])[0], family.BASE_MODEL)
     model = load_whole(kind, place, config=config, dtype=dtype or "auto").to(device).eval()
     return model, family.PROCESSOR.from_pretrained(place, trust_remote_code=False)

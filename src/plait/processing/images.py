@@ -127,20 +127,6 @@ def grounding(image: Image, boxes: Tensor, size: int) -> GroundingInput:
     return GroundingInput(square(image, size), boxes * ratios.repeat(2) / size, ratios)
 
 
-def boxes_to_pixels(boxes: Tensor, width: Tensor | int, height: Tensor | int) -> Tensor:
-    """Predicted boxes in [0, 1] to pixels of the original image.
-
-    Args:
-        boxes: (num_boxes, 4) as x0, y0, x1, y1.
-        width, height: one number, or (num_boxes,) for boxes of different images.
-
-    Returns:
-        (num_boxes, 4).
-    """
-    scale = torch.stack([torch.as_tensor(width), torch.as_tensor(height)] * 2, dim=-1)
-    return boxes * scale.to(boxes)
-
-
 def resize(image: Image, width: int, height: int) -> Image:
     """Bicubic resize with antialiasing, whatever the aspect ratio.
 

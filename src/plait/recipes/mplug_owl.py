@@ -23,13 +23,13 @@ from plait.data.conversation import VIDEO as NEUTRAL
 from plait.data.conversation import Talk, holds_conversation, num_learned, read_talk
 from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
-from plait.models.auto import load_processor
+from plait.models.auto import load
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, is_official_config
 from plait.models.mplug_owl.conversation import SYSTEM, VIDEO
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration
 from plait.models.mplug_owl.processor import MPlugOwlProcessor, turns_of
-from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, lora_targets, visual_names
-from plait.models.mplug_owl.weights import around, from_directory
+from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, language_names, lora_targets, visual_names
+from plait.models.mplug_owl.weights import around
 from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.schedules import cosine, linear
@@ -166,7 +166,7 @@ def stage2(
         weight_decay=1e-4,
         clip=1.0,
         schedule=linear,
-        trainable=TRAINABLE if lora else ("language_model.*",),
+        trainable=TRAINABLE if lora else tuple(language_names(model)),
     )
     after: Any = (lambda trained, _: folded(trained)) if lora else None
     return Recipe(build, [stage], partial(save_pair, processor), after=after)
@@ -231,10 +231,10 @@ def loaded(init: str | None) -> Built:
     written = read_config(place)
     if written.get("model_type") != MPlugOwlConfig.model_type and not is_official_config(written):
         raise UsageError(f"expected init=DIR with an mPLUG-Owl, got {place}; plait train mplug_owl.stage1 makes one")
-    model = from_directory(place)
+    model, processor = load(place)
     # The fused kernel: training needs no maps of attention.
     model.set_attn_implementation("sdpa")
-    return model, load_processor(place)
+    return model, processor
 
 
 def read_config(place: Path) -> dict[str, Any]:

@@ -33,7 +33,16 @@ from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.conversation import IMAGE
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.mplug_owl2.processor import MPlugOwl2Processor
-from plait.models.mplug_owl2.tasks import ABSTRACTOR, TOWER, lora_saved, lora_targets, pretraining_names, vision_depth
+from plait.models.mplug_owl2.tasks import (
+    ABSTRACTOR,
+    TOWER,
+    decays,
+    lora_saved,
+    lora_targets,
+    pretraining_names,
+    vision_depth,
+    without_tower,
+)
 from plait.models.mplug_owl2.weights import resized
 from plait.processing.videos import training_image
 from plait.reading import read_json
@@ -212,7 +221,7 @@ def joint(
     stage = replace(
         _stage(model, "joint", source, batch_size, (rate, floor, warmup, layer_decay), steps, epochs),
         accumulation=accumulation,
-        trainable=TRAINABLE if lora else () if train_vision else (f"re:^(?!{TOWER})",),
+        trainable=TRAINABLE if lora else () if train_vision else tuple(without_tower(model)),
         # The scale is relative, so the abstractor follows the same warm-up and cosine.
         optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
     )
@@ -320,7 +329,7 @@ def _stage(
     """
     peak, floor, warmup, decay = rates
     num_layers = model.config.vision_sizes.num_layers
-    depth = vision_depth(num_layers)
+    depth, decayed = vision_depth(num_layers), decays(model)
     return Stage(
         name=name,
         objective=answer_loss,
@@ -336,6 +345,7 @@ def _stage(
         betas=(0.9, 0.98),
         # Published optimiser (specification 10.2); the released finetuning scripts have 1e-8 and (0.9, 0.999).
         eps=1e-6,
+        no_decay=lambda name, parameter: not decayed(name.replace("modules_to_save.default.", ""), parameter),
         clip=1.0,
         optimizer=partial(two_rates, 1.0),
         # peft renames modules that train whole beside a LoRA; depth goes by the plain name.

@@ -49,7 +49,7 @@ from plait.objectives.contrastive import contrastive_loss
 from plait.processing import masking
 from plait.processing.images import CLIP_MEAN, CLIP_STD, square
 from plait.processing.regions import Fitted, Objects, coco_results, detection_labels, fit, read_objects
-from plait.processing.tokenizers import encode, subset, whole_word_starts
+from plait.processing.tokenizers import clean_caption, encode, subset, whole_word_starts
 from plait.processing.waveforms import prepare_waveform
 from plait.recipes.finetune import Job, Request, class_map, in_evaluation, objects_in, text_of
 from plait.training.parallel import chunk_of, gather_rows
@@ -189,7 +189,7 @@ def stage1(
     source = partial(
         PicturesWithWords,
         select(rows, "an image and text", lambda s: s.image is not None and bool(s.text), reading=reading),
-        processor.tokenize,
+        processor.captions,
         config.image_size,
         mean=CLIP_MEAN,
         std=CLIP_STD,
@@ -244,7 +244,7 @@ def stage2(
     source = partial(
         SoundsWithWords,
         select(data, "audio and text", lambda s: s.audio is not None and bool(s.text), reading=reading),
-        processor.tokenize,
+        processor.captions,
         sampling_rate=config.sampling_rate,
         prepare=partial(
             prepare_waveform,
@@ -286,7 +286,7 @@ def vocabulary(samples: Sequence[Sample]) -> list[int]:
     pieces = {piece for row in encode(TEMPLATES) for piece in row}
     for start in range(0, len(samples), 1000):  # texts of a large data set are never held together
         texts = {text for s in samples[start : start + 1000] for text in (s.text, *(s.captions or ())) if text}
-        pieces.update(piece for row in encode(sorted(texts)) for piece in row)
+        pieces.update(piece for row in encode(map(clean_caption, sorted(texts))) for piece in row)
     return subset(pieces)
 
 
@@ -338,7 +338,7 @@ def retrieval(request: Request) -> Job:
     def collate(parts: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
         ids = torch.tensor([digest(part["concept"]) >> 1 for part in parts])  # the same in every process
         words = [part["texts"][int(rng.integers(len(part["texts"])))] for part in parts]
-        return {**_media(parts, request.medium, processor, request.augmentation, rng), **processor.tokenize(words),
+        return {**_media(parts, request.medium, processor, request.augmentation, rng), **processor.captions(words),
                 "ids": ids}  # fmt: skip
 
     return Job(
@@ -711,7 +711,7 @@ def _inputs(
 ) -> dict[str, Tensor]:
     """What the head's encoder reads: the medium, and the question or text where it counts."""
     words = [part["sample"].question or part["sample"].text or "" for part in parts]
-    texts = processor.tokenize(words) if is_asked or medium == "text" else {}
+    texts = processor.captions(words) if is_asked or medium == "text" else {}
     return {**texts, **(_media(parts, medium, processor, strength, rng) if medium != "text" else {})}
 
 

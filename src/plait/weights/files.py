@@ -224,25 +224,6 @@ def check_finite(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-def stored_config(kind: Any, directory: Path, changes: Mapping[str, Any]) -> Any:
-    """The configuration in a model directory, fields changed.
-
-    Args:
-        kind: its class.
-        directory: with config.json; no code in it is run.
-        changes: field -> value.
-
-    Raises:
-        ValueError: for a field that it does not have.
-    """
-    config = kind.from_pretrained(directory, trust_remote_code=False)
-    for name, value in changes.items():
-        if not hasattr(config, name):
-            raise ValueError(f"expected a field of {kind.__name__}, got {name!r}")
-        setattr(config, name, value)
-    return config
-
-
 def refuse_branch(branch: Sequence[str] | None, family: str) -> None:
     """Raise ValueError where modalities are named to a family that cannot leave any out.
 

@@ -14,6 +14,7 @@ tensors are never read and rules work on meta tensors too.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 
 from plait.weights.files import LazyState, StateError, listed
+
+logger = logging.getLogger(__name__)
 
 Fields = dict[str, str]
 Restore = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -300,6 +303,12 @@ def prefixed(rules: Iterable[Rule], official: str = "", native: str = "") -> tup
     return tuple(moved(rule) for rule in rules)
 
 
+def count_layers(names: Iterable[str], prefix: str) -> int:
+    """One more than the highest layer number behind `prefix`, such as `encoder.layer.`; 0 without any."""
+    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in names)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
 @dataclass(frozen=True)
 class Report:
     """What a conversion did with every key it was given."""
@@ -349,7 +358,10 @@ class KeyMap:
                 if back is None or back.outputs != group.inputs:
                     got = "nothing" if back is None else ", ".join(back.outputs)
                     raise StateError(f"expected {key} to lead back to {', '.join(group.inputs)}, got {got}", [key])
-        return self._run(state, groups)
+        native, report = self._run(state, groups)
+        for key, reason in report.dropped.items():
+            logger.debug("dropped %s: %s", key, reason)
+        return native, report
 
     def backward(self, state: Mapping[str, Tensor]) -> LazyState:
         """Native layout -> official layout, dropped tensors restored where their rule can.

@@ -15,12 +15,13 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
 from plait.cli import main
 from plait.models import auto
+from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.config import MPlug2Config, config_fields
 from plait.models.mplug2.model import MPlug2Model
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
-from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, changed, class_for, finetuning_name, key_map
+from plait.models.mplug2.weights import CLASSES, NEVER_RUN, assemble, class_for, finetuning_name, key_map
 from plait.weights.files import LazyState
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "mplug2"
@@ -380,7 +381,7 @@ def test_listed_files_load_strictly_as_what_they_are(name: str, model_class: str
     model = assemble(config, class_for(config, native), native, device="meta")
     assert type(model).__name__ == model_class
     assert config.is_predecessor == name.startswith("mplug1")
-    taught = assemble(changed(config, {"distill": True}), type(model), native, device="meta")
+    taught = assemble(config.changed({"distill": True}), type(model), native, device="meta")
     assert all(p.is_meta for p in taught.parameters())
 
 
@@ -392,3 +393,10 @@ def test_presets_and_official_sizes_agree() -> None:
         assert {k: v for k, v in found.items() if v != expected[k]} == {}
     with pytest.raises(ValueError, match="expected a preset among large, base"):
         MPlug2Config.preset("huge")
+
+
+def test_queues_that_a_directory_lacks_begin_as_fresh_ones(tmp_path: Path) -> None:
+    MPlug2ForRetrieval(MPlug2Config.preset("tiny")).save_pretrained(tmp_path)
+    heads = MPlug2ForRetrieval.from_pretrained(tmp_path, queue_size=6).alignment
+    assert heads.id_queue.tolist() == [[-100] * 6] and heads.queue_pointer.tolist() == [0]
+    torch.testing.assert_close(heads.vision_queue.norm(dim=0), torch.ones(6))

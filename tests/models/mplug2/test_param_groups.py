@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from plait.models.mplug2.pretraining import decays, layer_id, official_group
+from plait.models.mplug2.pretraining import decays, layer_id
 from plait.training.optim import parameter_groups
+
+from ...parity.released import official_group
 
 
 def test_every_trainable_parameter_is_in_one_group() -> None:

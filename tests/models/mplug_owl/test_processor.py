@@ -8,8 +8,6 @@ import torch
 from plait.models.mplug_owl.conversation import (
     IMAGE,
     clean_answer,
-    demo_prompt,
-    official_sample,
     prompt,
     training_pieces,
     training_row,
@@ -18,6 +16,7 @@ from plait.models.mplug_owl.model import count_runs
 from plait.models.mplug_owl.processor import draw, training_pixels, turns_of
 from plait.processing.videos import centred_indices
 
+from ...parity.released import demo_prompt, official_sample
 from .tiny import images, model_and_processor
 
 

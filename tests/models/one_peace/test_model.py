@@ -1,7 +1,11 @@
 """ONE-PEACE as a model: batches equal singles, branches stand alone, saving keeps everything."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel
 
 from plait.models.one_peace.config import OnePeaceConfig
@@ -12,9 +16,12 @@ from plait.models.one_peace.pretraining import (
     audio_text_losses,
     image_text_losses,
 )
+from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.models.one_peace.weights import from_directory
+from plait.processing.images import shorter_side_and_centre_crop
 from plait.processing.masking import image_mask
+from plait.processing.tokenizers import encode
 from plait.training.stages import freeze
 
 SIZES = {
@@ -219,3 +226,25 @@ def test_unknown_preset_is_refused():
 def test_a_setting_that_no_model_has_is_one_line():
     with pytest.raises(ValueError, match="expected fields of OnePeaceConfig, got dmi; leave them out"):
         OnePeaceConfig.preset("nano", dmi=3)
+
+
+def test_texts_of_data_sets_are_read_as_published() -> None:
+    processor = OnePeaceProcessor.from_config(OnePeaceConfig.preset("nano"))
+
+    def ids(made: Mapping[str, Any]) -> list[list[int]]:
+        return [row[mask].tolist() for row, mask in zip(made["input_ids"], made["attention_mask"])]
+
+    assert ids(processor.captions(["#A  Dog\truns. "])) == encode(["a dog runs."])
+    words = ["The", *["pneumonoultramicroscopic"] * 79]
+    assert ids(processor.phrases([" ".join(words)])) == encode([" ".join(words[:70])], max_tokens=None)
+    assert len(ids(processor.captions([" ".join(words)]))[0]) == 71
+    question = "What is it? answer: A Dog"
+    assert ids(processor.choices([question])) == encode([question], lowercase=False, max_tokens=None)
+    assert ids(processor(text=[question])) == encode([question])
+
+
+def test_the_middle_of_a_picture_can_be_cut_out() -> None:
+    config, ramp = OnePeaceConfig.preset("nano"), Image.linear_gradient("L").resize((200, 100)).convert("RGB")
+    processor = OnePeaceProcessor.from_config(config)
+    processor.image_processor.do_center_crop = True
+    assert torch.equal(processor(images=ramp)["pixel_values"][0], shorter_side_and_centre_crop(ramp, config.image_size))

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 import plait
 from plait.models.one_peace.config import DecoderConfig, OnePeaceConfig, parse_conv_spec
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
-from plait.models.one_peace.weights import from_official, key_map, official_buffers
+from plait.models.one_peace.weights import from_official, key_map
 from plait.parity.run import runner_module
 from plait.weights.files import StateError, read_checkpoint
+
+from ...parity.released import official_buffers
 
 both_ways = runner_module("key_lists").both_ways
 GOLDENS = Path(__file__).parents[2] / "goldens" / "one_peace"

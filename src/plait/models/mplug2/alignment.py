@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from plait.models.mplug2.composition import path_of
 from plait.models.mplug2.config import MPlug2Config
-from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
+from plait.models.mplug2.model import EMPTY_ID, MPlug2Model, MPlug2PreTrainedModel, Teacher, follow, for_task
 from plait.nn.contract import outputs_for_transformers
 from plait.objectives.contrastive import contrastive_loss
 from plait.objectives.distillation import update_teacher
@@ -28,8 +28,6 @@ from plait.objectives.matching import enqueue, hard_negatives, matching_loss, qu
 NOT_SCORED = -100.0
 """Score of a pair that was not among the best candidates."""
 
-EMPTY_ID = -100
-"""Identity of a place in the queues that nothing filled: no pair has it, so it is never a positive."""
 TEMPERATURES = (0.001, 0.5)
 """Bounds of the temperature in ALBEF (arXiv 2107.07651); mPLUG's release learns it without any."""
 Gather = Callable[[Tensor], Tensor]

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from plait.errors import UsageError
 from plait.models.mplug2.composition import TASKS
 from plait.nn.contract import OpensAlone, checked
+from plait.presets import Presets, choose
+from plait.weights.keymap import count_layers
 
 
 @checked
@@ -58,8 +59,35 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
 
+_B16 = VisionConfig(dim=768, num_heads=12, num_layers=12, patch_size=16)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The only size with published weights: ViT-L/14 and BERT-large, 1031.5 M parameters for video question answering.
+    "large": {},
+    "base": {
+        "vision": _B16, "dim": 768, "num_heads": 12, "mlp_dim": 3072, "num_text_layers": 10, "num_fusion_layers": 3,
+        "stored_fusion_layers": 12,
+    },
+    # For experiments and for machines without an accelerator.
+    "nano": {
+        "vision": VisionConfig(dim=96, num_heads=4, num_layers=4, patch_size=16, image_size=96),
+        "dim": 96, "num_heads": 4, "mlp_dim": 384, "num_text_layers": 2, "num_latents": 16, "num_fusion_layers": 2,
+        "stored_fusion_layers": 2, "num_decoder_layers": 2, "max_positions": 64, "projection_dim": 64,
+        "num_frames": 4,
+    },
+    # For tests: everything is there, nothing costs anything.
+    "tiny": {
+        "vision": VisionConfig(dim=24, num_heads=3, num_layers=2, patch_size=4, image_size=12),
+        "dim": 24, "num_heads": 3, "mlp_dim": 64, "num_text_layers": 1, "num_latents": 5, "num_fusion_layers": 2,
+        "stored_fusion_layers": 3, "num_decoder_layers": 2, "max_positions": 24, "vocab_size": 112,
+        "projection_dim": 6, "num_frames": 3, "grounding_bins": 5, "grounding_start_id": 104,
+        "dropout": 0.0, "attention_dropout": 0.0,
+    },
+}  # fmt: skip
+
+
 @checked
-class MPlug2Config(OpensAlone, PreTrainedConfig):
+class MPlug2Config(Presets, OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published large one.
 
     Args:
@@ -105,6 +133,7 @@ class MPlug2Config(OpensAlone, PreTrainedConfig):
 
     model_type = "mplug2"
     has_no_defaults_at_init = False
+    presets = PRESETS
     keys_to_ignore_at_inference = ["encoder_last_hidden_state"]  # noqa: RUF012 (Trainer gathers what is left: logits)
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "dim",
@@ -174,15 +203,13 @@ class MPlug2Config(OpensAlone, PreTrainedConfig):
         self.stored_fusion_layers = max(self.stored_fusion_layers, self.num_fusion_layers)
         # In the order of the house, whatever order the caller wrote.
         self.modalities = [m for m in ("image", "video") if m in self.modalities]
-        sizes = self.vision if self.vision is not None else VisionConfig()
-        self.vision = asdict(sizes if isinstance(sizes, VisionConfig) else VisionConfig(**sizes))
+        self.keep_plain(vision=VisionConfig)
         super().__post_init__(**kwargs)
 
     @property
     def vision_sizes(self) -> VisionConfig:
         """`vision`, typed; a new object at every access, so changes to it are lost."""
-        assert isinstance(self.vision, Mapping)
-        return VisionConfig(**self.vision)
+        return self.sizes("vision", VisionConfig)
 
     @property
     def image_size(self) -> int:
@@ -199,38 +226,18 @@ class MPlug2Config(OpensAlone, PreTrainedConfig):
         """Whether this is mPLUG (arXiv 2205.12005), without universal layers."""
         return self.num_universal_layers == 0
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> MPlug2Config:
-        """A published or small size by name.
-
-        Args:
-            name: `large` (the only one with published weights), `base`, `nano` for experiments, or
-                `tiny` for tests.
-            changes: fields to set otherwise.
-
-        Returns:
-            The configuration.
+    def changed(self, changes: Mapping[str, Any], branch: Sequence[str] | None = None) -> MPlug2Config:
+        """Another configuration: with other fields, among them `image_size`, and the media of `branch` alone.
 
         Raises:
-            UsageError: for a name that does not exist.
-            ValueError: for a field that does not exist.
+            ValueError: for a field that does not exist and a branch that it lacks.
         """
-        if name not in PRESETS:
-            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
-        return cls(**{**PRESETS[name], **cls._fields(changes)})
-
-    @classmethod
-    def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`changes`, checked: transformers would keep an unknown field and ignore it.
-
-        Raises:
-            ValueError: naming what is no field.
-        """
-        plain = cls()
-        unknown = [name for name in changes if not hasattr(plain, name)]
-        if unknown:
-            raise ValueError(f"expected fields of {cls.__name__}, got {', '.join(unknown)}; leave them out")
-        return changes
+        fields = dict(changes)
+        if (size := fields.pop("image_size", None)) is not None:
+            fields["vision"] = {**asdict(self.vision_sizes), **(fields.get("vision") or {}), "image_size": size}
+        if branch is not None:
+            fields["modalities"] = [m for m in choose(("text", *self.modalities), branch) if m != "text"]
+        return super().changed(fields)
 
     @classmethod
     def from_official(
@@ -251,34 +258,7 @@ class MPlug2Config(OpensAlone, PreTrainedConfig):
         Raises:
             ValueError: for an unknown setting or field, and for tensors of another model.
         """
-        return cls(**{**config_fields(official_config, shapes), **cls._fields(changes)})
-
-
-_B16 = VisionConfig(dim=768, num_heads=12, num_layers=12, patch_size=16)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # The only size with published weights: ViT-L/14 and BERT-large, 1031.5 M parameters for video question answering.
-    "large": {},
-    "base": {
-        "vision": _B16, "dim": 768, "num_heads": 12, "mlp_dim": 3072, "num_text_layers": 10, "num_fusion_layers": 3,
-        "stored_fusion_layers": 12,
-    },
-    # For experiments and for machines without an accelerator.
-    "nano": {
-        "vision": VisionConfig(dim=96, num_heads=4, num_layers=4, patch_size=16, image_size=96),
-        "dim": 96, "num_heads": 4, "mlp_dim": 384, "num_text_layers": 2, "num_latents": 16, "num_fusion_layers": 2,
-        "stored_fusion_layers": 2, "num_decoder_layers": 2, "max_positions": 64, "projection_dim": 64,
-        "num_frames": 4,
-    },
-    # For tests: everything is there, nothing costs anything.
-    "tiny": {
-        "vision": VisionConfig(dim=24, num_heads=3, num_layers=2, patch_size=4, image_size=12),
-        "dim": 24, "num_heads": 3, "mlp_dim": 64, "num_text_layers": 1, "num_latents": 5, "num_fusion_layers": 2,
-        "stored_fusion_layers": 3, "num_decoder_layers": 2, "max_positions": 24, "vocab_size": 112,
-        "projection_dim": 6, "num_frames": 3, "grounding_bins": 5, "grounding_start_id": 104,
-        "dropout": 0.0, "attention_dropout": 0.0,
-    },
-}  # fmt: skip
+        return cls(**{**config_fields(official_config, shapes), **cls.known(changes)})
 
 
 logger = logging.getLogger(__name__)
@@ -467,17 +447,6 @@ def _from_shapes(shapes: Shapes) -> dict[str, Any]:
         "num_fusion_layers": min(run, fusion),
         "fusion_stride": stride,
     }
-
-
-def count_layers(shapes: Iterable[str], prefix: str) -> int:
-    """One more than the highest layer number behind `prefix`, 0 without any.
-
-    Args:
-        shapes: tensor names.
-        prefix: what stands in front of the number, such as `encoder.layer.`.
-    """
-    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _vision(official: Mapping[str, Any], shapes: Shapes, temporal: bool) -> VisionConfig:

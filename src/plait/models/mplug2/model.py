@@ -30,6 +30,9 @@ from plait.nn.encoder import Reader, UniversalLayers
 from plait.nn.temporal import DualVisionEncoder, ZeroLinear
 from plait.objectives.distillation import update_teacher
 
+EMPTY_ID = -100
+"""Identity of a place in the queues that nothing filled: no pair has it, so it is never a positive."""
+
 
 @dataclass
 class Encoded(ModelOutput):
@@ -207,11 +210,12 @@ class MPlug2PreTrainedModel(PreTrainedModel):
             init.normal_(module.position_embedding, std=self.config.init_std)
         elif hasattr(module, "temperature_parameter"):  # the heads of `alignment`
             init.constant_(cast("Tensor", module.temperature_parameter), self.config.temperature_init)
-            for queue in (getattr(module, name, None) for name in ("vision_queue", "text_queue")):
-                if isinstance(queue, Tensor):
-                    # A queue that the file lacks is uninitialised memory after `from_pretrained`:
-                    # drawn here as when fresh.
+            # Queues that a file lacks are uninitialised memory after `from_pretrained`: begun here as when fresh.
+            for name, queue in module.named_buffers(recurse=False):
+                if name in ("vision_queue", "text_queue"):
                     init.copy_(queue, nn.functional.normalize(torch.randn_like(queue), dim=0))
+                else:
+                    init.constant_(queue, EMPTY_ID if name == "id_queue" else 0)
 
 
 class MPlug2Model(MPlug2PreTrainedModel):

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plait.models.mplug2.composition import PARTS, TABLE, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, rates
-from plait.models.mplug2.weights import NEVER_RUN, changed, class_for
+from plait.models.mplug2.weights import NEVER_RUN, class_for
 from plait.nn.bert import BertEmbeddings, BertLayer
 
 CLIP_TEXT = {1024: (768, 12, 768), 768: (512, 12, 512)}
@@ -109,7 +109,7 @@ def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | Non
     """
     path = path_of(task, medium)
     # The model of this cell alone: a part that it does not pass is not built, and so not counted.
-    only = changed(config, {"task": task, "modalities": [] if medium == "text" else [medium]})
+    only = config.changed({"task": task, "modalities": [] if medium == "text" else [medium]})
     with torch.device("meta"):
         # The large model would take 4 GB to be counted; on the meta device it takes none.
         model = class_for(only, ())(only)
@@ -230,7 +230,7 @@ def official_parts(config: MPlug2Config) -> dict[str, int] | None:
     """
     if config.vision_sizes.dim not in CLIP_TEXT or config.is_predecessor:
         return None
-    whole = changed(config, {"task": None, "modalities": ["image", "video"]})
+    whole = config.changed({"task": None, "modalities": ["image", "video"]})
     with torch.device("meta"):
         return count_parts(MPlug2Model(whole))
 
@@ -286,4 +286,4 @@ def sized(preset: str, **changes: Any) -> MPlug2Config:
     Raises:
         ValueError: for an unknown preset or field.
     """
-    return changed(MPlug2Config.preset(preset), changes)
+    return MPlug2Config.preset(preset).changed(changes)

@@ -219,29 +219,3 @@ def layer_id(name: str) -> int:
         name: of a parameter in Plait's layout, with or without `model.` in front.
     """
     return 0 if name.removeprefix("model.").startswith("vision.") else 1
-
-
-def official_group(name: str) -> str:
-    """Where the released optimiser puts a parameter of the official layout.
-
-    Its exemption goes by name, "bias" and "LayerNorm.weight", so CLIP's `ln_*`, the visual norm,
-    embeddings and latents decay. Momentum copies are listed but frozen, except the fusion
-    encoder's, which is neither updated nor frozen, and the vision encoder's, which both filters
-    miss.
-
-    Args:
-        name: of a parameter of an official file.
-
-    Returns:
-        `lr1_decay`, `lr1_nodecay`, `lr2_decay`, `lr2_nodecay`, these with `_frozen` behind them, or
-            `none`.
-
-    Source: specification mPLUG-2, section 12; golden case `optimizer_groups`.
-    """
-    module = name.partition(".")[0]
-    if module == "visual_encoder_m":
-        return "none"
-    rate = "lr2" if module == "visual_encoder" else "lr1"
-    decay = "nodecay" if "bias" in name or "LayerNorm.weight" in name else "decay"
-    frozen = "_frozen" if module.endswith("_m") and module != "fusion_encoder_m" else ""
-    return f"{rate}_{decay}{frozen}"

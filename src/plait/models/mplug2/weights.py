@@ -21,7 +21,7 @@ from torch import Tensor
 
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.composition import PARTS
-from plait.models.mplug2.config import MPlug2Config, count_layers
+from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel, is_connected
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.tasks import (
@@ -35,7 +35,7 @@ from plait.nn.positions import resize_absolute
 from plait.nn.temporal import inflate_patches
 from plait.objectives.grounding import coordinate_bias
 from plait.weights.files import Checkpoint, LazyState, StateError, listed, load_strict, read_checkpoint
-from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, Singleton, prefixed
+from plait.weights.keymap import Concat, Drop, KeyMap, Rename, Rule, Singleton, count_layers, prefixed
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +93,10 @@ def from_official(
         # The file itself says its start token; settings, where there are any, may lack it.
         config.grounding_start_id = int(state["prefix_ids"].flatten()[0])
     rules = key_map(config, flat_patches=len(shapes["visual_encoder.visual.conv1.weight"]) == 4)
-    config = changed(config, changes if task is None else {**changes, "task": task}, branch)
+    config = config.changed(changes if task is None else {**changes, "task": task}, branch)
     # Before the rules, which drop the second name of a tied tensor unseen.
     check_ties(state)
-    native, report = rules.forward(state)
-    for key, reason in report.dropped.items():
-        logger.debug("dropped %s: %s", key, reason)
+    native, _ = rules.forward(state)
     chosen = model_class or class_for(config, native)
     return assemble(config, chosen, native, dtype, device)
 
@@ -131,7 +129,7 @@ def from_directory(
     stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
     if model_class not in (None, stored) or task is not None:
         changes = {"task": task} | changes  # another class does not have the task of the one that wrote the directory
-    config = changed(config, changes, branch)
+    config = config.changed(changes, branch)
     if model_class is None and task is not None and task not in stored.TASKS:
         model_class = class_for(config, ())
     state: Mapping[str, Tensor] = read_checkpoint(path).state
@@ -139,43 +137,6 @@ def from_directory(
     if stored is MPlug2Model:
         state = LazyState({f"model.{key}": partial(state.__getitem__, key) for key in state})
     return assemble(config, model_class or stored, state, dtype, device)
-
-
-def changed(config: MPlug2Config, changes: Mapping[str, Any], branch: Sequence[str] | None = None) -> MPlug2Config:
-    """`config` with other fields, among them `image_size` of its images, and the media of `branch` alone.
-
-    Args:
-        config: left as it is.
-        changes: fields by name.
-        branch: media to keep, of text, image and video; None keeps all.
-
-    Returns:
-        A new configuration, checked as a new one is.
-
-    Raises:
-        ValueError: for a field that does not exist and a branch that it lacks.
-    """
-    unknown = [name for name in changes if not hasattr(config, name)]
-    if unknown:
-        raise ValueError(f"expected fields of MPlug2Config, got {', '.join(unknown)}")
-    fields = config.to_dict()
-    # The stored label names would contradict a new number of labels, so all three are told anew.
-    if {"num_labels", "id2label"} & set(changes):
-        fields = {name: value for name, value in fields.items() if name not in ("num_labels", "id2label", "label2id")}
-    fields |= changes
-    if (size := fields.pop("image_size", None)) is not None:
-        fields["vision"] = {**fields["vision"], "image_size": size}
-    if branch is not None:
-        missing = [m for m in branch if m not in ("text", *config.modalities)]
-        if missing or not branch:
-            raise ValueError(
-                f"expected branches among text, {', '.join(config.modalities)}, got {', '.join(missing) or 'none'}"
-            )
-        fields["modalities"] = [m for m in config.modalities if m in branch]
-    # `to_dict` writes them, and the constructor takes neither as a field.
-    for name in ("model_type", "transformers_version"):
-        fields.pop(name, None)
-    return MPlug2Config(**fields)
 
 
 def class_for(config: MPlug2Config, native: Iterable[str]) -> type[MPlug2PreTrainedModel]:

@@ -8,16 +8,16 @@ field (specification mPLUG-Owl, section 1).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from plait.errors import UsageError
 from plait.nn.contract import OpensAlone, checked
+from plait.presets import Presets
+from plait.weights.keymap import count_layers
 
 
 @checked
@@ -73,8 +73,35 @@ class AbstractorConfig:
     dropout: float = 0.1
 
 
+# The tokenizer pads with <unk>, 0; the official class has a default of 2 (section 1).
+_LLAMA = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+_BLOOMZ = {
+    "model_type": "bloom", "vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "tie_word_embeddings": True,
+}  # fmt: skip
+
+# Parameters as published: 7,123,068,928 with LLaMA, 7,152,633,856 of the video model, 7,453,669,376 with BLOOMZ.
+PRESETS: dict[str, dict[str, Any]] = {
+    "owl-llama-7b": {"text_config": _LLAMA},
+    "owl-bloomz-7b": {"text_config": _BLOOMZ},
+    "owl-llama-7b-video": {"text_config": _LLAMA, "temporal": True},
+    "nano": {
+        "text_config": {
+            **_LLAMA, "vocab_size": 512, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        },
+        "vision": VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256, image_size=64, patch_size=8),
+        "abstractor": AbstractorConfig(num_queries=16, num_heads=4, num_layers=2, mlp_dim=176),
+    },
+}  # fmt: skip
+
+
 @checked
-class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
+class MPlugOwlConfig(Presets, OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published mPLUG-Owl with LLaMA-7B.
 
     Args:
@@ -104,6 +131,7 @@ class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
 
     model_type = "mplug_owl"
     has_no_defaults_at_init = False
+    presets = PRESETS
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (transformers reads plain class attributes)
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
 
@@ -133,22 +161,18 @@ class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
         # Behind the vocabulary no tokenizer can write them, and no row of the table is lost to them.
         self.image_id = text.vocab_size if self.image_id is None else self.image_id
         self.video_id = text.vocab_size + 1 if self.video_id is None else self.video_id
-        for name, kind in (("vision", VisionConfig), ("abstractor", AbstractorConfig)):
-            given = getattr(self, name)
-            setattr(self, name, asdict(given if isinstance(given, kind) else kind(**(given or {}))))
+        self.keep_plain(vision=VisionConfig, abstractor=AbstractorConfig)
         super().__post_init__(**kwargs)
 
     @property
     def vision_sizes(self) -> VisionConfig:
         """`vision`, typed."""
-        sizes = self.vision
-        return sizes if isinstance(sizes, VisionConfig) else VisionConfig(**(sizes or {}))
+        return self.sizes("vision", VisionConfig)
 
     @property
     def abstractor_sizes(self) -> AbstractorConfig:
         """`abstractor`, typed."""
-        sizes = self.abstractor
-        return sizes if isinstance(sizes, AbstractorConfig) else AbstractorConfig(**(sizes or {}))
+        return self.sizes("abstractor", AbstractorConfig)
 
     @property
     def media_ids(self) -> tuple[int, int]:
@@ -186,21 +210,6 @@ class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
         return getattr(self.text_config, "max_position_embeddings", None)
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> MPlugOwlConfig:
-        """A published or small size by name.
-
-        Args:
-            name: a key of `PRESETS`; `nano` is a small one for tests and trials.
-            changes: fields to set otherwise.
-
-        Raises:
-            UsageError: for a name that does not exist.
-        """
-        if name not in PRESETS:
-            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
-        return cls(**{**PRESETS[name], **changes})
-
-    @classmethod
     def from_official(
         cls, official_config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None, **changes: Any
     ) -> MPlugOwlConfig:
@@ -214,7 +223,7 @@ class MPlugOwlConfig(OpensAlone, PreTrainedConfig):
         Raises:
             ValueError: where tower and abstractor differ in width.
         """
-        return cls(**{**config_fields(official_config, shapes or {}), **changes})
+        return cls(**{**config_fields(official_config, shapes or {}), **cls.known(changes)})
 
 
 def language_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -230,33 +239,6 @@ def language_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     if name not in CONFIG_MAPPING:
         raise ValueError(f"expected a text_config of a model that transformers knows, got model_type {name!r}")
     return CONFIG_MAPPING[name](**{key: value for key, value in fields.items() if key != "model_type"})
-
-
-# The tokenizer pads with <unk>, 0; the official class has a default of 2 (section 1).
-_LLAMA = {
-    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": False,
-}  # fmt: skip
-_BLOOMZ = {
-    "model_type": "bloom", "vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "tie_word_embeddings": True,
-}  # fmt: skip
-
-# Parameters as published: 7,123,068,928 with LLaMA, 7,152,633,856 of the video model, 7,453,669,376 with BLOOMZ.
-PRESETS: dict[str, dict[str, Any]] = {
-    "owl-llama-7b": {"text_config": _LLAMA},
-    "owl-bloomz-7b": {"text_config": _BLOOMZ},
-    "owl-llama-7b-video": {"text_config": _LLAMA, "temporal": True},
-    "nano": {
-        "text_config": {
-            **_LLAMA, "vocab_size": 512, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-        },
-        "vision": VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256, image_size=64, patch_size=8),
-        "abstractor": AbstractorConfig(num_queries=16, num_heads=4, num_layers=2, mlp_dim=176),
-    },
-}  # fmt: skip
 
 
 _VISION = {
@@ -364,7 +346,7 @@ def described(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         "num_query_tokens": shapes["query_tokens"][1],
         "vision_config": {
             "hidden_size": dim,
-            "num_hidden_layers": _count(shapes, "vision_model.encoder.layers."),
+            "num_hidden_layers": count_layers(shapes, "vision_model.encoder.layers."),
             "num_attention_heads": heads,
             "intermediate_size": shapes["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
             "image_size": grid * patch,
@@ -373,7 +355,7 @@ def described(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         "visual_abstractor_config": {
             "hidden_size": dim,
             "encoder_hidden_size": dim,
-            "num_hidden_layers": _count(shapes, "abstractor.encoder.layers."),
+            "num_hidden_layers": count_layers(shapes, "abstractor.encoder.layers."),
             "num_attention_heads": heads,
             "intermediate_size": shapes[_MLP][0],
         },
@@ -393,18 +375,12 @@ def _language_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
             "model_type": "llama", "vocab_size": vocab, "hidden_size": dim, "num_attention_heads": heads,
             "num_key_value_heads": max(key * heads // dim, 1), "rms_norm_eps": 1e-6, "max_position_embeddings": 2048,
             "intermediate_size": shapes["language_model.model.layers.0.mlp.up_proj.weight"][0],
-            "num_hidden_layers": _count(shapes, "language_model.model.layers."), "pad_token_id": 0,
+            "num_hidden_layers": count_layers(shapes, "language_model.model.layers."), "pad_token_id": 0,
         }  # fmt: skip
     if bloom in shapes:
         vocab, dim = shapes[bloom]
         return {
             "model_type": "bloom", "vocab_size": vocab, "hidden_size": dim, "n_head": max(dim // 128, 1),
-            "n_layer": _count(shapes, "language_model.transformer.h."), "pad_token_id": 3,
+            "n_layer": count_layers(shapes, "language_model.transformer.h."), "pad_token_id": 3,
         }  # fmt: skip
     raise ValueError("expected a LLaMA or a BLOOM under language_model., got neither; pass official_config=")
-
-
-def _count(shapes: Mapping[str, Sequence[int]], prefix: str) -> int:
-    """Layers under `prefix`: one more than the highest number behind it."""
-    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
-    return 1 + max(int(match[1]) for match in found if match)

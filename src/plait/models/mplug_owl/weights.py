@@ -8,7 +8,6 @@ The language model keeps transformers' names; conversion goes both ways bit for 
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, described, is_official_config
+from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, described
 from plait.models.mplug_owl.model import MPlugOwlForConditionalGeneration, adopt, build_language_model
 from plait.models.mplug_owl.processor import MPlugOwlProcessor
 from plait.nn.vit import clip_tower, shared_abstractor_rules, vision_rules
@@ -32,7 +31,6 @@ from plait.weights.files import (
     listed,
     read_checkpoint,
     refuse_branch,
-    stored_config,
 )
 from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Singleton, prefixed
 
@@ -172,9 +170,6 @@ official_names = plain_names
 """The name by which `plait convert` finds a family's other spellings."""
 
 
-logger = logging.getLogger(__name__)
-
-
 def from_official(
     checkpoint: Checkpoint,
     *,
@@ -212,9 +207,7 @@ def from_official(
     if written is None:
         written = described({key: tuple(state[key].shape) for key in state})
     config = MPlugOwlConfig.from_official(written, shapes, **changes)
-    native, report = key_map().forward(state)
-    for key, reason in report.dropped.items():
-        logger.debug("dropped %s: %s", key, reason)
+    native, _ = key_map().forward(state)
     return assemble(config, native, dtype, device)
 
 
@@ -226,7 +219,7 @@ def from_directory(
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> MPlugOwlForConditionalGeneration:
-    """A model directory written by `save_pretrained`, or an official one, which its config.json tells.
+    """A model directory written by `save_pretrained`.
 
     Args:
         path: the directory.
@@ -238,10 +231,8 @@ def from_directory(
         ValueError: as `from_official`, and for a field that the configuration does not have.
     """
     refuse_branch(branch, "mplug_owl")
-    checkpoint = read_checkpoint(path)
-    if is_official_config(read_json(path / "config.json")):
-        return from_official(checkpoint, dtype=dtype, device=device, **changes)
-    return assemble(stored_config(MPlugOwlConfig, path, changes), checkpoint.state, dtype, device)
+    config = MPlugOwlConfig.from_pretrained(path, trust_remote_code=False).changed(changes)
+    return assemble(config, read_checkpoint(path).state, dtype, device)
 
 
 def assemble(

@@ -9,13 +9,13 @@ Every field is read, known and ignored, or an error: nothing is guessed from nam
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from plait.errors import UsageError
 from plait.nn.contract import OpensAlone, checked
+from plait.presets import Presets
 from plait.routing import Ways
 from plait.types import MODALITIES
 
@@ -86,8 +86,41 @@ class AbstractorConfig:
     query_span: int | None = None
 
 
+# Qwen-VL's ViT-bigG. Its sizes, and the abstractor's 4608, are inferred: with them the parameters sum up to the 9.8B
+# that the README of Owl2.1 states (specification mPLUG-Owl2, section 2.2). The file decides where it is at hand.
+_BIG_G = VisionConfig(
+    dim=1664, num_layers=48, mlp_dim=8192, activation="gelu", use_cls_token=False, use_post_norm=False
+)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "owl2-7b": {},
+    "owl2.1-7b": {
+        "routed": (),  # with a way per modality it would have 11.4B, not the published 9.8B
+        "vocab_size": 151936,
+        "eps": 1e-6,
+        "qkv_bias": True,
+        "max_position_embeddings": 8192,
+        "trained_length": 8192,
+        "vision": _BIG_G,
+        "abstractor": AbstractorConfig(mlp_dim=4608),
+        "bos_token_id": None,
+        "eos_token_id": 151643,  # <|endoftext|>, which pads too: Qwen has no bos and no pad
+        "pad_token_id": 151643,
+    },
+    "nano": {
+        "vocab_size": 512,
+        "dim": 128,
+        "num_layers": 4,
+        "num_heads": 4,
+        "mlp_dim": 352,
+        "vision": VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256, image_size=64, patch_size=8),
+        "abstractor": AbstractorConfig(num_queries=16, num_heads=4, num_layers=2, mlp_dim=176, grid_size=8),
+    },
+}
+
+
 @checked
-class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
+class MPlugOwl2Config(Presets, OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a model; defaults are the published 8.2B mPLUG-Owl2.
 
     Args:
@@ -126,6 +159,7 @@ class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
     model_type = "mplug_owl2"
     base_config_key = "mplug_owl2"
     has_no_defaults_at_init = False
+    presets = PRESETS
     keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "dim",
@@ -180,22 +214,18 @@ class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
         self.rope_parameters = dict(self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
         # Behind the vocabulary no tokenizer can write it, and no row of the table is lost to it.
         self.image_id = self.vocab_size if self.image_id is None else self.image_id
-        for name, kind in (("vision", VisionConfig), ("abstractor", AbstractorConfig)):
-            given = getattr(self, name)
-            setattr(self, name, asdict(given if isinstance(given, kind) else kind(**(given or {}))))
+        self.keep_plain(vision=VisionConfig, abstractor=AbstractorConfig)
         super().__post_init__(**kwargs)
 
     @property
     def vision_sizes(self) -> VisionConfig:
         """`vision`, typed."""
-        sizes = self.vision
-        return sizes if isinstance(sizes, VisionConfig) else VisionConfig(**(sizes or {}))
+        return self.sizes("vision", VisionConfig)
 
     @property
     def abstractor_sizes(self) -> AbstractorConfig:
         """`abstractor`, typed."""
-        sizes = self.abstractor
-        return sizes if isinstance(sizes, AbstractorConfig) else AbstractorConfig(**(sizes or {}))
+        return self.sizes("abstractor", AbstractorConfig)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -219,21 +249,6 @@ class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
         return self.vision_sizes.image_size
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> MPlugOwl2Config:
-        """A published or small size by name.
-
-        Args:
-            name: a key of `PRESETS`; `nano` is a small one for tests and trials.
-            changes: fields to set otherwise.
-
-        Raises:
-            UsageError: for a name that does not exist.
-        """
-        if name not in PRESETS:
-            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
-        return cls(**{**PRESETS[name], **changes})
-
-    @classmethod
     def from_official(
         cls, official_config: Mapping[str, Any], keys: Iterable[str] = (), **changes: Any
     ) -> MPlugOwl2Config:
@@ -247,40 +262,7 @@ class MPlugOwl2Config(OpensAlone, PreTrainedConfig):
         Raises:
             ValueError: for an unknown field, or one that no published model sets that way.
         """
-        return cls(**{**config_fields(official_config, keys), **changes})
-
-
-# Qwen-VL's ViT-bigG. Its sizes, and the abstractor's 4608, are inferred: with them the parameters sum up to the 9.8B
-# that the README of Owl2.1 states (specification mPLUG-Owl2, section 2.2). The file decides where it is at hand.
-_BIG_G = VisionConfig(
-    dim=1664, num_layers=48, mlp_dim=8192, activation="gelu", use_cls_token=False, use_post_norm=False
-)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "owl2-7b": {},
-    "owl2.1-7b": {
-        "routed": (),  # with a way per modality it would have 11.4B, not the published 9.8B
-        "vocab_size": 151936,
-        "eps": 1e-6,
-        "qkv_bias": True,
-        "max_position_embeddings": 8192,
-        "trained_length": 8192,
-        "vision": _BIG_G,
-        "abstractor": AbstractorConfig(mlp_dim=4608),
-        "bos_token_id": None,
-        "eos_token_id": 151643,  # <|endoftext|>, which pads too: Qwen has no bos and no pad
-        "pad_token_id": 151643,
-    },
-    "nano": {
-        "vocab_size": 512,
-        "dim": 128,
-        "num_layers": 4,
-        "num_heads": 4,
-        "mlp_dim": 352,
-        "vision": VisionConfig(dim=64, num_heads=4, num_layers=2, mlp_dim=256, image_size=64, patch_size=8),
-        "abstractor": AbstractorConfig(num_queries=16, num_heads=4, num_layers=2, mlp_dim=176, grid_size=8),
-    },
-}
+        return cls(**{**config_fields(official_config, keys), **cls.known(changes)})
 
 
 QWEN_ROUTED = ("q", "k", "v")

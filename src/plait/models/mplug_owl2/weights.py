@@ -8,8 +8,6 @@ keys: published files disagree with the names of their directories and with thei
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.models.mplug_owl2.config import MPlugOwl2Config, is_official_config
+from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.nn.positions import inverse_frequencies, position_tables, resize_absolute, stretched
 from plait.nn.vit import shared_abstractor_rules, vision_rules
-from plait.reading import read_json
-from plait.weights.files import Checkpoint, LazyState, build_strict, read_checkpoint, refuse_branch, stored_config
-from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, prefixed
+from plait.weights.files import Checkpoint, LazyState, build_strict, read_checkpoint, refuse_branch
+from plait.weights.keymap import Drop, KeyMap, Rename, Rule, Split, count_layers, prefixed
 from plait.weights.lora import read_adapter
 
 _P = "{p:weight|bias}"  # a placeholder of key patterns: either of the two
@@ -124,18 +121,12 @@ def abstractor_rules(config: MPlugOwl2Config) -> list[Rule]:
     return [Rename("query_embeds", "queries"), tables, *shared_abstractor_rules()]
 
 
-def _layers(state: Mapping[str, Tensor], prefix: str) -> list[int]:
-    """Numbers of the layers under `prefix`, in order."""
-    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in state)
-    return sorted({int(match[1]) for match in found if match})
-
-
 def _restore_frequencies(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The buffer of rotary frequencies, (head_dim / 2,), that every layer of an official file of Owl2 repeats."""
     assert config.head_dim is not None and config.rope_parameters is not None
     made = inverse_frequencies(config.head_dim, config.rope_parameters["rope_theta"])
-    layers = _layers(state, "model.decoder.layers.")
-    return {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": made for i in layers}
+    layers = count_layers(state, "model.decoder.layers.")
+    return {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": made for i in range(layers)}
 
 
 def _restore_tables(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,7 +137,7 @@ def _restore_tables(config: MPlugOwl2Config, state: Mapping[str, Tensor]) -> dic
     tables = dict(zip("qk", map(torch.from_numpy, position_tables(vision.dim, shape))))
     return {
         f"encoder.layers.{i}.crossattention.attention.{n}_pos_embed": table
-        for i in _layers(state, "layers.")
+        for i in range(count_layers(state, "layers."))
         for n, table in tables.items()
     }
 
@@ -291,9 +282,6 @@ def resized(
     return assemble(config, state)
 
 
-logger = logging.getLogger(__name__)
-
-
 def is_official(keys: Iterable[str]) -> bool:
     """Whether these are keys of an official mPLUG-Owl2 or Owl2.1 file, or of a Megatron checkpoint."""
     # The first version's abstractor has no `visual_` in front.
@@ -338,9 +326,7 @@ def from_official(
     table = next((name for name in ("transformer.wte.weight", "model.embed_tokens.weight") if name in state), None)
     rows = {} if table is None else {"vocab_size": state[table].shape[0]}
     config = MPlugOwl2Config.from_official(written, state, **{**rows, **changes})
-    native, report = key_map(config).forward(state)
-    for key, reason in report.dropped.items():
-        logger.debug("dropped %s: %s", key, reason)
+    native, _ = key_map(config).forward(state)
     return assemble(config, native, dtype, device)
 
 
@@ -352,7 +338,7 @@ def from_directory(
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> MPlugOwl2ForConditionalGeneration:
-    """A model directory written by `save_pretrained`, or an official one, which its config.json tells.
+    """A model directory written by `save_pretrained`.
 
     Args:
         path: the directory.
@@ -364,10 +350,8 @@ def from_directory(
         ValueError: as `from_official`, and for a field that the configuration does not have.
     """
     refuse_branch(branch, "mplug_owl2")
-    checkpoint = read_checkpoint(path)
-    if is_official_config(read_json(path / "config.json")):
-        return from_official(checkpoint, dtype=dtype, device=device, **changes)
-    return assemble(stored_config(MPlugOwl2Config, path, changes), checkpoint.state, dtype, device)
+    config = MPlugOwl2Config.from_pretrained(path, trust_remote_code=False).changed(changes)
+    return assemble(config, read_checkpoint(path).state, dtype, device)
 
 
 def assemble(

@@ -8,18 +8,17 @@ A field of an official `cfg` that nobody knows is an error. Source: specificatio
 from __future__ import annotations
 
 import ast
-import json
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from plait.errors import UsageError
 from plait.modalities import in_order, is_registered
 from plait.nn.adapters import ConvSpec
 from plait.nn.contract import OpensAlone, checked
 from plait.nn.detection import CascadeSizes
+from plait.presets import Presets
 from plait.routing import Ways
 
 BUILT_IN = ("text", "image", "audio")
@@ -123,8 +122,42 @@ _NO_LABELS = ({0: "LABEL_0", 1: "LABEL_1"}, {"0": "LABEL_0", "1": "LABEL_1"})
 """What transformers writes where nobody named labels."""
 
 
+_SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV_SPEC)
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Published (arXiv 2305.11172, table 1): 3.885 B parameters with all three branches and projections.
+    "4b": {"decoder": DecoderConfig()},
+    # Small sizes for experiments and for machines without an accelerator.
+    "base": {
+        "dim": 768,
+        "num_heads": 12,
+        "num_layers": 12,
+        "mlp_dim": 2048,
+        "layer_scale": 1e-2,
+        "decoder": DecoderConfig(dim=384, num_heads=6, mlp_dim=1024),
+    },
+    "nano": {
+        "dim": 128,
+        "num_heads": 4,
+        "num_layers": 4,
+        "mlp_dim": 384,
+        "layer_scale": 0.3,
+        "init_std": 0.15,
+        "text_bucket_size": 16,
+        "max_text_positions": 72,
+        "image_bucket_size": 4,
+        "image_rel_bucket_size": 4,
+        "audio_conv_spec": _SMALL_CONV,
+        "audio_bucket_size": 32,
+        "decoder": DecoderConfig(
+            dim=64, num_heads=2, num_layers=1, mlp_dim=128, image_bucket_size=4, max_audio_positions=130
+        ),
+    },
+}
+
+
 @checked
-class OnePeaceConfig(OpensAlone, PreTrainedConfig):
+class OnePeaceConfig(Presets, OpensAlone, PreTrainedConfig):
     """Everything that decides the shape of a ONE-PEACE model; defaults are the published 4B model.
 
     Args:
@@ -178,6 +211,7 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
     """
 
     model_type = "one_peace"
+    presets = PRESETS
     attribute_map = {  # noqa: RUF012 (transformers reads a plain class attribute)
         "hidden_size": "dim",
         "num_attention_heads": "num_heads",
@@ -260,12 +294,9 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
         self.audio_conv_spec = [list(layer) for layer in self.audio_conv_spec]
         self.embedding_norms = list(self.embedding_norms)
         self.type_embeddings = list(self.type_embeddings)
-        sizes = self.decoder
-        self.decoder = asdict(sizes) if isinstance(sizes, DecoderConfig) else dict(sizes) if sizes else None
-        if self.detection is not None:
-            self.detection = _plain(self.detection, DetectionConfig)
-        if self.segmentation is not None:
-            self.segmentation = _plain(self.segmentation, SegmentationConfig)
+        self.decoder = self.decoder or None
+        parts = {"decoder": DecoderConfig, "detection": DetectionConfig, "segmentation": SegmentationConfig}
+        self.keep_plain(**{name: kind for name, kind in parts.items() if getattr(self, name) is not None})
         held = self.num_classes
         is_named = kwargs.get("num_labels") is not None or self.id2label not in (None, *_NO_LABELS)
         super().__post_init__(**kwargs)
@@ -295,8 +326,7 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
     @property
     def decoder_sizes(self) -> DecoderConfig | None:
         """`decoder`, typed; None for a model that never had one."""
-        sizes = self.decoder
-        return sizes if sizes is None or isinstance(sizes, DecoderConfig) else DecoderConfig(**sizes)
+        return None if self.decoder is None else self.sizes("decoder", DecoderConfig)
 
     @property
     def detection_sizes(self) -> DetectionConfig:
@@ -352,35 +382,6 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
         return {way: cell for way, cell in cells.items() if cell}
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> OnePeaceConfig:
-        """A published or small size by name.
-
-        Args:
-            name: `4b` (published), `base`, or `nano` for experiments and tests.
-            changes: fields to set otherwise.
-
-        Raises:
-            UsageError: for a name that does not exist.
-            ValueError: for a field that does not exist.
-        """
-        if name not in PRESETS:
-            raise UsageError(f"expected a preset among {', '.join(PRESETS)}, got {name!r}; choose one of them")
-        return cls(**{**PRESETS[name], **cls._fields(changes)})
-
-    @classmethod
-    def _fields(cls, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`changes`, checked: transformers would keep an unknown field and ignore it.
-
-        Raises:
-            ValueError: naming what is no field.
-        """
-        plain = cls()
-        unknown = [name for name in changes if not hasattr(plain, name)]
-        if unknown:
-            raise ValueError(f"expected fields of {cls.__name__}, got {', '.join(unknown)}; leave them out")
-        return changes
-
-    @classmethod
     def from_official(cls, official_config: Mapping[str, Any], **changes: Any) -> OnePeaceConfig:
         """The configuration that an official checkpoint describes.
 
@@ -392,54 +393,7 @@ class OnePeaceConfig(OpensAlone, PreTrainedConfig):
             ValueError: for a setting that nobody knows, or that no published model uses, and an
                 unknown field.
         """
-        return cls(**{**config_fields(official_config), **cls._fields(changes)})
-
-
-def _plain(sizes: Any, kind: type[Any]) -> dict[str, Any]:
-    """Sizes of a part as JSON gives them back, those that were not given at their defaults.
-
-    Raises ValueError for a field that the part has not.
-    """
-    if not isinstance(sizes, kind):
-        if unknown := set(sizes) - {one.name for one in fields(kind)}:
-            raise ValueError(f"expected fields of {kind.__name__}, got {', '.join(sorted(unknown))}; leave them out")
-        sizes = kind(**sizes)
-    # Lists, also inside of lists, are what JSON knows of tuples.
-    return json.loads(json.dumps(asdict(sizes)))
-
-
-_SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV_SPEC)
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Published (arXiv 2305.11172, table 1): 3.885 B parameters with all three branches and projections.
-    "4b": {"decoder": DecoderConfig()},
-    # Small sizes for experiments and for machines without an accelerator.
-    "base": {
-        "dim": 768,
-        "num_heads": 12,
-        "num_layers": 12,
-        "mlp_dim": 2048,
-        "layer_scale": 1e-2,
-        "decoder": DecoderConfig(dim=384, num_heads=6, mlp_dim=1024),
-    },
-    "nano": {
-        "dim": 128,
-        "num_heads": 4,
-        "num_layers": 4,
-        "mlp_dim": 384,
-        "layer_scale": 0.3,
-        "init_std": 0.15,
-        "text_bucket_size": 16,
-        "max_text_positions": 72,
-        "image_bucket_size": 4,
-        "image_rel_bucket_size": 4,
-        "audio_conv_spec": _SMALL_CONV,
-        "audio_bucket_size": 32,
-        "decoder": DecoderConfig(
-            dim=64, num_heads=2, num_layers=1, mlp_dim=128, image_bucket_size=4, max_audio_positions=130
-        ),
-    },
-}
+        return cls(**{**config_fields(official_config), **cls.known(changes)})
 
 
 # `vl` and `al` are joint passes of text with one other; `val` has all three branches, apart.
@@ -584,32 +538,6 @@ def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int,
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
             raise ValueError(f"expected '[(channels, kernel, stride)] * n + ...', got {spec!r:.80}") from error
     return layers
-
-
-_ORDER = """
-    logit_scale text_mask_token image_mask_token audio_mask_token encoder_wrapper decoder_wrapper text_proj
-    image_proj audio_proj decoder_text_embed text_mask_head decoder_image_embed image_mask_head decoder_audio_embed
-    audio_mask_head classify_head text_adapter image_adapter audio_adapter fusion_model cls_pos_embed cls_embedding
-    pos_embed mask_embedding type_embedding type_embedding_2 position_idx rp_bucket embed_tokens embed_images
-    embed_audios embed_positions rel_pos_table_list layers gamma_1 gamma_2 self_attn self_attn_layer_norm
-    text_ffn image_ffn audio_ffn final_layer_norm text_layer_norm image_layer_norm audio_layer_norm ln k_proj
-    v_proj q_proj out_proj conv_layers wi_0 wi_1 weight bias
-""".split()  # noqa: SIM905
-
-
-def official_order(keys: Iterable[str]) -> list[str]:
-    """Official names in the order in which the official model registers its parameters.
-
-    Golden optimiser groups list them so.
-
-    Args:
-        keys: official names, in any order.
-    """
-    # Numbers sort as numbers, so that layer 10 follows layer 9; unknown names come last.
-    rank = {name: i for i, name in enumerate(_ORDER)}
-    return sorted(
-        keys, key=lambda key: [int(part) if part.isdigit() else rank.get(part, len(rank)) for part in key.split(".")]
-    )
 
 
 def _head_fields(model: Mapping[str, Any], task: Mapping[str, Any], head: str | None) -> dict[str, Any]:

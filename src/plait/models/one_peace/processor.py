@@ -5,6 +5,7 @@ texts -> input_ids, attention_mask     images -> pixel_values     audio -> input
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL.Image import Image, fromarray
+from tokenizers import normalizers
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, SequenceFeatureExtractor
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
@@ -20,9 +22,9 @@ from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.contract import OpensAlone, checked
 from plait.nn.detection import maskness_scores, paste_masks, semantic_map
-from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, square
+from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, shorter_side_and_centre_crop, square
 from plait.processing.regions import Fitted, fit
-from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, encode_with
+from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, clean_caption, cut_words, encode_with
 from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
 
@@ -39,6 +41,7 @@ class OnePeaceImageProcessor(PilBackend):
         size: `{"height": side, "width": side}` in pixels, 256 by default.
         image_mean, image_std: per channel, of pixels in [0, 1].
         do_pad: see above.
+        do_center_crop: bring the shorter side to the size and cut the middle out instead, as published for ImageNet.
 
     Source: specification ONE-PEACE, sections 5.2 and 8.4.
     """
@@ -51,6 +54,7 @@ class OnePeaceImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    do_center_crop = False
     image_mean = list(CLIP_MEAN)  # noqa: RUF012
     image_std = list(CLIP_STD)  # noqa: RUF012
 
@@ -343,7 +347,8 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
     def _pixels(self, picture: Image) -> torch.Tensor:
         """One PIL image -> (3, side, side), normalised; other colour modes become RGB."""
         processor = self.image_processor
-        return square(picture.convert("RGB"), self.image_size, processor.image_mean, processor.image_std)
+        cut = shorter_side_and_centre_crop if processor.do_center_crop else square
+        return cut(picture.convert("RGB"), self.image_size, processor.image_mean, processor.image_std)
 
     def tokenize(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> dict[str, torch.Tensor]:
         """Texts to ids, lower-cased, cut and ended with EOS.
@@ -356,10 +361,28 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             input_ids and attention_mask (batch, tokens), padded on the right; the mask is bool,
                 True = real.
         """
-        rows = encode_with(self.tokenizer.backend_tokenizer, texts, max_tokens=max_tokens)
+        return self._padded(encode_with(self.tokenizer.backend_tokenizer, texts, max_tokens=max_tokens))
+
+    def captions(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Captions and questions of a data set, cleaned as the published loaders clean them; returns as `tokenize`."""
+        return self.tokenize([clean_caption(text) for text in texts])
+
+    def phrases(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Phrases to be found in a picture: cleaned too, but cut to 70 words, whatever tokens those are."""
+        words = [cut_words(clean_caption(text)) for text in texts]
+        return self._padded(encode_with(self.tokenizer.backend_tokenizer, words, max_tokens=None))
+
+    def choices(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Questions about sounds, each with an answer: neither lower-cased nor cleaned nor cut, as published."""
+        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        backend.normalizer = normalizers.Prepend(" ")  # the one space in front of every text
+        return self._padded(encode_with(backend, texts, max_tokens=None))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Ids to one batch and its mask."""
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), PAD_ID)
         for out, row in zip(ids, rows):
-            out[: len(row)] = torch.tensor(row)
+            out[: len(row)] = torch.tensor(list(row))
         # No text holds the padding id, so ids alone tell what is real.
         return {"input_ids": ids, "attention_mask": ids != PAD_ID}

@@ -212,19 +212,22 @@ class _Prepares:
         return pixels if self.num_images > 1 else pixels[0]
 
     def choice(self, question: str, choice: str) -> str:
-        """As AVQA was trained; the leading space is part of it (specification ONE-PEACE, section 5.4)."""
-        return f" {question} answer: {choice}"
+        """As AVQA was trained (specification ONE-PEACE, section 5.4); `read` puts the space in front."""
+        return f"{question} answer: {choice}"
 
     def check_text(self, text: str) -> None:
         """Texts are cut at 70 pieces, as published: none is too long."""
+
+    def read(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts, alone or beside items of a kind, as ids and mask."""
+        return self.processor.tokenize(texts)
 
     def inputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Prepared items of one kind, with words beside them, as the model takes them, on its device."""
         found: dict[str, Tensor] = {}
         texts = prepared if kind == "text" else words
         if texts is not None:
-            # words start with a space, as the byte pairs of the release do (specification 5.1)
-            found |= self.processor.tokenize([f" {text.strip()}" for text in texts] if words is not None else texts)
+            found |= self.read(kind, [text.strip() for text in texts])
         if kind == "image":
             pixels = torch.stack(list(prepared))
             found |= {"pixel_values": pixels} if self.num_images == 1 else {
@@ -294,6 +297,12 @@ class OnePeaceHeadSkills(_Prepares, DecidingSkills):
             # one output says how well words and medium go together: the answers of AVQA are given, not known
             self.tasks = frozenset({"rank"} if config.num_classes == 1 else {"answer", "rank"})
             self.capabilities, self.kinds = ("decide",), self.kinds - {"text"}
+
+    def read(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """As the released loaders read them: choices about sounds as they are, phrases cut by words, others cleaned."""
+        if kind == "audio":
+            return self.processor.choices(texts)
+        return self.processor.phrases(texts) if "ground" in self.tasks else self.processor.captions(texts)
 
     @torch.inference_mode()
     def outputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None) -> Tensor:

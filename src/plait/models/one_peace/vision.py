@@ -6,6 +6,7 @@ frames -> image adapter + time -> trunk with bottlenecks -> norm -> CLS of every
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -90,8 +91,8 @@ class OnePeaceImageClassifier(OnePeacePreTrainedModel):
     """Images -> logits: the mean of the patches (or CLS, where `mean` is off) behind a norm.
 
     Args:
-        config: of the branch, as `vision_config` makes it, with `num_classes`. With `mean` off its
-            `norm_ways` is set, since CLS is read behind the trunk's final norm.
+        config: of the branch, as `vision_config` makes it, with `num_classes`. With `mean` off a
+            copy has `norm_ways`, since CLS is read behind the trunk's final norm.
         mean: whether patches are averaged, as published; what the configuration's `norm_ways` say without it.
 
     Example:
@@ -109,6 +110,7 @@ class OnePeaceImageClassifier(OnePeacePreTrainedModel):
         super().__init__(config)
         mean = not config.ways("norm_ways") if mean is None else mean
         if not mean:
+            config = copy.deepcopy(config)  # the caller's stays as it is
             config.norm_ways = {"image": ["image"]}
         self.vision = OnePeaceModel(config)
         self.norm = nn.LayerNorm(config.dim) if mean else None

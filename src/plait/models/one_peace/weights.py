@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,9 @@ from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
+from plait.presets import choose
 from plait.weights.files import Checkpoint, LazyState, StateError, load_strict, read_checkpoint
-from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, prefixed
+from plait.weights.keymap import Alias, Drop, KeyMap, Rename, Rule, count_layers, prefixed
 
 _P = "{p:weight|bias}"
 _M = "{m:text|image|audio}"
@@ -207,15 +208,6 @@ def numbered(table: Tensor) -> Tensor:
     return torch.arange(len(table))
 
 
-def official_buffers(keys: Iterable[str]) -> set[str]:
-    """Those official keys that are constants rather than weights.
-
-    Args:
-        keys: official names.
-    """
-    return {key for key in keys if key.endswith((".rp_bucket", ".position_idx", "fusion_model.version"))}
-
-
 def modality_of(key: str) -> str | None:
     """The modality a Plait key belongs to alone.
 
@@ -281,10 +273,8 @@ def from_official(
         # A file of stage 1 or 2 has one, which a model that embeds neither builds nor reads.
         config.decoder = None
     source = key_map(config, base=base_prefix(chosen))
-    native, report = source.forward(checkpoint.state)
-    for key, reason in report.dropped.items():
-        logger.debug("dropped %s: %s", key, reason)
-    _restrict(config, branch)
+    native, _ = source.forward(checkpoint.state)
+    config.modalities = choose(config.modalities, branch)
     return _assemble(config, chosen, native, dtype, device)
 
 
@@ -296,11 +286,10 @@ def _vision_branch(
     changes: fields of `OnePeaceConfig`. Raises StateError for keys that do not fit.
     """
     state, _ = vision_key_map().forward(checkpoint.state)
-    layers = {key.split(".")[2] for key in state if key.startswith("trunk.layers.")}
     table = state["adapters.image.bias.tables.0"]
     fields: dict[str, Any] = {
         "dim": state["adapters.image.cls_embedding"].shape[-1],
-        "num_layers": len(layers),
+        "num_layers": count_layers(state, "trunk.layers."),
         "mlp_dim": state["trunk.layers.0.mlp.image.gate_proj.weight"].shape[0],
         "num_heads": table.shape[1],
         "image_bucket_size": round((state["adapters.image.position_embedding"].shape[0] - 1) ** 0.5),
@@ -340,20 +329,18 @@ def from_directory(
     """
     config = OnePeaceConfig.from_pretrained(path, trust_remote_code=False)
     known = list(config.modalities)
-    if unknown := next((name for name in changes if not hasattr(config, name)), None):
-        raise ValueError(f"expected a field of OnePeaceConfig, got {unknown!r}")
     if changes:
-        config = OnePeaceConfig.from_dict({**config.to_dict(), **changes})
+        config = config.changed(changes)
     stored = stored_class(path)
     chosen = model_class or stored
     state: Mapping[str, Tensor] = read_checkpoint(path).state
     if base_prefix(stored) and chosen is OnePeaceModel:
         state = {key: state[key] for key in state if key.startswith("model.")}
         state = {key.removeprefix("model."): value for key, value in state.items()}
-    _restrict(config, branch)
+    config.modalities = choose(config.modalities, branch)
     if added := [m for m in config.modalities if m not in known]:
         # A model of the new modalities alone draws their weights; of its trunk only what is theirs is taken.
-        alone = OnePeaceConfig.from_dict({**config.to_dict(), "modalities": added, "decoder": None})
+        alone = config.changed({"modalities": added, "decoder": None})
         fresh, base = OnePeaceModel(alone).state_dict(), base_prefix(chosen)
         state = {**state, **{f"{base}{key}": value for key, value in fresh.items() if modality_of(key) in added}}
     return _assemble(config, chosen, state, dtype, device)
@@ -375,19 +362,6 @@ def stored_class(path: Path) -> type[OnePeacePreTrainedModel]:
 def base_prefix(model_class: type[OnePeacePreTrainedModel]) -> str:
     """Where the `OnePeaceModel` sits inside a model of this class: "" or "model."."""
     return "" if model_class is OnePeaceModel else "model."
-
-
-def _restrict(config: OnePeaceConfig, branch: Sequence[str] | None) -> None:
-    """Leave only the modalities of `branch` in `config`, in place.
-
-    Raises ValueError for a branch that is not there, and for none at all.
-    """
-    if branch is None:
-        return
-    missing = [m for m in branch if m not in config.modalities]
-    if missing or not branch:
-        raise ValueError(f"expected branches among {', '.join(config.modalities)}, got {', '.join(branch) or 'none'}")
-    config.modalities = [m for m in config.modalities if m in branch]
 
 
 def _assemble(
