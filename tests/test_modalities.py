@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ import plait
 from plait import modalities
 from plait.models.one_peace import OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 from plait.models.one_peace.weights import modality_of
+from plait.search import write_contact_sheet
 
 USERS_FILE = Path(__file__).parent / "fixtures" / "depth_modality.py"
 SIZES = {
@@ -140,3 +142,28 @@ def test_use_runs_a_file_once_and_refuses_what_is_none(tmp_path: Path) -> None:
     for wrong in (tmp_path / "absent.py", tmp_path):
         with pytest.raises(plait.errors.UsageError, match="expected a Python file"):
             plait.use(wrong)
+
+
+def test_it_is_embedded_indexed_and_found(depth, trained: Path, tmp_path: Path) -> None:
+    model, processor = plait.load(trained, modalities=["text", "image", "depth"])
+    embedder = plait.Embedder((model, processor))
+    assert embedder.modalities == ("text", "image", "depth")
+    assert embedder.accepts == ("text", "image", "video", "depth")
+    maps = [np.array(one, np.float32) for one in MAPS]
+    with torch.no_grad():
+        wanted = model.embed(processor(depth=maps))["depth"].numpy()
+    np.testing.assert_allclose(embedder.embed([{"depth": one} for one in maps]), wanted, atol=1e-6)
+    fused = embedder.embed([{"depth": maps[0], "text": "near", "weights": {"depth": 0.5}}], weights={"depth": 2.0})
+    assert fused.shape == (1, embedder.dim) == (1, 16)
+    rows = [plait.Sample(f"d{i}", text="a wall", meta={"depth": one, "place": "hall"}) for i, one in enumerate(maps)]
+    np.testing.assert_allclose(embedder.embed(rows), wanted, atol=1e-6)
+    index = plait.Index.create(tmp_path / "maps.lance", embedder)
+    assert index.add([*rows, plait.Sample("t", text="a wall")]).added == 4
+    found = index.search({"depth": maps[1]}, k=2, modality="depth")
+    assert (found[0].id, found[0].modality, found[0].caption) == ("d1", "depth", "a wall")
+    assert found[0].meta == {"place": "hall"} and found[0].score == pytest.approx(1, abs=1e-5)
+    write_contact_sheet(tmp_path / "page.html", [({"depth": maps[1]}, found)])
+    with pytest.raises(ValueError, match="the keys text, image, video, audio, depth, not, weights, got 'smell'"):
+        embedder.embed([{"smell": 1}])
+    with pytest.raises(ValueError, match="expected text, image, video for this model, got depth"):
+        plait.Embedder(plait.load(trained)).embed([{"depth": maps[0]}])

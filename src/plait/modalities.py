@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from plait.errors import UsageError, installed
-from plait.types import MODALITIES
+from plait.types import MODALITIES, Sample
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,17 @@ def is_registered(name: str) -> bool:
     if name not in _REGISTRY and (home := installed("plait.modalities", name)) is not None:
         import_module(home)
     return name in _REGISTRY
+
+
+def names() -> tuple[str, ...]:
+    """All modalities that there are: the built-in ones, and those that a user added."""
+    return (*MODALITIES, *_REGISTRY)
+
+
+def held(sample: Sample) -> dict[str, Any]:
+    """What a row holds of each modality, in order; a user's own lies among its other fields, under its name."""
+    own = {name: sample.meta[name] for name in _REGISTRY if sample.meta.get(name) is not None}
+    return {name: getattr(sample, name) for name in sample.modalities} | own
 
 
 def in_order(names: Iterable[str]) -> list[str]:

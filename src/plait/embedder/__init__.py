@@ -4,8 +4,9 @@
           -> tower -> unit vectors -> weighted sum per item -> (n, dim)
 
 An item is a string (text), a `pathlib.Path` (a media file, its kind sniffed), a PIL image, a `Sample` (its media, or
-its text when it has none) or a mapping. A mapping fuses: each of `text image video audio` holds one value or a list of
-them, `not` holds an item (or a list of items) to move away from, `weights` overrides the weights of the call.
+its text when it has none) or a mapping. A mapping fuses: each of `text image video audio`, and what a user registered,
+holds one value or a list of them, `not` holds an item (or a list of items) to move away from, `weights` overrides the
+weights of the call.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from plait.media import kind_of
-from plait.media.audio import load_audio, resample
-from plait.media.image import load_image
+from plait.media.values import RATE, is_array, is_picture, medium
+from plait.modalities import held, in_order, names
 from plait.terminal import progress_bar
-from plait.types import MODALITIES, Modality, Sample, whole_text
+from plait.types import Sample, whole_text
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +41,10 @@ Limits = Mapping[str, Mapping[str, Any]]
 NOT_WEIGHT = 0.5
 """Default weight of what stands under `not`: enough to turn a query away, not enough to leave its subject."""
 
-VIDEO_FRAMES = 8
 NO_MEDIA = "no picture, video or sound"
 """What is said of a file that is of no kind known here, by its content and by its name."""
 
 _LOADERS = 4
-_AUDIO_SECONDS_PER_ITEM = 15
-"""A batch of clips holds at most batch_size x so many seconds, padding included: memory follows the longest clip."""
 
 
 class Skipped(NamedTuple):
@@ -125,8 +123,8 @@ class Embedder:
             self._tower = load_tower(self.source, *placement(device, dtype), self.adapter)
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """What the model embeds by itself, in the shared order: text, image, video, audio.
+    def modalities(self) -> tuple[str, ...]:
+        """What the model embeds by itself, in the shared order: text, image, video, audio, a user's own.
 
         Returns:
             A tuple of names; `accepts` also has what frames stand in for.
@@ -134,14 +132,13 @@ class Embedder:
         return self._tower.modalities
 
     @property
-    def accepts(self) -> tuple[Modality, ...]:
+    def accepts(self) -> tuple[str, ...]:
         """`modalities`, and video when frames can stand in for it.
 
         Returns:
             A tuple of names in the shared order: what items may hold.
         """
-        frames: tuple[Modality, ...] = ("video",) if "image" in self.modalities else ()
-        return tuple(m for m in MODALITIES if m in (*self.modalities, *frames))
+        return tuple(in_order([*self.modalities, *(m for m in names() if medium(m).frames_of in self.modalities)]))
 
     @property
     def sampling_rate(self) -> int | None:
@@ -159,15 +156,10 @@ class Embedder:
         The first question costs one tiny forward pass where nothing was embedded before.
         """
         if self._dim is None:
-            from PIL import Image
-
-            tiny = {
-                "text": "a",
-                "image": Image.new("RGB", (64, 64)),
-                "audio": np.zeros(self.sampling_rate or 16000, np.float32),
-            }
-            # of the first modality alone: `embed` notes the width
-            self.embed([{name: value for name, value in tiny.items() if name in self.modalities[:1]}])
+            tiny = {m: make(self.sampling_rate or RATE) for m in self.modalities[:1] if (make := medium(m).tiny)}
+            if not tiny:
+                raise ValueError(f"expected an item of {', '.join(self.modalities)} first, got none; embed one")
+            self.embed([tiny])  # which notes the width
         assert self._dim is not None
         return self._dim
 
@@ -240,7 +232,7 @@ class Embedder:
         """
         work = _Work(self._tower, self.accepts, self.batch_size, strict=True)
         work.check((part,))
-        if part.modality == "text":
+        if medium(part.modality).is_words:
             return part
         return replace(part, value=Ready(work.decode(part, limits), content))
 
@@ -372,7 +364,7 @@ class _Work:
     bad: part key -> why it has no vector. strict: raise at the first such part.
     """
 
-    def __init__(self, tower: Tower, accepts: Sequence[Modality], batch_size: int, strict: bool) -> None:
+    def __init__(self, tower: Tower, accepts: Sequence[str], batch_size: int, strict: bool) -> None:
         self.tower, self.accepts, self.batch_size, self.strict = tower, accepts, batch_size, strict
         self.bad: dict[object, str] = {}
 
@@ -407,50 +399,51 @@ class _Work:
         """
         unique = {part.key: part for query in queries if not isinstance(query, str) for part in query}
         vectors = {key: known[key] for key in unique if key in known} if known else {}
-        groups: dict[Modality, list[Part]] = defaultdict(list)
+        groups: dict[str, list[Part]] = defaultdict(list)
         for key, part in unique.items():
             if key not in vectors:
                 groups[part.modality].append(part)
         with progress_bar("embedding", total=len(unique), show=show_progress) as bar:
             # one modality after the other: a batch goes through one tower
-            for modality in (m for m in MODALITIES if m in groups):
+            for modality in in_order(groups):
                 for parts, values in self._batches(modality, groups[modality]):
                     # not strict: a batch of one bad part gives an empty vector, which is left out below
                     vectors |= zip((p.key for p in parts), self._encode(modality, parts, values), strict=False)
                     bar.update(len(parts))
         return {key: vector for key, vector in vectors.items() if key not in self.bad}
 
-    def _batches(self, modality: Modality, parts: list[Part]) -> Iterator[tuple[list[Part], list[Any]]]:
-        """Batches of `batch_size` items, fewer when clips are long.
+    def _batches(self, modality: str, parts: list[Part]) -> Iterator[tuple[list[Part], list[Any]]]:
+        """Batches of `batch_size` items, fewer where clips are long, as all are padded to the longest.
 
         Texts, and clips within a window, go in order of their length: neighbours then need little padding. Clips only
         within a window because they are decoded by then, and all of them at once would not fit into memory.
         """
-        if modality == "text":
+        kind = medium(modality)
+        if kind.is_words:
             parts = sorted(parts, key=lambda part: len(part.value))
         loaded = self._loaded(modality, parts)
         # in samples, as clips are counted: seconds x rate
-        budget = self.batch_size * _AUDIO_SECONDS_PER_ITEM * (self.tower.sampling_rate or 1)
-        while window := list(itertools.islice(loaded, self.batch_size * (2 if modality == "audio" else 1))):
-            if modality == "audio":
+        budget = self.batch_size * (kind.seconds or 0) * (self.tower.sampling_rate or 1)
+        while window := list(itertools.islice(loaded, self.batch_size * (2 if budget else 1))):
+            if budget:
                 window.sort(key=lambda pair: len(pair[1]))
             batch: list[tuple[Part, Any]] = []
             for number, (part, value) in enumerate(window, start=1):
                 batch.append((part, value))
                 is_full = len(batch) == self.batch_size or number == len(window)
                 # the next clip is the longest so far, and all of a batch are padded to the longest
-                if not is_full and modality == "audio":
+                if not is_full and budget:
                     is_full = (len(batch) + 1) * len(window[number][1]) > budget
                 if is_full:
                     yield [part for part, _ in batch], [value for _, value in batch]
                     batch = []
 
-    def _loaded(self, modality: Modality, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
+    def _loaded(self, modality: str, parts: Iterable[Part]) -> Iterator[tuple[Part, Any]]:
         """Decoded parts in order, read a batch ahead by a few threads; what cannot be read is noted and left out.
 
         Texts pass as they are. Where nothing may be skipped, the first fault is raised here.
         """
-        if modality == "text":
+        if medium(modality).is_words:
             yield from ((part, part.value) for part in parts)
             return
         waiting: deque[tuple[Part, Future[Any]]] = deque()
@@ -472,13 +465,16 @@ class _Work:
         if isinstance(part.value, Ready):
             return part.value.value
         value = load(part, self.tower.sampling_rate, limits)
-        if part.modality == "image":  # keep the small tensors, not the pixels of a large photograph
-            return self.tower.prepare("image", [value])
-        if part.modality == "video" and "video" not in self.tower.modalities:
-            return self.tower.prepare("image", value)
-        return value
+        if medium(part.modality).is_drawn:
+            return self.tower.prepare(part.modality, [value])
+        frames = self._frames_of(part.modality)
+        return value if frames is None else self.tower.prepare(frames, value)
 
-    def _encode(self, modality: Modality, parts: list[Part], values: list[Any]) -> list[np.ndarray]:
+    def _frames_of(self, modality: str) -> str | None:
+        """The modality whose pictures stand in for one that the tower lacks."""
+        return None if modality in self.tower.modalities else medium(modality).frames_of
+
+    def _encode(self, modality: str, parts: list[Part], values: list[Any]) -> list[np.ndarray]:
         """Unit vectors (dim,) of one batch.
 
         When the batch fails, its items go one by one, so that only the bad one does.
@@ -487,9 +483,9 @@ class _Work:
         import torch
 
         try:
-            if modality == "video" and "video" not in self.tower.modalities:
-                return [_unit(self._forward("image", value).mean(0)) for value in values]
-            if modality == "image":  # prepared one by one when they were decoded
+            if (frames := self._frames_of(modality)) is not None:
+                return [_unit(self._forward(frames, value).mean(0)) for value in values]
+            if medium(modality).is_drawn:  # prepared one by one when they were decoded
                 inputs = {name: torch.cat([one[name] for one in values]) for name in values[0]}
             else:
                 inputs = self.tower.prepare(modality, values)
@@ -504,7 +500,7 @@ class _Work:
             self.bad[parts[0].key] = self._fail(ValueError(f"the model cannot embed {parts[0].name}: {reason}"))
             return [np.zeros(0, np.float32)]
 
-    def _forward(self, modality: Modality, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    def _forward(self, modality: str, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Unit vectors (batch, dim) of prepared inputs, on the host.
 
         Raises ValueError for numbers that are not finite.
@@ -588,16 +584,14 @@ class Part:
     """One piece of media with the weight of its unit vector in the sum.
 
     Attributes:
-        modality: text, image, video or audio.
-        value: a text, a path, bytes, a PIL image or an array (samples,).
+        modality: its name.
+        value: a text, a path, bytes, a PIL image, an array, (samples, their rate), or what a user's own takes.
         weight: negative for what stands under `not`.
-        sampling_rate: of an array; None: the model's.
     """
 
-    modality: Modality
+    modality: str
     value: Any
     weight: float = 1.0
-    sampling_rate: int | None = None
 
     @property
     def name(self) -> str:
@@ -613,7 +607,8 @@ class Part:
     def key(self) -> object:
         """Equal for parts that give the same vector, so that each is embedded once in a call."""
         hashable = isinstance(self.value, str | bytes | Path | Ready)  # arrays and pictures are told apart by identity
-        return (self.modality, self.value if hashable else id(self.value), self.sampling_rate)
+        rated = isinstance(self.value, tuple)  # of an array and its rate
+        return (self.modality, self.value if hashable else tuple(map(id, self.value)) if rated else id(self.value))
 
 
 def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -625,7 +620,7 @@ def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     Raises:
         ValueError: for a name that is no modality or `not`, and for what is no finite number.
     """
-    allowed = (*MODALITIES, "not")
+    allowed = (*names(), "not")
     for name, weight in (weights or {}).items():
         if name not in allowed:
             raise ValueError(f"expected weights for {', '.join(allowed)}, got {name!r}")
@@ -658,18 +653,16 @@ def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part
         return [_part(kind_of_file(item), item, weights)]
     if isinstance(item, Sample):
         # the text of a sample with media is its caption, which would give the answer away
-        media = [m for m in item.modalities if m != "text"] or list(item.modalities)
+        found = held(item)
+        media = [m for m in found if not medium(m).is_words] or list(found)
         if not media:
-            raise ValueError(f"expected sample {item.id!r} to hold text, image, video or audio, got none of them")
-        parts = [_part(m, getattr(item, m), weights) for m in media]
+            raise ValueError(f"expected sample {item.id!r} to hold {', '.join(names())}, got none of them")
         rate = item.meta.get("sampling_rate")  # of a bare array: a file, or a pair (array, rate), says its own
-        return [
-            replace(p, sampling_rate=rate) if isinstance(p.value, np.ndarray) and p.sampling_rate is None else p
-            for p in parts
-        ]
+        rated = {m: rate is not None and medium(m).seconds is not None and is_array(found[m]) for m in media}
+        return [_part(m, (found[m], rate) if rated[m] else found[m], weights) for m in media]
     if isinstance(item, Mapping):
         return _parts_of_mapping(item, weights)
-    if _is_image(item):
+    if is_picture(item):
         return [_part("image", item, weights)]
     raise ValueError(
         f"expected an item such as a text, a Path, a Sample or {{'image': 'a.jpg'}}, got {type(item).__name__}"
@@ -678,18 +671,18 @@ def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part
 
 def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> list[Part]:
     """Parts of a mapping: its media in the shared order, then what stands under `not`."""
-    known = (*MODALITIES, "not", "weights")
+    known = (*names(), "not", "weights")
     if unknown := [key for key in item if key not in known]:
         raise ValueError(f"expected the keys {', '.join(known)}, got {unknown[0]!r}")
     weights |= check_weights(item.get("weights"))
     parts = [
         _part(modality, value, weights)
-        for modality in MODALITIES
+        for modality in names()
         if item.get(modality) is not None
         for value in _listed(item[modality])
     ]
     if not parts:
-        raise ValueError(f"expected at least one of {', '.join(MODALITIES)} in an item, got {sorted(item)}")
+        raise ValueError(f"expected at least one of {', '.join(names())} in an item, got {sorted(item)}")
     for other in _listed(item["not"]) if item.get("not") is not None else []:
         scale = weights.get("not", NOT_WEIGHT)
         # a `not` inside a `not` starts from the default weight again
@@ -698,26 +691,14 @@ def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> lis
     return parts
 
 
-def _part(modality: Modality, value: Any, weights: Mapping[str, float]) -> Part:
+def _part(modality: str, value: Any, weights: Mapping[str, float]) -> Part:
     """One part of a value that has the right type for its modality. Raises ValueError for another type."""
-    rate = None
-    if modality == "audio" and isinstance(value, tuple):
-        if len(value) != 2 or not isinstance(value[0], np.ndarray):
-            raise ValueError(f"expected audio as a path, bytes, array or (array, sampling rate), got {value!r:.80}")
-        value, rate = value
-    kinds: tuple[type, ...] = (str,) if modality == "text" else (str, Path, bytes)
-    decoded = (modality == "image" and _is_image(value)) or (modality == "audio" and isinstance(value, np.ndarray))
-    if not isinstance(value, kinds) and not decoded:
-        accepted = {
-            "text": "a str",
-            "image": "a path, bytes or a PIL image",
-            "video": "a path or bytes",
-            "audio": "a path, bytes or a float array",
-        }
-        raise ValueError(f"expected {modality} as {accepted[modality]}, got {type(value).__name__}")
-    if modality == "text" and not whole_text(value).strip():
+    kind = medium(modality)
+    if not kind.accepts(value):
+        raise ValueError(f"expected {modality} as {kind.takes}, got {type(value).__name__}")
+    if kind.is_words and not whole_text(value).strip():
         raise ValueError(f"expected a text with words in it, got {value!r:.40}; leave it out")
-    return Part(modality, value, float(weights.get(modality, 1.0)), rate)
+    return Part(modality, value, float(weights.get(modality, 1.0)))
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -725,14 +706,7 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_image(value: Any) -> bool:
-    """Whether this is a PIL image."""
-    from PIL import Image
-
-    return isinstance(value, Image.Image)
-
-
-def kind_of_file(path: Path) -> Modality:
+def kind_of_file(path: Path) -> str:
     """The modality of a media file, read from its content.
 
     Raises:
@@ -742,7 +716,7 @@ def kind_of_file(path: Path) -> Modality:
         got = "not a regular file" if path.exists() else "no such file"
         raise ValueError(f"expected a file, got {path}: {got}; check the path")
     kind = kind_of(path)
-    if kind is None or kind == "text":
+    if kind is None or medium(kind).is_words:
         raise ValueError(f"expected an image, video or audio file, got {path}: {NO_MEDIA}; pass one")
     return kind
 
@@ -756,25 +730,11 @@ def load(part: Part, sampling_rate: int | None, limits: Limits | None = None) ->
         limits: keyword arguments of the loaders, by modality.
 
     Returns:
-        image: PIL RGB; video: a list of `VIDEO_FRAMES` PIL frames; audio: float32 (samples,) at
-            `sampling_rate`.
+        image: PIL RGB; video: a list of 8 PIL frames; audio: float32 (samples,) at `sampling_rate`; what a user's own
+            `load` gives.
 
     Raises:
         ValueError: one line that names the file, for what is missing or cannot be decoded.
     """
-    if part.modality == "text":
-        return part.value
     how = (limits or {}).get(part.modality, {})
-    if part.modality == "image":
-        return load_image(part.value, **how)
-    if part.modality == "video":
-        from plait.media.video import load_frames
-
-        return load_frames(part.value, VIDEO_FRAMES, **how)
-    rate = sampling_rate or 16000
-    if not isinstance(part.value, np.ndarray):
-        return load_audio(part.value, sampling_rate=rate, **how)
-    clip = np.asarray(part.value, np.float32)
-    if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():
-        raise ValueError(f"expected a mono clip (samples,) of finite numbers, got an array of shape {clip.shape}")
-    return resample(clip, part.sampling_rate or rate, rate, part.name)
+    return medium(part.modality).load(part.value, sampling_rate or RATE, **how)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import no_code_of
+from plait.modalities import in_order, is_registered, registered
 from plait.reading import read_json
-from plait.types import MODALITIES, Modality
 from plait.weights.files import load_whole
 
-_ARGUMENT: dict[Modality, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
+_ARGUMENT: dict[str, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
 # fields of a configuration that depend on who wrote it, not on what the model computes
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "official"}
 _SAMPLES_PER_TENSOR = 64
@@ -41,7 +41,7 @@ class Tower(Protocol):
     """
 
     model: nn.Module
-    modalities: tuple[Modality, ...]
+    modalities: tuple[str, ...]
     sampling_rate: int | None
 
     @property
@@ -49,14 +49,14 @@ class Tower(Protocol):
         """By which cosines are multiplied before a softmax, as the model learned it."""
         ...
 
-    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+    def prepare(self, modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
         """Decoded values of one modality -> the model's inputs on the host, first axis = batch.
 
         values: texts, PIL images, lists of frames or arrays (samples,). Called from several threads for images.
         """
         ...
 
-    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """Inputs on the model's device -> features (batch, dim), not necessarily of unit norm."""
         ...
 
@@ -75,8 +75,9 @@ class PairTower:
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
         own = getattr(model, "modalities", None)  # Plait's models say what they have; others show it by their methods
-        found = own or [m for m in _ARGUMENT if m != "video" and hasattr(model, f"get_{m}_features")]
-        self.modalities: tuple[Modality, ...] = tuple(m for m in MODALITIES if m in found)
+        # a video of transformers' own models is no clip but an image of a processor that we do not know
+        found = own or [m for m in ("text", "image", "audio") if hasattr(model, f"get_{m}_features")]
+        self.modalities: tuple[str, ...] = tuple(in_order(found))
         if not self.modalities:
             raise ValueError(
                 f"expected a model with get_text_features, get_image_features or get_audio_features, got "
@@ -116,8 +117,10 @@ class PairTower:
         learned = next((found for name in names if (found := getattr(self.model, name, None)) is not None), None)
         return SIMILARITY_SCALE if learned is None else min(float(torch.as_tensor(learned).detach().exp()), 100.0)
 
-    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+    def prepare(self, modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
         """See `Tower.prepare`; randomness of CLAP's extractor is taken out, so that equal clips give equal vectors."""
+        if is_registered(modality):
+            return dict(registered(modality).process(values))
         if modality == "audio" and self._max_samples:
             values = [_middle(clip, self._max_samples) for clip in values]  # CLAP's own cut is random
         inputs = dict(self.processor(**{_ARGUMENT[modality]: list(values)}, **self._options.get(modality, {})))
@@ -125,8 +128,10 @@ class PairTower:
             inputs["is_longer"] = torch.zeros_like(torch.as_tensor(inputs["is_longer"]), dtype=torch.bool)
         return {name: torch.as_tensor(value) for name, value in inputs.items()}
 
-    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """See `Tower.encode`; transformers gives a tensor or, in newer releases, an output with `pooler_output`."""
+        if is_registered(modality):
+            return self.model.embed({modality: inputs})[modality]
         features = getattr(self.model, f"get_{modality}_features")(**inputs)
         return features if isinstance(features, Tensor) else features.pooler_output
 
@@ -148,7 +153,7 @@ class SentenceTower:
         ValueError: for other modules than these, or several poolings at once.
     """
 
-    modalities: tuple[Modality, ...] = ("text",)
+    modalities: tuple[str, ...] = ("text",)
     sampling_rate: int | None = None
     similarity_scale = SIMILARITY_SCALE
 
@@ -173,14 +178,14 @@ class SentenceTower:
         # some models put words such as "query: " before every text
         self.prompt = (extra.get("prompts") or {}).get(extra.get("default_prompt_name"), "")
 
-    def prepare(self, modality: Modality, values: Sequence[Any]) -> dict[str, Tensor]:
+    def prepare(self, modality: str, values: Sequence[Any]) -> dict[str, Tensor]:
         """See `Tower.prepare`."""
         texts = [self.prompt + (text.lower() if self.lower else text) for text in values]
         return dict(
             self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         )
 
-    def encode(self, modality: Modality, inputs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """See `Tower.encode`: (batch, seq) ids and mask -> states of all tokens -> one pooled vector (batch, dim)."""
         tokens = self.model(**inputs).last_hidden_state  # (batch, seq, dim)
         mask = inputs["attention_mask"].unsqueeze(-1).to(tokens.dtype)  # (batch, seq, 1)

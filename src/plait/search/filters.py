@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from plait.errors import UsageError
-from plait.types import MODALITIES
+from plait.modalities import names
 
 COLUMNS = ("id", "modality", "path", "caption", "label", "checksum")
 
@@ -50,8 +50,8 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
         >>> to_sql({"label": ["cat", "dog"]}, "image")
         "modality = 'image' AND (label = 'cat' OR label = 'dog')"
     """
-    if modality not in (None, *MODALITIES):
-        raise UsageError(f"expected a modality among {', '.join(MODALITIES)}, got {modality!r}; choose one of them")
+    if modality not in (None, *names()):
+        raise UsageError(f"expected a modality among {', '.join(names())}, got {modality!r}; choose one of them")
     parts = [] if modality is None else [f"modality = {quote(modality)}"]
     if isinstance(where, Mapping):
         parts += [_equals(name, value) for name, value in where.items()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.embedder import Part, load, parts_of
 from plait.errors import import_extra
+from plait.media.values import medium
 from plait.report.page import data_uri, hero, picture_uri, write_page
 
 if TYPE_CHECKING:
@@ -65,23 +66,20 @@ def _query_part(part: Part, *, first: bool) -> str:
     """One part of a query as HTML: a sign, the medium or words, and its weight where it is not 1."""
     sign = "&minus;" if part.weight < 0 else "" if first else "+"
     weight = f'<span class="tag">&times; {abs(part.weight):g}</span>' if abs(part.weight) != 1 else ""
-    if part.modality == "text":
+    if medium(part.modality).is_words:
         view = f"<q>{html.escape(part.value)}</q>"
     else:
-        view = _image(part) if part.modality in ("image", "video") else _player(part)
+        view = _seen(part)
         view += f'<span class="sub">{html.escape(Path(part.name).name)}</span>'
     return f'<span class="sign">{sign}</span><span class="part">{view}{weight}</span>'
 
 
 def _card(hit: Hit, top: float) -> str:
     """One hit as HTML: a thumbnail, player or quotation, with caption, score and a bar relative to `top`, the best."""
-    part = Part(hit.modality, Path(hit.path)) if hit.path else None  # ty: ignore[invalid-argument-type]
-    if part is None:
+    if hit.path is None:
         view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
-    elif part.modality == "audio":
-        view = _SPEAKER + _player(part)
     else:
-        view = _image(part)
+        view = ("" if medium(hit.modality).seconds is None else _SPEAKER) + _seen(Part(hit.modality, Path(hit.path)))
     name = html.escape(hit.caption or (Path(hit.path).name if hit.path else hit.id))
     below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
     width = max(0.0, min(1.0, hit.score / top)) * 100 if top > 0 else 0
@@ -91,6 +89,14 @@ def _card(hit: Hit, top: float) -> str:
         f'<div class="sub" title="{html.escape(hit.path or hit.id)}">{below}</div>'
         f'<div class="bar"><i style="width:{width:.0f}%"></i></div></figcaption></figure>'
     )
+
+
+def _seen(part: Part) -> str:
+    """A medium as HTML: a player of what has a length in seconds, a thumbnail of what can be drawn, else nothing."""
+    kind = medium(part.modality)
+    if kind.seconds is not None:
+        return _player(part)
+    return _image(part) if kind.is_drawn or kind.frames_of else ""
 
 
 def _image(part: Part) -> str:

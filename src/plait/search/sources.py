@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from plait import modalities
 from plait.data.manifest import NAMES, read_manifest
 from plait.embedder import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import IN_FORCE, exceeds
+from plait.media.values import medium
+from plait.modalities import held
 from plait.terminal import printable
-from plait.types import MODALITIES, Modality, Sample, plain, whole_text
+from plait.types import Sample, plain, whole_text
 
 OnProblem = Callable[[str, str], None]
 """Called with the path (or name) of what is left out and the reason."""
 
-_COLUMNS = ("id", "text", "image", "video", "audio", "label", "captions")
+_COLUMNS = ("id", "label", "captions")
 
 
 class Problem(NamedTuple):
@@ -64,7 +67,7 @@ class Candidate:
 
     path: Path | None = None
     sample: Sample | None = None
-    modality: Modality | None = None
+    modality: str | None = None
 
     @property
     def name(self) -> str:
@@ -82,7 +85,7 @@ class Entry:
     """
 
     id: str
-    modality: Modality
+    modality: str
     item: dict[str, Any]
     path: str | None
     checksum: str
@@ -154,12 +157,13 @@ def _of_manifest(path: Path, problem: OnProblem) -> Iterator[Candidate]:
 
 def _of_sample(sample: Sample, problem: OnProblem, origin: str = "") -> Iterator[Candidate]:
     """One candidate per medium of a sample; its text where it has no other. origin: words for the message."""
-    media = [m for m in sample.modalities if m != "text"] or list(sample.modalities)
+    found = held(sample)
+    media = [m for m in found if not medium(m).is_words] or list(found)
     if not media:
-        problem(f"sample {sample.id}{origin}", f"none of {', '.join(MODALITIES)}; add one to the row")
+        problem(f"sample {sample.id}{origin}", f"none of {', '.join(modalities.names())}; add one to the row")
     for modality in media:
-        value = getattr(sample, modality)
-        is_file = modality != "text" and isinstance(value, str | Path)
+        value = found[modality]
+        is_file = not medium(modality).is_words and isinstance(value, str | Path)
         yield Candidate(Path(value) if is_file else None, sample, modality)
 
 
@@ -183,7 +187,7 @@ def entry_of(candidate: Candidate) -> Entry:
         raise ValueError("not a regular file")
     status = path.stat()
     modality = candidate.modality or kind_of(path)
-    if modality is None or modality == "text":
+    if modality is None or medium(modality).is_words:
         raise ValueError(NO_MEDIA)
     if (size := status.st_size) == 0:
         raise ValueError("the file is empty")
@@ -206,26 +210,27 @@ def _entry_of_value(candidate: Candidate) -> Entry:
     """The entry of text, bytes or an array that a sample holds itself."""
     sample, modality = candidate.sample, candidate.modality
     assert sample is not None and modality is not None
-    value = getattr(sample, modality)
+    value = held(sample)[modality]
     item: dict[str, Any] = {modality: value}
-    if isinstance(value, np.ndarray):
+    if medium(modality).seconds is not None and isinstance(value, np.ndarray):
         item = {modality: (value, sample.meta.get("sampling_rate"))}
     # the modality is hashed too: equal bytes of two kinds are two things
     checksum = hashlib.sha256(f"{modality}:".encode() + _bytes_of(value)).hexdigest()[:32]
     return Entry(modality=modality, item=item, path=None, checksum=checksum, **_described(sample, modality))
 
 
-def _described(sample: Sample, modality: Modality) -> dict[str, Any]:
+def _described(sample: Sample, modality: str) -> dict[str, Any]:
     """Id, caption, label and meta that a sample gives the row of one of its media."""
-    media = [m for m in sample.modalities if m != "text"] or ["text"]
+    media = [m for m in held(sample) if not medium(m).is_words]
+    columns = (*_COLUMNS, *modalities.names())
     caption = sample.text or (sample.captions[0] if sample.captions else None)
     for text in (sample.id, caption, sample.label):
         whole_text(text or "")
     return {
-        "id": sample.id if len(media) == 1 else f"{sample.id}#{modality}",
+        "id": sample.id if len(media) < 2 else f"{sample.id}#{modality}",
         "caption": caption,
         "label": sample.label,
-        "meta": {name: plain(value, name) for name, value in sample.to_row().items() if name not in _COLUMNS},
+        "meta": {name: plain(value, name) for name, value in sample.to_row().items() if name not in columns},
     }
 
 
@@ -233,4 +238,6 @@ def _bytes_of(value: Any) -> bytes:
     """The bytes to hash of a text, of bytes, or of an array or picture."""
     if isinstance(value, str):
         return value.encode()
-    return value if isinstance(value, bytes) else value.tobytes()
+    if isinstance(value, bytes):
+        return value
+    return value.tobytes() if hasattr(value, "tobytes") else np.asarray(value).tobytes()

@@ -1,0 +1,132 @@
+"""How a value of each modality comes in: what it may be, how it is loaded, and what a batch of it has to mind.
+
+value (path | bytes | picture | array | words) -> Medium.accepts -> Medium.load -> what a processor takes
+
+Whoever handles any modality asks this table, and what `plait.modalities` registered, instead of knowing names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.media.audio import load_audio, resample
+from plait.media.image import load_image
+from plait.media.limits import Packed
+from plait.modalities import registered
+
+FRAMES = 8
+"""Pictures that a video becomes, spread evenly."""
+RATE = 16000
+"""Samples per second where nobody says another rate."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One modality as it comes in.
+
+    Attributes:
+        takes: what a value may be, in words; accepts: whether it is so.
+        load: (value, samples per second, limits of the loader by name) -> a text, a PIL image, a list of frames,
+            samples (n,), or a user's own.
+        is_words: it passes as it is and, beside other media of a row, says what they show.
+        is_drawn: it is prepared one by one: small tensors are kept, not the pixels of a large photograph.
+        frames_of: the modality whose pictures stand in for it in a model that lacks it.
+        seconds: of a clip, from which on a batch holds fewer: all are padded to the longest.
+        tiny: (samples per second) -> the smallest value there is.
+    """
+
+    takes: str
+    accepts: Callable[[Any], bool]
+    load: Callable[..., Any]
+    is_words: bool = False
+    is_drawn: bool = False
+    frames_of: str | None = None
+    seconds: int | None = None
+    tiny: Callable[[int], Any] | None = None
+
+
+def medium(name: str) -> Medium:
+    """How values of a modality come in. Raises UsageError for one that nobody registered."""
+    if name in MEDIA:
+        return MEDIA[name]
+    own = registered(name)
+    return Medium(
+        "what its `load` takes", lambda value: value is not None, lambda value, rate, **limits: own.load(value)
+    )
+
+
+def is_picture(value: Any) -> bool:
+    """Whether this is a PIL image."""
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def is_array(value: Any) -> bool:
+    """Whether these are numbers, of numpy, of torch or their like."""
+    return hasattr(value, "__array__") and not is_picture(value)  # older Pillows give pictures one too
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str | Path | bytes | Packed)
+
+
+def _smallest(rate: int) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (64, 64))
+
+
+def _frames(value: Any, rate: int, **limits: Any) -> list[Any]:
+    from plait.media.video import load_frames
+
+    return load_frames(value, FRAMES, **limits)
+
+
+def _samples(value: Any, rate: int, **limits: Any) -> np.ndarray:
+    """Samples (n,) at `rate` of a file, or of an array or pair (array, its rate)."""
+    given, own = value if isinstance(value, tuple) else (value, None)
+    if not is_array(given):
+        return load_audio(given, sampling_rate=rate, **limits)
+    clip = np.asarray(given, np.float32)
+    if clip.ndim != 1 or not len(clip) or not np.isfinite(clip).all():
+        raise ValueError(f"expected a mono clip (samples,) of finite numbers, got an array of shape {clip.shape}")
+    return resample(clip, own or rate, rate, f"audio ({type(given).__name__})")
+
+
+def _is_sound(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == 2 and is_array(value[0])
+    return _is_file(value) or is_array(value)
+
+
+MEDIA: dict[str, Medium] = {
+    "text": Medium(
+        "a str",
+        lambda value: isinstance(value, str),
+        lambda value, rate, **limits: value,
+        is_words=True,
+        tiny=lambda rate: "a",
+    ),
+    "image": Medium(
+        "a path, bytes, a PIL image or an array",
+        lambda value: _is_file(value) or is_picture(value) or is_array(value),
+        lambda value, rate, **limits: load_image(value, **limits),
+        is_drawn=True,
+        tiny=_smallest,
+    ),
+    "video": Medium("a path or bytes", _is_file, _frames, frames_of="image"),
+    "audio": Medium(
+        "a path, bytes, an array or (array, sampling rate)",
+        _is_sound,
+        _samples,
+        seconds=15,
+        tiny=lambda rate: np.zeros(rate, np.float32),
+    ),
+}
+"""The built-in modalities."""
