@@ -18,6 +18,7 @@ from plait.models.one_peace.pretraining import (
 )
 from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.tasks import OnePeaceForClassification
+from plait.models.one_peace.vision import OnePeaceImageClassifier
 from plait.models.one_peace.weights import from_directory
 from plait.processing.images import shorter_side_and_centre_crop
 from plait.processing.masking import image_mask
@@ -248,3 +249,12 @@ def test_the_middle_of_a_picture_can_be_cut_out() -> None:
     processor = OnePeaceProcessor.from_config(config)
     processor.image_processor.do_center_crop = True
     assert torch.equal(processor(images=ramp)["pixel_values"][0], shorter_side_and_centre_crop(ramp, config.image_size))
+
+
+def test_a_classifier_of_cls_leaves_the_configuration_it_is_given() -> None:
+    config = OnePeaceConfig.preset(
+        "nano", modalities=["image"], norm_ways={}, use_projections=False, num_classes=3, num_layers=1
+    )
+    model = OnePeaceImageClassifier(config, mean=False)
+    assert config.norm_ways == {} and model.config.norm_ways == {"image": ["image"]} and model.norm is None
+    assert OnePeaceImageClassifier(config).norm is not None

@@ -107,11 +107,11 @@ class OnePeaceImageClassifier(OnePeacePreTrainedModel):
     main_input_name = "pixel_values"
 
     def __init__(self, config: OnePeaceConfig, *, mean: bool | None = None) -> None:
-        super().__init__(config)
         mean = not config.ways("norm_ways") if mean is None else mean
-        if not mean:
+        if not mean and not config.ways("norm_ways"):
             config = copy.deepcopy(config)  # the caller's stays as it is
             config.norm_ways = {"image": ["image"]}
+        super().__init__(config)
         self.vision = OnePeaceModel(config)
         self.norm = nn.LayerNorm(config.dim) if mean else None
         self.head = nn.Linear(config.dim, config.num_classes)
