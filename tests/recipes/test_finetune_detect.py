@@ -155,3 +155,20 @@ def test_a_detector_is_evaluated_as_coco_is(data: Path, tmp_path: Path) -> None:
     assert main(["eval", "coco_detection", str(run / "model"), "--data", str(root), "--out", str(out)]) == 0
     (result,) = [json.loads(path.read_text()) for path in out.rglob("*result*.json")]
     assert {"AP", "mask AP"} <= result["scores"].keys()
+
+
+def test_boxes_without_masks_are_enough(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    written = json.loads((data / "instances.json").read_text())
+    written["annotations"] = [{k: v for k, v in one.items() if k != "segmentation"} for one in written["annotations"]]
+    boxes = data / "boxes.json"
+    boxes.write_text(json.dumps(written))
+    words = {"model": "nano", "data": boxes, "task": "detect", "steps": 1, "batch_size": 2, "image_size": 32}
+    settings = [word for key, value in words.items() for word in ("--set", f"{key}={value}")]
+    assert main(["train", "finetune", *settings, "--out", str(run), "--device", "cpu"]) == 0
+    found = json.loads((run / "finetune.json").read_text())
+    assert "mask AP" not in found["after"] and not plait.load(run / "model")[0].config.detection["has_masks"]
+    options = ["--threshold", "0", "--draw", str(tmp_path / "drawn"), "--coco", str(tmp_path / "coco.json")]
+    assert main(["detect", str(run / "model"), str(data / "images" / "8.png"), *options, "--device", "cpu"]) == 0
+    assert "segmentation" not in json.loads((tmp_path / "coco.json").read_text())[0]
+    assert (tmp_path / "drawn" / "8.png").is_file()

@@ -442,6 +442,18 @@ def segment(request: Request) -> Job:
         stage=_dense_stage(request, processor, collate, decode),
         predict=in_evaluation(predict),
         zero_shot=lambda model, samples: None,
+        # Beside a LoRA all that is fresh trains whole: the head, and what ViT-Adapter adds.
+        whole=lambda model: (
+            "pixel_decoder",
+            "transformer",
+            "class_predictor",
+            "prior",
+            "injectors",
+            "extractors",
+            "last_extractors",
+            "up",
+            "norms",
+        ),
         save=partial(save_pair, processor),
     )
 
@@ -539,7 +551,7 @@ def detected(
         pictures = [load_image(sample.image).convert("RGB") for sample in samples[start : start + 8]]
         out = model(**processor(images=pictures).to(device))
         sizes = [(picture.height, picture.width) for picture in pictures]
-        has_masks = out["pred_masks"] is not None
+        has_masks = out.pred_masks is not None  # by name: an output has no key for what is None
         for one in processor.post_process_object_detection(out, 0.0, sizes, return_masks=has_masks):
             rows = coco_results({name: value.cpu() for name, value in one.items()}, None, names)
             extra = [{"mask_score": float(x)} for x in one["mask_scores"]] if has_masks else [{}] * len(rows)
