@@ -374,7 +374,8 @@ class Assistant:
 
         def misfit(request: Request) -> str | None:
             if request.kind not in kinds:
-                return f"expected {' or '.join(sorted(kinds))} to {task}, got {request.kind}: {request.name}"
+                got = "audio, a sound file" if request.kind == "audio" else request.kind
+                return f"expected {' or '.join(sorted(kinds))} to {task}, got {got}: {request.name}"
             if task in ("answer", "rank", "ground") and not request.text.strip():
                 return f"expected a question or phrase for {request.name}, got none"
             return None

@@ -184,3 +184,21 @@ def test_the_contact_sheet_is_one_page_with_everything_inside(tmp_path: Path) ->
     assert "Nothing found" in content
     assert "Red &amp; more" in content
     assert "prefers-color-scheme: dark" in content
+
+
+def test_bars_are_on_one_scale_and_names_lead_to_their_files(media: Path, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "i.lance", Embedder((HueModel(), HueProcessor())))
+    index.add(media, show_progress=False)
+    hits = index.search("red", k=3)
+    page = write_contact_sheet(tmp_path / "page.html", [("red", hits)]).read_text()
+    assert [f"width:{max(hit.score, 0) * 100:.0f}%" in page for hit in hits] == [True] * 3
+    assert page.count(f'<a href="{(media / "red.png").as_uri()}">') == 3
+
+
+def test_weights_of_what_is_not_asked_with_are_an_error(
+    model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["search", str(tmp_path / "i.lance"), "--text", "red", "--weights"]
+    for weights, said in (("image=1", "(text), got image; leave it out"), ("text=1,not=0.5", "got not; leave it out")):
+        assert main([*arguments, weights]) == 2
+        assert said in capfd.readouterr().err

@@ -285,6 +285,7 @@ def search(
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
     raise_limits(limits)
     from plait.embedder import Embedder
+    from plait.models import name_of_shipped
     from plait.places import check_replaceable
     from plait.report.page import SIGN
     from plait.search.index import Index
@@ -298,6 +299,12 @@ def search(
         query["not"] = [{"text": one} for one in without]
     if weights:
         query["weights"] = parse_weights(weights)
+        asked = ", ".join(name for name in query if name != "weights")
+        if idle := [name for name in query["weights"] if name not in query]:
+            raise UsageError(
+                f"expected weights of what is asked with ({asked}), got {', '.join(idle)}; leave "
+                f"{'it' if len(idle) == 1 else 'them'} out, or add {' and '.join(idle)}"
+            )
     if html:
         check_replaceable(html, SIGN)  # before the model is read
     opened = Index.open(index)
@@ -309,7 +316,10 @@ def search(
     hits = opened.search(query, k, where=where, modality=modality)
     print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
     if html:
-        write_contact_sheet(html, [(query, hits)], note=f"{len(hits)} of {len(opened)} items in {index}")
+        source = opened.embedder.source
+        name = "a model in memory" if source is None else name_of_shipped(source) or str(source)
+        note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
+        write_contact_sheet(html, [(query, hits)], note=note)
 
 
 def parse_weights(text: str) -> dict[str, float]:

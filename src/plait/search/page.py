@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,9 +55,7 @@ def write_contact_sheet(
     sections = [hero(title, html.escape(note))]
     for query, hits in results:
         parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
-        # bars are drawn relative to the best hit: cosines of one query lie close together
-        top = max((hit.score for hit in hits), default=1.0)
-        cards = "".join(_card(hit, top) for hit in hits) or "<p>Nothing found.</p>"
+        cards = "".join(_card(hit) for hit in hits) or "<p>Nothing found.</p>"
         header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
         sections.append(f'<section class="found">{header}<div class="hits">{cards}</div></section>')
     return write_page(Path(path), title, sections)
@@ -74,18 +73,26 @@ def _query_part(part: Part, *, first: bool) -> str:
     return f'<span class="sign">{sign}</span><span class="part">{view}{weight}</span>'
 
 
-def _card(hit: Hit, top: float) -> str:
-    """One hit as HTML: a thumbnail, player or quotation, with caption, score and a bar relative to `top`, the best."""
+def _card(hit: Hit) -> str:
+    """One hit as HTML: a thumbnail, player or quotation, with caption, score and its bar from 0 to 1.
+
+    Names and pictures lead to the file itself; where it is gone, the card says so.
+    """
     if hit.path is None:
         view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
     else:
         view = ("" if medium(hit.modality).seconds is None else _SPEAKER) + _seen(Part(hit.modality, Path(hit.path)))
     name = html.escape(hit.caption or (Path(hit.path).name if hit.path else hit.id))
+    title = name
     below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
-    width = max(0.0, min(1.0, hit.score / top)) * 100 if top > 0 else 0
+    if hit.path and os.path.isabs(hit.path) and not hit.is_gone:
+        link = f'<a href="{html.escape(Path(hit.path).as_uri())}">'
+        name, below = f"{link}{name}</a>", f"{link}{below}</a>"
+        view = view if medium(hit.modality).seconds is not None else f"{link}{view}</a>"
+    width = max(0.0, min(1.0, hit.score)) * 100  # the same length means the same on every page
     return (
         f'<figure class="hit"><div class="view">{view}</div><figcaption><span class="score">{hit.score:.3f}</span>'
-        f'<div class="name" title="{name}">{name}</div>'
+        f'<div class="name" title="{title}">{name}</div>'
         f'<div class="sub" title="{html.escape(hit.path or hit.id)}">{below}</div>'
         f'<div class="bar"><i style="width:{width:.0f}%"></i></div></figcaption></figure>'
     )
