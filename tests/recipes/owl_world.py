@@ -18,7 +18,8 @@ def run(family: str, model: str, data: str, run_dir: Path, lora: int, accumulati
     """Three steps of four rows, of which the first process gets two and the second two."""
 
     def build():
-        how: dict[str, Any] = {"lora": lora, "lora_dropout": 0.0, "steps": 3, "batch_size": 4, "lr": 1e-2, "warmup": 0}
+        how: dict[str, Any] = {"lora": lora, "steps": 3, "batch_size": 4, "lr": 1e-2, "warmup": 0}
+        how |= {"lora_dropout": 0.0} if lora else {}
         if family == "mplug_owl2":
             recipe = mplug_owl2.joint(model, data, **how, floor=1e-2)
         else:

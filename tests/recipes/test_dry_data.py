@@ -27,12 +27,6 @@ STORED = Path(__file__).with_name("dry_data")
 NUM_BATCHES, NUM_LOSSES = 4, 3
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The data and the models."""
-    return write_data(tmp_path_factory.mktemp("data")), write_models(tmp_path_factory.mktemp("models"))
-
-
 def dry_data(name: str, data: Path, models: Path) -> dict[str, Any]:
     """What `plait train ... --dry-data` prints."""
     said = io.StringIO()

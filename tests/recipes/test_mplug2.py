@@ -168,7 +168,7 @@ def test_pretraining_begins_as_clip_and_bert(data, tmp_path, monkeypatch):
     options = {"preset": "tiny", "steps": 1, "queue_size": 0}
     asked(mplug2.pretraining, data, clip="ViT.pt", bert="bert", **options).model_builder()
     assert begun == [("MPlug2ForPreTraining", {"clip": "ViT.pt", "bert": "bert"})]
-    with pytest.raises(ValueError, match=r"either init or clip and bert, got here and ViT\.pt"):
+    with pytest.raises(ValueError, match=r"expected no preset=tiny, clip=ViT\.pt beside init=here"):
         asked(mplug2.pretraining, data, "here", clip="ViT.pt", **options)
 
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from plait.training.logging import MetricsLog, ProgressLine, read_metrics, to_floats
+from plait.training.logging import MetricsLog, read_metrics, to_floats
 
 
 def written(path: Path, *steps: int) -> None:
@@ -48,37 +46,6 @@ def test_lines_reach_the_file_when_flushed(tmp_path: Path) -> None:
 def test_tensors_and_numbers_become_numbers_in_order() -> None:
     rows = [{"a": torch.tensor(1.5), "b": 2, "c": torch.tensor(3)}, {"a": torch.tensor(4.0), "d": True}]
     assert to_floats(rows, torch.device("cpu")) == [{"a": 1.5, "b": 2.0, "c": 3.0}, {"a": 4.0, "d": 1.0}]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("stream", "ends"), [(Terminal(), "\r"), (io.StringIO(), "\n")])
-def test_progress_shows_loss_rate_and_what_is_left(
-    stream: io.StringIO, ends: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter([0.0, 0.1, 100.0, 200.0])
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("plait.training.logging.time.monotonic", lambda: next(clock))
-    line = ProgressLine("stage1", total=300, done=100, batch_size=8)
-    line.update(101, 9.0)  # too early to draw
-    line.update(200, 2.5)
-    line.update(300, 1.25)
-    line.close()
-    drawn = [part for part in stream.getvalue().split(ends) if part.strip()]
-    assert len(drawn) == 2
-    assert drawn[0].startswith("stage1:  67%")
-    assert "200/300 [01:40<01:40,  1.00step/s, loss 2.5, 8 samples/s]" in drawn[0]
-    assert stream.getvalue().endswith("\n")
-
-
-def test_progress_can_be_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ProgressLine("stage1", 10, 0, 8, is_shown=False)
-    line.update(10, 1.0)
-    line.close()
-    assert capsys.readouterr() == ("", "")
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:

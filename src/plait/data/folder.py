@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,25 +44,6 @@ class Scan:
 
     samples: list[Sample] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-
-
-def from_folder(
-    folder: str | Path, out: str | Path, test_share: float = 0.2, progress: bool = False, encoding: str | None = None
-) -> Path:
-    """Write `out/manifest.jsonl` for a folder of media and return `out`. Files left out are named in a warning.
-
-    Args:
-        folder: of media. out: a directory without a manifest.
-        test_share: of the files, 0 up to 1. progress: whether a bar is shown.
-        encoding: of captions files without a mark, UTF-8 without it.
-
-    Raises:
-        ValueError: as `scan`, and when `out` already holds a manifest.
-    """
-    found = scan(folder, test_share, progress, encoding)
-    for line in found.left_out:
-        warnings.warn(f"left out {line}", stacklevel=2)
-    return write_scan(found, out)
 
 
 def write_scan(found: Scan, out: str | Path) -> Path:

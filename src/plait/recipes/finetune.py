@@ -23,7 +23,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,16 +43,9 @@ from plait.metrics.segmentation import confusion, scores_of
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
+from plait.training.run import refuse_beside
 from plait.training.stages import Objective, Recipe, Source, Stage, save_pair
 from plait.types import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import nn
-
-    from plait.training.stages import Stage
-    from plait.types import Sample
 
 Values = tuple[str, Sequence[float]]
 
@@ -433,7 +426,7 @@ class Job:
 
     build: () -> model; stage: everything trains; predict: (model, rows) -> what `score` takes; zero_shot:
     the same by the model as it came, where `predict` needs a head that is fresh; whole: model -> modules that train in
-    full beside a LoRA; save: (model, directory).
+    full beside a LoRA; save: (model, directory); augments: whether rows are changed by `Request.augmentation`.
     """
 
     build: Callable[[], nn.Module]
@@ -442,6 +435,7 @@ class Job:
     save: Callable[[nn.Module, Path], None]
     zero_shot: Callable[[nn.Module, Sequence[Sample]], Any] | None = None
     whole: Callable[[nn.Module], Sequence[str]] | None = None
+    augments: bool = False
 
 
 def finetune(
@@ -456,7 +450,7 @@ def finetune(
     lr: float | None = None,
     medium: str | None = None,
     image_size: int | None = None,
-    augmentation: float = 0.3,
+    augmentation: float | None = None,
     reading: Reading = Reading(workers=1),
 ) -> Recipe:
     """Train a model on your own rows: LoRA or full, measured before and after on the rows you hold out.
@@ -474,7 +468,7 @@ def finetune(
         batch_size: rows of a step, at most as many as there are. lr: peak rate, the family's own without it.
         medium: image, audio, video or text, the most frequent without it (chat: all).
         image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
-        augmentation: of pictures and sounds, 0 to 1.
+        augmentation: of pictures and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
 
     Raises:
@@ -494,13 +488,21 @@ def finetune(
         raise UsageError(f"expected a task that finetune knows for {family} ({tasks}), got {task}")
     if bits and not lora:
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
+    if task not in ("detect", "segment"):
+        refuse_beside(f"task={task}, which keeps the model's size", image_size=image_size)
     length = (steps, None) if steps is not None else (None, epochs)
     medium, train, test = _rows(data, task, medium, reading)
     request = Request(
-        place, data, task, medium, train, test, *length, min(batch_size, len(train)), lr, lora, bits, augmentation,
+        place, data, task, medium, train, test, *length, min(batch_size, len(train)), lr, lora, bits,
+        0.3 if augmentation is None else augmentation,
         reading, image_size,
     )  # fmt: skip
-    return _recipe(request, jobs[task](request))
+    job = jobs[task](request)
+    if not job.augments:
+        refuse_beside(
+            f"task={task} with {family} and {medium}, whose rows are changed as published", augmentation=augmentation
+        )
+    return _recipe(request, job)
 
 
 def _family(place: Path) -> str:

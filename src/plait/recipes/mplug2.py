@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from plait.assistant import Assistant
 from plait.data.mixture import Mixture
 from plait.data.reader import Collate, Reader, Reading, Rows, Source, select
+from plait.errors import UsageError
 from plait.generation import Hypothesis
 from plait.media.image import load_image
 from plait.media.video import load_frames
@@ -47,6 +48,8 @@ from plait.objectives.masked import mask_tokens
 from plait.recipes.finetune import Job, Request, in_evaluation, text_of
 from plait.training.optim import parameter_groups
 from plait.training.parallel import gather_rows
+from plait.training.run import refuse_beside
+from plait.training.schedules import released_rate
 from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
@@ -260,6 +263,7 @@ class Tuning(Reading):
         steps, epochs: length, of which steps count where both are given.
         batch_size: rows of a step over all processes.
         lr, vision_lr: peak rates, of all else and of the vision encoder.
+        schedule: cosine, or released: the rates of the released loops to the letter, each in force a step late.
     """
 
     steps: int | None = None
@@ -267,6 +271,7 @@ class Tuning(Reading):
     batch_size: int = 32
     lr: float = 2e-5
     vision_lr: float = 2e-6
+    schedule: Literal["cosine", "released"] = "cosine"
 
 
 # The released captioning asks so for every clip (specification 2).
@@ -276,7 +281,7 @@ PROMPT = "a video of"
 def pretraining(
     data: str,
     init: str | None = None,
-    preset: str = "base",
+    preset: str | None = None,
     clip: str | None = None,
     bert: str | None = None,
     media: tuple[str, ...] = ("image", "video", "text"),
@@ -289,7 +294,7 @@ def pretraining(
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
-    init: a model directory to go on from; without it random weights of `preset`, or those of the checkpoints clip and
+    init: a model directory to go on from; without it random weights of `preset` (base), or of the checkpoints clip and
     bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns.
     queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
     what to write; the saved model then expects to be. Never released; values are the predecessor's (base: 256 pixels,
@@ -297,11 +302,11 @@ def pretraining(
     WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
     times that for all objectives and their gradients; no figure was published.
     """
-    if init is not None and (clip or bert):
-        raise ValueError(f"expected either init or clip and bert, got {init} and {clip or bert}; leave one out")
+    if init is not None:
+        refuse_beside(f"init={init}, which has them", preset=preset, clip=clip, bert=bert)
     switches = {"universal_sharing": universal_sharing, "instructions": instructions}
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
-    config = MPlug2Config.preset(preset, **changes) if init is None else load_config(init, MPlug2Config)
+    config = MPlug2Config.preset(preset or "base", **changes) if init is None else load_config(init, MPlug2Config)
     processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
     _check_queue(queue_size, how)
     tokenizer = processor.tokenizer
@@ -313,6 +318,9 @@ def pretraining(
         probability=mask_probability,
     )
     source = partial(_media, data, media, processor, instructions, how)
+    # Turns are a batch of each kind: what an epoch is, only the mixture knows.
+    if how.schedule == "released":
+        raise UsageError("expected schedule=cosine, got released; no loop of pretraining was released")
     stage = _stage("pretraining", objective, source, how)
     # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
     old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
@@ -411,20 +419,23 @@ def answering(
     data: str,
     instructions: bool = False,
     distill: bool = True,
-    alpha: float = 0.4,
+    alpha: float | None = None,
     how: Tuning = Tuning(),
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
     instructions: whether questions are framed by what to do; the saved model then frames them as well. distill, alpha:
-    momentum distillation, which the released code computes and throws away and this one uses.
+    momentum distillation and its weight (0.4), which the released code computes and throws away and this one uses.
     Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
     """
+    if not distill:
+        refuse_beside("distill=false", alpha=alpha)
     processor, rows = load_processor(init), _rows(data, ("question", "answers"), None, how)
     # Rows that do not fill a batch are left out of an epoch, as the loop counts steps.
-    objective = Distilled(alpha, max(1, len(rows) // how.batch_size)) if distill else supervised
+    weight = 0.4 if alpha is None else alpha
+    objective = Distilled(weight, max(1, len(rows) // how.batch_size)) if distill else supervised
     collate, generates = Collator(processor, instructions=instructions).answers, MPlug2ForConditionalGeneration
     changes: dict[str, Any] = {"distill": distill, "instructions": instructions}
     return _task("answering", init, processor, rows, collate, how, generates, objective, **changes)
@@ -536,6 +547,10 @@ def _task(
 ) -> Recipe:
     """A recipe of one stage that goes on from a model directory, its configuration changed. folder: as in `_reader`."""
     stage = _stage(name, objective, partial(_reader, rows, processor, collate, how, folder), how)
+    if how.schedule == "released":
+        # 100 in the released captioning alone, where it dents the rate (specification 12).
+        schedule = partial(_released, max(1, len(rows) // how.batch_size), 100 if name == "caption" else 1)
+        stage = replace(stage, schedule=schedule, warmup=200)
     build = partial(from_directory, Path(init), model_class=model_class, **changes)
     return Recipe(build, [stage], partial(save_pair, processor))
 
@@ -561,6 +576,16 @@ def _stage(name: str, objective: Any, source: Callable[[], Source], how: Tuning)
         clip=0.0,
         optimizer=partial(two_rates, how.vision_lr / how.lr),
     )
+
+
+def _released(
+    steps_per_epoch: int, step_size: int, step: int, total: int, *, peak: float, floor: float, warmup: int
+) -> float:
+    """`released_rate` as `Stage.schedule` calls it."""
+    return released_rate(
+        step, peak=peak, floor=floor, start=floor, warmup=warmup, epochs=total / steps_per_epoch,
+        steps_per_epoch=steps_per_epoch, per_step=True, step_size=step_size,
+    )  # fmt: skip
 
 
 # The published rate; small matrices that begin at zero need more.

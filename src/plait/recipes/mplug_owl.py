@@ -32,6 +32,7 @@ from plait.models.mplug_owl.tasks import DESCRIBE, STAGE1, language_names, lora_
 from plait.models.mplug_owl.weights import around
 from plait.reading import read_json
 from plait.recipes.finetune import Talker
+from plait.training.run import refuse_beside
 from plait.training.schedules import cosine, linear
 from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
@@ -56,10 +57,10 @@ def stage1(
     data: str,
     llm: str | None = None,
     init: str | None = None,
-    tower: str = "published",
+    tower: str | None = None,
     clip: str | None = None,
     trains: str = "all",
-    temporal: bool = False,
+    temporal: bool | None = None,
     steps: int = 50_000,
     batch_size: int = 256,
     lr: float = 1e-4,
@@ -75,8 +76,9 @@ def stage1(
 
     Args:
         llm: directory of a causal language model to build an untrained Owl around; or init: an Owl to go on from.
-        tower: published, small or tiny, the size of a fresh tower; clip: a directory with a CLIP vision model instead.
-        trains: all (tower and abstractor, as published), abstractor, or projection. temporal: whether it reads clips.
+        tower: published (without it), small or tiny, the size of a fresh tower; clip: a directory with a CLIP vision
+            model instead; temporal: whether it reads clips. All three are of an Owl that is built, not of init.
+        trains: all (tower and abstractor, as published), abstractor, or projection.
         steps, batch_size, lr, warmup: steps, rows of each over all processes, peak rate, steps of warm-up.
         max_length: tokens of a conversation. seed: of fresh weights.
 
@@ -87,13 +89,16 @@ def stage1(
         raise UsageError("expected llm=DIR (a language model) or init=DIR (an Owl), got both or none")
     if trains not in STAGE1:
         raise UsageError(f"expected trains among {', '.join(STAGE1)}, got {trains!r}")
-    if tower not in TOWERS:
+    if (tower or "published") not in TOWERS:
         raise UsageError(f"expected a tower among {', '.join(TOWERS)}, got {tower!r}")
-    vision, reader = TOWERS[tower]
-    build: Callable[[], Built] = partial(
-        around, llm or "", vision=clip or vision, abstractor=reader, temporal=temporal, seed=seed
-    )
-    model, processor = loaded(init) if init is not None else build()
+    if init is not None:
+        refuse_beside(f"init={init}, which has them", tower=tower, clip=clip, temporal=temporal)
+        model, processor = loaded(init)
+    else:
+        vision, abstractor = TOWERS[tower or "published"]
+        model, processor = around(
+            llm or "", vision=clip or vision, abstractor=abstractor, temporal=bool(temporal), seed=seed
+        )
     stage = Stage(
         name="stage1",
         objective=answer_loss,
@@ -116,8 +121,8 @@ def stage2(
     init: str,
     data: str,
     lora: int = 8,
-    lora_alpha: float = 32.0,
-    lora_dropout: float = 0.05,
+    lora_alpha: float | None = None,
+    lora_dropout: float | None = None,
     steps: int | None = None,
     epochs: float | None = 3,
     batch_size: int = 256,
@@ -134,7 +139,8 @@ def stage2(
     Args:
         init: an Owl, as stage 1 writes it or an official one.
         lora: rank on queries and values (BLOOM: its fused projection), merged when it is saved; 0 trains the whole
-            language model (published rate 1e-5). lora_alpha, lora_dropout: as peft has them.
+            language model (published rate 1e-5). lora_alpha, lora_dropout: of it, 32 and 0.05 as
+            published.
         steps, epochs: length of the run; steps count where both are given.
         batch_size, lr, warmup: rows over all processes, peak rate, steps of warm-up.
         max_length: tokens of a conversation.
@@ -144,11 +150,14 @@ def stage2(
     """
     from plait.training.lora import TRAINABLE, add_lora, folded, has_adapter
 
+    if not lora:
+        refuse_beside("lora=0", lora_alpha=lora_alpha, lora_dropout=lora_dropout)
     model, processor = loaded(init)
 
     def build() -> MPlugOwlForConditionalGeneration:
         if lora and not has_adapter(model):  # it begins with random numbers: here generators are seeded
-            add_lora(model, lora, lora_alpha, targets=lora_targets(model), dropout=lora_dropout)
+            alpha, dropout = 32.0 if lora_alpha is None else lora_alpha, 0.05 if lora_dropout is None else lora_dropout
+            add_lora(model, lora, alpha, targets=lora_targets(model), dropout=dropout)
         return model
 
     stage = Stage(

@@ -48,6 +48,7 @@ from plait.processing.videos import training_image
 from plait.reading import read_json
 from plait.recipes.finetune import Talker
 from plait.training.optim import parameter_groups
+from plait.training.run import refuse_beside
 from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
@@ -181,7 +182,7 @@ def joint(
     num_queries: int | None = None,
     lora: int = 0,
     lora_alpha: float | None = None,
-    lora_dropout: float = 0.05,
+    lora_dropout: float | None = None,
     train_vision: bool = True,
     layer_decay: float = 0.9,
     abstractor_lr: float | None = None,
@@ -201,13 +202,16 @@ def joint(
 
     Rows with `messages`, `question` and `answers`, or a medium with `text` or `captions`. image_size, num_queries: the
     checkpoint is resized to them; lora: rank of adapters on every linear layer of the language model but its head
-    (published 128, alpha 256), merged when saved; train_vision: False freezes the tower, as the released scripts do;
-    abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length together; frames: of
-    a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448 pixels, one epoch.
+    (published 128, alpha 256), their dropout 0.05, merged when saved; train_vision: False freezes the tower, as the
+    released scripts do; abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length
+    together; frames: of a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448
+    pixels, one epoch.
     """
     from plait.training.lora import TRAINABLE, folded
 
     _check(layer_decay, frames)
+    if not lora:
+        refuse_beside("lora=0", lora_alpha=lora_alpha, lora_dropout=lora_dropout)
     model, processor = loaded(init, image_size, num_queries)
     # Of the released scripts: full 2e-5, LoRA 1e-4 (specification 10.3).
     rate = lr or (1e-4 if lora else 2e-5)
@@ -225,7 +229,8 @@ def joint(
         # The scale is relative, so the abstractor follows the same warm-up and cosine.
         optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
     )
-    build = partial(_adapted, model, lora, lora_alpha, lora_dropout, train_vision)
+    dropout = 0.05 if lora_dropout is None else lora_dropout
+    build = partial(_adapted, model, lora, lora_alpha, dropout, train_vision)
     after: Any = (lambda trained, _: folded(trained)) if lora else None
     return Recipe(build, [stage], partial(save_pair, processor), after=after)
 

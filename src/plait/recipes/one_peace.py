@@ -53,6 +53,7 @@ from plait.processing.tokenizers import clean_caption, encode, subset, whole_wor
 from plait.processing.waveforms import prepare_waveform
 from plait.recipes.finetune import Job, Request, class_map, in_evaluation, objects_in, text_of
 from plait.training.parallel import chunk_of, gather_rows
+from plait.training.run import refuse_beside
 from plait.training.stages import Recipe, Stage, save_pair
 from plait.types import Sample
 
@@ -72,11 +73,15 @@ class Objective:
         ONE-PEACE (arXiv 2305.11172), section 3.2; specification one_peace, 6.
     """
 
-    def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str) -> None:
+    def __init__(self, modality: str, processor: OnePeaceProcessor, denoise_every: int, denoising: str | None) -> None:
+        if not denoise_every:
+            refuse_beside("denoise_every=0", denoising=denoising)
+        if denoising not in (None, "contrast", "l2", "smooth_l1"):
+            raise UsageError(f"expected denoising contrast, l2 or smooth_l1, got {denoising!r}")
         self.modality = modality
         self.word_starts = whole_word_starts(processor.tokenizer)
         self.denoise_every = denoise_every
-        self.denoising = denoising
+        self.denoising = denoising or "contrast"
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
@@ -163,7 +168,7 @@ def stage1(
     batch_size: int = 64,
     lr: float = 1e-3,
     denoise_every: int = 8,
-    denoising: str = "contrast",
+    denoising: str | None = None,
     composed: float = 0.15,
     augmentation: float = 0.7,
     bare_names: float = 0.8,
@@ -177,7 +182,7 @@ def stage1(
     Args:
         data: "mini" or any data set with `image` and `text`. preset: a size of `OnePeaceConfig`.
         steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
-        denoising: contrast, l2 or smooth_l1.
+        denoising: contrast (without it), l2 or smooth_l1.
         composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`.
         full_vocabulary: all 50264 pieces instead of those the data uses (any text can be written with either).
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
@@ -222,7 +227,7 @@ def stage2(
     batch_size: int = 48,
     lr: float = 2e-3,
     denoise_every: int = 8,
-    denoising: str = "contrast",
+    denoising: str | None = None,
     augmentation: float = 0.5,
     shuffle_pairs: bool = False,
     reading: Reading = Reading(),
@@ -348,6 +353,7 @@ def retrieval(request: Request) -> Job:
             _vectors(model, processor, rows, request.medium), _text_vectors(model, processor, map(text_of, rows))
         ),
         save=partial(save_pair, processor),
+        augments=True,
     )  # fmt: skip
 
 
@@ -399,6 +405,7 @@ def detect(request: Request) -> Job:
         predict=in_evaluation(predict),
         zero_shot=lambda model, samples: None,
         whole=lambda model: ("detector",),
+        augments=True,
         save=partial(save_pair, processor),
     )
 
@@ -455,6 +462,7 @@ def segment(request: Request) -> Job:
             "norms",
         ),
         save=partial(save_pair, processor),
+        augments=True,
     )
 
 
@@ -591,6 +599,7 @@ def _classified(request: Request, labels: list[str], of: Callable[[Sample], str]
         predict=predict,
         zero_shot=None if is_asked else partial(_nearest, processor, request.medium, labels),
         whole=lambda model: ("head",),
+        augments=request.medium != "text",
         save=partial(save_pair, processor),
     )
 

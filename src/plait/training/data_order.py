@@ -144,43 +144,28 @@ def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(slots=True)
-class Flow:
-    """How batches came: what the figure `data_wait` of a run is made of.
+class Waiting:
+    """Seconds that the training waited for batches and could have used: the figure `data_wait` of a run."""
 
-    Attributes:
-        loaded: seconds spent loading, in the background.
-        waited: seconds the training waited for batches and could have used.
-    """
+    seconds: float = 0.0
 
-    loaded: float = 0.0
-    waited: float = 0.0
-
-    def loading(self, load: Callable[[int], T], step: int) -> T:
-        """`load(step)`, timed."""
-        start = time.monotonic()
-        try:
-            return load(step)
-        finally:
-            self.loaded += time.monotonic() - start
-
-    def waiting(self, future: Future[T]) -> T:
+    def on(self, future: Future[T]) -> T:
         """The future's result, timed."""
         start = time.monotonic()
         try:
             return future.result()
         finally:
-            self.waited += time.monotonic() - start
+            self.seconds += time.monotonic() - start
 
-    def since(self, last: Flow) -> Flow:
-        """What came on top of `last`, which becomes the present state."""
-        added = Flow(self.loaded - last.loaded, self.waited - last.waited)
-        last.loaded, last.waited = self.loaded, self.waited
-        return added
+    def taken(self) -> float:
+        """The seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 @contextmanager
 def ahead(
-    load: Callable[[int], T], steps: Iterable[int], depth: int, flow: Flow | None = None
+    load: Callable[[int], T], steps: Iterable[int], depth: int, timed: Waiting | None = None
 ) -> Generator[Iterator[T]]:
     """Iterate over `load(step)` in order, loaded by one background thread before it is needed.
 
@@ -188,25 +173,24 @@ def ahead(
         load: called with every step, in that thread alone.
         steps: in the order wanted.
         depth: most batches that lie ready beside the one in use; 0 loads each when it is asked for.
-        flow: adds up how long loading took and how long the iterator was waited for.
+        timed: adds up how long the iterator was waited for.
 
     Returns:
         A context with the iterator. Errors of `load` are raised where its batch is asked for; leaving the
         context cancels what was not begun and waits for what was.
     """
-    flow = flow or Flow()
+    timed = timed or Waiting()
     pool = ThreadPoolExecutor(1, "plait-batches")
     _keep_to_one_core(pool)
 
     def results() -> Iterator[T]:
         waiting: deque[Future[T]] = deque()
         for step in steps:
-            # step=step binds the number now: the lambda runs after the loop has moved on
-            waiting.append(pool.submit(lambda step=step: flow.loading(load, step)))
+            waiting.append(pool.submit(load, step))
             if len(waiting) > depth:
-                yield flow.waiting(waiting.popleft())
+                yield timed.on(waiting.popleft())
         while waiting:
-            yield flow.waiting(waiting.popleft())
+            yield timed.on(waiting.popleft())
 
     try:
         yield results()

@@ -1,22 +1,18 @@
-"""What a run says while it trains: metrics.jsonl for machines and curves, one progress line for people.
+"""What a run says while it trains: metrics.jsonl for machines and curves, lists of what was skipped.
 
-tensors of the steps since the last look -> `to_floats` (one transfer) -> `MetricsLog`, `ProgressLine`
+tensors of the steps since the last look -> `to_floats` (one transfer) -> `MetricsLog`
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from plait.data.mixture import bad_of
 from plait.errors import import_extra
@@ -156,65 +152,3 @@ def to_floats(rows: list[dict[str, Any]], device: torch.device) -> list[dict[str
     tensors = [v.to(device, torch.float32) for row in rows for v in row.values() if isinstance(v, Tensor)]
     numbers = iter(torch.stack(tensors).tolist())
     return [{n: next(numbers) if isinstance(v, Tensor) else float(v) for n, v in row.items()} for row in rows]
-
-
-class ProgressLine:
-    """One line that is redrawn on a terminal, or printed every half minute into a file.
-
-        stage1  45%|####5     | 990/2200 [02:11<02:40, 7.55step/s, loss 2.31, 483 samples/s]
-
-    Args:
-        name: of the stage.
-        total: steps of the stage.
-        done: steps done before this start, which the rate leaves out.
-        batch_size: samples of a step.
-        is_shown: False draws nothing, as in all processes but one.
-    """
-
-    def __init__(self, name: str, total: int, done: int, batch_size: int, is_shown: bool = True) -> None:
-        self.is_shown = is_shown
-        self.name, self.total, self.first, self.batch_size = name, total, done, batch_size
-        self.stream = sys.stderr
-        self._is_terminal = self.stream.isatty()
-        # five times a second looks steady to people; a log file keeps every line, so twice a minute is enough
-        self._pause = 0.2 if self._is_terminal else 30.0
-        self._start = time.monotonic()
-        self._next = self._start + self._pause
-        self._drawn = False
-
-    def update(self, done: int, loss: float, memory: float | None = None, mfu: float | None = None) -> None:
-        """Show that `done` steps of the stage are over; cheap between two drawings.
-
-        memory: peak GiB; mfu: share of the device's peak FLOPs that went into the model.
-        """
-        now = time.monotonic()
-        if not self.is_shown or (now < self._next and done < self.total):
-            return
-        self._next = now + self._pause
-        elapsed = max(now - self._start, 1e-9)
-        rate = (done - self.first) * self.batch_size / elapsed
-        line = tqdm.format_meter(
-            done,
-            self.total,
-            elapsed,
-            initial=self.first,
-            prefix=self.name,
-            unit="step",
-            ascii=True,
-            # one column less than the terminal has: a full line would wrap in some of them
-            ncols=shutil.get_terminal_size((110, 24)).columns - 1 if self._is_terminal else 110,
-            postfix=", ".join(
-                [f"loss {loss:.4g}", f"{rate:.0f} samples/s"]
-                + ([] if mfu is None else [f"MFU {100 * mfu:.0f}%"])
-                + ([] if memory is None else [f"{memory:.2g} GiB"])
-            ),
-        )
-        self.stream.write(f"\r{line}" if self._is_terminal else f"{line}\n")
-        self.stream.flush()
-        self._drawn = True
-
-    def close(self) -> None:
-        """End the line, so that the next print starts below it."""
-        if self._is_terminal and self._drawn:
-            self.stream.write("\n")
-            self.stream.flush()

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from plait.errors import UsageError
+from plait.terminal import progress_bar
 from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
-from plait.training.data_order import Flow, ahead, step_loader
-from plait.training.logging import MetricsLog, NonFiniteLossError, ProgressLine, note_bad, to_floats
+from plait.training.data_order import Waiting, ahead, step_loader
+from plait.training.logging import MetricsLog, NonFiniteLossError, note_bad, to_floats
 from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
     ObjectiveModule,
@@ -175,10 +176,9 @@ class _Current:
     module: nn.Module
     parameters: list[nn.Parameter]
     generator: torch.Generator
-    line: ProgressLine
+    bar: Any
     peak_seconds: float | None
-    flow: Flow = field(default_factory=Flow)
-    seen_flow: Flow = field(default_factory=Flow)
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 @dataclass
@@ -227,7 +227,7 @@ class _Run:
         # a look waits for a GPU, which costs a CPU nothing
         every = self.options.log_every or (1 if self.device.type == "cpu" else 10)
         self.last_look = self.last_save = time.monotonic()
-        with closing(now.line), ahead(load, range(first, now.total), self.options.prefetch, now.flow) as batches:
+        with closing(now.bar), ahead(load, range(first, now.total), self.options.prefetch, now.waiting) as batches:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = set_learning_rate(now.optimizer, stage, step, now.total)
                 values = self._step(now, step, parts)
@@ -258,7 +258,10 @@ class _Run:
         if newest is not None and self.position.step > 0:
             self.store.load_optimizer(newest, self.model, optimizer)
         is_shown = self.log is not None and self.options.progress
-        line = ProgressLine(stage.name, total, self.position.step, stage.batch_size, is_shown)
+        bar = progress_bar(
+            stage.name, total=total, done=self.position.step, unit="step", show=None if is_shown else False
+        )
+        bar.leave = True  # the last line of a stage says how it ended
         self.whole.objective[0] = stage.objective
         return _Current(
             stage=stage,
@@ -269,7 +272,7 @@ class _Run:
             module=distributed(self.whole, self.world),
             parameters=[p for p in self.model.parameters() if p.requires_grad],
             generator=torch.Generator(self.device),
-            line=line,
+            bar=bar,
             peak_seconds=self.peak_seconds[self.position.stage],
         )
 
@@ -373,10 +376,10 @@ class _Run:
         """Write the last of the steps looked at, with timings of all of them, which took `seconds`."""
         self.position.seconds += seconds
         seconds = max(seconds, 1e-9)
-        flow, memory = now.flow.since(now.seen_flow), peak_memory(self.device)
+        memory = peak_memory(self.device)
         rate = sum(len(done.rows) for done in self.unseen) / seconds
         timing = {"samples_per_second": rate, "memory_gib": memory, "seconds": self.position.seconds}
-        timing["data_wait"] = min(1.0, flow.waited / seconds)
+        timing["data_wait"] = min(1.0, now.waiting.taken() / seconds)
         if now.peak_seconds is not None:
             timing["mfu"] = len(self.unseen) * now.peak_seconds / seconds
         if self.log is not None:
@@ -384,7 +387,10 @@ class _Run:
             self.log.write({**row, **timing})
             self.log.flush()
         note_bad(self.store.directory.parent, self.world.rank, now.source)
-        now.line.update(self.position.step or now.total, values["loss"], memory, timing.get("mfu"))
+        mfu = f", MFU {100 * timing['mfu']:.0f}%" if "mfu" in timing else ""
+        said = f"loss {values['loss']:.4g}, {rate:.0f} samples/s{mfu}, {memory:.2g} GiB"
+        now.bar.set_postfix_str(said, refresh=False)
+        now.bar.update(len(self.unseen))
 
     def _is_due(self, clock: float) -> bool:
         """Whether a step since the last look, or the clock (seconds), asks for a checkpoint."""

@@ -328,6 +328,17 @@ def _in_words(hint: Any) -> str:
     return _KINDS[hint][0] if hint in _KINDS else getattr(hint, "__name__", str(hint))
 
 
+def refuse_beside(what: str, **settings: Any) -> None:
+    """Raise UsageError for settings that were given (are not None) and that `what` leaves without effect.
+
+    Example:
+        >>> refuse_beside("lora=0", lora_alpha=None)
+    """
+    given = [f"{name}={value}" for name, value in settings.items() if value is not None]
+    if given:
+        raise UsageError(f"expected no {', '.join(given)} beside {what}; leave one of them out")
+
+
 def is_main() -> bool:
     """True in the process that prints and writes, before there is a process group to ask (torchrun's RANK)."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,6 +1,6 @@
 """Learning-rate schedules: pure functions of the update number, counted from 0. Nothing here imports torch.
 
-step, total, peak, floor, warmup -> rate; `Stage.schedule` is one of `cosine`, `linear` and `constant`
+step, total, peak, floor, warmup -> rate; `Stage.schedule` is `cosine`, `linear`, a recipe's `released_rate` or your own
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ def cosine(step: int, total: int, *, peak: float, floor: float = 0.0, warmup: in
         >>> [round(cosine(step, 4, peak=1.0), 2) for step in range(5)]
         [1.0, 0.85, 0.5, 0.15, 0.0]
     """
-    if step < warmup:
-        return _warm(step, warmup, floor, peak)
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + 0.5 * (peak - floor) * (1.0 + math.cos(math.pi * progress))
+    return stepped_cosine(step, peak=peak, floor=floor, start=floor, warmup=warmup, decay=total - warmup)
 
 
 def linear(step: int, total: int, *, peak: float, floor: float = 0.0, warmup: int = 0) -> float:
@@ -40,22 +37,12 @@ def linear(step: int, total: int, *, peak: float, floor: float = 0.0, warmup: in
         step, total, peak, floor, warmup: as in `cosine`.
     """
     if step < warmup:
-        return _warm(step, warmup, floor, peak)
+        return floor + (peak - floor) * step / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return peak + (floor - peak) * progress
 
 
-def constant(step: int, total: int, *, peak: float, floor: float = 0.0, warmup: int = 0) -> float:
-    """Linear warm-up from `floor` to `peak`, which holds; arguments as in `cosine`, `total` is not looked at."""
-    return _warm(step, warmup, floor, peak) if step < warmup else peak
-
-
-def _warm(step: int, warmup: int, floor: float, peak: float) -> float:
-    """The straight line from `floor` at step 0 to `peak` at step `warmup`."""
-    return floor + (peak - floor) * step / warmup
-
-
-def stepped_cosine(step: int, *, peak: float, floor: float, start: float, warmup: int, decay: int) -> float:
+def stepped_cosine(step: int, *, peak: float, floor: float, start: float, warmup: int, decay: float) -> float:
     """Warm-up from `start` to `peak` in `warmup` steps, half a cosine down to `floor` in `decay` more, then `floor`.
 
     Unlike in `cosine`, the warm-up need not begin at the floor.
@@ -81,7 +68,7 @@ def released_rate(
     floor: float,
     start: float,
     warmup: int,
-    epochs: int,
+    epochs: float,
     steps_per_epoch: int,
     per_step: bool,
     step_size: int,

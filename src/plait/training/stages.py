@@ -55,7 +55,7 @@ class Stage:
             where checkpoints find it.
         optimizer: `(model, stage) -> optimizer`, None for the published AdamW; a group's "lr_scale" multiplies
             its rate.
-        schedule: `cosine`, `linear` or `constant` of `plait.training.schedules`, or a function like them.
+        schedule: `cosine` or `linear` of `plait.training.schedules`, or a function like them.
         period: steps after which the kinds of step repeat, the first unlike the others (denoising every 8th
             step: 8).
         weight: what a batch counts among those of a step, such as the positions that it learns; None counts
