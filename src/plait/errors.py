@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, requires
+from pathlib import Path
 from types import ModuleType
 
 from plait.reading import check_directory
@@ -53,12 +54,21 @@ def no_code_of(place: object) -> Generator[None]:
     except OSError as error:
         missing, is_files, _ = str(error).removeprefix("Can't load ").partition(" for ")
         if not is_files or not str(error).startswith("Can't load "):
+            if (
+                error.strerror is None and Path(str(place)).is_dir()
+            ):  # transformers' words about a file, not the system's
+                said = " ".join(str(error).split())[:LONGEST]
+                raise ValueError(f"expected a whole model directory in {place}, got: {said}; check the file") from error
             raise
         # a checkpoint of Trainer without processing_class holds the model alone
         raise ValueError(
             f"expected the processor beside the model in {place}, got no files of its {missing}; "
             "save it there: processor.save_pretrained"
         ) from error
+
+
+LONGEST = 1000
+"""Characters of an error of another library that are shown."""
 
 
 @contextmanager
@@ -74,10 +84,13 @@ def one_kind(wanted: str, remedy: str = "check what was given") -> Generator[Non
     try:
         yield
     except Exception as error:  # the checks of huggingface and the readers of tokenizers have classes of their own
-        # these say themselves what is wrong
-        if isinstance(error, ValueError | OSError | ImportError):
+        said = " ".join(str(error).split())
+        # these say themselves what is wrong; some libraries do so in pages, with the whole of what they were given
+        if isinstance(error, OSError | ImportError) or (
+            isinstance(error, ValueError) and "\n" not in str(error) and len(said) < LONGEST
+        ):
             raise
-        said = " ".join(str(error).split())[:300]
+        said = said if len(said) < LONGEST else f"{said[:LONGEST]} ..."
         raise ValueError(f"expected {wanted}, got {type(error).__name__}: {said}; {remedy}") from error
 
 

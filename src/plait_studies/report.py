@@ -266,7 +266,7 @@ def _hero(run: RunFiles) -> str:
     spent = sum(run.summary["seconds"].get(stage, 0.0) for stage in ("stage1", "stage2")) / runs
     trained = f"{tables.clock(spent)} of training" + (f" (numbers are means of {runs} seeds)" if runs > 1 else "")
     cores = run.summary.get("about", {}).get("hardware", {}).get("cores")
-    where = f" on {cores} CPU cores" if cores and not run.log.get("gpu") else ""
+    where = f" on {escape(str(cores))} CPU cores" if cores and not run.log.get("gpu") else ""
     familiar = len(run.familiar_styles())
     style = "in a style it never saw" if run.is_shipped else "it never saw"
     style += f" (all but {familiar} of them)" if run.is_shipped and familiar else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plait.cli.evaluate import evaluate
-from plait.evaluation.compare import leaderboard
+from plait.evaluation.compare import leaderboard, write_leaderboard
 
 
 def result(name: str, score: float, limit: int | None = None) -> dict:
@@ -37,9 +37,7 @@ def test_rows_are_sorted_by_score_and_say_where_they_come_from(tmp_path: Path, c
     evaluate("leaderboard", str(tmp_path), out=tmp_path / "board.md")
     page = (tmp_path / "board.md").read_text()
     assert page.index("strong") < page.index("weak")
-    row = (
-        "| strong | clip | 90.00 | 89.00 to 91.00 | 2.00 | 10 of 20 | 3 | zero_shot | 2026-01-01, abc | `strong.json` |"
-    )
+    row = "| strong | clip | 90.00 | 89.00 to 91.00 | 2.00 | 10 of 20 | 3 | zero_shot | 2026-01-01, abc | strong.json |"
     assert row in page
     assert "## esc50 (all)" in page
 
@@ -48,3 +46,22 @@ def test_a_directory_without_results_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(ValueError, match=r"expected result\.json files of plait eval"):
         leaderboard(tmp_path)
+
+
+def test_no_cell_of_a_stranger_ends_a_row_or_makes_a_link(tmp_path: Path) -> None:
+    odd = "a | b\n[x](javascript:1) <img src=x> `c` \x1b[2J"
+    result = {
+        "task": odd,
+        "split": odd,
+        "rule": odd,
+        "primary": odd,
+        "about": odd,
+        "model": {"name": odd, "family": odd},
+    }
+    result |= {"score": 1.0, "scores": {}, "interval": None, "items": odd, "items_in_split": odd, "limit": None}
+    result |= {"failures": {}, "date": odd, "environment": {"commit": odd}}
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    page = write_leaderboard(tmp_path, tmp_path / "page.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| a")]
+    assert len(rows) == 1 and rows[0].replace(r"\|", "").count("|") == 11
+    assert "<img" not in page and "\x1b" not in page and "[x](" not in page.replace(r"\[x\](", "")

@@ -16,6 +16,7 @@ import numpy as np
 
 from plait.evaluation.result import RESULT
 from plait.places import atomic_write, check_replaceable
+from plait.report.tables import markdown, markdown_row
 
 RESAMPLES = 2_000
 
@@ -137,10 +138,9 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
         groups[one["task"], one["split"], one["rule"] or ""].append(one)
     parts = [HEAD.format(source=source, target=target)]
     for (task, split, rule), rows in groups.items():
-        title = f"## {task} ({split}{', rule ' + rule if rule else ''})"
-        head = (
-            f"| model | family | {rows[0]['primary']} | interval | chance | items | failures | method | date | file |"
-        )
+        title = f"## {markdown(task)} ({markdown(split)}{', rule ' + markdown(rule) if rule else ''})"
+        names = ("interval", "chance", "items", "failures", "method", "date", "file")
+        head = markdown_row(("model", "family", rows[0]["primary"], *names))
         lines = []
         for row in rows:
             chance, model = row["scores"].get(f"chance_{row['primary']}"), row["model"]
@@ -154,10 +154,10 @@ def as_markdown(results: Sequence[Mapping[str, Any]], source: str, target: str) 
                 sum(found["count"] for found in row["failures"].values()),
                 model.get("method", model.get("way", "")),  # results of earlier versions call it so
                 f"{row['date']}, {row['environment'].get('commit') or 'no commit'}",
-                f"`{row['file']}`",
+                row["file"],
             )
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-        parts.append("\n".join([title, "", f"{rows[0]['about']}.", "", head, "|" + "---|" * 10, *lines, ""]))
+            lines.append(markdown_row(cells))
+        parts.append("\n".join([title, "", f"{markdown(rows[0]['about'])}.", "", head, "|" + "---|" * 10, *lines, ""]))
     return "\n".join(parts)
 
 

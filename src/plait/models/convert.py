@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import plait
 from plait.errors import UsageError
 from plait.places import atomic_directory
+from plait.report.tables import markdown, markdown_code
 
 if TYPE_CHECKING:
     pass
@@ -145,20 +146,20 @@ def card(done: Conversion) -> str:
         "",
         "| file | SHA-256 |",
         "|---|---|",
-        *(f"| {name} | `{digest}` |" for name, digest in done.sources.items()),
+        *(f"| {markdown(name)} | `{digest}` |" for name, digest in done.sources.items()),
         "",
         "## Left out",
         "",
     ]
     for reason, keys in by_reason(done.dropped).items():
         lines += [f"<details><summary>{len(keys)} tensors: {reason}</summary>", ""]
-        lines += [f"- `{key}`" for key in keys] + ["", "</details>", ""]
+        lines += [f"- {markdown_code(key)}" for key in keys] + ["", "</details>", ""]
     if not done.dropped:
         lines += ["Nothing.", ""]
     if done.added:
-        lines += ["## Without an official weight", "", *(f"- `{key}`" for key in done.added), ""]
+        lines += ["## Without an official weight", "", *(f"- {markdown_code(key)}" for key in done.added), ""]
     if done.notes:
-        lines += ["## Notes", "", *(f"- {note}" for note in done.notes), ""]
+        lines += ["## Notes", "", *(f"- {markdown(note)}" for note in done.notes), ""]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from plait.places import atomic_directory, check_apart
 from plait.reading import read_json
+from plait.report.tables import markdown_code
 
 if TYPE_CHECKING:
     pass
@@ -69,7 +70,7 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
             processor.save_pretrained(out)
         card = out / "README.md"
         before = card.read_text(encoding="utf-8") if card.is_file() else "# A merged model\n"
-        line = f"LoRA `{read.path.name}` merged into `{base.name}` by `plait merge`.\n"
+        line = f"LoRA {markdown_code(read.path.name)} merged into {markdown_code(base.name)} by `plait merge`.\n"
         card.write_text(f"{before.rstrip()}\n\n{line}", encoding="utf-8")
     return len(read.change)
 

@@ -63,7 +63,7 @@ def checked(cls: Model) -> Model:
     A class of fields is built first, which gives them their final form; then every field that the class declares has to
     be of its type. A processor answers whatever its `__call__` trips over with a ValueError.
     """
-    build, call, name = cls.__init__, cls.__dict__.get("__call__"), cls.__name__
+    build, name = cls.__init__, cls.__name__
     if hasattr(cls, "__dataclass_fields__"):  # transformers reads the code of a processor's own `__init__`
         own = tuple(inspect.get_annotations(cls))
 
@@ -75,7 +75,8 @@ def checked(cls: Model) -> Model:
                 _check_field(name, field, getattr(self, field, None), adapter)
 
         cls.__init__ = built
-    if call is not None:
+    else:
+        call = cls.__call__
 
         @functools.wraps(call)
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+from plait.terminal import printable
 
 
 def format_count(number: int) -> str:
@@ -52,6 +55,26 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in (head, *rows)
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(text: Any) -> str:
+    r"""Anything as one line of plain Markdown: no cell ends early, no link, picture or HTML of a stranger's is made.
+
+    Example:
+        >>> print(markdown("a | b <img>"))
+        a \| b &lt;img&gt;
+    """
+    return re.sub(r"[\\`\[\]|]", r"\\\g<0>", escape(printable(str(text)), quote=False))
+
+
+def markdown_code(text: str) -> str:
+    """A name as code in Markdown, which nothing in it ends."""
+    return f"`{printable(text).replace('`', chr(39))}`"
+
+
+def markdown_row(cells: Sequence[Any]) -> str:
+    """A line of a table in Markdown, every cell escaped."""
+    return f"| {' | '.join(map(markdown, cells))} |"
 
 
 def percent(share: float) -> str:

@@ -52,6 +52,9 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
     """
     if modality not in (None, *names()):
         raise UsageError(f"expected a modality among {', '.join(names())}, got {modality!r}; choose one of them")
+    if where is not None and not isinstance(where, str | Mapping):
+        got = type(where).__name__
+        raise UsageError(f"expected a filter as SQL or as names with values, got a {got}; such as \"label = 'dog'\"")
     parts = [] if modality is None else [f"modality = {quote(modality)}"]
     if isinstance(where, Mapping):
         parts += [_equals(name, value) for name, value in where.items()]

@@ -24,6 +24,7 @@ from plait.data.mini import write_flac
 from plait.data.packages import lock
 from plait.errors import UsageError
 from plait.places import MARK, atomic_directory
+from plait.report.tables import markdown_row
 from plait.terminal import progress_bar
 from plait.types import Sample
 from plait_studies.build import emoji, sounds, stamps
@@ -282,9 +283,7 @@ def attribution(samples: Sequence[Sample]) -> str:
         "| source | author | licence | items |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {source} | {author} | {license_} | {n} |" for (source, author, license_), n in sorted(sources.items())
-    ]
+    lines += [markdown_row((source, author, license_, n)) for (source, author, license_), n in sorted(sources.items())]
     for name in ("cldr-annotations-full", "cldr-annotations-derived-full", "unicode-emoji-json"):
         package = lock()[name]
         what = "groups" if name == "unicode-emoji-json" else "names and keywords"
