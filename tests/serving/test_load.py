@@ -109,22 +109,12 @@ def resident(base: str) -> float:
 @pytest.fixture
 def process() -> Iterator[str]:
     """The address of a server in a process of its own: `plait serve`."""
-    command = [
-        sys.executable,
-        "-m",
-        "plait",
-        "serve",
-        "--port",
-        "0",
-        "--chat",
-        str(SAVED / "mplug_owl2"),
-        "--embed",
-        "nano",
-    ]
+    begin = "from plait.cli import main; raise SystemExit(main())"
+    models = ["--chat", str(SAVED / "mplug_owl2"), "--embed", "nano"]
+    command = [sys.executable, "-c", begin, "serve", "--port", "0", *models]
     environment = {**os.environ, "PLAIT_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as running:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         yield re.findall(r"(http://\S+)/v1", line)[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +57,9 @@ def serve(
     uvicorn: Any = import_extra("uvicorn")
     for module in ("fastapi", "prometheus_client"):
         import_extra(module)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # being stopped is no failure, before the web server runs or after
     with listening(host, port) as place:  # before models are loaded, which may take minutes
         from plait.serving import Models, create_app
 
