@@ -1,8 +1,8 @@
 """Sixteen clients of one server against one client: embeddings in batches, answers written together.
 
 `plait serve` runs in a process of its own, on one thread of torch. One client asks for one thing after the other; then
-sixteen ask at once. Compared is the CPU time of the server's process per answer, so that the cores are the same and other
-work on the machine does not count; wall time is told beside it. Answers have to be equal.
+sixteen ask at once. Compared is the CPU time of the server's process per answer: the cores are the same, and other work
+on the machine does not count; wall time is told beside it. Answers have to be equal.
 
     python benchmarks/serving.py [--seconds S]
 """
@@ -51,7 +51,11 @@ def save_talker(place: Path) -> Path:
     return place
 
 
-def works() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+Work = list[tuple[str, dict[str, Any]]]
+"""Paths and bodies."""
+
+
+def works() -> dict[str, Work]:
     """What is asked: different bodies, so that nothing is kept from one to the next."""
     chat = [
         {"messages": [{"role": "user", "content": f"tell me about number {n}"}], "max_tokens": 24} for n in range(64)
@@ -65,7 +69,9 @@ def works() -> dict[str, list[tuple[str, dict[str, Any]]]]:
 class Asked:
     """Answers to some work by so many clients. per_answer: CPU seconds of the server; rate: answers per second."""
 
-    def __init__(self, client: httpx.Client, work: list[tuple[str, dict[str, Any]]], clients: int, seconds: float) -> None:
+    def __init__(
+        self, client: httpx.Client, work: list[tuple[str, dict[str, Any]]], clients: int, seconds: float
+    ) -> None:
         self.found: dict[int, Any] = {}
         places, lock, count = iter(range(10**9)), threading.Lock(), 0
         before, started = cpu_seconds(client), time.perf_counter()
@@ -104,10 +110,10 @@ def is_same(a: Any, b: Any) -> bool:
     return a == b if isinstance(a, str) else max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-5
 
 
-def measure(client: httpx.Client, seconds: float, rounds: int) -> dict[str, Any]:
+def measure(client: httpx.Client, seconds: float, rounds: int, only: str) -> dict[str, Any]:
     """Ratios of CPU time per answer, one client over sixteen, median of the rounds."""
     found = {}
-    for name, work in works().items():
+    for name, work in ((name, work) for name, work in works().items() if only in name):
         Asked(client, work, CLIENTS, 2.0)  # warm
         ratios, rows = [], []
         for _ in range(rounds):
@@ -129,6 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="work whose name has this")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         begin = "from plait.cli import main; raise SystemExit(main())"
@@ -141,7 +148,7 @@ def main() -> None:
             assert server.stdout is not None
             base = re.findall(r"(http://\S+)/v1", server.stdout.readline())[0]
             with httpx.Client(base_url=base, headers=HEADERS, timeout=120) as client:
-                found = measure(client, options.seconds, options.rounds)
+                found = measure(client, options.seconds, options.rounds, options.only)
             server.terminate()
     write("serving", found)
 

@@ -25,7 +25,7 @@ import plait
 from plait.serving import talk
 from plait.serving.door import Door
 from plait.serving.errors import ClientGoneError, RefusalError, refusal_of
-from plait.serving.parts import Medium, check_media, queries_of, read_parts
+from plait.serving.parts import Medium, queries_of, read_parts
 from plait.serving.ready import Readiness
 from plait.serving.schema import ChatBody, EmbeddingsBody, RerankBody, SearchBody
 from plait.serving.service import Models, Service
@@ -260,13 +260,9 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         if dims > embedder.dim:
             raise RefusalError(400, f"expected at most {embedder.dim} dimensions, got {dims}", param="dimensions")
 
-        async def work() -> tuple[list[np.ndarray], int]:
-            given = body.model_dump(include={"input", "messages"})
-            queries = await service.load(lambda: queries_of(given, settings, service.fetch))
-            check_media([part for query in queries for part in query], settings)
-            return await service.embed(queries), await service.tokens(queries)
-
-        vectors, tokens = await while_connected(request, work(), settings.request_seconds)
+        given = body.model_dump(include={"input", "messages"})
+        work = service.embed(lambda: queries_of(given, settings, service.fetch))
+        vectors, tokens = await while_connected(request, work, settings.request_seconds)
         if body.dimensions:
             vectors = [_shortened(vector, dims) for vector in vectors]
         encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
@@ -289,12 +285,8 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         if len(body.documents) > settings.max_inputs:
             raise RefusalError(400, f"expected at most {settings.max_inputs} documents, got {len(body.documents)}")
 
-        async def work() -> tuple[list[np.ndarray], int]:
-            queries = await service.load(lambda: _ranked_parts(body, service))
-            check_media([part for query in queries for part in query], settings)
-            return await service.embed(queries), await service.tokens(queries)
-
-        (query, *documents), tokens = await while_connected(request, work(), settings.request_seconds)
+        work = service.embed(lambda: _ranked_parts(body, service))
+        (query, *documents), tokens = await while_connected(request, work, settings.request_seconds)
         scores = np.stack(documents) @ query
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         results = [{"index": place, "relevance_score": float(scores[place])} for place in order]
@@ -337,12 +329,8 @@ def _add_search(app: FastAPI, service: Service) -> None:
         if k > settings.max_inputs:
             raise RefusalError(400, f"expected k of at most {settings.max_inputs}, got {k}", param="k")
 
-        async def work() -> list[Any]:
-            query = await service.load(lambda: read_parts(body.query, "query", settings, service.fetch))
-            check_media(query, settings)
-            return await service.search(query, k, body.modality)
-
-        hits = await while_connected(request, work(), settings.request_seconds)
+        work = service.search(lambda: read_parts(body.query, "query", settings, service.fetch), k, body.modality)
+        hits = await while_connected(request, work, settings.request_seconds)
         data = [
             {"index": place, "object": "search.hit"}
             | {name: getattr(hit, name) for name in ("id", "path", "score", "modality", "caption", "label")}

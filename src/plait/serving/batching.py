@@ -2,7 +2,8 @@
 
     job -> waiting (bounded) -> all that wait, up to a batch -> work(jobs) -> a result or an error each
 
-No timer: while one batch runs the next one gathers, so that a lone job waits for nobody and a crowd fills batches.
+While one batch runs the next one gathers. A crowd whose answers went out a moment ago is waited for a few milliseconds,
+since it comes back one by one; a lone job waits for nobody.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Condition, Thread
 from typing import Any
+
+
+GATHER = 0.004
+"""Seconds for which a batch waits to become as large as the last one: less than most batches take."""
 
 
 class BusyError(Exception):
@@ -105,13 +110,17 @@ class Batcher:
 
     def _run(self) -> None:
         """What the thread does until it is closed and nothing waits."""
+        crowd = 0  # jobs of the last batch
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
                     self._changed.wait()
                 if not self._waiting:
                     return
-                taken = [self._waiting.popleft() for _ in range(min(self.max_batch, len(self._waiting)))]
+                if crowd > 1 and not self._closing:
+                    self._changed.wait_for(lambda: len(self._waiting) >= crowd or self._closing, GATHER)
+                crowd = min(self.max_batch, len(self._waiting))
+                taken = [self._waiting.popleft() for _ in range(crowd)]
             batch = [(job, future) for job, future in taken if future.set_running_or_notify_cancel()]
             if not batch:
                 continue

@@ -82,7 +82,7 @@ class Readiness:
 
     async def _vectors(self, modalities: Sequence[str]) -> dict[str, np.ndarray]:
         """Vectors of known items, computed anew: kept ones would tell nothing."""
-        found = await self.service.embed([[self.items[m]] for m in modalities], anew=True)
+        found, _ = await self.service.embed(lambda: [[self.items[m]] for m in modalities], anew=True)
         return dict(zip(modalities, found, strict=True))
 
     async def check(self) -> tuple[bool, Mapping[str, Any]]:

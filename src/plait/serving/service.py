@@ -26,7 +26,7 @@ from plait.serving.batching import Batcher, BusyError
 from plait.serving.errors import RefusalError
 from plait.serving.generation import Engine
 from plait.serving.metrics import Metrics
-from plait.serving.parts import Medium
+from plait.serving.parts import Medium, check_media
 from plait.serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from plait.search import Index
 
 T = TypeVar("T")
+Queries = Sequence[Sequence[Medium]]
+"""The parts of every vector that is asked for."""
 LOADERS = 4
 """Threads that decode media and write prompts: more would only make each of them slower."""
 
@@ -202,28 +204,31 @@ class Service:
         finally:
             self._preparing -= 1
 
-    async def embed(self, queries: Sequence[Sequence[Medium]], *, anew: bool = False) -> list[np.ndarray]:
-        """A unit vector (dim,) per query; `anew` looks at no kept one.
+    async def embed(self, read: Callable[[], Queries], *, anew: bool = False) -> tuple[list[np.ndarray], int]:
+        """A unit vector (dim,) per query, and how many pieces of text all of them have; `anew` looks at no kept one.
+
+        read: gives the queries, in a loader's thread.
 
         Raises ValueError that names the first query without one, BusyError where too many wait.
         """
         assert self.embedding is not None and self.models.embedder is not None
-        if len(queries) > self.settings.max_items:
-            raise RefusalError(
-                400, f"expected at most {self.settings.max_items} vectors of one request, got {len(queries)}"
-            )
-        ready = await self.load(lambda: [[self._ready(one, anew) for one in query] for query in queries])
+        count_tokens, most = self.models.embedder.count_tokens, self.settings.max_items
+
+        def prepare() -> tuple[list[list[Part]], int]:
+            queries = read()
+            parts = [one for query in queries for one in query]
+            check_media(parts, self.settings)
+            if len(queries) > most:
+                raise RefusalError(400, f"expected at most {most} vectors of one request, got {len(queries)}")
+            ready = [[self._ready(one, anew) for one in query] for query in queries]
+            return ready, count_tokens([str(one.value) for one in parts if one.modality == "text"])
+
+        ready, tokens = await self.load(prepare)
         futures = self.embedding.submit(ready)
         try:
-            return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            return list(await asyncio.gather(*map(asyncio.wrap_future, futures))), tokens
         finally:  # cancelled, or one of them failed: what has not begun need not
             _cancel(futures)
-
-    async def tokens(self, queries: Sequence[Sequence[Medium]]) -> int:
-        """Pieces of text in some queries; media have none."""
-        assert self.models.embedder is not None
-        texts = [str(one.value) for query in queries for one in query if one.modality == "text"]
-        return await self.load(partial(self.models.embedder.count_tokens, texts))
 
     def _ready(self, medium: Medium, anew: bool) -> Part:
         """A part that may wait: decoded and prepared, unless its vector is kept."""
@@ -245,10 +250,10 @@ class Service:
                 self.vectors.put((part.modality, part.value.content), vectors[part.key])
         return [ValueError(one) if isinstance(one, str) else one for one in found]
 
-    async def search(self, query: Sequence[Medium], k: int, modality: str | None) -> list[Any]:
-        """The nearest rows of the index."""
+    async def search(self, read: Callable[[], Sequence[Medium]], k: int, modality: str | None) -> list[Any]:
+        """The nearest rows of the index; read: gives the parts of the query, in a loader's thread."""
         assert self.models.index is not None
-        vector = (await self.embed([query]))[0]
+        (vector,), _ = await self.embed(lambda: [read()])
         return await self.load(partial(self.models.index.search, vector, k, modality=modality))
 
     async def assist(self, make: Callable[[], Ask]) -> tuple[Ask, Any]:
