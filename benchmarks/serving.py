@@ -10,6 +10,7 @@ on the machine does not count; wall time is told beside it. Answers have to be e
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 from measure import write
 
@@ -62,7 +64,9 @@ def works() -> dict[str, Work]:
     ]
     return {
         "answers of 24 tokens": [("/v1/chat/completions", body) for body in chat],
-        "texts": [("/v1/embeddings", {"input": f"a picture of number {n}"}) for n in range(512)],
+        "texts": [
+            ("/v1/embeddings", {"input": f"a picture of number {n}", "encoding_format": "base64"}) for n in range(512)
+        ],
     }
 
 
@@ -98,7 +102,9 @@ class Asked:
 
 
 def told(body: dict[str, Any]) -> Any:
-    return body["choices"][0]["message"]["content"] if "choices" in body else body["data"][0]["embedding"]
+    if "choices" in body:
+        return body["choices"][0]["message"]["content"]
+    return np.frombuffer(base64.b64decode(body["data"][0]["embedding"]), "<f4")  # as the official client asks for it
 
 
 def cpu_seconds(client: httpx.Client) -> float:
@@ -107,7 +113,7 @@ def cpu_seconds(client: httpx.Client) -> float:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    return a == b if isinstance(a, str) else max(abs(x - y) for x, y in zip(a, b, strict=True)) < 1e-5
+    return a == b if isinstance(a, str) else bool(np.abs(a - b).max() < 1e-5)
 
 
 def measure(client: httpx.Client, seconds: float, rounds: int, only: str) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def claim(directory: Path) -> None:
     check_free(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # first of all: a kill right after it leaves a directory that Plait may clear
+    mark(directory)
+
+
+def mark(directory: Path) -> None:
+    """Say that a directory is Plait's, which whoever made it knows."""
     (directory / MARK).write_text(_WORDS, encoding="utf-8")
 
 
@@ -362,11 +367,20 @@ def _held(place: Path, *, wait: bool, content: str | None = None) -> Generator[N
 
 
 def cache_directory() -> Path:
-    """Where Plait keeps what it can make or fetch again: `PLAIT_CACHE`, else `plait` in the user's cache directory.
+    """Where Plait keeps what it can make or fetch again: `$PLAIT_CACHE`, else `~/.cache/plait`.
 
     Returns:
         A path, which may not exist yet.
     """
-    if own := os.environ.get("PLAIT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plait"
+    return Path(os.environ.get("PLAIT_CACHE") or Path.home() / ".cache" / "plait").expanduser()
+
+
+@contextmanager
+def writing(lock: Path) -> Generator[None]:
+    """Hold a lock file while the block runs; a second process waits for the first.
+
+    lock: made beside what is written, and left there: it is empty.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with _held(lock, wait=True, content=""):
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from plait.cli import main
-from plait.models import auto
+from plait.models import auto, official_rows
 from plait.models.catalog import DEPTH, local, official
 
 
@@ -38,7 +39,8 @@ def test_every_family_has_official_checkpoints_with_size_memory_and_use() -> Non
 def test_parameters_are_those_of_the_key_lists() -> None:
     places = [path / "one_peace" / "keys" / "index.json" for path in Path(__file__).parents[1].glob("goldens")]
     counts = json.loads(places[0].read_text())
-    rows = [row for row in official() if row.name in counts]
+    files = {name: row["name"] for name, row in official_rows().items()}
+    rows = [replace(row, name=files[row.name]) for row in official() if files[row.name] in counts]
     assert len(rows) == 12
     assert all(row.parameters == counts[row.name]["float_elements"] for row in rows)
 

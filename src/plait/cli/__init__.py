@@ -68,6 +68,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("plait.cli.train:train", "run a recipe: a published training stage, or your own", True),
     "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
     "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
+    "get": Verb("plait.cli.models:get", "fetch a model by its name, once: official files, hub ids, smollm2"),
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
     "index": Verb("plait.cli.search:app", "an index on disk: create, add, check, prune, move, delete, list ..."),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),

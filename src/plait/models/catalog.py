@@ -6,20 +6,18 @@ official.json + folders + the hub's cache -> rows of (family, name, size, memory
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from plait.errors import UsageError
-from plait.models import SHIPPED, shipped
+from plait.models import SHIPPED, by_name, cached_model, official_rows, shipped
 from plait.reading import read_json
 from plait.types import MODALITIES
 
@@ -66,7 +64,7 @@ def model_info(path: str | Path) -> ModelInfo:
         >>> model_info("nano").modalities
         ['text', 'image', 'audio']
     """
-    path = Path(path) if Path(path).exists() else shipped(path) or Path(path)
+    path = Path(path) if Path(path).exists() else by_name(path) or Path(path)
     if path.is_file():
         raise ValueError(f"expected a model directory, got the file {path}; plait convert makes a directory of it")
     config_file, weights = path / "config.json", sorted(path.glob("*.safetensors"))
@@ -154,12 +152,11 @@ def official() -> list[Listed]:
     Parameters come from key lists and configurations, without momentum copies; licences from the authors'
     repositories (read 2026-11-30), those of base models from memory.
     """
-    rows: list[dict[str, Any]] = json.loads(Path(__file__).with_name("official.json").read_text(encoding="utf-8"))
-    return [_listed(**row) for row in rows]
+    return [replace(_listed(**row), name=name) for name, row in official_rows().items()]
 
 
 def local(folders: Sequence[Path] = ()) -> list[Listed]:
-    """Model directories on this machine: the shipped ones, those in the hub's cache, and those in folders.
+    """Model directories on this machine: shipped ones, those that `plait get` made, the hub's cache, and folders.
 
     Directories of other libraries (CLIP, sentence-transformers, ...) are listed too; what cannot be read is
     left out.
@@ -173,6 +170,7 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     found = [(name, place) for name in SHIPPED if (place := shipped(name))]
+    found += [(name, place) for name in ("smollm2", *official_rows()) if (place := cached_model(name))]
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"expected a folder to look for models in, got {folder}; pass one that exists")

@@ -38,13 +38,13 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from plait.models import shipped
+    from plait.models import by_name
     from plait.models.auto import from_official, is_model_directory
     from plait.weights.files import read_checkpoint
     from plait.weights.lora import read_adapter
 
     base, dst = Path(base), Path(dst)
-    base = base if base.exists() else shipped(base) or base
+    base = base if base.exists() else by_name(base) or base
     check_apart(base, dst)  # the files of the one are copied into the other
     with atomic_directory(dst) as out:
         read = read_adapter(adapter)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from threading import Condition, Thread
 from typing import Any
-
 
 GATHER = 0.004
 """Seconds for which a batch waits to become as large as the last one: less than most batches take."""
@@ -108,6 +108,9 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    def _is_crowd(self, size: int) -> bool:
+        return len(self._waiting) >= size or self._closing
+
     def _run(self) -> None:
         """What the thread does until it is closed and nothing waits."""
         crowd = 0  # jobs of the last batch
@@ -118,7 +121,7 @@ class Batcher:
                 if not self._waiting:
                     return
                 if crowd > 1 and not self._closing:
-                    self._changed.wait_for(lambda: len(self._waiting) >= crowd or self._closing, GATHER)
+                    self._changed.wait_for(partial(self._is_crowd, crowd), GATHER)
                 crowd = min(self.max_batch, len(self._waiting))
                 taken = [self._waiting.popleft() for _ in range(crowd)]
             batch = [(job, future) for job, future in taken if future.set_running_or_notify_cancel()]
