@@ -1,7 +1,8 @@
-"""Images and clips in, words and boxes out: `Assistant` wraps any family that can do one of its tasks.
+"""Images, clips and sounds in, words and boxes out: `Assistant` wraps any family that can do one of its tasks.
 
-    path | PIL image | frames | Sample -> Request(kind, value, text) -> decoded and prepared in threads, ahead
-        -> batches of one kind -> the family's `Skills` -> results in order
+    path | PIL image | frames | samples of a sound | Sample -> Request(kind, value, text)
+        -> decoded and prepared in threads, batches ahead -> batches of one kind -> the family's `Skills`
+        -> results in order
 
 A family takes part by writing `Skills`, one small interface over its model and processor, and naming the class
 `SKILLS` in its package.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -22,9 +23,10 @@ import numpy as np
 
 from plait.data.manifest import manifest_path, read_manifest
 from plait.media import kind_of
-from plait.media.audio import load_audio
+from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
 from plait.media.video import load_video
+from plait.processing.videos import chooser
 from plait.types import Asks, Sample
 
 if TYPE_CHECKING:
@@ -90,8 +92,9 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground, classify, detect and segment.
 
-    An item is a path (image, video or sound, told apart by content), a PIL image, a list of PIL frames or a `Sample`;
-    a list of items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
+    An item is a path (image, video or sound, told apart by content), a PIL image, a tuple of PIL frames, an array
+    (samples,) at the model's rate or a `Sample`; to a model that compares pictures a tuple is its pictures; a list of
+    items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
     listed in `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
 
     Args:
@@ -100,6 +103,7 @@ class Assistant:
         dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
+        frames: how frames of films are chosen: `published`, as the model's release does, or `time`, evenly.
 
     Raises:
         ValueError: for no such model, one of a family without these skills, and a `batch_size` below 1.
@@ -119,15 +123,19 @@ class Assistant:
         dtype: str | torch.dtype | None = None,
         batch_size: int = 8,
         adapter: str | Path | None = None,
+        frames: Literal["published", "time"] = "published",
     ) -> None:
         from plait.models import auto
 
+        if frames not in ("published", "time"):
+            raise ValueError(f"expected frames 'published' or 'time', got {frames!r}")
         if batch_size < 1:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.skipped: list[Result] = []
         self.model, self.processor = auto.opened(model, device, dtype, adapter)
         self.skills: Skills = auto.skills(self.model, self.processor)
+        self.frames = getattr(self.skills, "frames", "time") if frames == "published" else frames
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -310,8 +318,7 @@ class Assistant:
         for text in {request.text for request in requests} | set(candidates or ()):
             self.skills.check_text(text)
         # 2 batches ahead: one waits while the next is decoded, and no more pictures than that lie in memory
-        rate = getattr(self.skills, "sampling_rate", None)  # of families that hear
-        ready = decoded(requests, self.skills.prepare, self.skills.num_frames, 2 * self.batch_size, rate)
+        ready = decoded(requests, self.skills, self.frames, 2 * self.batch_size)
         # neighbours of one kind only: order of the results is that of the requests
         for kind, group in groupby(ready, key=lambda one: "bad" if one.error is not None else one.request.kind):
             while batch := list(islice(group, self.batch_size)):
@@ -372,15 +379,28 @@ class Assistant:
         """
         kinds: Collection[str] = {"image"} if task in ("ground", "detect", "segment") else self.skills.kinds
 
+        compared = getattr(self.skills, "num_images", 1)
+
+        def seen(request: Request) -> Request:
+            if request.kind != "video" or "video" in kinds:
+                return request
+            # the sound of a film, to a model that hears; the pictures of one item, to a model that compares them
+            if "audio" in kinds and isinstance(request.value, Path):
+                return replace(request, kind="audio")
+            is_pictures = isinstance(request.value, list) and len(request.value) == compared
+            return replace(request, kind="image") if is_pictures else request
+
         def misfit(request: Request) -> str | None:
             if request.kind not in kinds:
                 got = "audio, a sound file" if request.kind == "audio" else request.kind
                 return f"expected {' or '.join(sorted(kinds))} to {task}, got {got}: {request.name}"
+            if request.kind == "image" and compared > 1 and not isinstance(request.value, list):
+                return f"expected {compared} pictures for {request.name}, got one; pass them together"
             if task in ("answer", "rank", "ground") and not request.text.strip():
                 return f"expected a question or phrase for {request.name}, got none"
             return None
 
-        return [request if request.error else replace(request, error=misfit(request)) for request in requests]
+        return [one if one.error else replace(one, error=misfit(one)) for one in map(seen, requests)]
 
     def _all(
         self,
@@ -439,8 +459,9 @@ class Skills(Asks, Protocol):
         """One decoded item on the host. Called from several threads.
 
         Args:
-            kind: text, image or video.
-            value: a text, a PIL image or a list of PIL frames.
+            kind: text, image, video or audio.
+            value: a text, a PIL image, a list of PIL frames (or of the pictures of one item), or samples (samples,) at
+                `sampling_rate`.
 
         Returns:
             Whatever the other methods take of one item.
@@ -503,7 +524,8 @@ class Request:
     Attributes:
         name: for messages and results.
         kind: text, image, video or audio.
-        value: a path, a PIL image, a list of PIL frames or a text.
+        value: a path, a PIL image, a list of PIL frames or of pictures of one item, samples (samples,) or a text.
+        sampling_rate: of samples, in Hz; None takes the model's.
         text: a question or phrase.
         error: stands where nothing could be made of the item.
     """
@@ -513,6 +535,7 @@ class Request:
     value: Any
     text: str = ""
     error: str | None = None
+    sampling_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,11 +559,12 @@ def request_of(item: Any, text: str = "") -> Request:
     """Read one item as a request.
 
     Args:
-        item: a path (image or video, by content), PIL image, list of PIL frames or `Sample`; a `Request` stays.
+        item: a path (by content), PIL image, list of PIL frames, array (samples,) or `Sample`; a `Request` stays. A
+            sample's meta may hold `images`, the pictures of one item, and `sampling_rate`.
         text: a question or phrase; a sample's own question goes first.
 
     Raises:
-        ValueError: one line, for what is missing, empty, sound alone or no media.
+        ValueError: one line, for what is missing, empty or no media.
 
     Example:
         >>> request_of(Sample("a", text="good morning")).kind
@@ -552,10 +576,13 @@ def request_of(item: Any, text: str = "") -> Request:
         return item
     if isinstance(item, Sample):
         name, text = f"sample {item.id}", item.question or text
+        if isinstance(pictures := item.meta.get("images"), list) and pictures:
+            return Request(name, "video", pictures, text)
         # a sample with both is a clip with its cover picture
         for kind in ("video", "image", "audio"):
             if (value := getattr(item, kind)) is not None:
-                return Request(name, kind, Path(value) if isinstance(value, str) else value, text)
+                value, rate = Path(value) if isinstance(value, str) else value, item.meta.get("sampling_rate")
+                return Request(name, kind, value, text, sampling_rate=rate)
         if item.text is not None:
             return Request(name, "text", item.text, text)
         raise ValueError(f"expected an image, a video, a sound or a text, got {name} with none of them")
@@ -566,7 +593,9 @@ def request_of(item: Any, text: str = "") -> Request:
         return Request("an image in memory", "image", item, text)
     if isinstance(item, Sequence) and item and all(isinstance(frame, Image) for frame in item):
         return Request(f"a clip of {len(item)} frames in memory", "video", list(item), text)
-    raise ValueError(f"expected a path, a PIL image, a list of PIL frames or a Sample, got {type(item).__name__}")
+    if isinstance(item, np.ndarray) and item.ndim == 1:
+        return Request("a sound in memory", "audio", item, text)
+    raise ValueError(f"expected a path, a PIL image, PIL frames, samples or a Sample, got {type(item).__name__}")
 
 
 def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
@@ -577,8 +606,8 @@ def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
         text: goes with every item; a manifest's `question` takes its place.
 
     Returns:
-        The requests, and how many files of a folder are no media. A row or named file that is none becomes a request
-        with an `error`.
+        The requests, and how many files of a folder are no image, video or sound. A row or named file that is none
+        becomes a request with an `error`.
 
     Raises:
         ValueError: for a path that does not exist, an empty manifest, and a folder with nothing to look at.
@@ -628,33 +657,28 @@ def _kind_of_file(path: Path) -> Kind:
     if not path.is_file():
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
-        raise ValueError(f"expected an image or video, got {path}: an empty file; check the file")
+        raise ValueError(f"expected an image, video or sound, got {path}: an empty file; check the file")
     kind = kind_of(path)
-    if kind is not None and kind != "text":
-        return kind
-    got = "a text file" if kind == "text" else "its content is neither"
-    raise ValueError(f"expected an image or video, got {path}: {got}; pass a picture or a clip")
+    if kind is None or kind == "text":
+        got = "a text file" if kind else "its content is none of them"
+        raise ValueError(f"expected an image, video or sound, got {path}: {got}; pass one")
+    return kind
 
 
-def decoded(
-    requests: Iterable[Request],
-    prepare: Callable[[Kind, Any], Any],
-    num_frames: int,
-    ahead: int,
-    sampling_rate: int | None = None,
-) -> Iterator[Ready]:
+def decoded(requests: Iterable[Request], skills: Skills, frames: str, ahead: int) -> Iterator[Ready]:
     """Decode and prepare in order, ahead of the model, in a few threads.
 
     Args:
         requests: those with an error pass through.
-        prepare: `Skills.prepare`.
-        num_frames: that a video file becomes; frames in memory stay as they are.
+        skills: prepares, and says how many frames a video file becomes; frames in memory stay as they are.
+        frames: the rule by which they are chosen, see `plait.processing.videos.chooser`.
         ahead: items that are decoded or waiting at a time.
-        sampling_rate: that sounds are decoded at.
 
     Returns:
         One `Ready` per request; what fails carries its `error`.
     """
+
+    choose = chooser(frames, skills.num_frames)
 
     def ready(request: Request) -> Ready:
         if request.error:
@@ -662,14 +686,19 @@ def decoded(
         try:
             value, size = request.value, (0, 0)
             if request.kind == "image":
-                value = load_image(value)
-                size = value.size
+                value = [load_image(one) for one in value] if isinstance(value, list) else load_image(value)
+                size = value[0].size if isinstance(value, list) else value.size
             elif request.kind == "video":
-                value = value if isinstance(value, list) else load_video(value, num_frames).frames
+                count = skills.num_frames
+                value = value if isinstance(value, list) else load_video(value, count, choose=choose).frames
                 size = value[0].size
-            elif request.kind == "audio" and not isinstance(value, np.ndarray):
-                value = load_audio(value, sampling_rate or 16000)
-            return Ready(request, prepare(request.kind, value), size)
+            elif request.kind == "audio":
+                rate = getattr(skills, "sampling_rate", 16000)
+                if isinstance(value, np.ndarray):
+                    value = resample(value, request.sampling_rate or rate, rate, request.name)
+                else:
+                    value = load_audio(value, sampling_rate=rate)
+            return Ready(request, skills.prepare(request.kind, value), size)
         except (ValueError, OSError) as error:
             return Ready(request, error=" ".join(str(error).split()))
 

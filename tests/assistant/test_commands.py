@@ -88,10 +88,10 @@ def sound_in_a_video_file(path: Path) -> Path:
     [
         ("missing.mp4", "no such file"),
         ("z.mp4", "an empty file"),
-        ("e.wav", "a sound file"),
+        ("e.wav", "got audio"),
         ("notes.txt", "a text file"),
         ("d.png", "d.png"),
-        ("sound.mp4", "a sound file"),
+        ("sound.mp4", "got audio"),
     ],
 )
 def test_wrong_files_are_one_line_and_exit_one(

@@ -197,13 +197,13 @@ def ask_all(
     # before a model is loaded, which may take minutes
     stop_at(next((request.error for request in requests if request.error), None))
     assistant = Assistant(model, device=how.device, dtype=how.dtype, batch_size=how.batch_size, adapter=how.adapter)
-    hears = "audio" in assistant.skills.kinds
-    if not hears and media.is_dir() and (silent := [one for one in requests if one.kind != "audio" or one.error]):
-        others += len(requests) - len(silent)  # sounds beside pictures are nothing to a model that only sees
-        requests = silent
+    if media.is_dir():  # what the model has no sense for is no fault of the folder
+        fitting = [one for one in requests if one.error or one.kind in ("text", *assistant.skills.kinds)]
+        others, requests = others + len(requests) - len(fitting), fitting
     if others:
         files = "1 file that is" if others == 1 else f"{others} files that are"
-        typer.echo(f"passed over {files} neither image nor video" + (" nor sound" if hears else ""), err=True)
+        sound = " nor sound" if "audio" in assistant.skills.kinds else ""
+        typer.echo(f"passed over {files} neither image nor video{sound}", err=True)
     if task in assistant.tasks:  # else `stream` says what the model can do instead
         requests = assistant.fitting(task, requests)
     stop_at(next((request.error for request in requests if request.error), None))

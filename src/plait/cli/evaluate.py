@@ -47,6 +47,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
     media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
     adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
+    frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -71,7 +72,7 @@ def evaluate(
     else:
         from plait.evaluation.run import Options
 
-        options = Options(split, limit, rule, batch_size, media, skip_missing, judge)
+        options = Options(split, limit, rule, batch_size, media, skip_missing, judge, frames=frames)
         print(_run(task, model, data, out, predictions, options, as_json, adapter))
 
 

@@ -464,7 +464,8 @@ class _Work:
         """A part as the tower takes it: prepared pictures and frames, arrays of sound. Runs in the loader's threads."""
         if isinstance(part.value, Ready):
             return part.value.value
-        value = load(part, self.tower.sampling_rate, limits)
+        own, given = self.tower.loading.get(part.modality, {}), (limits or {}).get(part.modality, {})
+        value = load(part, self.tower.sampling_rate, {part.modality: {**own, **given}})
         if medium(part.modality).is_drawn:
             return self.tower.prepare(part.modality, [value])
         frames = self._frames_of(part.modality)
@@ -730,8 +731,8 @@ def load(part: Part, sampling_rate: int | None, limits: Limits | None = None) ->
         limits: keyword arguments of the loaders, by modality.
 
     Returns:
-        image: PIL RGB; video: a list of 8 PIL frames; audio: float32 (samples,) at `sampling_rate`; what a user's own
-            `load` gives.
+        image: PIL RGB; video: a list of PIL frames, 8 unless `limits` say else; audio: float32 (samples,) at
+            `sampling_rate`; what a user's own `load` gives.
 
     Raises:
         ValueError: one line that names the file, for what is missing or cannot be decoded.

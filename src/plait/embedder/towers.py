@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 from plait.errors import no_code_of
 from plait.modalities import in_order, is_registered, registered
+from plait.models import auto
+from plait.processing.videos import chooser
 from plait.reading import read_json
 from plait.weights.files import load_whole
 
@@ -38,11 +41,13 @@ class Tower(Protocol):
         model: the torch module, whose first parameter tells device and dtype.
         modalities: what it embeds, in the shared order.
         sampling_rate: samples per second of audio; None without audio.
+        loading: arguments of the loaders by modality: frames of films as the model's release chooses them.
     """
 
     model: nn.Module
     modalities: tuple[str, ...]
     sampling_rate: int | None
+    loading: Mapping[str, Mapping[str, Any]]
 
     @property
     def similarity_scale(self) -> float:
@@ -83,6 +88,11 @@ class PairTower:
                 f"expected a model with get_text_features, get_image_features or get_audio_features, got "
                 f"{type(model).__name__}; only models that map media into one space can embed"
             )
+        self.loading: Mapping[str, Mapping[str, Any]] = {}
+        if "video" in self.modalities:
+            asking = auto.skills(model, processor)
+            choose = chooser(asking.frames, asking.num_frames)
+            self.loading = {"video": {"num_frames": asking.num_frames, "choose": choose}}
         extractor = getattr(processor, "feature_extractor", None)
         self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
         # Plait's own processors cut and pad by themselves, so only those of transformers get limits and
@@ -156,6 +166,7 @@ class SentenceTower:
     modalities: tuple[str, ...] = ("text",)
     sampling_rate: int | None = None
     similarity_scale = SIMILARITY_SCALE
+    loading: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
         from transformers import AutoModel, AutoTokenizer

@@ -85,7 +85,7 @@ def _smallest(rate: int) -> Any:
 def _frames(value: Any, rate: int, **limits: Any) -> list[Any]:
     from plait.media.video import load_frames
 
-    return load_frames(value, FRAMES, **limits)
+    return load_frames(value, **{"num_frames": FRAMES, **limits})
 
 
 def _samples(value: Any, rate: int, **limits: Any) -> np.ndarray:

@@ -30,6 +30,7 @@ from plait.processing.images import (
     augment_clip,
     augment_image,
     normalize,
+    resize,
     to_tensor,
 )
 
@@ -356,6 +357,42 @@ def interval_indices(num_frames: int, length: int, input_fps: float, rng: random
     return points.clamp(0, length - 1).long().tolist()
 
 
+CLIPS, SPAN = 3, 128
+"""Clips of a film in a test of Kinetics, and the frames that each spans: 16 frames 8 apart, or 32 frames 4 apart."""
+
+
+def clips_indices(num_frames: int, length: int) -> list[int]:
+    """Frames of three clips from the start to the end of a film: the test of ONE-PEACE on Kinetics.
+
+    Args:
+        num_frames: of all clips together.
+        length: frames of the film; one shorter than a clip begins anew.
+
+    Source:
+        Specification ONE-PEACE, 8.3; clips lie evenly, the first at the start and the last at the end.
+    """
+    count = num_frames // CLIPS
+    room, step = max(length - SPAN, 0), max(SPAN // count, 1)
+    starts = [round(room * clip / (CLIPS - 1)) for clip in range(CLIPS)]
+    return [(start + step * i) % length for start in starts for i in range(count)]
+
+
+def three_crops(frame: Image, size: int, mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
+    """Squares at both ends and in the middle of a frame whose shorter side is `size`, (3, size, size) each, normalised.
+
+    Source:
+        Specification ONE-PEACE, 8.3.
+    """
+    frame = frame.convert("RGB")
+    short = min(frame.size)
+    frame = resize(frame, *(max(size, int(side * size / short + 0.5)) for side in frame.size))
+    crops = []
+    for share in (0.0, 0.5, 1.0):
+        left, top = (int((side - size) * share) for side in frame.size)
+        crops.append(normalize(to_tensor(frame.crop((left, top, left + size, top + size))), mean, std))
+    return crops
+
+
 def _of_one_seed(length: int) -> tuple[random.Random, Permute]:
     """Draws that are the same for every clip of one length, so that a measurement can be repeated."""
     return random.Random(length), np.random.default_rng(length).permutation
@@ -367,6 +404,7 @@ FRAME_RULES: dict[str, Callable[[int, int, float], list[int]]] = {
     "random": lambda count, length, fps: random_indices(count, length, *_of_one_seed(length)),
     "interval": lambda count, length, fps: interval_indices(count, length, fps, _of_one_seed(length)[0]),
     "fps": lambda count, length, fps: fps_indices(count * fps / length, length, fps),
+    "clips": lambda count, length, fps: clips_indices(count, length),
 }
 """Name of a published rule -> (frames wanted, frames of the clip, its frames per second) -> numbers of frames."""
 

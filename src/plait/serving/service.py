@@ -21,6 +21,7 @@ from plait.assistant import Request
 from plait.embedder import Part, Ready
 from plait.media.image import load_image
 from plait.media.video import load_frames
+from plait.processing.videos import chooser
 from plait.serving import remote
 from plait.serving.batching import Batcher, BusyError
 from plait.serving.errors import RefusalError
@@ -289,13 +290,13 @@ class Service:
                     found[place] = result.value if result.error is None else ValueError(result.error)
         return found
 
-    def media_of(self, medium: Medium, num_frames: int) -> Any:
-        """What a part of a conversation shows: a PIL picture, or a list of frames."""
+    def media_of(self, medium: Medium, num_frames: int, frames: str = "time") -> Any:
+        """What a part of a conversation shows: a PIL picture, or a list of frames, chosen by a rule."""
         limits = self.settings.limits
         if medium.modality == "image":
             return load_image(medium.value, **limits["image"])
         assert isinstance(medium.value, bytes)
-        return load_frames(medium.value, num_frames, **limits["video"])
+        return load_frames(medium.value, num_frames, choose=chooser(frames, num_frames), **limits["video"])
 
 
 def _cancel(futures: Sequence[Future[Any]]) -> None:

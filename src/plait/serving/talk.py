@@ -122,7 +122,7 @@ def read_ask(body: ChatBody, service: Service) -> Ask:
             400, f"expected a task of {', '.join(assistant.tasks)} for this model, got {task}", param="task"
         )
     if media:
-        value = service.media_of(media[0], assistant.skills.num_frames)
+        value = service.media_of(media[0], assistant.skills.num_frames, assistant.frames)
         request = Request("the picture or film", media[0].modality, value, text)
     else:
         request = Request("the text", "text", text, text if task == "rank" else "")

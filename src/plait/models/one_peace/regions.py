@@ -25,8 +25,13 @@ from plait.models.one_peace.config import DetectionConfig, OnePeaceConfig, Segme
 from plait.models.one_peace.dense import AxisPositions, DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
 from plait.models.one_peace.processor import OnePeaceProcessor
-from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier, vision_config
-from plait.models.one_peace.weights import vision_key_map
+from plait.models.one_peace.vision import (
+    OnePeaceImageClassifier,
+    OnePeaceVideoClassifier,
+    OnePeaceVisionSkills,
+    vision_config,
+)
+from plait.models.one_peace.weights import assemble, vision_key_map, vision_sizes
 from plait.nn.contract import outputs_for_transformers
 from plait.nn.detection import CascadeDetector, CascadeSizes, Found, Truth, semantic_map
 from plait.nn.positions import image_table_rows
@@ -554,6 +559,20 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
         return KeyMap([*prefixed(net.key_map().rules, native="model.net."), *prefixed(head, official="decode_head.")])
 
 
+def _classifier(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: str | torch.device, **changes: Any
+) -> OnePeacePreTrainedModel:
+    """A classifier of pictures or of videos from a file without settings, whose tensors tell all sizes."""
+    kind: Any = OnePeaceImageClassifier if "head.weight" in checkpoint.state else OnePeaceVideoClassifier
+    state, _ = kind.key_map().forward(checkpoint.state)
+    sizes: dict[str, Any] = {"num_classes": state["head.weight"].shape[0], **changes}
+    if kind is OnePeaceVideoClassifier:
+        sizes["num_frames"] = state["time_embedding"].shape[1]
+    elif "norm.weight" not in state:
+        sizes["norm_ways"] = {"image": ["image"]}  # CLS behind the final norm, in the place of a mean
+    return assemble(vision_sizes(state, "vision.", **sizes), kind, state, dtype, device)
+
+
 def from_official_vision(
     checkpoint: Checkpoint,
     *,
@@ -580,6 +599,8 @@ def from_official_vision(
         ValueError: without a configuration, for unknown fields, and keys that do not fit.
     """
     given = official_config or checkpoint.config
+    if given is None and ("head.weight" in checkpoint.state or "cls_head.fc_cls.weight" in checkpoint.state):
+        return _classifier(checkpoint, dtype, device, **changes)
     if given is None:
         raise ValueError("expected the settings of a vision model beside its file, got none; pass official_config=")
     state: Mapping[str, Tensor] = checkpoint.state
@@ -684,38 +705,10 @@ class OnePeaceMaskSkills(Asking):
         return found
 
 
-class OnePeaceClipSkills(Asking):
-    """See `plait.assistant.Skills`: what a model with space-time adapters does, naming what a clip shows."""
-
-    capabilities: tuple[Capability, ...] = ()
-
-    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
-        self.model, self.processor = model, processor
-        self.tasks, self.kinds = frozenset({"classify"}), frozenset({"video"})
-        self.num_frames = model.config.num_frames
-        self.labels = tuple(model.config.id2label[i] for i in sorted(model.config.id2label))
-
-    def prepare(self, kind: str, value: Any) -> Tensor:
-        """Frames -> (frames, 3, side, side)."""
-        return self.processor(images=list(value))["pixel_values"]
-
-    def check_text(self, text: str) -> None:
-        """No text is read."""
-
-    def classify(
-        self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
-    ) -> list[list[tuple[str, float]]]:
-        """The head's labels for each clip, best first. Raises ValueError for labels of one's own."""
-        if labels is not None:
-            raise ValueError("expected no labels for a model with a head, got some; leave them out")
-        logits = self.model(pixel_values=torch.stack(list(prepared)).to(self.model.device)).logits
-        return tasks.best_first(logits.float().softmax(-1), self.labels)
-
-
 def skills(model: Any, processor: OnePeaceProcessor) -> Any:
-    """The skills of a model of this family, by its class: of those that detect, segment or see clips, or of `tasks`."""
+    """The skills of a model of this family, by its class: of those that detect, segment or classify, or of `tasks`."""
     if isinstance(model, OnePeaceForUniversalSegmentation):
         return OnePeaceMaskSkills(model, processor)
-    if isinstance(model, OnePeaceVideoClassifier):
-        return OnePeaceClipSkills(model, processor)
+    if isinstance(model, OnePeaceImageClassifier | OnePeaceVideoClassifier):
+        return OnePeaceVisionSkills(model, processor)
     return (OnePeaceRegionSkills if isinstance(model, OnePeaceForObjectDetection) else tasks.skills)(model, processor)

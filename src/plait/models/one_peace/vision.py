@@ -7,7 +7,8 @@ frames -> image adapter + time -> trunk with bottlenecks -> norm -> CLS of every
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,14 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from plait.generation.deciding import DecidingSkills, named_labels
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.processor import OnePeaceProcessor
 from plait.models.one_peace.weights import vision_key_map
 from plait.nn.attention import AttentionFunction, attention_function
 from plait.nn.contract import outputs_for_transformers
 from plait.nn.encoder import RoutedEncoderLayer
 from plait.nn.layers import drop_path, linear_drop_path_rates
+from plait.processing.images import shorter_side_and_centre_crop
+from plait.processing.videos import CLIPS, three_crops
 from plait.routing import Route
+from plait.types import Capability
 from plait.weights.keymap import KeyMap, Rename, Rule, prefixed
 
 _P = "{p:weight|bias}"
@@ -358,6 +364,53 @@ class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
                 Rename(f"{layer}{source}.D_fc2.{_P}", f"adapters.{{i}}.{target}.up.{{p}}"),
             ]
         return KeyMap([*own, *branch_rules("backbone.")])
+
+
+class OnePeaceVisionSkills(DecidingSkills):
+    """Classes of pictures, or of films seen in three clips and three crops, whose probabilities are averaged."""
+
+    tasks = frozenset({"classify"})
+    capabilities: tuple[Capability, ...] = ("classify",)
+
+    def __init__(self, model: Any, processor: OnePeaceProcessor) -> None:
+        self.model, self.processor = model, processor
+        self.labels = named_labels(model.config)
+        if isinstance(model, OnePeaceVideoClassifier):
+            self.kinds, self.frames = frozenset({"video"}), "clips"
+            self.num_frames = CLIPS * model.config.num_frames
+        else:
+            self.kinds = frozenset({"image"})
+
+    def prepare(self, kind: str, value: Any) -> Tensor:
+        """A picture -> (1, 3, side, side), its shorter side fitted and its middle cut out; frames -> all views of a
+        film, (clips * crops, frames, 3, side, side).
+
+        Raises ValueError for frames that are no whole number of clips.
+        """
+        tools = self.processor.image_processor
+        size, norm = self.processor.image_size, (tools.image_mean, tools.image_std)
+        if kind == "image":
+            return shorter_side_and_centre_crop(value.convert("RGB"), size, *norm)[None]
+        count = self.model.config.num_frames
+        if len(value) % count:
+            raise ValueError(f"expected clips of {count} frames, got {len(value)} frames; pass one clip or several")
+        views = [torch.stack(view) for view in zip(*(three_crops(frame, size, *norm) for frame in value))]
+        # (all frames, 3, side, side) of every crop -> the clips of every crop
+        return torch.cat([torch.stack(view.split(count)) for view in views])
+
+    def check_text(self, text: str) -> None:
+        """No text is read but names of classes, which have no limit."""
+
+    def outputs(self, kind: str, prepared: Sequence[Any], words: Sequence[str] | None) -> Tensor:
+        """Logarithms of the mean probabilities over the views of each item (n, classes)."""
+        first = next(self.model.parameters())
+        found = []
+        for views in prepared:  # a film at a time: nine views are a batch
+            with torch.inference_mode():
+                logits = self.model(views.to(first.device, first.dtype)).logits.float()
+            # the mean of logarithms would not be the published mean of probabilities
+            found.append(logits.log_softmax(-1).logsumexp(0) - math.log(len(views)))
+        return torch.stack(found)
 
 
 def extracted_name(key: str) -> str | None:

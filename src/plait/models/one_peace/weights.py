@@ -275,7 +275,7 @@ def from_official(
     source = key_map(config, base=base_prefix(chosen))
     native, _ = source.forward(checkpoint.state)
     config.modalities = choose(config.modalities, branch)
-    return _assemble(config, chosen, native, dtype, device)
+    return assemble(config, chosen, native, dtype, device)
 
 
 def _vision_branch(
@@ -286,18 +286,30 @@ def _vision_branch(
     changes: fields of `OnePeaceConfig`. Raises StateError for keys that do not fit.
     """
     state, _ = vision_key_map().forward(checkpoint.state)
-    table = state["adapters.image.bias.tables.0"]
+    return assemble(vision_sizes(state, **changes), OnePeaceModel, state, dtype, device)
+
+
+def vision_sizes(state: Mapping[str, Tensor], base: str = "", **changes: Any) -> OnePeaceConfig:
+    """The configuration of a vision branch, read off its tensors.
+
+    Args:
+        state: in Plait's layout.
+        base: prefix of the `OnePeaceModel` in it.
+        changes: fields of `OnePeaceConfig` to set otherwise.
+    """
+    table = state[f"{base}adapters.image.bias.tables.0"]
     fields: dict[str, Any] = {
-        "dim": state["adapters.image.cls_embedding"].shape[-1],
-        "num_layers": count_layers(state, "trunk.layers."),
-        "mlp_dim": state["trunk.layers.0.mlp.image.gate_proj.weight"].shape[0],
+        "norm_ways": {},
+        "dim": state[f"{base}adapters.image.cls_embedding"].shape[-1],
+        "num_layers": count_layers(state, f"{base}trunk.layers."),
+        "mlp_dim": state[f"{base}trunk.layers.0.mlp.image.gate_proj.weight"].shape[0],
         "num_heads": table.shape[1],
-        "image_bucket_size": round((state["adapters.image.position_embedding"].shape[0] - 1) ** 0.5),
+        "image_bucket_size": round((state[f"{base}adapters.image.position_embedding"].shape[0] - 1) ** 0.5),
         # Solved for w: the table has (2 w - 1)^2 + 3 rows, and the position table w^2 + 1.
         "image_rel_bucket_size": (round((table.shape[0] - 3) ** 0.5) + 1) // 2,
+        "per_layer_bias": f"{base}adapters.image.bias.tables.1" in state,
     }
-    config = OnePeaceConfig(modalities=["image"], use_projections=False, norm_ways={}, **{**fields, **changes})
-    return _assemble(config, OnePeaceModel, state, dtype, device)
+    return OnePeaceConfig(modalities=["image"], use_projections=False, **{**fields, **changes})
 
 
 def from_directory(
@@ -343,7 +355,7 @@ def from_directory(
         alone = config.changed({"modalities": added, "decoder": None})
         fresh, base = OnePeaceModel(alone).state_dict(), base_prefix(chosen)
         state = {**state, **{f"{base}{key}": value for key, value in fresh.items() if modality_of(key) in added}}
-    return _assemble(config, chosen, state, dtype, device)
+    return assemble(config, chosen, state, dtype, device)
 
 
 def stored_class(path: Path) -> type[OnePeacePreTrainedModel]:
@@ -364,7 +376,7 @@ def base_prefix(model_class: type[OnePeacePreTrainedModel]) -> str:
     return "" if model_class is OnePeaceModel else "model."
 
 
-def _assemble(
+def assemble(
     config: OnePeaceConfig,
     model_class: type[OnePeacePreTrainedModel],
     native: Mapping[str, Tensor],
