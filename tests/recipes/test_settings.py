@@ -65,3 +65,11 @@ def test_the_released_schedule_of_mplug2_is_a_setting(schedule: str, world: tupl
     assert rates == [released_rate(u, **how, epochs=4000, steps_per_epoch=1) for u in range(600)]
     assert rates[:2] == [1e-6, 1e-6]
     assert rates[300] == cosine(299, 4000, peak=2e-5, floor=1e-6, warmup=200)
+
+
+@pytest.mark.parametrize("setting", ["augmentation=0.1", "image_size=64"])
+def test_finetuning_refuses_what_a_task_has_not(setting: str, world: tuple[Path, Path]) -> None:
+    function = find_recipe("finetune")
+    given = [f"model={world[1] / 'mplug2'}", f"data={world[0] / 'images.jsonl'}", "task=vqa", setting]
+    with pytest.raises(UsageError, match=f"expected no {setting} beside task=vqa"):
+        call_recipe(function, parse_settings(function, given, 0))
