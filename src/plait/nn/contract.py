@@ -53,6 +53,8 @@ def outputs_for_transformers(forward: Forward) -> Forward:
     return whole  # ty: ignore[invalid-explicit-return]
 
 
+MAX_LABELS = 1 << 20
+"""Classes of a head."""
 MAX_NUMBER = 1 << 48
 """Above every size, id and count of a model; larger ones are digits of a stranger that only cost time."""
 
@@ -69,6 +71,10 @@ def checked(cls: Model) -> Model:
 
         @functools.wraps(build)
         def built(self: Any, *args: Any, **kwargs: Any) -> None:
+            for field in ("num_labels", "num_classes"):  # transformers writes a name for every one of them
+                count = kwargs.get(field)
+                if isinstance(count, int | float) and not count <= MAX_LABELS:
+                    raise ValueError(f"expected at most {MAX_LABELS} as {field} of {name}, got {count!s:.40}")
             with one_kind(f"fields that {name} has, each of its type"):
                 build(self, *args, **kwargs)
             for field, adapter in _adapters(cls, own).items():
