@@ -83,7 +83,8 @@ class PairTower:
         # a video of transformers' own models is no clip but an image of a processor that we do not know
         found = own or [m for m in ("text", "image", "audio") if hasattr(model, f"get_{m}_features")]
         self.modalities: tuple[str, ...] = tuple(in_order(found))
-        if not self.modalities:
+        # a chat model may have `get_image_features` too, what its decoder reads: a space is one that texts are in
+        if not self.modalities or not (own or "text" in found):
             raise ValueError(
                 f"expected a model with get_text_features, get_image_features or get_audio_features, got "
                 f"{type(model).__name__}; only models that map media into one space can embed"

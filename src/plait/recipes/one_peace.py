@@ -717,7 +717,7 @@ def _media(
         # Shifted in a circle by up to a quarter: nothing of a short clip is lost.
         waves = [np.roll(wave, int(rng.uniform(-0.25, 0.25) * strength * len(wave))) for wave in waves]
     made = processor.feature_extractor(waves, processor.sampling_rate)
-    mask = torch.as_tensor(made["attention_mask"]).bool()
+    mask = torch.as_tensor(made["audio_attention_mask"]).bool()
     values = {"input_values": torch.as_tensor(made["input_values"])}
     return values if mask.all() else {**values, "audio_attention_mask": mask}
 

@@ -461,6 +461,14 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         attend = attention_function("eager" if self.config._attn_implementation == "eager" else "sdpa")
         return self.abstractor(self.vision(pixel_values.to(self.vision.position_embedding.dtype), attend), attend)
 
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (images, 3, side, side) -> (images, tokens_per_media, dim), as `encode`."""
+        return self.encode(pixel_values)
+
+    def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
+        """pixel_values_videos: (clips, 3, frames, side, side) -> (clips, tokens_per_media, dim), as `encode`."""
+        return self.encode(pixel_values_videos)
+
     def embed(
         self,
         input_ids: Tensor,

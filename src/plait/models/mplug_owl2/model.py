@@ -616,6 +616,10 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
             loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))
         )
 
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (images, 3, side, side) -> (images, tokens_per_image, dim), what the decoder gets of each."""
+        return self.model.encode_images(pixel_values)
+
     def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `MediaPrompts.generate`; from `inputs_embeds` the new ids alone.
 

@@ -65,6 +65,7 @@ _ROLES = {
 """What `plait.models.auto` asks every family for -> the class that it is here."""
 
 _HEADS = {
+    "AutoModelForZeroShotImageClassification": "OnePeaceModel",
     "AutoModelForImageClassification": "OnePeaceForClassification",
     "AutoModelForAudioClassification": "OnePeaceForClassification",
     "AutoModelForVideoClassification": "OnePeaceVideoClassifier",

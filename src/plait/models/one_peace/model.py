@@ -388,7 +388,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             input_ids: (batch, tokens).
             pixel_values: (batch, 3, side, side).
             input_values: (batch, samples).
-            attention_mask: (batch, tokens) of the texts, 1 = real.
+            attention_mask: (batch, tokens) of the texts, 1 = real; without texts that of the sounds.
             audio_attention_mask: (batch, samples), 1 = real.
             return_loss: whether to compute the contrastive loss of a batch of pairs, the i-th text of the i-th
                 image or clip.
@@ -402,6 +402,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """
         if unknown := [name for name in others if name not in self.modalities]:
             raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {', '.join(unknown)}")
+        if input_ids is None and audio_attention_mask is None:  # alone, sounds have the mask by its usual name
+            audio_attention_mask = attention_mask
         frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
         inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
         vectors = self.embed(inputs | others)

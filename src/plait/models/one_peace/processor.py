@@ -170,7 +170,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
     Source: specification ONE-PEACE, section 5.3.
     """
 
-    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
+    model_input_names = ["input_values", "audio_attention_mask"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -193,8 +193,8 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
             sampling_rate: of the arrays in Hz, where it is known.
 
         Returns:
-            input_values (batch, samples) float32, and attention_mask (batch, samples) bool, True =
-                real.
+            input_values (batch, samples) float32, and audio_attention_mask (batch, samples) bool, True =
+                real: beside texts, whose mask is called attention_mask.
 
         Raises:
             ValueError: for another sampling rate, and an empty clip.
@@ -210,7 +210,7 @@ class OnePeaceFeatureExtractor(SequenceFeatureExtractor):
             for clip in clips
         ]
         values, mask = pad_waveforms(prepared)
-        return BatchFeature({"input_values": values, "attention_mask": mask})
+        return BatchFeature({"input_values": values, "audio_attention_mask": mask})
 
 
 @checked
@@ -328,7 +328,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             clips = self.feature_extractor(audio, sampling_rate)
             batch["input_values"] = clips["input_values"]
             # The name that audio models of transformers have; beside text it is taken.
-            batch["attention_mask" if text is None else "audio_attention_mask"] = clips["attention_mask"]
+            batch["attention_mask" if text is None else "audio_attention_mask"] = clips["audio_attention_mask"]
         for name, values in added.items():
             modality = registered(name)
             batch[name] = dict(modality.process([modality.load(value) for value in values]))

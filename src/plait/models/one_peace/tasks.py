@@ -177,6 +177,8 @@ class OnePeaceForClassification(OnePeacePreTrainedModel):
             ValueError: without a second image where the model takes two, and as
                 `OnePeaceModel.encode`.
         """
+        if input_ids is None and audio_attention_mask is None:  # alone, sounds have the mask by its usual name
+            audio_attention_mask = attention_mask
         if audio_attention_mask is not None:
             frame_mask = self.model.frame_mask(audio_attention_mask)
         pooled = self.pool(by_modality(input_ids, pixel_values, input_values, attention_mask, frame_mask))
@@ -235,7 +237,7 @@ class _Prepares:
             }  # fmt: skip
         elif kind == "audio":
             heard = self.processor.feature_extractor(list(prepared), self.processor.sampling_rate)
-            found |= {"input_values": heard["input_values"], "audio_attention_mask": heard["attention_mask"]}
+            found |= {"input_values": heard["input_values"], "audio_attention_mask": heard["audio_attention_mask"]}
         first = next(self.model.parameters())
         return {k: v.to(first.device, first.dtype if v.is_floating_point() else None) for k, v in found.items()}
 
