@@ -43,8 +43,10 @@ def nothing_used(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test brings in goes with it, and it begins with nothing of other tests."""
     held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("plait_plugin_")}
     monkeypatch.setattr(modalities, "_REGISTRY", {})
-    monkeypatch.setattr(auto, "FAMILIES", dict(auto.FAMILIES))
+    known = dict(auto.FAMILIES)
     yield
+    auto.FAMILIES.clear()
+    auto.FAMILIES.update(known)
     for name in [name for name in sys.modules if name.startswith(("plait_plugin_", "a_package_"))]:
         del sys.modules[name]
     sys.modules.update(held)

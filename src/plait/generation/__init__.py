@@ -6,12 +6,20 @@ asking, talking               how instruction-tuned models are asked, and what t
 """
 
 from plait.generation.answer_ranking import RankedAnswers, rank_answers
-from plait.generation.beam_search import Hypothesis, StepFunction, beam_search, length_penalty, score_sequences
+from plait.generation.beam_search import (
+    Hypothesis,
+    StepFunction,
+    beam_options,
+    beam_search,
+    length_penalty,
+    score_sequences,
+)
 
 __all__ = [
     "Hypothesis",
     "RankedAnswers",
     "StepFunction",
+    "beam_options",
     "beam_search",
     "length_penalty",
     "rank_answers",

@@ -7,7 +7,7 @@ A hypothesis scores its log probability over the penalty `((5 + generated) / 6) 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -248,6 +248,46 @@ def score_sequences(logits: Tensor, ids: Tensor, mask: Tensor, alpha: float = 0.
     generated = mask[:, 1:].sum(1)
     penalty = ((5 + generated) / 6) ** alpha
     return chosen.masked_fill(~mask[:, 1:], 0.0).sum(1) / penalty
+
+
+def beam_options(
+    released: tuple[int, int],
+    num_beams: int,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    *,
+    min_new_tokens: int | None = None,
+    max_new_tokens: int | None = None,
+    do_sample: bool | None = None,
+    return_dict_in_generate: bool | None = None,
+    generation_config: Any = None,
+) -> tuple[int, int, int]:
+    """Options of transformers' `generate` as those of a search that knows beams alone.
+
+    Args:
+        released: fewest and most tokens where none are asked for.
+        num_beams, min_length, max_length: of generated tokens, the end token included.
+        min_new_tokens, max_new_tokens: other names of the two lengths, which count no prompt here.
+        do_sample, return_dict_in_generate: False alone.
+        generation_config: the same options as one object; lengths beside it count more.
+
+    Returns:
+        Beams, fewest and most tokens.
+
+    Raises:
+        ValueError: for sampling and for outputs as a mapping.
+    """
+    given = generation_config
+    if do_sample or return_dict_in_generate or (given and (given.do_sample or given.return_dict_in_generate)):
+        raise ValueError("expected no sampling and no outputs as a mapping, got one of them; beams give ids")
+    wished: list[tuple[int | None, ...]] = [(max_length, max_new_tokens), (min_length, min_new_tokens)]
+    if given is not None:
+        num_beams = given.num_beams or num_beams
+        wished[0] += (given.max_new_tokens,)
+        wished[1] += (given.min_new_tokens,)
+    most, least = (next((n for n in names if n is not None), None) for names in wished)
+    most = released[1] if most is None else most
+    return num_beams, min(released[0], most) if least is None else least, most
 
 
 def _check(start: Tensor, num_beams: int, min_length: int, max_length: int, num_return: int) -> None:

@@ -96,6 +96,11 @@ class MPlug2PreTrainedModel(PreTrainedModel):
     """What the class can look at or read."""
 
     @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has a `generate`, its own one: pipelines ask."""
+        return hasattr(cls, "generate")
+
+    @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         """transformers would read the source for it; ours asks the configuration at every call."""
         return True  # looked up in the config at every forward pass

@@ -22,10 +22,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
 from transformers.modeling_outputs import Seq2SeqLMOutput, SequenceClassifierOutput
 
-from plait.generation import Hypothesis, RankedAnswers, beam_search, rank_answers, score_sequences
+from plait.generation import Hypothesis, RankedAnswers, beam_options, beam_search, rank_answers, score_sequences
 from plait.generation.asking import Asking
 from plait.generation.deciding import DecidingSkills, best_first, named_labels
 from plait.models.mplug2.composition import Part, instruct, parts_of, path_of
@@ -62,11 +61,6 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
 
     TASKS = ("caption", "answer")
     accepts_loss_kwargs = True
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """True: pipelines ask. Its `generate` is its own and takes what is named there."""
-        return True
 
     def __init__(self, config: MPlug2Config) -> None:
         super().__init__(config)
@@ -283,42 +277,23 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         min_length: int | None = None,
         max_length: int | None = None,
         prompt_ids: Tensor | None = None,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        do_sample: bool | None = None,
-        return_dict_in_generate: bool | None = None,
-        generation_config: GenerationConfig | None = None,
+        **others: Any,
     ) -> Tensor:
         """The best text per item.
 
         Args:
             pixel_values, pixel_values_videos, input_ids, attention_mask: as `MPlug2Model.run`.
             num_beams: texts kept side by side.
-            min_length, max_length: of generated tokens with the end token; by default as released
-                for the task.
+            min_length, max_length: of generated tokens with the end token; as released without them.
             prompt_ids: (tokens,) that every text begins with.
-            max_new_tokens, min_new_tokens: other names of the two lengths, which count no prompt here.
-            do_sample, return_dict_in_generate: False alone; a search by beams gives the ids of the best.
-            generation_config: the same options as one object.
+            others: of transformers, as `beam_options` takes them.
 
         Returns:
             Ids (batch, length) with start token, padded with the padding id.
-
-        Raises:
-            ValueError: for sampling and for outputs as a mapping.
         """
-        given = generation_config
-        if do_sample or return_dict_in_generate or (given and (given.do_sample or given.return_dict_in_generate)):
-            raise ValueError("expected no sampling and no outputs as a mapping, got one of them; beams give ids")
-        if given is not None:
-            num_beams = given.num_beams or num_beams
-            max_length, min_length = given.max_new_tokens or max_length, given.min_new_tokens or min_length
-        max_length = max_length if max_new_tokens is None else max_new_tokens
-        min_length = min_length if min_new_tokens is None else min_new_tokens
         encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask)
-        least, most = LENGTHS["caption" if input_ids is None else "answer"]
-        most = most if max_length is None else max_length
-        least = min(least, most) if min_length is None else min_length
+        released = LENGTHS["caption" if input_ids is None else "answer"]
+        num_beams, least, most = beam_options(released, num_beams, min_length, max_length, **others)
         found = self.search(encoded, num_beams=num_beams, min_length=least, max_length=most, prompt_ids=prompt_ids)
         rows = [hypotheses[0].ids for hypotheses in found]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.config.pad_token_id or 0)
