@@ -22,6 +22,14 @@ def test_soft_and_hard_targets_agree_on_one_hot() -> None:
         torch.testing.assert_close(expected_correct, logits.softmax(1)[range(4), target].sum())
 
 
+def test_summed_cross_entropy_smooths_over_all_classes_and_counts_hits() -> None:
+    logits = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 0.5], [1.0, 0.0, 4.0]])
+    spread = torch.full((3, 3), 0.3 / 3).scatter(1, torch.tensor([[0], [1], [0]]), 0.7 + 0.3 / 3)
+    loss, hits = losses.cross_entropy_sum(logits, torch.tensor([0, 1, 0]), 0.3)
+    torch.testing.assert_close(loss, -(spread * logits.log_softmax(1)).sum())
+    assert hits == 2
+
+
 def test_smoothing_spreads_over_the_other_classes() -> None:
     logits, target = draw(3, 4), torch.tensor([1, 0, 3])
     spread = torch.full((3, 4), 0.1 / 3).scatter(1, target[:, None], 0.9)
@@ -51,6 +59,15 @@ def test_box_loss_without_a_valid_box_is_finite() -> None:
     loss.backward()
     assert loss.isfinite()
     assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_box_loss_adds_distances_and_the_overlap_of_valid_boxes() -> None:
+    """A valid box, one that is inverted sideways, and one inverted both ways, whose area is none."""
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.6, 0.1, 0.3, 0.9], [0.8, 0.9, 0.2, 0.3]])
+    target = torch.tensor([[0.1, 0.2, 0.5, 0.4], [0.3, 0.1, 0.6, 0.9], [0.2, 0.3, 0.8, 0.9]])
+    distance = (0.2 + 0.6 + 2.4) / 3
+    torch.testing.assert_close(losses.box_loss(boxes.logit(), target), torch.tensor(distance + (1 - 0.5)))
+    assert losses.paired_giou(boxes[2:], target[2:]) <= 0
 
 
 def test_giou_of_known_boxes() -> None:
