@@ -65,7 +65,7 @@ def test_an_older_version_is_replaced_and_a_foreign_directory_is_not(mini, tmp_p
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="expected a new directory"):
+    with pytest.raises(ValueError, match="expected a new or empty directory"):
         unpack_mini(foreign)
     assert (foreign / "mine.txt").read_text() == "mine"
 

@@ -258,7 +258,7 @@ def test_limits_hold_before_anything_is_decoded(monkeypatch):
     monkeypatch.setattr("plait.media.video._frames_at", lambda *a: pytest.fail("decoded what is over the limit"))
     with pytest.raises(MediaError, match=r"more than 0\.5 s; cut it, or raise max_seconds"):
         load_video(data, max_seconds=0.5)
-    with pytest.raises(MediaError, match="more than 5 frames"):
+    with pytest.raises(MediaError, match="frames and more, more than 5; cut it, or raise max_frames"):
         load_video(data, max_frames=5)
     with pytest.raises(MediaError, match="64 x 48 pixels, more than 100"):
         load_video(data, max_pixels=100)

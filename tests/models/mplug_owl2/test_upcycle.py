@@ -186,4 +186,4 @@ def test_a_source_without_tokenizer_is_one_clear_line(tmp_path, capsys) -> None:
 
 def test_no_directory_is_one_clear_line(tmp_path, capsys) -> None:
     assert main(["upcycle", str(tmp_path / "none"), str(tmp_path / "owl")]) == 1
-    assert "expected a transformers directory with config.json" in capsys.readouterr().err
+    assert "no such file or directory; check the path" in capsys.readouterr().err
