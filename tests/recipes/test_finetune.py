@@ -173,7 +173,11 @@ def test_a_killed_finetuning_goes_on_and_exports(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
-        ({"task": "chat"}, 2, "expected a task that finetune knows for one_peace (retrieval, classify, vqa), got chat"),
+        (
+            {"task": "chat"},
+            2,
+            "expected a task that finetune knows for one_peace (retrieval, classify, vqa, detect, segment), got chat",
+        ),
         ({"task": "caption"}, 2, "got caption"),
         ({"task": "classify", "medium": "smell"}, 2, "expected medium image, audio, video, text, got 'smell'"),
         ({"task": "retrieval", "bits": 4}, 2, "expected lora beside bits=4"),
