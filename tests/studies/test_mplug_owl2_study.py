@@ -15,8 +15,7 @@ from PIL import Image
 
 from plait.cli import main
 from plait.models.auto import load
-from plait.recipes.mplug_owl2 import save
-from plait.training.stages import freeze
+from plait.training.stages import freeze, save_pair
 from plait.types import Sample
 from plait_studies import measures, training
 from plait_studies import owl2 as module
@@ -64,7 +63,7 @@ def test_one_command_trains_measures_draws_and_goes_on(llm, tmp_path, capsys):
 @pytest.fixture
 def warm(llm, tmp_path):
     start, processor = small.fresh(Path(llm))
-    save(processor, start, tmp_path / "warm")
+    save_pair(processor, start, tmp_path / "warm")
     return tmp_path / "warm"
 
 

@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plait.cli import main
 from plait.models.auto import load
-from plait.training.stages import freeze
+from plait.places import claim
+from plait.training.stages import freeze, save_pair
 from plait.types import Sample
 from plait_studies import owl as small
 from plait_studies import training
@@ -63,6 +64,7 @@ def photographs_and_animations(place: Path) -> Path:
 
 def test_one_command_trains_measures_and_prints_its_table(llm, tmp_path, capsys):
     out = tmp_path / "study"
+    claim(out)  # as a study does that has built its data and was stopped
     photographs_and_animations(out / "data")
     settings = {
         "llm": llm,
@@ -173,7 +175,7 @@ def test_the_tower_learns_alone_from_pictures_before_the_abstractor_does(llm, se
 
 def test_every_fourth_step_of_stage_two_asks_about_sentences(llm, seen):
     model, processor = small.fresh(llm, 0)
-    small.save(processor, model, llm.parent / "seen")
+    save_pair(processor, model, llm.parent / "seen")
     recipe = small.tuning(llm.parent / "seen", seen, 8, batch_size=2)
     source = recipe.stages[0].batches()
     kinds = [source.rows(0, step, 2)[0] for step in range(8)]

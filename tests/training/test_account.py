@@ -68,7 +68,9 @@ def one_peace_batch(rows: int, drawing: torch.Generator) -> dict[str, Tensor]:
 
 def one_peace(denoise_every: int, **changes: Any) -> tuple[nn.Module, Stage]:
     config = OnePeaceConfig.preset("nano", vocab_size=264)
-    objective = Objective("image", OnePeaceProcessor.from_config(config), denoise_every, "contrast")
+    objective = Objective(
+        "image", OnePeaceProcessor.from_config(config), denoise_every, "contrast" if denoise_every else None
+    )
     stage = Stage(
         name="pictures", objective=objective, batches=lambda: Drawn(one_peace_batch), batch_size=8, steps=4,
         trainable=NOT_AUDIO, no_decay=no_decay, period=max(1, denoise_every), **changes,
