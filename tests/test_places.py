@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from plait.errors import UsageError
-from plait.places import WRITING, atomic_directory, atomic_write, check_apart, check_free, claim, name_of, remove
+from plait.places import (
+    WRITING,
+    at_work,
+    atomic_directory,
+    atomic_write,
+    check_apart,
+    check_free,
+    check_replaceable,
+    claim,
+    name_of,
+    remove,
+)
 
 
 def killed(code: str, *arguments: Path) -> None:
@@ -191,3 +202,53 @@ def test_what_a_killed_replacement_put_aside_stands_again(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "model", replace=True):
         raise RuntimeError("the next writer fails")
     assert (tmp_path / "model" / "weights").read_text() == "whole"
+
+
+def test_what_is_written_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file, what lies in a new directory, and the entry of either in the directory above."""
+    synced: set[int] = set()
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), real(handle)))
+    (tmp_path / "files").mkdir()
+    made = atomic_write(tmp_path / "files" / "a.txt", "a")
+    assert {made.stat().st_ino, made.parent.stat().st_ino} <= synced
+    synced.clear()
+    with atomic_directory(tmp_path / "model") as directory:
+        (directory / "part").mkdir()
+        (directory / "part" / "b.txt").write_text("b")
+    wanted = [tmp_path, tmp_path / "model", tmp_path / "model" / "part", tmp_path / "model" / "part" / "b.txt"]
+    assert {path.stat().st_ino for path in wanted} <= synced
+
+
+def test_a_dangling_link_is_something_that_is_there(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="expected a file that does not exist yet"):
+        atomic_write(link, "new", replace=False)
+    assert link.is_symlink() and not link.exists()
+
+
+def test_places_are_apart_through_links_too(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    with pytest.raises(UsageError, match="expected an output apart from what is read"):
+        check_apart(tmp_path / "photos", tmp_path / "link" / "out")
+
+
+def test_a_page_of_somebody_is_not_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for content, is_ours in (("<p>mine</p>", False), ("<!-- made here -->", True), ("", True)):
+        page.write_text(content)
+        if is_ours:
+            check_replaceable(page, "made here")
+        else:
+            with pytest.raises(UsageError, match="expected a new file, or one that Plait wrote"):
+                check_replaceable(page, "made here")
+
+
+def test_work_that_never_began_gives_its_directory_back(tmp_path: Path) -> None:
+    place = tmp_path / "empty"
+    place.mkdir()
+    with pytest.raises(RuntimeError), at_work(place):
+        raise RuntimeError
+    assert not list(place.iterdir())

@@ -236,6 +236,17 @@ def test_a_name_is_fetched_converted_once_known_everywhere_and_removed(
         fetch.forget("tiny")
 
 
+def test_a_file_that_was_put_there_by_hand_stays(tiny: Place) -> None:
+    row = fetch.official_rows()["tiny"]
+    by_hand = fetch.cache_directory() / "files" / row["name"]
+    by_hand.parent.mkdir(parents=True, exist_ok=True)
+    by_hand.write_bytes(tiny.host.content)
+    fetch.get("tiny")
+    assert by_hand.is_file() and not tiny.host.asked
+    fetch.forget("tiny")
+    assert by_hand.read_bytes() == tiny.host.content
+
+
 def test_unknown_names_and_paths_are_no_names(place: Place) -> None:
     with pytest.raises(UsageError, match="expected a hub id or one of nano, smollm2, one-peace"):
         fetch.get("one-piece")

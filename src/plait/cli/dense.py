@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,9 +33,7 @@ def detect(
     *,
     threshold: Annotated[float, typer.Option(help="score from which on an object is told", min=0, max=1)] = 0.5,
     draw: Annotated[Path | None, typer.Option(help="new directory for pictures with boxes and masks on them")] = None,
-    coco: Annotated[
-        Path | None, typer.Option(help="COCO results file to write; categories count labels from 1")
-    ] = None,
+    coco: Annotated[Path | None, typer.Option(help="new COCO results file; categories count labels from 1")] = None,
     batch_size: BatchOption = 4,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -48,8 +47,8 @@ def detect(
     from plait.places import atomic_directory, atomic_write
 
     rows: list[dict[str, Any]] = []
-    if coco is not None and coco.is_dir():
-        raise UsageError(f"expected a file for --coco, got the directory {coco}; name a file in it")
+    if coco is not None and os.path.lexists(coco):  # before a model is loaded for it
+        raise UsageError(f"expected no file at --coco {coco}, got one; choose another name, nothing was changed")
     with nullcontext() if draw is None else atomic_directory(draw) as pictures:
 
         def keep(assistant: Assistant, request: Request, found: list[Detected]) -> None:
@@ -76,8 +75,10 @@ def segment(
     adapter: AdapterOption = None,
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
+    limits: LimitOption = None,
 ) -> None:
     """Name the class of every pixel of images: the share of each class, and class maps and drawings as files."""
+    raise_limits(limits)
     from plait.places import atomic_directory
 
     with nullcontext() if masks is None else atomic_directory(masks) as maps:  # noqa: SIM117 (two directories)

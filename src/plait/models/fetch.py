@@ -101,7 +101,8 @@ def get(name: str, *, keep: bool = False) -> Path:
         convert(source, target)
         (target / "fetched.json").write_text(json.dumps({"name": name, "from": row["where"]}), encoding="utf-8")
         mark(target)
-    if source.is_file() and not keep:
+    # A file without a record was put there by hand: it is its owner's.
+    if not keep and source.is_file() and _recorded(source.parent / "records.json", source.name) is not None:
         source.unlink()
     return target
 
@@ -122,6 +123,8 @@ def forget(name: str) -> int:
     files = cache_directory() / "files"
     found = [] if row is None else [files / f"{row['name']}{end}" for end in ("", ".part", ".part.json")]
     found = [path for path in found if path.is_file()]
+    if row is not None and _recorded(files / "records.json", row["name"]) is None:
+        found = [path for path in found if path.name != row["name"]]  # put there by hand
     directory = cached_model(name)
     if not found and directory is None:
         raise UsageError(f"expected a model that was fetched, got {name!r}; plait models lists them")
