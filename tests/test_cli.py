@@ -191,6 +191,12 @@ def test_documents_name_only_verbs_and_options_that_exist(document: Path) -> Non
         context.close()
 
 
+def test_every_verb_that_reads_media_can_raise_their_limits() -> None:
+    for name in VERBS:
+        options = {option for one in getattr(command(name), "params", ()) for option in one.opts}
+        assert "media" not in options or "--limit" in options, name
+
+
 def test_the_readme_shows_commands() -> None:
     assert len(commands_in(ROOT / "README.md")) >= 4
 

@@ -68,7 +68,10 @@ def test_a_detector_is_trained_measured_and_used(data: Path, tmp_path: Path, cap
     assert main(["detect", str(run / "model"), str(looked_at), "--json", *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 and {one["label"] for one in lines[0]["objects"]} <= {"blue", "red"}
-    rows = json.loads(coco.read_text())
+    written = coco.read_bytes()
+    assert main(["detect", str(run / "model"), str(looked_at), "--coco", str(coco)]) == 2  # somebody's, for all we know
+    assert "expected no file at --coco" in capsys.readouterr().err and coco.read_bytes() == written
+    rows = json.loads(written)
     assert {row["image_id"] for row in rows} == {8, 9} and {row["category_id"] for row in rows} <= {1, 2}
     assert rows[0]["segmentation"]["size"] == [32, 48]
     assert sorted(path.name for path in drawings.iterdir()) == [f"{number}.png" for number in (8, 9)]
