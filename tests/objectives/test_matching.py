@@ -103,3 +103,11 @@ def test_matching_is_right_about_positives_first() -> None:
     right = torch.tensor([[-9.0, 9.0], [9.0, -9.0], [9.0, -9.0]])
     assert matching_loss(right, 1) < 1e-6
     assert matching_loss(right.flip(1), 1) > 17
+
+
+def test_rows_enter_the_queue_in_the_order_of_their_ids() -> None:
+    from plait.objectives.matching import enqueue
+
+    queue, rows = torch.zeros(2, 4), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert enqueue(queue, rows, 2) == 0
+    assert queue.tolist() == [[0, 0, 1, 3], [0, 0, 2, 4]]

@@ -30,3 +30,8 @@ def test_wrong_inputs_are_refused() -> None:
         scst_loss(torch.zeros(1, 2), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="lengths for the official loss"):
         scst_loss(torch.zeros(1, 2), torch.zeros(1, 2), official=True)
+
+
+def test_the_baseline_is_that_of_each_image() -> None:
+    scores, rewards = torch.tensor([[-1.0, -2.0], [-3.0, -5.0]]), torch.tensor([[1.0, 0.0], [5.0, 5.0]])
+    assert scst_loss(scores, rewards) == -(-1.0 * 0.5 + -2.0 * -0.5) / 4
