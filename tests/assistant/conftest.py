@@ -5,65 +5,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from plait.assistant import Assistant, Scored
+from plait.assistant import Assistant
+from plait.models.mplug2.tasks import MPlug2Skills
+
+SAVED = Path(__file__).parents[1] / "fixtures" / "saved"
+# small models with random weights: the first says something else of a dark, a grey and a bright picture
+TALKING, GROUNDING = SAVED / "mplug2_captions", SAVED / "mplug2_grounding"
 
 
-class Parrot:
-    """Skills without a model: they tell what they were given."""
+@pytest.fixture(scope="session")
+def assistant() -> Assistant:
+    """Captions, answers, ranks and classifies by labels, two at a time."""
+    return Assistant(TALKING, device="cpu", batch_size=2)
 
-    tasks = frozenset({"caption", "answer", "rank", "ground", "classify"})
-    kinds = frozenset({"text", "image", "video"})
-    num_frames = 3
-    labels = ("bright", "dark")
-    limit = 40
 
-    def __init__(self) -> None:
-        self.batches: list[tuple[str, int]] = []
-
-    def prepare(self, kind, value):
-        if kind == "text":
-            return value
-        frames = [value] if kind == "image" else value
-        return round(float(np.mean([np.asarray(frame) for frame in frames])))
-
-    def check_text(self, text):
-        if len(text) > self.limit:
-            raise ValueError(f"expected a text of at most {self.limit} letters, got {len(text)}; shorten it")
-
-    def caption(self, kind, prepared, options):
-        self.batches.append((kind, len(prepared)))
-        return [f"{kind} {one}" + "".join(f" {k}={v}" for k, v in options.items()) for one in prepared]
-
-    def answer(self, kind, prepared, questions, options):
-        return [f"{question} {one}" for one, question in zip(prepared, questions, strict=True)]
-
-    def rank(self, kind, prepared, questions, answers):
-        return [[Scored(answers[-1], 0.75), Scored(answers[0], 0.25)] for _ in prepared]
-
-    def ground(self, prepared, phrases):
-        return [(-0.5, 0.25, 0.5, 2.0) for _ in prepared]
-
-    def classify(self, kind, prepared, labels):
-        return [[Scored(label, 1 / len(labels or self.labels)) for label in labels or self.labels] for _ in prepared]
+@pytest.fixture(scope="session")
+def grounding() -> Assistant:
+    return Assistant(GROUNDING, device="cpu", batch_size=2)
 
 
 @pytest.fixture
-def parrot(monkeypatch: pytest.MonkeyPatch) -> Parrot:
-    """A parrot behind every model directory."""
-    from plait.models import auto
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(kind, items) of every batch that reaches the captions of the model."""
+    found: list[tuple[str, int]] = []
+    caption = MPlug2Skills.caption
 
-    skills = Parrot()
-    monkeypatch.setattr(auto, "load", lambda *args, **options: (torch.nn.Linear(1, 1), None))
-    monkeypatch.setattr(auto, "skills", lambda model, processor: skills)
-    return skills
+    def counted(self, kind, prepared, options):
+        found.append((kind, len(prepared)))
+        return caption(self, kind, prepared, options)
 
-
-@pytest.fixture
-def assistant(parrot: Parrot) -> Assistant:
-    return Assistant("anywhere", device="cpu", batch_size=2)
+    monkeypatch.setattr(MPlug2Skills, "caption", counted)
+    return found
 
 
 def grey(value: int, size: tuple[int, int] = (8, 6)) -> Image.Image:
