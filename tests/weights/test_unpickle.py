@@ -133,6 +133,24 @@ def test_a_hostile_pickle_is_done_in_seconds(program: bytes, tmp_path: Path) -> 
     assert not {name for name in set(sys.modules) - before if name.startswith("torch.")}
 
 
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (tensor_program(0, 0, (0,), (1,)).replace(b"ctorch\n", b"cos\n"), "a torch storage class, got os.FloatStorage"),
+        (tensor_program(0, 0, (0,), (1,)).replace(b"FloatStorage", b"load"), "a torch storage class, got torch.load"),
+        (tensor_program(0, 0, (0,) * 65, (1,) * 65), "at most 64 sizes and as many steps, got 65 and 65"),
+        (tensor_program(0, 0, (0,), (1, 1)), "as many steps, got 1 and 2"),
+        (tensor_program(0, 0, (-1,), (1,)), "an offset, sizes and steps from 0"),
+        (tensor_program(0, 0, (0,), (True,)), "an offset, sizes and steps from 0"),
+        (tensor_program(0, 0, (1,), (1,)), "inside its 0 elements"),
+        (v3("torch._inductor"), "a torch dtype, got torch._inductor"),
+    ],
+)
+def test_what_is_wrong_with_a_tensor_is_told(program: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        dict(read_checkpoint(zip_of(tmp_path, program)).state)
+
+
 def test_a_shared_path_is_joined_a_bounded_number_of_times(tmp_path: Path) -> None:
     long = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
     path = b"cpathlib\nPosixPath\n" + long + b"\x85Rq\x00"
