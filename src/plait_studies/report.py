@@ -219,11 +219,11 @@ GROUPS: dict[str, dict[str, str]] = {
 """Heading -> metric -> what it asks, in words."""
 
 _HONEST = """
-<p>The pictures are emoji drawings by five independent artists and a few silhouettes; the style held out is never
-trained on.<!--exceptions--> The sounds are sampled instruments and a few sampled effects, rendered note by note: a
-held-out note is an unseen pitch, and its neighbours may come from the same recording. They are not recordings of
-performances. Some couplings are loose: a church stands for a pipe organ, a microphone for a sung vowel, a postal horn
-for a French horn.</p>
+<p>The pictures are emoji drawings in five styles and a few silhouettes; the style held out is never trained on, nor
+is the newer version of the same font.<!--exceptions--> The sounds are sampled instruments and a few sampled effects,
+rendered note by note: a held-out note is an unseen pitch, and its neighbours may come from the same recording. They
+are not recordings of performances. Some couplings are loose: a church stands for a pipe organ, a microphone for a
+sung vowel, a postal horn for a French horn.</p>
 <p>The model is tiny and knows only these things. It shows that the method works end to end on a small machine; it says
 nothing about how well a large model does.</p>
 """

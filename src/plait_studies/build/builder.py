@@ -167,9 +167,14 @@ def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, s
 
 
 def _split_of_style(style: str, held_out: str) -> str:
-    """The split of a drawing: the style held out for its thing tests, styles under share-alike licences never train."""
+    """The split of a drawing: the style held out for its thing tests, styles under share-alike licences never train.
+
+    A font that looks like the tested one never trains either: it is there to choose settings by.
+    """
     if style == held_out:
         return "test"
+    if style == emoji.SECOND_HELD_OUT_STYLE:
+        return "validation"
     return "unseen_style" if style in emoji.SHARE_ALIKE_STYLES else "train"
 
 
@@ -222,6 +227,8 @@ SPLIT_MEANING = {
     "those "
     f"whose MIDI number leaves {HELD_OUT_PHASE} when divided by {HELD_OUT_EVERY}, in every font and program at once; "
     "Tux Paint: a tenth of the stamps",
+    "validation": f"drawings of the style `{emoji.SECOND_HELD_OUT_STYLE}`, to choose settings by: the held-out style "
+    "is an older version of it, so neither trains",
     "unseen_font": "every note of a soundfont that is not in training",
     "unseen_style": "drawings under share-alike licences, kept for evaluation only",
 }
@@ -234,7 +241,7 @@ WORDING = (
     "Maracas and wind chime are left out: velocity changes only their loudness, so every held-out clip equals a "
     "training clip.",
     f"Accordion, banjo, flute and long drum are not drawn in the style `{emoji.HELD_OUT_STYLE}`: their held-out "
-    f"drawing is the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, a style that training sees on other things.",
+    f"drawing is the one in the style `{emoji.SECOND_HELD_OUT_STYLE}`, which does not train either.",
 )
 
 
