@@ -6,17 +6,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import plait
 from plait import modalities
+from plait.cli import main
 from plait.models.one_peace import OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 from plait.models.one_peace.weights import modality_of
+from plait.nn.adapters import Adapted
 from plait.search import write_contact_sheet
+from plait_studies.midi import write_notes
 
 USERS_FILE = Path(__file__).parent / "fixtures" / "depth_modality.py"
 SIZES = {
@@ -167,3 +172,157 @@ def test_it_is_embedded_indexed_and_found(depth, trained: Path, tmp_path: Path) 
         embedder.embed([{"smell": 1}])
     with pytest.raises(ValueError, match="expected text, image, video for this model, got depth"):
         plait.Embedder(plait.load(trained)).embed([{"depth": maps[0]}])
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example of the page, used for one test."""
+    monkeypatch.setattr(modalities, "_REGISTRY", {})
+    module = plait.use(Path(__file__).parents[1] / "examples" / "midi_modality.py")
+    yield
+    del sys.modules[module.__name__]
+
+
+def tunes(folder: Path, count: int = 4) -> list[Path]:
+    """MIDI files, two of low and two of high notes."""
+    found = []
+    for i in range(count):
+        notes = [(40 + 30 * (i % 2) + k % 5 + i, 0.25 * k, 0.2, 64) for k in range(6 + i)]
+        found.append(folder / f"{i}.mid")
+        write_notes(found[-1], notes)
+    return found
+
+
+def test_a_modality_is_added_in_place_and_old_vectors_and_indexes_answer_as_before(
+    tune, trained: Path, tmp_path: Path
+) -> None:
+    pictures = [Image.new("RGB", (40, 32), color) for color in ("red", "green", "blue")]
+    before = plait.Embedder(plait.load(trained))
+    old = before.embed([*pictures, "a red wall"])
+    index = plait.Index.create(tmp_path / "old.lance", before)
+    index.add([plait.Sample(str(i), image=one) for i, one in enumerate(pictures)])
+    wanted = index.search("a red wall")
+    model, processor = plait.load(trained)
+    assert plait.add_modality(model, "midi", like="image") is model
+    assert model.modalities == ("text", "image", "midi") and not model.training
+    copied = model.trunk.layers[0].mlp
+    assert torch.equal(copied["midi"].up_proj.weight, copied["image"].up_proj.weight)
+    assert model.adapters["midi"].positions.data_ptr() != 0
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    for after in (plait.Embedder((model, processor)), plait.Embedder(tmp_path / "saved")):
+        np.testing.assert_array_equal(after.embed([*pictures, "a red wall"]), old)
+        opened = plait.Index.open(tmp_path / "old.lance", after)
+        assert opened.search("a red wall") == wanted
+    files = tunes(tmp_path)
+    assert opened.add(tmp_path).added == 4  # the folder: its other files are no media
+    assert {row["modality"] for row in opened.list()} == {"image", "midi"}
+    assert opened.search(files[2], k=1)[0].path == str(files[2])
+    assert opened.search({"midi": files[1], "text": "red", "weights": {"midi": 2}, "not": {"image": pictures[0]}})
+    assert plait.Index.open(tmp_path / "old.lance", before).search("a red wall", modality="image") == wanted
+    with torch.no_grad():
+        model.adapters["midi"].positions.add_(1.0)
+    with pytest.raises(ValueError, match=r"expected the midi that the rows .* were made with .* add them anew"):
+        plait.Index.open(tmp_path / "old.lance", plait.Embedder((model, processor)))
+    opened.delete("modality = 'midi'")
+    assert len(plait.Index.open(tmp_path / "old.lance", plait.Embedder((model, processor)))) == 3
+
+
+def test_fresh_ways_are_drawn_and_shared_cells_stay_shared(depth, trained: Path) -> None:
+    model, _ = plait.load(trained)
+    plait.add_modality(model, "depth")
+    mlp = model.trunk.layers[0].mlp
+    assert not torch.equal(mlp["depth"].up_proj.weight, mlp["text"].up_proj.weight)
+    assert torch.equal(model.projections["depth"].bias, torch.zeros(16))
+    config = OnePeaceConfig(modalities=["text", "image"], mlp_ways={"all": ["text", "image"]}, **SIZES)
+    shared = plait.add_modality(OnePeaceModel(config), "depth", like="text")
+    assert list(shared.trunk.layers[0].mlp) == ["all", "depth"]
+    again = OnePeaceModel(OnePeaceConfig.from_dict(shared.config.to_dict()))
+    assert again.state_dict().keys() == shared.state_dict().keys()
+
+
+class Narrow(torch.nn.Linear):
+    """An adapter of another width than its model."""
+
+    load, process = staticmethod(lambda value: value), staticmethod(lambda values: {"x": torch.stack(values)})
+
+    def __init__(self, config: OnePeaceConfig) -> None:
+        super().__init__(4, config.dim + 1)
+
+    def forward(self, x: torch.Tensor) -> Adapted:
+        return Adapted(super().forward(x), None)
+
+
+class NarrowAtOnce(Narrow):
+    """One that says so before it is used."""
+
+    example = staticmethod(lambda: torch.zeros(3, 4))
+
+
+def test_wrong_additions_are_one_line_each(depth, trained: Path, tmp_path: Path) -> None:
+    model, processor = plait.load(trained)
+    refused = partial(pytest.raises, plait.errors.UsageError)
+    with refused(match=r"a modality that was added \(depth\), got 'smell'; plait.use"):
+        plait.add_modality(model, "smell")
+    with refused(match=r"a new word for a modality, other than .* got 'video'"):
+        plait.add_modality(model, "video", Narrow)
+    with refused(match="expected an adapter class with load, process, forward for smell, got none of"):
+        plait.add_modality(model, "smell", dict)
+    with refused(match="one file that registers depth, got plait_plugin.* and tests.test_modalities"):
+        plait.add_modality(model, "depth", Narrow)
+    with refused(match="expected like among text, image, got 'audio'"):
+        plait.add_modality(model, "depth", like="audio")
+    with refused(match="tokens of width 16 from the adapter of wide, got 17; build it with config.dim"):
+        plait.add_modality(model, "wide", NarrowAtOnce)
+    with refused(match="modalities are open, got tuple; pass the first of the two"):
+        plait.add_modality((model, processor), "depth")
+    assert model.modalities == ("text", "image")
+    plait.add_modality(model, "depth")
+    with refused(match="a modality that the model lacks, got depth; it has text, image, depth"):
+        plait.add_modality(model, "depth")
+    plait.add_modality(model, "narrow", Narrow)
+    with refused(match="tokens of width 16 from the adapter of narrow, got 17"):
+        model.embed({"narrow": torch.zeros(2, 3, 4)})
+    with refused(match=r"endings of files such as \('.mid',\) for smell, got '.mid'"):
+        modalities.modality("smell", suffixes=".mid")(Narrow)
+
+
+@pytest.mark.parametrize("name", ["antigravity", "plait.cli", "os", "../tune", "tests.fixtures.depth_modality"])
+def test_no_name_in_a_directory_imports_anything(name: str, trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    config["modalities"].append(name)
+    (trained / "config.json").write_text(json.dumps(config))
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=r"expected modalities among text, image, audio"):
+        plait.load(trained)
+    assert not {one for one in set(sys.modules) - before if name.strip("./") in one}
+
+
+def test_verbs_take_it_from_files_by_their_ending(tune, trained: Path, tmp_path: Path, capsys) -> None:
+    model, processor = plait.load(trained)
+    plait.add_modality(model, "midi").save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"id": f"t{i}", "midi": one.name, "text": ("low", "high")[i % 2], "label": str(i % 2), "split": "test"}
+        for i, one in enumerate(tunes(data))
+    ]
+    (data / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert main(["index", "add", str(tmp_path / "t.lance"), str(data), "--model", str(tmp_path / "saved")]) == 0
+    query = ["search", str(tmp_path / "t.lance"), "--with", f"midi={data / '3.mid'}", "--json", "-k", "1"]
+    capsys.readouterr()
+    assert main(query) == 0
+    assert json.loads(capsys.readouterr().out)[0]["id"] == "t3"
+    assert main([*query[:3], "midi", "--text", "x"]) == 2
+    assert "expected --with NAME=FILE such as depth=room.npy, got 'midi'" in capsys.readouterr().err
+    assert main([*query[:3], "image=a.png"]) == 2 and "write --image a.png" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "saved"), str(data), "--out", str(tmp_path / "v.npy")]) == 0
+    assert np.load(tmp_path / "v.npy").shape == (4, 16)
+    for task, metric in (("midi_names", "top1"), ("midi_retrieval", "mean_recall")):
+        out = tmp_path / task
+        assert main(["eval", task, str(tmp_path / "saved"), "--data", str(data), "--out", str(out)]) == 0
+        assert 0 <= json.loads((out / "result.json").read_text())["scores"][metric] <= 100
+    capsys.readouterr()
+    assert main(["eval", "--list"]) == 0 and "midi_retrieval" in capsys.readouterr().out

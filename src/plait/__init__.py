@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from plait.assistant import Assistant
     from plait.chat import Chat
     from plait.embedder import Embedder
+    from plait.modalities import modality
     from plait.models.auto import load
-    from plait.models.plugins import use
+    from plait.models.plugins import add_modality, use
     from plait.search import Index
     from plait.types import Sample
 
@@ -26,12 +27,24 @@ _HOMES = {
     "chat": ("Chat",),
     "embedder": ("Embedder",),
     "models.auto": ("load",),
-    "models.plugins": ("use",),
+    "modalities": ("modality",),
+    "models.plugins": ("add_modality", "use"),
     "search": ("Index",),
     "types": ("Sample",),
 }
 
-__all__ = ["Assistant", "Chat", "Embedder", "Index", "Sample", "__version__", "load", "use"]
+__all__ = [
+    "Assistant",
+    "Chat",
+    "Embedder",
+    "Index",
+    "Sample",
+    "__version__",
+    "add_modality",
+    "load",
+    "modality",
+    "use",
+]
 
 __getattr__, __dir__ = lazily(__name__, __all__, _HOMES)
 

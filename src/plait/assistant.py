@@ -635,7 +635,7 @@ def _of_folder(folder: Path, text: str) -> tuple[list[Request], int]:
         for path in (Path(root, name) for name in sorted(files) if not name.startswith(".")):
             request = _request_or_error(path, text, str(path))
             # an empty file, or a broken picture, is no other file: it is listed with its error
-            if request.error and path.stat().st_size and kind_of(path) in (None, "text"):
+            if request.error and path.stat().st_size and kind_of(path) not in ("image", "video", "audio"):
                 others += 1
             else:
                 requests.append(request)
@@ -659,8 +659,8 @@ def _kind_of_file(path: Path) -> Kind:
     if path.stat().st_size == 0:
         raise ValueError(f"expected an image, video or sound, got {path}: an empty file; check the file")
     kind = kind_of(path)
-    if kind is None or kind == "text":
-        got = "a text file" if kind else "its content is none of them"
+    if kind not in ("image", "video", "audio"):  # a user's own has embedders, and no questions
+        got = "its content is none of them" if kind is None else "a text file" if kind == "text" else f"a {kind} file"
         raise ValueError(f"expected an image, video or sound, got {path}: {got}; pass one")
     return kind
 

@@ -206,6 +206,17 @@ class PerModality(nn.ModuleDict):
         grouped = torch.cat([self[way](flat[start:stop]) for way, start, stop in spans])
         return grouped.index_select(0, route.inverse).unflatten(0, x.shape[:2])
 
+    def add_way(self, modality: str, module: nn.Module) -> None:
+        """Give a modality that has none a way of its own; the other copies stay as they are.
+
+        Raises:
+            ValueError: for a modality that has one.
+        """
+        if modality in self.way_of or modality in self:
+            raise ValueError(f"expected a modality without a way, got {modality!r}")
+        self[modality] = module
+        self.way_of[modality] = modality
+
     def of(self, modality: str) -> nn.Module:
         """The copy that `modality` passes: what a decoding step calls directly.
 

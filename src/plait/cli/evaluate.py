@@ -156,19 +156,19 @@ def _listing(as_json: bool) -> str:
     """Every task with its split, size, metric, what a model must be able to do, and two published numbers."""
     from dataclasses import asdict
 
-    from plait.evaluation.tasks import TASKS as REGISTERED
+    from plait.evaluation.tasks import all_tasks
 
     if as_json:
         told = ("name", "about", "layouts", "split", "media", "methods", "kind", "primary", "rules", "size", "needs")
         rows = [
             {**{key: getattr(task, key) for key in told}, "submission": task.submission is not None,
              "published": [asdict(one) for one in task.published]}
-            for task in REGISTERED.values()
+            for task in all_tasks()
         ]  # fmt: skip
         return json.dumps(rows + [{"name": name} for name in TASKS])
     head = f"{'task':<24}{'split':<12}{'items':>8}  {'metric':<38} {'models that':<16}{'needs':<18}published"
     lines = [head]
-    for task in REGISTERED.values():
+    for task in all_tasks():
         metric = task.primary + (f" ({'|'.join(task.rules)})" if task.rules else "")
         needs = task.needs or ("server for test" if task.submission else "")
         known = "; ".join(f"{one.model} {one.value} [{one.status}]" for one in task.published[:2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from plait.cli.options import (
     raise_limits,
 )
 from plait.errors import UsageError
+from plait.modalities import registered
+from plait.types import MODALITIES
 
 if TYPE_CHECKING:
     from plait.search.index import AddReport
@@ -268,11 +271,17 @@ def search(
     video: Annotated[
         list[Path] | None, typer.Option(help="a video file; its frames when the model has no video")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=FILE", help="a file of a modality that --plugin added"),
+    ] = None,
     without: Annotated[list[str] | None, typer.Option("--not", help="a text to move away from")] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="number of results", min=1)] = 10,
     weights: Annotated[str | None, typer.Option(help="weights of the parts, for example text=1,audio=0.5")] = None,
     where: WhereOption = None,
-    modality: Annotated[str | None, typer.Option(help="only results of this kind: text, image, video, audio")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="only results of this kind: text, image, video, audio, or one that was added")
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     adapter: AdapterOption = None,
@@ -293,8 +302,9 @@ def search(
 
     query: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
     query = {name: list(values) for name, values in query.items() if values}
+    query.update(parse_others(others or ()))
     if not query:
-        raise UsageError("expected a query, got none; give --text, --image, --audio or --video")
+        raise UsageError("expected a query, got none; give --text, --image, --audio, --video or --with")
     if without:
         query["not"] = [{"text": one} for one in without]
     if weights:
@@ -320,6 +330,20 @@ def search(
         name = "a model in memory" if source is None else name_of_shipped(source) or str(source)
         note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
         write_contact_sheet(html, [(query, hits)], note=note)
+
+
+def parse_others(pairs: Sequence[str]) -> dict[str, list[Path]]:
+    """`["depth=a.npy"]` -> {"depth": [Path("a.npy")]}. Raises UsageError for another form, and an unknown name."""
+    found: dict[str, list[Path]] = {}
+    for pair in pairs:
+        name, is_pair, file = pair.partition("=")
+        if not is_pair or not file:
+            raise UsageError(f"expected --with NAME=FILE such as depth=room.npy, got {pair!r}")
+        if name in MODALITIES:
+            raise UsageError(f"expected a modality that was added, got {name}; write --{name} {file}")
+        registered(name)
+        found.setdefault(name, []).append(Path(file))
+    return found
 
 
 def parse_weights(text: str) -> dict[str, float]:

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.data.manifest import MAX_LINE, checked_json, decoded, no_such_file, write_manifest
+from plait.data.manifest import MAX_LINE, MEDIA, checked_json, decoded, no_such_file, write_manifest
 from plait.data.packages import sha256
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.kinds import kind_of
+from plait.modalities import registered
 from plait.terminal import progress_bar
-from plait.types import Modality, Sample
+from plait.types import Sample
 
 CAPTION_SUFFIXES = (".csv", ".jsonl")
 FILE_COLUMNS = ("file", "file_name", "image", "audio", "video", "path")
@@ -113,7 +114,7 @@ def _files(root: Path) -> Iterator[Path]:
 def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
     """One file as a row; its words are its captions, else its top folder's name. ValueError with the reason."""
     kind = kind_of(path)
-    if kind not in ("image", "audio", "video"):
+    if kind is None or kind == "text":
         raise ValueError("no picture, sound or video")
     top = name.partition("/")[0] if "/" in name else None
     if caption is None and top is None:
@@ -129,9 +130,11 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
     return Sample.from_row(row)
 
 
-def decode_file(path: Path, kind: Modality) -> None:
+def decode_file(path: Path, kind: str) -> None:
     """Raise the loader's ValueError for a damaged file."""
-    if kind == "image":
+    if kind not in MEDIA:
+        registered(kind).load(str(path))
+    elif kind == "image":
         load_image(path)
     elif kind == "audio":
         load_audio(path)

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plait.modalities import in_files
 from plait.places import atomic_write
 from plait.types import Sample, plain, whole_text
 
@@ -234,7 +235,7 @@ def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool
     lines = []
     for sample in samples:
         row = sample.to_row()
-        for name in MEDIA:
+        for name in (*MEDIA, *in_files(row)):
             if row.get(name) is not None:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
         lines.append(row_line(row) + "\n")
@@ -321,7 +322,7 @@ def decoded(content: bytes, path: Path, encoding: str | None = None) -> str:
 def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
     """A decoded row -> its sample, media paths made absolute below `folder` where there is one."""
     _check_row(row)
-    for name in MEDIA:
+    for name in (*MEDIA, *in_files(row)):
         if folder is not None and row.get(name) is not None:
             joined = os.path.join(folder, row[name])
             # only what pathlib would write otherwise goes through it: it interns every part of every path, and of a

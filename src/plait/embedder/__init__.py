@@ -24,7 +24,7 @@ import numpy as np
 
 from plait.media import kind_of
 from plait.media.values import RATE, is_array, is_picture, medium
-from plait.modalities import held, in_order, names
+from plait.modalities import held, in_order, names, own
 from plait.terminal import progress_bar
 from plait.types import Sample, whole_text
 
@@ -115,6 +115,7 @@ class Embedder:
         self.adapter = None if adapter is None else Path(adapter).resolve()
         self._dim: int | None = None
         self._fingerprint: str | None = None
+        self._fingerprints: dict[str, str] | None = None
         self._tower: Tower
         if isinstance(model, tuple):
             self._tower = PairTower(*opened(model, device, dtype))
@@ -175,6 +176,19 @@ class Embedder:
 
             self._fingerprint = fingerprint(self._tower.model)
         return self._fingerprint
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the model as it was before a user added modalities under "", and of each of these by its name.
+
+        Returns:
+            As `fingerprint`; `{"": fingerprint}` where nobody added any. Computed once.
+        """
+        if self._fingerprints is None:
+            from plait.embedder.towers import fingerprints
+
+            self._fingerprints = fingerprints(self._tower.model) if own(self.modalities) else {"": self.fingerprint}
+        return self._fingerprints
 
     def embed(
         self,
@@ -464,8 +478,8 @@ class _Work:
         """A part as the tower takes it: prepared pictures and frames, arrays of sound. Runs in the loader's threads."""
         if isinstance(part.value, Ready):
             return part.value.value
-        own, given = self.tower.loading.get(part.modality, {}), (limits or {}).get(part.modality, {})
-        value = load(part, self.tower.sampling_rate, {part.modality: {**own, **given}})
+        usual, given = self.tower.loading.get(part.modality, {}), (limits or {}).get(part.modality, {})
+        value = load(part, self.tower.sampling_rate, {part.modality: {**usual, **given}})
         if medium(part.modality).is_drawn:
             return self.tower.prepare(part.modality, [value])
         frames = self._frames_of(part.modality)

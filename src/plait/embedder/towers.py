@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import no_code_of
-from plait.modalities import in_order, is_registered, registered
+from plait.modalities import in_order, is_registered, own, registered
 from plait.models import auto
 from plait.processing.videos import chooser
 from plait.reading import read_json
@@ -79,12 +79,12 @@ class PairTower:
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
-        own = getattr(model, "modalities", None)  # Plait's models say what they have; others show it by their methods
+        mine = getattr(model, "modalities", None)  # Plait's models say what they have; others show it by their methods
         # a video of transformers' own models is no clip but an image of a processor that we do not know
-        found = own or [m for m in ("text", "image", "audio") if hasattr(model, f"get_{m}_features")]
+        found = mine or [m for m in ("text", "image", "audio") if hasattr(model, f"get_{m}_features")]
         self.modalities: tuple[str, ...] = tuple(in_order(found))
         # a chat model may have `get_image_features` too, what its decoder reads: a space is one that texts are in
-        if not self.modalities or not (own or "text" in found):
+        if not self.modalities or not (mine or "text" in found):
             raise ValueError(
                 f"expected a model with get_text_features, get_image_features or get_audio_features, got "
                 f"{type(model).__name__}; only models that map media into one space can embed"
@@ -98,8 +98,8 @@ class PairTower:
         self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
         # Plait's own processors cut and pad by themselves, so only those of transformers get limits and
         # options
-        self._max_samples: int | None = None if own else getattr(extractor, "nb_max_samples", None)
-        self._options = {} if own else self._transformers_options()
+        self._max_samples: int | None = None if mine else getattr(extractor, "nb_max_samples", None)
+        self._options = {} if mine else self._transformers_options()
 
     def _transformers_options(self) -> dict[str, dict[str, Any]]:
         """Keyword arguments of a transformers processor by modality: padding as it was trained, and the text limit."""
@@ -293,7 +293,17 @@ def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:
         raise ValueError(f"expected weights and processor files in {source}: {reason}") from error
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """Hashes as of `fingerprint`: of what is not a user's own under "", and of each modality that a user added.
+
+    What a model answered before a modality was added, it answers after: an index of the one is read with the other.
+    """
+    part_of = getattr(model, "modality_of", None)
+    added = own(getattr(model, "modalities", ())) if part_of is not None else []
+    return {"": fingerprint(model, without=added)} | {name: fingerprint(model, alone=name) for name in added}
+
+
+def fingerprint(model: nn.Module, *, without: Sequence[str] = (), alone: str | None = None) -> str:
     """A short hash of configuration and weights, the same for float32 and bfloat16 and on every device.
 
     Weights enter by name, shape and up to 128 evenly spaced elements each, rounded to bfloat16, so that a model
@@ -301,6 +311,8 @@ def fingerprint(model: nn.Module) -> str:
 
     Args:
         model: with or without a configuration.
+        without: modalities that count as if they were never added.
+        alone: a modality whose weights alone are hashed.
 
     Returns:
         16 hexadecimal digits.
@@ -311,9 +323,18 @@ def fingerprint(model: nn.Module) -> str:
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     config = getattr(model, "config", None)
-    if config is not None:
-        digest.update(json.dumps(_stable(config.to_dict()), sort_keys=True, default=str).encode())
+    part_of: Any = getattr(model, "modality_of", None) if without or alone else None
+    if config is not None and alone is None:
+        described = _stable(config.to_dict())
+        if without:
+            described["modalities"] = [m for m in described["modalities"] if m not in without]
+            for ways in (described[name] for name in ("mlp_ways", "norm_ways") if name in described):
+                for name in without:
+                    ways.pop(name, None)
+        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
+        if part_of is not None and (part_of(name) != alone if alone else part_of(name) in without):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().reshape(-1)
         picked = flat[:: max(1, len(flat) // _SAMPLES_PER_TENSOR)][: 2 * _SAMPLES_PER_TENSOR]

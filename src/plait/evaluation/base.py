@@ -108,8 +108,8 @@ class Item:
         for modality in modalities:
             if modality == "image":
                 named += [("image", picture) for picture in self.pictures]
-            elif modality != "text" and (value := getattr(self, modality)) is not None:
-                named.append((modality, value))
+            elif modality != "text" and (value := getattr(self, modality, self.meta.get(modality))) is not None:
+                named.append((modality, value))  # a user's own has no field and lies in `meta`
         return named
 
 

@@ -378,7 +378,7 @@ class MediaFiles:
         exact = [path for path in known if f"/{path}".endswith(f"/{place.as_posix()}")]
         if len(exact) > 1:
             raise ValueError(f"expected one file {name} in {self.root}, got {', '.join(exact[:4])}; remove the copies")
-        close = [path for path in known if PurePosixPath(path).suffix in ENDINGS[modality]]
+        close = [path for path in known if PurePosixPath(path).suffix in ENDINGS.get(modality, ())]
         # a folder that fits is preferred and not asked for: downloads flatten folders
         close = [path for path in close if f"/{PurePosixPath(path).parent.as_posix()}".endswith(folder)] or close
         found = exact or sorted(close, key=lambda path: ENDINGS[modality].index(PurePosixPath(path).suffix))

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from plait.modalities import of_suffix
 from plait.types import Modality
 
 HEAD = 1024
@@ -224,10 +225,11 @@ def _element(data: bytes, start: int) -> tuple[int, int, int | None]:
     return name, start, None if length == (1 << 7 * width) - 1 else length  # all ones: up to the end
 
 
-def kind_of(path: str | Path) -> Modality | None:
+def kind_of(path: str | Path) -> str | None:
     """The modality of a file by its first bytes, else by its extension; None for what no loader here takes.
 
-    A file that cannot be read counts by its extension, so that loading it says why.
+    A file that cannot be read counts by its extension, so that loading it says why. What is of no kind known here may
+    be of one that a user added, by its extension.
     """
     extension = EXTENSIONS.get(Path(path).suffix.lower().removeprefix("."))
     container, shows = None, None
@@ -238,5 +240,5 @@ def kind_of(path: str | Path) -> Modality | None:
                 if container in _EITHER and extension != "audio":  # a film in `.mka` is asked for its sound
                     shows = has_picture(file, container)
     if container is None or (container in _EITHER and extension == "audio"):
-        return extension
+        return extension or of_suffix(path)
     return "audio" if shows is False else _MODALITY[container]

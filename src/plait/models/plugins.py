@@ -10,8 +10,10 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from plait.errors import UsageError
+from plait.modalities import is_registered, modality, registered
 
 
 def use(path: str | Path) -> ModuleType:
@@ -50,6 +52,43 @@ def use(path: str | Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def add_modality(model: Any, name: str, adapter: Any = None, *, like: str | None = None) -> Any:
+    """Give a trained model a modality of the user's own, in place; what it had stays bit for bit.
+
+    The new adapter, feed-forward networks, norm and projection are all that is new. Saved, they lie in the model's
+    directory with the name; the file that has the adapter class is used again (`plait.use`) before it is loaded.
+
+    Args:
+        model: whose modalities are open, such as ONE-PEACE's.
+        name: of the modality, a new word.
+        adapter: a class as `plait.modality` describes it, registered here where its file did not; one that is built,
+            which keeps its weights; None where the class was registered under this name.
+        like: a modality of the model whose networks, norm and projection the new one begins as a copy of; fresh ones
+            without.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: for a model that takes none, a name that is taken or that nobody registered, and an adapter of
+            another width.
+
+    Example:
+        >>> model, processor = plait.load("nano")
+        >>> plait.add_modality(model, "depth", Depth)
+    """
+    if not hasattr(model, "add_modality"):
+        remedy = "pass the first of the two" if isinstance(model, tuple) else "load one that embeds, such as nano"
+        raise UsageError(f"expected a model whose modalities are open, got {type(model).__name__}; {remedy}")
+    kind = adapter if isinstance(adapter, type) or adapter is None else type(adapter)
+    if kind is not None and not (is_registered(name) and registered(name).adapter is kind):
+        modality(name)(kind)
+    if adapter is None or adapter is kind:
+        adapter = registered(name).adapter(model.config)
+    model.add_modality(name, adapter, like=like)
+    return model
 
 
 def used() -> list[ModuleType]:

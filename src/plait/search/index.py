@@ -26,7 +26,8 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.errors import UsageError, import_extra
 from plait.models import name_of_shipped, shipped
-from plait.places import claim
+from plait.places import atomic_write, claim
+from plait.reading import read_json
 from plait.search.filters import COLUMNS, quote, to_sql
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 TABLE = "items"
 FORMAT = 1
 """Of the table's schema; an index of another format is refused rather than guessed at."""
+
+ADDED = "added.json"
+"""In the index: which weights of modalities that a user added its rows were made with."""
 
 LOCK_SECONDS = 5.0
 """Longer than a commit takes: who still waits then waits for a whole `add`, and had better be told."""
@@ -131,7 +135,8 @@ class Index:
         source = embedder.source
         own = name_of_shipped(source) if source else None  # by its name: the package may be installed elsewhere later
         description = {
-            "fingerprint": embedder.fingerprint,
+            # of the model without what a user added: the index lives on when that is added or trained anew
+            "fingerprint": embedder.fingerprints[""],
             "modalities": list(embedder.accepts),
             "model": own or (str(source) if source else None),
             "adapter": None if embedder.adapter is None else str(embedder.adapter),
@@ -196,13 +201,26 @@ class Index:
 
     def _use(self, embedder: Embedder) -> None:
         """Take an embedder, or raise ValueError when its fingerprint is not the one the rows were made with."""
-        wanted, got = self.description["fingerprint"], embedder.fingerprint
-        if wanted != got:
+        wanted, prints = self.description["fingerprint"], embedder.fingerprints
+        got = prints[""]
+        if wanted not in (got, embedder.fingerprint):
             raise ValueError(
                 f"expected the model of {self.path}, {self.description.get('model') or 'in memory'} ({wanted}), "
                 f"got {embedder.source or 'another in memory'} ({got}); use its own model or build a new index"
             )
+        for name, made_with in self._added().items():
+            rows = f"modality = {quote(name)}"
+            if prints.get(name, made_with) != made_with and self._table.count_rows(rows):
+                raise ValueError(
+                    f"expected the {name} that the rows of {self.path} were made with ({made_with}), got another "
+                    f'({prints[name]}); plait index delete --where "{rows}" and add them anew'
+                )
         self._embedder = embedder
+
+    def _added(self) -> dict[str, str]:
+        """Modality that a user added -> fingerprint of its weights when its rows were made."""
+        place = self.path / ADDED
+        return read_json(place) if place.is_file() else {}
 
     def __len__(self) -> int:
         """Rows, by the newest commit."""
@@ -285,6 +303,10 @@ class Index:
         if not found.kept:
             return
         kept = [fresh[place] for place in found.kept]
+        known, made_with = self._added(), embedder.fingerprints
+        now = {entry.modality: made_with[entry.modality] for entry, _ in kept if entry.modality in made_with}
+        if now and known | now != known:  # before the rows: a kill may leave a print without rows, never the reverse
+            atomic_write(self.path / ADDED, json.dumps(known | now))
         rows = to_arrow([entry for entry, _ in kept], found.vectors)
         replaced = sum(changed for _, changed in kept)
         with one_line():

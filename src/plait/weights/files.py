@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plait.reading import check_layers, check_regular
@@ -241,6 +242,8 @@ DIRECTORY_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+ADDED = "model-added-00001-of-00001.safetensors"
+"""Weights that joined a model later; the name is one that transformers clears away when it saves anew."""
 MAX_INDEX = 1 << 26
 """Bytes a shard index or a config.json may have."""
 
@@ -266,6 +269,31 @@ class Checkpoint:
     container: str = ""
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def add_file(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights into a file of their own, beside those of a model directory that was just saved.
+
+    The other files stay byte for byte what they are without them. That is more than tidy: weights are mapped, and where
+    a tensor lies in its file decides how its memory is aligned, and with that the last bits of products.
+
+    Args:
+        directory: with model.safetensors, or shards and their index.
+        tensors: by the model's keys.
+    """
+    index = directory / DIRECTORY_FILES[0]
+    if index.is_file():
+        written = _read_json(index)
+    else:
+        name = "model-00001-of-00001.safetensors"  # transformers would take model.safetensors for the whole
+        (directory / DIRECTORY_FILES[1]).rename(directory / name)
+        with safe_open(str(directory / name), "pt") as file:
+            written = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), name)}
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, directory / ADDED, {"format": "pt"})
+    written["weight_map"] |= dict.fromkeys(tensors, ADDED)
+    files = [directory / name for name in set(written["weight_map"].values())]
+    written["metadata"] = {**written["metadata"], "total_size": sum(file.stat().st_size for file in files)}
+    index.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

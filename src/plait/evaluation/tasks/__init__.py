@@ -14,11 +14,20 @@ from pkgutil import iter_modules
 
 from plait.errors import UsageError
 from plait.evaluation.base import LAYOUTS, Item, Source, Task
+from plait.evaluation.tasks import own
+from plait.modalities import names as modalities
+from plait.types import MODALITIES
 
 GROUPS = tuple(import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
 """The files of this folder, in the order of their names; importing one registers its layouts."""
 TASKS: dict[str, Task] = {task.name: task for group in GROUPS for task in group.TASKS}
 """Tasks in the order of `plait eval --list`."""
+
+
+def all_tasks() -> list[Task]:
+    """`TASKS`, and those of modalities that a user added."""
+    added = [f"{modality}_{kind}" for modality in modalities() if modality not in MODALITIES for kind in own.KINDS]
+    return [*TASKS.values(), *map(task_named, added)]
 
 
 def task_named(name: str) -> Task:
@@ -34,6 +43,8 @@ def task_named(name: str) -> Task:
         >>> task_named("vqav2").primary
         'accuracy'
     """
+    if (one := own.own_task(name)) is not None:
+        return one
     if name not in TASKS:
         close = ", ".join(get_close_matches(name, TASKS, n=3, cutoff=0.4)) or "none close"
         raise UsageError(f"expected a task (plait eval --list shows them), got {name!r}; similar: {close}")

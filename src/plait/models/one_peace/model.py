@@ -8,9 +8,12 @@ The model knows its modalities by the names in its configuration alone; what eac
 
 from __future__ import annotations
 
+import copy
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,8 +23,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
-from plait.modalities import registered
-from plait.models.one_peace.config import OnePeaceConfig
+from plait.errors import UsageError
+from plait.modalities import is_registered, own, registered
+from plait.models.one_peace.config import BUILT_IN, OnePeaceConfig
 from plait.nn.adapters import (
     Adapted,
     AudioAdapter,
@@ -33,10 +37,11 @@ from plait.nn.adapters import (
 )
 from plait.nn.attention import attention_function, block_diagonal, lengths_to_mask
 from plait.nn.contract import outputs_for_transformers
-from plait.nn.encoder import RoutedEncoder
+from plait.nn.encoder import RoutedEncoder, RoutedEncoderLayer
 from plait.nn.layers import LayerScale
 from plait.processing.waveforms import conv_output_length
-from plait.routing import Route
+from plait.routing import PerModality, Route
+from plait.weights.files import ADDED, DIRECTORY_FILES, add_file
 
 
 @dataclass
@@ -197,6 +202,80 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """The branches this model has, in the shared order."""
         return tuple(self.config.modalities)
 
+    @staticmethod
+    def modality_of(key: str) -> str | None:
+        """The modality that a parameter belongs to alone; see the function of this name."""
+        return modality_of(key)
+
+    def add_modality(self, name: str, adapter: nn.Module, *, like: str | None = None) -> None:
+        """A branch more, in place; see `plait.add_modality`.
+
+        Args:
+            name: of a modality that was registered.
+            adapter: built for this model.
+            like: a branch whose way, norm and projection are copied; without, they are drawn.
+
+        Raises:
+            UsageError: for a name that the model has, a `like` that it lacks, and an adapter of another width.
+        """
+        if name in self.adapters:
+            raise UsageError(
+                f"expected a modality that the model lacks, got {name}; it has {', '.join(self.modalities)}"
+            )
+        if like is not None and like not in self.adapters:
+            raise UsageError(f"expected like among {', '.join(self.modalities)}, got {like!r}")
+        if callable(begin_from := getattr(adapter, "begin_from", None)):  # it may start from what the model has
+            begin_from(self)
+        adapter.to(device=self.device, dtype=self.dtype)
+        check_width(name, adapter, self.config.dim)
+
+        def another(copies: PerModality | nn.ModuleDict) -> nn.Module:
+            model_of = like or self.modalities[0]  # without `like` its shape alone counts
+            source = copies.of(model_of) if isinstance(copies, PerModality) else copies[model_of]
+            made = copy.deepcopy(source).requires_grad_(True)
+            if like is None:
+                for module in made.modules():
+                    self._init_weights(module)
+            return made
+
+        with torch.no_grad():
+            for layer in cast("list[RoutedEncoderLayer]", list(self.trunk.layers)):
+                layer.mlp.add_way(name, another(layer.mlp))
+            if self.trunk.norm is not None:
+                self.trunk.norm.add_way(name, another(self.trunk.norm))
+            if self.config.use_projections:
+                self.projections[name] = another(self.projections)
+        self.adapters[name] = adapter
+        self.config.modalities = [*self.config.modalities, name]
+        for field_name in ("mlp_ways", "norm_ways"):
+            if ways := getattr(self.config, field_name):
+                setattr(self.config, field_name, {**ways, name: [name]})
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As in transformers; weights of modalities that a user added lie in a file of their own behind the others.
+
+        Args:
+            save_directory, is_main_process, state_dict, args, kwargs: of transformers.
+        """
+        place, added = Path(save_directory), own(self.modalities)
+        apart: dict[str, Tensor] = {}
+        if added and not getattr(self, "_hf_peft_config_loaded", False):
+            state = self.state_dict() if state_dict is None else state_dict
+            apart = {key: value for key, value in state.items() if modality_of(key) in added}
+            state_dict = {key: value for key, value in state.items() if key not in apart}
+        if is_main_process and (place / ADDED).is_file():  # of an earlier save, whose index would go on naming it
+            (place / DIRECTORY_FILES[0]).unlink(missing_ok=True)
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        if apart and is_main_process:
+            add_file(place, apart)
+
     def temperature(self) -> Tensor:
         """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients.
 
@@ -239,7 +318,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         for m in (m for m in self.modalities if m in inputs):
             adapter, given = self.adapters[m], inputs[m]
             visible = {"keep": keep[m]} if keep and m in keep else {}
-            adapted[m] = adapter(**given, **visible) if isinstance(given, Mapping) else adapter(given, **visible)
+            part = adapter(**given, **visible) if isinstance(given, Mapping) else adapter(given, **visible)
+            adapted[m] = part if m in ADAPTERS else checked_part(m, part, self.config.dim)
         parts = list(adapted.values())
         x = torch.cat([part.x for part in parts], dim=1)
         mask = join_masks(parts)
@@ -415,7 +495,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 
     def _compare(self, output: Embeddings, vectors: Mapping[str, Tensor], *, asked: bool) -> None:
         """Fill in the similarities of texts to pictures and clips, and the loss where it is asked for."""
-        seen = [m for m in ("image", "audio") if m in vectors and "text" in vectors]
+        # a user's own has no logits unless it learns: `Embeddings` names those of the published modalities
+        seen = [m for m in vectors if m != "text" and "text" in vectors and (m in ADAPTERS or asked)]
         if asked and not seen:
             raise ValueError(f"expected texts with images or audio for a loss, got {', '.join(vectors)}; give both")
         losses = []
@@ -459,6 +540,49 @@ def by_modality(
     if input_values is not None:
         inputs["audio"] = {"input_values": input_values, "frame_mask": frame_mask}
     return inputs
+
+
+def checked_part(modality: str, part: Any, dim: int) -> Adapted:
+    """What a user's adapter gave, checked. Raises UsageError for no `Adapted`, and for another width."""
+    if not isinstance(part, Adapted) or part.x.ndim != 3:
+        raise UsageError(f"expected an Adapted with x (batch, seq, dim) of the adapter of {modality}, got {part!r:.80}")
+    if part.x.shape[-1] != dim:
+        raise UsageError(
+            f"expected tokens of width {dim} from the adapter of {modality}, got {part.x.shape[-1]}; build it with "
+            "config.dim"
+        )
+    return part
+
+
+def check_width(modality: str, adapter: nn.Module, dim: int) -> None:
+    """Try a fresh adapter on its modality's example, where it has one. Raises as `checked_part`."""
+    one = registered(modality)
+    if one.example is None:
+        return
+    own = next(adapter.parameters(), torch.empty(0))
+    inputs = {
+        name: value.to(own.device, own.dtype if value.is_floating_point() else None)
+        for name, value in one.process([one.load(one.example())]).items()
+    }
+    with torch.no_grad():
+        checked_part(modality, adapter(**inputs), dim)
+
+
+def modality_of(key: str) -> str | None:
+    """The modality a Plait key belongs to alone.
+
+    Args:
+        key: in Plait's layout, with or without `model.` in front.
+
+    Returns:
+        Its name; None for shared parameters, a way that several modalities share among them.
+    """
+    for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):
+        _, found, rest = key.partition(part)
+        name = rest.split(".")[0]
+        if found and (name in BUILT_IN or is_registered(name)):  # else a cell that several modalities share
+            return name
+    return None
 
 
 def build_adapter(config: OnePeaceConfig, modality: str) -> nn.Module:

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.modalities import is_registered
-from plait.models.one_peace.config import BUILT_IN, OnePeaceConfig
-from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel
+from plait.models.one_peace.config import OnePeaceConfig
+from plait.models.one_peace.model import OnePeaceModel, OnePeacePreTrainedModel, modality_of
 from plait.models.one_peace.pretraining import OnePeaceForPreTraining
 from plait.models.one_peace.tasks import OnePeaceForClassification
 from plait.nn.positions import image_bucket_index, image_table_rows, resize_relative, token_bucket_index
@@ -206,23 +205,6 @@ def _decoder_rules() -> list[Rule]:
 def numbered(table: Tensor) -> Tensor:
     """The numbers of the rows of a table, as `position_idx` stores them."""
     return torch.arange(len(table))
-
-
-def modality_of(key: str) -> str | None:
-    """The modality a Plait key belongs to alone.
-
-    Args:
-        key: in Plait's layout, with or without `model.` in front.
-
-    Returns:
-        Its name; None for shared parameters, a way that several modalities share among them.
-    """
-    for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):
-        _, found, rest = key.partition(part)
-        name = rest.split(".")[0]
-        if found and (name in BUILT_IN or is_registered(name)):  # else a cell that several modalities share
-            return name
-    return None
 
 
 logger = logging.getLogger(__name__)
