@@ -114,8 +114,20 @@ def write_models(root: Path) -> Path:
 
 
 RUNS: dict[str, tuple[str, dict[str, str]]] = {
-    "one_peace.stage1": ("one_peace.stage1", {"data": "D", "denoise_every": "2"}),
-    "one_peace.stage2": ("one_peace.stage2", {"init": "M/one_peace", "data": "D", "denoise_every": "2"}),
+    "one_peace.stage1": (
+        "one_peace.stage1",
+        {
+            "data": "D", "denoise_every": "2", "lr": "1e-3", "floor": "2e-6", "warmup": "0.04", "composed": "0.15",
+            "augmentation": "0.7", "bare_names": "0.8",
+        },
+    ),
+    "one_peace.stage2": (
+        "one_peace.stage2",
+        {
+            "init": "M/one_peace", "data": "D", "denoise_every": "2", "lr": "2e-3", "floor": "1e-5",
+            "augmentation": "0.5",
+        },
+    ),
     "mplug_owl.stage1": (
         "mplug_owl.stage1",
         {"data": "D/owl.jsonl", "llm": "M/llm", "tower": "tiny", "temporal": "true", "warmup": "0", "lr": "1e-3"},
@@ -157,7 +169,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
         "finetune",
         {"model": "S/mplug_owl2", "data": "D/images.jsonl", "task": "caption", "lora": "2"},
     ),
-}
+}  # fmt: skip
 """Name -> recipe and settings, where D stands for the data, M for the models and S for the saved directories."""
 
 

@@ -8,6 +8,7 @@ follows from the seed and the step, so a resumed run sees the same batches.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from plait.data.order import Spread
 from plait.data.reader import Reader, Reading
 from plait.media.audio import load_audio
 from plait.media.image import load_image
+from plait.processing.videos import random_crop
 from plait.types import Sample
 
 OBJECT_SHARE = 6.5
@@ -86,6 +88,9 @@ def _shuffled(names: set[str], rng: np.random.Generator) -> Sequence[str]:
 Tokenize = Callable[[Sequence[str]], dict[str, Tensor]]
 """Captions -> tensors with at least `input_ids` (batch, tokens)."""
 
+# RandomResizedCrop(scale=(0.9, 1)) of the released stage 1 (specification ONE-PEACE, 5.2); it mirrors nothing.
+AREA = (0.9, 1.0)
+
 KEEP_BYTES = 256 << 20
 """Decoded media that are kept: all of a few thousand small files, which are met hundreds of times in a run and would
 cost more to decode each time than a step of a small model does; of a large data set the part that fits."""
@@ -103,7 +108,8 @@ class PicturesWithWords(Reader):
         samples: rows with `image` and `text`; rows of one `label` show one concept. A batch larger than the number of
             concepts repeats some; `ids` say which rows belong together.
         tokenize: captions -> tensors. image_size: side in pixels. mean, std: (3,) of the image encoder.
-        augmentation: 0 (none) to 1 (scale 0.75-1.2, rotation +-17 degrees, colour shifts, cut-out, mirror).
+        augmentation: 0 (none) to 1 (scale 0.75-1.2, rotation +-17 degrees, colour shifts, cut-out, mirror); None for
+            the crops that ONE-PEACE was pretrained with, 0.9 to 1 of the area, without a mirror.
         composed: share of rows that become pictures of two things, captioned "X and Y"; pairs in `held_out` never are.
         bare_names: share of captions that are the name alone; the others add some of the row's `captions` as keywords.
         reading: workers, and what becomes of bad samples.
@@ -120,7 +126,7 @@ class PicturesWithWords(Reader):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        augmentation: float = 0.5,
+        augmentation: float | None = 0.5,
         composed: float = 0.0,
         bare_names: float = 0.5,
         held_out: Collection[tuple[str, str]] = (),
@@ -133,13 +139,17 @@ class PicturesWithWords(Reader):
         self.augmentation, self.composed, self.bare_names = augmentation, composed, bare_names
         self.held_out = {frozenset(pair) for pair in held_out}
         self.spread = Spread(np.fromiter(map(concept_of, samples), np.int64, len(samples)))
-        super().__init__(
-            samples, self.collated, self.decoded, order=self.spread, reading=reading, keep_bytes=KEEP_BYTES
-        )
+        # What is cropped anew each time is not kept.
+        room = 0 if augmentation is None else KEEP_BYTES
+        super().__init__(samples, self.collated, self.decoded, order=self.spread, reading=reading, keep_bytes=room)
 
     def decoded(self, sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
-        """A row and its picture (side, side, 3) uint8."""
-        return sample, np.asarray(load_image(sample.image).resize(self.size).convert("RGB"))
+        """A row and its picture (side, side, 3) uint8, a crop of it where that is the augmentation."""
+        picture, box = load_image(sample.image), None
+        if self.augmentation is None:
+            crop = random_crop(picture.height, picture.width, random.Random(int(rng.integers(1 << 62))), scale=AREA)
+            box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        return sample, np.asarray(picture.resize(self.size, box=box).convert("RGB"))
 
     def collated(self, parts: list[tuple[Sample, np.ndarray]], rng: np.random.Generator) -> dict[str, Tensor]:
         """-> pixel_values (batch, 3, side, side), input_ids (batch, tokens), ids (batch,)."""

@@ -251,10 +251,6 @@ def two_rates(vision_scale: float, model: nn.Module, stage: Stage) -> torch.opti
     return torch.optim.AdamW(groups, lr=stage.peak_lr, betas=stage.betas, eps=stage.eps)
 
 
-# min_lr and warmup_lr of every released yaml (specification 2).
-FLOOR = 1e-6
-
-
 @dataclass(frozen=True)
 class Tuning(Reading):
     """How long, how fast and over which rows a stage trains; defaults are those of the released video tasks.
@@ -263,6 +259,8 @@ class Tuning(Reading):
         steps, epochs: length, of which steps count where both are given.
         batch_size: rows of a step over all processes.
         lr, vision_lr: peak rates, of all else and of the vision encoder.
+        floor: last rate, 1e-6 in every released yaml; of a peak near it a tenth of the peak.
+        warmup: steps, or a share of the run below 1; without it 200 steps, of runs under 2,000 steps a tenth.
         schedule: cosine, or released: the rates of the released loops to the letter, each in force a step late.
     """
 
@@ -271,7 +269,35 @@ class Tuning(Reading):
     batch_size: int = 32
     lr: float = 2e-5
     vision_lr: float = 2e-6
+    floor: float = 1e-6
+    warmup: float | None = None
     schedule: Literal["cosine", "released"] = "cosine"
+
+
+@dataclass(frozen=True)
+class SizedTuning(Reading):
+    """The fields of `Tuning` for pretraining, where rates and batch that are not set are those of the size."""
+
+    steps: int | None = None
+    epochs: float | None = 30
+    batch_size: int | None = None
+    lr: float | None = None
+    vision_lr: float | None = None
+    floor: float | None = None
+    warmup: float | None = None
+    schedule: Literal["cosine", "released"] = "cosine"
+
+    def of(self, config: MPlug2Config) -> Tuning:
+        """With everything that a model of this size was pretrained with."""
+        size = "large" if config.dim >= MPlug2Config.preset("large").dim else "base"
+        return Tuning(**PREDECESSOR[size] | {name: value for name, value in asdict(self).items() if value is not None})
+
+
+# Of the predecessor, since mPLUG-2's were never released (specification 10.4); small sizes take the base model's.
+PREDECESSOR: dict[str, dict[str, Any]] = {
+    "base": {"batch_size": 256, "lr": 1e-4, "vision_lr": 1e-5, "floor": 1e-6},
+    "large": {"batch_size": 128, "lr": 5e-5, "vision_lr": 5e-6, "floor": 2e-6},
+}
 
 
 # The released captioning asks so for every clip (specification 2).
@@ -290,15 +316,16 @@ def pretraining(
     mask_probability: float = 0.15,
     instructions: bool = True,
     universal_sharing: str = "shared",
-    how: Tuning = Tuning(epochs=30, batch_size=256, lr=1e-4, vision_lr=1e-5),
+    sized: SizedTuning = SizedTuning(),
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
     init: a model directory to go on from; without it random weights of `preset` (base), or of the checkpoints clip and
     bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns.
     queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
-    what to write; the saved model then expects to be. Never released; values are the predecessor's (base: 256 pixels,
-    these rates, batch 256, 30 epochs). Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
+    what to write; the saved model then expects to be. Never released; values are the predecessor's, 30 epochs, and
+    without being set those of the size: base batch 256, rates 1e-4 and 1e-5, floor 1e-6; large (also of init) 128, 5e-5
+    and 5e-6, 2e-6. Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
     WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
     times that for all objectives and their gradients; no figure was published.
     """
@@ -308,6 +335,7 @@ def pretraining(
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset or "base", **changes) if init is None else load_config(init, MPlug2Config)
     processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
+    how = sized.of(config)
     _check_queue(queue_size, how)
     tokenizer = processor.tokenizer
     objective = PreTraining(
@@ -567,9 +595,9 @@ def _stage(name: str, objective: Any, source: Callable[[], Source], how: Tuning)
         peak_lr=how.lr,
         # A tenth of the peak or less: the published rate of self-critical training is the floor itself, and the
         # cosine would be flat.
-        floor=min(FLOOR, how.lr / 10),
+        floor=min(how.floor, how.lr / 10),
         # 200 steps, which the yaml calls warmup_epochs; a tenth of runs shorter than ten times that.
-        warmup=200 if how.steps is None or how.steps > 2000 else 0.1,
+        warmup=how.warmup if how.warmup is not None else 200 if how.steps is None or how.steps > 2000 else 0.1,
         betas=(0.9, 0.999),
         weight_decay=0.02,
         # No gradient clipping in any released task (specification 12).

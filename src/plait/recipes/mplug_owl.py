@@ -52,6 +52,9 @@ TOWERS: dict[str, tuple[VisionConfig, AbstractorConfig]] = {
 }
 """Fresh towers by name: sizes of tower and abstractor."""
 
+# 2.1 M a step as published; a power of two, so that any number of processes divides its rows.
+TOKENS = 1 << 21
+
 
 def stage1(
     data: str,
@@ -62,8 +65,10 @@ def stage1(
     trains: str = "all",
     temporal: bool | None = None,
     steps: int = 50_000,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    tokens: int | None = None,
     lr: float = 1e-4,
+    floor: float = 0.0,
     warmup: int = 2000,
     max_length: int = 512,
     reading: Reading = Reading(),
@@ -79,11 +84,14 @@ def stage1(
         tower: published (without it), small or tiny, the size of a fresh tower; clip: a directory with a CLIP vision
             model instead; temporal: whether it reads clips. All three are of an Owl that is built, not of init.
         trains: all (tower and abstractor, as published), abstractor, or projection.
-        steps, batch_size, lr, warmup: steps, rows of each over all processes, peak rate, steps of warm-up.
+        steps, lr, floor, warmup: steps, peak and last rate, steps of warm-up.
+        batch_size: rows of a step over all processes; or tokens, of which rows hold max_length at most: 2**21 without
+            either, the published 2.1 M, which are 4,096 rows.
         max_length: tokens of a conversation. seed: of fresh weights.
 
     Raises:
-        UsageError: for both or none of llm and init, and unknown names of trains and tower.
+        UsageError: for both of batch_size and tokens, both or none of llm and init, and unknown names of trains and
+            tower.
     """
     if (llm is None) == (init is None):
         raise UsageError("expected llm=DIR (a language model) or init=DIR (an Owl), got both or none")
@@ -91,6 +99,9 @@ def stage1(
         raise UsageError(f"expected trains among {', '.join(STAGE1)}, got {trains!r}")
     if (tower or "published") not in TOWERS:
         raise UsageError(f"expected a tower among {', '.join(TOWERS)}, got {tower!r}")
+    if batch_size is not None:
+        refuse_beside(f"batch_size={batch_size}", tokens=tokens)
+    rows = batch_size or max(1, (TOKENS if tokens is None else tokens) // max_length)
     if init is not None:
         refuse_beside(f"init={init}, which has them", tower=tower, clip=clip, temporal=temporal)
         model, processor = loaded(init)
@@ -104,9 +115,10 @@ def stage1(
         objective=answer_loss,
         batches=_batches(data, processor, max_length, reading, captions=True),
         weight=num_learned,
-        batch_size=batch_size,
+        batch_size=rows,
         steps=steps,
         peak_lr=lr,
+        floor=min(floor, lr),
         warmup=warmup,
         weight_decay=0.1,
         # Of the released finetuning script; for this stage the authors only say that it is like finetuning.
@@ -126,7 +138,7 @@ def stage2(
     steps: int | None = None,
     epochs: float | None = 3,
     batch_size: int = 256,
-    lr: float = 2e-5,
+    lr: float | None = None,
     warmup: int = 50,
     max_length: int = 2048,
     reading: Reading = Reading(),
@@ -139,10 +151,11 @@ def stage2(
     Args:
         init: an Owl, as stage 1 writes it or an official one.
         lora: rank on queries and values (BLOOM: its fused projection), merged when it is saved; 0 trains the whole
-            language model (published rate 1e-5). lora_alpha, lora_dropout: of it, 32 and 0.05 as
+            language model. lora_alpha, lora_dropout: of it, 32 and 0.05 as
             published.
         steps, epochs: length of the run; steps count where both are given.
-        batch_size, lr, warmup: rows over all processes, peak rate, steps of warm-up.
+        batch_size, warmup: rows over all processes, steps of warm-up. lr: peak rate, without it the scripts' 2e-5 with
+            a LoRA and 1e-5 for the whole language model.
         max_length: tokens of a conversation.
 
     Raises:
@@ -168,7 +181,7 @@ def stage2(
         batch_size=batch_size,
         steps=steps,
         epochs=None if steps is not None else epochs,
-        peak_lr=lr,
+        peak_lr=lr or (2e-5 if lora else 1e-5),
         warmup=warmup,
         # Trainer's defaults, linear decay too: the script's cosine is not connected (specification 9).
         betas=(0.9, 0.999),

@@ -57,6 +57,8 @@ IMAGE_WORDS = 128
 
 DESCRIBE = "Describe what you see."
 FRAMES = 8
+# Of the second stage and the LoRA script (specification 10.2, 10.3); 224 pixels are the first stage's.
+JOINT_SIZE, PATCH, ABSTRACTOR_LR = 448, 14, 2e-5
 Built = tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]
 
 
@@ -201,18 +203,19 @@ def joint(
     """Instructions with images, clips or text alone; everything trains, or adapters, abstractor and tower.
 
     Rows with `messages`, `question` and `answers`, or a medium with `text` or `captions`. image_size, num_queries: the
-    checkpoint is resized to them; lora: rank of adapters on every linear layer of the language model but its head
-    (published 128, alpha 256), their dropout 0.05, merged when saved; train_vision: False freezes the tower, as the
-    released scripts do; abstractor_lr: its own rate (published 2e-5 beside adapters); micro_batch: rows of equal length
-    together; frames: of a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions, 448
-    pixels, one epoch.
+    checkpoint is resized to them, without image_size towers of patches of 14 to the published 448 pixels; lora:
+    rank of adapters on every linear layer of the language model but its head (published 128, alpha 256), their
+    dropout 0.05, merged when saved; train_vision: False freezes the tower, as the released scripts do;
+    abstractor_lr: its own rate, without it 2e-5 beside adapters, else lr; micro_batch: rows of equal length
+    together; frames: of a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions,
+    448 pixels, one epoch.
     """
     from plait.training.lora import TRAINABLE, folded
 
     _check(layer_decay, frames)
     if not lora:
         refuse_beside("lora=0", lora_alpha=lora_alpha, lora_dropout=lora_dropout)
-    model, processor = loaded(init, image_size, num_queries)
+    model, processor = loaded(init, image_size, num_queries, published=JOINT_SIZE)
     # Of the released scripts: full 2e-5, LoRA 1e-4 (specification 10.3).
     rate = lr or (1e-4 if lora else 2e-5)
     rows = select(
@@ -227,7 +230,7 @@ def joint(
         accumulation=accumulation,
         trainable=TRAINABLE if lora else () if train_vision else tuple(without_tower(model)),
         # The scale is relative, so the abstractor follows the same warm-up and cosine.
-        optimizer=partial(two_rates, (abstractor_lr or rate) / rate),
+        optimizer=partial(two_rates, (abstractor_lr or (ABSTRACTOR_LR if lora else rate)) / rate),
     )
     dropout = 0.05 if lora_dropout is None else lora_dropout
     build = partial(_adapted, model, lora, lora_alpha, dropout, train_vision)
@@ -256,10 +259,13 @@ def _adapted(
     return model
 
 
-def loaded(init: str, image_size: int | None = None, num_queries: int | None = None) -> Built:
+def loaded(
+    init: str, image_size: int | None = None, num_queries: int | None = None, *, published: int | None = None
+) -> Built:
     """Model and processor of a model directory or an official one, resized where asked.
 
-    Raises UsageError where there is no mPLUG-Owl2.
+    published: the side in pixels that a published tower, one of patches of 14, gets where none is asked for. Raises
+    UsageError where there is no mPLUG-Owl2.
     """
     place = Path(init)
     written = place / "config.json"
@@ -268,6 +274,8 @@ def loaded(init: str, image_size: int | None = None, num_queries: int | None = N
         found = init if kind is None else f"{init} with {kind!r}"
         raise UsageError(f"expected init=DIR with an mPLUG-Owl2, got {found}; plait upcycle LLAMA_DIR DST makes one")
     model, processor = load(place)
+    if image_size is None and published is not None and model.config.vision_sizes.patch_size == PATCH:
+        image_size = published
     sizes = (image_size or model.config.image_size, num_queries or model.config.abstractor_sizes.num_queries)
     if sizes != (model.config.image_size, model.config.abstractor_sizes.num_queries):
         model = resized(model, image_size=sizes[0], num_queries=sizes[1])

@@ -1,4 +1,4 @@
-"""ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), sized for a laptop by default.
+"""ONE-PEACE's two pretraining stages (arXiv 2305.11172, section 3.2), with the published rates as defaults.
 
 stage1: pictures + words -> contrast and denoising, everything but audio trains
 stage2: sounds + words -> contrast and denoising, audio trains, text and images stay bit for bit what they were
@@ -15,7 +15,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from plait.models.one_peace.pretraining import (
     audio_text_losses,
     decays,
     image_text_losses,
+    layer_id,
 )
 from plait.models.one_peace.processor import OnePeaceProcessor, padded
 from plait.models.one_peace.regions import OnePeaceForObjectDetection, OnePeaceForUniversalSegmentation, skills
@@ -61,7 +62,7 @@ from plait.types import Sample
 class Objective:
     """A stage's loss on one batch: contrast always, denoising every k-th step.
 
-    Published training denoises at every step; k saves the masked passes on a laptop.
+    Published training denoises at every step; a larger k saves masked passes on a laptop.
 
     Args:
         modality: image (stage 1) or audio (stage 2).
@@ -161,35 +162,66 @@ NOT_AUDIO = (r"re:^(?!.*\.audio\.)",)
 TEMPLATES = ("this is a sound of", "and", "a picture of")
 
 
+@dataclass(frozen=True)
+class Size:
+    """What a stage takes where it is not set, by the size of its model: rows of a step, its length, drop path."""
+
+    batch_size: int
+    steps: int | None = None
+    epochs: float | None = None
+    drop_path_rate: float = 0.0
+
+
+# Published for the 4B model (arXiv 2305.11172; specification 6.4); small sizes have a short run without drop path.
+STAGE1 = {"4b": Size(32_768, steps=200_000, drop_path_rate=0.4), "small": Size(64, steps=2_000)}
+STAGE2 = {"4b": Size(3_072, epochs=10, drop_path_rate=0.4), "small": Size(48, epochs=10)}
+# Of 200,000 updates; a run too short for them warms up for the same share of it (specification 6.4).
+WARMUP, WARMUP_SHARE = 3000, 0.015
+
+
 def stage1(
     data: str = "mini",
     preset: str = "nano",
-    steps: int = 2400,
-    batch_size: int = 64,
-    lr: float = 1e-3,
-    denoise_every: int = 8,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float = 5e-4,
+    floor: float = 1e-6,
+    warmup: float | None = None,
+    drop_path_rate: float | None = None,
+    layer_decay: float = 1.0,
+    denoise_every: int = 1,
     denoising: str | None = None,
-    composed: float = 0.15,
-    augmentation: float = 0.7,
-    bare_names: float = 0.8,
-    full_vocabulary: bool = False,
+    composed: float = 0.0,
+    augmentation: float | None = None,
+    bare_names: float = 1.0,
+    full_vocabulary: bool | None = None,
     reading: Reading = Reading(),
 ) -> Recipe:
-    """Stage 1: image-text contrast every step, the four denoising losses every `denoise_every`-th step (0 = never).
+    """Stage 1: image-text contrast and, every `denoise_every`-th step (0 = never), the four denoising losses.
 
-    Published: 200,000 updates, batch 32,768, on 1.5 B pairs; this default is minutes on two CPU cores.
+    Published (preset=4b): 200,000 updates, batch 32,768, on 1.5 B pairs, AdamW (0.9, 0.98), decay 0.05, clipping 3; the
+    rates are those of every size. `plait quickstart` prints settings that suit minutes on two CPU cores.
 
     Args:
         data: "mini" or any data set with `image` and `text`. preset: a size of `OnePeaceConfig`.
-        steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
+        steps, batch_size: optimiser steps, and rows of each over all processes; without them those of the size, 2,000
+            of 64 for small ones.
+        lr, floor: peak and last rate. warmup: steps, or a share of the run below 1; without it 3,000 of 200,000.
+        drop_path_rate: of the last layer, without it 0.4 for 4b and 0 for small sizes.
+        layer_decay: rate of a layer relative to the next one; published 1 for this stage.
         denoising: contrast (without it), l2 or smooth_l1.
-        composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`.
-        full_vocabulary: all 50264 pieces instead of those the data uses (any text can be written with either).
+        composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`; without augmentation the
+            published crops of 0.9 to 1 of the area.
+        full_vocabulary: all 50264 pieces (4b) instead of those the data uses (any text can be written with either).
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
+    size = STAGE1.get(preset, STAGE1["small"])
     rows = select(data, "anything", lambda _: True, splits=None, reading=reading)
-    kept = None if full_vocabulary else vocabulary(rows)
-    config = OnePeaceConfig.preset(preset, vocab_size=50264 if kept is None else len(kept))
+    is_full = preset in STAGE1 if full_vocabulary is None else full_vocabulary
+    kept = None if is_full else vocabulary(rows)
+    rate = size.drop_path_rate if drop_path_rate is None else drop_path_rate
+    vocab_size = 50264 if kept is None else len(kept)
+    config = OnePeaceConfig.preset(preset, vocab_size=vocab_size, drop_path_rate=rate)
     processor = OnePeaceProcessor.from_config(config, kept)
     source = partial(
         PicturesWithWords,
@@ -204,17 +236,21 @@ def stage1(
         held_out=unseen_pairs(rows),
         reading=reading,
     )
+    length = steps or size.steps or 0
     stage = Stage(
         name="stage1",
         objective=Objective("image", processor, denoise_every, denoising),
         batches=source,
-        batch_size=batch_size,
-        steps=steps,
+        batch_size=batch_size or size.batch_size,
+        steps=length,
         peak_lr=lr,
-        # 1e-6 of 5e-4, the published ratio (specification 6.4).
-        floor=lr / 500,
+        floor=min(floor, lr),
+        warmup=warmup if warmup is not None else WARMUP if length > 5 * WARMUP else WARMUP_SHARE,
         trainable=NOT_AUDIO,
         no_decay=no_decay,
+        layer_id=partial(layer_id, num_layers=config.num_layers),
+        num_layers=config.num_layers,
+        layer_decay=layer_decay,
     )
     origin = f"one_peace.stage1 on {Path(data).name}"
     return Recipe(lambda: OnePeaceForPreTraining(config), [stage], partial(save, processor, origin))
@@ -223,12 +259,17 @@ def stage1(
 def stage2(
     init: str,
     data: str = "mini",
-    steps: int = 320,
-    batch_size: int = 48,
-    lr: float = 2e-3,
-    denoise_every: int = 8,
+    steps: int | None = None,
+    epochs: float | None = None,
+    batch_size: int | None = None,
+    lr: float = 2e-4,
+    floor: float = 1e-6,
+    warmup: float = 0.1,
+    drop_path_rate: float | None = None,
+    layer_decay: float = 1.0,
+    denoise_every: int = 1,
     denoising: str | None = None,
-    augmentation: float = 0.5,
+    augmentation: float = 0.0,
     shuffle_pairs: bool = False,
     reading: Reading = Reading(),
     seed: int = 0,
@@ -239,12 +280,15 @@ def stage2(
 
     Args:
         init: model directory of stage 1. data: "mini" or any data set with `audio` and `text`.
-        steps, batch_size, lr: optimiser steps, rows of each over all processes, peak rate.
-        denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of sounds.
+        steps, epochs: length of the run, 10 epochs without either; steps count where both are given.
+        batch_size: rows of a step over all processes, without it 3,072 for the 4B model and 48 for small ones.
+        lr, floor, warmup: peak and last rate, and warm-up as a share of the run (in steps from 1 on).
+        drop_path_rate, layer_decay, denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of sounds.
         shuffle_pairs: the control, every clip with the label of another clip, drawn from `seed`.
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
     config = load_config(init, OnePeaceConfig)
+    size = STAGE2["4b" if config.dim >= OnePeaceConfig.preset("4b").dim else "small"]
     processor = load_processor(init)
     source = partial(
         SoundsWithWords,
@@ -265,23 +309,27 @@ def stage2(
         name="stage2",
         objective=Objective("audio", processor, denoise_every, denoising),
         batches=source,
-        batch_size=batch_size,
+        batch_size=batch_size or size.batch_size,
         steps=steps,
+        epochs=None if steps is not None else epochs or size.epochs,
         peak_lr=lr,
-        # 1e-6 of 2e-4, the published ratio (specification 6.4).
-        floor=lr / 200,
-        warmup=0.1,
+        floor=min(floor, lr),
+        warmup=warmup,
         trainable=tuple(f"re:^{pattern}$" for pattern in STAGE2_TRAINABLE),
         no_decay=no_decay,
         before=(reset_temperature,),
+        layer_id=partial(layer_id, num_layers=config.num_layers),
+        num_layers=config.num_layers,
+        layer_decay=layer_decay,
     )
     origin = f"one_peace.stage2 on {Path(data).name}"
-    return Recipe(lambda: whole_model(init), [stage], partial(save, processor, origin))
+    rate = size.drop_path_rate if drop_path_rate is None else drop_path_rate
+    return Recipe(partial(whole_model, init, drop_path_rate=rate), [stage], partial(save, processor, origin))
 
 
-def whole_model(init: str) -> OnePeaceForPreTraining:
+def whole_model(init: str, **changes: Any) -> OnePeaceForPreTraining:
     """Encoder and decoder of a directory that stage 1 wrote, in float32: what trains in less is the loop's choice."""
-    model = from_directory(Path(init), dtype=torch.float32, model_class=OnePeaceForPreTraining)
+    model = from_directory(Path(init), dtype=torch.float32, model_class=OnePeaceForPreTraining, **changes)
     assert isinstance(model, OnePeaceForPreTraining)
     return model
 
