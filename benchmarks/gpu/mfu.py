@@ -24,7 +24,7 @@ from plait.models.mplug_owl2.config import AbstractorConfig, MPlugOwl2Config, Vi
 from plait.models.mplug_owl2.model import MPlugOwl2ForConditionalGeneration
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.model import OnePeaceModel
-from plait.recipes.one_peace import contrast
+from plait.recipes.one_peace_tasks import contrast
 from plait.training.account import mean_flops
 from plait.training.logging import read_metrics
 from plait.training.loop import train

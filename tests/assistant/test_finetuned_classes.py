@@ -14,7 +14,7 @@ from plait import Assistant, Sample
 from plait.cli import main
 from plait.models import shipped
 from plait.models.auto import load_processor
-from plait.recipes.one_peace import with_head
+from plait.recipes.one_peace_tasks import with_head
 from plait.training.stages import save_pair
 
 LABELS = ["low", "high", "quiet"]

@@ -3,7 +3,7 @@
 model directory -> family -> `JOBS[task](Request)` -> Job (build, stage, predict, save)
     -> measured before and after on the rows held out: one number with an interval, beside the trivial answer
 
-A family brings its tasks in `recipes/<family>.py` as `JOBS`: task -> function (Request) -> Job. Families that talk
+A family brings its tasks in `recipes/<family>.py` (`<family>_tasks.py` where those are long) as `JOBS`: task -> function (Request) -> Job. Families that talk
 share theirs (`Talker`): a row -> its question and answer, or its turns -> the family's conversation -> cross entropy.
 
 What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
@@ -481,7 +481,8 @@ def finetune(
     family = _family(place)
     known = {name for _, name, _ in iter_modules([str(Path(__file__).parent)])} - {"finetune", "plan"}
     # found by its file, or brought by the user: what a model directory calls itself imports nothing else
-    home = f"plait.recipes.{family}" if family in known else FAMILIES.get(family)
+    own = next((name for name in (f"{family}_tasks", family) if name in known), None)
+    home = f"plait.recipes.{own}" if own else FAMILIES.get(family)
     jobs: dict[str, Callable[[Request], Job]] = getattr(import_module(home), "JOBS", {}) if home else {}
     if task not in jobs:
         tasks = ", ".join(jobs) or "none yet"
