@@ -3,8 +3,9 @@
 model directory -> family -> `JOBS[task](Request)` -> Job (build, stage, predict, save)
     -> measured before and after on the rows held out: one number with an interval, beside the trivial answer
 
-A family brings its tasks in `recipes/<family>.py` (`<family>_tasks.py` where those are long) as `JOBS`: task -> function (Request) -> Job. Families that talk
-share theirs (`Talker`): a row -> its question and answer, or its turns -> the family's conversation -> cross entropy.
+A family brings its tasks in `recipes/<family>.py` (`<family>_tasks.py` where those are long) as `JOBS`: task ->
+function (Request) -> Job. Families that talk share theirs (`Talker`): a row -> its question and answer, or its turns ->
+the family's conversation -> cross entropy.
 
 What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
 ground: a box · detect: rows of objects · segment: a map of classes · chat: nats, the negative log
