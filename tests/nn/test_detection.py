@@ -166,7 +166,24 @@ def test_drawn_boxes_fill_up_with_background() -> None:
 def test_regions_are_read_from_the_level_of_their_size() -> None:
     maps = [torch.full((2, 1, 512 // s, 512 // s), float(s)) for s in (4, 8, 16, 32)]
     boxes = [torch.tensor([[0.0, 0, 50, 50], [0, 0, 112, 112], [0, 0, 223, 223]]), torch.tensor([[0.0, 0, 500, 480]])]
-    assert pool_regions(maps, (4, 8, 16, 32), boxes, 2).mean(dim=(1, 2, 3)).tolist() == [4, 8, 8, 32]
+    read = pool_regions(maps, (4, 8, 16, 32), boxes, 2)
+    torch.testing.assert_close(read, torch.tensor([4.0, 8, 8, 32])[:, None, None, None].expand(4, 1, 2, 2))
+
+
+def test_regions_of_all_pictures_and_levels_are_what_each_reads_alone() -> None:
+    torch.manual_seed(2)
+    maps = [torch.randn(2, 3, 256 // s, 192 // s) for s in (4, 8, 16, 32)]
+    low = torch.rand(40, 2) * 180 - 20
+    flat = torch.cat([low, low + torch.rand(40, 2) ** 2 * 300], dim=1)
+    flat[3, 2:], flat[5] = flat[3, :2], torch.tensor([-90.0, -90, -60, -60])  # without extent, and far outside
+    together = pool_regions(maps, (4, 8, 16, 32), [flat[:25], flat[25:]], 3)
+    for i, box in enumerate(flat):
+        side = (box[2:] - box[:2]).prod().sqrt()
+        level = int((torch.log2(side / 224 + 1e-8) + 4).floor().clamp(2, 5)) - 2
+        alone = roi_align(maps[level][int(i >= 25)], box[None], 3, scale=1 / (4, 8, 16, 32)[level])
+        torch.testing.assert_close(together[i], alone[0], atol=1e-5, rtol=1e-4)
+    assert together[3].eq(0).all() and together[5].eq(0).all() and together[:3].abs().sum() > 0
+    assert pool_regions(maps, (4, 8, 16, 32), [flat[:0]] * 2, 3).shape == (0, 3, 3, 3)
 
 
 def test_masks_are_pasted_where_their_boxes_are() -> None:

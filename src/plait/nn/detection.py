@@ -34,9 +34,11 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         (n, m).
     """
-    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    inner = (high - low).clamp_min(0).prod(dim=-1)
-    areas = (a[:, 2:] - a[:, :2]).prod(dim=-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(dim=-1)
+    # Axis by axis: a product over a last axis of two costs several times as much.
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = a[:, :, None].unbind(1), b.T[:, None].unbind(0)
+    width = torch.minimum(x1, u1) - torch.maximum(x0, u0)
+    inner = width.clamp_min(0) * (torch.minimum(y1, v1) - torch.maximum(y0, v0)).clamp_min(0)
+    areas = (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0)
     # Boxes without area would divide 0 by 0.
     return torch.where(inner > 0, inner / (areas - inner), torch.zeros_like(inner))
 
@@ -59,12 +61,13 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         tensor([1, 2])
     """
     order = scores.argsort(descending=True, stable=True)
-    # On the host, row by row: one transfer instead of a synchronisation per box.
-    overlaps = (box_iou(boxes[order], boxes[order]) > threshold).cpu()
+    # On the host, row by row: one transfer instead of a synchronisation per box, and numpy's cheaper steps.
+    apart = (box_iou(boxes[order], boxes[order]) <= threshold).cpu().numpy()
     alive = torch.ones(len(order), dtype=torch.bool)
+    left = alive.numpy()  # the same memory
     for i in range(len(order)):
-        if alive[i]:
-            alive[i + 1 :] &= ~overlaps[i, i + 1 :]
+        if left[i]:
+            left[i + 1 :] &= apart[i, i + 1 :]
     return order[alive.to(order.device)]
 
 
@@ -195,43 +198,87 @@ def roi_align(
 
     Source: Mask R-CNN (arXiv 1703.06870), section 3, with torchvision's formulas.
     """
-    channels, height, width = features.shape
+    first = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+    return _read_regions([features[None]], [1 / scale], boxes, first, first, size, sampling, aligned=aligned)
+
+
+def _read_regions(
+    maps: Sequence[Tensor],
+    strides: Sequence[float],
+    boxes: Tensor,
+    level: Tensor,
+    owner: Tensor,
+    size: int,
+    sampling: int = 0,
+    *,
+    aligned: bool = True,
+) -> Tensor:
+    """`roi_align` of boxes (n, 4), each from the map of its level and owner (n,), (batch, channels, ...) per level.
+
+    Reading is bilinear and points lie on a grid, so a bin weighs cells by a product of what rows and columns weigh, and
+    all bins of all maps are one gather, whose gradient is cheap.
+    """
+    device, channels = boxes.device, maps[0].shape[1]
     # Places need more digits than bfloat16 has, so all of this is in float32.
-    map_ = features.float()
-    corners = boxes.detach().float() * scale - (0.5 if aligned else 0.0)
+    table = torch.cat([x.float().permute(0, 2, 3, 1).reshape(-1, channels) for x in maps])
+    sizes = torch.tensor([0, *(x[:, 0].numel() for x in maps)], device=device)
+    lengths = torch.tensor([[x.shape[3], x.shape[2]] for x in maps], device=device)[level]  # (n, 2): width, height
+    first = sizes.cumsum(0)[level] + owner * lengths[:, 0] * lengths[:, 1]
+    corners = boxes.detach().float() / torch.tensor(strides, device=device)[level, None] - (0.5 if aligned else 0.0)
     low, extent = corners[:, :2], corners[:, 2:] - corners[:, :2]
-    if not aligned:
-        extent = extent.clamp_min(1.0)
+    extent = extent if aligned else extent.clamp_min(1.0)
+    # A region without extent has no points and reads 0.
     points = torch.full_like(extent, sampling) if sampling else (extent / size).ceil().clamp_min(0)
-    parts, places = [], []
-    # Regions with grids of one shape are read together; a region without extent has no points and reads 0.
-    for shape in points.unique(dim=0).long().tolist():
-        chosen = (points == torch.tensor(shape, device=points.device)).all(dim=1).nonzero()[:, 0]
+    axes = [_bin_weights(low[:, i], extent[:, i], points[:, i], lengths[:, i], size) for i in range(2)]
+    spans = torch.stack([span for _, _, span in axes], dim=1)
+    indices, weights, counts, places = [], [], [], []
+    # Regions that read as many cells stand together, so that a long one costs the others nothing.
+    for width, height in spans.unique(dim=0).tolist():
+        chosen = ((spans[:, 0] == width) & (spans[:, 1] == height)).nonzero()[:, 0]
+        cells, heavy = [], []
+        for (start, weight, _), span, length in zip(axes, (width, height), lengths[chosen].T, strict=True):
+            cell = start[chosen, :, None] + torch.arange(span, device=device)  # (n, bins, cells)
+            cells.append(torch.minimum(cell, length[:, None, None] - 1))
+            heavy.append(weight[chosen, :, :span])
+        rows = cells[1] * lengths[chosen, 0, None, None] + first[chosen, None, None]
+        # (n, bins down, bins across, cells down, cells across)
+        indices.append((rows[:, :, None, :, None] + cells[0][:, None, :, None, :]).flatten())
+        weights.append((heavy[1][:, :, None, :, None] * heavy[0][:, None, :, None, :]).flatten())
+        counts.append(torch.full((len(chosen) * size**2,), width * height, device=device))
         places.append(chosen)
-        if min(shape) < 1:
-            parts.append(map_.new_zeros(len(chosen), channels, size, size))
-            continue
-        axes = []
-        for axis, (count, length) in enumerate(zip(shape, (width, height), strict=True)):
-            share = (torch.arange(size * count, device=boxes.device) + 0.5) / (size * count)
-            axes.append((low[chosen, axis, None] + share * extent[chosen, axis, None], length))  # (n, size * count)
-        (x, _), (y, _) = axes
-        seen = ((y >= -1) & (y <= height))[:, :, None] & ((x >= -1) & (x <= width))[:, None]
-        # grid_sample's aligned corners count cells from -1 to 1; its border is the nearest edge.
-        x, y = (2 * place / max(length - 1, 1) - 1 for place, length in axes)
-        where = torch.stack([x[:, None].expand_as(seen), y[:, :, None].expand_as(seen)], dim=-1)
-        read = F.grid_sample(
-            map_[None], where.flatten(0, 1)[None], mode="bilinear", padding_mode="border", align_corners=True
-        )[0].unflatten(1, (len(chosen), -1))  # (channels, n, size * y, size * x)
-        parts.append(F.avg_pool2d(read * seen, (shape[1], shape[0])).transpose(0, 1))
-    return _in_order(parts, places, map_.new_zeros(0, channels, size, size)).to(features)
+    if not places:
+        return maps[0].new_zeros(0, channels, size, size)
+    ends, every = torch.cat(counts).cumsum(0), torch.cat(weights)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    read = F.embedding_bag(torch.cat(indices), table, starts, mode="sum", per_sample_weights=every)
+    read = read.unflatten(0, (-1, size, size))[torch.cat(places).argsort()].permute(0, 3, 1, 2)
+    return (read / points.clamp_min(1).prod(dim=1)[:, None, None, None]).to(maps[0])
 
 
-def _in_order(parts: Sequence[Tensor], places: Sequence[Tensor], nothing: Tensor) -> Tensor:
-    """Rows of the parts where they belong; one gather, whose gradient is cheaper than one copy per part."""
-    if not parts:
-        return nothing
-    return torch.cat(list(parts))[torch.cat(list(places)).argsort()]
+def _bin_weights(
+    low: Tensor, extent: Tensor, points: Tensor, length: Tensor, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis: the first cell of each bin (n, size), weights from there on (n, size, most), how many (n,).
+
+    low, extent: (n,) in cells; points: (n,) per bin, which share a weight of their number; length: (n,) of the map.
+    """
+    most = int(points.max()) if len(points) else 0
+    count, end = points[:, None, None].clamp_min(1), length[:, None, None]
+    number = torch.arange(most, device=low.device)
+    share = (torch.arange(size, device=low.device)[:, None] + (number + 0.5) / count) / size
+    place = low[:, None, None] + share * extent[:, None, None]  # (n, size, points)
+    # A point more than one cell outside reads nothing, one less far outside the nearest edge.
+    seen = (place >= -1) & (place <= end) & (number < points[:, None, None])
+    place = torch.minimum(place.clamp_min(0), end - 1.0)
+    cell = place.floor()
+    after, start = place - cell, cell.amin(dim=-1) if most else place.new_zeros(len(low), size)
+    # Bilinear: a point weighs its cell and the next. From the first point to the last, rounded up, and these two.
+    reach = ((1 - 1 / count[:, 0, 0]) * extent / size).abs().ceil().long() + 2
+    found = place.new_zeros(len(low), size, int(reach.max()) if len(low) else 2)
+    relative, last = (cell - start[..., None]).long(), found.shape[2] - 1
+    found.scatter_add_(2, relative.clamp_max(last), seen * (1 - after))
+    found.scatter_add_(2, (relative + 1).clamp_max(last), seen * after)
+    return start.long(), found, reach
 
 
 def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], size: int) -> Tensor:
@@ -251,16 +298,9 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence
     flat = torch.cat(list(boxes))
     owner = torch.repeat_interleave(torch.tensor([len(one) for one in boxes])).to(flat.device)
     side = (flat[:, 2:] - flat[:, :2]).prod(dim=-1).clamp_min(0).sqrt()
-    first = int(math.log2(strides[0]))
-    level = (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(first, first + len(strides) - 1) - first
-    parts, places = [], []
-    for i, (x, stride) in enumerate(zip(maps, strides, strict=True)):
-        for picture in range(len(boxes)):
-            chosen = ((level == i) & (owner == picture)).nonzero()[:, 0]
-            if len(chosen):
-                parts.append(roi_align(x[picture], flat[chosen], size, scale=1 / stride))
-                places.append(chosen)
-    return _in_order(parts, places, maps[0].new_zeros(0, maps[0].shape[1], size, size))
+    finest = int(math.log2(strides[0]))
+    level = (4 + torch.log2(side / 224 + 1e-8)).floor().clamp(finest, finest + len(strides) - 1) - finest
+    return _read_regions(maps, strides, flat, level.long(), owner, size)
 
 
 MAX_GROWTH = math.log(1000 / 16)
@@ -287,11 +327,8 @@ def decode_boxes(boxes: Tensor, deltas: Tensor, weights: Sequence[float] = (1.0,
     """The inverse of `encode_boxes`; growth is bounded by `MAX_GROWTH`.
 
     Args:
-        boxes, deltas: (n, 4).
+        boxes, deltas: (n, 4), which give as many corners.
         weights: as they were encoded.
-
-    Returns:
-        (n, 4), corners.
     """
     deltas = deltas.float() / deltas.new_tensor(weights, dtype=torch.float32)
     centre, side = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
@@ -535,11 +572,9 @@ class ProposalNetwork(nn.Module):
             scores.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(hidden).unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float())
             anchors.append(grid_anchors(x.shape[2], x.shape[3], stride, ANCHOR * stride, RATIOS, x))
-        losses = (
-            {}
-            if truths is None
-            else self._losses(torch.cat(anchors), torch.cat(scores, 1), torch.cat(deltas, 1), truths)
-        )
+        losses: dict[str, Tensor] = {}
+        if truths is not None:
+            losses = self._losses(torch.cat(anchors), torch.cat(scores, 1), torch.cat(deltas, 1), truths)
         found = []
         most = self.sizes.proposals[0 if self.training else 1]
         for picture, limit in enumerate(limits):
@@ -581,12 +616,7 @@ def clipped(boxes: Tensor, limit: Tensor) -> Tensor:
 
 
 class BoxHead(nn.Module):
-    """Regions -> scores of classes and of background, and one change of the box for all classes.
-
-    Args:
-        num_classes: without background.
-        sizes: of the detector.
-    """
+    """Regions -> scores of `num_classes` and of background, and one change of the box for all classes."""
 
     def __init__(self, num_classes: int, sizes: CascadeSizes) -> None:
         super().__init__()
@@ -603,12 +633,7 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Regions -> logits of a mask per class, twice as fine as the region.
-
-    Args:
-        num_classes: without background.
-        sizes: of the detector.
-    """
+    """Regions -> logits of a mask for each of `num_classes`, twice as fine as the region."""
 
     def __init__(self, num_classes: int, sizes: CascadeSizes) -> None:
         super().__init__()
@@ -719,14 +744,15 @@ class CascadeDetector(nn.Module):
         boxes = [b if t.masks is not None else b[:0] for (b, _, _), t in zip(chosen, truths, strict=True)]
         side, goals = 2 * self.sizes.mask_bins, []
         for box, (_, index, _), truth in zip(boxes, chosen, truths, strict=True):
-            for one, i in zip(box, index):
-                mask = cast("Tensor", truth.masks)[i].to(one)
-                goals.append(roi_align(mask[None], one[None], side)[0, 0] >= 0.5)
+            if len(box):
+                masks = cast("Tensor", truth.masks)[:, None].to(box)
+                level = torch.zeros_like(index)
+                goals.append(_read_regions([masks], [1], box, level, index, side)[:, 0] >= 0.5)
         classes = torch.cat([c[i] if len(b) else i[:0] for b, (_, i, c) in zip(boxes, chosen, strict=True)])
         logits = self.mask_head(pool_regions(maps, STRIDES, boxes, self.sizes.mask_bins), classes)
         if not goals:
             return logits.sum() * 0  # every process issues the same collectives
-        return F.binary_cross_entropy_with_logits(logits, torch.stack(goals).to(logits))
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(goals).to(logits))
 
     @staticmethod
     def _refined(boxes: Sequence[Tensor], deltas: Tensor, weights: Sequence[float], limits: Tensor) -> list[Tensor]:
