@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from plait.errors import UsageError, installed
+from plait.reading import read_json
 
 FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(group="plait.families")} | {
     place.parent.name: f"plait.models.{place.parent.name}"
@@ -42,6 +43,27 @@ def attach() -> None:
         # no public door leads here: `register` takes classes, which would have to be imported for it
         if table is not None and not isinstance(table._extra_content, _Found):
             table._extra_content = _Found(table._extra_content)
+    backbones = getattr(sys.modules.get("transformers.models.auto.auto_factory"), "_BaseAutoBackboneClass", None)
+    if backbones is not None and "opens_directories" not in vars(backbones):
+        backbones.from_pretrained = classmethod(_backbone_opened(backbones))
+        backbones.opens_directories = True
+
+
+def _backbone_opened(backbones: Any) -> Any:
+    """`AutoBackbone.from_pretrained` for directories of ours too.
+
+    transformers asks the hub whether its argument is a repository before it looks at the disk or at any table of
+    classes, and a path is no name of one: every local directory is refused, its own models' as well (5.24). Ours go the
+    way of all other Auto classes; whatever else is opened goes the way it went.
+    """
+    theirs, opened = backbones.from_pretrained.__func__, super(backbones, backbones).from_pretrained.__func__
+
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        place = Path(pretrained_model_name_or_path) / "config.json"
+        is_ours = place.is_file() and read_json(place).get("model_type") in FAMILIES
+        return (opened if is_ours else theirs)(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    return from_pretrained
 
 
 def add_family(family: ModuleType) -> None:

@@ -67,7 +67,9 @@ def checked(cls: Model) -> Model:
     """
     build, name = cls.__init__, cls.__name__
     if hasattr(cls, "__dataclass_fields__"):  # transformers reads the code of a processor's own `__init__`
-        own = tuple(inspect.get_annotations(cls))
+        # those that it inherits too, but for transformers' own
+        homes = [one for one in reversed(cls.__mro__) if "__dataclass_fields__" in vars(one)]
+        homes = [one for one in homes if not one.__module__.startswith("transformers.")]
 
         @functools.wraps(build)
         def built(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +79,7 @@ def checked(cls: Model) -> Model:
                     raise ValueError(f"expected at most {MAX_LABELS} as {field} of {name}, got {count!s:.40}")
             with one_kind(f"fields that {name} has, each of its type"):
                 build(self, *args, **kwargs)
-            for field, adapter in _adapters(cls, own).items():
+            for field, adapter in (pair for home in homes for pair in _adapters(home).items()):
                 _check_field(name, field, getattr(self, field, None), adapter)
 
         cls.__init__ = built
@@ -94,16 +96,16 @@ def checked(cls: Model) -> Model:
 
 
 @functools.cache
-def _adapters(cls: type, names: tuple[str, ...]) -> dict[str, Any]:
-    """Field -> pydantic's check of its annotation."""
+def _adapters(cls: type) -> dict[str, Any]:
+    """Field that a class declares itself -> pydantic's check of its annotation."""
     from pydantic import ConfigDict, TypeAdapter
 
     hints = inspect.get_annotations(cls, eval_str=True)  # of its own: those of transformers do not resolve from here
     free = ConfigDict(arbitrary_types_allowed=True)
     found = {}
-    for name in names:
-        is_class = isinstance(hints[name], type) and hasattr(hints[name], "__dataclass_fields__")
-        adapter = TypeAdapter(hints[name], config=None if is_class else free)
+    for name, hint in hints.items():
+        is_class = isinstance(hint, type) and hasattr(hint, "__dataclass_fields__")
+        adapter = TypeAdapter(hint, config=None if is_class else free)
         if adapter.pydantic_complete:  # a configuration of transformers is not: it checks itself
             found[name] = adapter
     return found

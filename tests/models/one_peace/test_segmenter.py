@@ -128,8 +128,13 @@ def test_a_saved_segmenter_answers_the_same_and_its_verb_writes_maps(
         assert torch.equal(plait.load(model)[0](pixel_values=pixels).masks_queries_logits, wanted)
         loaded = AutoModelForUniversalSegmentation.from_pretrained(model).eval()
         assert torch.equal(loaded(pixel_values=pixels).masks_queries_logits, wanted)
-    backbone = AutoBackbone.from_config(segmenter.config)
-    assert backbone.channels == [32] * 4 and backbone.out_features[-1] == "stage4"
+    backbone = AutoBackbone.from_pretrained(model, out_features=["stage2", "stage4"]).eval()
+    assert backbone.channels == [32] * 2 and backbone.out_indices == [1, 3]
+    with torch.no_grad():
+        for one, other in zip(backbone(pixels).feature_maps, segmenter.model(pixels).feature_maps[1::2], strict=True):
+            assert torch.equal(one, other)
+    backbone.save_pretrained(tmp_path / "two")
+    assert AutoBackbone.from_pretrained(str(tmp_path / "two")).out_features == ["stage2", "stage4"]
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     capsys.readouterr()
     options = ["--masks", str(tmp_path / "maps"), "--draw", str(tmp_path / "drawn"), "--json", "--device", "cpu"]
@@ -141,6 +146,65 @@ def test_a_saved_segmenter_answers_the_same_and_its_verb_writes_maps(
         assert grey.mode == "L" and grey.size == (90, 50) and np.asarray(grey).max() < 3
     assert (tmp_path / "drawn" / "a.png").is_file()
     assert plait.Assistant(model, device="cpu").segment(tmp_path / "a.png").shape == (50, 90)
+
+
+def test_heads_of_transformers_stand_on_the_backbone(segmenter: OnePeaceForUniversalSegmentation) -> None:
+    from transformers import UperNetConfig, UperNetForSemanticSegmentation
+
+    sizes = {"hidden_size": 8, "auxiliary_channels": 8, "auxiliary_in_channels": 32, "pool_scales": [1, 2]}
+    model = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=segmenter.config, num_labels=3, **sizes))
+    out = model(pixel_values=torch.rand(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64)))
+    out.loss.backward()
+    assert out.logits.shape == (2, 3, 64, 64)
+    assert model.backbone.net.vision.trunk.layers[0].attn.q_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"out_features": ["stage5"]}, "expected out_features among stage1, stage2, stage3, stage4, got stage5"),
+        ({"out_indices": [4]}, "expected out_indices from -4 to 3, got 4"),
+        ({"out_features": ["stage1"], "out_indices": [2]}, "expected out_features and out_indices of the same maps"),
+    ],
+)
+def test_wrong_maps_are_one_line(segmenter: OnePeaceForUniversalSegmentation, wanted: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoBackbone.from_config(segmenter.config, **wanted)
+
+
+def test_it_works_in_mixed_precision(segmenter: OnePeaceForUniversalSegmentation) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = segmenter(pixel_values=torch.rand(1, 3, 64, 64), **labels())
+    assert out.class_queries_logits.isfinite().all() and out.masks_queries_logits.isfinite().all()
+    assert out.loss.isfinite()
+
+
+@pytest.mark.slow
+def test_the_backbone_exports(segmenter: OnePeaceForUniversalSegmentation) -> None:
+    backbone, pixels = segmenter.model, torch.rand(2, 3, 64, 64)
+    free = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=8)}}
+    program = torch.export.export(backbone, (), {"pixel_values": pixels}, dynamic_shapes=free)
+    with torch.no_grad():
+        wanted = backbone(pixel_values=pixels[:1]).feature_maps
+        found = program.module()(pixel_values=pixels[:1]).feature_maps
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "field"),
+    [
+        ("segmentation", {"num_points": "many"}, "num_points"),
+        ("segmentation", {"head_dim": None}, "head_dim"),
+        ("segmentation", {"groups": 3}, "groups"),
+        ("detection", {"channels": "wide"}, "channels"),
+        ("detection", {"window": 1.5}, "window"),
+        ("detection", {"kept": float("inf")}, "kept"),
+    ],
+)
+def test_sizes_of_another_type_are_one_line(part: str, fields: dict, field: str) -> None:
+    with pytest.raises(ValueError, match=rf"expected .*{field} of \w+Config"):
+        OnePeaceConfig.preset("nano", **{part: fields})
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,7 @@ class AdapterSizes:
     groups: Sequence[Sequence[int]] = ((0, 9), (10, 19), (20, 29), (30, 39))
 
 
+@checked
 @dataclass(frozen=True)
 class SegmentationConfig(AdapterSizes):
     """The adapted backbone of the segmenter (fields of `AdapterSizes`), and its mask transformer; defaults published.
@@ -193,6 +194,7 @@ class OnePeaceConfig(Presets, OpensAlone, PreTrainedConfig):
         logit_scale_init: initial factor on similarities, before the logarithm.
         detection: of `OnePeaceForObjectDetection` and its backbone alone.
         segmentation: of `OnePeaceForUniversalSegmentation` and its backbone alone.
+        out_features, out_indices: which of `stage_names` `OnePeaceBackbone` gives, all without them.
         num_frames, adapter_scale: of `OnePeaceVideoClassifier` alone.
         num_classes, pool_attention, pool_modality, use_pooler, use_two_images, head_scale_ratio: of
             `OnePeaceForClassification` alone.
@@ -266,6 +268,8 @@ class OnePeaceConfig(Presets, OpensAlone, PreTrainedConfig):
     head_scale_ratio: float = 2
     detection: DetectionConfig | Mapping[str, Any] | None = None
     segmentation: SegmentationConfig | Mapping[str, Any] | None = None
+    out_features: Sequence[str] | None = None
+    out_indices: Sequence[int] | None = None
     num_frames: int = 0
     adapter_scale: float = 0.5
     official: bool = False
@@ -360,6 +364,11 @@ class OnePeaceConfig(Presets, OpensAlone, PreTrainedConfig):
     def image_size(self) -> int:
         """Side of the images that the model takes, in pixels; patches are 16 pixels wide."""
         return 16 * self.image_rel_bucket_size
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Maps of `OnePeaceBackbone`, as transformers calls them: one of the detector, four of the segmenter."""
+        return [f"stage{i + 1}" for i in range(4 if self.segmentation is not None else 1)]
 
     @property
     def num_bias_tables(self) -> int:

@@ -8,6 +8,7 @@ Sources: ONE-PEACE (arXiv 2305.11172), section 4; Mask2Former (arXiv 2112.01527)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -74,10 +75,10 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
 
     Args:
         config: with `detection` or `segmentation`.
-        out_features, out_indices: which of `stage_names` are given, all without them.
+        out_features, out_indices: which of `stage_names` are given, those of the configuration without them.
 
     Raises:
-        ValueError: for a stage that there is not, and a configuration of no dense model.
+        ValueError: for a stage that there is not, names beside other numbers, and a configuration of no dense model.
 
     Example:
         >>> import torch
@@ -94,6 +95,9 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
         out_features: Sequence[str] | None = None,
         out_indices: Sequence[int] | None = None,
     ) -> None:
+        if out_features is not None or out_indices is not None:
+            config = copy.deepcopy(config)  # the caller's stays as it is
+            config.out_features, config.out_indices = out_features, out_indices
         super().__init__(config)
         self.net: DetectionBackbone | SegmentationBackbone
         if config.segmentation is not None:
@@ -111,17 +115,37 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
                 axis_positions=sizes.axis_positions,
                 table_width=sizes.table_width,
             )
-        self.stage_names = [f"stage{i + 1}" for i in range(4 if config.segmentation is not None else 1)]
-        wanted = out_features or [self.stage_names[i] for i in out_indices or range(len(self.stage_names))]
+        self.stage_names, count = config.stage_names, len(config.stage_names)
+        numbers = range(count) if config.out_indices is None else config.out_indices
+        if wrong := [i for i in numbers if not -count <= i < count]:
+            raise ValueError(f"expected out_indices from {-count} to {count - 1}, got {', '.join(map(str, wrong))}")
+        named = [self.stage_names[i] for i in numbers]
+        wanted = named if config.out_features is None else list(config.out_features)
         if unknown := [name for name in wanted if name not in self.stage_names]:
             raise ValueError(f"expected out_features among {', '.join(self.stage_names)}, got {', '.join(unknown)}")
-        self.out_features = list(wanted)
+        if config.out_indices is not None and wanted != named:
+            raise ValueError(f"expected out_features and out_indices of the same maps, got {wanted} and {named}")
+        self.out_features = wanted
         self.post_init()
+
+    @property
+    def out_indices(self) -> list[int]:
+        """Numbers of the maps that are given."""
+        return [self.stage_names.index(name) for name in self.out_features]
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """Width of every map that there is."""
+        return dict.fromkeys(self.stage_names, self.config.dim)
 
     @property
     def channels(self) -> list[int]:
         """Width of every map that is given."""
         return [self.config.dim] * len(self.out_features)
+
+    def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> BackboneOutput:
+        """`forward`, under the name by which heads of transformers (UperNet and others) call any backbone."""
+        return self(*args, **kwargs)
 
     @outputs_for_transformers
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
@@ -184,7 +208,7 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
         if not config.num_classes:
             raise ValueError("expected config.num_classes for a detector, got 0; name its classes in id2label")
         detection = config.detection_sizes
-        self.model = OnePeaceBackbone(config)
+        self.model = OnePeaceBackbone(config, config.stage_names)
         sizes = CascadeSizes(**{one.name: getattr(detection, one.name) for one in fields(CascadeSizes)})
         self.detector = CascadeDetector(config.dim, config.num_classes, sizes)
         self.post_init()
@@ -351,7 +375,7 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
         if not config.num_classes:
             raise ValueError("expected config.num_classes for a segmenter, got 0; name its classes in id2label")
         sizes = config.segmentation_sizes
-        self.model = OnePeaceBackbone(config)
+        self.model = OnePeaceBackbone(config, config.stage_names)
         width = sizes.head_dim
         head = Mask2FormerConfig(
             feature_size=width,
