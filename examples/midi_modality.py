@@ -28,6 +28,8 @@ class Midi(nn.Module):
         self.touch = nn.Sequential(nn.Linear(4, config.dim), nn.GELU(), nn.Linear(config.dim, config.dim))
         self.positions = nn.Parameter(torch.randn(1 + NOTES, config.dim) * 0.1)
 
+    projector = ("positions", r"touch\.0")  # what trains of it under train=projector, beside the projection
+
     @staticmethod
     def load(value: Any) -> Tensor:
         """A path, or (notes, 4): pitch, seconds since the note before, seconds it lasts, velocity."""
@@ -39,6 +41,11 @@ class Midi(nn.Module):
         mask = torch.arange(NOTES) < torch.tensor([len(tune) for tune in tunes])[:, None]
         notes = torch.nn.utils.rnn.pad_sequence([*tunes, torch.zeros(NOTES, 4)], batch_first=True)[:-1]
         return {"notes": notes, "mask": mask}
+
+    @staticmethod
+    def augment(tune: Tensor, rng: Any) -> Tensor:
+        """Played higher or lower by up to a fourth, faster or slower: the same music to learn from."""
+        return tune * torch.tensor([1, *[rng.uniform(0.8, 1.25)] * 2, 1]) + torch.tensor([rng.integers(-5, 6), 0, 0, 0])
 
     @staticmethod
     def example() -> list[list[float]]:

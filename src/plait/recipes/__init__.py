@@ -31,6 +31,7 @@ RECIPES: dict[str, str] = {
     "mplug_owl2.pretrain": "plait.recipes.mplug_owl2:pretrain",
     "mplug_owl2.joint": "plait.recipes.mplug_owl2:joint",
     "one_peace.stage1": "plait.recipes.one_peace:stage1",
+    "one_peace.add_modality": "plait.recipes.adding:add_modality",
     "one_peace.stage2": "plait.recipes.one_peace:stage2",
 }
 """Name -> `module:function`, imported when the recipe runs; a package's entry points `plait.recipes` look the same."""

@@ -220,7 +220,7 @@ def samples(out: Path, size: int = 64, num_frames: int = 16, package: str = PACK
     pinned = lock()[package]
     for path in sorted((unpacked(package) / "package" / "assets").glob("*.webp")):
         concept = named.get(path.stem.replace("-fe0f", ""))
-        if concept is None or (frames := _frames(path, size, num_frames)) is None:
+        if concept is None or (frames := frames_over(path, size, num_frames)) is None:
             continue
         target = out / "videos" / STYLE / f"{concept.slug}.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +250,7 @@ def write_clip(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode(None))
 
 
-def _frames(path: Path, size: int, num_frames: int) -> np.ndarray | None:
+def frames_over(path: Path, size: int, num_frames: int) -> np.ndarray | None:
     """(num_frames, size, size, 3) uint8 evenly over an animation, on white; None for one of too few frames."""
     with Image.open(path) as animation:
         total = getattr(animation, "n_frames", 1)
