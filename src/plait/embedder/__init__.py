@@ -151,6 +151,11 @@ class Embedder:
         return self._tower.sampling_rate
 
     @property
+    def similarity_scale(self) -> float:
+        """By which cosines are multiplied before a softmax, as the model learned it; 20 where it has no factor."""
+        return self._tower.similarity_scale
+
+    @property
     def dim(self) -> int:
         """Width of a vector.
 

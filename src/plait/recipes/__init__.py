@@ -33,6 +33,8 @@ RECIPES: dict[str, str] = {
     "one_peace.stage1": "plait.recipes.one_peace:stage1",
     "one_peace.add_modality": "plait.recipes.adding:add_modality",
     "one_peace.stage2": "plait.recipes.one_peace:stage2",
+    "one_peace.distil": "plait.recipes.teaching:distil",
+    "one_peace.fuse": "plait.recipes.teaching:fuse",
 }
 """Name -> `module:function`, imported when the recipe runs; a package's entry points `plait.recipes` look the same."""
 

@@ -128,6 +128,23 @@ _SMALL_CONV = tuple((64, kernel, stride) for _, kernel, stride in PUBLISHED_CONV
 PRESETS: dict[str, dict[str, Any]] = {
     # Published (arXiv 2305.11172, table 1): 3.885 B parameters with all three branches and projections.
     "4b": {"decoder": DecoderConfig()},
+    # Between: 91.1 M and 298 M parameters with all three branches, to be distilled (`one_peace.distil`).
+    "300m": {
+        "dim": 768,
+        "num_heads": 12,
+        "num_layers": 15,
+        "mlp_dim": 2048,
+        "layer_scale": 1e-2,
+        "decoder": DecoderConfig(dim=384, num_heads=6, mlp_dim=1024),
+    },
+    "90m": {
+        "dim": 512,
+        "num_heads": 8,
+        "num_layers": 10,
+        "mlp_dim": 1024,
+        "layer_scale": 1e-2,
+        "decoder": DecoderConfig(dim=256, num_heads=4, mlp_dim=1024),
+    },
     # Small sizes for experiments and for machines without an accelerator.
     "base": {
         "dim": 768,
