@@ -226,12 +226,15 @@ class Asks(Protocol):
     Part of a family's skills, which inherit `plait.generation.asking.Asking` for what they do not
     say. num_frames: pictures that a video becomes; frames: the published rule by which they are chosen, a name of
     `plait.processing.videos.FRAME_RULES`. sampling_rate: of sounds, in Hz. capabilities: what may be asked for.
+    rerank, ranked: as in `plait.generation.asking.Asking`.
     """
 
     num_frames: int
     frames: str
     sampling_rate: int
     capabilities: tuple[Capability, ...]
+    rerank: int
+    ranked: int
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
         """The words of a question.

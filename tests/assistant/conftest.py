@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from plait.assistant import Assistant
-from plait.models.mplug2.tasks import MPlug2Skills
+from plait.models.mplug2.skills import MPlug2Skills
 
 SAVED = Path(__file__).parents[1] / "fixtures" / "saved"
 # small models with random weights: the first says something else of a dark, a grey and a bright picture

@@ -19,7 +19,7 @@ from plait.evaluation.peers import grid, kinds_of
 from plait.evaluation.run import Options, evaluate
 from plait.evaluation.tasks import TASKS
 from plait.generation.asking import Asking
-from plait.models.mplug2.tasks import MPlug2Skills
+from plait.models.mplug2.skills import MPlug2Skills
 from plait.models.mplug_owl.tasks import MPlugOwlSkills
 from plait.models.mplug_owl2.tasks import MPlugOwl2Skills
 from plait.types import Ask, Decoding

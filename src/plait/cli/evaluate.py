@@ -48,6 +48,8 @@ def evaluate(
     media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
     adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
     frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
+    rerank: Annotated[int | None, typer.Option(help="best of a retrieval that the match head scores; 0: none")] = None,
+    answers: Annotated[Path | None, typer.Option(help="list of answers that families which rank choose from")] = None,
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -72,7 +74,9 @@ def evaluate(
     else:
         from plait.evaluation.run import Options
 
-        options = Options(split, limit, rule, batch_size, media, skip_missing, judge, frames=frames)
+        options = Options(
+            split, limit, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers
+        )
         print(_run(task, model, data, out, predictions, options, as_json, adapter))
 
 

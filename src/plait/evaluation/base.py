@@ -236,8 +236,8 @@ def layout(
 
 
 Method = Literal[
-    "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "class_scores", "decide", "locate", "detect",
-    "segment", "similarity",
+    "retrieve", "zero_shot", "choose_text", "prompt", "rank_choices", "rank_answers", "class_scores", "decide",
+    "locate", "detect", "segment", "similarity",
 ]  # fmt: skip
 """How predictions are made; see `plait.evaluation.predict`."""
 
@@ -288,6 +288,7 @@ class Task:
         needs: what scoring takes beyond predictions (a judge, people's grades).
         submission: writes the file that a test server takes into a directory.
         published: numbers of others.
+        answers: name of the file of all answers in the data set, from which families that rank choose.
     """
 
     name: str
@@ -305,6 +306,7 @@ class Task:
     needs: str = ""
     submission: Submission | None = None
     published: tuple[Published, ...] = ()
+    answers: str | None = None
 
     @property
     def seen(self) -> tuple[Modality, ...]:

@@ -135,6 +135,16 @@ class OurModel(Named):
         with torch.inference_mode():
             return self.asking.reply(asks, decoding)
 
+    def choose(self, asks: Sequence[Ask], answers: Sequence[str]) -> list[str]:
+        """The best of a list of answers to every question, by the family's ranking."""
+        with torch.inference_mode():
+            return self.asking.choose(asks, answers)
+
+    def match(self, ask: Ask, texts: Sequence[str]) -> np.ndarray:
+        """How well texts fit one medium by the match head, (texts,): high is good."""
+        with torch.inference_mode():
+            return self.asking.match(ask, texts).cpu().numpy()
+
     def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """Summed log-probability of every continuation after its text."""
         return self.asking.likelihoods(pairs)

@@ -1,7 +1,8 @@
 """How predictions are made: items x model -> prediction rows, every answer through the response cache.
 
     prompt: words + pictures -> reply           rank_choices: likelihood of every choice -> index
-    retrieve: vectors both directions -> rank and nearest ids
+    retrieve: vectors both directions [-> the k best by the match head] -> rank and nearest ids
+    rank_answers: the best of a list of answers
     zero_shot: media x class sentences -> scores    choose_text: media x one text per choice -> index
     class_scores: a trained head -> scores      decide: words x media x a trained head -> the word of the best class
     locate, detect, segment: boxes, boxes of classes, masks
@@ -39,6 +40,8 @@ from plait.types import Ask, Decoding, Modality
 Row = dict[str, Any]
 File = tuple[Modality, Path | bytes]
 _NEAREST = 10
+NOT_RESCORED = -100.0
+"""Of pairs that the match head never sees, as released: behind every logit."""
 _CHUNK = 512
 _TURNS = 5
 """Earlier turns of a dialogue that are kept, so that long answers leave room in a context of 2048."""
@@ -70,6 +73,8 @@ class Setting:
         decoding, num_frames, frames: what the run uses, see `plait.evaluation.run.used_by`.
         batch_size: questions per forward pass.
         show_progress: None shows a bar when the work takes longer than about two seconds.
+        rerank: the best of a retrieval that the match head scores anew.
+        answers: a list from which every answer is.
     """
 
     task: Task
@@ -81,6 +86,8 @@ class Setting:
     frames: str = "time"
     batch_size: int = 8
     show_progress: bool | None = None
+    rerank: int = 0
+    answers: Sequence[str] = ()
 
     def media(self, item: Item, modalities: Sequence[Modality]) -> list[File]:
         """The files of an item, of the given modalities. Raises ValueError for one that is missing."""
@@ -131,12 +138,12 @@ class Setting:
             keyed.append((key, one))
 
         def opened(batch: list[Question]) -> Sequence[Any]:
-            found = ask([self._opened(one) for one in batch])
+            found = ask([self.opened(one) for one in batch])
             return found.tolist() if isinstance(found, np.ndarray) else found
 
         return self.ask(keyed, opened)
 
-    def _opened(self, question: Question) -> Ask:
+    def opened(self, question: Question) -> Ask:
         """A question with its media decoded; several films are one after the other."""
         images, video, audio, item = [], [], None, question.item
         for modality, file in question.files:
@@ -260,21 +267,104 @@ def retrieve(items: Sequence[Item], setting: Setting) -> list[Row]:
     owner, numbers = np.array([i for i, _ in captions]), np.arange(len(items))
     ids, names = [item.id for item in items], [f"{items[i].id}#{n}" for n, (i, _) in enumerate(captions)]
     medium = setting.task.media[0]
+    similarities = Similarities(media, texts)
+    if setting.rerank:
+        similarities = Rescored(media, texts, items, [text for _, text in captions], setting)
     rows: list[Row] = []
-    for direction, own, queries, mine, others, gallery, theirs in (
-        (f"{medium}>text", ids, media, numbers, names, texts, owner),
-        (f"text>{medium}", names, texts, owner, ids, media, numbers),
+    for direction, own, mine, others, theirs in (
+        (f"{medium}>text", ids, numbers, names, owner),
+        (f"text>{medium}", names, owner, ids, numbers),
     ):
         # ranks need whole rows of similarities, and these are made for a few hundred queries at a time
-        for start in range(0, len(queries), _CHUNK):  # memory does not grow with the queries
+        for start in range(0, len(own), _CHUNK):  # memory does not grow with the queries
             part = slice(start, start + _CHUNK)
-            similarity = queries[part] @ gallery.T
+            similarity = similarities.of_texts(part) if direction.startswith("text>") else similarities.of_media(part)
             found = ranks(similarity, mine[part, None] == theirs[None, :])
             nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :_NEAREST]
             for name, rank, near in zip(own[part], found, nearest, strict=True):
                 raw = [others[i] for i in near]
                 rows.append({"id": f"{direction}:{name}", "prediction": int(rank), "raw": raw, "prompt": ""})
     return rows
+
+
+class Similarities:
+    """Cosines of media (n, dim) with texts (m, dim), rows of queries against the whole gallery."""
+
+    def __init__(self, media: np.ndarray, texts: np.ndarray) -> None:
+        self.media, self.texts = media, texts
+
+    def of_media(self, part: slice) -> np.ndarray:
+        """(part, m)."""
+        return self.media[part] @ self.texts.T
+
+    def of_texts(self, part: slice) -> np.ndarray:
+        """(part, n)."""
+        return self.texts[part] @ self.media.T
+
+
+class Rescored(Similarities):
+    """The same, where the match head has scored the nearest of every query; all others are `NOT_RESCORED`.
+
+    Every medium is opened and encoded once, with all texts that look at it or that it looks at.
+
+    Source: mPLUG (arXiv 2205.12005); specification mPLUG-2, 7.3.
+    """
+
+    def __init__(
+        self, media: np.ndarray, texts: np.ndarray, items: Sequence[Item], captions: Sequence[str], setting: Setting
+    ) -> None:
+        super().__init__(media, texts)
+        k, wanted = setting.rerank, [set() for _ in items]
+        self.near: dict[str, list[np.ndarray]] = {"media": [], "texts": []}
+        for name, count in (("media", len(media)), ("texts", len(texts))):
+            for start in range(0, count, _CHUNK):
+                part = slice(start, start + _CHUNK)
+                found = super().of_media(part) if name == "media" else super().of_texts(part)
+                self.near[name] += list(np.argsort(-found, axis=1, kind="stable")[:, :k])
+        for i, near in enumerate(self.near["media"]):
+            wanted[i] |= set(near.tolist())
+        for j, near in enumerate(self.near["texts"]):
+            for i in near.tolist():
+                wanted[i].add(j)
+        files, keyed = setting.first(items, setting.task.media), []
+        for item, file, numbers in zip(items, files, wanted, strict=True):
+            told = [captions[j] for j in sorted(numbers)]
+            part = (item.media_start, item.media_end) if file[0] == "video" else ()
+            keyed.append((key_of("match", setting.relative(file[1]), told, *part), (Question(item, [file]), told)))
+
+        def ask(batch: list[tuple[Question, list[str]]]) -> list[list[float]]:
+            return [
+                finite(setting.model.match(setting.opened(one), told), "match scores").tolist() for one, told in batch
+            ]
+
+        self.scores = [
+            dict(zip(sorted(numbers), found, strict=True))
+            for numbers, found in zip(wanted, setting.ask(keyed, ask, "matches"), strict=True)
+        ]
+
+    def of_media(self, part: slice) -> np.ndarray:
+        """(part, m)."""
+        rows = range(len(self.media))[part]
+        found = np.full((len(rows), len(self.texts)), NOT_RESCORED)
+        for row, i in enumerate(rows):
+            found[row, self.near["media"][i]] = [self.scores[i][j] for j in self.near["media"][i].tolist()]
+        return found
+
+    def of_texts(self, part: slice) -> np.ndarray:
+        """(part, n)."""
+        rows = range(len(self.texts))[part]
+        found = np.full((len(rows), len(self.media)), NOT_RESCORED)
+        for row, j in enumerate(rows):
+            found[row, self.near["texts"][j]] = [self.scores[i][j] for i in self.near["texts"][j].tolist()]
+        return found
+
+
+def rank_answers(items: Sequence[Item], setting: Setting) -> list[Row]:
+    """The best answer of the published list to every question, by the family's ranking."""
+    asking, seen = setting.model.asking, [m for m in setting.task.media if m in ("image", "video")]
+    questions = [Question(item, setting.media(item, seen), asking.prompt(setting.task.kind, item)) for item in items]
+    said = setting.put("ranked", questions, lambda asks: setting.model.choose(asks, setting.answers))
+    return [{"id": i.id, "prediction": x, "raw": x, "prompt": q.words} for i, x, q in zip(items, said, questions)]
 
 
 def zero_shot(items: Sequence[Item], setting: Setting) -> list[Row]:
@@ -407,6 +497,6 @@ def similarity(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 METHODS: Mapping[Method, Callable[[Sequence[Item], Setting], list[Row]]] = {
     "prompt": prompt, "retrieve": retrieve, "zero_shot": zero_shot, "choose_text": choose_text,
-    "rank_choices": rank_choices, "class_scores": class_scores, "decide": decide, "locate": locate, "detect": detect,
-    "segment": segment, "similarity": similarity,
+    "rank_choices": rank_choices, "rank_answers": rank_answers, "class_scores": class_scores, "decide": decide,
+    "locate": locate, "detect": detect, "segment": segment, "similarity": similarity,
 }  # fmt: skip

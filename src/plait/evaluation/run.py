@@ -16,7 +16,7 @@ from typing import Any
 
 from plait.errors import UsageError
 from plait.evaluation.base import Item, Method, Scoring, Task, score
-from plait.evaluation.cache import ResponseCache
+from plait.evaluation.cache import ResponseCache, key_of
 from plait.evaluation.files import MediaFiles, read_results, read_rows, unique
 from plait.evaluation.result import PAGE, PREDICTIONS, RESULT, Loaded, build_result, write_result_page
 from plait.evaluation.tasks import read
@@ -45,6 +45,8 @@ class Options:
         decoding, num_frames: instead of those of the model's family.
         frames: how frames of films are chosen: `published` as the model's family does, or a name that
             `plait.processing.videos.chooser` knows.
+        rerank: the best of a retrieval that the match head scores anew, 0 for none; None as the model's family does.
+        answers: a list of answers to choose from (JSON or a line each); None for the one in the data set, if any.
     """
 
     split: str | None = None
@@ -58,6 +60,8 @@ class Options:
     decoding: Decoding | None = None
     num_frames: int | None = None
     frames: str = "published"
+    rerank: int | None = None
+    answers: Path | None = None
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
@@ -134,11 +138,11 @@ def method_of(task: Task, model: Any) -> Method:
     )
 
 
-def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
+def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = ()) -> dict[str, Any]:
     """What the run asks with: the kind of question, decoding and frames, as the family has them unless told otherwise.
 
     Args:
-        task, model, options: decide together.
+        task, model, options: decide together. answers: of `answers_for`.
 
     Returns:
         method, and where the method asks words: kind, decoding and num_frames. It is part of the cache's name
@@ -147,7 +151,12 @@ def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
     """
     method = method_of(task, model)
     used: dict[str, Any] = {"method": method}
-    if "video" in task.media and method not in ("retrieve", "zero_shot"):  # an embedder opens films itself
+    if method == "retrieve":
+        used |= _rescoring(model, options.rerank)
+    elif options.rerank is not None:
+        raise UsageError(f"expected no --rerank for {task.name}, got {options.rerank}; it belongs to retrieval")
+    opens = method not in ("retrieve", "zero_shot") or "rerank" in used  # an embedder opens films itself
+    if "video" in task.media and opens:
         used["num_frames"] = options.num_frames or model.asking.num_frames
         used["frames"] = model.asking.frames if options.frames == "published" else options.frames
         chooser(used["frames"], used["num_frames"])  # a rule that nobody knows is refused before anything is asked
@@ -156,9 +165,56 @@ def used_by(task: Task, model: Any, options: Options) -> dict[str, Any]:
         return used
     medium = "video" if "video" in task.media and "image" not in task.media else task.media[0]
     used["kind"] = task.kind
+    if answers:
+        return used | {"method": "rank_answers", "answers": len(answers), "answer_list": key_of(*answers)[:12]}
     if method != "rank_choices":
         used["decoding"] = asdict(options.decoding or model.asking.decoding(task.kind, medium))
     return used
+
+
+def _rescoring(model: Any, k: int | None) -> dict[str, int]:
+    """How many of a retrieval the match head scores, nothing for none. ValueError where k is asked of no such head."""
+    published = getattr(getattr(model, "asking", None), "rerank", 0)  # models of users embed and say no more
+    if k is not None and (k < 0 or (k and not published)):
+        got = f"{model.name}, which has none" if k > 0 else str(k)
+        raise ValueError(f"expected --rerank of 0 or more, of a model with a match head, got {got}; leave --rerank out")
+    count = published if k is None else k
+    return {"rerank": count} if count else {}
+
+
+def answers_for(task: Task, model: Any, root: Path, options: Options) -> list[str]:
+    """The list that answers are chosen from: the one asked for, or of the data set for a family that ranks; or none.
+
+    Args:
+        task, model, options: decide together. root: of the data set.
+
+    Raises:
+        ValueError: for a list of a task or family that chooses from none, and for an empty one.
+    """
+    can_rank = bool(getattr(getattr(model, "asking", None), "ranked", 0)) and task.kind == "short"
+    if options.answers is not None and not can_rank:
+        raise ValueError(
+            f"expected no list of answers for {task.name} with {model.name}, got {options.answers}; "
+            "short answers of families that rank are chosen from one"
+        )
+    beside = None if task.answers is None or not can_rank else next(iter(sorted(root.rglob(task.answers))), None)
+    path = options.answers or beside
+    return [] if path is None else read_answers(path)
+
+
+def read_answers(path: Path) -> list[str]:
+    """Different answers of a file, a JSON list of texts or one a line, in its order. ValueError where it has none."""
+    if not path.is_file():
+        raise ValueError(f"expected a file of answers, got {path}: no such file")
+    held: Any = (
+        json.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".json"
+        else path.read_text(encoding="utf-8").splitlines()
+    )
+    found = list(dict.fromkeys(text.strip() for text in held if isinstance(text, str) and text.strip()))
+    if not found or not isinstance(held, list):
+        raise ValueError(f"expected a list of answers in {path}, got none; the release's is a JSON list of texts")
+    return found
 
 
 def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path | None) -> list[dict[str, Any]]:
@@ -176,7 +232,8 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
     from plait.evaluation.predict import METHODS, Setting
 
     # part of the cache's first line: answers under other settings are refused there
-    used = used_by(task, model, options)
+    answers = answers_for(task, model, Path(loaded.files.root), options)
+    used = used_by(task, model, options, answers)
     missing = missing_media(loaded.items, loaded.files, task.seen)
     # absent media are no question to the model, but a wrong answer of the score
     present, absent = [], []
@@ -189,8 +246,8 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
             used.get("num_frames", 0),
             used.get("frames", "time"),
         )
-        asked = (decoding, count, rule, options.batch_size, options.show_progress)
-        setting = Setting(task, model, loaded.files, cache, *asked)
+        asked = (decoding, count, rule, options.batch_size, options.show_progress, _within(present, used, options))
+        setting = Setting(task, model, loaded.files, cache, *asked, answers)
         rows = METHODS[used["method"]](present, setting) if present else []
     rows += [
         {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"} for item in absent
@@ -198,6 +255,14 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
     if out is not None:
         atomic_write(out / PREDICTIONS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
+
+
+def _within(items: Sequence[Item], used: Mapping[str, Any], options: Options) -> int:
+    """How many of each query are scored anew. ValueError where more were asked for than there are to be found."""
+    k, gallery = used.get("rerank", 0), max(len(items), sum(len(item.captions or []) for item in items))
+    if options.rerank is not None and k > gallery:
+        raise ValueError(f"expected --rerank of at most the gallery's {gallery}, got {k}; lower it")
+    return k
 
 
 def evaluate(
@@ -229,7 +294,7 @@ def evaluate(
     # all predictions are on disk before anything is scored: a rule that fails loses no answer
     rows = predict(task, model, loaded, options, out)
     about = {"name": model.name, "family": model.family, "fingerprint": model.fingerprint}
-    used = used_by(task, model, options)
+    used = used_by(task, model, options, answers_for(task, model, Path(loaded.files.root), options))
     return _finish(task, loaded, rows, about | used, options, out, time.perf_counter() - started)
 
 

@@ -41,6 +41,10 @@ class Asking:
     """Frames evenly in time, where no release says how they are chosen."""
     sampling_rate = 16000
     capabilities: tuple[Capability, ...] = ()
+    rerank = 0
+    """The best of a retrieval that a match head scores anew, as released; 0 for families without one."""
+    ranked = 0
+    """Answers of a list that are scored in full, as released; 0 for families that write answers alone."""
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
         """The words of a question.
@@ -113,6 +117,6 @@ class Asking:
         mPLUG-Owl2, 11); the lengths of open, plain and located answers are Plait's.
         """
         if kind == "caption":
-            return Decoding(max_new_tokens=60, min_new_tokens=8)
+            return Decoding(max_new_tokens=60, min_new_tokens=8, length_penalty=0.0)
         longest = {"open": 256, "plain": 128, "locate": 40, "letters_or_words": 20, "exam": 20}
         return Decoding(max_new_tokens=longest.get(kind, 10))

@@ -11,8 +11,8 @@ from torch import nn
 
 from plait.generation import RankedAnswers
 from plait.models.mplug2.processor import MPlug2Processor
-from plait.models.mplug2.tasks import OFFERS, MPlug2Skills
-from plait.models.mplug2.tasks import skills as skills_of
+from plait.models.mplug2.skills import OFFERS, MPlug2Skills
+from plait.models.mplug2.skills import skills as skills_of
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "runs", "who", "is"]
 GREY = Image.new("RGB", (8, 8), (90, 90, 90))

@@ -397,7 +397,7 @@ def _question(name: str, about: str, layouts: tuple[str, ...], split: str, size:
 TASKS = (
     _question(
         "vqav2", "VQA v2", ("vqav2", "qwen_style_vqa_list", "one_peace_vqa"), "val", 214354, rules=RULES,
-        methods={"decide": "decide", "generate": "prompt"}, submission=submitted_vqa,
+        methods={"decide": "decide", "generate": "prompt"}, submission=submitted_vqa, answers="answer_list.json",
         published=published(
             "readme ONE-PEACE: 82.6/82.5", "readme mPLUG-Owl2: 79.4", "readme mPLUG-Owl2.1: 79.9",
             "readme mPLUG large: 81.27/81.26",

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from plait.models.mplug2.model import MPlug2Model, MPlug2PreTrainedModel
     from plait.models.mplug2.pretraining import MPlug2ForPreTraining
     from plait.models.mplug2.processor import MPlug2ImageProcessor, MPlug2Processor
+    from plait.models.mplug2.skills import MPlug2Skills
     from plait.models.mplug2.tasks import (
         MPlug2ForConditionalGeneration,
         MPlug2ForGrounding,
         MPlug2ForImageClassification,
         MPlug2ForSequenceClassification,
         MPlug2ForVideoClassification,
-        MPlug2Skills,
     )
     from plait.weights.files import Checkpoint
 
@@ -44,9 +44,8 @@ _HOMES = {
         "MPlug2ForImageClassification",
         "MPlug2ForSequenceClassification",
         "MPlug2ForVideoClassification",
-        "MPlug2Skills",
-        "skills",
     ),
+    "skills": ("MPlug2Skills", "skills"),
 }
 """Module -> the names of it that users import from here."""
 
