@@ -139,6 +139,52 @@ def test_official_follows_the_released_rules(beams: int, min_length: int, max_le
         assert [h.score for h in hypotheses] == pytest.approx([score for score, _ in expected], abs=1e-5)
 
 
+def by_hand(model: Trigram, item: int, beams: int, min_length: int, max_length: int) -> list[tuple[float, list[int]]]:
+    """The search for one item, step by step in plain Python: the best beams end or live on, until none can win."""
+    alive: list[tuple[float, list[int]]] = [(0.0, [START])]
+    pool: list[tuple[float, list[int]]] = []
+    for generated in range(1, max_length + 1):
+        candidates = []
+        for total, ids in alive:
+            before = ids[-2] if len(ids) > 1 else 0
+            log_probs = model.table[item, len(ids), before, ids[-1]].log_softmax(-1).tolist()
+            kept = [n for n in range(VOCAB) if n != END or generated > min_length]
+            candidates += [(total + log_probs[token], [*ids, token]) for token in kept]
+        candidates.sort(key=lambda c: -c[0])
+        ended = [c for c in candidates[:beams] if c[1][-1] == END]
+        alive = [c for c in candidates if c[1][-1] != END][:beams]
+        finished = ended + (alive if generated == max_length else [])
+        pool += [(total / length_penalty(generated, 0.6), ids) for total, ids in finished]
+        pool = sorted(pool, key=lambda h: -h[0])[:beams]
+        if len(pool) == beams and pool[-1][0] >= alive[0][0] / length_penalty(max_length, 0.6):
+            break
+    return pool
+
+
+@pytest.mark.parametrize(("beams", "min_length", "max_length"), [(4, 1, 8), (2, 0, 8), (3, 3, 8), (2, 5, 5)])
+@pytest.mark.parametrize("scale", [0.3, 2.0, 8.0])
+def test_the_search_is_the_one_that_its_page_describes(
+    beams: int, min_length: int, max_length: int, scale: float
+) -> None:
+    model = Trigram(40, beams, seed=7, scale=scale)
+    limits = {"num_beams": beams, "min_length": min_length, "max_length": max_length, "num_return": beams}
+    for item, hypotheses in enumerate(beam_search(model, start(40), end_id=END, **limits)):
+        expected = by_hand(model, item, beams, min_length, max_length)
+        assert [h.ids.tolist() for h in hypotheses] == [ids for _, ids in expected]
+        assert [h.score for h in hypotheses] == pytest.approx([score for score, _ in expected], abs=1e-5)
+
+
+def test_five_beams_of_at_most_twenty_tokens_are_the_default() -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def endless(ids: Tensor, beam_indices: Tensor | None) -> Tensor:
+        shapes.append(tuple(ids.shape))
+        return torch.zeros(len(ids), VOCAB).index_fill(1, torch.tensor([END]), -50.0)
+
+    ((best,),) = beam_search(endless, start(1), end_id=END)
+    assert shapes == [(5, length) for length in range(1, 21)] and len(best.ids) == 21
+
+
 @pytest.mark.parametrize("official", [False, True])
 def test_no_hypothesis_ends_before_min_length(official: bool) -> None:
     found = beam_search(
@@ -158,8 +204,9 @@ def test_scores_of_sequences_equal_those_of_the_search() -> None:
             logits = model.table[item, torch.arange(len(ids)) + 1, before, ids]
             padded = torch.cat([ids, torch.zeros(2, dtype=torch.long)])[None]
             logits = torch.cat([logits, torch.zeros(2, VOCAB)])[None]
-            mask = torch.tensor([[False] + [True] * (len(ids) - 1) + [False] * 2])
-            assert score_sequences(logits, padded, mask).item() == pytest.approx(score, abs=1e-5)
+            for first in (False, True):  # the start token counts neither way
+                mask = torch.tensor([[first] + [True] * (len(ids) - 1) + [False] * 2])
+                assert score_sequences(logits, padded, mask).item() == pytest.approx(score, abs=1e-5)
 
 
 @pytest.mark.parametrize(

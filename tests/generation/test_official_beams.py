@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationMixin
 
 from ..models.mplug_owl import tiny as owl
 from ..models.mplug_owl2 import tiny as owl2
@@ -71,3 +72,25 @@ def test_official_beams_are_those_of_the_old_rules(family, penalty, stop) -> Non
         assert answers == expected
         seen |= {len(answer) for answer in answers}
     assert len(seen) > 1, "all hypotheses have one length, which tests no rule about lengths"
+
+
+@pytest.mark.parametrize("family", ["owl", "owl2"])
+@torch.no_grad()
+def test_beams_are_those_of_transformers_unless_official(family, monkeypatch) -> None:
+    """The search of today runs on transformers' own rules: its hooks, taken out of the class, change no id."""
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": LIMIT, "do_sample": False}
+    options |= {"eos_token_id": END, "pad_token_id": 0, "length_penalty": 1.0}
+    differs = False
+    for favoured in (1.0, 2.5, 4.0):
+        model, batch, _ = official(family, favoured)
+        old = model.generate(**batch, **options).tolist()
+        model.config.official = False
+        new = model.generate(**batch, **options).tolist()
+        differs |= old != new
+        with monkeypatch.context() as patch:
+            for hook in ("_update_finished_beams", "_check_early_stop_heuristic"):
+                owner = next(kind for kind in type(model).__mro__ if hook in vars(kind))
+                if owner is not GenerationMixin:
+                    patch.delattr(owner, hook)
+            assert model.generate(**batch, **options).tolist() == new
+    assert differs, "both searches find the same, which tells them not apart"

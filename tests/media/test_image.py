@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms, features
 
 from plait.media.image import load_image
@@ -393,3 +394,26 @@ def test_damaged_files_are_read_or_refused(count):
             refused += 1
             assert "\n" not in str(error)
     assert refused > count // 3
+
+
+def test_arrays_and_tensors_are_the_picture_that_they_show() -> None:
+    image = noise(12).crop((0, 0, 12, 7))
+    values = np.asarray(image)  # (height, width, channel)
+    levels = torch.from_numpy(values.copy()).permute(2, 0, 1)
+    given = [values, values[::-1][::-1], levels, levels / 255, (levels / 255).double(), values / 255]
+    # floats a little below or above a level are that level
+    given += [((levels + 0.3) / 255).clamp(0, 1), ((levels - 0.3) / 255).clamp(0, 1)]
+    for one in given:
+        assert np.array_equal(np.asarray(load_image(one)), values)
+    assert np.array_equal(np.asarray(load_image(levels[:1])), np.repeat(values[..., :1], 3, 2))
+    assert np.array_equal(np.asarray(load_image(values[..., 1])), np.repeat(values[..., 1:2], 3, 2))
+
+
+@pytest.mark.parametrize("wrong", [1.01, -0.01, float("nan"), float("inf")])
+def test_floats_that_are_no_levels_are_refused(wrong: float) -> None:
+    values = np.full((4, 4, 3), 0.5, np.float32)
+    values[1, 2, 0] = wrong
+    with pytest.raises(MediaError, match="floats outside 0 to 1; divide by 255"):
+        load_image(values)
+    with pytest.raises(MediaError, match=r"an array of shape \(5, 6, 2\)"):
+        load_image(np.zeros((5, 6, 2), np.uint8))

@@ -16,7 +16,7 @@ from plait.cli import verbs as all_verbs
 from plait.media import MediaError, raised
 from plait.media.audio import load_audio
 from plait.media.image import load_image
-from plait.media.limits import IN_FORCE, Limits
+from plait.media.limits import IN_FORCE, Limits, Packed, open_media
 
 
 @pytest.fixture
@@ -41,6 +41,43 @@ def test_other_limits_are_refused_and_change_nothing(wrong: dict[str, float]) ->
     with pytest.raises(ValueError, match="expected"), raised(**{"max_bytes": 5, **wrong}):
         pass
     assert Limits() == IN_FORCE
+
+
+def test_the_limits_are_these() -> None:
+    limits = Limits()
+    assert (limits.max_bytes, limits.max_pixels) == (1 << 30, 64_000_000)
+    assert (limits.max_seconds, limits.max_frames) == (600.0, 100_000)
+
+
+class Large(Packed):
+    """A file of a gibibyte and a byte inside another, which says its size or does not."""
+
+    def __init__(self, tells: bool) -> None:
+        self.tells, self.name_ = tells, "shard.tar:large.png"
+
+    @property
+    def name(self) -> str:
+        return self.name_
+
+    def size(self) -> int | None:
+        return (1 << 30) + 1 if self.tells else None
+
+    def read(self) -> bytes:
+        assert not self.tells, "read although it is too large"
+        return bytes(11)
+
+
+def test_a_packed_file_is_not_read_where_it_is_too_large() -> None:
+    with pytest.raises(MediaError, match=r"shard\.tar:large\.png: 1073741825 bytes, more than 1073741824"):
+        load_image(Large(tells=True))
+    with pytest.raises(MediaError, match="11 bytes, more than 10"), open_media(Large(tells=False), "image", 10):
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3"])
+def test_addresses_are_no_paths(scheme: str) -> None:
+    with pytest.raises(MediaError, match="an address, which is never opened; download it"):
+        load_image(f"{scheme}://example.org/a.png")
 
 
 def test_pillows_own_limit_follows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

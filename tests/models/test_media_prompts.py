@@ -77,3 +77,23 @@ def test_prompt_lookup_and_stop_strings_change_nothing_that_they_should_not(fami
     assert torch.equal(model.generate(**one, prompt_lookup_num_tokens=2, **SIX), want)
     stopped = model.generate(**one, stop_strings=["no such words"], tokenizer=processor.tokenizer, **SIX)
     assert torch.equal(stopped, want)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_beams_of_prompts_with_several_pictures_keep_their_own(family: str) -> None:
+    tiny, mark = FAMILIES[family]
+    model, processor = tiny.model_and_processor()
+    pictures = [Image.new("RGB", (30, 40), colour) for colour in ("black", "white", "red")]
+    texts = [f"USER: {mark}and {mark} ASSISTANT:", f"USER: {mark}hello ASSISTANT:"]
+    options = {**SIX, "num_beams": 3, "num_return_sequences": 2}
+    batch = processor(text=texts, images=pictures)
+    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    for row, own in enumerate((pictures[:2], pictures[2:])):
+        one = processor(text=texts[row], images=own)
+        alone = model.generate(**one, **options)[:, one["input_ids"].shape[1] :]
+        assert torch.equal(together[2 * row : 2 * row + 2], alone)
+    # embeddings hold each picture in its place already, whatever becomes of the rows
+    assert torch.equal(model.generate(**embedded(model, batch), **options), together)
+    swapped = processor(text=texts, images=[pictures[1], pictures[0], pictures[2]])
+    found = model.generate(**swapped, **options)[:, batch["input_ids"].shape[1] :]
+    assert not torch.equal(found[:2], together[:2]), "the pictures make no difference"
