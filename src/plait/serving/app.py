@@ -60,6 +60,7 @@ def create_app(models: Models, settings: Settings, known_vectors: Path | None = 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        # before anything is served: the first vectors of a model are slow, and clients would wait for them
         await readiness.start()
         yield
         # what runs is over or out of time by now: the web server waited for it before it ended the application
@@ -96,6 +97,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def misfit(_: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
+        # the first alone, and never its input: error texts hold nothing of a request
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "the body"
         words = "fields of this route alone" if first["type"] == "extra_forbidden" else first["msg"]
@@ -124,13 +126,16 @@ async def while_connected(request: HttpRequest, work: Awaitable[T], seconds: flo
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    # two tasks, since nothing else tells that a client left while the work goes on in a thread
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(left())
     try:
         done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        # first: where both are done, the answer exists and costs nothing more to send
         if task in done:
             return task.result()
         raise ClientGoneError if gone in done else TimeoutError
     finally:
+        # awaited after cancelling, or their errors would be logged as never retrieved
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
@@ -180,6 +185,7 @@ def _add_facts(app: FastAPI, service: Service, readiness: Readiness) -> None:
         return found
 
     @app.get("/docs", include_in_schema=False)
+    # a page of our own: the usual ones load scripts from elsewhere
     async def page() -> HTMLResponse:
         return HTMLResponse(_page(app.openapi()))
 
@@ -227,7 +233,9 @@ def _add_chat(app: FastAPI, service: Service) -> None:
             if not body.stream:
                 work = talk.complete(answering, service, names["chat"], has_logprobs=told)
                 return JSONResponse(await while_connected(request, work, seconds))
+            # the first piece is awaited before the head is sent: after it, an error has no status code any more
             await while_connected(request, answering.begun(), seconds)
+        # cancellation too: rows of an answer that nobody reads leave the batch
         except BaseException:
             answering.cancel()
             raise
@@ -263,6 +271,7 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         given = body.model_dump(include={"input", "messages"})
         work = service.embed(lambda: queries_of(given, settings, service.fetch))
         vectors, tokens = await while_connected(request, work, settings.request_seconds)
+        # only where asked: a shortened vector is scaled to length 1 again, which changes its last bits
         if body.dimensions:
             vectors = [_shortened(vector, dims) for vector in vectors]
         encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
@@ -288,6 +297,7 @@ def _add_embeddings(app: FastAPI, service: Service) -> None:
         work = service.embed(lambda: _ranked_parts(body, service))
         (query, *documents), tokens = await while_connected(request, work, settings.request_seconds)
         scores = np.stack(documents) @ query
+        # stable: equal documents keep the order of the request
         order = np.argsort(-scores, kind="stable")[: body.top_n].tolist()
         results = [{"index": place, "relevance_score": float(scores[place])} for place in order]
         if body.return_documents:

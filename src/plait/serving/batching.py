@@ -89,6 +89,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise ClosedError
+            # all or none: half a request in the queue would be work whose answer nobody gets
             if len(self._waiting) + len(jobs) > self.max_waiting:
                 raise BusyError
             self._waiting.extend(zip(jobs, futures, strict=True))
@@ -103,6 +104,7 @@ class Batcher:
             self._changed.notify()
         self._thread.join(seconds)
         with self._changed:
+            # out of time: whoever still waits is told so, instead of hanging on a future for ever
             while self._waiting:
                 self._waiting.popleft()[1].cancel()
             self._changed.notify()
@@ -122,8 +124,10 @@ class Batcher:
                     return
                 if crowd > 1 and not self._closing:
                     self._changed.wait_for(partial(self._is_crowd, crowd), GATHER)
+                # counted again: jobs may have come, or been cancelled, while the lock was given away
                 crowd = min(self.max_batch, len(self._waiting))
                 taken = [self._waiting.popleft() for _ in range(crowd)]
+            # from here on a future cannot be cancelled: its work is part of a batch with others
             batch = [(job, future) for job, future in taken if future.set_running_or_notify_cancel()]
             if not batch:
                 continue
@@ -131,6 +135,7 @@ class Batcher:
             self.watch.load(self._running, len(self._waiting))
             try:
                 results = self._work([job for job, _ in batch])
+            # a whole batch that failed fails for each, and the thread lives on for the next
             except Exception as error:
                 results = [error] * len(batch)
             self._running = 0

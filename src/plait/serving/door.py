@@ -52,6 +52,7 @@ class Door:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
+        # websockets are nobody's here, and no route would take them
         started, status, held = time.monotonic(), 499, 0  # 499: nobody heard an answer
 
         async def counted(message: Message) -> None:
@@ -64,6 +65,7 @@ class Door:
             self._check(scope)
             body = await self._body(scope, receive)
             held = len(body)
+            # until the answer is out: its media are decoded from this very body
             self._held += held
             await self.app(scope, _replayed(body, receive), counted)
         except Exception as error:
@@ -74,6 +76,7 @@ class Door:
             await _answer(refusal, counted)
         finally:
             self._held -= held
+            # names from the table alone: a path that a stranger made up would be text of a request in the log
             seconds, handler = time.monotonic() - started, self.paths.get(scope["path"], "other")
             method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other"
             self.metrics.http.labels(handler, method, str(status)).inc()
@@ -87,6 +90,7 @@ class Door:
         headers = dict(scope["headers"])
         if self.settings.key is not None:
             given = _key_of(headers.get(b"authorization", b""))
+            # takes as long for a first wrong letter as for a last one
             if not hmac.compare_digest(given, self.settings.key.encode()):
                 raise RefusalError(
                     401, "expected the key of this server as Authorization: Bearer KEY, got none or another",
@@ -95,6 +99,7 @@ class Door:
         if self.is_closing():
             raise closing()
         length = headers.get(b"content-length", b"0")
+        # int() takes signs, underscores and digits of other scripts, and is slow for long ones
         if not length.isdigit() or len(length) > 18:
             raise RefusalError(400, "expected a Content-Length that is a number, got another")
         if int(length) > self.settings.max_body:
@@ -118,9 +123,11 @@ class Door:
                     if message["type"] == "http.disconnect":
                         raise RefusalError(400, "the request was broken off")
                     block = message.get("body", b"")
+                    # counted as they come: a chunked body has no Content-Length to believe
                     size += len(block)
                     if size > self.settings.max_body:
                         raise self._too_large()
+                    # many bodies that are each small enough fill the memory as well
                     if self._held + size > self.settings.max_held:
                         raise busy()
                     blocks.append(block)

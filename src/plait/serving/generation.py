@@ -126,12 +126,15 @@ class Row:
         """
         logits = logits.float()
         rules: Any = self.rules
+        # the prompt is part of the ids: penalties of repetition count it, as in `generate`
         scores = rules(self.ids, logits)
+        # multinomial over NaN gives any id without a word
         if torch.isnan(scores).any():
             raise FloatingPointError("the model returned numbers that are not finite")
         if self.sampling.temperature > 0:
             token = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
         else:
+            # no draw at temperature 0, so that a seed changes nothing there
             token = scores.argmax(-1, keepdim=True)
         self.ids = torch.cat([self.ids, token], dim=1)
         value = int(token)
@@ -140,6 +143,7 @@ class Row:
             top = shares.topk(min(self.sampling.logprobs, len(shares)))
             likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
             self.tokens.append(Token(value, float(shares[value]), likeliest))
+        # before the text is told: an end token is no part of the answer
         if value in self.ends:
             return "stop"
         self.pieces.put(token)
@@ -149,6 +153,7 @@ class Row:
 
     def end(self, reason: str, error: Exception | None = None) -> None:
         """Say the rest and that it is over."""
+        # nobody reads the rest of what was given up, and decoding it may be what failed
         if error is None and reason != "abort":
             self.pieces.end()
             if self.tokens:
@@ -166,8 +171,10 @@ def rules_of(model: Any, inputs: Mapping[str, Any], sampling: Sampling) -> tuple
         how |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     ids = inputs["input_ids"]
     length = ids.shape[1]
+    # transformers' own steps in their order, private or not: rules of another making would differ in some model
     config, _ = model._prepare_generation_config(None, max_length=length + sampling.max_new_tokens, num_beams=1, **how)
     model._prepare_special_tokens(config, True, device=ids.device)
+    # the processor of least lengths knows `min_length` alone, which counts the prompt
     if config.min_new_tokens is not None:
         config.min_length = config.min_new_tokens + length
     rules = model._get_logits_processor(
@@ -198,6 +205,7 @@ class Table:
         if self.cache is None:
             self.cache, self.mask = cache, mask
             return
+        # on the left, since new tokens are appended on the right of all rows at once
         width = max(self.mask.shape[1], mask.shape[1])
         old, new = width - self.mask.shape[1], width - mask.shape[1]
         for mine, theirs in zip(self.cache.layers, cache.layers, strict=True):
@@ -215,6 +223,7 @@ class Table:
             return
         chosen = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[chosen]
+        # the longest prompt has left, perhaps: its columns are padding in all rows that stay
         first = int(self.mask.any(0).to(torch.int).argmax())
         self.mask = self.mask[:, first:]
         for layer in self.cache.layers:  # contiguous: a view would keep what left in memory
@@ -226,6 +235,7 @@ class Table:
     def grow(self) -> Tensor:
         """One more position for every row; the positions of the new tokens, (rows, 1)."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        # positions count tokens, not columns: padding on the left must not shift rotary angles
         return self.mask.sum(1, keepdim=True) - 1
 
 
@@ -259,6 +269,7 @@ class Engine:
         self.model, self.processor = model, processor
         self.max_rows, self.max_waiting, self.watch = max_rows, max_waiting, watch or Watch()
         accepted = inspect.signature(model.forward).parameters
+        # models without the argument count positions from their mask themselves
         self._takes_positions = "position_ids" in accepted
         self._waiting: deque[Ticket] = deque()
         self._rows: list[Row] = []
@@ -304,10 +315,12 @@ class Engine:
                     if self._closing and not self._waiting and not self._rows:
                         return
                     room = self.max_rows - len(self._rows)
+                    # prompts take longer than steps: too many at once would stall every answer that is being written
                     room = min(room, JOINS) if self._rows else room
                     coming = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
                 for ticket in coming:
                     self._prefill(ticket)
+                # after the prefills, which take long enough for readers to leave, and before a step is spent on them
                 self._leave([row for row in self._rows if row.ticket.gone.is_set()], "abort")
                 if self._rows:
                     self._step()
@@ -324,8 +337,11 @@ class Engine:
             inputs = {name: value for name, value in ticket.inputs.items() if value is not None}
             mask = inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
             if self._takes_positions:
+                # the same positions as `generate` gives: those of padding are never looked at
                 inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0)
+            # without the configuration: sliding windows would make layers of unequal lengths, which no table joins
             cache = DynamicCache(config=None)
+            # by itself and unpadded: batched prefills would round otherwise than a run by itself
             out = self.model(**inputs, **named(cache), use_cache=True, logits_to_keep=1)
             self.watch.prefilled(tokens=row.prompt, queued=started - ticket.arrived)
             reason = row.draw(out.logits[:, -1])
@@ -333,6 +349,7 @@ class Engine:
         except Exception as error:  # of this prompt alone: the rows beside it go on
             ticket.put(End("error", 0, error))
             return
+        # over with its first token: it never joins the others
         if reason is not None:
             self._finish(row, reason)
             return
@@ -359,6 +376,7 @@ class Engine:
                 row.end("error", error)
             self._rows, self._table = [], Table()
             return
+        # by place, and removed at once: every removal copies the cache
         over: dict[int, tuple[str, Exception | None]] = {}
         for place, row in enumerate(self._rows):
             try:

@@ -74,6 +74,7 @@ class Readiness:
             found = json.loads(self.place.read_text(encoding="utf-8"))
             self.stored = {m: np.asarray(vector, np.float32) for m, vector in found.items()}
             self.origin = "an earlier start"
+        # a model may have gained a modality since its vectors were stored
         if missing := [m for m in self.items if m not in self.stored]:
             vectors = await self._vectors(missing)
             self.stored |= vectors
@@ -87,6 +88,7 @@ class Readiness:
 
     async def check(self) -> tuple[bool, Mapping[str, Any]]:
         """Whether all is well, and what was seen."""
+        # load balancers take the server out before its last answers are written
         if self.service.is_closing:
             return False, {"status": "stopping"}
         seen: dict[str, Any] = {}

@@ -36,8 +36,10 @@ def fetch(url: str, settings: Settings) -> bytes:
     Raises:
         RefusalError: 400 for whatever is not allowed, not found, too large or too slow.
     """
+    # one clock for all redirects together: each alone could use up the time
     until = time.monotonic() + settings.fetch_seconds
     for _ in range(settings.max_redirects + 1):
+        # every hop again: an allowed host may redirect into this network
         parts = _checked(url, settings)
         answer = _ask(parts, until, settings.max_body)
         if isinstance(answer, bytes):
@@ -60,8 +62,10 @@ def _checked(url: str, settings: Settings) -> SplitResult:
         host, port = parts.hostname or "", parts.port
     except ValueError as error:
         raise _refused("an address", "it is malformed") from error
+    # other ports reach databases and caches that speak nearly HTTP; `user@` hides the true host from a reader
     if parts.scheme not in PORTS or parts.username is not None or port not in (None, PORTS[parts.scheme]):
         raise _refused(host, "only http and https on their usual ports, without a user, are fetched")
+    # a line break in a path would be a second request on the same connection
     if not url.isascii() or not url.isprintable() or " " in url:
         raise _refused("an address", "it has characters that no address has")
     if not any(_matches(host, allowed) for allowed in settings.hosts):
@@ -78,6 +82,7 @@ def is_public(address: str) -> bool:
     """Whether an IP address belongs to the internet at large, also where it is written as IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
+        # an IPv4 address can be written in four ways as an IPv6 one, private ones too
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64 holds an IPv4 address
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
@@ -99,6 +104,7 @@ def _ask(parts: SplitResult, until: float, max_bytes: int) -> bytes | str:
         # all of them: one private address among public ones is how rebinding begins
         if not found or not all(is_public(address) for address in found):
             raise _refused(host, "not reached")
+        # the very address that was looked at: asking for the name again could give another
         with socket.create_connection((found[0], port), timeout=_left(until)) as plain:
             channel = plain
             if parts.scheme == "https":
@@ -123,6 +129,7 @@ def _hang_up(channel: socket.socket) -> None:
 def _read(channel: socket.socket, parts: SplitResult, max_bytes: int) -> bytes | str:
     """Ask over an open connection; the body, or where it redirects to."""
     connection = http.client.HTTPConnection(parts.hostname or "")
+    # http.client would dial by name
     connection.sock = channel
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "plait"})
@@ -136,6 +143,7 @@ def _content(answer: http.client.HTTPResponse, parts: SplitResult, max_bytes: in
         return target
     if answer.status != 200:
         raise _refused(parts.hostname, f"answered {answer.status}")
+    # unpacked it could be a thousand times larger than what is counted here
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise _refused(parts.hostname, "sent it compressed, which was not asked for")
     blocks, size = [], 0

@@ -88,6 +88,7 @@ class Models:
         if index is not None:
             from plait.search import Index
 
+            # without an embedder of the caller the index opens its own: two copies of one model would not fit
             found.index = Index.open(index, found.embedder)
             found.embedder = found.embedder or found.index.embedder
             found.names.setdefault("embed", name_of(str(found.index.description.get("model") or index)))
@@ -135,6 +136,7 @@ class Vectors:
         """The vector (dim,) of a key, which is now the newest."""
         with self._lock:
             self._metrics.cache_queries.inc()
+            # counted before it is looked at, or hits over queries could pass 1
             if key not in self._held:
                 return None
             self._metrics.cache_hits.inc()
@@ -197,6 +199,7 @@ class Service:
 
         Raises BusyError where more wait for a loader than could wait for a model.
         """
+        # bodies that wait for a loader lie in memory: the queue of the pool itself has no bound
         if self._preparing >= self.settings.max_waiting + self.settings.max_items:
             raise BusyError
         self._preparing += 1
@@ -218,6 +221,7 @@ class Service:
         def prepare() -> tuple[list[list[Part]], int]:
             queries = read()
             parts = [one for query in queries for one in query]
+            # before anything is decoded, which is what costs
             check_media(parts, self.settings)
             if len(queries) > most:
                 raise RefusalError(400, f"expected at most {most} vectors of one request, got {len(queries)}")
@@ -235,6 +239,7 @@ class Service:
         """A part that may wait: decoded and prepared, unless its vector is kept."""
         assert self.models.embedder is not None
         part, content = medium.part, medium.content
+        # a text is embedded faster than it is looked up safely, and would keep a person's words in memory
         is_kept = medium.modality != "text" and not anew
         if is_kept and (vector := self.vectors.get((medium.modality, content))) is not None:
             return replace(part, value=Ready(Kept(vector), content))
@@ -247,6 +252,7 @@ class Service:
         known = {part.key: part.value.value.vector for part in media if isinstance(part.value.value, Kept)}
         found, vectors = self.models.embedder.embed_queries(queries, known)
         for part in media:
+            # parts that failed have none, and are tried again the next time
             if part.key in vectors:
                 self.vectors.put((part.modality, part.value.content), vectors[part.key])
         return [ValueError(one) if isinstance(one, str) else one for one in found]
@@ -273,6 +279,7 @@ class Service:
         assert assistant is not None
         groups: dict[Any, list[int]] = {}
         for place, ask in enumerate(asks):
+            # only what one forward pass can share: options are those of a whole batch
             groups.setdefault((ask.task, ask.candidates, ask.options), []).append(place)
         found: list[Any] = [None] * len(asks)
         for (task, candidates, options), places in groups.items():
