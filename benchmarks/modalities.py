@@ -38,7 +38,7 @@ from plait.types import Sample
 from plait_studies.midi import DRUMS, read_parts, write_notes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STEPS, BATCH, LR = 160, 32, 1.5e-3
+STEPS, BATCH, LR = 56, 24, 2e-3
 ARMS = ("all", "projector", "scratch")
 PLAYED = {
     "musical-keyboard": range(8), "bell": range(8, 16), "church": range(16, 21), "accordion": range(21, 24),

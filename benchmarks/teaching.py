@@ -26,8 +26,8 @@ from plait.recipes import find_recipe
 from plait.training.run import run_recipe
 from plait.training.stages import Options
 
-STUDENT = {"preset": "nano", "steps": 200, "batch_size": 64}
-FUSED = {"steps": 120, "batch_size": 48}
+STUDENT = {"preset": "nano", "steps": 80, "batch_size": 48}
+FUSED = {"steps": 50, "batch_size": 32}
 ARMS = {"without": 0.0, "with": 1.0}
 
 
