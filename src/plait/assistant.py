@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
 
-Task = Literal["caption", "answer", "rank", "ground", "classify", "detect", "segment"]
+Task = Literal["caption", "answer", "rank", "match", "ground", "classify", "detect", "segment"]
 Kind = Literal["text", "image", "video", "audio"]
 OnBad = Literal["raise", "skip"]
 
 _LOADERS = 4
+_FITS, _YES_NO = "Does this show: {}? Answer yes or no.", ("yes", "no")
+"""What a model without a matching head is asked about a text, and its answers."""
 
 
 class Scored(NamedTuple):
@@ -139,7 +141,7 @@ class Assistant:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What this model does, among caption, answer, rank, ground, classify, detect and segment."""
+        """What this model does, among caption, answer, rank, match, ground, classify, detect and segment."""
         return tuple(sorted(self.skills.tasks))
 
     def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: int) -> Any:
@@ -211,6 +213,30 @@ class Assistant:
             ValueError: as `answer`, and for no answers.
         """
         return self._all("rank", items, on_bad, question, candidates=answers)
+
+    def match(self, items: Any, text: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
+        """How probable it is that a text says what each item shows.
+
+        A model with a matching head is asked by it; one that ranks answers, whether yes is likelier than no.
+
+        Args:
+            items, on_bad: as in `caption`.
+            text: for all items, or a list with one for each.
+
+        Returns:
+            A float from 0 to 1, or a list of them.
+
+        Raises:
+            ValueError: for a model that does neither, and an empty text; for a bad item unless skipping.
+        """
+        if "match" in self.tasks or "rank" not in self.tasks:
+            return self._all("match", items, on_bad, text)
+        texts = [text] if isinstance(text, str) else text
+        asked = [_FITS.format(one) if one.strip() else one for one in texts]  # an empty text is refused as everywhere
+        ranked = self.rank(items, asked[0] if isinstance(text, str) else asked, _YES_NO, on_bad=on_bad)
+        single = bool(ranked) and isinstance(ranked[0], Scored)
+        shares = [row and dict(row)[_YES_NO[0]] for row in ([ranked] if single else ranked)]
+        return shares[0] if single else shares
 
     def ground(self, items: Any, phrase: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
         """Where a phrase is in each image.
@@ -341,6 +367,8 @@ class Assistant:
                 return self.skills.caption(kind, prepared, options)
             if task == "answer":
                 return self.skills.answer(kind, prepared, texts, options)
+            if task == "match":
+                return self.skills.fits(kind, prepared, texts)
             if task in ("rank", "classify"):
                 ranked = (
                     self.skills.rank(kind, prepared, texts, list(candidates or ()))
@@ -396,7 +424,7 @@ class Assistant:
                 return f"expected {' or '.join(sorted(kinds))} to {task}, got {got}: {request.name}"
             if request.kind == "image" and compared > 1 and not isinstance(request.value, list):
                 return f"expected {compared} pictures for {request.name}, got one; pass them together"
-            if task in ("answer", "rank", "ground") and not request.text.strip():
+            if task in ("answer", "rank", "match", "ground") and not request.text.strip():
                 return f"expected a question or phrase for {request.name}, got none"
             return None
 
@@ -493,6 +521,10 @@ class Skills(Asks, Protocol):
         self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
     ) -> Sequence[Sequence[tuple[str, float]]]:
         """All `answers` for each question, best first, with probabilities that sum to 1."""
+        ...
+
+    def fits(self, kind: Kind, prepared: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        """How probable it is that each text says what its item shows, 0 to 1."""
         ...
 
     def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:

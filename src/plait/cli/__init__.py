@@ -70,7 +70,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
     "get": Verb("plait.cli.models:get", "fetch a model by its name, once: official files, hub ids, smollm2"),
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
-    "index": Verb("plait.cli.search:app", "an index on disk: create, add, check, prune, move, delete, list ..."),
+    "index": Verb("plait.cli.index:app", "an index on disk: add, watch, check, similar, duplicates, delete ..."),
     "ground": Verb("plait.cli.assist:ground", "find what a phrase names in images"),
     "detect": Verb("plait.cli.dense:detect", "find the objects of images: boxes, masks, drawings, COCO results"),
     "segment": Verb("plait.cli.dense:segment", "name the class of every pixel of images: class maps, drawings"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,8 @@ from plait.modalities import registered
 from plait.types import MODALITIES
 
 if TYPE_CHECKING:
-    from plait.search.index import AddReport
+    from plait.search.finding import Found
+    from plait.search.index import AddReport, Index
     from plait.search.sources import Problem
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build and change an index on disk.")
@@ -103,6 +104,7 @@ def add(
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
+    every: Annotated[str | None, typer.Option(help="index moments of videos too, each so long, for example 5s")] = None,
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:
@@ -113,6 +115,7 @@ def add(
     raise_limits(limits)
     from plait.embedder import Embedder
     from plait.search.index import Index
+    from plait.search.moments import add_moments, seconds_of
 
     if adapter is not None and model is None:
         raise UsageError("expected --model beside --adapter, got none; pass the model it was trained on")
@@ -125,9 +128,16 @@ def add(
         opened = Index.create(index, embedder)
     else:
         opened = Index.open(index, embedder)
+    length = None if every is None else seconds_of(every)
     report = opened.add(paths, deduplicate=not keep_duplicates)
+    moments = None if length is None else add_moments(opened, length)
     line = f"{{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
-    _print_report(report, index, line, as_json, paths, rows=len(opened))
+    more = {}
+    if moments is not None:
+        report.skipped += moments.skipped
+        more = {"moments": moments.moments, "clips": moments.clips, "clips_unchanged": moments.unchanged}
+        line += f"; {moments.moments} moments of {moments.clips} clips, {moments.unchanged} clips had theirs"
+    _print_report(report, index, line, as_json, paths, rows=len(opened), **more)
 
 
 @app.command()
@@ -163,8 +173,8 @@ def check(
     if as_json:
         print(json.dumps({"whole": state.whole, "gone": state.gone, "changed": state.changed}, indent=2))
     else:
-        _print_problems("gone", [Problem(path, "the file is gone") for path in state.gone])
-        _print_problems("changed", [Problem(path, "the file holds something else now") for path in state.changed])
+        print_problems("gone", [Problem(path, "the file is gone") for path in state.gone])
+        print_problems("changed", [Problem(path, "the file holds something else now") for path in state.changed])
         print(f"{index}: {state.whole} rows are whole, {len(state.gone)} gone, {len(state.changed)} changed")
     if state.gone or state.changed:
         raise ValueError(
@@ -178,14 +188,16 @@ def prune(index: IndexPath, as_json: JsonOption = False) -> None:
     """Delete the rows of files that are gone; plait index check lists them before."""
     from plait.search.index import Index
     from plait.search.sources import Problem
+    from plait.search.thumbnails import sweep
     from plait.search.upkeep import prune as prune_files
 
     opened = Index.open(index)
     gone = prune_files(opened)
+    sweep(opened)
     if as_json:
         print(json.dumps({"deleted": gone, "rows": len(opened)}, indent=2))
         return
-    _print_problems("deleted", [Problem(path, "the file is gone") for path in gone])
+    print_problems("deleted", [Problem(path, "the file is gone") for path in gone])
     print(f"{index}: {len(gone)} deleted, {len(opened)} left")
 
 
@@ -241,7 +253,7 @@ def dedup(index: IndexPath, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps({"deleted": [problem._asdict() for problem in found], "rows": len(opened)}, indent=2))
         return
-    _print_problems("duplicate", found)
+    print_problems("duplicate", found)
     print(f"{index}: {len(found)} deleted, {len(opened)} left")
 
 
@@ -249,8 +261,10 @@ def dedup(index: IndexPath, as_json: JsonOption = False) -> None:
 def stats(index: IndexPath, as_json: JsonOption = False) -> None:
     """Rows, size, model and how queries are answered."""
     from plait.search.index import Index
+    from plait.search.moments import count_moments
 
-    found = Index.open(index).stats()
+    opened = Index.open(index)
+    found = opened.stats() | {"moments": count_moments(opened)}
     print(json.dumps(found, indent=2) if as_json else "\n".join(f"{key:18} {value}" for key, value in found.items()))
 
 
@@ -282,6 +296,17 @@ def search(
     modality: Annotated[
         str | None, typer.Option(help="only results of this kind: text, image, video, audio, or one that was added")
     ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(help="words of captions, labels, file names, dates, places; joined with the rest, or alone"),
+    ] = None,
+    min_score: Annotated[
+        str | None, typer.Option(help="lowest score, or auto: what absent things score counts as nothing found")
+    ] = None,
+    false_alarms: Annotated[float, typer.Option(help="share of absent things that auto may find")] = 0.1,
+    rerank: Annotated[
+        Path | None, typer.Option(help="model that looks at the best hits again: one that matches or answers")
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     adapter: AdapterOption = None,
@@ -293,18 +318,63 @@ def search(
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
     raise_limits(limits)
-    from plait.embedder import Embedder
     from plait.models import name_of_shipped
     from plait.places import check_replaceable
     from plait.report.page import SIGN
-    from plait.search.index import Index
+    from plait.search.finding import find
     from plait.search.page import table, to_json, write_contact_sheet
 
-    query: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
-    query = {name: list(values) for name, values in query.items() if values}
-    query.update(parse_others(others or ()))
-    if not query:
-        raise UsageError("expected a query, got none; give --text, --image, --audio, --video or --with")
+    media: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
+    query = _query({name: list(values) for name, values in media.items() if values}, others, without, weights)
+    if not query and not words:
+        raise UsageError("expected a query, got none; give --text, --image, --audio, --video, --with or --words")
+    if not query and (rerank or min_score):
+        raise UsageError("expected a query beside --words for --rerank and --min-score, got none; add --text")
+    lowest = _lowest(min_score)
+    if html:
+        check_replaceable(html, SIGN)  # before the model is read
+    opened = opened_with(index, model, device, adapter)
+    second = None
+    if rerank:
+        from plait.assistant import Assistant
+
+        second = Assistant(rerank, device=device)
+    found = find(
+        opened, query or None, k, words=words, where=where, modality=modality, min_score=lowest,
+        false_alarms=false_alarms, second=second,
+    )  # fmt: skip
+    hits = found.hits
+    print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
+    if found.floors is not None:
+        typer.echo(_said(found), err=True)
+    if html:
+        source = opened.embedder.source if query else None
+        name = "words" if not query else "a model in memory" if source is None else name_of_shipped(source) or source
+        note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
+        shown = query if query else words
+        write_contact_sheet(html, [(shown, hits)], note=note, index=opened)
+
+
+def opened_with(index: Path, model: Path | None, device: str | None, adapter: Path | None) -> Index:
+    """The index, with another model, device or LoRA than it would take by itself where one is given."""
+    from plait.embedder import Embedder
+    from plait.search.index import Index
+
+    opened = Index.open(index)
+    if not (model or device or adapter):
+        return opened
+    # The index remembers the LoRA of its own model; another model comes without.
+    adapter = adapter or (None if model else opened.description.get("adapter"))
+    return Index.open(index, Embedder(model or opened.model_path, device=device, adapter=adapter))
+
+
+def _query(
+    query: dict[str, Any], others: Sequence[str] | None, without: Sequence[str] | None, weights: str | None
+) -> dict[str, Any]:
+    """Media, what is moved away from and weights as one item. UsageError where there are no media for the rest."""
+    query = query | parse_others(others or ())
+    if not query and (without or weights):
+        raise UsageError("expected a query for --not and --weights, got none; give --text, --image, --audio or --video")
     if without:
         query["not"] = [{"text": one} for one in without]
     if weights:
@@ -315,21 +385,26 @@ def search(
                 f"expected weights of what is asked with ({asked}), got {', '.join(idle)}; leave "
                 f"{'it' if len(idle) == 1 else 'them'} out, or add {' and '.join(idle)}"
             )
-    if html:
-        check_replaceable(html, SIGN)  # before the model is read
-    opened = Index.open(index)
-    if model or device or adapter:
-        source = model or opened.model_path
-        # The index remembers the LoRA of its own model; another model comes without.
-        adapter = adapter or (None if model else opened.description.get("adapter"))
-        opened = Index.open(index, Embedder(source, device=device, adapter=adapter))
-    hits = opened.search(query, k, where=where, modality=modality)
-    print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
-    if html:
-        source = opened.embedder.source
-        name = "a model in memory" if source is None else name_of_shipped(source) or str(source)
-        note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
-        write_contact_sheet(html, [(query, hits)], note=note)
+    return query
+
+
+def _lowest(text: str | None) -> float | Literal["auto"] | None:
+    """The value of --min-score. Raises UsageError for what is neither a number nor auto."""
+    if text is None or text == "auto":
+        return "auto" if text else None
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"expected --min-score auto or a number, got {text!r}; cosines are from -1 to 1") from error
+
+
+def _said(found: Found) -> str:
+    """What `--min-score auto` did, in words."""
+    assert found.floors is not None
+    lowest = ", ".join(f"{score:.3f} for {kind}" for kind, score in found.floors.by_kind.items())
+    nearest = "" if found.nearest is None else f"; the nearest row scores {found.nearest:.3f}"
+    share = f"{found.floors.false_alarms:.0%} of {found.floors.queries} searches for other things find something"
+    return f"lowest score {lowest or 'of no row'}: {share}{nearest}"
 
 
 def parse_others(pairs: Sequence[str]) -> dict[str, list[Path]]:
@@ -374,11 +449,11 @@ def _print_report(report: AddReport, target: Path, line: str, as_json: bool, pat
     if as_json:
         return
     for name, problems in (("duplicate", report.duplicates), ("skipped", report.skipped)):
-        _print_problems(name, problems)
+        print_problems(name, problems)
     print(f"{target}: {line.format(**counts)}")
 
 
-def _print_problems(name: str, problems: list[Problem]) -> None:
+def print_problems(name: str, problems: list[Problem]) -> None:
     """A line each; of more than a few with the same reason one line. At most twenty lines."""
     groups: dict[str, list[str]] = {}
     for problem in problems:

@@ -71,7 +71,7 @@ def load_image(
                 if container == "png":  # decoding does not look at the checksums
                     Image.open(file, formats=("PNG",)).verify()
                     file.seek(0)
-                with Image.open(file, formats=_formats()) as image:
+                with Image.open(file, formats=decoders()) as image:
                     return _normal(image, source, max_pixels, convert_profile)
 
 
@@ -155,8 +155,8 @@ def _one_line(source: object, container: str | None) -> Generator[None]:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow was built with."""
+def decoders() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow was built with; no other is ever tried."""
     from PIL import Image
 
     Image.init()

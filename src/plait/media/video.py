@@ -53,7 +53,8 @@ def load_video(
     source: Source,
     num_frames: int | None = 8,
     *,
-    at: Sequence[float] | None = None,
+    at: Sequence[float] | Callable[[float], Sequence[float]] | None = None,
+    longest_side: int | None = None,
     choose: Callable[[int, float], Sequence[int]] | None = None,
     max_seconds: float | None = None,
     max_frames: int | None = None,
@@ -62,6 +63,8 @@ def load_video(
 ) -> Video:
     """The frames on screen in the middle of `num_frames` equal parts of a video, at the seconds `at`, or by number.
 
+    at: the seconds, or what gives them for the length of the video. longest_side: frames are made no larger, so that
+    many fit into memory.
     choose: (frames of the video, frames per second) -> numbers of the frames wanted, as published samplers have it.
     A short video gives a frame several times; times before its first frame give the first, after its end the last.
     Raises MediaError, one line naming the file, for what is missing, damaged, too large or no video; MissingExtraError
@@ -83,11 +86,11 @@ def load_video(
             seconds, count = track.seconds, num_frames
             targets = [seconds * (i + 0.5) / count for i in range(count)] if count else list(track.times)
         else:
-            targets = list(at)
+            targets = list(at) if isinstance(at, Sequence) else list(at(track.seconds))
         # decoded once from front to back, since seeking lands on key frames only, then put back into the order asked
         wanted = sorted(range(len(targets)), key=lambda i: targets[i])
         with opened(source, "video", *costs) as container:
-            shown = _frames_at(container, [targets[i] for i in wanted], track)
+            shown = _frames_at(container, [targets[i] for i in wanted], track, longest_side)
         if shown is not None:
             break
         # the packets promised other frames than those that came: ask the frames themselves
@@ -204,7 +207,9 @@ def _clocked(container: Any, source: Source) -> Iterator[tuple[Any, float, float
         yield frame, shown, stays
 
 
-def _frames_at(container: Any, targets: list[float], track: _Track) -> list[tuple[PILImage.Image, float]] | None:
+def _frames_at(
+    container: Any, targets: list[float], track: _Track, longest_side: int | None = None
+) -> list[tuple[PILImage.Image, float]] | None:
     """For each of the rising `targets` the last frame that came on screen by then, and its time.
 
     None where the frames that come are not those of `track`.
@@ -217,21 +222,23 @@ def _frames_at(container: Any, targets: list[float], track: _Track) -> list[tupl
             return None
         count += 1
         while current is not None and len(shown) < len(targets) and time > targets[len(shown)] + _ROUNDING:
-            shown.append((_upright(current[0]), current[1]))
+            shown.append((_upright(current[0], longest_side), current[1]))
         current = (frame, time)
         if len(shown) == len(targets):
             return shown
     if current is None or count < len(track.times):
         return None
-    last = (_upright(current[0]), current[1])
+    last = (_upright(current[0], longest_side), current[1])
     return shown + [last] * (len(targets) - len(shown))
 
 
-def _upright(frame: Any) -> PILImage.Image:
+def _upright(frame: Any, longest_side: int | None = None) -> PILImage.Image:
     """The frame as a PIL RGB image, turned and mirrored as its display matrix says (ISO/IEC 14496-12, `tkhd`)."""
     from PIL.Image import Transpose
 
     image = frame.to_image()
+    if longest_side is not None:
+        image.thumbnail((longest_side, longest_side))
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

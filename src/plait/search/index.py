@@ -14,12 +14,12 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from plait.models import name_of_shipped, shipped
 from plait.places import atomic_write, claim
 from plait.reading import read_json
 from plait.search.filters import COLUMNS, quote, to_sql
+from plait.search.ledger import AddReport, Ledger
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
 from plait.types import plain
@@ -79,7 +80,10 @@ class Hit:
         caption, label: as the manifest or `Index.update` gave them.
         id: of the row: the resolved path of a file, or the id of its sample.
         checksum: first 32 hexadecimal digits of the SHA-256 of the content.
-        meta: the other fields of the manifest row.
+        meta: the other fields of the manifest row; of a photograph that was found in a folder, its notes: taken,
+            latitude, longitude, camera, place, words.
+        moment: of a video whose moments are indexed, seconds from and to of the one that fits best.
+        match: probability that it fits, by the model that ranked the hits anew; None where none did.
     """
 
     path: str | None
@@ -90,6 +94,8 @@ class Hit:
     label: str | None = None
     checksum: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+    moment: tuple[float, float] | None = None
+    match: float | None = None
 
     @property
     def is_gone(self) -> bool:
@@ -166,6 +172,11 @@ class Index:
     def exists(path: str | Path) -> bool:
         """Whether there is an index at `path`."""
         return table_exists(Path(path))
+
+    @property
+    def table(self) -> Any:
+        """The Lance table of the rows, for what reads them with other tools; what writes goes through the index."""
+        return self._table
 
     @property
     def model_path(self) -> Path:
@@ -267,8 +278,8 @@ class Index:
                     self._add_chunk(chunk, embedder, ledger, report)
                     bar.update(len(chunk))
             with one_line():
-                indices = self._table.list_indices()
-                inside = len(self) - self._table.index_stats(indices[0].name).num_unindexed_rows if indices else 0
+                waiting = self._waiting()
+                inside = 0 if waiting is None else len(self) - waiting
                 # rows added since the last build are compared one by one: extend it when they are a fifth of all
                 outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
                 if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
@@ -307,7 +318,7 @@ class Index:
         now = {entry.modality: made_with[entry.modality] for entry, _ in kept if entry.modality in made_with}
         if now and known | now != known:  # before the rows: a kill may leave a print without rows, never the reverse
             atomic_write(self.path / ADDED, json.dumps(known | now))
-        rows = to_arrow([entry for entry, _ in kept], found.vectors)
+        rows = self._fitting(to_arrow([entry for entry, _ in kept], found.vectors))
         replaced = sum(changed for _, changed in kept)
         with one_line():
             if replaced:  # one commit that replaces and adds: no moment without the old rows
@@ -334,20 +345,29 @@ class Index:
         """Write rows anew under the paths to which their files were moved, with the vectors that they have."""
         ids = ", ".join(quote(old) for _, old in moved)
         with one_line():
-            held = self._table.search().where(f"id IN ({ids})").select(["id", "caption", "label", "meta", "vector"])
+            wanted = ["id", "caption", "label", "meta", "words", "vector"]
+            held = self._table.search().where(f"id IN ({ids})")
+            held = held.select([name for name in wanted if name in self._table.schema.names])
             rows = {row["id"]: row for row in held.limit(len(moved)).to_arrow().to_pylist()}
             entries = []
             for entry, old in moved:  # a file of a folder says nothing of itself: its row keeps its words
                 row = rows[old]
                 words = {"caption": row["caption"], "label": row["label"], "meta": json.loads(row["meta"] or "{}")}
                 given = {"caption": entry.caption, "label": entry.label, "meta": entry.meta}
-                entries.append(replace(entry, **{name: given[name] or words[name] for name in words}))
+                if entry.id == entry.path:  # its own notes, which a person may have changed in the index
+                    given["meta"] = words["meta"]
+                kept = {name: given[name] or words[name] for name in words}
+                entries.append(replace(entry, words=entry.words or row.get("words"), **kept))
             vectors = np.array([rows[old]["vector"] for _, old in moved], np.float32)
-            made = to_arrow(entries, vectors)
+            made = self._fitting(to_arrow(entries, vectors))
             upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             upsert.execute(made)  # first the new rows: a kill leaves rows of files that are gone, never files without
             if gone := {old for _, old in moved} - {entry.id for entry in entries}:
                 self._table.delete(f"id IN ({', '.join(map(quote, sorted(gone)))})")
+
+    def _fitting(self, rows: pa.Table) -> pa.Table:
+        """Rows without the columns that an index made by an older Plait lacks."""
+        return rows.select([name for name in rows.column_names if name in self._table.schema.names])
 
     def delete(
         self,
@@ -474,8 +494,7 @@ class Index:
         """
         with one_line():
             kinds = self._table.search().select(["modality"]).to_arrow()["modality"].to_pylist()
-            indices = self._table.list_indices()
-            waiting = self._table.index_stats(indices[0].name).num_unindexed_rows if indices else len(kinds)
+            waiting = self._waiting()
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         return {
             "path": str(self.path),
@@ -483,8 +502,8 @@ class Index:
             "rows_by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             "dim": self.description["dim"],
             "bytes": size,
-            "search": "approximate" if indices else "exact",
-            "rows_not_in_ann": waiting,
+            "search": "exact" if waiting is None else "approximate",
+            "rows_not_in_ann": len(kinds) if waiting is None else waiting,
             "model": self.description["model"],
             "fingerprint": self.description["fingerprint"],
         }
@@ -556,105 +575,18 @@ class Index:
         with writing(self.path), one_line():
             self._optimize()
 
+    def _waiting(self) -> int | None:
+        """Rows that the approximate index does not hold yet; None where there is no such index."""
+        built = next((one for one in self._table.list_indices() if "vector" in one.columns), None)
+        return None if built is None else self._table.index_stats(built.name).num_unindexed_rows
+
     def _optimize(self) -> None:
         """As `optimize`, for who holds the lock already."""
-        if len(self) >= ANN_ROWS and not self._table.list_indices():
+        if len(self) >= ANN_ROWS and self._waiting() is None:
             from lancedb.index import HnswSq
 
             self._table.create_index("vector", config=HnswSq(distance_type="dot"))
         self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-
-
-@dataclass(slots=True)
-class AddReport:
-    """What `add` did: counts of rows, and what was left out and why.
-
-    Attributes:
-        added, replaced, unchanged: rows.
-        duplicates: content that is there under another id.
-        skipped: no media, unreadable, or not for this model.
-    """
-
-    added: int = 0
-    replaced: int = 0
-    unchanged: int = 0
-    duplicates: list[Problem] = field(default_factory=list)
-    skipped: list[Problem] = field(default_factory=list)
-
-    def refuse_nothing(self, source: object) -> None:
-        """Make an error of an `add` that took nothing.
-
-        Args:
-            source: what was to be added, for the message.
-
-        Raises:
-            ValueError: with the first reason, where nothing of `source` was taken and nothing was there
-            already.
-        """
-        if self.added or self.replaced or self.unchanged or self.duplicates:
-            return
-        what = ", ".join(map(str, source)) if isinstance(source, list | tuple) else str(source)
-        if not self.skipped:
-            raise ValueError(f"expected images, videos or sounds, got none in {what}; pass a place that holds some")
-        first = self.skipped[0]
-        reason = first.reason
-        reason = reason if reason.startswith("expected") else f"expected a media file, got {first.shown}: {reason}"
-        if len(self.skipped) > 1:
-            reason += f" (the first of {len(self.skipped)}, and none could be taken; --json lists all)"
-        raise ValueError(reason if ";" in reason else f"{reason}; check the file")
-
-
-Verdict = Literal["new", "changed", "unchanged", "moved", "duplicate", "taken"]
-
-
-class Ledger:
-    """The ids and contents of an index, kept up to date while rows are added.
-
-    Args:
-        rows: id, modality, checksum and path of every row that is there.
-        deduplicate: whether equal content under another id is left out.
-    """
-
-    def __init__(self, rows: Iterable[Mapping[str, Any]], *, deduplicate: bool) -> None:
-        self._rows: dict[str, tuple[str, str | None]] = {}  # id -> (content, path)
-        self._owner: dict[str, str] = {}  # content -> id
-        self._deduplicate = deduplicate
-        for row in rows:
-            self._put(row["id"], f"{row['modality']}:{row['checksum']}", row["path"])
-
-    def judge(self, entry: Entry) -> tuple[Verdict, str]:
-        """The verdict on an entry, and the reason where it is left out. What is new or changed is remembered.
-
-        Returns:
-            "new", "changed", "unchanged", "moved" (content of a row whose file is gone from where it was),
-            "duplicate" (content of another row) or "taken" (id of another row); and for "moved" the id of that
-            row, for the last two the reason.
-        """
-        content = f"{entry.modality}:{entry.checksum}"
-        before, owner = self._rows.get(entry.id), self._owner.get(content)
-        # two manifests may use one id for different files: replacing the row would lose the first
-        holder = self._rows[owner][1] if owner is not None else None
-        is_gone = holder and entry.path and holder != entry.path and not os.path.exists(holder)
-        if owner is not None and is_gone and (before is None or owner == entry.id):
-            del self._rows[owner], self._owner[content]
-            self._put(entry.id, content, entry.path)
-            return "moved", owner
-        if before and before[1] != entry.path:
-            return "taken", f"the id {entry.id} is taken by {before[1] or 'another row'}; give unique ids"
-        if before and before[0] == content:
-            return "unchanged", ""
-        if self._deduplicate and owner is not None and owner != entry.id:
-            return "duplicate", f"same content as {self._rows[owner][1] or owner}"
-        self._put(entry.id, content, entry.path)
-        return ("changed" if before else "new"), ""
-
-    def _put(self, row_id: str, content: str, path: str | None) -> None:
-        before = self._rows.get(row_id)
-        # the old content of a changed row belongs to nobody any more
-        if before and self._owner.get(before[0]) == row_id:
-            del self._owner[before[0]]
-        self._rows[row_id] = (content, path)
-        self._owner.setdefault(content, row_id)
 
 
 def table_exists(path: Path) -> bool:
@@ -690,6 +622,7 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
             pa.field("label", pa.string()),
             pa.field("checksum", pa.string(), nullable=False),
             pa.field("meta", pa.json_()),
+            pa.field("words", pa.string()),
             pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
         ],
         metadata={"plait": json.dumps(description | {"format": FORMAT, "dim": dim})},
@@ -722,6 +655,13 @@ def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
     return table, description
 
 
+def open_beside(path: Path, name: str, schema: Any) -> Any:
+    """Another table in the directory of an index, made where there is none; it sees what other processes commit."""
+    with one_line():
+        connection = import_extra("lancedb").connect(path, read_consistency_interval=timedelta(0))
+        return connection.create_table(name, schema=schema, exist_ok=True)
+
+
 def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
     """Rows of the table.
 
@@ -733,6 +673,7 @@ def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
 
     columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
     columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
+    columns["words"] = pa.array([entry.words for entry in entries], pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
     return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
 

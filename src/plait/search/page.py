@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from plait.embedder import Part, load, parts_of
 from plait.errors import import_extra
+from plait.media.image import load_image
 from plait.media.values import medium
 from plait.report.page import data_uri, hero, picture_uri, write_page
+from plait.search.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from plait.search.index import Hit
+    from plait.search.index import Hit, Index
 
 _THUMBNAIL = 320
 _CLIP_SECONDS = 15
@@ -34,14 +36,16 @@ _SPEAKER = (
 
 
 def write_contact_sheet(
-    path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = ""
-) -> Path:
+    path: str | Path, results: Sequence[tuple[Any, Sequence[Hit]]], *, title: str = "Search results", note: str = "",
+    index: Index | None = None,
+) -> Path:  # fmt: skip
     """Write one HTML page with a section per query: thumbnails, players and scores, nothing loaded from elsewhere.
 
     Args:
         path: of the page.
         results: pairs of a query, an item as `Embedder.embed` takes it, and its hits.
         title, note: of the page; both are plain text.
+        index: where the hits are from: its thumbnails are used, and made where they are missing.
 
     Returns:
         The path.
@@ -55,7 +59,7 @@ def write_contact_sheet(
     sections = [hero(title, html.escape(note))]
     for query, hits in results:
         parts = "".join(_query_part(part, first=n == 0) for n, part in enumerate(parts_of(query)))
-        cards = "".join(_card(hit) for hit in hits) or "<p>Nothing found.</p>"
+        cards = "".join(_card(hit, index) for hit in hits) or "<p>Nothing found.</p>"
         header = f'<div class="query"><span class="tag">query</span>{parts}</div>'
         sections.append(f'<section class="found">{header}<div class="hits">{cards}</div></section>')
     return write_page(Path(path), title, sections)
@@ -73,18 +77,22 @@ def _query_part(part: Part, *, first: bool) -> str:
     return f'<span class="sign">{sign}</span><span class="part">{view}{weight}</span>'
 
 
-def _card(hit: Hit) -> str:
+def _card(hit: Hit, index: Index | None) -> str:
     """One hit as HTML: a thumbnail, player or quotation, with caption, score and its bar from 0 to 1.
 
     Names and pictures lead to the file itself; where it is gone, the card says so.
     """
     if hit.path is None:
         view = f"<blockquote>{html.escape(hit.caption or hit.id)}</blockquote>"
+    elif index is not None and (small := thumbnail(index, hit)) is not None:
+        view = f'<img alt="" loading="lazy" src="{picture_uri(load_image(small), quality=82)}">'
     else:
         view = ("" if medium(hit.modality).seconds is None else _SPEAKER) + _seen(Part(hit.modality, Path(hit.path)))
     name = html.escape(hit.caption or (Path(hit.path).name if hit.path else hit.id))
     title = name
-    below = html.escape(" · ".join(t for t in (hit.modality, Path(hit.path).name if hit.path else hit.id) if t))
+    below = html.escape(
+        " · ".join(t for t in (hit.modality, clock(hit), Path(hit.path).name if hit.path else hit.id) if t)
+    )
     if hit.path and os.path.isabs(hit.path) and not hit.is_gone:
         link = f'<a href="{html.escape(Path(hit.path).as_uri())}">'
         name, below = f"{link}{name}</a>", f"{link}{below}</a>"
@@ -135,7 +143,7 @@ def table(hits: Sequence[Hit]) -> str:
     if not hits:
         return "nothing found"
     rows = [
-        (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", (hit.path or hit.id) + _gone(hit))
+        (str(n), f"{hit.score:.3f}", hit.modality, hit.caption or "", (hit.path or hit.id) + _beside(hit))
         for n, hit in enumerate(hits, 1)
     ]
     head = ("#", "score", "kind", "caption", "path")
@@ -144,12 +152,22 @@ def table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def _gone(hit: Hit) -> str:
-    """Words behind the path of a hit whose file is not there."""
-    return "  (the file is gone)" if hit.is_gone else ""
+def _beside(hit: Hit) -> str:
+    """Words behind the path of a hit: when it happens, how sure a second look is, and whether the file is gone."""
+    match = "" if hit.match is None else f"fits: {hit.match:.0%}"
+    said = [part for part in (clock(hit), match, "the file is gone" if hit.is_gone else "") if part]
+    return f"  ({', '.join(said)})" if said else ""
+
+
+def clock(hit: Hit) -> str:
+    """When the best moment of a hit is: `at 1:05 to 1:10`; empty without one."""
+    if hit.moment is None:
+        return ""
+    first, last = (f"{int(at) // 60}:{int(at) % 60:02d}" for at in hit.moment)
+    return f"at {first} to {last}"
 
 
 def to_json(hit: Hit) -> Mapping[str, Any]:
-    """A hit as a JSON object: id, score, modality, path, is_gone, caption, label, checksum and meta."""
-    names = ("id", "score", "modality", "path", "is_gone", "caption", "label", "checksum", "meta")
+    """A hit as a JSON object: every attribute of `Hit`, by its name."""
+    names = ("id", "score", "modality", "path", "is_gone", "caption", "label", "checksum", "meta", "moment", "match")
     return {name: getattr(hit, name) for name in names}

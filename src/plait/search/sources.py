@@ -19,6 +19,7 @@ from plait.data.manifest import NAMES, read_manifest
 from plait.embedder import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import IN_FORCE, exceeds
+from plait.media.noted import Noted, noted
 from plait.media.values import medium
 from plait.modalities import held
 from plait.terminal import printable
@@ -82,6 +83,7 @@ class Entry:
     Attributes:
         id, modality, path, checksum, caption, label, meta: as in `plait.search.index.Hit`.
         item: what the embedder takes.
+        words: what the file itself notes, such as the date and place of a photograph.
     """
 
     id: str
@@ -92,6 +94,7 @@ class Entry:
     caption: str | None = None
     label: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    words: str | None = None
 
 
 def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
@@ -202,8 +205,14 @@ def entry_of(candidate: Candidate) -> Entry:
     with path.open("rb") as stream:
         # 128 bits of the digest tell files apart, and keep rows short
         checksum = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-    described = _described(candidate.sample, modality) if candidate.sample else {"id": str(where)}
-    return Entry(modality=modality, item={modality: where}, path=str(where), checksum=checksum, **described)
+    notes = noted(path) if medium(modality).is_drawn else Noted()
+    # a row of a manifest says itself what is known of it; a file that was found has its own notes alone
+    found: dict[str, Any] = {"id": str(where), "meta": notes.fields()}
+    described = _described(candidate.sample, modality) if candidate.sample else found
+    return Entry(
+        modality=modality, item={modality: where}, path=str(where), checksum=checksum, words=notes.text() or None,
+        **described,
+    )  # fmt: skip
 
 
 def _entry_of_value(candidate: Candidate) -> Entry:

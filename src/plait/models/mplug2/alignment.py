@@ -290,6 +290,26 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         """
         return self.alignment.match_head(self.model.fuse(text, text_mask, vision)[1][:, 0])
 
+    def fit(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+    ) -> Tensor:
+        """How probable it is that texts fit images or videos, row by row.
+
+        Args:
+            input_ids, attention_mask: (pairs, tokens).
+            pixel_values: (pairs, 3, side, side), or
+            pixel_values_videos: (pairs, 3, frames, side, side).
+
+        Returns:
+            (pairs,) probability of class 1 of the matching head.
+        """
+        vision, text, mask = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask).encode(self.model)
+        return self.match(text, mask, vision).float().softmax(-1)[:, 1]
+
     def align(
         self,
         pairs: Pairs,

@@ -37,7 +37,7 @@ class Offer(NamedTuple):
 _WRITES, _SEES = frozenset({"caption", "answer", "rank", "classify"}), frozenset({"image", "video"})
 OFFERS = {
     "MPlug2ForConditionalGeneration": Offer(_WRITES, _SEES, ("generate",)),
-    "MPlug2ForRetrieval": Offer(frozenset({"classify"}), _SEES, ("embed",)),
+    "MPlug2ForRetrieval": Offer(frozenset({"classify", "match"}), _SEES, ("embed",)),
     "MPlug2ForImageClassification": Offer(frozenset({"classify"}), frozenset({"image"}), ("classify",)),
     "MPlug2ForVideoClassification": Offer(frozenset({"classify"}), frozenset({"video"}), ("classify",)),
     "MPlug2ForSequenceClassification": Offer(frozenset({"classify"}), frozenset({"text"}), ("classify",)),
@@ -160,6 +160,10 @@ class MPlug2Skills(Asking):
             inputs = {**self._pixels(kind, [shown]), **self._tokens(self._asked(kind, [ask.words]))}
             told.append(self._ranked(answers, options, **inputs)[0][0][0])
         return told
+
+    def fits(self, kind: str, prepared: Sequence[Tensor], texts: Sequence[str]) -> list[float]:
+        """How probable a match is by the head behind the fusion module, row by row."""
+        return self.model.fit(**self._pixels(kind, prepared), **self._tokens(texts)).tolist()
 
     def match(self, ask: Ask, texts: Sequence[str]) -> Tensor:
         """How well each text fits the medium of `ask` as the match head sees both: logits (texts,) in float32."""
