@@ -40,7 +40,7 @@ from plait.media.image import load_image
 from plait.models.one_peace import OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 from plait.processing.regions import Fitted, Objects, detection_labels, drawn, fit, read_mask, read_objects
 from plait.recipes.finetune import class_map, objects_in, score
-from plait.recipes.one_peace import jittered
+from plait.recipes.one_peace_tasks import jittered
 from plait.training.stages import save_pair
 from plait.types import Sample
 
