@@ -2,7 +2,7 @@
 
 decoded items -> questions with a placeholder -> the family's prompt -> model.generate | likelihoods -> texts
 
-A family writes `written` (questions to prompts) and `answer_losses`; everything else is the same for all of them.
+A family writes `written` (questions to prompts) and `answered`; everything else is the same for all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.generation.asking import Asking
+from plait.generation.candidates import Tail, answer_losses, tail_losses
 from plait.types import Ask, Capability, Decoding, as_words
 
 MAX_NEW_TOKENS = 128
@@ -25,7 +26,7 @@ class TalkingSkills(Asking):
 
     family: its name in messages. describe, name: what is asked for a caption and for labels, with
     `{kind}`. placeholders: kind -> what stands for a medium in a question. A family writes `written`
-    and `answer_losses`.
+    and `answered`.
     """
 
     tasks = frozenset({"caption", "answer", "rank", "classify"})
@@ -51,8 +52,8 @@ class TalkingSkills(Asking):
         """
         raise NotImplementedError
 
-    def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Negative log likelihood of every answer to one question about one item.
+    def answered(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Any:
+        """One question about one item with every answer behind it, as the model reads it. A family writes it.
 
         Args:
             kind: of the item: image, video or text.
@@ -61,7 +62,8 @@ class TalkingSkills(Asking):
             answers: the texts to weigh.
 
         Returns:
-            (answers,); the end of an answer is counted.
+            A `BatchFeature`: input_ids, attention_mask, labels (answers, seq), padded on the right, the end of an
+            answer labelled; pixels of the one item, once.
         """
         raise NotImplementedError
 
@@ -161,8 +163,21 @@ class TalkingSkills(Asking):
         return texts
 
     def likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """See `likelihoods`."""
-        return likelihoods(self.model, self.processor.tokenizer, pairs)
+        """Summed log-probability of every continuation after its text; a text that several share runs once.
+
+        pairs: (text, continuation). Returns natural logarithms, float32.
+        """
+        tokenizer, place = self.processor.tokenizer, self.model.device
+        heads = {text: torch.tensor(tokenizer(text)["input_ids"], device=place) for text, _ in pairs}
+        if not all(map(len, heads.values())):  # nothing predicts the first id of a continuation
+            return likelihoods(self.model, tokenizer, pairs)
+        tails: dict[str, list[Tail]] = {text: [] for text in heads}
+        for text, continuation in pairs:
+            ids = torch.tensor(tokenizer(continuation, add_special_tokens=False)["input_ids"], device=place)
+            tails[text].append(Tail(ids.long(), ids.long()))
+        with torch.inference_mode():
+            losses = {text: iter(tail_losses(self.model, heads[text], own).tolist()) for text, own in tails.items()}
+        return [-next(losses[text]) for text, _ in pairs]
 
     def rank(
         self, kind: str, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
@@ -175,7 +190,9 @@ class TalkingSkills(Asking):
         ranked = []
         for item, question in zip(prepared, questions, strict=True):
             with torch.no_grad():
-                losses = self.answer_losses(kind, item, self.asked(kind, item, question), answers)
+                rows = self.answered(kind, item, self.asked(kind, item, question), answers).to(self.model.device)
+                self.check_prompt(rows["input_ids"].shape[1])
+                losses = answer_losses(self.model, rows)
             # summed, not averaged: the likelihood of the whole answer
             shares, order = (-losses).softmax(0).sort(descending=True, stable=True)
             ranked.append([(answers[i], share) for i, share in zip(order.tolist(), shares.tolist(), strict=True)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.models.mplug2.alignment import NOT_SCORED, MPlug2ForRetrieval
+from plait.models.mplug2.alignment import NOT_SCORED, MPlug2ForRetrieval, Pairs
 from plait.models.mplug2.composition import TABLE, Path
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model
@@ -45,6 +45,19 @@ def test_scores_are_the_match_logits_of_the_nearest_pairs(build, pictures: Tenso
         assert similarity.shape == scores.shape
     added = model.score(pictures, **texts, k=3, add_similarity=True).vision_to_text
     assert torch.allclose(added, model.score(pictures, **texts, k=3).vision_to_text + found.similarity, atol=1e-5)
+
+
+def test_keys_of_a_picture_are_made_once_for_all_texts(build, pictures: Tensor, texts: dict[str, Tensor]) -> None:
+    model = build(MPlug2ForRetrieval)
+    cross = [layer.cross_attn for layer in model.model.fusion.layers if layer.cross_attn is not None]
+    projected: list[int] = []
+    for attention in cross:
+        attention.k_proj.register_forward_hook(lambda _, given, out: projected.append(len(given[0])))
+    model.score(pictures, **texts, k=3)
+    assert sum(projected) == len(pictures) * len(cross)
+    projected.clear()
+    model.align(Pairs(pictures, None, texts["input_ids"], texts["attention_mask"]))
+    assert sum(projected) == len(pictures) * len(cross)  # true pairs, wrong pictures and wrong texts together
 
 
 @torch.no_grad()

@@ -277,18 +277,20 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         states = self.model.read(input_ids, attention_mask, path=path_of("retrieve", "image"))[0]
         return self.alignment.embed(states, "text")
 
-    def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> Tensor:
+    def match(self, text: Tensor, text_mask: Tensor | None, vision: Tensor, seen: Tensor | None = None) -> Tensor:
         """Whether texts fit images or videos as the fusion module sees them, row by row.
 
         Args:
             text: (pairs, tokens, dim) behind the universal layers.
             text_mask: (pairs, tokens) bool, True = attend; None means all.
-            vision: (pairs, 1 + patches, dim) behind the universal layers.
+            vision: (pairs, 1 + patches, dim) behind the universal layers; (1, ...) where all texts are held against
+                the same.
+            seen: (pairs,) which row of vision each text is held against, where those are others.
 
         Returns:
             Logits (pairs, 2), class 1 = they match.
         """
-        return self.alignment.match_head(self.model.fuse(text, text_mask, vision)[1][:, 0])
+        return self.alignment.match_head(self.model.fuse(text, text_mask, vision, seen)[1][:, 0])
 
     def fit(
         self,
@@ -371,10 +373,12 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         wrong_text = hard_negatives(to_text[:, :count].detach(), own, noise=drawn[1])
         # Three blocks of the batch: true pairs, wrong images, wrong texts; `matching_loss` counts
         # on true pairs first.
+        right = torch.arange(count, device=vision.device)
         logits = self.match(
             torch.cat([text, text, text[wrong_text]]),
             torch.cat([mask, mask, mask[wrong_text]]),
-            torch.cat([vision, vision[wrong_vision], vision]),
+            vision,
+            torch.cat([right, wrong_vision, right]),
         )
         match = matching_loss(logits, count)
         return AlignmentOutput(
@@ -492,12 +496,19 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         vision, text, mask = Pairs(pixel_values, pixel_values_videos, input_ids, attention_mask).encode(self.model)
         similarity = self.alignment.embed(vision, "vision") @ self.alignment.embed(text, "text").T
         to_text = torch.full_like(similarity, NOT_SCORED)
-        # One query at a time: its k candidates are the batch of the fusion module, which bounds memory.
-        for i, near in enumerate(similarity.topk(min(k, len(text)), dim=1).indices):
-            pairs = self.match(text[near], mask[near], vision[i].expand(len(near), -1, -1))
-            to_text[i, near] = pairs[:, 1] + (similarity[i, near] if add_similarity else 0)
         to_vision = torch.full_like(similarity.T, NOT_SCORED)
-        for j, near in enumerate(similarity.T.topk(min(k, len(vision)), dim=1).indices):
-            pairs = self.match(text[j].expand(len(near), -1, -1), mask[j].expand(len(near), -1), vision[near])
-            to_vision[j, near] = pairs[:, 1] + (similarity[near, j] if add_similarity else 0)
+        wanted_texts, wanted_visions = (
+            torch.zeros_like(similarity, dtype=bool),
+            torch.zeros_like(similarity, dtype=bool),
+        )
+        wanted_texts.scatter_(1, similarity.topk(min(k, len(text)), dim=1).indices, True)
+        wanted_visions.scatter_(0, similarity.topk(min(k, len(vision)), dim=0).indices, True)
+        # An image or clip at a time, whose keys are made once for all texts; a pair that both directions want is
+        # matched once. At most k pairs are fused together, which bounds memory.
+        for i, wanted in enumerate(wanted_texts | wanted_visions):
+            for near in wanted.nonzero()[:, 0].split(k):
+                found = self.match(text[near], mask[near], vision[i : i + 1])[:, 1]
+                found = found + similarity[i, near] if add_similarity else found
+                to_text[i, near] = torch.where(wanted_texts[i, near], found, NOT_SCORED)
+                to_vision[near, i] = torch.where(wanted_visions[i, near], found, NOT_SCORED)
         return RetrievalScores(similarity, to_text, to_vision)

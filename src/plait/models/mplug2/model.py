@@ -370,13 +370,16 @@ class MPlug2Model(MPlug2PreTrainedModel):
         """Whether a path passes universal layers that this model has; mPLUG has none."""
         return path.uses("universal") and self.config.num_universal_layers > 0
 
-    def fuse(self, text: Tensor, text_mask: Tensor | None, vision: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(
+        self, text: Tensor, text_mask: Tensor | None, vision: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Vision and text after reading each other.
 
         Args:
             text: (batch, tokens, dim).
             text_mask: (batch, tokens) bool, True = attend; None means all.
-            vision: (batch, 1 + patches, dim), unpadded.
+            vision: (batch, 1 + patches, dim), unpadded; (1, ...) where all texts read the same.
+            seen: (batch,) which row of vision each text reads, where those are others; its keys are made once.
 
         Returns:
             Vision and text, in this order, shaped like what was given.
@@ -385,7 +388,7 @@ class MPlug2Model(MPlug2PreTrainedModel):
             ValueError: for a model without a fusion part.
         """
         self._require("fusion")
-        return self.fusion(text, text_mask, vision, self.attend)
+        return self.fusion(text, text_mask, vision, self.attend, seen)
 
     def run(
         self,
@@ -542,15 +545,21 @@ class FusionModule(nn.Module):
         )
 
     def forward(
-        self, text: Tensor, text_mask: Tensor | None, vision: Tensor, attend: AttentionFunction
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        vision: Tensor,
+        attend: AttentionFunction,
+        seen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both streams after all layers.
 
         Args:
             text: (batch, tokens, dim).
             text_mask: (batch, tokens) bool, True = attend; None means all.
-            vision: (batch, patches, dim), unpadded.
+            vision: (batch or 1, patches, dim), unpadded.
             attend: the attention implementation.
+            seen: as in `MPlug2Model.fuse`.
 
         Returns:
             Vision and text, in this order, like what was given. Without a connected layer vision is
@@ -560,12 +569,17 @@ class FusionModule(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, BertLayer)
             if layer.cross_attn is not None:
-                text = layer(text, attend, key_mask=text_mask, other=vision)
+                # Most of the work of a pair: made once for all texts that read the same image or clip.
+                to = layer.cross_attn.project(vision)
+                to = to if seen is None else KeysValues(to.keys[seen], to.values[seen])
+                text = layer(text, attend, key_mask=text_mask, other=to)
                 continue
+            # From here on vision depends on the text beside it.
+            vision, seen = vision.expand(len(text), -1, -1) if seen is None else vision[seen], None
             joint = torch.cat([vision, text], dim=1)
             # Vision stands in front of the text and is all real.
-            seen = None if text_mask is None else nn.functional.pad(text_mask, (patches, 0), value=True)
-            joint = layer(joint, attend, key_mask=seen)
+            real = None if text_mask is None else nn.functional.pad(text_mask, (patches, 0), value=True)
+            joint = layer(joint, attend, key_mask=real)
             # mPLUG's skip connection: what the layer makes of vision is added, what it makes of text replaces.
             vision, text = vision + joint[:, :patches], joint[:, patches:]
         return vision, text

@@ -8,6 +8,7 @@ Source: specification mPLUG-Owl, section 8; the paper (arXiv 2304.14178) says no
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -202,6 +203,14 @@ class MPlugOwlProcessor(TalkingProcessor):
             clips = [clip for shown, _ in asked for clip in shown.clips]
             kept.append(Shown("", pictures[: places[0]], clips[: places[1]]))
         return self._batch(rows, kept, Fitting(padding_side="right"), generator, training=training)
+
+    def answered(self, question: str, answers: Sequence[str], images: Any = None, videos: Any = None) -> BatchFeature:
+        """A question with every answer, a row each: what `supervised` returns, but for media, which are there once."""
+        shown = self._dealt([question], images, videos)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        made = [training_pieces([(shown[0].text, answer)]) for answer in answers]
+        rows = [training_row(one, self._encode_piece, bos, eos, sys.maxsize, self.tokens_per_media) for one in made]
+        return self._batch(rows, shown, Fitting(padding_side="right"))
 
     def _dealt(self, texts: Sequence[str], images: Any, videos: Any) -> list[Shown]:
         return deal_media(texts, images, videos, image=IMAGE, video=VIDEO, has_clips=self.temporal)

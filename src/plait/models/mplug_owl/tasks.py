@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from plait.generation.talking import TalkingSkills, summed_losses
+from plait.generation.talking import TalkingSkills
 from plait.models.mplug_owl.conversation import IMAGE, VIDEO, prompt
-from plait.processing.talking import Turn
 from plait.types import Ask, as_words
 
 DESCRIBE = "Describe this {kind}."
@@ -62,28 +61,9 @@ class MPlugOwlSkills(TalkingSkills):
         """Questions as open conversations."""
         return [prompt([(question, None)]) for question in asked]
 
-    def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Summed loss of each answer to one question about one medium, which is encoded once.
-
-        Args:
-            kind: `text`, `image` or `video`.
-            item: the medium that every row shows.
-            asked: the question, with a placeholder for the medium.
-            answers: candidates, one row each.
-
-        Returns:
-            (answers,) negative log likelihoods, end of the answer included.
-        """
-        conversations: list[list[Turn]] = [[(asked, answer)] for answer in answers]
-        rows = self.processor.supervised(conversations, **self.media(kind, [item] * len(answers)))
-        rows = rows.to(self.model.device)
-        for pixels, features in (("pixel_values", "image_features"), ("pixel_values_videos", "video_features")):
-            if pixels in rows:
-                seen = rows.pop(pixels)
-                # All rows hold the same media in the same order: the first row's share stands for all of them.
-                rows[features] = self.model.encode(seen[: len(seen) // len(answers)]).repeat(len(answers), 1, 1)
-        labels = rows.pop("labels")
-        return summed_losses(self.model(**rows, use_cache=False).logits, labels)
+    def answered(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Any:
+        """See `TalkingSkills.answered`."""
+        return self.processor.answered(asked, answers, **self.media(kind, [item]))
 
 
 LANGUAGE = "language_model."

@@ -11,11 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plait.generation.talking import TalkingSkills, summed_losses
+from plait.generation.talking import TalkingSkills
 from plait.models.mplug_owl2.conversation import EVALUATION_GENERATION, IMAGE, VIDEO, evaluation_prompt
-from plait.models.mplug_owl2.model import IMAGE as IMAGE_MODALITY
-from plait.models.mplug_owl2.model import image_places
-from plait.processing.talking import Turn
 from plait.routing import PerModality
 from plait.types import Ask, Decoding, Modality, Question, QuestionKind, as_words
 
@@ -86,34 +83,14 @@ class MPlugOwl2Skills(TalkingSkills):
         """Questions in the processor's template."""
         return [self.processor.conversation.prompt([(question, None)]) for question in asked]
 
-    def answer_losses(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Tensor:
-        """Summed loss of each answer to one question about one medium, which is encoded once.
-
-        Args:
-            kind: `text`, `image` or `video`.
-            item: the medium that every row shows; a video is a list of frames.
-            asked: the question, with a placeholder for the medium.
-            answers: candidates, one row each.
-
-        Returns:
-            (answers,) negative log likelihoods, end of the answer included.
-        """
+    def answered(self, kind: str, item: Any, asked: str, answers: Sequence[str]) -> Any:
+        """See `TalkingSkills.answered`; a video is a list of frames."""
         frames = [item] if kind == "image" else list(item) if kind == "video" else []
         asked = asked.replace(VIDEO, IMAGE * len(frames)) if kind == "video" else asked
-        turns: list[list[Turn]] = [[(asked, answer)] for answer in answers]
-        rows = self.processor.expanded(turns).to(self.model.device)
-        ids = rows["input_ids"]
-        # From here on what `MPlugOwl2Model.embed` does, but with the features of one row repeated for all of them.
-        self.check_prompt(ids.shape[1])
-        is_image = image_places(self.model.config).of(ids, has_media=bool(frames))
-        embeds = self.model.model.token_embedding(ids.masked_fill(is_image, 0))
+        rows = self.processor.expanded([[(asked, answer)] for answer in answers])
         if frames:
-            pixels = self.processor.image_processor(frames)["pixel_values"].to(self.model.device)
-            features = self.model.model.encode_images(pixels).flatten(0, 1).repeat(len(answers), 1)
-            embeds = embeds.masked_scatter(is_image[..., None], features.to(embeds.dtype))
-        modality_ids = is_image.long() * IMAGE_MODALITY
-        found = self.model(inputs_embeds=embeds, attention_mask=rows["attention_mask"], modality_ids=modality_ids)
-        return summed_losses(found.logits, rows["labels"])
+            rows |= self.processor.image_processor(frames)
+        return rows
 
 
 TOWER, ABSTRACTOR = "model.vision.", "model.abstractor."
