@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -42,6 +43,30 @@ def compare(seconds: Mapping[str, list[float]], arm: str, base: str) -> dict[str
 def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Median CPU milliseconds of every arm."""
     return {name: round(1000 * median(values), 3) for name, values in seconds.items()}
+
+
+def peak_memory(call: Callable[[], Any]) -> float:
+    """MiB that `call` takes at its highest above what is there before it, in a copy of this process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            before = _status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
+            call()
+            os.write(writer, f"{(_status('VmHWM') - before) / 1024:.1f}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        return float(pipe.read())
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def origin(device: str = "cpu") -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Assistant:
     Args:
         model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
-        dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
+        dtype: for example `"bfloat16"`, or `"int8"` on a CPU; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         frames: how frames of films are chosen: `published`, as the model's release does, or `time`, evenly.

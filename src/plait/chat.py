@@ -34,7 +34,7 @@ class Chat:
     Args:
         model: a model directory or hub id, an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
-        dtype: for example `"bfloat16"`; as stored when None, but float32 on a CPU.
+        dtype: for example `"bfloat16"`, or `"int8"` on a CPU; as stored when None, but float32 on a CPU.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         system: what the conversation begins with, instead of the template's own words.
         num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor

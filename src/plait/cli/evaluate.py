@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.options import LimitOption, raise_limits
+from plait.cli.options import DtypeOption, LimitOption, raise_limits
 from plait.errors import UsageError
 from plait.places import at_work
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
     from plait.evaluation.emergent import Evaluation
 
 
-def _emergent(model: Path, data: Path, out: Path | None, adapter: Path | None = None) -> Evaluation:
+def _emergent(
+    model: Path, data: Path, out: Path | None, adapter: Path | None = None, dtype: str | None = None
+) -> Evaluation:
     """Retrieval between modalities that no training paired, with sounds where the model hears."""
     from plait.embedder import Embedder
     from plait.evaluation.emergent import evaluate_emergent
 
-    embedder = Embedder(model, adapter=adapter)
+    embedder = Embedder(model, adapter=adapter, dtype=dtype)
     gallery = None if out is None else out / "gallery"
     return evaluate_emergent(embedder, data, gallery=gallery, audio="audio" in embedder.modalities)
 
 
 TASKS: dict[str, Callable[..., Evaluation]] = {"emergent": _emergent}
-"""Tasks with a report of their own: name -> function of (model, data, output directory, adapter)."""
+"""Tasks with a report of their own: name -> function of (model, data, output directory, adapter, dtype)."""
 
 
 def evaluate(
@@ -47,6 +49,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
     media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
     adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
+    dtype: DtypeOption = None,
     frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
     rerank: Annotated[int | None, typer.Option(help="best of a retrieval that the match head scores; 0: none")] = None,
     answers: Annotated[Path | None, typer.Option(help="list of answers that families which rank choose from")] = None,
@@ -70,13 +73,14 @@ def evaluate(
     elif data is None:
         raise UsageError(f"expected --data DIR for {task}, got none; pass the directory with its annotation files")
     elif task in TASKS:
-        _run_own(task, _required(model, task), data, out, as_json, adapter)
+        _run_own(task, _required(model, task), data, out, as_json, adapter, dtype)
     else:
         from plait.evaluation.run import Options
 
         options = Options(
-            split, limit, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers
-        )
+            split, limit, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers,
+            dtype=dtype,
+        )  # fmt: skip
         print(_run(task, model, data, out, predictions, options, as_json, adapter))
 
 
@@ -87,10 +91,12 @@ def _required(model: str | None, task: str) -> str:
     return model
 
 
-def _run_own(task: str, model: str, data: Path, out: Path | None, as_json: bool, adapter: Path | None) -> None:
+def _run_own(
+    task: str, model: str, data: Path, out: Path | None, as_json: bool, adapter: Path | None, dtype: str | None
+) -> None:
     """A task with a report of its own: measure, store where asked, print its metrics."""
     with nullcontext() if out is None else at_work(out):
-        result = TASKS[task](Path(model), data, out, adapter)
+        result = TASKS[task](Path(model), data, out, adapter, dtype)
         if out is not None:
             result.save(out)
     stored = result.to_json()["metrics"]
@@ -125,10 +131,11 @@ def _run(
         spec = _required(model, name)
         # Named after task, model and LoRA, so that results of several stand side by side.
         own = f"{name}-{Path(spec.removeprefix('hf:')).name}" + (f"-{adapter.name}" if adapter else "")
+        own += f"-{options.dtype}" if options.dtype else ""
         out = out or Path("runs") / "eval" / own
         with at_work(out):
             loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
-            result = evaluate(task, open_model(spec, task.methods, adapter), loaded, out, options)
+            result = evaluate(task, open_model(spec, task.methods, adapter, options.dtype), loaded, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)
     lines = [f"{name}: {headline(result)}", *(f"  {k:<28}{v:>10.2f}" for k, v in result["scores"].items())]

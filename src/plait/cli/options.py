@@ -22,7 +22,7 @@ PLUGIN_HELP = "a Python file of your own, run first: it adds modalities, a famil
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 NewDirectory = Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")]
 DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; int8 on a CPU")]
 AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
 BatchOption = Annotated[int, typer.Option(help="items per forward pass", min=1)]
 BadOption = Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")]

@@ -84,7 +84,8 @@ class Embedder:
         model: a model directory or hub id (Plait, CLIP / SigLIP / CLAP-like, sentence-transformers), `"nano"`
             (it ships with Plait), an official checkpoint, or a pair `(model, processor)`.
         device: where the model runs; the first GPU when there is one, else the CPU.
-        dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU.
+        dtype: for example `"bfloat16"` or `torch.bfloat16`; as stored when None, but float32 on a CPU. `"int8"` on
+            a CPU: linear layers in 8 bits, whose vectors differ a little and have a fingerprint of their own.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
 
@@ -121,7 +122,7 @@ class Embedder:
             self._tower = PairTower(*opened(model, device, dtype))
         else:
             self.source = locate(model)
-            self._tower = load_tower(self.source, *placement(device, dtype), self.adapter)
+            self._tower = load_tower(self.source, placement(device, dtype), self.adapter)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -168,6 +169,13 @@ class Embedder:
             self.embed([tiny])  # which notes the width
         assert self._dim is not None
         return self._dim
+
+    @property
+    def number_type(self) -> str | None:
+        """`"int8"` where linear layers are rounded to it, else None: floating types share a fingerprint."""
+        from plait.nn.quantized import is_int8
+
+        return "int8" if is_int8(self._tower.model) else None
 
     @property
     def fingerprint(self) -> str:

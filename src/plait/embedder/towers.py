@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from plait.errors import no_code_of
 from plait.modalities import in_order, is_registered, own, registered
 from plait.models import auto
+from plait.models.auto import Placement
 from plait.processing.videos import chooser
 from plait.reading import read_json
 from plait.weights.files import load_whole
@@ -228,13 +229,12 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
     return modes[0]
 
 
-def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, adapter: Path | None = None) -> Tower:
+def load_tower(source: Path, placed: Placement, adapter: Path | None = None) -> Tower:
     """Read a model onto a device, ready to run.
 
     Args:
         source: a model directory (Plait, transformers, sentence-transformers) or an official checkpoint.
-        dtype: of the weights; None as stored.
-        device: where it runs.
+        placed: device and type.
         adapter: directory of a LoRA, for models of Plait alone.
 
     Returns:
@@ -244,8 +244,8 @@ def load_tower(source: Path, dtype: torch.dtype | None, device: torch.device, ad
         ValueError: for a directory of no known kind or with code of its own, and a LoRA beside a foreign model.
     """
     with no_code_of(source):
-        tower = _sentence_or_pair(source, dtype, device, adapter)
-    tower.model.to(device=device).eval()
+        tower = _sentence_or_pair(source, placed.dtype, placed.device, adapter)
+    tower.model = placed.ready(tower.model)
     return tower
 
 
@@ -262,8 +262,6 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
         return SentenceTower(source, dtype)
     if is_theirs:
         return _transformers_pair(source, dtype)
-    from plait.models import auto
-
     return PairTower(*auto.load(source, dtype=dtype, device=device, adapter=adapter))
 
 

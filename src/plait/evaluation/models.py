@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from plait.embedder import Embedder
-from plait.errors import no_code_of
+from plait.errors import UsageError, no_code_of
 from plait.evaluation.peers import Classifier, Detector, Named, Segmenter, TextGenerator, home, kinds_of
 from plait.generation.asking import Asking
 from plait.models import auto, locate
@@ -34,7 +34,9 @@ from plait.reading import read_json
 from plait.types import Ask, Capability, Decoding
 
 
-def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None) -> Any:
+def open_model(
+    spec: str | Path, wanted: Iterable[Capability], adapter: str | Path | None = None, dtype: str | None = None
+) -> Any:
     """Open a model as what a task can use.
 
     Args:
@@ -42,6 +44,7 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
             ours.
         wanted: capabilities that the task can use, best first.
         adapter: directory of a LoRA trained on a model of ours.
+        dtype: as in `plait.Embedder`, for models of ours and for what embeds.
 
     Returns:
         An object with the methods of its capabilities, see above.
@@ -54,9 +57,7 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
     config = read_json(path) if path.is_file() else {}
     model = None
     if place.is_file() or config.get("model_type") in auto.FAMILIES:
-        # float32 on a CPU, where bfloat16 is slower
-        dtype = torch.float32 if home() == "cpu" else None
-        model = OurModel(str(place), auto.load(place, adapter=adapter, device=home(), dtype=dtype))
+        model = OurModel(str(place), auto.opened(place, home(), dtype, adapter))
     kinds = kinds_of(config, place) if model is None else model.capabilities
     chosen = next((kind for kind in wanted if kind in kinds), None)
     if chosen is None:
@@ -67,6 +68,10 @@ def open_model(spec: str | Path, wanted: Iterable[Capability], adapter: str | Pa
     if adapter is not None:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {place}; merge it with PEFT first")
     with no_code_of(place):
+        if chosen == "embed":
+            return EmbedderModel(str(place), config, dtype)
+        if dtype is not None:
+            raise UsageError(f"expected no dtype for {place}, which transformers runs as stored, got {dtype}")
         return PEERS[chosen](str(place), config)
 
 
@@ -75,13 +80,14 @@ class EmbedderModel:
 
     Args:
         place, config: the directory and its config.json.
+        dtype: as in `plait.Embedder`.
     """
 
     capabilities: tuple[Capability, ...] = ("embed",)
     asking = Asking()
 
-    def __init__(self, place: str, config: Mapping[str, Any]) -> None:
-        self.embedder = Embedder(place)
+    def __init__(self, place: str, config: Mapping[str, Any], dtype: str | None = None) -> None:
+        self.embedder = Embedder(place, dtype=dtype)
         self.name, self.family = Path(place).name, str(config.get("model_type", "embedder"))
         self.modalities = self.embedder.accepts
 

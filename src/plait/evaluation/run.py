@@ -47,6 +47,7 @@ class Options:
             `plait.processing.videos.chooser` knows.
         rerank: the best of a retrieval that the match head scores anew, 0 for none; None as the model's family does.
         answers: a list of answers to choose from (JSON or a line each); None for the one in the data set, if any.
+        dtype: in which the model was opened, None for its usual one: part of the cache's name and of the result.
     """
 
     split: str | None = None
@@ -62,6 +63,7 @@ class Options:
     frames: str = "published"
     rerank: int | None = None
     answers: Path | None = None
+    dtype: str | None = None
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
@@ -150,7 +152,7 @@ def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = (
         result, so that answers of other settings are never mixed.
     """
     method = method_of(task, model)
-    used: dict[str, Any] = {"method": method}
+    used: dict[str, Any] = {"method": method} | ({} if options.dtype is None else {"dtype": options.dtype})
     if method == "retrieve":
         used |= _rescoring(model, options.rerank)
     elif options.rerank is not None:

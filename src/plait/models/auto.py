@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import transformers
@@ -23,6 +23,7 @@ from plait.errors import UsageError, no_code_of
 from plait.models import by_name, locate
 from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
+from plait.nn.quantized import to_int8
 from plait.presets import changed
 from plait.reading import read_json
 from plait.weights.dtypes import resolve_dtype
@@ -280,21 +281,49 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return place
 
 
-def placement(
-    device: torch.device | str | None, dtype: torch.dtype | str | None
-) -> tuple[torch.dtype | None, torch.device]:
-    """Dtype and device of what is only run: as asked, else the first GPU and the file's dtype, float32 on a CPU.
+class Placement(NamedTuple):
+    """Where a model that is only run goes, and in which type.
+
+    dtype: of its weights as they are read, None for the file's; is_int8: whether its linear layers are then rounded.
+    """
+
+    dtype: torch.dtype | None
+    device: torch.device
+    is_int8: bool = False
+
+    def ready(self, model: Any) -> Any:
+        """The model there, in eval mode."""
+        return to_int8(model) if self.is_int8 else model.to(device=self.device).eval()
+
+
+def placement(device: torch.device | str | None, dtype: torch.dtype | str | None) -> Placement:
+    """Type and device of what is only run: as asked, else the first GPU and the file's dtype, float32 on a CPU.
 
     Float32 since most processors compute bfloat16 slower than that.
 
     Args:
-        device, dtype: as in `load`; None chooses.
+        device: as in `load`; None chooses.
+        dtype: as in `load`, or "int8" on a CPU; None chooses.
 
-    Returns:
-        (dtype or None for the file's, device).
+    Raises:
+        UsageError: for types that the device is slow with, or that it cannot compute.
     """
-    place, kind = resolve_device(device), resolve_dtype(dtype)
-    return torch.float32 if kind is None and place.type == "cpu" else kind, place
+    place, is_int8 = resolve_device(device), dtype in ("int8", torch.int8)
+    if dtype == "int4":
+        raise UsageError(
+            "expected float32, bfloat16 or int8, got int4; on a GPU open the model with transformers and "
+            "BitsAndBytesConfig(load_in_4bit=True), and pass it with its processor as (model, processor)"
+        )
+    if is_int8 and place.type != "cpu":
+        raise UsageError(f"expected bfloat16 or float16 on {place}, got int8, which is for CPUs; choose one of these")
+    kind = None if is_int8 else resolve_dtype(dtype)
+    if kind == torch.float16 and place.type == "cpu":
+        raise UsageError(
+            "expected float32, bfloat16 or int8 on a CPU, got float16, which takes about four times as long there; "
+            "leave dtype out, or use int8 to save memory"
+        )
+    # int8 is made of what is stored, layer by layer: float32 of the whole would be four times its size
+    return Placement(torch.float32 if dtype is None and place.type == "cpu" else kind, place, is_int8)
 
 
 def opened(
@@ -316,8 +345,10 @@ def opened(
     if isinstance(model, tuple):
         found, processor = model
         if device is not None or dtype is not None:
-            found.to(device=device and resolve_device(device), dtype=resolve_dtype(dtype))
+            placed = placement(found.device if device is None else device, dtype)
+            found = placed.ready(found if dtype is None or placed.is_int8 else found.to(placed.dtype))
     else:
-        kind, place = placement(device, dtype)
-        found, processor = load(model, dtype=kind, device=place, adapter=adapter)
+        placed = placement(device, dtype)
+        found, processor = load(model, dtype=placed.dtype, device=placed.device, adapter=adapter)
+        found = placed.ready(found)
     return found.eval(), processor

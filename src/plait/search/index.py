@@ -143,6 +143,7 @@ class Index:
         description = {
             # of the model without what a user added: the index lives on when that is added or trained anew
             "fingerprint": embedder.fingerprints[""],
+            "dtype": embedder.number_type,
             "modalities": list(embedder.accepts),
             "model": own or (str(source) if source else None),
             "adapter": None if embedder.adapter is None else str(embedder.adapter),
@@ -206,7 +207,8 @@ class Index:
             ValueError: when the recorded directory holds another model now.
         """
         if self._embedder is None:
-            self._use(Embedder(self.model_path, adapter=self.description.get("adapter")))
+            kind = self.description.get("dtype")
+            self._use(Embedder(self.model_path, adapter=self.description.get("adapter"), dtype=kind))
         assert self._embedder is not None
         return self._embedder
 
