@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from plait.generation.official_beams import named
-from plait.processing.talking import IGNORED
 
+IGNORED = -100
+"""Label of a position that counts for nothing, as torch has it."""
 PER_PASS = 256
 """Positions of tails in one pass: products are full by then, and logits of 32,000 words stay below 40 MB."""
 REPEATED = 4096

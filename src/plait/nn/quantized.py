@@ -102,10 +102,6 @@ class Int8Linear(nn.Module):
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        """Its sizes, for `print(model)`."""
-        return f"{self.in_features}, {self.out_features}, {self.kernel}"
-
 
 def to_int8(model: nn.Module) -> nn.Module:
     """Replace the linear layers of a model on a CPU, one after the other; all else becomes float32.

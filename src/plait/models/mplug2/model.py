@@ -527,11 +527,9 @@ class TextEncoder(nn.Module):
 class FusionModule(nn.Module):
     """Text reads vision by cross-attention; connected layers join both streams in one self-attention instead.
 
-    Every `fusion_stride`-th layer but the first is connected. Large has a stride of 1000, so none
-    of those.
+    Every `fusion_stride`-th layer but the first is connected. Large has a stride of 1000, so none of those.
 
-    Source: mPLUG (arXiv 2205.12005), section 3.2, cross-modal skip connections; specification
-    mPLUG-2, section 5.
+    Source: mPLUG (arXiv 2205.12005), section 3.2, cross-modal skip connections; specification mPLUG-2, section 5.
     """
 
     def __init__(self, config: MPlug2Config) -> None:
@@ -545,25 +543,17 @@ class FusionModule(nn.Module):
         )
 
     def forward(
-        self,
-        text: Tensor,
-        text_mask: Tensor | None,
-        vision: Tensor,
-        attend: AttentionFunction,
+        self, text: Tensor, text_mask: Tensor | None, vision: Tensor, attend: AttentionFunction,
         seen: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Both streams after all layers.
 
         Args:
-            text: (batch, tokens, dim).
-            text_mask: (batch, tokens) bool, True = attend; None means all.
-            vision: (batch or 1, patches, dim), unpadded.
+            text, text_mask, vision, seen: as in `MPlug2Model.fuse`.
             attend: the attention implementation.
-            seen: as in `MPlug2Model.fuse`.
 
         Returns:
-            Vision and text, in this order, like what was given. Without a connected layer vision is
-                unchanged.
+            Vision and text, in this order. Without a connected layer vision is what was given.
         """
         patches = vision.shape[1]
         for layer in self.layers:

@@ -175,7 +175,7 @@ class MPlug2Skills(Asking):
         # benchmarks hold texts beyond the limit; they are cut here as where they are embedded
         words = self._tokens(texts, truncation=True)
         read, mask = network.read(words["input_ids"], words["attention_mask"], path=path)
-        return self.model.match(read, mask, vision.expand(len(texts), -1, -1))[:, 1].float()
+        return self.model.match(read, mask, vision)[:, 1].float()
 
     def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
         """A box for each phrase: x0, y0, x1, y1 as shares of width and height, cut at the rim."""
