@@ -498,8 +498,8 @@ class MPlug2ForRetrieval(MPlug2AlignedModel):
         to_text = torch.full_like(similarity, NOT_SCORED)
         to_vision = torch.full_like(similarity.T, NOT_SCORED)
         wanted_texts, wanted_visions = (
-            torch.zeros_like(similarity, dtype=bool),
-            torch.zeros_like(similarity, dtype=bool),
+            torch.zeros_like(similarity, dtype=torch.bool),
+            torch.zeros_like(similarity, dtype=torch.bool),
         )
         wanted_texts.scatter_(1, similarity.topk(min(k, len(text)), dim=1).indices, True)
         wanted_visions.scatter_(0, similarity.topk(min(k, len(vision)), dim=0).indices, True)
