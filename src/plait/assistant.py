@@ -424,9 +424,7 @@ class Assistant:
                 return f"expected {' or '.join(sorted(kinds))} to {task}, got {got}: {request.name}"
             if request.kind == "image" and compared > 1 and not isinstance(request.value, list):
                 return f"expected {compared} pictures for {request.name}, got one; pass them together"
-            if task in ("answer", "rank", "match", "ground") and not request.text.strip():
-                return f"expected a question or phrase for {request.name}, got none"
-            return None
+            return unasked(task, request)
 
         return [one if one.error else replace(one, error=misfit(one)) for one in map(seen, requests)]
 
@@ -628,6 +626,13 @@ def request_of(item: Any, text: str = "") -> Request:
     if isinstance(item, np.ndarray) and item.ndim == 1:
         return Request("a sound in memory", "audio", item, text)
     raise ValueError(f"expected a path, a PIL image, PIL frames, samples or a Sample, got {type(item).__name__}")
+
+
+def unasked(task: Task, request: Request) -> str | None:
+    """What is wrong with a request without the words that its task needs, None where it has them."""
+    if task in ("answer", "rank", "match", "ground") and not request.text.strip():
+        return f"expected a question or phrase for {request.name}, got none"
+    return None
 
 
 def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:

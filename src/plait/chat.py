@@ -72,6 +72,11 @@ class Chat:
                 "expected at least 1 new token and 1 frame and a temperature of 0 or more, got "
                 f"{max_new_tokens}, {num_frames} and {temperature}"
             )
+        if top_p is not None and (not 0 < top_p <= 1 or not temperature):
+            raise ValueError(
+                f"expected top_p above 0 and up to 1 beside a temperature above 0, got {top_p} and {temperature}; "
+                "without a temperature the likeliest token is taken and top_p does nothing"
+            )
         from plait.models import auto
 
         self.model, self.processor = auto.opened(model, device, dtype, adapter)

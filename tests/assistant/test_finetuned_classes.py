@@ -13,7 +13,8 @@ from PIL import Image
 from plait import Assistant, Sample
 from plait.cli import main
 from plait.models import shipped
-from plait.models.auto import load_processor
+from plait.models.auto import load, load_processor
+from plait.recipes.finetune import how_to_load
 from plait.recipes.one_peace_tasks import with_head
 from plait.training.stages import save_pair
 
@@ -59,6 +60,19 @@ def test_it_classifies_items_of_its_medium_alone(
     assert main(["classify", str(directory), str(other)]) == 1
     wrong = "audio" if medium == "image" else "image"
     assert f"expected {medium} to classify, got {wrong}" in capsys.readouterr().err
+
+
+def test_its_card_names_the_class_of_transformers_for_its_medium(
+    classifier: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    medium, directory = classifier
+    monkeypatch.chdir(directory.parent)
+    lines = how_to_load(load("model")[0], "model", medium)
+    name = {"image": "Image", "audio": "Audio", "text": "Sequence"}[medium]
+    assert lines[1] == f"from transformers import AutoModelFor{name}Classification"
+    found: dict[str, object] = {}
+    exec("\n".join(lines), found)
+    assert type(found["model"]).__name__ == "OnePeaceForClassification"
 
 
 def test_sounds_beside_pictures_are_passed_over_by_what_only_sees(

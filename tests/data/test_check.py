@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from plait.cli import main
-from plait.data.check import check
+from plait.data.check import Bounds, check
 
 
 @pytest.fixture
@@ -67,3 +68,20 @@ def test_the_shipped_data_set_can_be_unpacked_and_a_folder_imported(data, capsys
     assert "expected pictures or sounds in named sub-folders" in capsys.readouterr().err
     assert main(["data", "from-folder", str(data / "mini" / "images" / ".."), str(data / "own")]) == 0
     assert (data / "own" / "manifest.jsonl").is_file()
+
+
+def test_what_will_not_fit_a_model_is_said_and_is_no_fault_of_the_data(data, capsys):
+    soundfile = pytest.importorskip("soundfile")
+    for name, seconds in (("short", 1), ("long", 16), ("longer", 17)):
+        soundfile.write(data / f"{name}.wav", np.zeros(seconds * 2000, np.float32), 2000)
+    write(
+        data,
+        *({"id": name, "audio": f"{name}.wav", "text": name} for name in ("short", "long", "longer")),
+        {"id": "words", "image": "a.png", "text": "many words " * 60},
+    )
+    assert main(["data", "check", str(data), "nano"]) == 0
+    said = capsys.readouterr().out
+    assert "2 sounds are longer than the 15 s that nano takes (the longest 17 s, row longer)" in said
+    assert "1 text is longer than the 71 tokens that nano takes" in said
+    bounds = Bounds("m", ["text", "image"], tokens=70)
+    assert check(data, bounds=bounds).misfits[-1].startswith("3 audio files: m takes text, image; training leaves")

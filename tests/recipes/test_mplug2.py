@@ -189,7 +189,7 @@ def test_kinds_of_rows_take_turns_and_each_keeps_its_own_order(start, data):
 
 def test_wrong_rows_and_sizes_are_one_line(start, data):
     with pytest.raises(ValueError, match="expected rows with boxes, video"):
-        mplug2._rows(data, ("boxes",), "video", Reading())
+        mplug2._rows(data, ("boxes",), ("video",), Reading(), "video")
     with pytest.raises(ValueError, match="queue_size divisible by batch_size 5"):
         asked(mplug2.pretraining, data, start, batch_size=5, queue_size=8)
     with pytest.raises(ValueError, match="task classify or entail, got 'dance'"):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from PIL import Image
 from tiny_embedders import RATE, HueModel, HueProcessor, picture, tone
 
 from plait import Embedder, Index, Sample
-from plait.errors import UsageError
+from plait.errors import MissingExtraError, UsageError
 from plait.search import index as index_module
+from plait.search.index import LEAST
 
 pytest.importorskip("lancedb")
 
@@ -408,3 +410,16 @@ def test_an_index_that_another_process_just_made_is_not_made_again(
     monkeypatch.setattr("plait.search.index.table_exists", lambda path: next(answers))
     with pytest.raises(ValueError, match="got one made just now; run the same command again"):
         Index.create(tmp_path / "i.lance", embedder)
+
+
+def test_an_older_lancedb_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    import lancedb
+
+    monkeypatch.setattr(lancedb, "__version__", "0.30.2")
+    with pytest.raises(MissingExtraError, match=r"expected lancedb 0.33 or newer, got 0.30.2; install it with: pip"):
+        Index.create(tmp_path / "i.lance", "nano")
+    assert not (tmp_path / "i.lance").exists()
+    wanted = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]["search"]
+    assert wanted == [f"lancedb>={LEAST[0]}.{LEAST[1]}"]

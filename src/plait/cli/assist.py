@@ -22,6 +22,7 @@ from plait.cli.options import (
 )
 from plait.errors import UsageError
 from plait.terminal import progress_bar
+from plait.training.run import refuse_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, sound, folder or manifest")]
 BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
 LengthOption = Annotated[int | None, typer.Option(help="most tokens to write", min=1)]
-TopOption = Annotated[int, typer.Option("-k", "--top", help="labels or answers shown", min=1)]
+TopOption = Annotated[int | None, typer.Option("-k", "--top", help="labels or answers shown; 5 without it", min=1)]
+TOP = 5
 JsonOption = Annotated[bool, json_option("print one JSON object per item")]
 
 
@@ -63,7 +65,7 @@ def answer(
     answers: Annotated[
         str | None, typer.Option(help="choose among these, separated by commas, or @FILE with one per line")
     ] = None,
-    top: TopOption = 5,
+    top: TopOption = None,
     num_beams: BeamsOption = None,
     max_length: LengthOption = None,
     batch_size: BatchOption = 8,
@@ -77,7 +79,12 @@ def answer(
     """Answer a question about images and videos, freely or from a list of answers."""
     raise_limits(limits)
     candidates = _listed(answers, "answers")
-    how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length), candidates, top)
+    options = _given(num_beams, max_length)
+    if candidates is None:
+        refuse_beside("free answers, of which there is one", **{"--top": top})
+    else:
+        refuse_beside("--answers, which are ranked and not written", **options)
+    how = How(batch_size, device, dtype, adapter, on_bad, as_json, options, candidates, top or TOP)
     ask_all("answer" if candidates is None else "rank", model, media, question, how)
 
 
@@ -106,7 +113,7 @@ def classify(
     labels: Annotated[
         str | None, typer.Option(help="labels separated by commas, or @FILE with one per line; default the model's own")
     ] = None,
-    top: TopOption = 5,
+    top: TopOption = None,
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -126,9 +133,11 @@ def classify(
     if candidates is not None and is_foreign(model):
         if adapter is not None:
             raise UsageError(f"expected a model of Plait beside --adapter, got {model}; merge it with PEFT")
-        _classify_by_vectors(model, media, candidates, How(batch_size, device, dtype, None, on_bad, as_json, top=top))
+        _classify_by_vectors(
+            model, media, candidates, How(batch_size, device, dtype, None, on_bad, as_json, top=top or TOP)
+        )
         return
-    how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top)
+    how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top or TOP)
     ask_all("classify", model, media, "", how)
 
 
@@ -171,7 +180,7 @@ class How(NamedTuple):
     as_json: bool
     options: dict[str, Any] | None = None
     candidates: list[str] | None = None
-    top: int = 5
+    top: int = TOP
 
 
 def ask_all(
@@ -187,7 +196,7 @@ def ask_all(
     keep: also called with every item that was answered; what it returns, if anything, is shown instead.
     """
     is_skipping = check_on_bad(how.on_bad)
-    from plait.assistant import Assistant, requests_under
+    from plait.assistant import Assistant, requests_under, unasked
 
     def stop_at(error: str | None) -> None:
         if error and not is_skipping:
@@ -195,7 +204,7 @@ def ask_all(
 
     requests, others = requests_under(media, text)
     # before a model is loaded, which may take minutes
-    stop_at(next((request.error for request in requests if request.error), None))
+    stop_at(next((error for request in requests if (error := request.error or unasked(task, request))), None))
     assistant = Assistant(model, device=how.device, dtype=how.dtype, batch_size=how.batch_size, adapter=how.adapter)
     if media.is_dir():  # what the model has no sense for is no fault of the folder
         fitting = [one for one in requests if one.error or one.kind in ("text", *assistant.skills.kinds)]
@@ -273,7 +282,8 @@ def _listed(text: str | None, name: str) -> list[str] | None:
         try:
             parts = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"expected a file of {name}, one per line, got {text[1:]}: {error}") from error
+            why = str(error.strerror).lower() if isinstance(error, OSError) else "no UTF-8 text"
+            raise UsageError(f"expected a file of {name}, one per line, got {text[1:]}: {why}") from error
     found = [part.strip() for part in parts if part.strip()]
     if not found:
         raise UsageError(f"expected at least one of --{name}, got an empty list; separate them by commas")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from plait.cli.options import LimitOption, check_on_bad, json_option, raise_limi
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
-    from plait.data.check import CheckReport
+    from plait.data.check import Bounds, CheckReport
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build, check and import data sets.")
 
@@ -24,17 +25,24 @@ LISTED = 20
 @app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="DATA", help="a data set's directory or manifest, or mini")] = "mini",
+    model: Annotated[
+        Path | None, typer.Argument(metavar="[MODEL]", help="model directory: also say what will not fit it")
+    ] = None,
     *,
     as_json: Annotated[bool, json_option()] = False,
     limits: LimitOption = None,
 ) -> None:
-    """Read every row, decode every file, count, and look for test files that are also training files."""
+    """Read every row, decode every file, count, and look for test files that are also training files.
+
+    With MODEL: which sounds and texts are longer than it takes, and which media it does not take.
+    """
     raise_limits(limits)
     from plait.data.check import check as check_data_set
     from plait.data.mini import cached_mini
 
+    bounds = None if model is None else _bounds(model)
     path = cached_mini() if data == "mini" else Path(data)
-    report = check_data_set(path, progress=not as_json)
+    report = check_data_set(path, progress=not as_json, bounds=bounds)
     if as_json:
         print(json.dumps(report.to_json(), ensure_ascii=False))
     else:
@@ -42,7 +50,7 @@ def check(
         if report.bytes:
             print(_media(report))
         print("licences: " + ", ".join(f"{name} {count}" for name, count in sorted(report.licenses.items())))
-        for line in report.problems[:LISTED]:
+        for line in [*report.misfits, *report.problems[:LISTED]]:
             print(line)
     if report.problems:
         raise ValueError(
@@ -52,6 +60,26 @@ def check(
         )
     if not as_json:
         print("every file decodes; no file of another split is also a training file")
+
+
+def _bounds(model: Path) -> Bounds:
+    """What the processor of a model says of it; nothing of its weights is read."""
+    from plait.data.check import Bounds
+    from plait.models import locate
+    from plait.models.auto import load_processor
+    from plait.models.catalog import model_info
+
+    place = locate(model)
+    processor = load_processor(place)
+    most: dict[str, float] = getattr(processor, "longest", {})
+    tokens = most.get("text")
+    known = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
+    asked = signature(processor.__call__).parameters
+    takes = model_info(place).modalities or [name for name, argument in known.items() if argument in asked]
+    return Bounds(
+        str(model), takes, most.get("audio"), None if tokens is None else int(tokens),
+        lambda text: len(processor.tokenizer(text, verbose=False)["input_ids"]),
+    )  # fmt: skip
 
 
 @app.command("from-folder")

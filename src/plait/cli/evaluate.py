@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.options import DtypeOption, LimitOption, raise_limits
+from plait.cli.options import DtypeOption, raise_limits
 from plait.errors import UsageError
 from plait.places import at_work
+from plait.training.run import refuse_beside
 
 if TYPE_CHECKING:
     from plait.evaluation.emergent import Evaluation
@@ -23,8 +24,9 @@ def _emergent(
 ) -> Evaluation:
     """Retrieval between modalities that no training paired, with sounds where the model hears."""
     from plait.embedder import Embedder
-    from plait.evaluation.emergent import evaluate_emergent
+    from plait.evaluation.emergent import HeldOut, evaluate_emergent
 
+    HeldOut.read(data)  # what is wrong with the data is told before a model is opened
     embedder = Embedder(model, adapter=adapter, dtype=dtype)
     gallery = None if out is None else out / "gallery"
     return evaluate_emergent(embedder, data, gallery=gallery, audio="audio" in embedder.modalities)
@@ -41,7 +43,13 @@ def evaluate(
     *,
     other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
     split: Annotated[str | None, typer.Option(help="split; the published one by default")] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first N items")] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N, NAME=NUMBER",
+            help="only the first N items; or what one media file may cost, such as max_seconds=3600; repeatable",
+        ),
+    ] = None,
     rule: Annotated[str | None, typer.Option(help="variant of the metric, such as release for VQA")] = None,
     out: Annotated[Path | None, typer.Option(help="directory of the run: predictions, cache, result")] = None,
     predictions: Annotated[Path | None, typer.Option(help="score this file; no model is needed")] = None,
@@ -56,10 +64,21 @@ def evaluate(
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-    limits: LimitOption = None,
 ) -> None:
     """Measure MODEL on TASK with the official files of a data set."""
-    raise_limits(limits)
+    count = _first_items(limit)
+    needless = {
+        "--data": data, "--out": None if task == "leaderboard" else out, "--split": split, "--limit": count,
+        "--rule": rule, "--predictions": predictions, "--judge": judge, "--media": media, "--adapter": adapter,
+        "--frames": None if frames == "published" else frames, "--skip-missing": skip_missing or None,
+        "--rerank": rerank, "--answers": answers,
+    }  # fmt: skip
+    if task in TASKS:
+        needless = {name: value for name, value in needless.items() if name not in ("--data", "--out", "--adapter")}
+    if task in ("compare", "leaderboard", *TASKS):
+        refuse_beside(task, **needless)
+    elif predictions is not None:
+        refuse_beside("--predictions, which no model makes", MODEL=model, **{"--adapter": adapter, "--dtype": dtype})
     if listing:
         print(_listing(as_json))
     elif task == "compare":
@@ -78,10 +97,21 @@ def evaluate(
         from plait.evaluation.run import Options
 
         options = Options(
-            split, limit, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers,
+            split, count, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers,
             dtype=dtype,
         )  # fmt: skip
         print(_run(task, model, data, out, predictions, options, as_json, adapter))
+
+
+def _first_items(given: list[str] | None) -> int | None:
+    """The N of `--limit N`, None without one; limits of media stand under the same name and are raised."""
+    counts = [one for one in given or () if "=" not in one]
+    raise_limits([one for one in given or () if "=" in one])
+    if not counts:
+        return None
+    if len(counts) > 1 or not counts[0].isdecimal() or not int(counts[0]):
+        raise UsageError(f"expected --limit N, a number of items from 1 on, got {' and '.join(counts)}")
+    return int(counts[0])
 
 
 def _required(model: str | None, task: str) -> str:

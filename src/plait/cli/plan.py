@@ -13,6 +13,7 @@ import typer
 from plait.cli.options import json_option, settings_option
 from plait.errors import UsageError
 from plait.recipes.plan import StagePlan, describe, describe_task, plan_stage, with_cost
+from plait.training.run import refuse_beside
 
 
 def plan(
@@ -26,6 +27,14 @@ def plan(
 ) -> None:
     """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""
     if task is not None and (planner := task_planner(recipe, task)) is not None:
+        refuse_beside(
+            f"{recipe} {task}, whose table has no such choice",
+            **{
+                "--dtype": None if dtype == "float32" else dtype,
+                "--processes": None if processes == 1 else processes,
+                "--recompute": recompute or None,
+            },
+        )
         tasks = planner.plan_tasks(task, dict(_setting(text) for text in settings or []))
         print(
             json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))

@@ -69,12 +69,14 @@ def embed(
     """Turn files and texts into vectors. An interrupted run continues from OUT.partial when it is started again."""
     raise_limits(limits)
     from plait.embedder import Embedder
+    from plait.search.sources import check_there
     from plait.search.vectors import check_output, embed_to_file
 
     if not paths and not text:
         raise UsageError("expected files, folders, manifests or --text to embed, got none")
     is_skipping = check_on_bad(on_bad)
     check_output(out, overwrite=overwrite)
+    check_there(paths or ())
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=not is_skipping)
     _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
@@ -89,8 +91,9 @@ def create(
 ) -> None:
     """Make a new, empty index for a model."""
     from plait.embedder import Embedder
-    from plait.search.index import Index
+    from plait.search.index import Index, check_new
 
+    check_new(index)
     made = Index.create(index, Embedder(model, device=device, adapter=adapter))
     print(f"{index}: an empty index of {made.description['dim']} dimensions")
 
@@ -116,19 +119,20 @@ def add(
     from plait.embedder import Embedder
     from plait.search.index import Index
     from plait.search.moments import add_moments, seconds_of
+    from plait.search.sources import check_there
 
+    check_there(paths)
+    length = None if every is None else seconds_of(every)  # before a model is read
     if adapter is not None and model is None:
         raise UsageError("expected --model beside --adapter, got none; pass the model it was trained on")
     if model is None and not Index.exists(index):
         raise UsageError(
             f"expected an index, got {index}: none there; give --model nano, or a model you have, to make it"
         )
-    embedder = Embedder(model, device=device, adapter=adapter) if model else None
-    if embedder and not Index.exists(index):
-        opened = Index.create(index, embedder)
+    if model and not Index.exists(index):
+        opened = Index.create(index, Embedder(model, device=device, adapter=adapter))
     else:
-        opened = Index.open(index, embedder)
-    length = None if every is None else seconds_of(every)
+        opened = opened_with(index, model, device, adapter)
     report = opened.add(paths, deduplicate=not keep_duplicates)
     moments = None if length is None else add_moments(opened, length)
     line = f"{{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
@@ -323,6 +327,7 @@ def search(
     from plait.report.page import SIGN
     from plait.search.finding import find
     from plait.search.page import table, to_json, write_contact_sheet
+    from plait.search.sources import check_there
 
     media: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
     query = _query({name: list(values) for name, values in media.items() if values}, others, without, weights)
@@ -333,6 +338,10 @@ def search(
     lowest = _lowest(min_score)
     if html:
         check_replaceable(html, SIGN)  # before the model is read
+    check_there(path for paths in (image, video, audio) for path in paths or ())
+    for one in [*(text or ()), *(without or ())]:
+        if not one.strip():
+            raise UsageError("expected words to search with, got an empty text; leave it out")
     opened = opened_with(index, model, device, adapter)
     second = None
     if rerank:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class CheckReport:
     """Counts of a data set and everything wrong with it; `problems` is empty when all is well.
 
     bytes, seconds: of all files of a medium; pixels: smallest width and height, then largest. unread: columns that look
-    like media or words and go by other names than fields do.
+    like media or words and go by other names than fields do. misfits: what a model would cut or leave out, no fault of
+    the data.
     """
 
     path: str
@@ -59,6 +60,7 @@ class CheckReport:
     damaged: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
@@ -70,11 +72,27 @@ class CheckReport:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"ok": not self.problems}
 
 
-def check(path: str | Path, progress: bool = False) -> CheckReport:
+@dataclass(frozen=True)
+class Bounds:
+    """What a model takes of a row.
+
+    model: its name; takes: modalities; seconds: of a sound, longer ones are cut; tokens: of a text, None for no limit;
+    count: text -> its tokens.
+    """
+
+    model: str
+    takes: Sequence[str]
+    seconds: float | None = None
+    tokens: int | None = None
+    count: Callable[[str], int] = len
+
+
+def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None) -> CheckReport:
     """Read every row, decode every file, count, and compare files of training and other splits by SHA-256.
 
     Args:
         path: of any kind that `open_samples` takes. progress: whether a bar is shown.
+        bounds: of a model that the rows are meant for.
 
     Returns:
         The report; what is wrong inside is there.
@@ -88,15 +106,23 @@ def check(path: str | Path, progress: bool = False) -> CheckReport:
     report = CheckReport(str(path), rows=len(samples), bad_rows=skipped.messages)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     splits: dict[str, dict[str, str]] = defaultdict(dict)
+    lengths: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for sample in progress_bar("check", samples, show=None if progress else False):
         split = sample.split or "none"
         for modality in sample.modalities:
             counts[split][modality] += 1
         for name in MEDIA:
             if (file := getattr(sample, name)) is not None:
+                before = report.seconds.get(name, 0.0)
                 digest = _check_file(sample, name, file, report)
+                lengths[name].append((report.seconds.get(name, 0.0) - before, sample.id))
                 if digest is not None:
                     splits[digest].setdefault(split, sample.id)
+        if bounds is not None and bounds.tokens is not None:
+            for text in (sample.text, sample.question, *(sample.captions or ())):
+                lengths["text"].append((bounds.count(text) if text else 0, sample.id))
+    if bounds is not None:
+        report.misfits = _misfits(bounds, lengths)
     report.unread = _unread(samples, getattr(opened, "unread", ()))
     report.counts = {split: dict(count) for split, count in counts.items()}
     report.licenses = dict(Counter(sample.license or "not stated" for sample in samples))
@@ -109,6 +135,26 @@ def check(path: str | Path, progress: bool = False) -> CheckReport:
         if split != "train" and "train" in ids
     ]
     return report
+
+
+def _misfits(bounds: Bounds, lengths: dict[str, list[tuple[float, str]]]) -> list[str]:
+    """A line for each kind of thing that a model does not take whole. lengths: (seconds or tokens, id) by medium."""
+    lines = []
+    for medium, limit, unit in (("audio", bounds.seconds, "s"), ("text", bounds.tokens, "tokens")):
+        over = [one for one in lengths[medium] if limit is not None and one[0] > limit]
+        if over:
+            longest, name = max(over)
+            words = "text" if medium == "text" else "sound"
+            lines.append(
+                f"{len(over)} {words}{'s are' if len(over) > 1 else ' is'} longer than the {limit:g} {unit} that "
+                f"{bounds.model} takes (the longest {longest:.4g} {unit}, row {name}); it is cut there, or refused"
+            )
+    lines += [
+        f"{len(rows)} {medium} files: {bounds.model} takes {', '.join(bounds.takes)}; training leaves their rows out"
+        for medium, rows in lengths.items()
+        if medium != "text" and rows and medium not in bounds.takes
+    ]
+    return lines
 
 
 def _good(samples: Sequence[Sample], skipped: Skipped) -> Iterator[Sample]:

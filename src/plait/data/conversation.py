@@ -45,15 +45,24 @@ class Talk:
     system: str | None = None
 
 
+def is_heard(sample: Sample) -> bool:
+    """Whether the one medium of a row is a sound: models that do not hear would learn words about nothing.
+
+    Args:
+        sample: the row.
+    """
+    return sample.audio is not None and sample.image is None and sample.video is None
+
+
 def holds_conversation(sample: Sample, *, captions: bool) -> bool:
-    """Whether a row has messages, or a question with answers, or (captions) a medium with words.
+    """Whether a row has messages, or a question with answers, or (captions) a medium with words, and no sound alone.
 
     Args:
         sample: the row. captions: whether an image or video with a caption alone counts.
     """
     has_media = sample.image is not None or sample.video is not None
     said = captions and has_media and bool(sample.captions or sample.text)
-    return bool(sample.messages or (sample.question and sample.answers) or said)
+    return not is_heard(sample) and bool(sample.messages or (sample.question and sample.answers) or said)
 
 
 def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:

@@ -10,8 +10,11 @@ rows of a step are a function of seed and step, so nothing has to be stored to g
 from __future__ import annotations
 
 import copy
+import os
+import sys
 import threading
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -168,6 +171,7 @@ def select(
     """The rows of a data set that are of `splits` and that `keep` takes, found in one pass that holds none of them.
 
     A row that cannot be read, or that keep or measure refuse with a ValueError, is fatal, or skipped as `reading` says.
+    How many rows keep passed over is said on stderr, by their media: a data set may hold what a recipe has no use for.
 
     Args:
         data: a path for `open_samples`, or samples, such as rows that were selected before.
@@ -192,7 +196,7 @@ def select(
     for line in skipped.messages:
         bad.add(-1 - len(bad), line)  # these have no number: the manifest left them out
     # Arrays of the C kind, 8 bytes a row: a list of a billion Python integers would not fit.
-    numbers, measures, seen = array("q"), array("q"), 0
+    numbers, measures, seen, others = array("q"), array("q"), 0, Counter[str]()
     for number in range(len(samples)):
         try:
             sample = samples[number]
@@ -202,6 +206,8 @@ def select(
             if keep(sample):
                 measures.append(measure(sample) if measure else 0)
                 numbers.append(number)
+            else:
+                others[" and ".join(medium for medium in sample.modalities if medium != "text") or "text alone"] += 1
         except ValueError as error:
             if not skips:
                 raise
@@ -209,6 +215,9 @@ def select(
     if not numbers and not may_be_none:
         named = " or ".join(repr(split) for split in splits or ("any",) if split)
         raise ValueError(f"expected rows with {wanted} in {data}, got none among {seen} rows of split {named}")
+    if others and not may_be_none and os.environ.get("RANK", "0") == "0":  # of several processes one tells
+        left = ", ".join(f"{count} with {name}" for name, count in others.items())
+        print(f"{len(numbers)} rows with {wanted}; left out: {left}", file=sys.stderr, flush=True)
     return Rows(samples, np.array(numbers, np.int64), np.array(measures, np.int64), bad)
 
 

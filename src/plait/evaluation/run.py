@@ -99,6 +99,10 @@ def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
         ValueError: where annotation files are absent or malformed, and one that lists missing media.
     """
     check_rule(task, options.rule)
+    if options.frames != "published":
+        if "video" not in task.media:
+            raise UsageError(f"expected no --frames beside {task.name}, which has no films, got {options.frames}")
+        chooser(options.frames, options.num_frames or 1)  # a rule that nobody knows is told before a model is read
     loaded = load_items(task, data, options)
     missing = sorted(missing_media(loaded.items, loaded.files, task.seen))
     if missing and not options.skip_missing:

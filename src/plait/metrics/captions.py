@@ -85,11 +85,18 @@ def token_scores(said: Sequence[Words], right: Sequence[Sequence[Words]]) -> Cap
         right: n lists of reference token lists.
     """
     _check(said, right)
-    corpus = {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
-    corpus["rouge_l"] = sum(map(rouge_l, said, right)) / len(said)
+    corpus = {"rouge_l": sum(map(rouge_l, said, right)) / len(said)}
+    # the kit joins tokens and cuts them anew: for ROUGE at spaces, else at all white space, also within a number
+    said, right = [_apart(words) for words in said], [[_apart(words) for words in several] for several in right]
+    corpus |= {f"bleu_{n}": value for n, value in zip(ORDERS, bleu(said, right), strict=True)}
     items = cider(said, right)
     corpus["cider"] = sum(items) / len(items)
     return CaptionScores(corpus, items)
+
+
+def _apart(words: Words) -> list[str]:
+    """Tokens with those that hold white space cut at it."""
+    return [part for word in words for part in word.split()]
 
 
 def tokenized(

@@ -45,7 +45,8 @@ _SPELLINGS = str.maketrans(
         **dict.fromkeys("“”«»", '"'),
         **dict.fromkeys("‘‛", "`"),
         **{"–": "--", "—": "--", "…": " ... ", "¢": " cents ", "£": " # ", "€": " $ ", "\u00a0": " ", "\u00ad": None},
-        **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
+        # two spaces in front: what is written out is no number to the abbreviation before it
+        **{"½": "  1/2 ", "¼": "  1/4 ", "¾": "  3/4 ", "⅓": "  1/3 ", "⅔": "  2/3 "},
     }
 )
 _UNKNOWN = re.compile(
@@ -58,13 +59,18 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 _ROUND = {bracket: _BRACKETS[bracket] for bracket in "()"}
 _GLUE = "\u00a0"
 """Holds numbers together that are one token, as the tokeniser prints them."""
-_MIXED_NUMBER = re.compile(r"(?<![\w.,:/+-])(\d{1,4}) (\d{1,4}/\d{1,4})(?![\d/])")
+_FRACTION = r"(?:\d{1,4}[-SPACE])?\d{1,4}(?:\\?/|\u2044)\d{1,4}"  # 1/2, 3 1/2
+_TELEPHONE = r"(?:\(\d{2,3}\)[SPACE]?|\+{0,2}(?:\d{2,4}[-SPACE])?\d{2,4}[-SPACE])\d{3,4}[-SPACE]?\d{3,5}"
+_APART = re.compile(r"\d\)?[ \u00a0]\d")
+_ACROSS = [re.compile(rule.replace("SPACE", " \u00a0")) for rule in (_FRACTION, _TELEPHONE)]
+"""Tokens that may hold spaces, also those that do not break lines."""
+_ENDS = re.compile("[ \t\u00a0½¼¾⅓⅔]")
 
 _STARTERS = _words(
     """
     a about according additionally after an as at but earlier he her here however if in it last many more now
-    once one other our she since so some such that the their then there these they this we what when while yet
-    you
+    once one other our she since so some such that the their then there these they this we what when while     yet
+    you mr. ms.
     """
 )
 """Words that, capitalised, begin a sentence after a single letter with a period."""
@@ -108,7 +114,8 @@ _RULES = [
         r"[A-Z]+(?:[+&][A-Z]+)+",  # AT&T
         rf"{_A}+(?:-{_A}+)*(?:_{_A}+)+",
         r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)",  # 1,299.99  3:30  -5
-        rf"(?:\d{{1,4}}[-{_GLUE}])?\d{{1,4}}\\?/\d{{1,4}}",  # 1/2
+        _FRACTION.replace("SPACE", _GLUE),
+        _TELEPHONE.replace("SPACE", _GLUE),
         r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}",
         rf"(?:[pP]h|[eE]d|{_L}\.)\.[dD]\.|{_ACRONYM}\.?|{_L}\.",  # u.s.
         r"'[nN]'|'[nN](?!\S)|[lLdDjJ]'|[yY]'(?=[A-Za-z])|Dunkin'|somethin'|[oO]l'|'em|'[Tt]ill?(?![A-Za-z])|'cause"
@@ -142,20 +149,25 @@ def ptb_tokens_of(captions: Sequence[str]) -> list[list[str]]:
     """Tokens of captions that the tool reads in one text, a line each.
 
     Args:
-        captions: in their order: only the last one ends the text.
+        captions: in their order: only the last one ends the text, and the others are read with what follows.
     """
-    return [ptb_tokens(caption, is_last=i == len(captions)) for i, caption in enumerate(captions, 1)]
+    return [ptb_tokens(caption, after=after) for caption, after in zip(captions, [*captions[1:], None], strict=True)]
 
 
-def ptb_tokens(caption: str, *, is_last: bool = True) -> list[str]:
+def ptb_tokens(caption: str, *, after: str | None = None) -> list[str]:
     """Tokens of one caption. Characters outside the basic plane end a token; a new line counts as a space.
 
-    is_last: nothing follows in the text that the tool is given, where it splits a final "they're" into they and re.
+    after: the caption in the next line, whose first word decides about a period before it; None for the last one, of
+        which the tool splits a final "they're" into they and re.
     """
-    text = caption if caption.isascii() and caption.isprintable() else _UNKNOWN.sub(" ", caption)
-    text = _MIXED_NUMBER.sub(r"\1\v\2", text) if "/" in text else text
-    text = text.translate(_SPELLINGS).replace("&amp;", "&") + ("" if is_last else " ")
+    # a tab, which never stands within a number as a space may
+    text = caption if caption.isascii() and caption.isprintable() else _UNKNOWN.sub("\t", caption)
+    text = _glued(text) if _APART.search(text) else text
+    text = text.translate(_SPELLINGS).replace("&amp;", "&") + ("" if after is None else " ")
     chunks = [chunk.replace("\v", _GLUE) for chunk in re.split(r"(?<=[^\S\v])(?![^\S\v])", text.lstrip())]
+    following = [chunk for chunk in chunks if chunk]
+    if after and not after[0].isspace():
+        following.append(f"{after.split(maxsplit=1)[0]} ")
     found: list[str] = []
     for i, chunk in enumerate(chunks):
         word = chunk.rstrip()
@@ -164,14 +176,33 @@ def ptb_tokens(caption: str, *, is_last: bool = True) -> list[str]:
             found.append(word)
         elif word:
             # what follows matters for a final period only, and leaving it out lets the cache hit more often
-            found += _tokens(word, chunk != word, _follower(chunks, i) if word.endswith(".") else "")
+            found += _tokens(word, chunk != word, _follower(following, i) if word.endswith(".") else "")
     return found
+
+
+def _glued(text: str) -> str:
+    """The text with a vertical tab in place of every space within a number that is one token."""
+    place = 0
+    while True:
+        found = [match for rule in _ACROSS if (match := rule.search(text, place))]
+        if not found:
+            return text
+        match = min(found, key=lambda one: (one.start(), -one.end()))
+        # only where a token begins: the 1 of "x1 1/2" belongs to the x
+        begin = match.start() - len(_ENDS.split(text[: match.start()])[-1])
+        while begin < match.start():
+            begin = _end(text.replace("’", "'").replace("\v", _GLUE), begin, len(text), "")
+        is_token = begin == match.start()
+        if is_token:
+            span = re.sub("[ \u00a0]", "\v", match[0])
+            text = text[: match.start()] + span + text[match.end() :]
+        place = match.end() if is_token else match.start() + 1
 
 
 def _follower(chunks: list[str], i: int) -> str:
     """What comes after a chunk with a final period, as far as it matters: a number, or the start of a sentence."""
     after = chunks[i + 1] if i + 1 < len(chunks) else ""
-    if after[:1].isdigit():
+    if after[:1].isdigit() and len(chunks[i]) == len(chunks[i].rstrip()) + 1:  # one space, not two
         return "number"
     word = after.rstrip()
     is_start = word != after and word.lower() in _STARTERS and (word.istitle() or word.isupper())

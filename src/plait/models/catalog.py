@@ -187,7 +187,9 @@ def local(folders: Sequence[Path] = ()) -> list[Listed]:
         except (ValueError, OSError):
             continue
         does = f"takes {', '.join(facts.modalities)}" if facts.modalities else "-"
-        rows.append(_listed(facts.family, name, facts.parameters, facts.license, does, str(place)))
+        rows.append(
+            _listed(facts.family, name, facts.parameters, facts.license or "none in its README.md", does, str(place))
+        )
     return rows
 
 

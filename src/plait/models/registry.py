@@ -112,11 +112,12 @@ def family_named(model_type: str, place: Path | None = None) -> ModuleType:
     return family
 
 
-def auto_class_of(model_class: Any) -> str | None:
+def auto_class_of(model_class: Any, medium: str = "") -> str | None:
     """The Auto class of transformers that loads a directory of this class of a family.
 
     Args:
         model_class: any class.
+        medium: what the model looks at, where one class stands under several names (pictures, sounds, texts).
 
     Returns:
         Its name, or None where none does.
@@ -125,7 +126,9 @@ def auto_class_of(model_class: Any) -> str | None:
 
     model_type = getattr(getattr(model_class, "config_class", None), "model_type", None)
     found = models_of(family_named(model_type)) if model_type in FAMILIES else {}
-    return next((auto for auto, one in found.items() if one is model_class), None)
+    autos = [auto for auto, one in found.items() if one is model_class]
+    word = {"text": "Sequence"}.get(medium, medium.capitalize())
+    return next((auto for auto in autos if word in auto), next(iter(autos), None))
 
 
 class _Found(dict[Any, Any]):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
-from plait.data.conversation import num_learned
+from plait.data.conversation import is_heard, num_learned
 from plait.data.reader import Reader, Reading, Rows, select
 from plait.errors import UsageError
 from plait.media.image import load_image
@@ -534,7 +534,7 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
         raise UsageError(f"expected medium {', '.join(MEDIA)}, got {found!r}")
 
     def keep(sample: Sample) -> bool:
-        has_medium = is_any or getattr(sample, found) is not None
+        has_medium = not is_heard(sample) if is_any else getattr(sample, found) is not None
         return has_medium and any(getattr(sample, field, None) or sample.meta.get(field) for field in _TARGETS[task])
 
     wanted = f"{found} and {' or '.join(_TARGETS[task])}"
@@ -646,19 +646,19 @@ def _save(request: Request, job: Job, model: nn.Module, directory: Path) -> None
         "# A model finetuned with Plait",
         f"`{request.model.name}` on {len(request.train)} rows, task {request.task}, medium {request.medium}.",
         "```python",
-        *how_to_load(model, name),
+        *how_to_load(model, name, request.medium),
         "```",
     ]
     (directory / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def how_to_load(model: nn.Module, name: str) -> list[str]:
-    """Three lines that load what was saved of `model` in the directory `name` with transformers."""
+def how_to_load(model: nn.Module, name: str, medium: str) -> list[str]:
+    """Three lines that load what was saved of `model` in the directory `name` with transformers; medium: its rows'."""
     import transformers
 
     from plait.models.registry import auto_class_of
 
-    auto = auto_class_of(type(model))
+    auto = auto_class_of(type(model), medium)
     home, used = (transformers.__name__, auto) if auto else (type(model).__module__, type(model).__name__)
     return ["import plait.models.auto", f"from {home} import {used}", f'model = {used}.from_pretrained("{name}")']
 

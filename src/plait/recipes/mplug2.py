@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from plait.assistant import Assistant
+from plait.data.conversation import is_heard
 from plait.data.mixture import Mixture
-from plait.data.reader import Collate, Reader, Reading, Rows, Source, select
+from plait.data.reader import BadSamples, Collate, Reader, Reading, Rows, Source, select
 from plait.errors import UsageError
 from plait.generation import Hypothesis
 from plait.media.image import load_image
@@ -302,6 +303,9 @@ PREDECESSOR: dict[str, dict[str, Any]] = {
 
 # The released captioning asks so for every clip (specification 2).
 PROMPT = "a video of"
+SEEN = ("image", "video")
+KINDS = (*SEEN, "text")
+"""Kinds of rows, in the order in which pretraining takes turns with them."""
 
 
 def pretraining(
@@ -310,7 +314,7 @@ def pretraining(
     preset: str | None = None,
     clip: str | None = None,
     bert: str | None = None,
-    media: tuple[str, ...] = ("image", "video", "text"),
+    media: tuple[str, ...] = (),
     queue_size: int = 65536,
     alpha: float = 0.4,
     mask_probability: float = 0.15,
@@ -321,7 +325,8 @@ def pretraining(
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
     init: a model directory to go on from; without it random weights of `preset` (base), or of the checkpoints clip and
-    bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns.
+    bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns;
+    image, video and text without it, as far as the data has them.
     queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
     what to write; the saved model then expects to be. Never released; values are the predecessor's, 30 epochs, and
     without being set those of the size: base batch 256, rates 1e-4 and 1e-5, floor 1e-6; large (also of init) 128, 5e-5
@@ -347,6 +352,8 @@ def pretraining(
     )
     source = partial(_media, data, media, processor, instructions, how)
     # Turns are a batch of each kind: what an epoch is, only the mixture knows.
+    if unknown := set(media) - set(KINDS):
+        raise UsageError(f"expected media among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     if how.schedule == "released":
         raise UsageError("expected schedule=cosine, got released; no loop of pretraining was released")
     stage = _stage("pretraining", objective, source, how)
@@ -369,24 +376,51 @@ def _media(
     """Kinds of rows that take turns: the released pretraining draws a batch of each at every step and repeats the
     shorter; turns of one batch each do the same over as many steps."""
     collator = Collator(processor, instructions=instructions, pretraining=True)
-    found = {}
-    for medium in media:
-        rows = _rows(data, (), medium, reading)
-        found[medium] = _reader(rows, processor, collator.texts if medium == "text" else collator.pairs, reading)
+    wanted = media or KINDS
+    rows = _rows(data, (), wanted, reading, " or ".join(wanted))
+    kinds = _by_kind(rows, reading)
+    if absent := [medium for medium in media if medium not in kinds]:
+        raise ValueError(f"expected rows with {' and '.join(absent)} in {data}, got none; leave it out of media")
+    found = {
+        medium: _reader(kinds[medium], processor, collator.texts if medium == "text" else collator.pairs, reading)
+        for medium in wanted
+        if medium in kinds
+    }
     # named=False: the batch goes into forward as it is, which takes no `task`.
     return Mixture(found, dict.fromkeys(found, 1), turns="in order", named=False)
 
 
-def _rows(data: str, fields: Sequence[str], medium: str | None, reading: Reading) -> Rows:
-    """Rows that have all `fields` (in `meta` too), of one medium, of any that is seen ("seen"), or of any (None)."""
+def _rows(
+    data: str, fields: Sequence[str], media: Sequence[str] = KINDS, reading: Reading = Reading(), words: str = ""
+) -> Rows:
+    """Rows that have all `fields` (in `meta` too), of these media, measured by their kind. words: of the media.
+
+    Sounds are nothing to this family: the words beside one would be learned as if they stood alone.
+    """
 
     def keep(sample: Sample) -> bool:
-        found = Row(sample).medium
-        is_wanted = medium in (None, found) or (medium == "seen" and found != "text")
+        is_wanted = not is_heard(sample) and Row(sample).medium in media
         return is_wanted and all(getattr(sample, field, None) or sample.meta.get(field) for field in fields)
 
-    words = {None: [], "seen": ["image or video"]}.get(medium, [medium or ""])
-    return select(data, ", ".join([*fields, *words]), keep, reading=reading)
+    wanted = ", ".join([*fields, *([words] if words else [])]) or "image, video or text"
+    return select(data, wanted, keep, measure=lambda sample: KINDS.index(Row(sample).medium), reading=reading)
+
+
+def _by_kind(rows: Rows, reading: Reading) -> dict[str, Rows]:
+    """The rows of each kind that there is, each with a count of its own of what cannot be read."""
+    return {
+        kind: Rows(rows.samples, rows.numbers[rows.measures == number], bad=BadSamples(reading.most_bad))
+        for number, kind in enumerate(KINDS)
+        if (rows.measures == number).any()
+    }
+
+
+def _apart(rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading, folder: Path = Path()) -> Source:
+    """A source of these rows, whose batches hold pictures or clips, never both; drawn by how many there are."""
+    kinds = _by_kind(rows, reading)
+    if len(kinds) == 1:
+        return _reader(rows, processor, collate, reading, folder)
+    return Mixture({name: _reader(of, processor, collate, reading, folder) for name, of in kinds.items()}, named=False)
 
 
 def _reader(
@@ -410,7 +444,7 @@ def captioning(
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
     instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
     """
-    processor, rows = load_processor(init), _rows(data, (), None, how)
+    processor, rows = load_processor(init), _rows(data, (), reading=how)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
     generates = MPlug2ForConditionalGeneration
     return _task("caption", init, processor, rows, collate, how, generates, instructions=instructions)
@@ -430,7 +464,7 @@ def self_critical(
     epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
     captioning.
     """
-    processor, rows = load_processor(init), _rows(data, (), "seen", how)
+    processor, rows = load_processor(init), _rows(data, (), SEEN, how, "image or video")
     objective = SelfCritical(
         processor.decode_text,
         map(captions_of, rows),
@@ -460,7 +494,7 @@ def answering(
     """
     if not distill:
         refuse_beside("distill=false", alpha=alpha)
-    processor, rows = load_processor(init), _rows(data, ("question", "answers"), None, how)
+    processor, rows = load_processor(init), _rows(data, ("question", "answers"), reading=how)
     # Rows that do not fill a batch are left out of an epoch, as the loop counts steps.
     weight = 0.4 if alpha is None else alpha
     objective = Distilled(weight, max(1, len(rows) // how.batch_size)) if distill else supervised
@@ -483,7 +517,7 @@ def retrieval(
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
     """
     _check_queue(queue_size, how)
-    processor, rows = load_processor(init), _rows(data, (), "seen", how)
+    processor, rows = load_processor(init), _rows(data, (), SEEN, how, "image or video")
     objective = Aligned(alpha, max(1, len(rows) // how.batch_size))
     collate = Collator(processor).pairs
     return _task("retrieval", init, processor, rows, collate, how, MPlug2ForRetrieval, objective, queue_size=queue_size)
@@ -500,7 +534,7 @@ def grounding(
     training. Published by the predecessor (large, 336 pixels): accuracy at IoU 0.5 of 92.40 on RefCOCO val. The rates
     are those of the released video tasks.
     """
-    processor, rows = load_processor(init), _rows(data, ("boxes",), None, how)
+    processor, rows = load_processor(init), _rows(data, ("boxes",), reading=how)
     return _task("ground", init, processor, rows, Collator(processor).boxes, how, MPlug2ForGrounding)
 
 
@@ -508,18 +542,23 @@ def classification(
     init: str,
     data: str,
     task: str = "classify",
-    medium: str = "text",
+    medium: str | None = None,
     how: Tuning = Tuning(),
 ) -> Recipe:
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
-    Rows with `label` and what `medium` names; a pair of texts has the second in `text_pair`. Data: Kinetics, ImageNet,
-    GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture, 0.01 a sentence (large), three times
-    that in training. Published (large, recalled): Kinetics-400 top-1 87.1, ImageNet 87.7; no recipe was released.
+    Rows with `label` and what `medium` names (without it what most of them have); a pair of texts has the second in
+    `text_pair`. Data: Kinetics, ImageNet, GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture,
+    0.01 a sentence (large), three times that in training. Published (large, recalled): Kinetics-400 top-1 87.1,
+    ImageNet 87.7; no recipe was released.
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
-    processor, rows = load_processor(init), _rows(data, ("label",), medium, how)
+    processor = load_processor(init)
+    if medium is None:
+        kinds = _by_kind(_rows(data, ("label",), reading=how), how)
+        medium = max(kinds, key=lambda kind: len(kinds[kind]))
+    rows = _rows(data, ("label",), (medium,), how, medium)
     # Sorted: the number of a class must not depend on the order of rows.
     labels = sorted({sample.label or "" for sample in rows})
     # A class token of vision has no use for the words beside a picture or a clip.
@@ -542,7 +581,7 @@ def comparison(
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.
     """
-    processor, rows = load_processor(init), _rows(data, ("images", "text", "label"), None, how)
+    processor, rows = load_processor(init), _rows(data, ("images", "text", "label"), reading=how)
     counts = {len(sample.meta["images"]) for sample in rows}
     if len(counts) != 1:
         raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts)}")
@@ -574,7 +613,9 @@ def _task(
     **changes: Any,
 ) -> Recipe:
     """A recipe of one stage that goes on from a model directory, its configuration changed. folder: as in `_reader`."""
-    stage = _stage(name, objective, partial(_reader, rows, processor, collate, how, folder), how)
+    # answers are learned in parts of one kind each, so that pictures and clips may share a batch
+    source = _reader if name == "answering" else _apart
+    stage = _stage(name, objective, partial(source, rows, processor, collate, how, folder), how)
     if how.schedule == "released":
         # 100 in the released captioning alone, where it dents the rate (specification 12).
         schedule = partial(_released, max(1, len(rows) // how.batch_size), 100 if name == "caption" else 1)

@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plait.embedder import Embedder
-from plait.errors import UsageError, import_extra
+from plait.errors import MissingExtraError, UsageError, import_extra
 from plait.models import name_of_shipped, shipped
 from plait.places import atomic_write, claim
 from plait.reading import read_json
@@ -137,6 +138,7 @@ class Index:
         Raises:
             ValueError: when there is an index already, or no such model.
         """
+        check_new(Path(path))  # before a model is read for it
         embedder = embedder if isinstance(embedder, Embedder) else Embedder(embedder)
         source = embedder.source
         own = name_of_shipped(source) if source else None  # by its name: the package may be installed elsewhere later
@@ -591,6 +593,29 @@ class Index:
         self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
 
+LEAST = (0, 33)
+"""The oldest lancedb that was tried with the tables of today; 0.30 cannot write their column of JSON."""
+
+
+def engine() -> Any:
+    """The package that keeps indices. Raises MissingExtraError for one that is not there, or older than `LEAST`."""
+    lancedb = import_extra("lancedb")
+    version = tuple(int(part) for part in re.findall(r"\d+", lancedb.__version__)[:2])
+    if version < LEAST:
+        raise MissingExtraError(
+            f"expected lancedb {LEAST[0]}.{LEAST[1]} or newer, got {lancedb.__version__}; "
+            "install it with: pip install -U lancedb"
+        )
+    return lancedb
+
+
+def check_new(path: Path) -> None:
+    """Raise ValueError where there is an index already, and MissingExtraError without the package that makes them."""
+    engine()
+    if table_exists(path):
+        raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
+
+
 def table_exists(path: Path) -> bool:
     """Whether the directory `path` holds a table (its first commit is there)."""
     return (path / f"{TABLE}.lance" / "_versions").is_dir()
@@ -610,9 +635,8 @@ def create_table(path: Path, description: dict[str, Any], dim: int) -> Any:
     Raises:
         ValueError: when there is one already. UsageError: when the directory holds what Plait did not make.
     """
-    if table_exists(path):
-        raise ValueError(f"expected no index at {path}, got one; open it, or choose another path")
-    lancedb = import_extra("lancedb")
+    check_new(path)
+    lancedb = engine()
     import pyarrow as pa
 
     schema = pa.schema(
@@ -643,7 +667,7 @@ def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
         ValueError: when there is none, or it is of another format.
         OSError: when it cannot be read.
     """
-    lancedb = import_extra("lancedb")
+    lancedb = engine()
     if not table_exists(path):
         raise ValueError(f"expected an index, got {path}: none there; create it with plait index create")
     with one_line():
@@ -660,7 +684,7 @@ def open_table(path: Path) -> tuple[Any, dict[str, Any]]:
 def open_beside(path: Path, name: str, schema: Any) -> Any:
     """Another table in the directory of an index, made where there is none; it sees what other processes commit."""
     with one_line():
-        connection = import_extra("lancedb").connect(path, read_consistency_interval=timedelta(0))
+        connection = engine().connect(path, read_consistency_interval=timedelta(0))
         return connection.create_table(name, schema=schema, exist_ok=True)
 
 

@@ -121,13 +121,25 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
         raise ValueError(f"expected a path, a Sample or a list of them to add, got {type(source).__name__}")
 
 
+def missing(path: Path) -> ValueError:
+    """What is wrong with a path that does not exist."""
+    return ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder; check the path")
+
+
+def check_there(paths: Iterable[Path]) -> None:
+    """Raise ValueError for the first path that does not exist: asked before a model is read, which takes minutes."""
+    for path in paths:
+        if not path.exists():
+            raise missing(path)
+
+
 def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
     """Candidates of a folder, a data set, a manifest or one file."""
     if path.is_dir():
         is_data_set = any((path / name).is_file() for name in NAMES)
         yield from _of_manifest(path, problem) if is_data_set else _of_folder(path, problem)
     elif not path.exists():
-        raise ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder; check the path")
+        raise missing(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _of_manifest(path, problem)
     else:

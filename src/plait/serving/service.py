@@ -80,14 +80,15 @@ class Models:
         from plait.assistant import Assistant
         from plait.chat import Chat
         from plait.embedder import Embedder
+        from plait.search import Index
 
         given = {"chat": chat, "embed": embed, "assist": assist}
         found = cls({kind: name_of(model) for kind, model in given.items() if model})
+        if index is not None:
+            Index.open(index)  # before a model is read, which takes minutes
         if embed is not None:
             found.embedder = Embedder(embed, **placed)
         if index is not None:
-            from plait.search import Index
-
             # without an embedder of the caller the index opens its own: two copies of one model would not fit
             found.index = Index.open(index, found.embedder)
             found.embedder = found.embedder or found.index.embedder

@@ -141,6 +141,11 @@ class MPlug2Processor(OpensAlone, ProcessorMixin):
         return cls.build(config.image_size, **{**own, **options})
 
     @property
+    def longest(self) -> dict[str, float]:
+        """Tokens of a question or phrase from which on it is refused."""
+        return {"text": self.max_text_tokens}
+
+    @property
     def image_size(self) -> int:
         """Side of the images and frames made, in pixels."""
         return self.image_processor.size["height"]

@@ -68,6 +68,7 @@ _HEADS = {
     "AutoModelForZeroShotImageClassification": "OnePeaceModel",
     "AutoModelForImageClassification": "OnePeaceForClassification",
     "AutoModelForAudioClassification": "OnePeaceForClassification",
+    "AutoModelForSequenceClassification": "OnePeaceForClassification",
     "AutoModelForVideoClassification": "OnePeaceVideoClassifier",
     "AutoModelForObjectDetection": "OnePeaceForObjectDetection",
     "AutoModelForUniversalSegmentation": "OnePeaceForUniversalSegmentation",

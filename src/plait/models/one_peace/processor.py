@@ -265,6 +265,11 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         return self.feature_extractor.sampling_rate
 
     @property
+    def longest(self) -> dict[str, float]:
+        """Seconds of a sound, and tokens of a text with its end token, from which on they are cut."""
+        return {"audio": self.feature_extractor.max_seconds, "text": MAX_TOKENS + 1}
+
+    @property
     def image_size(self) -> int:
         """Side of the images made, in pixels."""
         return self.image_processor.size["height"]
