@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -632,7 +633,14 @@ def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Mo
         folded(model)
     path = run_dir / RESULT
     found = json.loads(path.read_text(encoding="utf-8"))
-    found["after"] = score(request.task, job.predict(model, request.test), request.test)
+    said = job.predict(model, request.test)
+    found["after"] = score(request.task, said, request.test)
+    found["date"] = time.strftime("%Y-%m-%d")
+    if request.task in ("classify", "vqa", "caption"):  # what is said in words can be shown beside what is right
+        found["said"] = [
+            {"id": sample.id, "right": list(_words(request.task, sample)), "said": one}
+            for sample, one in zip(request.test, said, strict=True)
+        ]
     _write(path, found)
     _show(found, "after")
     return model

@@ -6,6 +6,8 @@ metrics.jsonl, finetune.json -> sections -> report.html
 from __future__ import annotations
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 from plait.report import charts
 from plait.report.page import hero, section, write_page
+from plait.report.tables import plain_table
 
 Curve = list[list[dict[str, Any]]]
 """Of one stage: for every seed, its rows of metrics.jsonl."""
@@ -40,8 +43,10 @@ def run_page(run_dir: str | Path, out: str | Path | None = None) -> Path:
     finetuned = directory / "finetune.json"
     worth = json.loads(finetuned.read_text(encoding="utf-8")) if finetuned.is_file() else {}
     title = f"Run {directory.name}"
+    config = directory / "config.json"
+    asked = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     # a section without figures is an empty text, so a run that trains still has its page
-    sections = [hero(title), worth_section(worth), curves_section(curves)]
+    sections = [hero(title), worth_section(worth), said_section(worth), curves_section(curves), asked_section(asked)]
     return write_page(directory / "report.html" if out is None else Path(out), title, sections)
 
 
@@ -100,6 +105,64 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
     return section("How it learnt", "", f'<div class="panels">{"".join(figures)}</div>', "curves") if figures else ""
 
 
+SHOWN = 12
+"""Examples of each kind that a page shows."""
+
+
+def said_section(worth: Mapping[str, Any]) -> str:
+    """What a finetuned model says of held-out rows: wrong and right examples, and of labels which are taken for which.
+
+    Args:
+        worth: of finetune.json: task, and said, rows of id, right (what may be said) and said.
+
+    Returns:
+        HTML, empty where there are none.
+    """
+    rows = worth.get("said") or []
+    if not rows:
+        return ""
+    body = ""
+    if worth["task"] == "classify":
+        labels = sorted({name for row in rows for name in (row["right"][0], row["said"])})
+        counts = Counter((row["right"][0], row["said"]) for row in rows)
+        table = [[name, *(counts[name, other] or "" for other in labels)] for name in labels]
+        body += f'<div class="wide">{plain_table(["is, said:", *labels], table)}</div>'
+    for title, is_right in (("Wrong", False), ("Right", True)):
+        these = [row for row in rows if (row["said"] in row["right"]) == is_right]
+        if these:
+            table = [[row["id"], " / ".join(row["right"][:3]), row["said"]] for row in these[:SHOWN]]
+            body += f"<h3>{title}: {min(len(these), SHOWN)} of {len(these)}</h3>"
+            body += f'<div class="wide">{plain_table(["row", "is", "said"], table)}</div>'
+    return section("What it says", "Rows that were held out.", body, "said")
+
+
+def asked_section(asked: Mapping[str, Any]) -> str:
+    """The command and the settings of a run.
+
+    Args:
+        asked: of config.json: recipe, seed, dtype and arguments.
+
+    Returns:
+        HTML, empty where nothing is known.
+    """
+    if not asked:
+        return ""
+    settings = {name: value for name, value in asked.get("arguments", {}).items() if value is not None}
+    written = (f"{name}={_as_typed(value)}" for name, value in settings.items() if name != "seed")
+    words = ["plait", "train", asked["recipe"], *(word for one in written for word in ("--set", one))]
+    words += ["--seed", str(asked.get("seed", 0)), "--dtype", str(asked.get("dtype", "float32"))]
+    rows = [[name, _as_typed(value)] for name, value in {**settings, "plait": asked.get("plait", "")}.items()]
+    body = f'<pre>{escape(shlex.join(words))}</pre><div class="wide">{plain_table([], rows)}</div>'
+    return section("How it was made", "The command that makes it again, with every setting.", body, "asked")
+
+
+def _as_typed(value: Any) -> str:
+    """A setting as it is typed behind `--set name=`."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def worth_section(worth: Mapping[str, Any]) -> str:
     """What a finetuned model is worth: the trivial answer, the model as it came, the result, with intervals.
 
@@ -124,5 +187,6 @@ def worth_section(worth: Mapping[str, Any]) -> str:
         f'<table class="plain"><thead><tr><th scope="col"></th><th scope="col">{metric}</th>'
         f'<th scope="col">95&#8239;%</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
-    lead = f"Task {escape(worth['task'])}, on {worth['rows']['test']:,} rows that were held out."
+    date = f" Measured on {escape(worth['date'])}." if worth.get("date") else ""
+    lead = f"Task {escape(worth['task'])}, on {worth['rows']['test']:,} rows that were held out.{date}"
     return section("What it is worth", lead, table, "worth")
