@@ -13,6 +13,8 @@ import itertools
 import json
 import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -347,13 +349,15 @@ def _quickstart(settings: Settings, seeds: int) -> int:
     log = Log(out / "quickstart.json", settings.to_json())
     again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
     print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
-    print(f"denoising losses at every k-th step, k = {k}" if k else "no denoising losses (k = 0)")
+    joins = f"denoising losses at every k-th step, k = {k}: the loss jumps there, contrast tells how training goes"
+    print(joins if k else "no denoising losses (k = 0)")
+    use_idle_cores()
     try:
         finished = _run(settings, seeds, log)
     except KeyboardInterrupt:
         finished = False
     if not finished:
-        print(f"\nstopped; what is done is kept. Continue with:\n  {again}")
+        print(f"\nstopped; what is done is kept. Continue with:\n  {typed(again)}")
         return INTERRUPTED
     return 0
 
@@ -432,6 +436,25 @@ class Log:
         write_json(self.path, self.content)
 
 
+def typed(command: str) -> str:
+    """A command as it can be typed here: by the place of `plait` where no shell finds it."""
+    beside = Path(sys.executable).with_name("plait")
+    is_found = shutil.which("plait") is not None or not beside.is_file()
+    return command if is_found else shlex.quote(os.path.relpath(beside)) + command.removeprefix("plait")
+
+
+def use_idle_cores() -> None:
+    """As many threads as there are cores with nothing to do, where OMP_NUM_THREADS does not say.
+
+    Threads that wait for others' work make a step of a small model many times slower than one alone.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        idle = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), idle - round(os.getloadavg()[0]))))
+
+
 def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
     """Run a step unless it is done. False when a signal stopped it. `changed` holds the steps that ran this time."""
     label = f"[{place}] {step.title}" if place else step.title
@@ -443,7 +466,7 @@ def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:
         step.clear()
     if step.place is not None:
         claim(step.place)  # before the command runs, so that a kill leaves nothing that looks like a person's
-    print(f"\n{label}\n$ {step.command}", flush=True)
+    print(f"\n{label}\n$ {typed(step.command)}", flush=True)
     start = time.monotonic()
     is_done = False
     try:

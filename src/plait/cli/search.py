@@ -339,9 +339,6 @@ def search(
     if html:
         check_replaceable(html, SIGN)  # before the model is read
     check_there(path for paths in (image, video, audio) for path in paths or ())
-    for one in [*(text or ()), *(without or ())]:
-        if not one.strip():
-            raise UsageError("expected words to search with, got an empty text; leave it out")
     opened = opened_with(index, model, device, adapter)
     second = None
     if rerank:
@@ -381,6 +378,9 @@ def _query(
     query: dict[str, Any], others: Sequence[str] | None, without: Sequence[str] | None, weights: str | None
 ) -> dict[str, Any]:
     """Media, what is moved away from and weights as one item. UsageError where there are no media for the rest."""
+    for one in [*query.get("text", ()), *(without or ())]:
+        if not one.strip():
+            raise UsageError("expected words to search with, got an empty text; leave it out")
     query = query | parse_others(others or ())
     if not query and (without or weights):
         raise UsageError("expected a query for --not and --weights, got none; give --text, --image, --audio or --video")
