@@ -359,3 +359,26 @@ def test_foreign_models_classify_from_the_command_line(
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 1
     assert "skipped: " in said.err
+
+
+def test_sounds_longer_than_the_model_takes_come_in_windows_and_are_told() -> None:
+    model, processor = plait.load("nano", dtype="float32")
+    rate = processor.sampling_rate
+    extractor = processor.feature_extractor
+    extractor.max_seconds = 1.0
+    rng = np.random.default_rng(0)
+    long, short = rng.standard_normal(int(2.5 * rate)).astype(np.float32), rng.standard_normal(rate).astype(np.float32)
+    embedder = Embedder((model, processor))
+    found = embedder.embed([{"audio": long}, {"audio": short}])
+    assert list(embedder.windowed.values()) == [3]
+    pieces = [long[start : start + rate] for start in (0, int(0.75 * rate), int(1.5 * rate))]
+    mean = embedder.embed([{"audio": one} for one in pieces]).mean(0)
+    np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
+    np.testing.assert_allclose(found[1], embedder.embed([{"audio": short}])[0], atol=1e-6)
+    cut = Embedder((model, processor), long_sounds="cut")
+    with torch.inference_mode():
+        wanted = model.get_audio_features(**processor(audio=[long], sampling_rate=rate)).numpy()
+    np.testing.assert_allclose(cut.embed([{"audio": long}]), wanted, atol=1e-6)
+    assert cut.windowed is None and not np.allclose(found[0], wanted[0], atol=1e-3)
+    with pytest.raises(ValueError, match="expected long_sounds windows or cut, got 'none'"):
+        Embedder((model, processor), long_sounds="none")

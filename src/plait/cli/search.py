@@ -24,9 +24,11 @@ from plait.cli.options import (
 )
 from plait.errors import UsageError
 from plait.modalities import registered
+from plait.terminal import printable
 from plait.types import MODALITIES
 
 if TYPE_CHECKING:
+    from plait.embedder import Embedder
     from plait.search.finding import Found
     from plait.search.index import AddReport, Index
     from plait.search.sources import Problem
@@ -80,6 +82,7 @@ def embed(
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=not is_skipping)
     _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
+    _say_windowed(embedder)
 
 
 @app.command()
@@ -142,6 +145,7 @@ def add(
         more = {"moments": moments.moments, "clips": moments.clips, "clips_unchanged": moments.unchanged}
         line += f"; {moments.moments} moments of {moments.clips} clips, {moments.unchanged} clips had theirs"
     _print_report(report, index, line, as_json, paths, rows=len(opened), **more)
+    _say_windowed(opened.embedder)
 
 
 @app.command()
@@ -350,6 +354,8 @@ def search(
         false_alarms=false_alarms, second=second,
     )  # fmt: skip
     hits = found.hits
+    if query:
+        _say_windowed(opened.embedder)
     print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
     if found.floors is not None:
         typer.echo(_said(found), err=True)
@@ -460,6 +466,12 @@ def _print_report(report: AddReport, target: Path, line: str, as_json: bool, pat
     for name, problems in (("duplicate", report.duplicates), ("skipped", report.skipped)):
         print_problems(name, problems)
     print(f"{target}: {line.format(**counts)}")
+
+
+def _say_windowed(embedder: Embedder) -> None:
+    """Say which sounds were longer than the model takes, on standard error."""
+    for name, count in list((embedder.windowed or {}).items())[:LINES]:
+        typer.echo(f"windowed: {printable(name)}: longer than the model takes, the mean of {count} windows", err=True)
 
 
 def print_problems(name: str, problems: list[Problem]) -> None:

@@ -88,6 +88,8 @@ class Embedder:
             a CPU: linear layers in 8 bits, whose vectors differ a little and have a fingerprint of their own.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
+        long_sounds: of sounds longer than the model takes, `windows` that cover them, whose mean is the vector and
+            which `windowed` lists, or `cut` for their beginning alone, as published results have it.
 
     Raises:
         ValueError: for no such model, one that maps nothing into a space, or a LoRA of another model.
@@ -105,13 +107,17 @@ class Embedder:
         dtype: str | torch.dtype | None = None,
         batch_size: int = 32,
         adapter: str | Path | None = None,
+        long_sounds: Literal["windows", "cut"] = "windows",
     ) -> None:
         from plait.embedder.towers import PairTower, load_tower
         from plait.models import locate
         from plait.models.auto import opened, placement
 
         self.batch_size = _positive(batch_size, "batch_size")
+        if long_sounds not in ("windows", "cut"):
+            raise ValueError(f"expected long_sounds windows or cut, got {long_sounds!r}")
         self.skipped: list[Skipped] = []
+        self.windowed: dict[str, int] | None = {} if long_sounds == "windows" else None
         self.source: Path | None = None
         self.adapter = None if adapter is None else Path(adapter).resolve()
         self._dim: int | None = None
@@ -257,7 +263,7 @@ class Embedder:
         Raises:
             ValueError: for a modality that the model does not take, and media that cannot be read.
         """
-        work = _Work(self._tower, self.accepts, self.batch_size, strict=True)
+        work = _Work(self._tower, self.accepts, self.batch_size, True, self.windowed)
         work.check((part,))
         if medium(part.modality).is_words:
             return part
@@ -283,7 +289,7 @@ class Embedder:
         Returns:
             Per query its unit vector (dim,), or why it has none; and the vectors of all parts by key.
         """
-        work = _Work(self._tower, self.accepts, self.batch_size, strict=False)
+        work = _Work(self._tower, self.accepts, self.batch_size, False, self.windowed)
         vectors = work.run(queries, show_progress=False, known=known or {})
         return [work.fuse(query, vectors) for query in queries], vectors
 
@@ -312,7 +318,7 @@ class Embedder:
         if isinstance(items, str | bytes | Path | Mapping):
             raise ValueError(f"expected a list of items, got one {type(items).__name__}; wrap it in a list")
         size = self.batch_size if batch_size is None else _positive(batch_size, "batch_size")
-        work = _Work(self._tower, self.accepts, size, strict)
+        work = _Work(self._tower, self.accepts, size, strict, self.windowed)
         queries = [work.read(item, weights) for item in items]
         vectors = work.run(queries, show_progress)
         rows, kept, skipped = [], [], []
@@ -388,11 +394,15 @@ class Embedder:
 class _Work:
     """One call of `embed`: unique parts by modality -> batches -> unit vectors by part.
 
-    bad: part key -> why it has no vector. strict: raise at the first such part.
+    bad: part key -> why it has no vector. strict: raise at the first such part. windowed: name of a sound longer than
+    the model takes -> its windows, which is noted here; None cuts such sounds.
     """
 
-    def __init__(self, tower: Tower, accepts: Sequence[str], batch_size: int, strict: bool) -> None:
+    def __init__(
+        self, tower: Tower, accepts: Sequence[str], batch_size: int, strict: bool, windowed: dict[str, int] | None
+    ) -> None:
         self.tower, self.accepts, self.batch_size, self.strict = tower, accepts, batch_size, strict
+        self.windowed = windowed
         self.bad: dict[object, str] = {}
 
     def read(self, item: Any, weights: Mapping[str, float] | None) -> list[Part] | str:
@@ -515,6 +525,8 @@ class _Work:
                 return [_unit(self._forward(frames, value).mean(0)) for value in values]
             if medium(modality).is_drawn:  # prepared one by one when they were decoded
                 inputs = {name: torch.cat([one[name] for one in values]) for name in values[0]}
+            elif (limit := self._limit(modality)) is not None and any(len(value) > limit for value in values):
+                return [self._in_windows(modality, part, value, limit) for part, value in zip(parts, values)]
             else:
                 inputs = self.tower.prepare(modality, values)
             return list(self._forward(modality, inputs))
@@ -527,6 +539,23 @@ class _Work:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.bad[parts[0].key] = self._fail(ValueError(f"the model cannot embed {parts[0].name}: {reason}"))
             return [np.zeros(0, np.float32)]
+
+    def _limit(self, modality: str) -> int | None:
+        """Samples from which on a sound comes in windows; None where it is cut or nothing cuts it."""
+        return None if self.windowed is None or medium(modality).seconds is None else self.tower.max_samples
+
+    def _in_windows(self, modality: str, part: Part, value: Any, limit: int) -> np.ndarray:
+        """The unit vector (dim,) of a sound (samples,): the mean of those of as many equal windows as cover it."""
+        count = -(-len(value) // limit)
+        if count > 1 and self.windowed is not None:
+            self.windowed[part.name] = count
+        # the last one ends where the sound does, so that all are of one length
+        starts = [round(i * (len(value) - limit) / (count - 1)) for i in range(count)] if count > 1 else [0]
+        found = []
+        for first in range(0, count, self.batch_size):
+            pieces = [value[start : start + limit] for start in starts[first : first + self.batch_size]]
+            found.append(self._forward(modality, self.tower.prepare(modality, pieces)))
+        return _unit(np.concatenate(found).mean(0))
 
     def _forward(self, modality: str, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Unit vectors (batch, dim) of prepared inputs, on the host.

@@ -43,12 +43,14 @@ class Tower(Protocol):
         modalities: what it embeds, in the shared order.
         sampling_rate: samples per second of audio; None without audio.
         loading: arguments of the loaders by modality: frames of films as the model's release chooses them.
+        max_samples: of a sound, which the model's processor cuts off behind; None where it does not.
     """
 
     model: nn.Module
     modalities: tuple[str, ...]
     sampling_rate: int | None
     loading: Mapping[str, Mapping[str, Any]]
+    max_samples: int | None
 
     @property
     def similarity_scale(self) -> float:
@@ -99,6 +101,8 @@ class PairTower:
         self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
         # Plait's own processors cut and pad by themselves, so only those of transformers get limits and
         # options
+        longest = getattr(extractor, "max_seconds", None) if mine else None
+        self.max_samples = round(longest * self.sampling_rate) if longest and self.sampling_rate else None
         self._max_samples: int | None = None if mine else getattr(extractor, "nb_max_samples", None)
         self._options = {} if mine else self._transformers_options()
 
@@ -168,6 +172,7 @@ class SentenceTower:
     modalities: tuple[str, ...] = ("text",)
     sampling_rate: int | None = None
     similarity_scale = SIMILARITY_SCALE
+    max_samples: int | None = None
     loading: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
