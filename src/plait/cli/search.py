@@ -354,8 +354,7 @@ def search(
         false_alarms=false_alarms, second=second,
     )  # fmt: skip
     hits = found.hits
-    if query:
-        _say_windowed(opened.embedder)
+    _say_windowed(opened.embedder if query else None)
     print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
     if found.floors is not None:
         typer.echo(_said(found), err=True)
@@ -468,9 +467,10 @@ def _print_report(report: AddReport, target: Path, line: str, as_json: bool, pat
     print(f"{target}: {line.format(**counts)}")
 
 
-def _say_windowed(embedder: Embedder) -> None:
-    """Say which sounds were longer than the model takes, on standard error."""
-    for name, count in list((embedder.windowed or {}).items())[:LINES]:
+def _say_windowed(embedder: Embedder | None) -> None:
+    """Say which sounds were longer than the model takes, on standard error; None embedded nothing."""
+    told = (None if embedder is None else embedder.windowed) or {}
+    for name, count in list(told.items())[:LINES]:
         typer.echo(f"windowed: {printable(name)}: longer than the model takes, the mean of {count} windows", err=True)
 
 
