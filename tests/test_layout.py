@@ -24,7 +24,7 @@ ROOMS_BY_LEVEL = {
     2: ("processing", "generation"),
     3: ("data", *(f"models.{family}" for family in FAMILIES)),
     3.5: ("models",),  # auto, catalog, convert and merge: above the families, below what uses them
-    4: ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "parity"),
+    4: ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "parity", "ui"),
     5: ("recipes", "cli"),
     6: ("",),  # plait/__init__.py: public names
     7: ("studies",),  # plait_studies, which plait never imports
@@ -39,6 +39,7 @@ SAME_LEVEL = {
     "nn": {"weights"},
     "search": {"embedder", "chat", "assistant"},
     "serving": {"embedder", "chat", "assistant", "search"},
+    "ui": {"embedder", "chat", "assistant", "search"},
     "evaluation": {"embedder", "assistant", "chat"},
     "cli": {"recipes"},
 }

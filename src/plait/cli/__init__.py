@@ -68,6 +68,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("plait.cli.train:train", "run a recipe: a published training stage, or your own", True),
     "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
     "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
+    "ui": Verb("plait.cli.ui:ui", "a page in the browser: search, chat, questions about pictures", True),
     "get": Verb("plait.cli.models:get", "fetch a model by its name, once: official files, hub ids, smollm2"),
     "embed": Verb("plait.cli.search:embed", "turn files into vectors"),
     "index": Verb("plait.cli.index:app", "an index on disk: add, watch, check, similar, duplicates, delete ..."),
