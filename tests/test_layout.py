@@ -26,7 +26,7 @@ ROOMS_BY_LEVEL = {
     3.5: ("models",),  # auto, catalog, convert and merge: above the families, below what uses them
     4: ("embedder", "assistant", "chat", "training", "evaluation", "search", "serving", "parity", "ui"),
     5: ("recipes", "cli"),
-    6: ("",),  # plait/__init__.py: public names
+    6: ("", "__main__"),  # plait/__init__.py: public names; python -m plait
     7: ("studies",),  # plait_studies, which plait never imports
 }
 LEVEL = {room: level for level, rooms in ROOMS_BY_LEVEL.items() for room in rooms}

@@ -49,20 +49,22 @@ __all__ = [
 __getattr__, __dir__ = lazily(__name__, __all__, _HOMES)
 
 _AUTO = "transformers.models.auto."
+_MTEB = "mteb.models.get_model_meta"
 
 
 class _Families(MetaPathFinder):
-    """Finds nothing itself; when a table of transformers' Auto classes is loaded, our families are put behind it."""
+    """Finds nothing itself; when a table of Auto classes, or of mteb's models, is loaded, ours are put behind it."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, path) if fullname.startswith(_AUTO) else None
+        is_known = fullname.startswith(_AUTO) or fullname == _MTEB
+        spec = PathFinder.find_spec(fullname, path) if is_known else None
         if spec is None or spec.loader is None:
             return None
         run = spec.loader.exec_module
 
         def run_and_attach(module: Any) -> None:
             run(module)
-            import_module("plait.models.registry").attach()
+            import_module("plait.evaluation.mteb" if fullname == _MTEB else "plait.models.registry").attach()
 
         spec.loader.exec_module = run_and_attach
         return spec
@@ -72,3 +74,5 @@ class _Families(MetaPathFinder):
 sys.meta_path.insert(0, _Families())
 if any(name.startswith(_AUTO) for name in sys.modules):
     import_module("plait.models.registry").attach()
+if _MTEB in sys.modules:
+    import_module("plait.evaluation.mteb").attach()

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union, Unpack, cast, overload
 
 import numpy as np
 
@@ -25,18 +25,23 @@ from plait.data.manifest import manifest_path, read_manifest
 from plait.media import kind_of
 from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
+from plait.media.values import is_array, is_picture
 from plait.media.video import load_video
 from plait.processing.videos import chooser
-from plait.types import Asks, Sample
+from plait.types import Asks, Sample, Several, Writing
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
 __all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
 
 Task = Literal["caption", "answer", "rank", "match", "ground", "classify", "detect", "segment"]
 Kind = Literal["text", "image", "video", "audio"]
 OnBad = Literal["raise", "skip"]
+
+One = Union[str, bytes, Path, "Image", "np.ndarray", "torch.Tensor", Sample, "tuple[Any, ...]"]  # see `Assistant`
+
 
 _LOADERS = 4
 _FITS, _YES_NO = "Does this show: {}? Answer yes or no.", ("yes", "no")
@@ -94,9 +99,10 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground, classify, detect and segment.
 
-    An item is a path (image, video or sound, told apart by content), a PIL image, a tuple of PIL frames, an array
-    (samples,) at the model's rate or a `Sample`; to a model that compares pictures a tuple is its pictures; a list of
-    items gives a list of results. With `on_bad="skip"` an item that cannot be read gives None and is
+    An item is a path (image, video or sound, told apart by content), bytes of a file, a data URI of a picture, a PIL
+    image, a tuple of PIL frames, an array or tensor of a picture (height, width, 3), of frames, or of samples at the
+    model's rate, or a `Sample`; to a model that compares pictures a tuple is its pictures; a list of items gives a list
+    of results. With `on_bad="skip"` an item that cannot be read gives None and is
     listed in `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
 
     Args:
@@ -106,6 +112,7 @@ class Assistant:
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         frames: how frames of films are chosen: `published`, as the model's release does, or `time`, evenly.
+        device_map, attn_implementation: as in `plait.load`.
 
     Raises:
         ValueError: for no such model, one of a family without these skills, and a `batch_size` below 1.
@@ -126,6 +133,9 @@ class Assistant:
         batch_size: int = 8,
         adapter: str | Path | None = None,
         frames: Literal["published", "time"] = "published",
+        *,
+        device_map: str | int | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
     ) -> None:
         from plait.models import auto
 
@@ -135,7 +145,7 @@ class Assistant:
             raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.skipped: list[Result] = []
-        self.model, self.processor = auto.opened(model, device, dtype, adapter)
+        self.model, self.processor = auto.opened(model, device, dtype, adapter, device_map, attn_implementation)
         self.skills: Skills = auto.skills(self.model, self.processor)
         self.frames = getattr(self.skills, "frames", "time") if frames == "published" else frames
 
@@ -144,31 +154,48 @@ class Assistant:
         """What this model does, among caption, answer, rank, match, ground, classify, detect and segment."""
         return tuple(sorted(self.skills.tasks))
 
-    def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: int) -> Any:
+    @overload
+    def caption(self, items: list[Any], *, on_bad: OnBad = "raise", **options: Unpack[Writing]) -> list[Any]: ...
+
+    @overload
+    def caption(self, items: One, *, on_bad: Literal["raise"] = "raise", **options: Unpack[Writing]) -> str: ...
+
+    def caption(self, items: Any, *, on_bad: OnBad = "raise", **options: Any) -> Any:
         """A description of each item.
 
         Args:
             items: one, or a list of them, see `Assistant`.
             on_bad: "raise", or "skip" for None in the place of what cannot be read.
-            options: `num_beams`, `min_length`, `max_length` (tokens); the family's own where they are not
-                given.
+            options: `num_beams`, `min_new_tokens`, `max_new_tokens`; the family's own where they are not given.
 
         Returns:
             A str, or a list of them.
 
         Raises:
-            ValueError: for a model that does not caption; for a bad item unless skipping.
+            ValueError: for a model that does not caption, and options that it has not; for a bad item unless skipping.
         """
-        return self._all("caption", items, on_bad, options=options)
+        return self._all("caption", items, on_bad, options=_known(options))
+
+    @overload
+    def answer(
+        self, items: list[Any], question: str | Sequence[str], answers: Several[str] | None = None, *,
+        on_bad: OnBad = "raise", **options: Unpack[Writing],
+    ) -> list[Any]: ...  # fmt: skip
+
+    @overload
+    def answer(
+        self, items: One, question: str | Sequence[str], answers: Several[str] | None = None, *,
+        on_bad: Literal["raise"] = "raise", **options: Unpack[Writing],
+    ) -> str: ...  # fmt: skip
 
     def answer(
         self,
         items: Any,
         question: str | Sequence[str],
-        answers: Sequence[str] | None = None,
+        answers: Several[str] | None = None,
         *,
         on_bad: OnBad = "raise",
-        **options: int,
+        **options: Any,
     ) -> Any:
         """The answer to one question about every item, or to a question each: free, or the best of `answers`.
 
@@ -195,10 +222,10 @@ class Assistant:
             # one item gives a list of `Scored`, several give a list of such lists or None
             single = bool(ranked) and isinstance(ranked[0], Scored)
             return ranked[0].text if single else [r and r[0].text for r in ranked]
-        return self._all("answer", items, on_bad, question, options=options)
+        return self._all("answer", items, on_bad, question, options=_known(options))
 
     def rank(
-        self, items: Any, question: str | Sequence[str], answers: Sequence[str], *, on_bad: OnBad = "raise"
+        self, items: One | list[Any], question: str | Sequence[str], answers: Several[str], *, on_bad: OnBad = "raise"
     ) -> Any:
         """All `answers` with their probabilities, best first.
 
@@ -214,7 +241,7 @@ class Assistant:
         """
         return self._all("rank", items, on_bad, question, candidates=answers)
 
-    def match(self, items: Any, text: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
+    def match(self, items: One | list[Any], text: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
         """How probable it is that a text says what each item shows.
 
         A model with a matching head is asked by it; one that ranks answers, whether yes is likelier than no.
@@ -238,7 +265,7 @@ class Assistant:
         shares = [row and dict(row)[_YES_NO[0]] for row in ([ranked] if single else ranked)]
         return shares[0] if single else shares
 
-    def ground(self, items: Any, phrase: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
+    def ground(self, items: One | list[Any], phrase: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
         """Where a phrase is in each image.
 
         Args:
@@ -254,7 +281,7 @@ class Assistant:
         """
         return self._all("ground", items, on_bad, phrase)
 
-    def detect(self, items: Any, threshold: float = 0.5, *, on_bad: OnBad = "raise") -> Any:
+    def detect(self, items: One | list[Any], threshold: float = 0.5, *, on_bad: OnBad = "raise") -> Any:
         """The objects of each image, best first.
 
         Args:
@@ -270,7 +297,7 @@ class Assistant:
         """
         return self._all("detect", items, on_bad, options={"threshold": threshold})
 
-    def segment(self, items: Any, *, on_bad: OnBad = "raise") -> Any:
+    def segment(self, items: One | list[Any], *, on_bad: OnBad = "raise") -> Any:
         """The class of every pixel of each image.
 
         Args:
@@ -285,7 +312,7 @@ class Assistant:
         """
         return self._all("segment", items, on_bad)
 
-    def classify(self, items: Any, labels: Sequence[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
+    def classify(self, items: One | list[Any], labels: Several[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
         """Labels with probabilities, best first: those of the model's head, or the given ones.
 
         Args:
@@ -307,7 +334,7 @@ class Assistant:
         task: Task,
         requests: Iterable[Request],
         *,
-        candidates: Sequence[str] | None = None,
+        candidates: Several[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Iterator[Result]:
         """Results in order, as batches finish; items that cannot be read come with their `error`.
@@ -355,7 +382,7 @@ class Assistant:
                     yield from (Result(one.request.name, value) for one, value in zip(batch, values, strict=True))
 
     def _run(
-        self, task: Task, batch: list[Ready], candidates: Sequence[str] | None, options: Mapping[str, Any]
+        self, task: Task, batch: list[Ready], candidates: Several[str] | None, options: Mapping[str, Any]
     ) -> Sequence[Any]:
         """Values of one batch of one kind, by the family's skills; boxes as pixels of each picture."""
         import torch
@@ -434,7 +461,7 @@ class Assistant:
         items: Any,
         on_bad: OnBad,
         texts: str | Sequence[str] = "",
-        candidates: Sequence[str] | None = None,
+        candidates: Several[str] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run a task over one item or a list of them: one value, or a list with None for what was skipped."""
@@ -462,6 +489,13 @@ class Assistant:
                 self.skipped.append(result)
             values.append(result.value)
         return values[0] if single else values
+
+
+def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`options`, checked. Raises ValueError for a name that is none of `Writing`, which families would ignore."""
+    if unknown := sorted(set(options) - set(Writing.__annotations__)):
+        raise ValueError(f"expected options among {', '.join(Writing.__annotations__)}, got {unknown[0]}; leave it out")
+    return options
 
 
 class Skills(Asks, Protocol):
@@ -516,7 +550,7 @@ class Skills(Asks, Protocol):
         ...
 
     def rank(
-        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Sequence[str]
+        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Several[str]
     ) -> Sequence[Sequence[tuple[str, float]]]:
         """All `answers` for each question, best first, with probabilities that sum to 1."""
         ...
@@ -530,7 +564,7 @@ class Skills(Asks, Protocol):
         ...
 
     def classify(
-        self, kind: Kind, prepared: Sequence[Any], labels: Sequence[str] | None
+        self, kind: Kind, prepared: Sequence[Any], labels: Several[str] | None
     ) -> Sequence[Sequence[tuple[str, float]]]:
         """Labels for each item, best first: those of its head, or (where it can) the given ones."""
         ...
@@ -600,8 +634,6 @@ def request_of(item: Any, text: str = "") -> Request:
         >>> request_of(Sample("a", text="good morning")).kind
         'text'
     """
-    from PIL.Image import Image
-
     if isinstance(item, Request):
         return item
     if isinstance(item, Sample):
@@ -616,16 +648,24 @@ def request_of(item: Any, text: str = "") -> Request:
         if item.text is not None:
             return Request(name, "text", item.text, text)
         raise ValueError(f"expected an image, a video, a sound or a text, got {name} with none of them")
+    if isinstance(item, str) and item.startswith("data:"):
+        return Request("a data URI", "image", item, text)
+    if isinstance(item, bytes):
+        if (kind := kind_of(item)) not in ("image", "video", "audio"):
+            raise ValueError(f"expected the bytes of an image, video or sound, got {len(item)} of none; pass one")
+        return Request(f"{len(item)} bytes in memory", cast("Kind", kind), item, text)
     if isinstance(item, str | Path):
         path = Path(item)
         return Request(str(path), _kind_of_file(path), path, text)
-    if isinstance(item, Image):
+    if is_picture(item) or (is_array(item) and len(item.shape) == 3):
         return Request("an image in memory", "image", item, text)
-    if isinstance(item, Sequence) and item and all(isinstance(frame, Image) for frame in item):
+    if is_array(item) and len(item.shape) == 4 and len(item):
+        return Request(f"a clip of {len(item)} frames in memory", "video", [load_image(one) for one in item], text)
+    if is_array(item) and len(item.shape) == 1:
+        return Request("a sound in memory", "audio", np.asarray(item, np.float32), text)
+    if isinstance(item, Sequence) and item and all(map(is_picture, item)):
         return Request(f"a clip of {len(item)} frames in memory", "video", list(item), text)
-    if isinstance(item, np.ndarray) and item.ndim == 1:
-        return Request("a sound in memory", "audio", item, text)
-    raise ValueError(f"expected a path, a PIL image, PIL frames, samples or a Sample, got {type(item).__name__}")
+    raise ValueError(f"expected a path, bytes, a PIL image, frames, an array or a Sample, got {type(item).__name__}")
 
 
 def unasked(task: Task, request: Request) -> str | None:

@@ -10,11 +10,16 @@ where an end of an answer is no token of its own, `stop_strings`.
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
+
+from plait.types import Several
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +29,12 @@ __all__ = ["Chat"]
 Message = dict[str, Any]
 UNBOUNDED = 1 << 30
 """Tokens of an answer where the model names no limit of positions."""
+HISTORY = "plait.chat/1"
+"""What a saved conversation says that it is."""
+MAX_HISTORY = 1 << 30
+"""Bytes of a saved conversation: some dozens of photographs."""
+PARTS = ("text", "image", "video")
+"""Of a message's content."""
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to."""
 
@@ -36,6 +47,7 @@ class Chat:
         device: where the model runs; the first GPU when there is one, else the CPU.
         dtype: for example `"bfloat16"`, or `"int8"` on a CPU; as stored when None, but float32 on a CPU.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
+        device_map, attn_implementation: as in `plait.load`.
         system: what the conversation begins with, instead of the template's own words.
         num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor
             says, else 8.
@@ -61,6 +73,8 @@ class Chat:
         dtype: str | torch.dtype | None = None,
         adapter: str | Path | None = None,
         *,
+        device_map: str | int | Mapping[str, Any] | None = None,
+        attn_implementation: str | None = None,
         system: str | None = None,
         num_frames: int | None = None,
         max_new_tokens: int = 512,
@@ -79,7 +93,7 @@ class Chat:
             )
         from plait.models import auto
 
-        self.model, self.processor = auto.opened(model, device, dtype, adapter)
+        self.model, self.processor = auto.opened(model, device, dtype, adapter, device_map, attn_implementation)
         if not hasattr(self.model, "generate") or not getattr(self.processor, "chat_template", None):
             raise ValueError(
                 f"expected a model that talks, got {type(self.model).__name__}; pass one of another family"
@@ -101,11 +115,39 @@ class Chat:
         other.__dict__.update(self.__dict__, messages=list(self._begin), _is_answering=False)
         return other
 
+    def save(self, path: str | Path) -> None:
+        """Write the conversation as JSON, pictures and frames inside it as PNG; `restore` reads it.
+
+        Args:
+            path: of the file, which is replaced.
+        """
+        from plait.places import atomic_write
+
+        kept = [{**m, "content": _mapped(m["content"], _written)} for m in self.messages]
+        atomic_write(Path(path), json.dumps({"format": HISTORY, "messages": kept}, ensure_ascii=False))
+
+    def restore(self, path: str | Path) -> None:
+        """Continue the conversation in a file that `save` wrote, instead of this one.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: for a file that is no conversation, and media in it that are no pictures.
+        """
+        from plait.reading import read_json
+
+        found = read_json(Path(path), most=MAX_HISTORY)
+        messages = found.get("messages")
+        if found.get("format") != HISTORY or not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise ValueError(f"expected a conversation that Chat.save wrote, got {path}; pass another file")
+        self.messages = [{**m, "content": _mapped(m["content"], _shown)} for m in messages]
+
     def clear(self) -> None:
         """Forget everything that was said, but for the system's words."""
         self.messages = list(self._begin)
 
-    def ask(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> str:
+    def ask(self, question: str, images: Several[Any] = (), videos: Several[Any] = ()) -> str:
         """The whole answer.
 
         Args:
@@ -116,7 +158,7 @@ class Chat:
         """
         return "".join(self.stream(question, images, videos))
 
-    def stream(self, question: str, images: Sequence[Any] = (), videos: Sequence[Any] = ()) -> Iterator[str]:
+    def stream(self, question: str, images: Several[Any] = (), videos: Several[Any] = ()) -> Iterator[str]:
         """The answer piece by piece, as it is written.
 
         An iterator that is closed, or interrupted, stops the answer; what was said until then stays in the
@@ -124,8 +166,9 @@ class Chat:
 
         Args:
             question: not empty.
-            images: paths or PIL images of any size.
-            videos: paths, or lists of PIL frames. Media stand before the question, images first.
+            images: paths, bytes, PIL images of any size, arrays or tensors.
+            videos: paths, bytes, arrays of frames, or lists of PIL frames. Media stand before the question,
+                images first.
 
         Returns:
             Pieces that, joined, are the answer.
@@ -140,11 +183,16 @@ class Chat:
             raise ValueError("expected the last answer to be over, got a question; read it to its end or close it")
         if not question.strip():
             raise ValueError("expected a question, got none")
+        for name, given in (("images", images), ("videos", videos)):
+            if isinstance(given, str | bytes | Path):  # its letters would be so many paths
+                raise ValueError(f"expected a list of {name}, got one {type(given).__name__}; wrap it in a list")
         from plait.media.image import load_image
-        from plait.media.video import load_frames
+        from plait.media.values import MEDIA
 
         pictures = [load_image(image) for image in images]
-        clips = [list(v) if isinstance(v, list | tuple) else load_frames(v, self.num_frames) for v in videos]
+        # frames in memory stay as many as they are
+        count = {"num_frames": self.num_frames}
+        clips = [list(v) if isinstance(v, list | tuple) else MEDIA["video"].load(v, 0, **count) for v in videos]
         content: list[Message] = [{"type": "image", "image": picture} for picture in pictures]
         content += [{"type": "video", "video": clip} for clip in clips]
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
@@ -247,6 +295,41 @@ class Chat:
             queue.put(error)
         finally:
             queue.put(None)
+
+
+def _is_message(message: Any) -> bool:
+    """Whether this has a role, and a text or parts of known types as content."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else []
+    is_whole = all(isinstance(part, dict) and part.get("type") in part and part["type"] in PARTS for part in parts)
+    return isinstance(content, str | list) and message.get("role") in ("system", "user", "assistant") and is_whole
+
+
+def _mapped(content: str | list[Message], change: Callable[[Any], Any]) -> str | list[Message]:
+    """A message's content, its media changed; words stay."""
+    if isinstance(content, str):
+        return content
+    return [part if part["type"] == "text" else {**part, part["type"]: change(part[part["type"]])} for part in content]
+
+
+def _written(value: Any) -> Any:
+    """A picture, or a list of frames, as data URIs without loss."""
+    if isinstance(value, list):
+        return [_written(frame) for frame in value]
+    file = io.BytesIO()
+    value.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _shown(value: Any) -> Any:
+    """The picture or frames of `_written`. Raises ValueError for anything else: a file's name is not opened."""
+    from plait.media.image import load_image
+
+    if isinstance(value, list):
+        return [_shown(frame) for frame in value]
+    if not (isinstance(value, str) and value.startswith("data:")):
+        raise ValueError(f"expected pictures inside the conversation, got {value!r:.60}; pass a file of Chat.save")
+    return load_image(value)
 
 
 class Pieces:

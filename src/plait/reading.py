@@ -81,12 +81,15 @@ def inside(root: str | Path, name: str) -> Path:
     return place
 
 
-def read_json(path: str | Path, shape: type = dict) -> Any:
-    """The JSON value in a file. Raises ValueError for what is no JSON or of another shape, OSError for no file."""
+def read_json(path: str | Path, shape: type = dict, most: int = MAX_JSON) -> Any:
+    """The JSON value in a file. Raises ValueError for what is no JSON or of another shape, OSError for no file.
+
+    most: bytes of it.
+    """
     path = Path(path)
     check_regular(path)
-    if (size := path.stat().st_size) > MAX_JSON:
-        raise ValueError(f"expected a JSON file of at most {MAX_JSON} bytes, got {path} of {size}; check the file")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"expected a JSON file of at most {most} bytes, got {path} of {size}; check the file")
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError, MemoryError) as error:

@@ -38,9 +38,9 @@ def progress_bar(
     Returns:
         A `tqdm.tqdm`.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm  # a notebook gets its own kind of bar, which is no log either
 
-    is_log = show is None and not sys.stderr.isatty()
+    is_log = show is None and not sys.stderr.isatty() and "ipykernel" not in sys.modules
     return tqdm(
         items,
         total=total,

@@ -5,18 +5,54 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import PurePath
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, get_args
 from uuid import UUID
 
 Modality = Literal["text", "image", "video", "audio"]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 """Every modality, in the one order used everywhere."""
+
+
+One_co = TypeVar("One_co", covariant=True)
+
+
+class Several(Protocol[One_co]):
+    """A list, a tuple or another sequence, but not a text, whose letters would be its items.
+
+    For checkers of types: the `in` of a str asks for a str, that of a list for anything.
+    """
+
+    def __contains__(self, value: object, /) -> bool:
+        """Whether it is among them."""
+        ...
+
+    def __getitem__(self, index: int, /) -> One_co:
+        """One of them."""
+        ...
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __iter__(self) -> Iterator[One_co]:
+        """One after the other."""
+        ...
+
+
+class Writing(TypedDict, total=False):
+    """How words are written: beams, and fewest and most tokens under either of their names."""
+
+    num_beams: int
+    min_length: int
+    max_length: int
+    min_new_tokens: int
+    max_new_tokens: int
 
 
 @dataclass(slots=True)

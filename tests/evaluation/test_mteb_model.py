@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_peers import clip
 
@@ -42,12 +44,27 @@ def test_several_modalities_of_one_item_are_fused_and_sounds_keep_their_rate() -
         items_of({"title": ["a"]})
 
 
+def test_films_are_frames_or_decoders_and_rows_may_lack_a_modality(encoder: MtebEncoder) -> None:
+    frames = torch.stack([torch.full((3, 9, 9), 16 * i, dtype=torch.uint8) for i in range(16)])
+
+    class Decoder:
+        metadata = SimpleNamespace(num_frames=16)
+
+        def get_frames_at(self, numbers: list[int]) -> SimpleNamespace:
+            return SimpleNamespace(data=frames[numbers])
+
+    made = encoder.encode([{"video": [frames, Decoder(), None], "text": ["a", "a", "b"]}])
+    assert made[0] == pytest.approx(made[1], abs=1e-6)
+    assert made[2] == pytest.approx(encoder.embedder.embed_one("b"), abs=1e-6)
+
+
 def test_mteb_runs_one_peace_on_tiny_data(tmp_path: Path) -> None:
     mteb: Any = pytest.importorskip("mteb", reason="mteb is not installed; pip install 'plait[mteb]'")
     from tiny_families import FAMILIES
 
     FAMILIES["one_peace"](tmp_path / "one-peace")
-    encoder = MtebEncoder(tmp_path / "one-peace")
+    encoder = mteb.get_model(str(tmp_path / "one-peace"))
+    assert isinstance(encoder, MtebEncoder)
     assert isinstance(encoder, mteb.models.EncoderProtocol)
     tasks = [colours(mteb), sentences(mteb)]
     found = mteb.evaluate(encoder, tasks=tasks, cache=None, co2_tracker=False, show_progress_bar=False)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.export import Dim, export
 
+import plait
+from plait.cli import main
 from plait.models import mplug2, one_peace
+from plait.models.export import export as to_file
 
 from .mplug_owl import tiny as owl_tiny
 from .mplug_owl2 import tiny as owl2_tiny
@@ -76,3 +80,43 @@ def test_an_exported_tower_takes_any_number_of_items(name: str) -> None:
         program = export(module, (x,), dynamic_shapes=({0: Dim.DYNAMIC},)).module()
         more = torch.cat([x, x.flip(0), x])
         assert torch.allclose(program(more), module(more), atol=1e-5)
+
+
+def saved_one_peace(place: Path) -> Path:
+    """A tiny ONE-PEACE that reads every text, its parameters drawn anew so that each of them matters."""
+    torch.manual_seed(0)
+    words = {"vocab_size": one_peace.OnePeaceConfig().vocab_size}
+    model = one_peace.OnePeaceModel(one_peace.OnePeaceConfig(**{**SIZES, **words})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3)
+    model.save_pretrained(place)
+    one_peace.OnePeaceProcessor.from_config(model.config).save_pretrained(place)
+    return place
+
+
+def test_the_verb_writes_a_program_that_torch_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = saved_one_peace(tmp_path / "one-peace")
+    assert main(["export", str(place), "--part", "image", "--format", "torch", "--out", str(tmp_path / "a.pt2")]) == 0
+    assert "pixel_values (batch, 3, 32, 32) -> features" in capsys.readouterr().out
+    pixels = torch.randn(5, 3, 32, 32)
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    with torch.no_grad():
+        assert torch.allclose(program(pixel_values=pixels), plait.load(place)[0].get_image_features(pixels), atol=1e-5)
+    assert main(["export", str(place), "--part", "video", "--format", "torch"]) == 2
+    assert main(["export", str(place), "--part", "image", "--format", "tflite"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("part", ["text", "image", "audio", "owl image", "owl video", "owl2 image"])
+def test_onnx_says_the_same_as_the_model(part: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install 'plait[export]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed; pip install 'plait[export]'")
+    family, _, medium = part.rpartition(" ")
+    if family:
+        tiny = owl_tiny if family == "owl" else owl2_tiny
+        model, processor = tiny.model_and_processor(**({"temporal": True} if medium == "video" else {}))[:2]
+    else:
+        model, processor = plait.load(saved_one_peace(tmp_path))
+    assert to_file(model, processor, medium, tmp_path / "tower.onnx").difference < 1e-5

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -15,8 +16,10 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import plait
@@ -84,6 +87,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb("plait.cli.models:convert", "official checkpoint -> model directory"),
     "merge": Verb("plait.cli.models:merge", "model directory + LoRA adapter -> model directory"),
     "upcycle": Verb("plait.cli.models:upcycle", "Llama directory -> mPLUG-Owl2 with a way per modality"),
+    "export": Verb("plait.cli.models:export", "the tower of one modality -> ONNX, or a torch program"),
     "parity": Verb("plait.cli.parity:parity", "run golden cases and say what holds"),
 }
 
@@ -120,12 +124,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"plait {plait.__version__}")
         return 0
     name, *rest = args
+    if name == "--show-completion":
+        return _show_completion(rest)
     if name not in verbs():
         return _fail(f"expected a verb, got {name!r}; {_nearest(name)}", 2)
     code = run_verb(name, rest, debug=debug)
     if code == INTERRUPTED and argv is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # threads are joined now: another Ctrl-C would print a traceback
     return code
+
+
+def _show_completion(args: Sequence[str]) -> int:
+    """Print the script of a shell: the one that is named, else the one of `$SHELL`."""
+    from plait.cli.completion import script
+
+    shell = args[0] if args else Path(os.environ.get("SHELL", "bash")).name
+    try:
+        print(script(shell, {name: partial(command, name) for name in verbs()}), end="")
+    except UsageError as error:
+        return _fail(str(error), 2)
+    return 0
 
 
 def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
@@ -208,6 +226,7 @@ def overview() -> str:
             *more,
             "",
             "  --debug on any verb shows the traceback of an error; plait --version prints the version.",
+            '  eval "$(plait --show-completion bash)" completes verbs and options (zsh and fish too).',
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The verbs about model directories as such: `plait info`, `models`, `convert`, `merge` and `upcycle`."""
+"""The verbs about model directories as such: `plait info`, `models`, `convert`, `merge`, `upcycle`, `export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.cli.options import NewDirectory, json_option
+from plait.cli.options import ModelArgument, NewDirectory, json_option
 from plait.errors import UsageError
 from plait.models.catalog import Listed, local, model_info, official
 from plait.reading import read_json
@@ -170,3 +170,24 @@ def upcycle(
         small_vision=small_vision, seed=seed,
     )  # fmt: skip
     print(f"{dst}: {done:,} parameters")
+
+
+def export(
+    model: ModelArgument,
+    *,
+    part: Annotated[str, typer.Option(help="text, image, video or audio, of those that the model has")],
+    fmt: Annotated[str, typer.Option("--format", help="onnx, or torch: a program for torch.export.load")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="the file; MODEL-PART.onnx or .pt2 without it")] = None,
+    as_json: Annotated[bool, json_option()] = False,
+) -> None:
+    """Write the tower of one modality as a file that runs without Plait, with a free batch size, and compare them."""
+    from plait.models.auto import load
+    from plait.models.export import export as export_to
+
+    path = out or Path(f"{Path(model).name}-{part}.{'onnx' if fmt == 'onnx' else 'pt2'}")
+    done = export_to(*load(model, dtype="float32"), part, path, fmt)  # ty: ignore[invalid-argument-type]
+    if as_json:
+        print(json.dumps(done._asdict() | {"path": str(done.path)}))
+        return
+    taken = ", ".join(f"{name} ({', '.join(['batch', *map(str, shape[1:])])})" for name, shape in done.inputs.items())
+    print(f"{done.path}: {taken} -> features; differs from the model by at most {done.difference:.1e}")

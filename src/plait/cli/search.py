@@ -30,7 +30,8 @@ from plait.types import MODALITIES
 if TYPE_CHECKING:
     from plait.embedder import Embedder
     from plait.search.finding import Found
-    from plait.search.index import AddReport, Index
+    from plait.search.index import Index
+    from plait.search.ledger import AddReport
     from plait.search.sources import Problem
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build and change an index on disk.")
@@ -437,7 +438,7 @@ def parse_others(pairs: Sequence[str]) -> dict[str, list[Path]]:
 
 def parse_weights(text: str) -> dict[str, float]:
     """`"text=1,audio=0.5"` -> {"text": 1.0, "audio": 0.5}. Raises UsageError for anything else."""
-    from plait.embedder import check_weights
+    from plait.embedder.parts import check_weights
 
     weights: dict[str, float] = {}
     for pair in text.split(","):

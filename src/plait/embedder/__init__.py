@@ -3,30 +3,29 @@
     items -> parts (modality, value, weight) -> grouped by modality, decoded in threads, batched by size
           -> tower -> unit vectors -> weighted sum per item -> (n, dim)
 
-An item is a string (text), a `pathlib.Path` (a media file, its kind sniffed), a PIL image, a `Sample` (its media, or
-its text when it has none) or a mapping. A mapping fuses: each of `text image video audio`, and what a user registered,
-holds one value or a list of them, `not` holds an item (or a list of items) to move away from, `weights` overrides the
-weights of the call.
+An item is a string (text), a `pathlib.Path` (a media file, its kind sniffed), a PIL image, an array or tensor of a
+sound (samples,), a picture (height, width, 3) or frames, a `Sample` (its media, or its text when it has none) or a
+mapping. A mapping fuses: each of `text image video audio`, and what a user registered, holds one value or a list of
+them, `not` holds an item (or a list of items) to move away from, `weights` overrides the weights of the call.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
 
-from plait.media import kind_of
-from plait.media.values import RATE, is_array, is_picture, medium
-from plait.modalities import held, in_order, names, own
+from plait.embedder.parts import Item, Limits, Part, Ready, load, parts_of
+from plait.media.values import RATE, is_array, medium
+from plait.modalities import in_order, names, own
 from plait.terminal import progress_bar
-from plait.types import Sample, whole_text
+from plait.types import Several
 
 if TYPE_CHECKING:
     import torch
@@ -36,15 +35,18 @@ if TYPE_CHECKING:
 __all__ = ["Embedded", "Embedder", "Skipped"]
 
 OnBad = Literal["raise", "skip"]
-Limits = Mapping[str, Mapping[str, Any]]
-"""Modality -> keyword arguments of its loader."""
-NOT_WEIGHT = 0.5
-"""Default weight of what stands under `not`: enough to turn a query away, not enough to leave its subject."""
-
-NO_MEDIA = "no picture, video or sound"
-"""What is said of a file that is of no kind known here, by its content and by its name."""
-
 _LOADERS = 4
+
+DeviceMap = str | int | Mapping[str, Any] | None
+
+
+class Options(TypedDict, total=False):
+    """What `Embedder.embed` takes besides items."""
+
+    batch_size: int | None
+    show_progress: bool | None
+    weights: Mapping[str, float] | None
+    on_bad: OnBad
 
 
 class Skipped(NamedTuple):
@@ -90,6 +92,7 @@ class Embedder:
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         long_sounds: of sounds longer than the model takes, `windows` that cover them, whose mean is the vector and
             which `windowed` lists, or `cut` for their beginning alone, as published results have it.
+        device_map, attn_implementation: as in `plait.load`.
 
     Raises:
         ValueError: for no such model, one that maps nothing into a space, or a LoRA of another model.
@@ -108,10 +111,13 @@ class Embedder:
         batch_size: int = 32,
         adapter: str | Path | None = None,
         long_sounds: Literal["windows", "cut"] = "windows",
+        *,
+        device_map: DeviceMap = None,
+        attn_implementation: str | None = None,
     ) -> None:
         from plait.embedder.towers import PairTower, load_tower
         from plait.models import locate
-        from plait.models.auto import opened, placement
+        from plait.models.auto import opened, placement, settled
 
         self.batch_size = _positive(batch_size, "batch_size")
         if long_sounds not in ("windows", "cut"):
@@ -128,7 +134,8 @@ class Embedder:
             self._tower = PairTower(*opened(model, device, dtype))
         else:
             self.source = locate(model)
-            self._tower = load_tower(self.source, placement(device, dtype), self.adapter)
+            self._tower = load_tower(self.source, placement(device, dtype, device_map), self.adapter)
+        self._tower.model = settled(self._tower.model, attn_implementation, device_map)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -209,15 +216,40 @@ class Embedder:
             self._fingerprints = fingerprints(self._tower.model) if own(self.modalities) else {"": self.fingerprint}
         return self._fingerprints
 
+    @overload
     def embed(
         self,
-        items: Sequence[Any],
+        items: Several[Item],
         *,
         batch_size: int | None = None,
         show_progress: bool | None = None,
         weights: Mapping[str, float] | None = None,
         on_bad: OnBad = "raise",
-    ) -> np.ndarray:
+        convert_to_tensor: Literal[False] = False,
+    ) -> np.ndarray: ...
+
+    @overload
+    def embed(
+        self,
+        items: Several[Item],
+        *,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+        weights: Mapping[str, float] | None = None,
+        on_bad: OnBad = "raise",
+        convert_to_tensor: Literal[True],
+    ) -> torch.Tensor: ...
+
+    def embed(
+        self,
+        items: Several[Item],
+        *,
+        batch_size: int | None = None,
+        show_progress: bool | None = None,
+        weights: Mapping[str, float] | None = None,
+        on_bad: OnBad = "raise",
+        convert_to_tensor: bool = False,
+    ) -> np.ndarray | torch.Tensor:
         """Unit vectors (n, dim) float32, one row per item.
 
         Args:
@@ -229,14 +261,15 @@ class Embedder:
             show_progress: None shows a bar on stderr when the work takes longer than about two seconds.
             weights: default weight per modality (1.0) and of what stands under `not` (0.5) for all items.
             on_bad: with `"skip"`, rows of items that cannot be read are left out and listed in `self.skipped`.
+            convert_to_tensor: a torch tensor on the model's device instead of an array.
 
         Returns:
             (n, dim), in the order of the items; fewer rows where items were skipped.
 
         Raises:
-            ValueError: one line, for another `on_bad` or `batch_size`, and a single item instead of a list;
-            unless
-                skipping, also for an unknown modality and for missing or broken media.
+            ValueError: one line, for another `on_bad` or `batch_size`, and a single item instead of a list; unless
+                skipping, also for an unknown modality, for missing or broken media, and for a text that is the name of
+                a file (a text by intent is `{"text": ...}`).
 
         Example:
             >>> embedder.embed([{"image": "beach.jpg", "not": {"text": "people"}}], weights={"not": 0.3})  # (1, dim)
@@ -247,7 +280,61 @@ class Embedder:
             items, batch_size=batch_size, show_progress=show_progress, weights=weights, strict=on_bad == "raise"
         )
         self.skipped = found.skipped
+        if convert_to_tensor:
+            import torch
+
+            return torch.from_numpy(found.vectors).to(next(self._tower.model.parameters()).device)
         return found.vectors
+
+    def embed_one(self, item: Item, *, weights: Mapping[str, float] | None = None) -> np.ndarray:
+        """The unit vector (dim,) of one item.
+
+        Args:
+            item, weights: as in `embed`.
+
+        Raises:
+            ValueError: as `embed`.
+
+        Example:
+            >>> embedder.embed_one({"audio": "bird.wav", "text": "snow"})  # (dim,)
+        """
+        return self.embed([item], weights=weights, show_progress=False)[0]
+
+    def similarity(
+        self,
+        first: np.ndarray | torch.Tensor | Several[Item],
+        second: np.ndarray | torch.Tensor | Several[Item] | None = None,
+    ) -> np.ndarray:
+        """Cosine similarities of all pairs.
+
+        Args:
+            first: n items as in `embed`, or vectors (n, dim) of it.
+            second: m of them; None compares the first with themselves.
+
+        Returns:
+            (n, m) float32, from -1 to 1.
+
+        Raises:
+            ValueError: as `embed`, and for vectors of another width.
+
+        Example:
+            >>> embedder.similarity(["a dog", "a cat"], [Path("dog.jpg")])  # (2, 1)
+        """
+        rows = self._vectors(first)
+        columns = rows if second is None else self._vectors(second)
+        if rows.shape[1] != columns.shape[1]:
+            raise ValueError(f"expected vectors of one width, got {rows.shape[1]} and {columns.shape[1]}")
+        return rows @ columns.T
+
+    def _vectors(self, given: Any) -> np.ndarray:
+        """Unit rows (n, dim) of vectors that were made before, or of items."""
+        if not (is_array(given) and len(given.shape) == 2):
+            return self.embed(given, show_progress=False)
+        rows = given if isinstance(given, np.ndarray) else given.detach().float().cpu().numpy()
+        return np.stack([_unit(row) for row in rows.astype(np.float32)])
+
+    def __repr__(self) -> str:
+        return f"Embedder({str(self.source or type(self._tower.model).__name__)!r}, {', '.join(self.accepts)})"
 
     def ready(self, part: Part, content: str, limits: Limits | None = None) -> Part:
         """A part decoded and prepared, small enough to wait in a queue; for `embed_queries`.
@@ -295,7 +382,7 @@ class Embedder:
 
     def embed_readable(
         self,
-        items: Sequence[Any],
+        items: Several[Item],
         *,
         batch_size: int | None = None,
         show_progress: bool | None = None,
@@ -336,7 +423,7 @@ class Embedder:
         return Embedded(np.stack(rows) if rows else np.zeros((0, width or 0), np.float32), kept, skipped)
 
     def classify(
-        self, items: Sequence[Any], labels: Sequence[str], *, on_bad: OnBad = "raise"
+        self, items: Several[Item], labels: Several[str], *, on_bad: OnBad = "raise"
     ) -> list[list[tuple[str, float]]]:
         """The label whose sentence is nearest to each item: zero-shot, with any model that has text beside the medium.
 
@@ -372,7 +459,9 @@ class Embedder:
             rows.append([(labels[place], float(weights[place] / weights.sum())) for place in order])
         return rows
 
-    def stream(self, items: Iterable[Any], *, chunk_size: int = 256, **options: Any) -> Iterator[np.ndarray]:
+    def stream(
+        self, items: Iterable[Item], *, chunk_size: int = 256, **options: Unpack[Options]
+    ) -> Iterator[np.ndarray]:
         """Vectors of an endless or long source, in bounded memory.
 
         Args:
@@ -626,172 +715,3 @@ def _positive(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"expected {name} of at least 1, got {value!r}")
     return value
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A part as the tower takes it, with what tells its content from others."""
-
-    value: Any = field(compare=False)
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One piece of media with the weight of its unit vector in the sum.
-
-    Attributes:
-        modality: its name.
-        value: a text, a path, bytes, a PIL image, an array, (samples, their rate), or what a user's own takes.
-        weight: negative for what stands under `not`.
-    """
-
-    modality: str
-    value: Any
-    weight: float = 1.0
-
-    @property
-    def name(self) -> str:
-        """What a message calls it: the path, or a short form of the value.
-
-        A text is cut to 200 characters; what has no name is told by modality and type.
-        """
-        if isinstance(self.value, str | Path):
-            return str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:197]}..."
-        return f"{self.modality} ({type(self.value).__name__})"
-
-    @property
-    def key(self) -> object:
-        """Equal for parts that give the same vector, so that each is embedded once in a call."""
-        hashable = isinstance(self.value, str | bytes | Path | Ready)  # arrays and pictures are told apart by identity
-        rated = isinstance(self.value, tuple)  # of an array and its rate
-        return (self.modality, self.value if hashable else tuple(map(id, self.value)) if rated else id(self.value))
-
-
-def check_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
-    """A copy of `weights`, checked.
-
-    Args:
-        weights: modality or "not" -> number; None for none.
-
-    Raises:
-        ValueError: for a name that is no modality or `not`, and for what is no finite number.
-    """
-    allowed = (*names(), "not")
-    for name, weight in (weights or {}).items():
-        if name not in allowed:
-            raise ValueError(f"expected weights for {', '.join(allowed)}, got {name!r}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise ValueError(f"expected a finite number as the weight of {name}, got {weight!r}")
-    return dict(weights or {})
-
-
-def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part]:
-    """Read an item into its parts.
-
-    Args:
-        item: as in `Embedder.embed`.
-        weights: default weights by modality and of `not`; those of the item win.
-
-    Returns:
-        At least one part; those of `not` have negative weights.
-
-    Raises:
-        ValueError: when it is empty, of an unknown type or of unknown modality.
-
-    Example:
-        >>> [(part.modality, part.weight) for part in parts_of({"text": "sea", "not": {"text": "ship"}})]
-        [('text', 1.0), ('text', -0.5)]
-    """
-    weights = check_weights(weights)
-    if isinstance(item, str):
-        return [_part("text", item, weights)]
-    if isinstance(item, Path):
-        return [_part(kind_of_file(item), item, weights)]
-    if isinstance(item, Sample):
-        # the text of a sample with media is its caption, which would give the answer away
-        found = held(item)
-        media = [m for m in found if not medium(m).is_words] or list(found)
-        if not media:
-            raise ValueError(f"expected sample {item.id!r} to hold {', '.join(names())}, got none of them")
-        rate = item.meta.get("sampling_rate")  # of a bare array: a file, or a pair (array, rate), says its own
-        rated = {m: rate is not None and medium(m).seconds is not None and is_array(found[m]) for m in media}
-        return [_part(m, (found[m], rate) if rated[m] else found[m], weights) for m in media]
-    if isinstance(item, Mapping):
-        return _parts_of_mapping(item, weights)
-    if is_picture(item):
-        return [_part("image", item, weights)]
-    raise ValueError(
-        f"expected an item such as a text, a Path, a Sample or {{'image': 'a.jpg'}}, got {type(item).__name__}"
-    )
-
-
-def _parts_of_mapping(item: Mapping[str, Any], weights: dict[str, float]) -> list[Part]:
-    """Parts of a mapping: its media in the shared order, then what stands under `not`."""
-    known = (*names(), "not", "weights")
-    if unknown := [key for key in item if key not in known]:
-        raise ValueError(f"expected the keys {', '.join(known)}, got {unknown[0]!r}")
-    weights |= check_weights(item.get("weights"))
-    parts = [
-        _part(modality, value, weights)
-        for modality in names()
-        if item.get(modality) is not None
-        for value in _listed(item[modality])
-    ]
-    if not parts:
-        raise ValueError(f"expected at least one of {', '.join(names())} in an item, got {sorted(item)}")
-    for other in _listed(item["not"]) if item.get("not") is not None else []:
-        scale = weights.get("not", NOT_WEIGHT)
-        # a `not` inside a `not` starts from the default weight again
-        positive = {name: weight for name, weight in weights.items() if name != "not"}
-        parts += [replace(p, weight=-scale * p.weight) for p in parts_of(other, positive)]
-    return parts
-
-
-def _part(modality: str, value: Any, weights: Mapping[str, float]) -> Part:
-    """One part of a value that has the right type for its modality. Raises ValueError for another type."""
-    kind = medium(modality)
-    if not kind.accepts(value):
-        raise ValueError(f"expected {modality} as {kind.takes}, got {type(value).__name__}")
-    if kind.is_words and not whole_text(value).strip():
-        raise ValueError(f"expected a text with words in it, got {value!r:.40}; leave it out")
-    return Part(modality, value, float(weights.get(modality, 1.0)))
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    """The values of one key: a list, or one value as a list."""
-    return value if isinstance(value, list) else [value]
-
-
-def kind_of_file(path: Path) -> str:
-    """The modality of a media file, read from its content.
-
-    Raises:
-        ValueError: when it is missing, no regular file, empty or no media.
-    """
-    if not path.is_file():
-        got = "not a regular file" if path.exists() else "no such file"
-        raise ValueError(f"expected a file, got {path}: {got}; check the path")
-    kind = kind_of(path)
-    if kind is None or medium(kind).is_words:
-        raise ValueError(f"expected an image, video or audio file, got {path}: {NO_MEDIA}; pass one")
-    return kind
-
-
-def load(part: Part, sampling_rate: int | None, limits: Limits | None = None) -> Any:
-    """Decode a part.
-
-    Args:
-        part: text stays as it is.
-        sampling_rate: of the model, in samples per second; None takes 16000.
-        limits: keyword arguments of the loaders, by modality.
-
-    Returns:
-        image: PIL RGB; video: a list of PIL frames, 8 unless `limits` say else; audio: float32 (samples,) at
-            `sampling_rate`; what a user's own `load` gives.
-
-    Raises:
-        ValueError: one line that names the file, for what is missing or cannot be decoded.
-    """
-    how = (limits or {}).get(part.modality, {})
-    return medium(part.modality).load(part.value, sampling_rate or RATE, **how)

@@ -23,6 +23,7 @@ from plait.errors import no_code_of
 from plait.modalities import in_order, is_registered, own, registered
 from plait.models import auto
 from plait.models.auto import Placement
+from plait.models.registry import FAMILIES
 from plait.processing.videos import chooser
 from plait.reading import read_json
 from plait.weights.files import load_whole
@@ -259,7 +260,7 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
     is_theirs = is_foreign(source)
     if adapter is not None and is_theirs:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
-    if (source / "modules.json").is_file():
+    if is_theirs and (source / "modules.json").is_file():
         modules = read_json(source / "modules.json", list)
         # sentence-transformers wraps CLIP so: both of its towers are better read by transformers
         if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
@@ -275,13 +276,16 @@ def is_foreign(source: Path) -> bool:
 
     Plait's own families are registered with transformers too, but are not in this table of names.
     """
+    model_type = None
+    if (source / "config.json").is_file():
+        model_type = read_json(source / "config.json").get("model_type")
+    if model_type in FAMILIES:  # sentence-transformers may have saved it, whose modules add nothing to ours
+        return False
     if (source / "modules.json").is_file():
         return True
-    if not (source / "config.json").is_file():
-        return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return read_json(source / "config.json").get("model_type") in CONFIG_MAPPING_NAMES
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def _transformers_pair(source: Path, dtype: torch.dtype | None) -> PairTower:

@@ -123,7 +123,7 @@ class TalkingSkills(Asking):
             kind: of the items: image, video or text.
             prepared: items as `prepare` gave them.
             questions: one per item.
-            options: `num_beams`, `max_length` and `min_length`, which count the answer alone.
+            options: `num_beams`, and lengths, which count the answer alone by either of their names.
 
         Returns:
             Texts without special tokens, cut at the family's stop strings.
@@ -132,9 +132,9 @@ class TalkingSkills(Asking):
             ValueError: where a prompt leaves no room for an answer.
         """
         asked = [self.asked(kind, item, question) for item, question in zip(prepared, questions, strict=True)]
-        given = {"num_beams": options.get("num_beams", 1), "max_new_tokens": options.get("max_length", MAX_NEW_TOKENS)}
-        if "min_length" in options:
-            given["min_new_tokens"] = options["min_length"]
+        names = {"min_length": "min_new_tokens", "max_length": "max_new_tokens"}
+        wished = {names.get(name, name): value for name, value in options.items()}
+        given = {"num_beams": 1, "max_new_tokens": MAX_NEW_TOKENS, **wished}
         return self._written(self.written(asked), self.media(kind, prepared), given)
 
     def reply(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -225,20 +226,28 @@ def _element(data: bytes, start: int) -> tuple[int, int, int | None]:
     return name, start, None if length == (1 << 7 * width) - 1 else length  # all ones: up to the end
 
 
-def kind_of(path: str | Path) -> str | None:
-    """The modality of a file by its first bytes, else by its extension; None for what no loader here takes.
+def kind_of(source: str | Path | bytes) -> str | None:
+    """The modality of a file, or of its bytes, by its first ones, else by its extension; None for what nobody loads.
 
     A file that cannot be read counts by its extension, so that loading it says why. What is of no kind known here may
     be of one that a user added, by its extension.
     """
-    extension = EXTENSIONS.get(Path(path).suffix.lower().removeprefix("."))
-    container, shows = None, None
-    with suppress(OSError, ValueError):
-        if stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
-            with open(path, "rb") as file:
-                container = sniff(file)
-                if container in _EITHER and extension != "audio":  # a film in `.mka` is asked for its sound
-                    shows = has_picture(file, container)
+    if isinstance(source, bytes):
+        extension, (container, shows) = None, _shown(io.BytesIO(source), None)
+    else:
+        extension = EXTENSIONS.get(Path(source).suffix.lower().removeprefix("."))
+        container, shows = None, None
+        with suppress(OSError, ValueError):
+            if stat.S_ISREG(os.stat(source).st_mode):  # a pipe would wait for its writer
+                with open(source, "rb") as file:
+                    container, shows = _shown(file, extension)
     if container is None or (container in _EITHER and extension == "audio"):
-        return extension or of_suffix(path)
+        return extension or (None if isinstance(source, bytes) else of_suffix(source))
     return "audio" if shows is False else _MODALITY[container]
+
+
+def _shown(file: BinaryIO, extension: str | None) -> tuple[str | None, bool | None]:
+    """The container, and whether it has a picture where it may have none; a film in `.mka` is asked for its sound."""
+    container = sniff(file)
+    asks = container in _EITHER and extension != "audio"
+    return container, has_picture(file, container) if asks and container else None

@@ -1,6 +1,6 @@
 """How a value of each modality comes in: what it may be, how it is loaded, and what a batch of it has to mind.
 
-value (path | bytes | picture | array | words) -> Medium.accepts -> Medium.load -> what a processor takes
+value (path | bytes | picture | array | frames | words) -> Medium.accepts -> Medium.load -> what a processor takes
 
 Whoever handles any modality asks this table, and what `plait.modalities` registered, instead of knowing names.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
-from plait.media.limits import Packed
+from plait.media.limits import Packed, exceeds, limit
 from plait.modalities import registered
 
 FRAMES = 8
@@ -83,9 +83,25 @@ def _smallest(rate: int) -> Any:
 
 
 def _frames(value: Any, rate: int, **limits: Any) -> list[Any]:
+    """Pictures of a file, or of frames that are here: spread evenly, since nobody knows when each was seen."""
+    if _is_film(value):
+        count, length = limits.get("num_frames", FRAMES), len(value)
+        if length > (most := limit("max_frames", limits.get("max_frames"))):
+            raise exceeds("video", value, f"{length} frames", "max_frames", most, "pass fewer")
+        # the middle of equal parts, as of files; one that serves twice is loaded once
+        numbers = [int(length * (i + 0.5) / count) for i in range(count)]
+        loaded = {i: load_image(value[i], max_pixels=limits.get("max_pixels")) for i in dict.fromkeys(numbers)}
+        return [loaded[i] for i in numbers]
     from plait.media.video import load_frames
 
     return load_frames(value, **{"num_frames": FRAMES, **limits})
+
+
+def _is_film(value: Any) -> bool:
+    """Whether these are frames: pictures or arrays in a list or tuple, or one array (frames, height, width, 3)."""
+    if is_array(value):
+        return len(value.shape) == 4 and value.shape[0] > 0
+    return isinstance(value, list | tuple) and bool(value) and all(is_picture(v) or is_array(v) for v in value)
 
 
 def _samples(value: Any, rate: int, **limits: Any) -> np.ndarray:
@@ -120,7 +136,12 @@ MEDIA: dict[str, Medium] = {
         is_drawn=True,
         tiny=_smallest,
     ),
-    "video": Medium("a path or bytes", _is_file, _frames, frames_of="image"),
+    "video": Medium(
+        "a path, bytes, a list of frames or an array of them",
+        lambda value: _is_file(value) or _is_film(value),
+        _frames,
+        frames_of="image",
+    ),
     "audio": Medium(
         "a path, bytes, an array or (array, sampling rate)",
         _is_sound,

@@ -7,19 +7,19 @@ Families are found, not listed (`registry`), and only the one that is asked for 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar, Unpack
 
 import torch
 import transformers
 from transformers import PreTrainedConfig
 
-from plait.errors import UsageError, no_code_of
+from plait.errors import UsageError, import_extra, no_code_of
 from plait.models import by_name, locate
 from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
@@ -45,6 +45,31 @@ Config = TypeVar("Config", bound=PreTrainedConfig)
 attach()
 
 
+class Fields(TypedDict, total=False):
+    """What people set when they load: fields of configurations, which not every family has, and a file's settings.
+
+    Every other field of a family's configuration works as well; a checker of types asks for `**{"field": value}` then.
+    """
+
+    official: bool
+    task: str | None
+    model_class: type[Any] | None
+    modalities: Sequence[str]
+    joint: Sequence[Sequence[str]]
+    image_size: int
+    num_frames: int
+    num_classes: int
+    num_labels: int
+    id2label: Mapping[int, str]
+    drop_path_rate: float
+    dropout: float
+    attention_dropout: float
+    use_cache: bool
+    official_config: Mapping[str, Any] | None
+    lora: str | Path | None
+    lora_alpha: float | None
+
+
 def load(
     path: str | Path,
     *,
@@ -52,17 +77,22 @@ def load(
     device: str | torch.device = "cpu",
     branch: Sequence[str] | None = None,
     adapter: str | Path | None = None,
-    **options: Any,
+    device_map: str | int | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    **options: Unpack[Fields],
 ) -> tuple[Any, Any]:
     """Load a model and its processor; also `plait.load`.
 
     Args:
         path: an official checkpoint file, a model directory, `"nano"` (it ships with Plait), or the id of one
             on the hub.
-        dtype: of the parameters, by default the file's.
-        device: where they go.
+        dtype: of the parameters, by default the file's, as with `"auto"`.
+        device: where they go; `"auto"` is the first GPU where there is one.
         branch: modalities to read and keep, such as `("image",)`.
         adapter: directory of a LoRA trained on this model, which is merged into its weights in memory.
+        device_map: instead of `device`: one device, `"auto"` and its kin, which spread layers over the GPUs, or names
+            of modules -> devices, as in transformers.
+        attn_implementation: `sdpa`, `eager`, `flex_attention` or what else transformers has and the model can.
         options: `official=True` for the official quirks, and other fields of the family's configuration.
 
     Returns:
@@ -75,22 +105,76 @@ def load(
         >>> model, processor = plait.load("nano")
         >>> model.get_text_features(**processor(text=["a dog"]))  # (1, dim)
     """
-    dtype = resolve_dtype(dtype)
-    place = locate(path)
+    if device_map is not None and str(device) != "cpu":
+        raise UsageError(f"expected device or device_map, got both: {device} and {device_map}; leave one out")
+    kind, target = resolve_dtype(None if dtype == "auto" else dtype), resolve_device(device)
+    model, processor = _read(locate(path), adapter, dtype=kind, device=target, branch=branch, **options)
+    return settled(model, attn_implementation, device_map), processor
+
+
+def _read(place: Path, adapter: str | Path | None, **options: Any) -> tuple[Any, Any]:
+    """Model and processor of a file or directory, with a LoRA merged in. options: dtype, device, branch and fields."""
     if is_adapter(place) and not (place / "config.json").is_file():
         raise UsageError(
             f"expected a model, got the adapter {place}; load its base and pass this as adapter=, or plait merge them"
         )
     if not is_model_directory(place):
         options = options if adapter is None else {**options, "adapter": adapter}
-        return from_official(read_checkpoint(place), dtype=dtype, device=device, branch=branch, **options)
-    family = family_named(_config_of(place).model_type, place)
-    read = getattr(family, "from_directory", None) or partial(_from_directory, family)
+        return from_official(read_checkpoint(place), **options)
+    config = _config_of(place)
+    family = family_named(config.model_type, place)
+    read = getattr(family, "from_directory", None)
+    if read is None or getattr(config, "quantization_config", None):  # transformers alone knows packed weights
+        read = partial(_from_directory, family)
     with no_code_of(place):  # a tokenizer may bring code too
-        model, processor = read(place, dtype=dtype, device=device, branch=branch, **options)
+        model, processor = read(place, **options)
     if adapter is not None:
         apply_adapter(model, adapter, read_checkpoint(place).state)
     return model, processor
+
+
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Words for `device_map` that leave the places to accelerate."""
+
+
+def settled(model: Any, attn_implementation: str | None, device_map: str | int | Mapping[str, Any] | None) -> Any:
+    """A loaded model with the attention, and on the devices, that its caller asked for.
+
+    Args:
+        model: of transformers or of ours.
+        attn_implementation, device_map: as in `load`; None leaves things as they are.
+
+    Raises:
+        UsageError: for attention that the model cannot have, and devices that are not here.
+    """
+    if attn_implementation is not None:
+        try:
+            model.set_attn_implementation(attn_implementation)
+        except (ValueError, ImportError) as error:
+            name, said = type(model).__name__, " ".join(str(error).split())[:300]
+            raise UsageError(
+                f"expected attention that {name} has, such as sdpa or eager, got {attn_implementation!r}: {said}"
+            ) from error
+    if device_map is None:
+        return model
+    if not isinstance(device_map, Mapping) and device_map not in SPREAD:
+        return model.to(resolve_device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map))
+    if isinstance(device_map, str) and not torch.cuda.is_available():
+        return model.to("cpu")
+    accelerate = import_extra("accelerate")
+    if isinstance(device_map, str):
+        whole = getattr(model, "_no_split_modules", None)
+        how = {"no_split_module_classes": whole and list(whole), "dtype": model.dtype}
+        memory = None  # of `sequential`: each device is filled before the next
+        if device_map != "sequential":
+            low = device_map == "balanced_low_0"
+            memory = import_extra("accelerate.utils").get_balanced_memory(model, low_zero=low, **how)
+        device_map = accelerate.infer_auto_device_map(model, max_memory=memory, **how)
+    try:
+        return accelerate.dispatch_model(model, dict(device_map))
+    except ValueError as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(f"expected a device_map that names every part, got another: {said}") from error
 
 
 def _from_directory(
@@ -267,13 +351,14 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     """The device that was named, else the first GPU, else the CPU.
 
     Args:
-        device: "cpu", "cuda", "cuda:1" or a torch device; None chooses.
+        device: "cpu", "cuda", "cuda:1" or a torch device; None and "auto" choose.
 
     Raises:
         UsageError: for one that is not here.
     """
     try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = None if device == "auto" else device
+        place = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
         # asked by doing: torch.device("cuda:7") is no error until something goes there
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:  # torch says AssertionError where it was built without a device
@@ -296,7 +381,11 @@ class Placement(NamedTuple):
         return to_int8(model) if self.is_int8 else model.to(device=self.device).eval()
 
 
-def placement(device: torch.device | str | None, dtype: torch.dtype | str | None) -> Placement:
+def placement(
+    device: torch.device | str | None,
+    dtype: torch.dtype | str | None,
+    device_map: str | int | Mapping[str, Any] | None = None,
+) -> Placement:
     """Type and device of what is only run: as asked, else the first GPU and the file's dtype, float32 on a CPU.
 
     Float32 since most processors compute bfloat16 slower than that.
@@ -304,11 +393,18 @@ def placement(device: torch.device | str | None, dtype: torch.dtype | str | None
     Args:
         device: as in `load`; None chooses.
         dtype: as in `load`, or "int8" on a CPU; None chooses.
+        device_map: as in `load`: the model is read on the CPU first, and goes from there (`settled`).
 
     Raises:
-        UsageError: for types that the device is slow with, or that it cannot compute.
+        UsageError: for types that the device is slow with, or that it cannot compute, and for a device and a
+            device_map.
     """
-    place, is_int8 = resolve_device(device), dtype in ("int8", torch.int8)
+    if device_map is not None and device is not None:
+        raise UsageError(f"expected device or device_map, got both: {device} and {device_map}; leave one out")
+    place = torch.device("cpu") if device_map is not None else resolve_device(device)
+    if dtype == "auto" or (dtype is None and device_map is not None and torch.cuda.is_available()):
+        return Placement(None, place)  # as stored: where it goes from here is not known
+    is_int8 = dtype in ("int8", torch.int8)
     if dtype == "int4":
         raise UsageError(
             "expected float32, bfloat16 or int8, got int4; on a GPU open the model with transformers and "
@@ -331,6 +427,8 @@ def opened(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     adapter: str | Path | None = None,
+    device_map: str | int | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[Any, Any]:
     """Model and processor, ready to run, in eval mode.
 
@@ -338,6 +436,7 @@ def opened(
         model: a pair as it is, moved only where that is asked for, or what `load` reads.
         device, dtype: see `placement`.
         adapter: directory of a LoRA, for what is loaded.
+        device_map, attn_implementation: as in `load`.
 
     Returns:
         (model, processor).
@@ -346,9 +445,9 @@ def opened(
         found, processor = model
         if device is not None or dtype is not None:
             placed = placement(found.device if device is None else device, dtype)
-            found = placed.ready(found if dtype is None or placed.is_int8 else found.to(placed.dtype))
+            found = placed.ready(found if dtype in (None, "auto") or placed.is_int8 else found.to(placed.dtype))
     else:
-        placed = placement(device, dtype)
+        placed = placement(device, dtype, device_map)
         found, processor = load(model, dtype=placed.dtype, device=placed.device, adapter=adapter)
         found = placed.ready(found)
-    return found.eval(), processor
+    return settled(found.eval(), attn_implementation, device_map), processor

@@ -25,7 +25,7 @@ FAMILIES: dict[str, str] = {entry.name: entry.value for entry in entry_points(gr
     for place in sorted(Path(__file__).parent.glob("*/__init__.py"))
 }
 """model_type -> the module of the family, which has `CONFIG`, `PROCESSOR` and `BASE_MODEL`; of the rest what it can do:
-`HEADS`, `SKILLS`, `PLANNER`, `JOBS`, `is_official` and `from_official`, `from_directory`."""
+`HEADS`, `ALSO`, `SKILLS`, `PLANNER`, `JOBS`, `is_official` and `from_official`, `from_directory`."""
 
 TABLES = {
     "transformers.models.auto.configuration_auto": "CONFIG_MAPPING",
@@ -90,7 +90,7 @@ def family_named(model_type: str, place: Path | None = None) -> ModuleType:
     """The package of a family, known to transformers. place: the directory that names it, for the error."""
     import transformers
 
-    from plait.nn.contract import models_of
+    from plait.nn.contract import choices_of
 
     if model_type not in FAMILIES:
         raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
@@ -107,7 +107,7 @@ def family_named(model_type: str, place: Path | None = None) -> ModuleType:
             transformers.AutoImageProcessor.register(
                 config, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
             )
-        for auto, model in models_of(family).items():
+        for auto, model in choices_of(family).items():
             getattr(transformers, auto).register(config, model, exist_ok=True)
     return family
 
@@ -122,11 +122,11 @@ def auto_class_of(model_class: Any, medium: str = "") -> str | None:
     Returns:
         Its name, or None where none does.
     """
-    from plait.nn.contract import models_of
+    from plait.nn.contract import choices_of
 
     model_type = getattr(getattr(model_class, "config_class", None), "model_type", None)
-    found = models_of(family_named(model_type)) if model_type in FAMILIES else {}
-    autos = [auto for auto, one in found.items() if one is model_class]
+    found = choices_of(family_named(model_type)) if model_type in FAMILIES else {}
+    autos = [a for a, one in found.items() if model_class in (one if isinstance(one, tuple) else (one,))]
     word = {"text": "Sequence"}.get(medium, medium.capitalize())
     return next((auto for auto in autos if word in auto), next(iter(autos), None))
 

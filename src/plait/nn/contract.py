@@ -89,10 +89,30 @@ def checked(cls: Model) -> Model:
         @functools.wraps(call)
         def called(self: Any, *args: Any, **kwargs: Any) -> Any:
             with one_kind(f"what {name} reads", "see its docstring for what it takes"):
-                return call(self, *args, **kwargs)
+                return call(self, *args, **_flat(kwargs))
 
         cls.__call__ = called
     return cls
+
+
+NESTED = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
+"""How transformers lets callers say which part of a processor an option is for."""
+
+
+def _flat(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Options of a processor without the mappings of `NESTED`, whose contents each processor checks as its own.
+
+    Raises ValueError where two of them differ: no option of ours has one value for texts and another for media.
+    """
+    found = {name: value for name, value in kwargs.items() if name not in NESTED}
+    if "audios" in found:  # as older releases of transformers call it
+        found.setdefault("audio", found.pop("audios"))
+    for nested in NESTED:
+        for name, value in (kwargs.get(nested) or {}).items():
+            if name in found and found[name] != value:
+                raise ValueError(f"expected one {name} for all inputs, got {found[name]!r} and {value!r}; pass it once")
+            found[name] = value
+    return found
 
 
 @functools.cache
@@ -174,7 +194,7 @@ class OpensAlone:
         """
         family = sys.modules[type(self).__module__.rpartition(".")[0]]
         roles = {
-            "AutoConfig": family.CONFIG, "AutoProcessor": family.PROCESSOR, **models_of(family),
+            "AutoConfig": family.CONFIG, "AutoProcessor": family.PROCESSOR, **self._chosen(family),
             "AutoImageProcessor": getattr(family, "IMAGE_PROCESSOR", None),
             "AutoFeatureExtractor": getattr(family, "FEATURE_EXTRACTOR", None),
         }  # fmt: skip
@@ -187,6 +207,15 @@ class OpensAlone:
             return cast("Any", super()).save_pretrained(save_directory, *args, **kwargs)
         finally:
             del self.auto_map  # no field of ours: two equal models have equal configurations, saved or not
+
+    def _chosen(self, family: Any) -> dict[str, type]:
+        """The class behind each Auto class for this configuration."""
+        named = getattr(self, "architectures", None) or ()
+        chosen = models_of(family)
+        for auto, several in choices_of(family).items():
+            if isinstance(several, tuple):
+                chosen[auto] = next((one for one in several if one.__name__ in named), several[0])
+        return chosen
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -205,6 +234,15 @@ def models_of(family: Any) -> dict[str, type]:
     if hasattr(family, "GENERATIVE_MODEL"):
         found["AutoModelForImageTextToText"] = family.GENERATIVE_MODEL
     return found
+
+
+def choices_of(family: Any) -> dict[str, Any]:
+    """`models_of`, with a tuple where an Auto class chooses by `architectures`: the first where none is named."""
+    also = getattr(family, "ALSO", {})
+    return {
+        auto: (one, *(getattr(family, name) for name in also[auto])) if auto in also else one
+        for auto, one in models_of(family).items()
+    }
 
 
 class NamedForPeft(nn.Module):

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 from plait.lazy import lazily
 
 if TYPE_CHECKING:
-    from plait.search.index import AddReport, Hit, Index
+    from plait.search.hits import Hit, HitList
+    from plait.search.index import Index
+    from plait.search.ledger import AddReport
     from plait.search.page import write_contact_sheet
 
-__all__ = ["AddReport", "Hit", "Index", "write_contact_sheet"]
+__all__ = ["AddReport", "Hit", "HitList", "Index", "write_contact_sheet"]
 
-__getattr__, __dir__ = lazily(
-    __name__, __all__, {"index": ("AddReport", "Hit", "Index"), "page": ("write_contact_sheet",)}
-)
+_HOMES = {
+    "hits": ("Hit", "HitList"),
+    "index": ("Index",),
+    "ledger": ("AddReport",),
+    "page": ("write_contact_sheet",),
+}
+
+__getattr__, __dir__ = lazily(__name__, __all__, _HOMES)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plait.embedder import Part
+from plait.embedder.parts import Part
 from plait.errors import UsageError
 from plait.media.values import medium
 from plait.places import atomic_write

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from plait.embedder import Part, parts_of
+from plait.embedder.parts import Part, parts_of
 from plait.errors import UsageError
 from plait.media.values import medium
 from plait.search.background import FALSE_ALARMS, Floors, floors
 from plait.search.filters import COLUMNS, to_sql
-from plait.search.index import Hit, Hits
+from plait.search.hits import Hit, Hits
 from plait.search.moments import best_moments
 from plait.search.words import find_words
 

@@ -15,27 +15,30 @@ import json
 import math
 import os
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from plait.embedder import Embedder
+from plait.embedder.parts import Item
 from plait.errors import MissingExtraError, UsageError, import_extra
 from plait.models import name_of_shipped, shipped
 from plait.places import atomic_write, claim
 from plait.reading import read_json
 from plait.search.filters import COLUMNS, quote, to_sql
+from plait.search.hits import Hit, HitList
 from plait.search.ledger import AddReport, Ledger
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
 from plait.terminal import progress_bar
 from plait.types import plain
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 TABLE = "items"
@@ -66,42 +69,7 @@ _MANY_FRAGMENTS = 64
 
 _KEEP_VERSIONS = timedelta(hours=1)  # a reader that began before holds on to the version that it opened
 Rows = list[dict[str, Any]]
-Hits = list["Hit"]
 Problems = list[Problem]
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One result of a search.
-
-    Attributes:
-        path: of the file; None for an indexed text.
-        score: cosine similarity of query and item, from -1 to 1.
-        modality: text, image, video or audio.
-        caption, label: as the manifest or `Index.update` gave them.
-        id: of the row: the resolved path of a file, or the id of its sample.
-        checksum: first 32 hexadecimal digits of the SHA-256 of the content.
-        meta: the other fields of the manifest row; of a photograph that was found in a folder, its notes: taken,
-            latitude, longitude, camera, place, words.
-        moment: of a video whose moments are indexed, seconds from and to of the one that fits best.
-        match: probability that it fits, by the model that ranked the hits anew; None where none did.
-    """
-
-    path: str | None
-    score: float
-    modality: str
-    caption: str | None
-    id: str
-    label: str | None = None
-    checksum: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
-    moment: tuple[float, float] | None = None
-    match: float | None = None
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether its file is no longer where it was when it was added: moved, renamed, deleted or not mounted."""
-        return self.path is not None and not os.path.exists(self.path)
 
 
 class Index:
@@ -489,6 +457,83 @@ class Index:
         with one_line(condition):
             return [row | {"meta": json.loads(row["meta"] or "{}")} for row in query.to_arrow().to_pylist()]
 
+    def to_arrow(self, where: str | Mapping[str, Any] | None = None) -> pa.Table:
+        """All columns of the rows under a filter, for pandas, polars and others that read Arrow.
+
+        Args:
+            where: a filter, see `to_sql`; None takes all.
+
+        Returns:
+            id, modality, path, caption, label, checksum and meta (JSON) as strings, vector as float32 lists of one
+            length.
+
+        Raises:
+            UsageError: for a filter that is no SQL of these columns.
+
+        Example:
+            >>> polars.from_arrow(index.to_arrow({"label": "dog"}))
+        """
+        import pyarrow as pa
+
+        query = self._table.search().select([*COLUMNS, "meta", "vector"])
+        if condition := to_sql(where):
+            query = query.where(condition)
+        with one_line(condition):
+            table = query.to_arrow()
+        # Lance keeps meta in a type of its own, which others do not know
+        place = table.schema.get_field_index("meta")
+        meta = pa.array([value and str(value) for value in table["meta"].to_pylist()], pa.string())
+        return table.set_column(place, "meta", meta).replace_schema_metadata(None)
+
+    def to_pandas(self, where: str | Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """The same as a data frame, meta as dicts and vectors as arrays (dim,).
+
+        Args:
+            where: as in `to_arrow`.
+
+        Raises:
+            UsageError: as `to_arrow`. MissingExtraError: without pandas.
+        """
+        import_extra("pandas")
+        frame = self.to_arrow(where).to_pandas()
+        frame["meta"] = [json.loads(value or "{}") for value in frame["meta"]]
+        return frame
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The unit vectors of all rows, (rows, dim) float32, in the order of `to_arrow` and of iteration."""
+        column = self.to_arrow()["vector"].combine_chunks()
+        return column.flatten().to_numpy().reshape(-1, self.description["dim"])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows as `list` gives them, a batch at a time."""
+        for batch in self._table.search().select([*COLUMNS, "meta"]).to_batches():
+            yield from (row | {"meta": json.loads(row["meta"] or "{}")} for row in batch.to_pylist())
+
+    def __enter__(self) -> Self:
+        """Nothing is held open: what a call wrote is committed when it returns."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the connection, so that workers and other processes open their own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._table, self.description = open_table(self.path)
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r}, {len(self)} rows, dim {self.description['dim']})"
+
+    def _repr_html_(self) -> str:
+        """What it holds, as a small table, for notebooks."""
+        from plait.search.notebook import facts
+
+        return facts(self.stats())
+
     def stats(self) -> dict[str, Any]:
         """What the index holds, how large it is and how it answers.
 
@@ -514,14 +559,14 @@ class Index:
 
     def search(
         self,
-        query: Any,
+        query: Item | np.ndarray,
         k: int = 10,
         *,
         where: str | Mapping[str, Any] | None = None,
         weights: Mapping[str, float] | None = None,
         modality: str | None = None,
         exact: bool = False,
-    ) -> Hits:
+    ) -> HitList:
         """The k nearest rows, best first.
 
         Args:
@@ -561,14 +606,14 @@ class Index:
             request = request.where(condition)
         with one_line(condition):
             rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().slice(0, k).to_pylist()
-        return [
+        return HitList(
             Hit(
                 score=1.0 - row["_distance"],  # Lance's dot distance is 1 - product, and vectors have length 1
                 meta=json.loads(row["meta"] or "{}"),
                 **{name: row[name] for name in COLUMNS},
             )
             for row in rows
-        ]
+        )
 
     def optimize(self) -> None:
         """Merge small files, drop versions older than an hour, and build or extend the approximate index when large.

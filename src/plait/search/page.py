@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait.embedder import Part, load, parts_of
+from plait.embedder.parts import Part, load, parts_of
 from plait.errors import import_extra
 from plait.media.image import load_image
 from plait.media.values import medium

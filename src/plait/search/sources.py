@@ -16,7 +16,7 @@ import numpy as np
 
 from plait import modalities
 from plait.data.manifest import NAMES, read_manifest
-from plait.embedder import NO_MEDIA
+from plait.embedder.parts import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import IN_FORCE, exceeds
 from plait.media.noted import Noted, noted

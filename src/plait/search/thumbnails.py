@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plait.embedder import Part, load
+from plait.embedder.parts import Part, load
 from plait.media.image import load_image
 from plait.media.values import medium
 from plait.media.video import load_video

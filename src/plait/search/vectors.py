@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from plait.embedder import NO_MEDIA, Embedder
+from plait.embedder import Embedder
+from plait.embedder.parts import NO_MEDIA
 from plait.errors import UsageError, import_extra
 from plait.places import at_work, atomic_write
-from plait.search.index import AddReport
+from plait.search.ledger import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.terminal import progress_bar
 from plait.types import Sample

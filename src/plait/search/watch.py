@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plait.errors import UsageError
-from plait.search.index import AddReport
+from plait.search.ledger import AddReport
 from plait.search.sources import expand
 from plait.types import Sample
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.embedder import Part
+from plait.embedder.parts import Part
 from plait.serving.errors import RefusalError
 from plait.serving.settings import Settings
 from plait.types import Modality

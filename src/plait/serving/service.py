@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from plait.assistant import Request
-from plait.embedder import Part, Ready
+from plait.embedder.parts import Part, Ready
 from plait.media.image import load_image
 from plait.media.video import load_frames
 from plait.processing.videos import chooser

@@ -76,6 +76,9 @@ _HEADS = {
 }
 """Auto class of transformers -> the class that it loads."""
 
+ALSO = {"AutoModelForImageClassification": ("OnePeaceImageClassifier",)}
+"""Auto class -> further classes, each of which it loads where a configuration names it among its architectures."""
+
 __all__ = [
     "AdapterSizes",
     "DecoderConfig",

@@ -9,6 +9,8 @@ The model knows its modalities by the names in its configuration alone; what eac
 from __future__ import annotations
 
 import copy
+import itertools
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -261,6 +263,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
     ) -> None:
         """As in transformers; weights of modalities that a user added lie in a file of their own behind the others.
 
+        A model with projections says to sentence-transformers how it embeds, too.
+
         Args:
             save_directory, is_main_process, state_dict, args, kwargs: of transformers.
         """
@@ -275,6 +279,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         if apart and is_main_process:
             add_file(place, apart)
+        if self.config.use_projections and is_main_process:
+            write_sentence_files(place, self.config)
 
     def temperature(self) -> Tensor:
         """Factor on cosine similarities: exp of logit_scale clamped to [0, ln 100]; the clamp passes gradients.
@@ -430,6 +436,29 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         mask = None if attention_mask is None else self.frame_mask(attention_mask)
         return self.embed({"audio": {"input_values": input_values, "frame_mask": mask}})["audio"]
 
+    def get_mixed_features(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        audio_attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Unit vectors of items of several modalities: the sum of their vectors, as `plait.Embedder` mixes them.
+
+        Args:
+            input_ids, pixel_values, input_values, attention_mask, audio_attention_mask: as in `forward`, of one
+                batch size.
+
+        Returns:
+            (batch, dim), of length 1.
+        """
+        if input_ids is None and audio_attention_mask is None:
+            audio_attention_mask = attention_mask
+        frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
+        vectors = self.embed(by_modality(input_ids, pixel_values, input_values, attention_mask, frames))
+        return F.normalize(torch.stack(list(vectors.values())).sum(dim=0), dim=-1)
+
     def frame_mask(self, attention_mask: Tensor) -> Tensor:
         """Which audio units come from real samples only.
 
@@ -512,6 +541,34 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             output["logits_per_text"] = output[f"logits_per_{seen[0]}"].T
         if losses:
             output["loss"] = torch.stack(losses).mean()
+
+
+def write_sentence_files(place: Path, config: OnePeaceConfig) -> None:
+    """What sentence-transformers 6 opens a directory by: its own two modules, and the method of each modality.
+
+    Mixtures of modalities stand beside single ones. The classes are found once Plait is imported.
+    """
+    known = [m for m in config.modalities if m in ADAPTERS]
+    how = {m: {"method": f"get_{m}_features", "method_output_name": None} for m in known}
+    # sentence-transformers names a mixture by its modalities in alphabetical order
+    for count in range(2, len(known) + 1):
+        for several in itertools.combinations(sorted(known), count):
+            how["+".join(several)] = {"method": "get_mixed_features", "method_output_name": None}
+    kinds = ("base.modules.transformer.Transformer", ""), ("base.modules.normalize.Normalize", "1_Normalize")
+    settings = {"transformer_task": "feature-extraction", "module_output_name": "sentence_embedding"}
+    about = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine", "prompts": {}}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"}
+            for i, (kind, path) in enumerate(kinds)
+        ],
+        "sentence_bert_config.json": {**settings, "modality_config": how},
+        "config_sentence_transformers.json": {**about, "requirements": {"plait": ">=0.1"}},
+        "1_Normalize/config.json": {},
+    }
+    for name, value in files.items():
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
 def by_modality(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin, 
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
+from plait.media.audio import load_audio
 from plait.modalities import is_registered, registered
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.contract import OpensAlone, checked
@@ -290,13 +292,13 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         Args:
             images: one PIL image or several.
             text: one or several.
-            audio: one array (samples,) or (samples, channels), or several.
+            audio: one array or tensor (samples,) or (samples, channels), a path or bytes of a file, or several.
             sampling_rate: of the audio in Hz, where it is known.
             max_tokens: pieces that a text is cut to, before its end token.
             return_tensors: `pt` only.
             others: modalities that a user added, by name: a list of values, or of what the
                 modality's `load` takes. `padding` and `truncation` are accepted, since both always
-                happen.
+                happen; `max_length` is `max_tokens` with the end token.
 
         Returns:
             input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side);
@@ -308,6 +310,10 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
                 sampling rate.
         """
         added = {name: values for name, values in others.items() if is_registered(name)}
+        if (length := others.pop("max_length", None)) is not None:
+            if length < 2:
+                raise ValueError(f"expected max_length of at least 2, a piece and the end, got {length}")
+            max_tokens = min(max_tokens, length - 1)
         # Texts are cut and padded as published, whoever asks: any other wish would be ignored.
         for name, kept in (("padding", (True, None, "longest")), ("truncation", (True, None, "longest_first"))):
             if (wish := others.pop(name, True)) not in kept:
@@ -330,7 +336,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             else:
                 batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
         if audio is not None:
-            clips = self.feature_extractor(audio, sampling_rate)
+            clips = self.feature_extractor(self._heard(audio), sampling_rate)
             batch["input_values"] = clips["input_values"]
             # The name that audio models of transformers have; beside text it is taken.
             batch["attention_mask" if text is None else "audio_attention_mask"] = clips["audio_attention_mask"]
@@ -382,6 +388,13 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
         backend.normalizer = normalizers.Prepend(" ")  # the one space in front of every text
         return self._padded(encode_with(backend, texts, max_tokens=None))
+
+    def _heard(self, audio: Any) -> Any:
+        """Arrays as they are, in a list unless one came alone; files decoded at the rate of the model."""
+        listed = list(audio) if isinstance(audio, list | tuple) else [audio]
+        files = str | Path | bytes
+        heard = [load_audio(one, sampling_rate=self.sampling_rate) if isinstance(one, files) else one for one in listed]
+        return [np.asarray(one) for one in heard]
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Ids to one batch and its mask."""
