@@ -85,3 +85,18 @@ def test_sizes_between_are_what_they_are_called(preset: str, millions: float) ->
     with torch.device("meta"):
         model = OnePeaceModel(OnePeaceConfig.preset(preset))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["90m", "300m"])
+def test_sizes_between_take_a_step(preset: str) -> None:
+    torch.manual_seed(0)
+    model = OnePeaceModel(OnePeaceConfig.preset(preset))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    ids, pixels, waves = torch.tensor([[5, 6, 2], [7, 2, 1]]), torch.randn(2, 3, 256, 256), torch.randn(2, 16000)
+    before = model.projections["audio"].weight.detach().clone()
+    out = model(input_ids=ids, pixel_values=pixels, input_values=waves, return_loss=True)
+    out.loss.backward()
+    optimizer.step()
+    assert out.loss.isfinite() and not torch.equal(before, model.projections["audio"].weight)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

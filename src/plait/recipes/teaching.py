@@ -249,7 +249,7 @@ class Fusing:
 def fuse(
     init: str = "nano",
     data: str = "mini",
-    teach: float = 1.0,
+    teach: float = 0.0,
     steps: int = 150,
     batch_size: int = 48,
     lr: float = 1e-3,
@@ -262,7 +262,8 @@ def fuse(
     Args:
         init: model directory with text, images and sounds, or "nano".
         data: "mini" or rows of things (`label`) that have pictures, sounds and words.
-        teach: how much the fused vector teaches the single ones; 0 for the contrast of the fused one alone.
+        teach: how much the fused vector teaches the single ones; 0 for the contrast of the fused one alone, which was
+            better where it was measured (docs/add-a-modality.md).
         steps, batch_size, lr: optimiser steps, rows of each, peak rate.
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
