@@ -49,4 +49,7 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attention_bias.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/branch_memory.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/owl2_decode.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/candidates.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/number_types.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/metrics.py

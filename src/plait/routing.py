@@ -201,10 +201,28 @@ class PerModality(nn.ModuleDict):
         if route.order is None or route.inverse is None:
             # A linear layer on a non-contiguous slice takes a slow path (5-6x in bf16 on CPU), so copy the segment.
             return torch.cat([self[way](x[:, start:stop].contiguous()) for way, start, stop in spans], dim=1)
-        # one gather, one product per way, one gather back: cheaper than every way on all tokens
+        # one gather, one product per way, one write back: cheaper than every way on all tokens
         flat = x.reshape(-1, x.shape[-1]).index_select(0, route.order)
-        grouped = torch.cat([self[way](flat[start:stop]) for way, start, stop in spans])
-        return grouped.index_select(0, route.inverse).unflatten(0, x.shape[:2])
+        return self.scattered(flat, route, route.order).unflatten(0, x.shape[:2])
+
+    def scattered(self, grouped: Tensor, route: Route, order: Tensor) -> Tensor:
+        """Grouped tokens, each through the copy of its modality and then to its place in the sequence.
+
+        Args:
+            grouped: (tokens, dim), segment by segment.
+            route: of these tokens.
+            order: (tokens,) the place of each, as `Route.order`.
+
+        Returns:
+            (tokens, any dim) in the order of the sequence.
+        """
+        spans = [span for span in route.spans(self.way_of) if self.training or span[2] > span[1]]
+        parts = [(self[way](grouped[start:stop]), order[start:stop]) for way, start, stop in spans]
+        # written once: joining the parts and gathering them would copy every token twice
+        out = parts[0][0].new_empty(len(grouped), parts[0][0].shape[-1])
+        for part, places in parts:
+            out.index_copy_(0, places, part)
+        return out
 
     def add_way(self, modality: str, module: nn.Module) -> None:
         """Give a modality that has none a way of its own; the other copies stay as they are.

@@ -165,7 +165,11 @@ class RoutedAttention(nn.Module):
 
         (batch, heads, seq, head_dim).
         """
-        return run.to_sequence(through(proj, x, run.route)).view(*run.shape, -1, self.head_dim).transpose(1, 2)
+        if run.order is not None and isinstance(proj, PerModality):
+            found = proj.scattered(x[0], run.route, run.order)
+        else:
+            found = run.to_sequence(through(proj, x, run.route))
+        return found.view(*run.shape, -1, self.head_dim).transpose(1, 2)
 
 
 class RoutedDecoderLayer(nn.Module):

@@ -5,7 +5,8 @@ integers x integers -> sums -> times both scales, plus what the bases add -> flo
 
 A product of 8-bit integers reads a quarter of the bytes of float32. Two kernels of torch compute it, by what the
 processor has: `_int_mm` where it adds products of bytes in one instruction (AVX512-VNNI, AVX-VNNI, AMX), else oneDNN's
-quantised product, which adds pairs of them in 16 bits: rows then have 127 levels, so that no such sum overflows.
+quantised product, which adds pairs of them in 16 bits: weights then have 127 levels, so that no such sum overflows.
+Rows keep 255, since states have outliers that spread their levels, and weights have few.
 Never chosen by itself: `dtype="int8"` asks for it.
 """
 
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 from plait.errors import UsageError
 
 Kernel = Literal["signed", "narrow"]
-LEVELS = {"signed": 255, "narrow": 127}
+LARGEST = {"signed": 127, "narrow": 63}
+"""Of a weight; 255 x 63 twice is the most that 16 bits hold."""
+LEVELS = 255
 SHIFTS = {"signed": 128, "narrow": 0}
+"""What is taken from the levels of a row, which are unsigned."""
 SMALL = 1 << 12
 """Weights of a layer below which it stays as it is: the products of a head of two classes cost nothing."""
 
@@ -50,6 +54,7 @@ class Int8Linear(nn.Module):
         torch.Size([3, 32])
     """
 
+    largest: Tensor
     scale: Tensor
     offsets: Tensor
 
@@ -57,14 +62,16 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.kernel = linear.in_features, linear.out_features, kernel
         weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        largest = weight.abs().amax(dim=1)
+        scale = largest.clamp_min(torch.finfo(torch.float32).tiny) / LARGEST[kernel]
         integers = (weight / scale[:, None]).round_().to(torch.int8)
         bias = torch.zeros(self.out_features) if linear.bias is None else linear.bias.detach().float()
         # What a row's base adds, times its value: sums of a channel's weights; then the bias, which is added once.
         sums = integers.sum(dim=1, dtype=torch.int32).float() * scale
-        self.register_buffer("scale", scale)
-        self.register_buffer("offsets", torch.stack([sums, bias]))
-        # No buffer: a fingerprint must be the same on every processor, and oneDNN's blocks have no plain elements.
+        # What a fingerprint sees must be the same on every processor: neither scales nor integers are.
+        self.register_buffer("largest", largest)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offsets", torch.stack([sums, bias]), persistent=False)
         self.integers = integers if kernel == "signed" else torch.ops.onednn.qlinear_prepack(integers, None)
         self.zeros = None if kernel == "signed" else torch.zeros(self.out_features, dtype=torch.int64)
 
@@ -85,7 +92,7 @@ class Int8Linear(nn.Module):
         if not len(rows):
             return x.new_zeros(*x.shape[:-1], self.out_features)
         low, high = rows.aminmax(dim=1, keepdim=True)
-        step = ((high - low) / LEVELS[self.kernel]).clamp_min(torch.finfo(torch.float32).tiny)
+        step = ((high - low) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
         shift = SHIFTS[self.kernel]
         integers = ((rows - low) / step).round_().sub_(shift)
         out = self._product(integers).mul_(step)
