@@ -8,6 +8,7 @@ scores are compared first; encoding media is left out on both sides.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -123,13 +124,16 @@ def matching(dim: int, positions: int, count: int, rounds: int) -> dict[str, Any
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    result: dict[str, Any] = {"labels": LABELS, "rounds": ROUNDS}
-    for name, skills in owls().items():
-        result[name] = ranking(skills)
-        print(name, result[name], flush=True)
-    result["matching_pictures"] = matching(512, 197, 16, ROUNDS)
-    result["matching_clips"] = matching(256, 1 + 16 * 196, 8, ROUNDS)
-    write("candidates", result)
+    parts = sys.argv[1:] or ["ranking", "matching"]
+    if "ranking" in parts:
+        result: dict[str, Any] = {"labels": LABELS, "rounds": ROUNDS}
+        for name, skills in owls().items():
+            result[name] = ranking(skills)
+            print(name, result[name], flush=True)
+        write("candidates_ranking", result)
+    if "matching" in parts:
+        clips, pictures = matching(256, 1 + 16 * 196, 8, ROUNDS), matching(512, 197, 16, ROUNDS)
+        write("candidates_matching", {"rounds": ROUNDS, "pictures": pictures, "clips": clips})
 
 
 if __name__ == "__main__":
