@@ -11,13 +11,14 @@ EXTRAS := dev,media,train,search,serve,chat,eval
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 OLD_PYTHON := Plait needs Python 3.11 or newer; name one with `make PYTHON=python3.12 setup`
 
-.PHONY: help setup demo test test-all check bench
+.PHONY: help setup demo test test-all check docs bench
 
 help:
 	@echo "make setup                          create $(VENV) and install Plait with its extras"
 	@echo "make demo [SEEDS=3] [FOLDER=photos] train, evaluate, index, search and write runs/demo/report.html"
 	@echo "make test                           set up and run the tests (make test-all adds the slow ones)"
 	@echo "make check                          lint, format, types and layout"
+	@echo "make docs                           the site, written to site/"
 	@echo "make bench                          the benchmarks, written to benchmarks/results"
 
 setup: $(STAMP)
@@ -43,6 +44,10 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/ty check --python $(VENV)
 	$(BIN)/python -m pytest tests/test_layout.py
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/ffn_ways.py

@@ -175,7 +175,8 @@ def commands_in(document: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_documents_name_only_verbs_and_options_that_exist(document: Path) -> None:
+def test_documents_name_only_verbs_and_options_that_exist(document: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plait.models.plugins.use", lambda file: None)  # files of a reader's own are not here
     for line in commands_in(document):
         name, *args = shlex.split(line, comments=True)[1:]
         if name.startswith("--"):

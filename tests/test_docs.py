@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -51,5 +52,20 @@ def test_all_extras_are_explained() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
     assert {name for name, _ in rows} == set(extras)
     for name, brings in rows:
-        packages = {word.strip() for word in re.sub(r" and others", "", brings).split(",")}
-        assert packages <= {re.split(r"[<>=;]", one)[0].strip() for one in extras[name]}, name
+        packages = {word.strip().partition("[")[0] for word in re.sub(r" and others", "", brings).split(",")}
+        assert packages <= {re.split(r"[\[<>=;]", one)[0].strip() for one in extras[name]}, name
+
+
+def test_pages_that_code_writes_are_written_by_the_code_of_today() -> None:
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for page, make in generate.PAGES.items():
+        assert make() == (ROOT / "docs" / page).read_text(encoding="utf-8"), "run `python docs/generate.py`"
+
+
+def test_every_page_stands_in_the_site() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == pages | {"index.md"}

@@ -209,8 +209,7 @@ class Assistant:
             A str, or a list of them.
 
         Raises:
-            ValueError: for a model that does not answer (or rank), an empty or too long question, and other
-            numbers of
+            ValueError: for a model that does not answer (or rank), an empty or too long question, and other numbers of
                 questions than items; for a bad item unless skipping.
 
         Example:
@@ -325,7 +324,7 @@ class Assistant:
 
         Raises:
             ValueError: for a model that does not classify, and an empty list of labels; for a bad item unless
-            skipping.
+                skipping.
         """
         return self._all("classify", items, on_bad, candidates=labels)
 
@@ -350,9 +349,8 @@ class Assistant:
             One `Result` per request.
 
         Raises:
-            ValueError: for a task that this model does not do, an empty list of candidates and texts over the
-            limit, before
-                anything is decoded.
+            ValueError: for a task that this model does not do, an empty list of candidates and texts over the limit,
+                before anything is decoded.
 
         Example:
             >>> requests, _ = requests_under(Path("photos"))

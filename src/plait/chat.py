@@ -174,10 +174,9 @@ class Chat:
             Pieces that, joined, are the answer.
 
         Raises:
-            ValueError: for media that cannot be read, without a question, for a conversation over the context
-            of the
-                model, and while another answer of this conversation is being written. All of it before the
-                first piece.
+            ValueError: for media that cannot be read, without a question, for a conversation over the context of the
+                model, and while another answer of this conversation is being written. All of it before the first
+                piece.
         """
         if self._is_answering:
             raise ValueError("expected the last answer to be over, got a question; read it to its end or close it")

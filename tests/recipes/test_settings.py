@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from plait.cli import main
 from plait.errors import UsageError
-from plait.recipes import find_recipe
-from plait.training.run import call_recipe, parse_settings, refuse_beside
+from plait.recipes import RECIPES, described, find_recipe
+from plait.training.run import call_recipe, parse_settings, refuse_beside, settings_of
 from plait.training.schedules import cosine, released_rate
 
 
@@ -73,3 +74,20 @@ def test_finetuning_refuses_what_a_task_has_not(setting: str, world: tuple[Path,
     given = [f"model={world[1] / 'mplug2'}", f"data={world[0] / 'images.jsonl'}", "task=vqa", setting]
     with pytest.raises(UsageError, match=f"expected no {setting} beside task=vqa"):
         call_recipe(function, parse_settings(function, given, 0))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_is_explained_in_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = described(find_recipe(name))
+    assert {one.name for one in settings} == set(settings_of(find_recipe(name)))
+    assert all(len(one.meaning) > 5 and one.meaning.endswith(".") for one in settings)
+    assert main(["train", name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"  {one.name}: {one.kind} = {one.default}\n" in page for one in settings)
+
+
+def test_help_of_a_recipe_that_is_none_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "one_peace.stag1", "--help"]) == 2
+    assert "did you mean 'one_peace.stage1'?" in capsys.readouterr().err
+    assert main(["train", "--help"]) == 0
+    assert "Recipes: finetune, mplug2.pretraining" in capsys.readouterr().out

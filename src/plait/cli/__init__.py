@@ -50,17 +50,23 @@ class Verb(NamedTuple):
         help: what it does, in a few words.
         shown_first: whether `plait --help` lists it above the others.
         opens: whether it opens models or runs recipes, and so takes `--plugin`.
+        kind: `module:class` of its command, where it is no plain one.
     """
 
     home: str
     help: str
     shown_first: bool = False
     opens: bool = True
+    kind: str = "typer.core:TyperCommand"
 
     def load(self) -> Any:
         """The function, or the typer app of a verb with sub-verbs."""
-        module, _, attribute = self.home.partition(":")
-        return getattr(import_module(module), attribute)
+        return _named(self.home)
+
+
+def _named(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 VERBS: dict[str, Verb] = {
@@ -68,7 +74,12 @@ VERBS: dict[str, Verb] = {
     "caption": Verb("plait.cli.assist:caption", "describe images and videos", True),
     "answer": Verb("plait.cli.assist:answer", "answer a question about images and videos", True),
     "chat": Verb("plait.cli.chat:chat", "talk with a model about images, videos and text", True),
-    "train": Verb("plait.cli.train:train", "run a recipe: a published training stage, or your own", True),
+    "train": Verb(
+        "plait.cli.train:train",
+        "run a recipe: a published training stage, or your own",
+        True,
+        kind="plait.cli.train:RecipeCommand",
+    ),
     "eval": Verb("plait.cli.evaluate:evaluate", "measure a model on a task, with chance beside it", True),
     "serve": Verb("plait.cli.serve:serve", "put models behind OpenAI's API: chat, embeddings, rerank, search", True),
     "ui": Verb("plait.cli.ui:ui", "a page in the browser: search, chat, questions about pictures", True),
@@ -201,7 +212,7 @@ def command(name: str) -> Any:
         made = get_group(target)  # a group even where it has one sub-verb
     else:
         app = typer.Typer(add_completion=False)
-        app.command(name)(target)
+        app.command(name, cls=_named(verb.kind))(target)
         made = get_command(app)
     return with_plugins(made) if verb.opens else made
 

@@ -5,16 +5,20 @@ run directory: config.json (what was asked), metrics.jsonl, checkpoints/, model/
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
+import textwrap
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from plait.cli.options import LimitOption, json_option, raise_limits, settings_option
 from plait.errors import UsageError
-from plait.recipes import find_recipe
+from plait.recipes import RECIPES, Setting, described, find_recipe
 from plait.training.run import call_recipe, check_run_dir, claim_run_dir, is_main, parse_settings, run_recipe
 
 if TYPE_CHECKING:
@@ -22,6 +26,44 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = 130  # as `plait.cli.INTERRUPTED`
+
+
+class RecipeCommand(TyperCommand):
+    """`plait train RECIPE --help` tells of that recipe and its settings, `plait train --help` of the options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words of the command, since `--help` is answered before any of them is read."""
+        ctx.meta["plait.words"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The page of the recipe among the words; the options and the names of recipes where there is no word."""
+        words = [word for word in ctx.meta.get("plait.words", ()) if not word.startswith("-")]
+        if words:
+            formatter.write(recipe_page(next((word for word in words if word in RECIPES), words[0])) + "\n")
+            return
+        super().format_help(ctx, formatter)
+        formatter.write(textwrap.fill("Recipes: " + ", ".join(RECIPES), 100) + "\n")
+
+
+def recipe_page(name: str) -> str:
+    """What a recipe does, was published with and can be set to, as text for a terminal.
+
+    Raises:
+        UsageError: for no recipe of this name.
+    """
+    function = find_recipe(name)
+    words = inspect.getdoc(function) or ""
+    lines = [f"plait train {name}", "", words.partition("\n\nArgs:")[0], "", "Settings (--set NAME=VALUE):", ""]
+    for settings in grouped(described(function)):
+        lines += [f"  {one.name}: {one.kind} = {one.default}" for one in settings]
+        lines.append(textwrap.fill(settings[0].meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join([*lines, "", "Options of every recipe: plait train --help"])
+
+
+def grouped(settings: list[Setting]) -> list[list[Setting]]:
+    """Neighbours that are explained together."""
+    return [list(group) for _, group in groupby(settings, key=lambda one: one.meaning)]
 
 
 def train(
@@ -44,7 +86,7 @@ def train(
     as_json: Annotated[bool, json_option("Print JSON for machines, with --dry-data.")] = False,
     limits: LimitOption = None,
 ) -> int:
-    """Train a recipe; run the same command again to continue a run that was stopped."""
+    """Train a recipe; run the same command again to continue a run that was stopped. RECIPE --help: its settings."""
     raise_limits(limits)
     function = find_recipe(recipe)
     arguments = parse_settings(function, settings or [], seed)

@@ -287,8 +287,7 @@ def evaluate(
         The result that result.json holds, see `plait.evaluation.result.build_result`.
 
     Raises:
-        ValueError: for data that are absent or malformed, a model that cannot do this, and scores that are not
-        finite.
+        ValueError: for data that are absent or malformed, a model that cannot do this, and scores that are not finite.
 
     Example:
         >>> result = evaluate(task, open_model("nano", task.methods), "data", Path("runs/eval"))

@@ -5,13 +5,17 @@ The function's docstring holds data, cost and the number to expect; its paramete
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from plait.errors import UsageError, installed
 from plait.models.plugins import used
-from plait.training.run import nearest
+from plait.training.run import nearest, settings_of
 
 if TYPE_CHECKING:
     from plait.training.stages import Recipe
@@ -62,3 +66,81 @@ def own_recipes() -> dict[str, Callable[..., Recipe]]:
                 raise UsageError(f"expected a new name for a recipe in {module.__file__}, got {name!r}; rename it")
             found[name] = function
     return found
+
+
+COMMON = {
+    "init": "model directory to go on from.",
+    "data": "manifest, tar shards, parquet, a saved data set or a folder of media with names.",
+    "steps": "optimiser steps.",
+    "epochs": "passes over the rows; steps count where both are given.",
+    "batch_size": "rows of a step over all processes.",
+    "accumulation": "micro batches that a step is split into.",
+    "lr": "peak rate.",
+    "floor": "last rate.",
+    "warmup": "steps, or a share of the run below 1.",
+    "max_length": "tokens of a row.",
+    "seed": "of what the recipe draws by itself; `plait train --seed`.",
+}
+"""What these settings mean in a recipe that says nothing else of them."""
+
+
+class Setting(NamedTuple):
+    """One setting of a recipe.
+
+    Attributes:
+        name: as in `--set NAME=VALUE`.
+        kind: its type in words, choices with bars between.
+        default: as it is written, "required" without one.
+        meaning: in a sentence.
+    """
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def described(function: Callable[..., Any]) -> list[Setting]:
+    """Every setting of a recipe with its type, default and meaning, in the order of its parameters.
+
+    Meanings are read from the `Args` of the function and of the dataclasses among its parameters.
+
+    Args:
+        function: as `find_recipe` gives it.
+
+    Example:
+        >>> described(find_recipe("one_peace.stage2"))[0].meaning
+        'model directory of stage 1.'
+    """
+    known = settings_of(function)
+    meanings, names = dict(COMMON), {*known, *inspect.signature(function).parameters}
+    for source in [*filter(is_dataclass, get_type_hints(function).values()), function]:
+        for kind in reversed(getattr(source, "__mro__", (source,))):
+            meanings |= dict(_explained(inspect.getdoc(kind) or "", names))
+    return [
+        Setting(name, _said(kind), "required" if default is inspect.Parameter.empty else str(default), meanings[name])
+        for name, (kind, default) in known.items()
+    ]
+
+
+def _explained(text: str, known: set[str]) -> Iterator[tuple[str, str]]:
+    """(name, meaning) of the `Args` of a docstring, where one line may tell of several: `a, b: of both. c: of it.`"""
+    _, found, rest = text.partition("\nArgs:\n")
+    if not found:
+        return
+    flat = " ".join(re.split(r"\n(?=\S)", rest)[0].split())
+    names = r"((?:\w+, )*\w+): "
+    # only words that are settings begin an entry: a sentence may hold a colon too
+    starts = [one for one in re.finditer(rf"(?:^|(?<=[.;] )){names}", flat) if set(one[1].split(", ")) <= known]
+    for one, after in zip(starts, [*starts[1:], None], strict=True):
+        meaning = flat[one.end() : after.start() if after else None].strip().rstrip(";")
+        yield from ((name, meaning) for name in one[1].split(", "))
+
+
+def _said(kind: Any) -> str:
+    """A type as a reader of the help knows it."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if isinstance(kind, UnionType):
+        return " | ".join(_said(one) for one in get_args(kind) if one is not type(None))
+    return kind.__name__ if get_origin(kind) is None else str(kind).replace("typing.", "")

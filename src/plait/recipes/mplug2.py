@@ -5,8 +5,7 @@ rows -> select -> decoded (`processor.read_row`) -> batches (`processor.Collator
 Published for finetuning (released video tasks): AdamW, rate 2e-5 and for the vision encoder 2e-6, weight decay 0.02,
 cosine to 1e-6 after 200 steps of warm-up from 1e-6, 10 epochs, no clipping, everything trains, 8 GPUs. Where nothing
 was published the docstring says so and the released tasks' values stand in. Source: specification mPLUG-2, sections
-2, 10, 12 and 15. Rows without a split, or of the split train, are used. `JOBS` is the family on one's own rows: the
-same stages without queues and teacher, predictions by `Assistant`.
+2, 10, 12 and 15. Rows without a split, or of the split train, are used.
 """
 
 from __future__ import annotations
@@ -17,18 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plait.assistant import Assistant
 from plait.data.conversation import is_heard
 from plait.data.mixture import Mixture
 from plait.data.reader import BadSamples, Collate, Reader, Reading, Rows, Source, select
 from plait.errors import UsageError
 from plait.generation import Hypothesis
-from plait.media.image import load_image
-from plait.media.video import load_frames
 from plait.metrics.captions import DocumentFrequency, cider
 from plait.metrics.ptb import ptb_tokens
 from plait.models.auto import load_config, load_processor
@@ -46,7 +41,6 @@ from plait.models.mplug2.weights import from_directory, start_from
 from plait.objectives.captioning import IGNORED
 from plait.objectives.distillation import ramped_alpha
 from plait.objectives.masked import mask_tokens
-from plait.recipes.finetune import Job, Request, in_evaluation, text_of
 from plait.training.optim import parameter_groups
 from plait.training.parallel import gather_rows
 from plait.training.run import refuse_beside
@@ -277,7 +271,15 @@ class Tuning(Reading):
 
 @dataclass(frozen=True)
 class SizedTuning(Reading):
-    """The fields of `Tuning` for pretraining, where rates and batch that are not set are those of the size."""
+    """The fields of `Tuning` for pretraining, where rates and batch that are not set are those of the size.
+
+    Args:
+        steps, epochs: length, of which steps count where both are given.
+        batch_size, lr, vision_lr, floor: rows of a step over all processes, peak rates (of all else, of the vision
+            encoder) and last rate; without them those of the size.
+        warmup: steps, or a share of the run below 1; without it 200 steps, of runs under 2,000 steps a tenth.
+        schedule: cosine, or released: the rates of the released loops to the letter, each in force a step late.
+    """
 
     steps: int | None = None
     epochs: float | None = 30
@@ -324,15 +326,23 @@ def pretraining(
 ) -> Recipe:
     """Image-text, video-text and text: contrast and matching, masked and instruction language modelling.
 
-    init: a model directory to go on from; without it random weights of `preset` (base), or of the checkpoints clip and
-    bert where they fit (as published, CLIP ViT-B/16 or L/14 and uncased BERT). media: kinds of rows, which take turns;
-    image, video and text without it, as far as the data has them.
-    queue_size: divisible by the batch, 0 for negatives of the batch alone. instructions: whether the decoder is told
-    what to write; the saved model then expects to be. Never released; values are the predecessor's, 30 epochs, and
+    Never released; values are the predecessor's, 30 epochs, and
     without being set those of the size: base batch 256, rates 1e-4 and 1e-5, floor 1e-6; large (also of init) 128, 5e-5
     and 5e-6, 2e-6. Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
     WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
     times that for all objectives and their gradients; no figure was published.
+
+    Args:
+        data: rows with `image`, `video` or `text` alone, and `captions` or `text` beside media.
+        init: a model directory to go on from; random weights without it.
+        preset: size of random weights, base without it.
+        clip, bert: checkpoints whose weights are taken where they fit (published: CLIP ViT-B/16 or L/14, uncased BERT).
+        media: kinds of rows, which take turns; image, video and text without it, as far as the data has them.
+        queue_size: negatives that are kept, divisible by the batch; 0 for negatives of the batch alone.
+        alpha: weight of the momentum teacher, 0 to 1.
+        mask_probability: of a piece of text, for masked language modelling.
+        instructions: whether the decoder is told what to write; the saved model then expects to be.
+        universal_sharing: whether image, text and fusion share the universal layers.
     """
     if init is not None:
         refuse_beside(f"init={init}, which has them", preset=preset, clip=clip, bert=bert)
@@ -442,7 +452,10 @@ def captioning(
     Data: MSRVTT, MSVD. Cost: a clip of 16 frames takes 3.5 TFLOPs forward (large, `plait plan mplug2 caption`) and
     about three times that in training; the released scripts use 8 GPUs. Published (large): CIDEr 80.3 on MSRVTT, 165.8
     on MSVD; batch 4 x 8 GPUs x 2 accumulated, prompt "a video of".
-    instructions: whether the model is told to describe, through text encoder and fusion; the saved model then is too.
+
+    Args:
+        prompt: what the decoder begins with.
+        instructions: whether the model is told to describe, by text encoder and fusion; the saved model then is too.
     """
     processor, rows = load_processor(init), _rows(data, (), reading=how)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
@@ -461,8 +474,10 @@ def self_critical(
     """Captions made better by their own CIDEr, behind `captioning`: rows as there, all captions are references.
 
     Published by the predecessor on COCO: CIDEr 137.5 -> 150.4 (base), 141.0 -> 155.1 (large), both rates 1e-6, 5
-    epochs. A step searches with `num_beams` beams of min_length to max_length tokens: 3 to 5 times the cost of one of
-    captioning.
+    epochs. A step costs 3 to 5 times one of captioning.
+
+    Args:
+        num_beams, min_length, max_length: of the captions that are searched in every step, lengths in tokens.
     """
     processor, rows = load_processor(init), _rows(data, (), SEEN, how, "image or video")
     objective = SelfCritical(
@@ -486,11 +501,14 @@ def answering(
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
-    instructions: whether questions are framed by what to do; the saved model then frames them as well. distill, alpha:
-    momentum distillation and its weight (0.4), which the released code computes and throws away and this one uses.
     Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
+
+    Args:
+        instructions: whether questions are framed by what to do; the saved model then frames them as well.
+        distill, alpha: momentum distillation and its weight, which the released code computes and throws away and this
+            one uses.
     """
     if not distill:
         refuse_beside("distill=false", alpha=alpha)
@@ -515,6 +533,10 @@ def retrieval(
     Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for a picture
     (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
+
+    Args:
+        queue_size: negatives that are kept, divisible by the batch; 0 for negatives of the batch alone.
+        alpha: weight of the momentum teacher, 0 to 1.
     """
     _check_queue(queue_size, how)
     processor, rows = load_processor(init), _rows(data, (), SEEN, how, "image or video")
@@ -547,10 +569,14 @@ def classification(
 ) -> Recipe:
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
-    Rows with `label` and what `medium` names (without it what most of them have); a pair of texts has the second in
+    Rows with `label` and what `medium` names; a pair of texts has the second in
     `text_pair`. Data: Kinetics, ImageNet, GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture,
     0.01 a sentence (large), three times that in training. Published (large, recalled): Kinetics-400 top-1 87.1,
     ImageNet 87.7; no recipe was released.
+
+    Args:
+        task: classify, or entail for a text about a picture or clip.
+        medium: text, image or video: what of the rows is seen; without it what most of them have.
     """
     if task not in ("classify", "entail"):
         raise ValueError(f"expected task classify or entail, got {task!r}")
@@ -655,144 +681,3 @@ def _released(
         step, peak=peak, floor=floor, start=floor, warmup=warmup, epochs=total / steps_per_epoch,
         steps_per_epoch=steps_per_epoch, per_step=True, step_size=step_size,
     )  # fmt: skip
-
-
-# The published rate; small matrices that begin at zero need more.
-FULL_LR, LORA_LR = 2e-5, 5e-4
-BATCH = 8
-
-
-def retrieval_job(request: Request) -> Job:
-    """Contrast and matching without a queue, which some hundred rows would not fill; recall by the contrast alone."""
-    init, data, how = _asked(request)
-    recipe = retrieval(init, data, queue_size=0, how=how)
-    return _job(request, recipe, lambda model, processor, rows: _vectors(model, processor, request.medium, rows))
-
-
-def caption(request: Request) -> Job:
-    """Captions without a prompt, scored by CIDEr: the published one speaks of videos only."""
-    init, data, how = _asked(request)
-    return _job(request, captioning(init, data, prompt="", how=how), _said("caption"))
-
-
-def vqa(request: Request) -> Job:
-    """Free answers, without a teacher; rows with `question` and `answers`."""
-    init, data, how = _asked(request)
-    return _job(request, answering(init, data, distill=False, how=how), _said("answer"))
-
-
-def ground(request: Request) -> Job:
-    """Boxes of phrases, scored as shares of width and height."""
-
-    def boxes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[list[float]]:
-        pictures = [load_image(sample.image) for sample in rows]
-        phrases = [sample.question or sample.text or "" for sample in rows]
-        found = Assistant((model, processor), batch_size=BATCH).ground(pictures, phrases)
-        sizes = [picture.size for picture in pictures]
-        return [[b[0] / w, b[1] / h, b[2] / w, b[3] / h] for b, (w, h) in zip(found, sizes, strict=True)]
-
-    init, data, how = _asked(request)
-    return _job(request, grounding(init, data, how), boxes)
-
-
-def classify(request: Request) -> Job:
-    """A head over one medium; before it, what the model as it came finds most likely among the labels."""
-    init, data, how = _asked(request)
-    recipe = classification(init, data, medium=request.medium, how=how)
-    labels = sorted({sample.label or "" for sample in request.train})
-
-    def classes(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
-        assistant = Assistant((model, processor), batch_size=BATCH)
-        return [found[0].text for found in assistant.classify(_items(rows, processor.num_frames))]
-
-    def zero_shot(_: nn.Module, rows: Sequence[Sample]) -> list[str] | None:
-        whole, processor = from_directory(request.model), load_processor(request.model)
-        try:
-            assistant = Assistant((whole, processor), batch_size=BATCH)
-            found = assistant.classify(_items(rows, processor.num_frames), labels)
-        except ValueError:  # a class that has its own labels, or looks at other media, can do nothing here yet
-            return None
-        return [one[0].text for one in found]
-
-    return replace(_job(request, recipe, classes), zero_shot=zero_shot)
-
-
-JOBS: dict[str, Callable[[Request], Job]] = {
-    "retrieval": retrieval_job,
-    "classify": classify,
-    "caption": caption,
-    "vqa": vqa,
-    "ground": ground,
-}
-
-
-def _asked(request: Request) -> tuple[str, str, Tuning]:
-    """init, data and how of the recipes above. A LoRA has no encoder of its own rate, full training a tenth."""
-    lr = request.lr or (LORA_LR if request.lora else FULL_LR)
-    how = Tuning(
-        **asdict(request.reading), steps=request.steps, epochs=request.epochs, batch_size=request.batch_size, lr=lr,
-        vision_lr=lr if request.lora else lr / 10,
-    )  # fmt: skip
-    return str(request.model), request.data, how
-
-
-def _job(request: Request, recipe: Recipe, predict: Callable[[nn.Module, Any, Sequence[Sample]], Any]) -> Job:
-    """A published stage over `request.train` alone: the recipe's own rows may be of other media as well."""
-    processor, published = load_processor(request.model), recipe.stages[0]
-
-    def batches() -> Source:
-        reader: Any = published.batches()
-        return Reader(request.train, reader.collate, reader.decode, reading=request.reading)
-
-    def predicted(model: nn.Module, rows: Sequence[Sample]) -> Any:
-        return predict(model, processor, rows)
-
-    # Short runs: a floor in proportion and a tenth of warm-up, not 200 steps.
-    stage = replace(published, batches=batches, floor=published.peak_lr / 20, warmup=0.1)
-    return Job(recipe.model_builder, stage, in_evaluation(predicted), recipe.save, whole=_heads)
-
-
-def _heads(model: nn.Module) -> tuple[str, ...]:
-    """Names of the modules of a task's class that are no part of the network, which start fresh."""
-    assert isinstance(model, MPlug2PreTrainedModel)
-    return tuple(type(model).heads(model.config))
-
-
-def _said(task: str) -> Callable[[nn.Module, Any, Sequence[Sample]], list[str]]:
-    """A function (model, processor, rows) -> texts, by `Assistant.caption` or `Assistant.answer`."""
-
-    def predict(model: nn.Module, processor: Any, rows: Sequence[Sample]) -> list[str]:
-        assistant = Assistant((model, processor), batch_size=BATCH)
-        items = _items(rows, processor.num_frames)
-        if task == "caption":
-            return assistant.caption(items)
-        return assistant.answer(items, [sample.question or "" for sample in rows])
-
-    return predict
-
-
-def _items(rows: Sequence[Sample], num_frames: int) -> list[Any]:
-    """Pictures, frames or texts of rows, as `Assistant` takes them."""
-    return [
-        load_image(sample.image)
-        if sample.image is not None
-        else load_frames(sample.video, num_frames)
-        if sample.video is not None
-        else sample
-        for sample in rows
-    ]
-
-
-def _vectors(model: Any, processor: Any, medium: str, rows: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (rows, dim) of media, and of the words of the same rows, as numpy arrays."""
-    media, texts = [], []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        items = _items(part, processor.num_frames)
-        made = torch.stack([processor.pixels(x) if medium == "image" else processor.clip(x) for x in items])
-        given = {"pixel_values" if medium == "image" else "pixel_values_videos": made.to(model.device)}
-        media.append(getattr(model, f"get_{medium}_features")(**given).float().cpu().numpy())
-        words = processor.tokenize([text_of(sample) for sample in part], truncation=True)
-        found = model.get_text_features(**{name: value.to(model.device) for name, value in words.items()})
-        texts.append(found.float().cpu().numpy())
-    return np.concatenate(media), np.concatenate(texts)

@@ -80,13 +80,16 @@ def stage1(
     was released.
 
     Args:
-        llm: directory of a causal language model to build an untrained Owl around; or init: an Owl to go on from.
-        tower: published (without it), small or tiny, the size of a fresh tower; clip: a directory with a CLIP vision
-            model instead; temporal: whether it reads clips. All three are of an Owl that is built, not of init.
+        llm: directory of a causal language model to build an untrained Owl around, instead of init.
+        init: an Owl to go on from, which has a tower.
+        tower: published (without it), small or tiny, the size of a fresh tower.
+        clip: a directory with a CLIP vision model instead of a fresh tower.
+        temporal: whether a fresh tower reads clips.
         trains: all (tower and abstractor, as published), abstractor, or projection.
         steps, lr, floor, warmup: steps, peak and last rate, steps of warm-up.
-        batch_size: rows of a step over all processes; or tokens, of which rows hold max_length at most: 2**21 without
-            either, the published 2.1 M, which are 4,096 rows.
+        batch_size: rows of a step over all processes, instead of tokens.
+        tokens: of a step, of which rows hold max_length at most; without it and batch_size 2**21, the published 2.1 M,
+            which are 4,096 rows.
         max_length: tokens of a conversation. seed: of fresh weights.
 
     Raises:

@@ -202,13 +202,22 @@ def joint(
 ) -> Recipe:
     """Instructions with images, clips or text alone; everything trains, or adapters, abstractor and tower.
 
-    Rows with `messages`, `question` and `answers`, or a medium with `text` or `captions`. image_size, num_queries: the
-    checkpoint is resized to them, without image_size towers of patches of 14 to the published 448 pixels; lora:
-    rank of adapters on every linear layer of the language model but its head (published 128, alpha 256), their
-    dropout 0.05, merged when saved; train_vision: False freezes the tower, as the released scripts do;
-    abstractor_lr: its own rate, without it 2e-5 beside adapters, else lr; micro_batch: rows of equal length
-    together; frames: of a clip; lr: 2e-5, with adapters 1e-4. Published: 4,800 steps of 256 on 1.2 M instructions,
-    448 pixels, one epoch.
+    Rows with `messages`, `question` and `answers`, or a medium with `text` or `captions`. Published: 4,800 steps of 256
+    on 1.2 M instructions, 448 pixels, one epoch.
+
+    Args:
+        image_size, num_queries: the checkpoint is resized to them; without image_size towers of patches of 14 to the
+            published 448 pixels.
+        lora: rank of adapters on every linear layer of the language model but its head (published 128), merged when
+            saved; 0 trains everything.
+        lora_alpha, lora_dropout: of the adapters, twice the rank and 0.05 without them, as published.
+        train_vision: False freezes the tower, as the released scripts do.
+        layer_decay: rate of a tower layer relative to the next one.
+        abstractor_lr: its own rate, without it 2e-5 beside adapters, else lr.
+        micro_batch: rows of equal length together.
+        frames: of a clip.
+        lr: peak rate, without it 2e-5, with adapters 1e-4.
+        max_length: tokens of a conversation.
     """
     from plait.training.lora import TRAINABLE, folded
 

@@ -195,6 +195,7 @@ def stage1(
         lr, floor: peak and last rate. warmup: steps, or a share of the run below 1; without it 3,000 of 200,000.
         drop_path_rate: of the last layer, without it 0.4 for 4b and 0 for small sizes.
         layer_decay: rate of a layer relative to the next one; published 1 for this stage.
+        denoise_every: denoising losses in every so-manyth step, as published in each; 0 for contrast alone.
         denoising: contrast (without it), l2 or smooth_l1.
         composed, augmentation, bare_names: as in `plait.data.pairs.PicturesWithWords`; without augmentation the
             published crops of 0.9 to 1 of the area.

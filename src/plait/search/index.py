@@ -234,8 +234,8 @@ class Index:
             `AddReport`: counts, and what was left out and why.
 
         Raises:
-            ValueError: for a path that does not exist, a bad manifest row, and while another process is
-            writing. OSError: when the disk is full or fails; what is committed stays.
+            ValueError: for a path that does not exist, a bad manifest row, and while another process is writing.
+                OSError: when the disk is full or fails; what is committed stays.
         """
         embedder, report = self.embedder, AddReport()
         found = expand(source, lambda path, reason: report.skipped.append(Problem(path, reason)))

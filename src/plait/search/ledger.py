@@ -36,8 +36,7 @@ class AddReport:
             source: what was to be added, for the message.
 
         Raises:
-            ValueError: with the first reason, where nothing of `source` was taken and nothing was there
-            already.
+            ValueError: with the first reason, where nothing of `source` was taken and nothing was there already.
         """
         if self.added or self.replaced or self.unchanged or self.duplicates:
             return

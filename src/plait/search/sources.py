@@ -192,8 +192,8 @@ def entry_of(candidate: Candidate) -> Entry:
         Its `Entry`; the path is resolved, so the same file has one id however it was named.
 
     Raises:
-        ValueError: for no media, an empty or too large file, not a regular file, or a name that cannot be
-        printed. OSError: where it cannot be read.
+        ValueError: for no media, an empty or too large file, not a regular file, or a name that cannot be printed.
+            OSError: where it cannot be read.
     """
     if candidate.path is None:
         return _entry_of_value(candidate)

@@ -60,8 +60,7 @@ def embed_to_file(
 
     Raises:
         UsageError: for an unknown ending, an `out` that exists, and while another process writes it.
-        ValueError: for partial work of another model, where nothing was taken, and where `strict` forbids a
-        skip.
+        ValueError: for partial work of another model, where nothing was taken, and where `strict` forbids a skip.
 
     Example:
         >>> embed_to_file(Embedder("nano"), "photos", "photos.npy").added

@@ -50,8 +50,7 @@ def step_loader(
         step -> (rows of the global batch, the micro batches of `rank`, each after its place in the batch).
 
     Raises:
-        ValueError: when processes and micro batches do not divide the batch, also later of the rows of a
-        source.
+        ValueError: when processes and micro batches do not divide the batch, also later of the rows of a source.
 
     Example:
         >>> load = step_loader(Shuffled(samples, collate), (0, 0), batch_size=8)

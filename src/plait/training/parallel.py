@@ -290,8 +290,7 @@ def shard(module: ObjectiveModule, world: World, device: torch.device, dtype: to
             float32.
 
     Raises:
-        ValueError: for torch older than 2.13, and for a model with tied parameters, which two units cannot
-        share.
+        ValueError: for torch older than 2.13, and for a model with tied parameters, which two units cannot share.
     """
     if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
         raise ValueError(f"expected torch 2.13 or newer for --parallel fsdp, got {torch.__version__}; use ddp")

@@ -55,9 +55,9 @@ def run_recipe(
         `TrainResult`; where a signal stopped it (`interrupted`) there is no model directory.
 
     Raises:
-        ValueError: for batches that processes do not divide, for a `run_dir` that not all of them see, and as
-        `train`. UsageError: where `run_dir`/model is there and no run made it, and where `run_dir` holds anything
-        else or another process trains in it.
+        ValueError: for batches that processes do not divide, for a `run_dir` that not all of them see, and as `train`.
+            UsageError: where `run_dir`/model is there and no run made it, and where `run_dir` holds anything else or
+            another process trains in it.
     """
     with at_work(run_dir, is_known=_is_run(run_dir)) if is_main() else nullcontext(), _given_back(run_dir):
         return _run(build, run_dir, seed, device, dtype, resume, options)
@@ -152,8 +152,7 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
         Name -> value, in the order of the parameters.
 
     Raises:
-        UsageError: for an unknown key (naming the nearest), a value of another type, or a parameter without
-        default
+        UsageError: for an unknown key (naming the nearest), a value of another type, or a parameter without default
             that was not set.
 
     Example:
@@ -161,7 +160,7 @@ def parse_settings(function: Callable[..., Any], settings: Sequence[str], seed: 
         >>> parse_settings(recipe, ["data=shards", "steps=5"], seed=3)
         {'data': 'shards', 'steps': 5, 'seed': 3}
     """
-    known = _settings(function)
+    known = settings_of(function)
     given: dict[str, Any] = {"seed": seed} if "seed" in known else {}
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -187,7 +186,7 @@ def call_recipe(function: Callable[..., Recipe], arguments: dict[str, Any]) -> R
     return function(**given)
 
 
-def _settings(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+def settings_of(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Name -> (type, default) of what can be set: parameters, and the fields of those that are dataclasses.
 
     What many recipes share is such a dataclass (`plait.data.reader.Reading`), whose default has their defaults.

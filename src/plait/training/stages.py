@@ -64,7 +64,7 @@ class Stage:
 
     Raises:
         ValueError: for steps beside epochs or neither, layer_decay without layer_id, and numbers that are not
-        positive.
+            positive.
 
     Example:
         >>> def objective(model, batch, step, generator):
