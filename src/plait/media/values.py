@@ -82,6 +82,21 @@ def _smallest(rate: int) -> Any:
     return Image.new("RGB", (64, 64))
 
 
+def _shortest(rate: int) -> bytes:
+    """A film of two frames, as its file. Needs PyAV, as whoever opens films does."""
+    from io import BytesIO
+
+    from plait.errors import import_extra
+
+    av, file = import_extra("av"), BytesIO()
+    with av.open(file, "w", format="mp4") as film:
+        stream = film.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in (av.VideoFrame.from_image(_smallest(rate)), av.VideoFrame.from_image(_smallest(rate)), None):
+            film.mux(stream.encode(frame))
+    return file.getvalue()
+
+
 def _frames(value: Any, rate: int, **limits: Any) -> list[Any]:
     """Pictures of a file, or of frames that are here: spread evenly, since nobody knows when each was seen."""
     if _is_film(value):
@@ -141,6 +156,7 @@ MEDIA: dict[str, Medium] = {
         lambda value: _is_file(value) or _is_film(value),
         _frames,
         frames_of="image",
+        tiny=_shortest,
     ),
     "audio": Medium(
         "a path, bytes, an array or (array, sampling rate)",

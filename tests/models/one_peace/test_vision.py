@@ -79,6 +79,53 @@ def test_a_saved_clip_model_answers_the_same_and_names_clips(clips: OnePeaceVide
         OnePeaceVideoClassifier(OnePeaceConfig.preset("nano", **FIELDS))
 
 
+@pytest.mark.slow
+def test_clips_are_found_by_clips(clips: OnePeaceVideoClassifier, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    model = stirred(OnePeaceVideoClassifier(clips.config)).eval()
+    model.save_pretrained(tmp_path / "model")
+    OnePeaceProcessor.from_config(model.config).save_pretrained(tmp_path / "model")
+    av = pytest.importorskip("av")
+    films, colours = tmp_path / "films", ("red", "blue", "green")
+    films.mkdir()
+    for number, colour in enumerate(colours):
+        frames = [Image.new("RGB", (64, 48), colour) for _ in range(6)]
+        frames[number].paste("white", (5, 5, 30, 30))
+        with av.open(str(films / f"{colour}.mp4"), "w") as film:
+            stream = film.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for frame in [*map(av.VideoFrame.from_image, frames), None]:
+                film.mux(stream.encode(frame))
+    frames[0].save(films / "still.png")
+    embedder = plait.Embedder(tmp_path / "model", device="cpu")
+    assert embedder.modalities == embedder.accepts == ("video",) and embedder.dim == 32
+    index = plait.Index.create(tmp_path / "index", embedder)
+    added = index.add(films)
+    assert len(index) == 3, added
+    for colour in colours:
+        (best, *_) = index.search({"video": films / f"{colour}.mp4"}, k=2)
+        assert best.path.endswith(f"{colour}.mp4") and best.score == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match="expected"):
+        index.search("a red film")
+
+
+def test_films_of_several_clips_are_the_mean_of_these(clips: OnePeaceVideoClassifier) -> None:
+    processor = OnePeaceProcessor.from_config(clips.config)
+    frames = [Image.new("RGB", (80, 64), colour) for colour in ("red", "blue", "green", "white")]
+    film = processor(videos=frames)["pixel_values"]
+    assert film.shape == (1, 4, 3, 64, 64) and processor(videos=[frames, frames])["pixel_values"].shape[0] == 2
+    with torch.no_grad():
+        both = torch.stack([clips.pooled(clips.frames(part.transpose(1, 2))) for part in film.split(2, dim=1)])
+        wanted = torch.nn.functional.normalize(both.mean(0), dim=-1)
+        torch.testing.assert_close(clips.get_video_features(film), wanted)
+        with pytest.raises(ValueError, match=r"expected clips of 2 frames, got 3 frames"):
+            clips.get_video_features(film[:, :3])
+    with pytest.raises(ValueError, match=r"expected films of equally many frames, got 4, 2"):
+        processor(videos=[frames, frames[:2]])
+    with pytest.raises(ValueError, match=r"expected images or videos, got both"):
+        processor(images=frames[0], videos=frames)
+
+
 def official(model: torch.nn.Module, rules: object, tmp_path: Path, **fields: object) -> torch.nn.Module:
     """What the public door makes of an official file of this model."""
     state = {key: value.clone() for key, value in rules.backward(model.state_dict()).items()}

@@ -282,6 +282,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         audio: np.ndarray | Sequence[np.ndarray] | None = None,
         *,
+        videos: Any = None,
         sampling_rate: int | None = None,
         max_tokens: int = MAX_TOKENS,
         return_tensors: str = "pt",
@@ -293,6 +294,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             images: one PIL image or several.
             text: one or several.
             audio: one array or tensor (samples,) or (samples, channels), a path or bytes of a file, or several.
+            videos: one film as a list of its frames (PIL), or several of equally many; the middle of each is cut out.
             sampling_rate: of the audio in Hz, where it is known.
             max_tokens: pieces that a text is cut to, before its end token.
             return_tensors: `pt` only.
@@ -301,13 +303,14 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
                 happen; `max_length` is `max_tokens` with the end token.
 
         Returns:
-            input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side);
+            input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side), of films
+                (batch, frames, 3, side, side);
                 input_values (batch, samples), with attention_mask where audio comes alone, else
                 audio_attention_mask.
 
         Raises:
-            ValueError: for arguments it does not know, no input at all, and audio of another
-                sampling rate.
+            ValueError: for arguments it does not know, no input at all, pictures beside films, films of other
+                lengths, and audio of another sampling rate.
         """
         added = {name: values for name, values in others.items() if is_registered(name)}
         if (length := others.pop("max_length", None)) is not None:
@@ -334,7 +337,13 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
                 mean, std = processor.image_mean, processor.image_std
                 batch |= padded([fit(one.convert("RGB"), side, mean=mean, std=std) for one in pictures])
             else:
-                batch["pixel_values"] = torch.stack([self._pixels(picture) for picture in pictures])
+                batch["pixel_values"] = torch.stack(
+                    [self._pixels(one, is_cut=self.image_processor.do_center_crop) for one in pictures]
+                )
+        if videos is not None:
+            if images is not None:
+                raise ValueError("expected images or videos, got both; both are pixel_values, so pass them apart")
+            batch["pixel_values"] = self._films(videos)
         if audio is not None:
             clips = self.feature_extractor(self._heard(audio), sampling_rate)
             batch["input_values"] = clips["input_values"]
@@ -355,11 +364,19 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         """See `OnePeaceImageProcessor.post_process_semantic_segmentation`."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
 
-    def _pixels(self, picture: Image) -> torch.Tensor:
-        """One PIL image -> (3, side, side), normalised; other colour modes become RGB."""
-        processor = self.image_processor
-        cut = shorter_side_and_centre_crop if processor.do_center_crop else square
+    def _pixels(self, picture: Image, *, is_cut: bool) -> torch.Tensor:
+        """One PIL image -> (3, side, side), normalised; other colour modes become RGB. is_cut: to its middle."""
+        processor, cut = self.image_processor, shorter_side_and_centre_crop if is_cut else square
         return cut(picture.convert("RGB"), self.image_size, processor.image_mean, processor.image_std)
+
+    def _films(self, videos: Any) -> torch.Tensor:
+        """Frames of one film or of several -> (batch, frames, 3, side, side), each cut to its middle."""
+        several = len(videos) and (isinstance(videos[0], list | tuple) or getattr(videos[0], "ndim", 3) == 4)
+        films = [list(pictures_in(film)) for film in (videos if several else [videos])]
+        if len({len(film) for film in films}) != 1 or not films[0]:
+            counts = ", ".join(str(len(film)) for film in films)
+            raise ValueError(f"expected films of equally many frames, got {counts}; sample as many of each")
+        return torch.stack([torch.stack([self._pixels(frame, is_cut=True) for frame in film]) for film in films])
 
     def tokenize(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> dict[str, torch.Tensor]:
         """Texts to ids, lower-cased, cut and ended with EOS.

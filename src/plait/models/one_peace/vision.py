@@ -285,6 +285,11 @@ class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
         self.head = nn.Linear(config.dim, config.num_classes)
         self.post_init()
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it embeds: clips, and nothing that could be compared with them."""
+        return ("video",)
+
     def frames(self, video: Tensor) -> Tensor:
         """All frames of all videos behind the final norm.
 
@@ -325,15 +330,24 @@ class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
         return frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1])).mean(dim=1)
 
     def get_video_features(self, pixel_values: Tensor) -> Tensor:
-        """Unit vectors of clips, near where clips look and move alike; they share no space with words.
+        """Unit vectors of films, near where they look and move alike; they share no space with words.
 
         Args:
-            pixel_values: (batch, frames, 3, side, side).
+            pixel_values: (batch, frames, 3, side, side), of one clip of `config.num_frames` or of several in a row,
+                which are looked at apart and averaged.
 
         Returns:
             (batch, dim), of length 1.
+
+        Raises:
+            ValueError: for frames that are no whole number of clips.
         """
-        return F.normalize(self.pooled(self.frames(pixel_values.transpose(1, 2))), dim=-1)
+        count, length = pixel_values.shape[1], self.time_embedding.shape[1]
+        if count % length or not count:
+            raise ValueError(f"expected clips of {length} frames, got {count} frames; pass one clip or several")
+        # One after another: a batch of films of three clips is large enough.
+        clips = [self.pooled(self.frames(clip.transpose(1, 2))) for clip in pixel_values.split(length, dim=1)]
+        return F.normalize(torch.stack(clips).mean(dim=0), dim=-1)
 
     @outputs_for_transformers
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
