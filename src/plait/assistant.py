@@ -296,11 +296,13 @@ class Assistant:
         """
         return self._all("detect", items, on_bad, options={"threshold": threshold})
 
-    def segment(self, items: One | list[Any], *, on_bad: OnBad = "raise") -> Any:
+    def segment(self, items: One | list[Any], *, multi_scale: bool = False, on_bad: OnBad = "raise") -> Any:
         """The class of every pixel of each image.
 
         Args:
             items: images, one or a list of them.
+            multi_scale: whether each is looked at in several sizes and mirrored, as the model's release measures it:
+                better, and many times the work.
             on_bad: as in `caption`.
 
         Returns:
@@ -309,7 +311,7 @@ class Assistant:
         Raises:
             ValueError: for a model that does not segment; for a bad item unless skipping.
         """
-        return self._all("segment", items, on_bad)
+        return self._all("segment", items, on_bad, options={"multi_scale": multi_scale})
 
     def classify(self, items: One | list[Any], labels: Several[str] | None = None, *, on_bad: OnBad = "raise") -> Any:
         """Labels with probabilities, best first: those of the model's head, or the given ones.
@@ -405,7 +407,8 @@ class Assistant:
                 found = self.skills.detect(prepared, options.get("threshold", 0.5))
                 return [self._objects(one) for one in found]
             if task == "segment":
-                return [one.numpy().astype("uint16") for one in self.skills.segment(prepared)]
+                maps = self.skills.segment(prepared, options.get("multi_scale", False))
+                return [one.numpy().astype("uint16") for one in maps]
             boxes = self.skills.ground(prepared, texts)
         placed = []
         for box, (width, height) in zip(boxes, (one.size for one in batch), strict=True):
@@ -574,8 +577,11 @@ class Skills(Asks, Protocol):
         """
         ...
 
-    def segment(self, prepared: Sequence[Any]) -> list[Any]:
-        """The class of every pixel of each image, (height, width) tensors of whole numbers on the host."""
+    def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Any]:
+        """The class of every pixel of each image, (height, width) tensors of whole numbers on the host.
+
+        multi_scale: whether the published scales and mirrored pictures are averaged.
+        """
         ...
 
 

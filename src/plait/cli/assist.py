@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -25,8 +28,6 @@ from plait.terminal import progress_bar
 from plait.training.run import refuse_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from plait.assistant import Assistant, Request, Task
 
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, sound, folder or manifest")]
@@ -37,12 +38,24 @@ TOP = 5
 JsonOption = Annotated[bool, json_option("print one JSON object per item")]
 
 
-def caption(
-    model: ModelArgument,
-    media: MediaArgument,
-    *,
-    num_beams: BeamsOption = None,
-    max_length: LengthOption = None,
+class How(NamedTuple):
+    """What these verbs share, as it was asked for.
+
+    `options` are settings of `generate`, `candidates` what to choose among, `top` how many of these are shown.
+    """
+
+    batch_size: int
+    device: str | None
+    dtype: str | None
+    adapter: Path | None
+    on_bad: str
+    as_json: bool
+    options: dict[str, Any] | None = None
+    candidates: list[str] | None = None
+    top: int = TOP
+
+
+def _shared(
     batch_size: BatchOption = 8,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -50,13 +63,52 @@ def caption(
     on_bad: BadOption = "fail",
     as_json: JsonOption = False,
     limits: LimitOption = None,
+) -> How:
+    """What every verb about media takes, declared here once; limits act at once."""
+    raise_limits(limits)
+    return How(batch_size, device, dtype, adapter, on_bad, as_json)
+
+
+def asks(batch_size: int = 8) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb that takes the options of `_shared` beside its own, by their names, and is handed them as `how`.
+
+    Args:
+        batch_size: its default of items per forward pass.
+    """
+
+    def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+        own, shared = (inspect.signature(one, eval_str=True).parameters for one in (verb, _shared))
+        options = [one.replace(kind=one.KEYWORD_ONLY) for one in shared.values()]
+        options[0] = options[0].replace(default=batch_size)
+        every = [*(one for name, one in own.items() if name != "how"), *options]
+
+        @functools.wraps(verb)
+        def run(*args: Any, **kwargs: Any) -> None:
+            given = {"batch_size": batch_size} | {name: kwargs.pop(name) for name in shared if name in kwargs}
+            verb(*args, how=_shared(**given), **kwargs)
+
+        # What typer reads: the whole signature, as if it were written out.
+        cast("Any", run).__signature__ = inspect.Signature(every, return_annotation=None)
+        run.__annotations__ = {one.name: one.annotation for one in every}
+        return run
+
+    return with_options
+
+
+@asks()
+def caption(
+    model: ModelArgument,
+    media: MediaArgument,
+    *,
+    num_beams: BeamsOption = None,
+    max_length: LengthOption = None,
+    how: How,
 ) -> None:
     """Describe images and videos."""
-    raise_limits(limits)
-    how = How(batch_size, device, dtype, adapter, on_bad, as_json, _given(num_beams, max_length))
-    ask_all("caption", model, media, "", how)
+    ask_all("caption", model, media, "", how._replace(options=_given(num_beams, max_length)))
 
 
+@asks()
 def answer(
     model: ModelArgument,
     media: MediaArgument,
@@ -68,44 +120,32 @@ def answer(
     top: TopOption = None,
     num_beams: BeamsOption = None,
     max_length: LengthOption = None,
-    batch_size: BatchOption = 8,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    adapter: AdapterOption = None,
-    on_bad: BadOption = "fail",
-    as_json: JsonOption = False,
-    limits: LimitOption = None,
+    how: How,
 ) -> None:
     """Answer a question about images and videos, freely or from a list of answers."""
-    raise_limits(limits)
     candidates = _listed(answers, "answers")
     options = _given(num_beams, max_length)
     if candidates is None:
         refuse_beside("free answers, of which there is one", **{"--top": top})
     else:
         refuse_beside("--answers, which are ranked and not written", **options)
-    how = How(batch_size, device, dtype, adapter, on_bad, as_json, options, candidates, top or TOP)
+    how = how._replace(options=options, candidates=candidates, top=top or TOP)
     ask_all("answer" if candidates is None else "rank", model, media, question, how)
 
 
+@asks()
 def ground(
     model: ModelArgument,
     media: MediaArgument,
     phrase: Annotated[str, typer.Argument(help="what to find; a manifest's own phrases come first")] = "",
     *,
-    batch_size: BatchOption = 8,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    adapter: AdapterOption = None,
-    on_bad: BadOption = "fail",
-    as_json: JsonOption = False,
-    limits: LimitOption = None,
+    how: How,
 ) -> None:
     """Find what a phrase names in images: x0 y0 x1 y1 in pixels."""
-    raise_limits(limits)
-    ask_all("ground", model, media, phrase, How(batch_size, device, dtype, adapter, on_bad, as_json))
+    ask_all("ground", model, media, phrase, how)
 
 
+@asks()
 def classify(
     model: ModelArgument,
     media: MediaArgument,
@@ -114,31 +154,21 @@ def classify(
         str | None, typer.Option(help="labels separated by commas, or @FILE with one per line; default the model's own")
     ] = None,
     top: TopOption = None,
-    batch_size: BatchOption = 8,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    adapter: AdapterOption = None,
-    on_bad: BadOption = "fail",
-    as_json: JsonOption = False,
-    limits: LimitOption = None,
+    how: How,
 ) -> None:
     """Name what images, videos, sounds or a manifest's texts show, with probabilities.
 
     Any model that embeds chooses among --labels (zero-shot); a classifier has labels of its own.
     """
-    raise_limits(limits)
     candidates = _listed(labels, "labels")
     from plait.embedder.towers import is_foreign
 
     if candidates is not None and is_foreign(model):
-        if adapter is not None:
+        if how.adapter is not None:
             raise UsageError(f"expected a model of Plait beside --adapter, got {model}; merge it with PEFT")
-        _classify_by_vectors(
-            model, media, candidates, How(batch_size, device, dtype, None, on_bad, as_json, top=top or TOP)
-        )
+        _classify_by_vectors(model, media, candidates, how._replace(top=top or TOP))
         return
-    how = How(batch_size, device, dtype, adapter, on_bad, as_json, candidates=candidates, top=top or TOP)
-    ask_all("classify", model, media, "", how)
+    ask_all("classify", model, media, "", how._replace(candidates=candidates, top=top or TOP))
 
 
 def _classify_by_vectors(model: Path, media: Path, labels: list[str], how: How) -> None:
@@ -164,23 +194,6 @@ def _classify_by_vectors(model: Path, media: Path, labels: list[str], how: How) 
         print(told if how.as_json else f"{name}\t{_as_line('classify', row, how.top)}")
     if not rows:
         raise ValueError(f"expected something to classify, got nothing that can be read among {len(requests)} items")
-
-
-class How(NamedTuple):
-    """What these verbs share, as it was asked for.
-
-    `options` are settings of `generate`, `candidates` what to choose among, `top` how many of these are shown.
-    """
-
-    batch_size: int
-    device: str | None
-    dtype: str | None
-    adapter: Path | None
-    on_bad: str
-    as_json: bool
-    options: dict[str, Any] | None = None
-    candidates: list[str] | None = None
-    top: int = TOP
 
 
 def ask_all(

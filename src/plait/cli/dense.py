@@ -10,23 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plait.cli.assist import How, JsonOption, MediaArgument, ask_all
-from plait.cli.options import (
-    AdapterOption,
-    BadOption,
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    LimitOption,
-    ModelArgument,
-    raise_limits,
-)
+from plait.cli.assist import How, MediaArgument, ask_all, asks
+from plait.cli.options import ModelArgument
 from plait.errors import UsageError
 
 if TYPE_CHECKING:
     from plait.assistant import Assistant, Detected, Request
 
 
+@asks(batch_size=4)
 def detect(
     model: ModelArgument,
     media: MediaArgument,
@@ -34,16 +26,9 @@ def detect(
     threshold: Annotated[float, typer.Option(help="score from which on an object is told", min=0, max=1)] = 0.5,
     draw: Annotated[Path | None, typer.Option(help="new directory for pictures with boxes and masks on them")] = None,
     coco: Annotated[Path | None, typer.Option(help="new COCO results file; categories count labels from 1")] = None,
-    batch_size: BatchOption = 4,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    adapter: AdapterOption = None,
-    on_bad: BadOption = "fail",
-    as_json: JsonOption = False,
-    limits: LimitOption = None,
+    how: How,
 ) -> None:
     """Find the objects of images: label, score and x0 y0 x1 y1 in pixels; masks go into drawings and COCO results."""
-    raise_limits(limits)
     from plait.places import atomic_directory, atomic_write
 
     rows: list[dict[str, Any]] = []
@@ -57,28 +42,22 @@ def detect(
             if pictures is not None:
                 _draw(pictures, assistant.skills.labels, request, found)
 
-        how = How(batch_size, device, dtype, adapter, on_bad, as_json, {"threshold": threshold})
-        ask_all("detect", model, media, "", how, keep)
+        ask_all("detect", model, media, "", how._replace(options={"threshold": threshold}), keep)
         if coco is not None:
             atomic_write(coco, json.dumps(rows) + "\n")
 
 
+@asks(batch_size=1)
 def segment(
     model: ModelArgument,
     media: MediaArgument,
     *,
     masks: Annotated[Path | None, typer.Option(help="new directory for grey PNG, a class number per pixel")] = None,
     draw: Annotated[Path | None, typer.Option(help="new directory for pictures with classes on them")] = None,
-    batch_size: BatchOption = 1,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    adapter: AdapterOption = None,
-    on_bad: BadOption = "fail",
-    as_json: JsonOption = False,
-    limits: LimitOption = None,
+    multi_scale: Annotated[bool, typer.Option(help="look at the published scales, mirrored too: many looks")] = False,
+    how: How,
 ) -> None:
     """Name the class of every pixel of images: the share of each class, and class maps and drawings as files."""
-    raise_limits(limits)
     from plait.places import atomic_directory
 
     with nullcontext() if masks is None else atomic_directory(masks) as maps:  # noqa: SIM117 (two directories)
@@ -99,7 +78,7 @@ def segment(
                     _draw_classes(pictures, request, found, labels)
                 return [(labels[numbers[i]], counts[i] / found.size) for i in order]
 
-            ask_all("segment", model, media, "", How(batch_size, device, dtype, adapter, on_bad, as_json), keep)
+            ask_all("segment", model, media, "", how._replace(options={"multi_scale": multi_scale}), keep)
 
 
 def _draw_classes(directory: Path, request: Request, found: Any, labels: tuple[str, ...]) -> None:

@@ -61,6 +61,7 @@ def evaluate(
     frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
     rerank: Annotated[int | None, typer.Option(help="best of a retrieval that the match head scores; 0: none")] = None,
     answers: Annotated[Path | None, typer.Option(help="list of answers that families which rank choose from")] = None,
+    multi_scale: Annotated[bool, typer.Option(help="segmenters look at the published scales, mirrored too")] = False,
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -98,7 +99,7 @@ def evaluate(
 
         options = Options(
             split, count, rule, batch_size, media, skip_missing, judge, frames=frames, rerank=rerank, answers=answers,
-            dtype=dtype,
+            dtype=dtype, multi_scale=multi_scale,
         )  # fmt: skip
         print(_run(task, model, data, out, predictions, options, as_json, adapter))
 

@@ -187,10 +187,10 @@ class OurModel(Named):
                     boxes[-1][-1] |= {"segmentation": row["segmentation"], "mask_score": masked[i]}
         return boxes
 
-    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
-        """The class of every pixel (height, width) uint8, at the size of the picture."""
+    def segment(self, images: Sequence[Any], multi_scale: bool = False) -> list[np.ndarray]:
+        """The class of every pixel (height, width) uint8, at the size of the picture. multi_scale: see `Assistant`."""
         with torch.inference_mode():
-            masks = self.asking.segment([self.asking.prepare("image", image) for image in images])
+            masks = self.asking.segment([self.asking.prepare("image", image) for image in images], multi_scale)
         return [mask.numpy().astype(np.uint8) for mask in masks]
 
 

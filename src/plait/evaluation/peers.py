@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from plait.embedder.towers import fingerprint
+from plait.errors import UsageError
 from plait.generation.asking import Asking
 from plait.generation.talking import lengths, likelihoods
 from plait.generation.templates import write_chat
@@ -314,8 +315,10 @@ class Segmenter(_Sees):
     capabilities: tuple[Capability, ...] = ("segment",)
     auto = "AutoModelForSemanticSegmentation"
 
-    def segment(self, images: Sequence[Any]) -> list[np.ndarray]:
-        """The class of every pixel (height, width) uint8, at the size of the picture."""
+    def segment(self, images: Sequence[Any], multi_scale: bool = False) -> list[np.ndarray]:
+        """The class of every pixel (height, width) uint8, at the size of the picture. UsageError for several scales."""
+        if multi_scale:
+            raise UsageError(f"expected a segmenter of Plait for --multi-scale, got {self.name}; leave it out")
         outputs, sizes = self.seen(images)
         masks = self.reader.post_process_semantic_segmentation(outputs, target_sizes=sizes)
         # uint8 holds 256 classes, more than ADE20K's 150

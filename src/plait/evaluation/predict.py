@@ -75,6 +75,7 @@ class Setting:
         show_progress: None shows a bar when the work takes longer than about two seconds.
         rerank: the best of a retrieval that the match head scores anew.
         answers: a list from which every answer is.
+        multi_scale: see `plait.evaluation.run.Options`.
     """
 
     task: Task
@@ -88,6 +89,7 @@ class Setting:
     show_progress: bool | None = None
     rerank: int = 0
     answers: Sequence[str] = ()
+    multi_scale: bool = False
 
     def media(self, item: Item, modalities: Sequence[Modality]) -> list[File]:
         """The files of an item, of the given modalities. Raises ValueError for one that is missing."""
@@ -471,7 +473,8 @@ def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
 
     def ask(asks: list[Ask]) -> list[str]:
         made = []
-        for mask in setting.model.segment([ask.images[0] for ask in asks]):
+        looks = {"multi_scale": True} if setting.multi_scale else {}  # a model of the user's own may know none
+        for mask in setting.model.segment([ask.images[0] for ask in asks], **looks):
             buffer = io.BytesIO()
             Image.fromarray(mask).save(buffer, "PNG")
             made.append(base64.b64encode(buffer.getvalue()).decode())

@@ -43,6 +43,7 @@ class Options:
         judge: stored replies or a model.
         show_progress: None shows a bar when the work takes longer than about two seconds.
         decoding, num_frames: instead of those of the model's family.
+        multi_scale: segmenters look at several scales and mirrored pictures, as published.
         frames: how frames of films are chosen: `published` as the model's family does, or a name that
             `plait.processing.videos.chooser` knows.
         rerank: the best of a retrieval that the match head scores anew, 0 for none; None as the model's family does.
@@ -64,6 +65,7 @@ class Options:
     rerank: int | None = None
     answers: Path | None = None
     dtype: str | None = None
+    multi_scale: bool = False
 
 
 def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
@@ -162,6 +164,10 @@ def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = (
     elif options.rerank is not None:
         raise UsageError(f"expected no --rerank for {task.name}, got {options.rerank}; it belongs to retrieval")
     opens = method not in ("retrieve", "zero_shot") or "rerank" in used  # an embedder opens films itself
+    if options.multi_scale:
+        if method != "segment":
+            raise UsageError(f"expected a task of segmentation for --multi-scale, got {task.name}; leave it out")
+        used["multi_scale"] = True
     if "video" in task.media and opens:
         used["num_frames"] = options.num_frames or model.asking.num_frames
         used["frames"] = model.asking.frames if options.frames == "published" else options.frames
@@ -253,7 +259,7 @@ def predict(task: Task, model: Any, loaded: Loaded, options: Options, out: Path 
             used.get("frames", "time"),
         )
         asked = (decoding, count, rule, options.batch_size, options.show_progress, _within(present, used, options))
-        setting = Setting(task, model, loaded.files, cache, *asked, answers)
+        setting = Setting(task, model, loaded.files, cache, *asked, answers, options.multi_scale)
         rows = METHODS[used["method"]](present, setting) if present else []
     rows += [
         {"id": item.id, "prediction": None, "raw": None, "prompt": "", "failed": "media missing"} for item in absent

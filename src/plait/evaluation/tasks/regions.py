@@ -127,7 +127,7 @@ def segmentation(scoring: Scoring, num_classes: int) -> Scored:
         raise ValueError("expected the data set directory to read masks from, got none; pass --data")
     predictions, tables = scoring.predictions, []
     for item in scoring.items:
-        target = mask_classes(scoring.files.root / (item.mask or ""))
+        target = mask_classes(scoring.files.root / (item.mask or ""), item.meta.get("numbering", "ade20k"))
         prediction = predictions[item.id]
         if prediction is None:  # a failed picture has a class that is never right everywhere
             said = np.full(target.shape, IGNORED, np.uint8)
@@ -257,11 +257,56 @@ def ade20k(source: Source) -> list[Item]:
     return items
 
 
-def mask_classes(path: str | Path) -> np.ndarray:
-    """Classes of a mask file: 0 -> 255 (ignored), 1..150 -> 0..149.
+@layout(
+    "coco_stuff",
+    {"mask": ("stuffthingmaps/{split}/*.png", "annotations/{split}/*_labelTrainIds.png")},
+    many=("mask",),
+    aliases={"val": "val2017", "train": "train2017"},
+)
+def coco_stuff(source: Source) -> list[Item]:
+    """COCO-Stuff 164k as it is published (`stuffthingmaps`), or `*_labelTrainIds.png`, beside COCO's pictures.
+
+    meta holds how the numbers of a mask are read, see `mask_classes`.
+    """
+    items = []
+    for mask in (path for path in source.files.values() if path.suffix == ".png"):
+        stem = mask.stem.removesuffix("_labelTrainIds")
+        folders = [source.root / "images" / mask.parent.name, source.root / mask.parent.name]
+        found = [path for folder in folders for path in sorted(folder.glob(f"{stem}.*")) if path.is_file()]
+        if not found:
+            wanted = " or ".join(map(str, folders))
+            raise ValueError(f"{mask.name}: expected a picture {stem}.jpg in {wanted}, got none")
+        item = Item(stem, image=found[0].relative_to(source.root).as_posix())
+        item.mask = mask.relative_to(source.root).as_posix()
+        item.meta["numbering"] = "coco_stuff" if stem == mask.stem else "plain"
+        items.append(item)
+    return items
+
+
+NOT_LABELLED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+"""Categories of COCO's 182 things and stuff that no picture has: 171 are left."""
+
+
+def _numberings() -> dict[str, np.ndarray]:
+    """How masks are numbered -> the class of every grey value; 255 is ignored."""
+    # 0 means unlabelled; as uint8 it comes round to 255, which every score ignores
+    tables = {"ade20k": np.arange(256, dtype=np.uint8) - np.uint8(1), "plain": np.arange(256, dtype=np.uint8)}
+    stuff = np.full(256, IGNORED, np.uint8)
+    labelled = [number for number in range(1, 183) if number not in NOT_LABELLED]
+    stuff[np.array(labelled) - 1] = np.arange(len(labelled))  # maps hold the category less one
+    return tables | {"coco_stuff": stuff}
+
+
+NUMBERINGS = _numberings()
+
+
+def mask_classes(path: str | Path, numbering: str = "ade20k") -> np.ndarray:
+    """Classes of a mask file from 0 on; 255 is ignored.
 
     Args:
         path: a grey PNG of 8 bits.
+        numbering: ade20k, 0 is no class and 1..150 are 0..149; coco_stuff, categories less one, of which 171 occur;
+            plain, as they are.
 
     Returns:
         (height, width) uint8.
@@ -274,9 +319,7 @@ def mask_classes(path: str | Path) -> np.ndarray:
     with Image.open(path, formats=("PNG",)) as picture:
         if picture.mode not in ("L", "P"):
             raise ValueError(f"{Path(path).name}: expected an 8-bit mask with one channel, got mode {picture.mode}")
-        stored = np.asarray(picture)
-    # 0 means unlabelled; as uint8 it comes round to 255, which every score ignores
-    return (stored - np.uint8(1)).astype(np.uint8)
+        return NUMBERINGS[numbering][np.asarray(picture)]
 
 
 def _refer(name: str, about: str, split: str, size: int, *known: str) -> Task:
@@ -289,11 +332,11 @@ def _refer(name: str, about: str, split: str, size: int, *known: str) -> Task:
     )  # fmt: skip
 
 
-def _masks(name: str, about: str, num_classes: int, size: int, value: str) -> Task:
-    """A task of class masks in ADE20K's layout."""
+def _masks(name: str, about: str, num_classes: int, size: int, value: str, *layouts: str) -> Task:
+    """A task of class masks in ADE20K's layout or others."""
     rule = partial(segmentation, num_classes=num_classes)
     return Task(
-        name, about, ("ade20k",), "val", ("image",), {"segment": "segment"}, rule, "mIoU", size=size,
+        name, about, ("ade20k", *layouts), "val", ("image",), {"segment": "segment"}, rule, "mIoU", size=size,
         published=published(f"readme ONE-PEACE: {value}"),
     )  # fmt: skip
 
@@ -317,5 +360,5 @@ TASKS = (
         published=published("readme ONE-PEACE: 60.4 box, 52.9 mask", "web mPLUG-2: 46.9 (test-dev)"),
     ),
     _masks("ade20k", "ADE20K, 150 classes", 150, 2000, "62.0 single scale, 63.0 multi-scale"),
-    _masks("coco_stuff", "COCO-Stuff 164k as grey PNG like ADE20K's, 171 classes", 171, 5000, "52.9"),
+    _masks("coco_stuff", "COCO-Stuff 164k (or grey PNG like ADE20K's), 171 classes", 171, 5000, "52.9", "coco_stuff"),
 )  # fmt: skip

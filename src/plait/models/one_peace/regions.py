@@ -697,6 +697,10 @@ class OnePeaceRegionSkills(Asking):
         return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
+SCALES = tuple(side / 896 for side in range(384, 1153, 128))
+"""At which a picture is looked at, mirrored as well, where several scales are asked for (specification 8.5)."""
+
+
 class OnePeaceMaskSkills(Asking):
     """See `plait.assistant.Skills`: what a segmenter does for an `Assistant`."""
 
@@ -719,11 +723,12 @@ class OnePeaceMaskSkills(Asking):
     def check_text(self, text: str) -> None:
         """No text is read."""
 
-    def segment(self, prepared: Sequence[Any]) -> list[Tensor]:
-        """The class of every pixel of every picture, (height, width) int64 on the host."""
+    def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Tensor]:
+        """The class of every pixel of every picture, (height, width) int64 on the host, at one scale or at `SCALES`."""
+        looks: dict[str, Any] = {"scales": SCALES, "flip": True} if multi_scale else {}
         found = []
         for pixels, size in prepared:  # one by one: windows of one picture are a batch's work already
-            scores = self.model.segment(pixels.to(self.model.device))
+            scores = self.model.segment(pixels.to(self.model.device), **looks)
             scores = F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
             found.append(scores.argmax(dim=0).cpu())
         return found
