@@ -84,8 +84,9 @@ def asks(batch_size: int = 8) -> Callable[[Callable[..., None]], Callable[..., N
 
         @functools.wraps(verb)
         def run(*args: Any, **kwargs: Any) -> None:
-            given: dict[str, Any] = {name: kwargs.pop(name) for name in shared if name in kwargs}
-            verb(*args, how=_shared(**{"batch_size": batch_size, **given}), **kwargs)
+            given: dict[str, Any] = {"batch_size": batch_size}
+            given |= {name: kwargs.pop(name) for name in shared if name in kwargs}
+            verb(*args, how=_shared(**given), **kwargs)
 
         # What typer reads: the whole signature, as if it were written out.
         cast("Any", run).__signature__ = inspect.Signature(every, return_annotation=None)
