@@ -301,8 +301,7 @@ class Assistant:
 
         Args:
             items: images, one or a list of them.
-            multi_scale: whether each is looked at in several sizes and mirrored, as the model's release measures it:
-                better, and many times the work.
+            multi_scale: whether each is looked at in several sizes and mirrored, as the release does: many looks.
             on_bad: as in `caption`.
 
         Returns:
@@ -578,10 +577,7 @@ class Skills(Asks, Protocol):
         ...
 
     def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Any]:
-        """The class of every pixel of each image, (height, width) tensors of whole numbers on the host.
-
-        multi_scale: whether the published scales and mirrored pictures are averaged.
-        """
+        """The class of every pixel of each image, (height, width) on the host; of the published scales, or of one."""
         ...
 
 
