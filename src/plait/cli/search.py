@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -111,6 +112,10 @@ def add(
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
+    engine: Annotated[
+        str | None, typer.Option(help="ray, or torchrun where it is started by that: several processes embed")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="processes of --engine ray", min=1)] = 2,
     every: Annotated[str | None, typer.Option(help="index moments of videos too, each so long, for example 5s")] = None,
     as_json: JsonOption = False,
     limits: LimitOption = None,
@@ -121,6 +126,7 @@ def add(
     """
     raise_limits(limits)
     from plait.embedder import Embedder
+    from plait.search.bulk import add_with
     from plait.search.index import Index
     from plait.search.moments import add_moments, seconds_of
     from plait.search.sources import check_there
@@ -137,7 +143,14 @@ def add(
         opened = Index.create(index, Embedder(model, device=device, adapter=adapter))
     else:
         opened = opened_with(index, model, device, adapter)
-    report = opened.add(paths, deduplicate=not keep_duplicates)
+    if engine is None:
+        report = opened.add(paths, deduplicate=not keep_duplicates)
+    else:
+        report = add_with(
+            index, paths, cast("Any", engine), workers=workers, deduplicate=not keep_duplicates, model=model
+        )
+        if int(os.environ.get("RANK", "0")) and engine == "torchrun":
+            return  # the first rank commits and reports
     moments = None if length is None else add_moments(opened, length)
     line = f"{{added}} added, {{replaced}} replaced, {{unchanged}} there already, {len(opened)} in all"
     more = {}

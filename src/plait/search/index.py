@@ -279,7 +279,7 @@ class Index:
                 left_out = report.duplicates if verdict == "duplicate" else report.skipped
                 left_out.append(Problem(candidate.name, reason))
         if moved:
-            self._move(moved)
+            self.follow(moved)
             report.replaced += len(moved)
         found = embedder.embed_readable([entry.item for entry, _ in fresh], show_progress=False)
         report.skipped += [Problem.of(fresh[s.index][0].path or fresh[s.index][0].id, s.reason) for s in found.skipped]
@@ -290,7 +290,7 @@ class Index:
         now = {entry.modality: made_with[entry.modality] for entry, _ in kept if entry.modality in made_with}
         if now and known | now != known:  # before the rows: a kill may leave a print without rows, never the reverse
             atomic_write(self.path / ADDED, json.dumps(known | now))
-        rows = self._fitting(to_arrow([entry for entry, _ in kept], found.vectors))
+        rows = self.fitting(to_arrow([entry for entry, _ in kept], found.vectors))
         replaced = sum(changed for _, changed in kept)
         with one_line():
             if replaced:  # one commit that replaces and adds: no moment without the old rows
@@ -311,10 +311,10 @@ class Index:
             ValueError: while another process is writing.
         """
         with writing(self.path):
-            self._move(moved)
+            self.follow(moved)
 
-    def _move(self, moved: Sequence[tuple[Entry, str]]) -> None:
-        """Write rows anew under the paths to which their files were moved, with the vectors that they have."""
+    def follow(self, moved: Sequence[tuple[Entry, str]]) -> None:
+        """As `take_along`, for who holds the index for writing: paths are new, vectors stay."""
         ids = ", ".join(quote(old) for _, old in moved)
         with one_line():
             wanted = ["id", "caption", "label", "meta", "words", "vector"]
@@ -331,13 +331,13 @@ class Index:
                 kept = {name: given[name] or words[name] for name in words}
                 entries.append(replace(entry, words=entry.words or row.get("words"), **kept))
             vectors = np.array([rows[old]["vector"] for _, old in moved], np.float32)
-            made = self._fitting(to_arrow(entries, vectors))
+            made = self.fitting(to_arrow(entries, vectors))
             upsert = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             upsert.execute(made)  # first the new rows: a kill leaves rows of files that are gone, never files without
             if gone := {old for _, old in moved} - {entry.id for entry in entries}:
                 self._table.delete(f"id IN ({', '.join(map(quote, sorted(gone)))})")
 
-    def _fitting(self, rows: pa.Table) -> pa.Table:
+    def fitting(self, rows: pa.Table) -> pa.Table:
         """Rows without the columns that an index made by an older Plait lacks."""
         return rows.select([name for name in rows.column_names if name in self._table.schema.names])
 
