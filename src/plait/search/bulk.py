@@ -87,6 +87,8 @@ def add_with(
             return AddReport()
         _await(staging, blocks)
     commit(opened, [staging / f"{name_of(block)}.arrow" for block in blocks], report, deduplicate=deduplicate)
+    if report.added or report.replaced:
+        opened.optimize()
     return report
 
 
@@ -212,8 +214,6 @@ def commit(index: Index, places: Sequence[Path], report: AddReport, *, deduplica
             _upsert(index, [rows for rows in fresh if len(rows)])
             for place in some:
                 place.unlink(missing_ok=True)
-    if report.added or report.replaced:
-        index.optimize()
 
 
 def _judged(rows: Any, ledger: Ledger, report: AddReport, moved: list[tuple[Entry, str]]) -> list[bool]:
