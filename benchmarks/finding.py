@@ -3,9 +3,9 @@
     python benchmarks/finding.py [--seeds 5] [--pictures 100]
 
 Present and absent: half of the 300 held-out concepts are indexed (their pictures), the others are not; each is asked
-for by its word. AUROC of the best score, and for `--min-score auto` the stated share of false alarms beside the measured one,
-and the share of present concepts for which something is found. Copies: pictures that were compressed, scaled, made
-lighter and cut by 2 % at each side, among all others. Writes results/finding.json.
+for by its word. AUROC of the best score, and for `--min-score auto` the stated share of false alarms beside the
+measured one, and the share of present concepts for which something is found. Copies: pictures that were compressed,
+scaled, made lighter and cut by 2 % at each side, among all others. Writes results/finding.json.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def presence(embedder: Embedder, rows: Sequence[Sample], seeds: int) -> dict[str
             write_block(index.path / "one.arrow", to_arrow(entries, pictures[chosen]))
             commit(index, [index.path / "one.arrow"], AddReport())
             for share in (0.05, 0.1, 0.2):
-                floor = floors(index, parts_of("a word"), share).by_kind["image"]
+                floor = floors(index, parts_of("word"), share).by_kind["image"]
                 found.setdefault(f"false_alarms_at_{share}", []).append(float((best[~chosen] >= floor).mean()))
                 found.setdefault(f"present_found_at_{share}", []).append(float((best[chosen] >= floor).mean()))
-    return {name: {"mean": round(np.mean(v), 3), "std": round(np.std(v), 3)} for name, v in found.items()}
+    return {name: {"mean": round(float(np.mean(v)), 3), "std": round(float(np.std(v)), 3)} for name, v in found.items()}
 
 
 def altered(picture: Image.Image) -> dict[str, tuple[Image.Image, dict[str, Any]]]:
