@@ -23,7 +23,7 @@ from PIL import Image
 from plait import Embedder, Index
 from plait.data.manifest import read_manifest
 from plait.data.mini import cached_mini
-from plait.embedder import parts_of
+from plait.embedder.parts import parts_of
 from plait.search.background import floors
 from plait.search.bulk import commit, write_block
 from plait.search.index import to_arrow

@@ -14,7 +14,7 @@ from tiny_embedders import COLOURS, HueModel, HueProcessor, picture, save_clip, 
 
 from plait import Embedder, Index, Sample
 from plait.cli import main
-from plait.embedder import parts_of
+from plait.embedder.parts import parts_of
 from plait.errors import UsageError
 from plait.search.background import floors, things
 from plait.search.finding import find

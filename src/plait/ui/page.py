@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plait.embedder import parts_of
+from plait.embedder.parts import parts_of
 from plait.errors import import_extra
 from plait.media import kind_of
 from plait.media.image import load_image
