@@ -127,7 +127,7 @@ def floors(index: Index, parts: Sequence[Part], false_alarms: float = FALSE_ALAR
 
 def things(*, phrased: bool = False) -> list[str]:
     """The words of `THINGS`, one search each; phrased: with their articles."""
-    found = [one.strip() for one in THINGS.replace("\n", " ").split(";")]
+    found: list[str] = [str(one.strip()) for one in THINGS.replace("\n", " ").split(";")]
     return found if phrased else [_ARTICLE.sub("", one) for one in found]
 
 

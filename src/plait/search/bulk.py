@@ -40,7 +40,7 @@ Engine = Literal["ray", "torchrun"]
 ENGINES: tuple[Engine, ...] = ("ray", "torchrun")
 
 BLOCK = 64
-"""Files of a block: what a killed worker loses at most."""
+"""Files of a block: most that a killed worker loses."""
 _STAGING = "bulk"
 _PATIENCE = 0.2
 """Seconds between two looks for blocks of other ranks."""
