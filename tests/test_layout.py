@@ -108,7 +108,8 @@ def objection(importer: str, imported: str) -> str | None:
     if LEVEL[there] >= LEVEL[here]:
         return f"{here} (level {LEVEL[here]}) may not import {there} (level {LEVEL[there]})"
     family = there.removeprefix("models.")
-    is_its_recipe = importer in (f"plait.recipes.{family}", f"plait.recipes.{family}_tasks")
+    own = f"plait.recipes.{family}"
+    is_its_recipe = importer == own or importer.startswith(f"{own}_")
     if family in FAMILIES and LEVEL[here] > LEVEL["models"] and here != "studies" and not is_its_recipe:
         return f"only recipes/{family}.py, tests and studies name models.{family} above the families"
     return None

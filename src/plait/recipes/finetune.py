@@ -7,9 +7,9 @@ A family brings its tasks in `recipes/<family>.py` (`<family>_tasks.py` where th
 function (Request) -> Job. Families that talk share theirs (`Talker`): a row -> its question and answer, or its turns ->
 the family's conversation -> cross entropy.
 
-What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, vqa, caption: a text ·
-ground: a box · detect: rows of objects · segment: a map of classes · chat: nats, the negative log
-likelihood of all answers.
+What predictions are, per row: retrieval: vectors (n, dim) of media and of texts · classify, compare, vqa, audio_qa,
+caption: a text · ground: a box · tag: scores by label · detect: rows of objects · segment: a map of classes · chat:
+nats, the negative log likelihood of all answers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +42,7 @@ from plait.metrics.captions import caption_scores
 from plait.metrics.detection import pictures_ap
 from plait.metrics.retrieval import chance_at_k, hits_at_k
 from plait.metrics.segmentation import confusion, scores_of
+from plait.metrics.tagging import mean_average_precision
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
@@ -75,6 +76,8 @@ def score(task: str, found: Any, samples: Sequence[Sample]) -> dict[str, Any]:
         return _average_precision(found, samples)
     if task == "segment":
         return _mean_iou(found, samples)
+    if task == "tag":
+        return _mean_precision(found, samples)
     name, values = _VALUES[task](found, samples)
     interval = bootstrap_mean([float(value) for value in values])
     return {"metric": name, "value": interval.estimate, "interval": [interval.lower, interval.upper]}
@@ -94,6 +97,13 @@ def trivial(task: str, train: Sequence[Sample], test: Sequence[Sample]) -> dict[
         same = same_concept(test)
         chance = float(np.mean([chance_at_k(int(row.sum()), len(test), 1) for row in same]))
         return {"metric": "recall@1", "value": chance, "interval": [chance, chance], "about": "chance"}
+    if task == "audio_qa":
+        interval = bootstrap_mean([1 / len(choices_of(sample)) for sample in test])
+        found = {"value": interval.estimate, "interval": [interval.lower, interval.upper], "about": "chance"}
+        return {"metric": "accuracy", **found}
+    if task == "tag":
+        counts = Counter(label for sample in train for label in labels_of(sample))
+        return {**_mean_precision([dict(counts)] * len(test), test), "about": "labels by how often they are met"}
     if task == "ground":
         box = np.mean([shares(sample) for sample in train], axis=0)
         return {**score(task, [box] * len(test), test), "about": "the mean box"}
@@ -176,6 +186,37 @@ def _mean_iou(found: Sequence[np.ndarray], samples: Sequence[Sample]) -> dict[st
     return {"metric": "mIoU", "value": scores_of(tables.sum(axis=0)).mean_iou / 100, "interval": [low, high]}
 
 
+def choices_of(sample: Sample) -> list[str]:
+    """The answers to choose from. Raises ValueError, naming the row, where the right one is not among two or more."""
+    choices: list[str] = list(sample.meta.get("choices") or [])
+    right = (sample.answers or [""])[0]
+    if len(choices) < 2 or right not in choices:
+        raise ValueError(
+            f"expected choices with the answer among them in row {sample.id!r}, got {choices} and {right!r}"
+        )
+    return choices
+
+
+def labels_of(sample: Sample) -> list[str]:
+    """All labels of a row. Raises ValueError, naming the row, where `labels` is no list of texts."""
+    labels = sample.meta.get("labels")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"expected labels as a list of texts in row {sample.id!r}, got {labels!r}")
+    return labels
+
+
+def _mean_precision(found: Sequence[Mapping[str, float]], samples: Sequence[Sample]) -> dict[str, Any]:
+    """Macro average precision over the labels of the rows, with the interval of 200 resamples of rows."""
+    names = sorted({label for sample in samples for label in labels_of(sample)})
+    scores = np.array([[float(row.get(name, 0.0)) for name in names] for row in found])
+    right = np.array([[name in labels_of(sample) for name in names] for sample in samples])
+    drawing = np.random.default_rng(0)
+    drawn = [drawing.integers(0, len(right), len(right)) for _ in range(200)]
+    values = [mean_average_precision(scores[rows], right[rows]) for rows in drawn]
+    low, high = np.nanpercentile(values, [2.5, 97.5]).tolist()
+    return {"metric": "mAP", "value": float(mean_average_precision(scores, right)), "interval": [low, high]}
+
+
 def same_concept(samples: Sequence[Sample]) -> np.ndarray:
     """(n, n) bool: which rows have the same label, or without one the same text."""
     names = np.array([sample.label or text_of(sample) for sample in samples])
@@ -218,7 +259,7 @@ def _spoken(sample: Sample) -> list[bytes]:
 
 def _words(task: str, sample: Sample) -> Sequence[str]:
     """What a row has to say for a task: its label, its answers or its captions."""
-    if task == "classify":
+    if task in ("classify", "compare"):
         return [sample.label or ""]
     return sample.answers or () if task == "vqa" else sample.captions or [sample.text or ""]
 
@@ -259,6 +300,8 @@ _VALUES: dict[str, Callable[[Any, Sequence[Sample]], Values]] = {
     "vqa": _answers,
     "caption": _captions,
     "ground": _boxes,
+    "compare": _labels,
+    "audio_qa": _answers,
 }
 
 
@@ -395,15 +438,45 @@ def asked_row(task: str, spoken: Any, sample: Sample, medium: str) -> Sample:
     return Sample(sample.id, **media, question=question, answers=list(answers))
 
 
-TASKS = ("retrieval", "classify", "caption", "vqa", "ground", "detect", "segment", "chat")
+TASKS = (
+    "retrieval", "classify", "caption", "vqa", "ground", "compare", "audio_qa", "tag", "detect", "segment", "chat"
+)  # fmt: skip
 HELD_OUT = ("test", "val", "validation", "dev")
 MEDIA = ("image", "audio", "video", "text")
 RESULT = "finetune.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a task was trained for a publication; a family's `PUBLISHED` is (task, medium) -> benchmark -> one of these.
+
+    lr, floor, epochs, warmup, batch_size, betas, eps, weight_decay, layer_decay: of its stage; drop_path_rate: of the
+    last layer; changes: fields of the configuration; size: side of its pictures as a factor of the model's;
+    label_smoothing: of classes; backbone: rate of the backbone as a share of the head's.
+    """
+
+    lr: float
+    epochs: float
+    batch_size: int
+    layer_decay: float = 1.0
+    drop_path_rate: float | None = 0.0
+    floor: float = 1e-6
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    size: float = 1.0
+    label_smoothing: float = 0.0
+    backbone: float = 1.0
+
+
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. model: a model directory; train, test: rows; medium: what the rows hold beside their text."""
+    """What was asked for. model: a model directory; train, test: rows; medium: what the rows hold beside their text.
+
+    setting: the published one, where asked for; layer_decay, drop_path_rate: of it, or as set.
+    """
 
     model: Path
     data: str
@@ -420,6 +493,9 @@ class Request:
     augmentation: float
     reading: Reading
     image_size: int | None = None
+    setting: Setting | None = None
+    layer_decay: float = 1.0
+    drop_path_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -443,13 +519,19 @@ class Job:
 def finetune(
     model: str,
     data: str,
-    task: Literal["retrieval", "classify", "caption", "vqa", "ground", "detect", "segment", "chat"],
+    task: Literal[
+        "retrieval", "classify", "caption", "vqa", "ground", "compare", "audio_qa", "tag", "detect", "segment", "chat"
+    ],
     lora: int = 0,
     bits: int = 0,
     steps: int | None = None,
-    epochs: float = 10,
-    batch_size: int = 16,
+    epochs: float | None = None,
+    batch_size: int | None = None,
     lr: float | None = None,
+    published: bool = False,
+    benchmark: str | None = None,
+    layer_decay: float | None = None,
+    drop_path_rate: float | None = None,
     medium: str | None = None,
     image_size: int | None = None,
     augmentation: float | None = None,
@@ -466,8 +548,11 @@ def finetune(
             images and masks in ADE20K's layout.
         task: one of `TASKS` that the model's family knows.
         lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
-        steps, epochs: length of the run; steps count where both are given.
-        batch_size: rows of a step, at most as many as there are. lr: peak rate, the family's own without it.
+        steps, epochs: length of the run, 10 epochs without either; steps count where both are given.
+        batch_size: rows of a step, 16 without it, at most as many as there are. lr: peak rate, else the family's own.
+        published: the setting and loss of the publication; what is set beside it counts. benchmark: whose, where there
+            are several (coco, flickr30k; refcoco, refcocog).
+        layer_decay: rate of a layer relative to the next one. drop_path_rate: of the last layer.
         medium: image, audio, video or text, the most frequent without it (chat: all).
         image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
         augmentation: of pictures and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
@@ -493,12 +578,21 @@ def finetune(
         raise UsageError(f"expected lora beside bits={bits}, got 0; a base of few bits cannot be trained itself")
     if task not in ("detect", "segment"):
         refuse_beside(f"task={task}, which keeps the model's size", image_size=image_size)
-    length = (steps, None) if steps is not None else (None, epochs)
+    if not published:
+        refuse_beside("published=false", benchmark=benchmark)
     medium, train, test = _rows(data, task, medium, reading)
+    known_settings = getattr(import_module(home or ""), "PUBLISHED", {})
+    if not known_settings:
+        refuse_beside(f"task={task} with {family}", layer_decay=layer_decay, drop_path_rate=drop_path_rate)
+    setting = setting_of(known_settings, family, task, medium, benchmark) if published else None
+    plain = setting or Setting(lr=0.0, epochs=10, batch_size=16, drop_path_rate=None)
+    length = (steps, None) if steps is not None else (None, epochs or plain.epochs)
+    rate = plain.drop_path_rate if drop_path_rate is None else drop_path_rate
+    jitter = (0.0 if published else 0.3) if augmentation is None else augmentation
     request = Request(
-        place, data, task, medium, train, test, *length, min(batch_size, len(train)), lr, lora, bits,
-        0.3 if augmentation is None else augmentation,
-        reading, image_size,
+        place, data, task, medium, train, test, *length, min(batch_size or plain.batch_size, len(train)),
+        lr or (setting.lr if setting else None), lora, bits, jitter, reading, image_size, setting,
+        plain.layer_decay if layer_decay is None else layer_decay, rate,
     )  # fmt: skip
     job = jobs[task](request)
     if not job.augments:
@@ -506,6 +600,23 @@ def finetune(
             f"task={task} with {family} and {medium}, whose rows are changed as published", augmentation=augmentation
         )
     return _recipe(request, job)
+
+
+def setting_of(
+    known: Mapping[tuple[str, str], Mapping[str, Setting]], family: str, task: str, medium: str, benchmark: str | None
+) -> Setting:
+    """The published setting of a task; of several the first, unless one is named.
+
+    Raises:
+        UsageError: listing what there is, where the family has published no such task, or not of this benchmark.
+    """
+    found = known.get((task, medium))
+    if found is None:
+        told = ", ".join(f"{one} of {of}" for one, of in known) or "none"
+        raise UsageError(f"expected a task that {family} has a published setting of ({told}), got {task} of {medium}")
+    if benchmark is not None and benchmark not in found:
+        raise UsageError(f"expected a benchmark among {', '.join(found)} for {task} of {medium}, got {benchmark!r}")
+    return found[benchmark or next(iter(found))]
 
 
 def _family(place: Path) -> str:
@@ -529,7 +640,9 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
         given = scan_masks(data)
     samples = select(given, "anything", lambda _: True, splits=None, reading=reading)
     counts = Counter(m for s in samples for m in ("image", "audio", "video") if getattr(s, m) is not None)
-    is_any = medium is None and task == "chat"  # conversations with pictures and without train together
+    # conversations with pictures and without train together; pictures that are compared stand in `images`
+    is_any = (medium is None and task == "chat") or task == "compare"
+    medium = "image" if task == "compare" else "audio" if task in ("audio_qa", "tag") and medium is None else medium
     found = medium or next((name for name, _ in counts.most_common(1)), "text")
     if found not in MEDIA:
         raise UsageError(f"expected medium {', '.join(MEDIA)}, got {found!r}")
@@ -548,7 +661,7 @@ def _rows(data: str, task: str, medium: str | None, reading: Reading) -> tuple[s
             f"expected rows with {wanted} to train on and to hold out (split {' or '.join(HELD_OUT[:2])}) in {data}, "
             f"got {len(train)} and {len(test)}; plait data from-folder splits a folder"
         )
-    if task == "classify":
+    if task in ("classify", "compare"):
         for rows, which in ((train, "to train on"), (test, "held out")):
             labels = {sample.label for sample in rows}
             if len(labels) < 2:  # always right, whatever it says
@@ -568,6 +681,9 @@ _TARGETS = {
     "caption": ("captions", "text"),
     "vqa": ("answers",),
     "ground": ("boxes",),
+    "compare": ("images",),
+    "audio_qa": ("choices",),
+    "tag": ("labels",),
     "detect": ("boxes",),
     "segment": ("mask",),
     "chat": ("messages",),

@@ -396,7 +396,7 @@ def assemble(
         if source not in native:
             continue
         is_grid = is_table and head.endswith("adapters.image")
-        read = partial(native.__getitem__, source)
+        read = partial(native.__getitem__ if source == key else partial(_apart, native), source)
         state[key] = partial(_grown, read, source, config.image_rel_bucket_size) if is_grid else read
     for key in native:  # what is left over is handed on too, so that the strict load lists it
         is_used = key in own or ".bias.tables." in key
@@ -410,6 +410,11 @@ def assemble(
     load_strict(model, LazyState(state), dtype=dtype, assign=True)
     model.config.architectures = [model_class.__name__]
     return model.to(device).eval()
+
+
+def _apart(native: Mapping[str, Tensor], key: str) -> Tensor:
+    """A copy of a tensor: layers that begin with one table must not share it, or they would train as one."""
+    return native[key].clone()
 
 
 def _grown(read: Callable[[], Tensor], key: str, width: int) -> Tensor:
