@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw
 
 from plait.cli import main
 from plait.errors import UsageError
-from plait.recipes.finetune import finetune, setting_of
+from plait.recipes.finetune import finetune
 from plait.recipes.one_peace_tasks import PUBLISHED, several, soft_answers
+from plait.recipes.settings import setting_of
 from plait.training.run import run_recipe
 from plait.types import Sample
 

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +46,7 @@ from plait.metrics.tagging import mean_average_precision
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
+from plait.recipes.settings import Setting, setting_of
 from plait.training.run import refuse_beside
 from plait.training.stages import Objective, Recipe, Source, Stage, save_pair
 from plait.types import Sample
@@ -446,31 +447,6 @@ MEDIA = ("image", "audio", "video", "text")
 RESULT = "finetune.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How a task was trained for a publication; a family's `PUBLISHED` is (task, medium) -> benchmark -> one of these.
-
-    lr, floor, epochs, warmup, batch_size, betas, eps, weight_decay, layer_decay: of its stage; drop_path_rate: of the
-    last layer; changes: fields of the configuration; size: side of its pictures as a factor of the model's;
-    label_smoothing: of classes; backbone: rate of the backbone as a share of the head's.
-    """
-
-    lr: float
-    epochs: float
-    batch_size: int
-    layer_decay: float = 1.0
-    drop_path_rate: float | None = 0.0
-    floor: float = 1e-6
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    size: float = 1.0
-    label_smoothing: float = 0.0
-    backbone: float = 1.0
-
-
 @dataclass(frozen=True)
 class Request:
     """What was asked for. model: a model directory; train, test: rows; medium: what the rows hold beside their text.
@@ -600,23 +576,6 @@ def finetune(
             f"task={task} with {family} and {medium}, whose rows are changed as published", augmentation=augmentation
         )
     return _recipe(request, job)
-
-
-def setting_of(
-    known: Mapping[tuple[str, str], Mapping[str, Setting]], family: str, task: str, medium: str, benchmark: str | None
-) -> Setting:
-    """The published setting of a task; of several the first, unless one is named.
-
-    Raises:
-        UsageError: listing what there is, where the family has published no such task, or not of this benchmark.
-    """
-    found = known.get((task, medium))
-    if found is None:
-        told = ", ".join(f"{one} of {of}" for one, of in known) or "none"
-        raise UsageError(f"expected a task that {family} has a published setting of ({told}), got {task} of {medium}")
-    if benchmark is not None and benchmark not in found:
-        raise UsageError(f"expected a benchmark among {', '.join(found)} for {task} of {medium}, got {benchmark!r}")
-    return found[benchmark or next(iter(found))]
 
 
 def _family(place: Path) -> str:

@@ -39,7 +39,6 @@ from plait.processing.videos import training_image
 from plait.recipes.finetune import (
     Job,
     Request,
-    Setting,
     choices_of,
     in_evaluation,
     labels_of,
@@ -48,6 +47,7 @@ from plait.recipes.finetune import (
 )
 from plait.recipes.one_peace_dense import detect, segment
 from plait.recipes.one_peace_rows import BATCH, inputs_of, media_of, need, part_of, run_quietly, slices, task_stage
+from plait.recipes.settings import Setting
 from plait.training.optim import parameter_groups
 from plait.training.parallel import chunk_of, gather_rows
 from plait.training.stages import Objective, Stage, save_pair
