@@ -46,7 +46,7 @@ from plait.metrics.tagging import mean_average_precision
 from plait.metrics.vqa import evalai
 from plait.models.auto import FAMILIES, skills
 from plait.places import atomic_directory, atomic_write, name_of
-from plait.recipes.settings import Setting, setting_of
+from plait.recipes.settings import UNPUBLISHED, Setting, setting_of
 from plait.training.run import refuse_beside
 from plait.training.stages import Objective, Recipe, Source, Stage, save_pair
 from plait.types import Sample
@@ -557,24 +557,22 @@ def finetune(
     if not published:
         refuse_beside("published=false", benchmark=benchmark)
     medium, train, test = _rows(data, task, medium, reading)
-    known_settings = getattr(import_module(home or ""), "PUBLISHED", {})
-    if not known_settings:
-        refuse_beside(f"task={task} with {family}", layer_decay=layer_decay, drop_path_rate=drop_path_rate)
-    setting = setting_of(known_settings, family, task, medium, benchmark) if published else None
-    plain = setting or Setting(lr=0.0, epochs=10, batch_size=16, drop_path_rate=None)
-    length = (steps, None) if steps is not None else (None, epochs or plain.epochs)
-    rate = plain.drop_path_rate if drop_path_rate is None else drop_path_rate
+    of_family = getattr(import_module(home or ""), "PUBLISHED", {})
+    beside = {"layer_decay": layer_decay, "drop_path_rate": drop_path_rate}
+    if not of_family:
+        refuse_beside(f"task={task} with {family}", **beside)
+    setting = setting_of(of_family, family, task, medium, benchmark) if published else None
+    plain = replace(setting or UNPUBLISHED, **{name: value for name, value in beside.items() if value is not None})
     jitter = (0.0 if published else 0.3) if augmentation is None else augmentation
     request = Request(
-        place, data, task, medium, train, test, *length, min(batch_size or plain.batch_size, len(train)),
-        lr or (setting.lr if setting else None), lora, bits, jitter, reading, image_size, setting,
-        plain.layer_decay if layer_decay is None else layer_decay, rate,
+        place, data, task, medium, train, test, steps, None if steps is not None else epochs or plain.epochs,
+        min(batch_size or plain.batch_size, len(train)), lr or plain.lr or None, lora, bits, jitter, reading,
+        image_size, setting, plain.layer_decay, plain.drop_path_rate,
     )  # fmt: skip
     job = jobs[task](request)
     if not job.augments:
-        refuse_beside(
-            f"task={task} with {family} and {medium}, whose rows are changed as published", augmentation=augmentation
-        )
+        where = f"task={task} with {family} and {medium}, whose rows are changed as published"
+        refuse_beside(where, augmentation=augmentation)
     return _recipe(request, job)
 
 

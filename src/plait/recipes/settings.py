@@ -34,6 +34,10 @@ class Setting:
     backbone: float = 1.0
 
 
+UNPUBLISHED = Setting(lr=0.0, epochs=10, batch_size=16, drop_path_rate=None)
+"""What rows of one's own are trained with where nothing is said; its rate is the family's."""
+
+
 def setting_of(
     known: Mapping[tuple[str, str], Mapping[str, Setting]], family: str, task: str, medium: str, benchmark: str | None
 ) -> Setting:
