@@ -526,9 +526,8 @@ def finetune(
         lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
         steps, epochs: length of the run, 10 epochs without either; steps count where both are given.
         batch_size: rows of a step, 16 without it, at most as many as there are. lr: peak rate, else the family's own.
-        published: the setting and loss of the publication; what is set beside it counts. benchmark: whose, where there
-            are several (coco, flickr30k; refcoco, refcocog).
-        layer_decay: rate of a layer relative to the next one. drop_path_rate: of the last layer.
+        published: setting and loss of the publication; what is set beside it counts. benchmark: whose, of several.
+        layer_decay, drop_path_rate: rate of a layer relative to the next one; share left out at the last layer.
         medium: image, audio, video or text, the most frequent without it (chat: all).
         image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
         augmentation: of pictures and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
@@ -544,8 +543,8 @@ def finetune(
     family = _family(place)
     known = {name for _, name, _ in iter_modules([str(Path(__file__).parent)])} - {"finetune", "plan"}
     # found by its file, or brought by the user: what a model directory calls itself imports nothing else
-    own = next((name for name in (f"{family}_tasks", family) if name in known), None)
-    home = f"plait.recipes.{own}" if own else FAMILIES.get(family)
+    own = next((f"plait.recipes.{name}" for name in (f"{family}_tasks", family) if name in known), None)
+    home = own or FAMILIES.get(family)
     jobs: dict[str, Callable[[Request], Job]] = getattr(import_module(home), "JOBS", {}) if home else {}
     if task not in jobs:
         tasks = ", ".join(jobs) or "none yet"
@@ -559,8 +558,7 @@ def finetune(
     medium, train, test = _rows(data, task, medium, reading)
     of_family = getattr(import_module(home or ""), "PUBLISHED", {})
     beside = {"layer_decay": layer_decay, "drop_path_rate": drop_path_rate}
-    if not of_family:
-        refuse_beside(f"task={task} with {family}", **beside)
+    refuse_beside(f"task={task} with {family}", **({} if of_family else beside))
     setting = setting_of(of_family, family, task, medium, benchmark) if published else None
     plain = replace(setting or UNPUBLISHED, **{name: value for name, value in beside.items() if value is not None})
     jitter = (0.0 if published else 0.3) if augmentation is None else augmentation
