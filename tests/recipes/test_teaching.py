@@ -54,6 +54,7 @@ def student(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "pictures" / "model"
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_with_sounds_and_fuses(world, student: Path, tmp_path: Path) -> None:
     data = str(world[0] / "manifest.jsonl")
     settings = {"teacher": "nano", "data": data, "medium": "audio", "init": str(student), "steps": 2, "batch_size": 4}
