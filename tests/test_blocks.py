@@ -1,7 +1,7 @@
 """Every Python and shell block of the pages runs, or is counted with the reason why it cannot.
 
-page -> its blocks in order, in one folder with what a reader would have: pictures, sounds, a clip, tiny models under the
-names that pages use
+page -> its blocks in order, in one folder with what a reader would have: pictures, sounds, a clip, tiny models under
+the names that pages use
 
 A block that cannot run here has `<!-- not run: REASON -->` above its fence; `LINES` says which lines of shell blocks
 cannot. Training is cut to two steps, answers to eight tokens. Commands run in this process, through `plait.cli.main`.
@@ -37,16 +37,17 @@ REASONS = {
     "processes": "starts several processes, or one that serves until it is stopped; has tests of its own",
     "long": "takes minutes or hours even when it is cut; has tests of its own",
     "package": "needs a package that no extra of the tests brings",
+    "elsewhere": "another test runs it, on data of its own",
     "sketch": "shows a shape: it has names for what the reader brings",
 }
 LINES = (
     ("network", r"pip |python3 -m venv|\. \.venv|plait (get|convert|models --remove)\b|.*\b(openai/clip|hf:)"),
     ("network", r"plait .*(mplug-owl2-llama2-7b|ViT-L-14\.pt|tower=small|data build full)"),
-    ("processes", r"torchrun |export |plait serve|make "),
-    ("long", r"plait (study|quickstart|doctor|parity)\b|plait .*(preset=4b|runs/mine|runs/demo)"),
+    ("processes", r"torchrun |export |plait (serve|ui)\b|make "),
+    ("long", r"plait (study|quickstart|doctor|parity)\b|plait .*(preset=4b|runs/mine/stage|pictures\.lance)"),
 )
 """Which lines of shell blocks are left out: a reason, and a pattern of how they begin."""
-MOST = {"network": 40, "processes": 15, "long": 30, "package": 3, "sketch": 12}
+MOST = {"network": 40, "processes": 15, "long": 30, "package": 3, "sketch": 12, "elsewhere": 1}
 MODELS = {
     "owl": "mplug_owl", "owl-dir": "mplug_owl", "owl2": "mplug_owl2", "owl2-dir": "mplug_owl2",
     "owl2-small": "mplug_owl2", "captioner": "mplug2_captions", "vqa": "mplug2_captions", "one-peace": "nano",
@@ -72,8 +73,8 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def commands(block: Block) -> list[str]:
     """Lines of a shell block, each whole, without comments."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    lines = [re.sub(r"(^|\s)#.*", "", line) for line in block.text.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.strip()]
 
 
 def why_not(line: str) -> str:
@@ -110,6 +111,8 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             place = folder / "mine" / name / f"{number}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             image.rotate(10 * number + len(name)).save(place)
+    for place in ("runs/demo/data", "photos/kinds"):
+        shutil.copytree(folder / "mine", folder / place)
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "tests").symlink_to(ROOT / "tests")
     for name, kind in MODELS.items():

@@ -327,7 +327,9 @@ def quickstart(
     ] = None,
     *,
     seeds: Annotated[int, typer.Option(min=1, help="2 or more also train the control with shuffled sounds")] = 1,
-    out: Annotated[Path | None, typer.Option(help="run directory; runs/demo, or runs/NAME of the folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="run directory; without it runs/demo, or runs/NAME of the folder")
+    ] = None,
     k: Annotated[int, typer.Option("--k", min=0, help="denoising losses at every k-th step, 0 for never")] = 8,
     stage1: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 1")] = None,
     stage2: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="setting of stage 2")] = None,

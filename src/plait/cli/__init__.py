@@ -51,6 +51,7 @@ class Verb(NamedTuple):
         shown_first: whether `plait --help` lists it above the others.
         opens: whether it opens models or runs recipes, and so takes `--plugin`.
         kind: `module:class` of its command, where it is no plain one.
+        examples: command lines that end its help; our own verbs have theirs in `plait.cli.examples`.
     """
 
     home: str
@@ -58,6 +59,7 @@ class Verb(NamedTuple):
     shown_first: bool = False
     opens: bool = True
     kind: str = "typer.core:TyperCommand"
+    examples: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The function, or the typer app of a verb with sub-verbs."""
@@ -204,6 +206,7 @@ def command(name: str) -> Any:
     import typer
     from typer.main import get_command, get_group
 
+    from plait.cli.examples import EXAMPLES, with_examples
     from plait.cli.options import with_plugins
 
     verb = verbs()[name]
@@ -214,6 +217,7 @@ def command(name: str) -> Any:
         app = typer.Typer(add_completion=False)
         app.command(name, cls=_named(verb.kind))(target)
         made = get_command(app)
+    made = with_examples(name, made, verb.examples or EXAMPLES.get(name, ()))
     return with_plugins(made) if verb.opens else made
 
 

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from plait.assistant import Assistant, Request, Task
 
 MediaArgument = Annotated[Path, typer.Argument(metavar="MEDIA", help="image, video, sound, folder or manifest")]
-BeamsOption = Annotated[int | None, typer.Option(help="beams of the search", min=1)]
-LengthOption = Annotated[int | None, typer.Option(help="most tokens to write", min=1)]
+BeamsOption = Annotated[int | None, typer.Option(help="beams of the search; the model's own number without it", min=1)]
+LengthOption = Annotated[
+    int | None, typer.Option(help="most tokens to write; the model's own number without it", min=1)
+]
 TopOption = Annotated[int | None, typer.Option("-k", "--top", help="labels or answers shown; 5 without it", min=1)]
 TOP = 5
 JsonOption = Annotated[bool, json_option("print one JSON object per item")]
@@ -116,7 +118,10 @@ def answer(
     question: Annotated[str, typer.Argument(help="asked of every item; a manifest's own questions come first")] = "",
     *,
     answers: Annotated[
-        str | None, typer.Option(help="choose among these, separated by commas, or @FILE with one per line")
+        str | None,
+        typer.Option(
+            help="choose among these, separated by commas, or @FILE with one per line; free answers without it"
+        ),
     ] = None,
     top: TopOption = None,
     num_beams: BeamsOption = None,

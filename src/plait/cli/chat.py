@@ -35,10 +35,14 @@ def chat(
     *,
     image: Annotated[list[Path] | None, typer.Option(help="shown with the first question; repeatable")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="shown with the first question; repeatable")] = None,
-    system: Annotated[str | None, typer.Option(help="what the conversation begins with")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="what the conversation begins with; the model's own words without it")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="most tokens of an answer", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; demos use 0.2 and 0.7", min=0)] = 0.0,
-    top_p: Annotated[float | None, typer.Option(help="sample among tokens of this probability together")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="sample among tokens of this probability together; all tokens without it")
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(help="pictures that a video becomes, else the model's own", min=1)
     ] = None,

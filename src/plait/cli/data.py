@@ -90,7 +90,7 @@ def from_folder(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
     *,
-    test_share: Annotated[float, typer.Option(help="share held out for testing")] = 0.2,
+    test_share: Annotated[float, typer.Option(help="share held out for testing, from 0 to 1")] = 0.2,
     media: Annotated[Path | None, typer.Option(help="folder of the files that a .json names; default its own")] = None,
     encoding: Annotated[str | None, typer.Option(help="of captions files, such as cp1252; UTF-8 without it")] = None,
     limits: LimitOption = None,

@@ -23,9 +23,15 @@ def detect(
     model: ModelArgument,
     media: MediaArgument,
     *,
-    threshold: Annotated[float, typer.Option(help="score from which on an object is told", min=0, max=1)] = 0.5,
-    draw: Annotated[Path | None, typer.Option(help="new directory for pictures with boxes and masks on them")] = None,
-    coco: Annotated[Path | None, typer.Option(help="new COCO results file; categories count labels from 1")] = None,
+    threshold: Annotated[
+        float, typer.Option(help="score from which on an object is told, from 0 to 1", min=0, max=1)
+    ] = 0.5,
+    draw: Annotated[
+        Path | None, typer.Option(help="new directory for pictures with boxes and masks on them; none without it")
+    ] = None,
+    coco: Annotated[
+        Path | None, typer.Option(help="new COCO results file; categories count labels from 1; none without it")
+    ] = None,
     how: How,
 ) -> None:
     """Find the objects of images: label, score and x0 y0 x1 y1 in pixels; masks go into drawings and COCO results."""
@@ -52,8 +58,12 @@ def segment(
     model: ModelArgument,
     media: MediaArgument,
     *,
-    masks: Annotated[Path | None, typer.Option(help="new directory for grey PNG, a class number per pixel")] = None,
-    draw: Annotated[Path | None, typer.Option(help="new directory for pictures with classes on them")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="new directory for grey PNG, a class number per pixel; none without it")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="new directory for pictures with classes on them; none without it")
+    ] = None,
     multi_scale: Annotated[bool, typer.Option(help="look at the published scales, mirrored too: many looks")] = False,
     how: How,
 ) -> None:

@@ -39,7 +39,10 @@ TASKS: dict[str, Callable[..., Evaluation]] = {"emergent": _emergent}
 def evaluate(
     task: Annotated[str | None, typer.Argument(help="what to measure (--list), compare, or leaderboard")] = None,
     model: Annotated[str | None, typer.Argument(help="model directory, hf:DIR, or results")] = None,
-    data: Annotated[Path | None, typer.Option(help="data set directory with its annotation files and media")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="data set directory with its annotation files and media; needed, else --list or compare"),
+    ] = None,
     *,
     other: Annotated[str | None, typer.Argument(help="the other result.json to compare")] = None,
     split: Annotated[str | None, typer.Option(help="split; the published one by default")] = None,
@@ -50,17 +53,40 @@ def evaluate(
             help="only the first N items; or what one media file may cost, such as max_seconds=3600; repeatable",
         ),
     ] = None,
-    rule: Annotated[str | None, typer.Option(help="variant of the metric, such as release for VQA")] = None,
-    out: Annotated[Path | None, typer.Option(help="directory of the run: predictions, cache, result")] = None,
-    predictions: Annotated[Path | None, typer.Option(help="score this file; no model is needed")] = None,
-    judge: Annotated[str | None, typer.Option(help="stored replies (.jsonl) or a model that grades")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="variant of the metric, such as release for VQA; the task's own without it")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="directory of the run: predictions, cache, result; nothing is kept without it")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="score this file; no model is needed; without it the model answers")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="stored replies (.jsonl) or a model that grades; none without it")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
-    media: Annotated[str | None, typer.Option(help="how media files are called, such as 'clips/{stem}.flac'")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")] = None,
+    media: Annotated[
+        str | None,
+        typer.Option(
+            help="how media files are called, such as 'clips/{stem}.flac'; as annotations name them without it"
+        ),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="directory of a LoRA trained on the model; none without it")
+    ] = None,
     dtype: DtypeOption = None,
     frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
-    rerank: Annotated[int | None, typer.Option(help="best of a retrieval that the match head scores; 0: none")] = None,
-    answers: Annotated[Path | None, typer.Option(help="list of answers that families which rank choose from")] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            help="best items of a retrieval that the match head scores; 0: none; the published number without it"
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="list of answers that families which rank choose from; the task's own without it"),
+    ] = None,
     multi_scale: Annotated[bool, typer.Option(help="segmenters look at the published scales, mirrored too")] = False,
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,

@@ -21,8 +21,10 @@ def similar(
     index: IndexPath,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a picture, video or sound; it may be a row itself")],
     k: Annotated[int, typer.Option("-k", "--k", help="number of results", min=1)] = 10,
-    within: Annotated[float | None, typer.Option(help="cosine distance at most, for example 0.2")] = None,
-    modality: Annotated[str | None, typer.Option(help="only results of this kind")] = None,
+    within: Annotated[
+        float | None, typer.Option(help="cosine distance at most, for example 0.2; any without it")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="only results of this kind; all without it")] = None,
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:
@@ -40,7 +42,9 @@ def similar(
 def duplicates(
     index: IndexPath,
     within: Annotated[float, typer.Option(help="cosine distance of vectors of pairs that are compared closely")] = 0.1,
-    modality: Annotated[str | None, typer.Option(help="only rows of this kind: image, video, audio")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="only rows of this kind: image, video, audio; all without it")
+    ] = None,
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:

@@ -38,7 +38,7 @@ def info(
 def models(
     folders: Annotated[list[Path] | None, typer.Argument(help="folders to look for model directories in")] = None,
     *,
-    family: Annotated[str | None, typer.Option(help="only this family")] = None,
+    family: Annotated[str | None, typer.Option(help="only this family; all without it")] = None,
     forget: Annotated[list[str] | None, typer.Option("--remove", help="remove what plait get made; repeatable")] = None,
     as_json: Annotated[bool, json_option()] = False,
 ) -> None:
@@ -99,9 +99,14 @@ def convert(
     *,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the file's without it.")] = None,
     branch: Annotated[list[str] | None, typer.Option(help="Modality to keep; repeatable; all without it.")] = None,
-    task: Annotated[str | None, typer.Option(help="Keep only what this task needs (mPLUG-2), such as caption.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Keep only what this task needs (mPLUG-2), such as caption; everything without it."),
+    ] = None,
     official: Annotated[bool, typer.Option("--official", help="Keep the quirks of the official code.")] = False,
-    official_config: Annotated[Path | None, typer.Option(help="JSON of the cfg, for files that hold none.")] = None,
+    official_config: Annotated[
+        Path | None, typer.Option(help="JSON of the cfg, for files that hold none; none without it.")
+    ] = None,
     as_json: Annotated[bool, json_option("Print the record as JSON.")] = False,
 ) -> None:
     """Turn an official checkpoint into a model directory. Nothing in the file is executed."""
@@ -153,7 +158,9 @@ def upcycle(
     dst: NewDirectory,
     *,
     vision: Annotated[Path | None, typer.Option(help="Directory of a CLIP vision tower; fresh without it.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side of the images, in pixels.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images, in pixels; the tower's own without it.")
+    ] = None,
     queries: Annotated[int, typer.Option(help="Queries per image.")] = 64,
     routed: Annotated[str, typer.Option(help="Parts with a way each, of: norm k v q out mlp.")] = "norm k v",
     small_vision: Annotated[bool, typer.Option("--small-vision", help="A fresh tower of 192 x 4 layers.")] = False,

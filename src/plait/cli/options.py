@@ -21,9 +21,14 @@ PLUGIN_HELP = "a Python file of your own, run first: it adds modalities, a famil
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 NewDirectory = Annotated[Path, typer.Argument(help="Model directory to write; must not exist.")]
-DeviceOption = Annotated[str | None, typer.Option(help="where the model runs, for example cuda or cpu")]
-DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; int8 on a CPU")]
-AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="where the model runs, for example cuda or cpu; without it the GPU where there is one"),
+]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; int8 on a CPU; that of the weights without it")
+]
+AdapterOption = Annotated[Path | None, typer.Option(help="directory of a LoRA trained on the model; none without it")]
 BatchOption = Annotated[int, typer.Option(help="items per forward pass", min=1)]
 BadOption = Annotated[str, typer.Option("--on-bad", help="what cannot be read: fail, or skip and report")]
 LimitOption = Annotated[

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 def parity(
     directory: Annotated[Path, typer.Argument(help="directory of golden cases, of one system, or of one case")],
     *,
-    system: Annotated[str | None, typer.Option(help="only this system")] = None,
-    case: Annotated[str | None, typer.Option(help="only cases of this name; * and ? match any part")] = None,
+    system: Annotated[str | None, typer.Option(help="only this system; all without it")] = None,
+    case: Annotated[
+        str | None, typer.Option(help="only cases of this name; * and ? match any part; all without it")
+    ] = None,
     attn: Annotated[Literal["eager", "sdpa"], typer.Option(help="attention implementation")] = "eager",
     device: Annotated[str, typer.Option(help="device to run on, as torch names it")] = "cpu",
     dtype: Annotated[
@@ -34,7 +36,9 @@ def parity(
         Literal["official", "default", "both"],
         typer.Option(help="with the quirks of the official code, as users get the models, or one after the other"),
     ] = "official",
-    out: Annotated[Path | None, typer.Option(help="write our values here, one directory per case")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write our values here, one directory per case; none without it")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per case")] = False,
 ) -> int:
     """Run golden cases against the models and print a verdict per case; exit code 1 on FAIL or UNCOVERED."""

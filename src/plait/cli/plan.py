@@ -22,7 +22,9 @@ def plan(
     settings: Annotated[list[str] | None, settings_option("A setting of the recipe; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Of matrix products: float32, bfloat16 or float16.")] = "float32",
     processes: Annotated[int, typer.Option(help="Of a training on several, each with its share.", min=1)] = 1,
-    recompute: Annotated[int, typer.Option(help="As in plait train.", min=0)] = 0,
+    recompute: Annotated[
+        int, typer.Option(help="1: keep only inputs of layers, n: of every n-th, as plait train does.", min=0)
+    ] = 0,
     as_json: Annotated[bool, json_option("Print JSON for machines.")] = False,
 ) -> None:
     """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""

@@ -40,11 +40,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Build and ch
 IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="directory of the index, for example photos.lance")]
 ModelOption = Annotated[
     Path | None,
-    typer.Option(help="model directory: Plait, CLIP / SigLIP / CLAP-like or sentence-transformers"),
+    typer.Option(
+        help="model directory: Plait, CLIP / SigLIP / CLAP-like or sentence-transformers; that of the index without it"
+    ),
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option(help="SQL filter, for example \"label = 'dog' AND meta.style = 'noto'\""),
+    typer.Option(help="SQL filter, for example \"label = 'dog' AND meta.style = 'noto'\"; no filter without it"),
 ]
 JsonOption = Annotated[bool, json_option()]
 
@@ -116,7 +118,9 @@ def add(
         str | None, typer.Option(help="ray, or torchrun where it is started by that: several processes embed")
     ] = None,
     workers: Annotated[int, typer.Option(help="processes of --engine ray", min=1)] = 2,
-    every: Annotated[str | None, typer.Option(help="index moments of videos too, each so long, for example 5s")] = None,
+    every: Annotated[
+        str | None, typer.Option(help="index moments of videos too, each so long, for example 5s; none without it")
+    ] = None,
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:
@@ -240,8 +244,8 @@ def move(
 def update(
     index: IndexPath,
     where: Annotated[str, typer.Option(help="SQL filter: which rows")],
-    caption: Annotated[str | None, typer.Option(help="new caption")] = None,
-    label: Annotated[str | None, typer.Option(help="new label")] = None,
+    caption: Annotated[str | None, typer.Option(help="new caption; kept without it")] = None,
+    label: Annotated[str | None, typer.Option(help="new label; kept without it")] = None,
 ) -> None:
     """Write caption or label of the rows under a filter. For files that changed, run add again."""
     from plait.search.index import Index
@@ -253,7 +257,7 @@ def update(
 def list_rows(
     index: IndexPath,
     where: WhereOption = None,
-    limit: Annotated[int | None, typer.Option(help="at most this many rows")] = None,
+    limit: Annotated[int | None, typer.Option(help="at most this many rows; all without it")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List rows: kind, caption and path, or JSON lines."""
@@ -313,28 +317,37 @@ def search(
     ] = None,
     without: Annotated[list[str] | None, typer.Option("--not", help="a text to move away from")] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="number of results", min=1)] = 10,
-    weights: Annotated[str | None, typer.Option(help="weights of the parts, for example text=1,audio=0.5")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="weights of the parts, for example text=1,audio=0.5; equal without it")
+    ] = None,
     where: WhereOption = None,
     modality: Annotated[
-        str | None, typer.Option(help="only results of this kind: text, image, video, audio, or one that was added")
+        str | None,
+        typer.Option(
+            help="only results of this kind: text, image, video, audio, or one that was added; all without it"
+        ),
     ] = None,
     words: Annotated[
         str | None,
-        typer.Option(help="words of captions, labels, file names, dates, places; joined with the rest, or alone"),
+        typer.Option(
+            help="words of captions, labels, file names, dates, places; joined with the rest, or alone; none without it"
+        ),
     ] = None,
     min_score: Annotated[
-        str | None, typer.Option(help="lowest score, or auto: what absent things score counts as nothing found")
+        str | None,
+        typer.Option(help="lowest score, or auto: what absent things score counts as nothing found; none without it"),
     ] = None,
-    false_alarms: Annotated[float, typer.Option(help="share of absent things that auto may find")] = 0.1,
+    false_alarms: Annotated[float, typer.Option(help="share of absent things that auto may find, from 0 to 1")] = 0.1,
     rerank: Annotated[
-        Path | None, typer.Option(help="model that looks at the best hits again: one that matches or answers")
+        Path | None,
+        typer.Option(help="model that looks at the best hits again: one that matches or answers; none without it"),
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
+        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players; none without it")
     ] = None,
     limits: LimitOption = None,
 ) -> None:

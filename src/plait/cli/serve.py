@@ -21,10 +21,14 @@ KEY = "PLAIT_API_KEY"
 
 def serve(
     *,
-    chat: Annotated[str | None, typer.Option(help="model that talks: /v1/chat/completions")] = None,
-    embed: Annotated[str | None, typer.Option(help="model that embeds: /v1/embeddings, /v1/rerank")] = None,
-    index: Annotated[str | None, typer.Option(help="index to search: /v1/search")] = None,
-    assist: Annotated[str | None, typer.Option(help="model that captions, answers, grounds or classifies")] = None,
+    chat: Annotated[str | None, typer.Option(help="model that talks: /v1/chat/completions; none without it")] = None,
+    embed: Annotated[
+        str | None, typer.Option(help="model that embeds: /v1/embeddings, /v1/rerank; none without it")
+    ] = None,
+    index: Annotated[str | None, typer.Option(help="index to search: /v1/search; none without it")] = None,
+    assist: Annotated[
+        str | None, typer.Option(help="model that captions, answers, grounds or classifies; none without it")
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen at; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 8000,
     no_key: Annotated[bool, typer.Option("--no-key", help="ask for no key; on this machine alone")] = False,

@@ -78,8 +78,12 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files as well.")] = False,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 60.0,
     keep_last: Annotated[int, typer.Option(help="Checkpoints to keep.", min=1)] = 2,
-    best: Annotated[str | None, typer.Option(help="Metric whose lowest checkpoint is kept too.")] = None,
-    compile: Annotated[str | None, typer.Option(help="Torch backend for every layer, such as inductor.")] = None,
+    best: Annotated[
+        str | None, typer.Option(help="Metric whose lowest checkpoint is kept too; none without it.")
+    ] = None,
+    compile: Annotated[
+        str | None, typer.Option(help="Torch backend for every layer, such as inductor; none without it.")
+    ] = None,
     recompute: Annotated[int, typer.Option(help="1: keep only inputs of layers, n: of every n-th.", min=0)] = 0,
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
     dry_data: Annotated[int, typer.Option(help="Train nothing: digests of the first N batches.", min=0)] = 0,

@@ -13,9 +13,11 @@ from plait.errors import UsageError, import_extra
 
 def ui(
     *,
-    index: Annotated[Path | None, typer.Option(help="index to search")] = None,
-    chat: Annotated[str | None, typer.Option(help="model that talks")] = None,
-    assist: Annotated[str | None, typer.Option(help="model that captions, answers, grounds or classifies")] = None,
+    index: Annotated[Path | None, typer.Option(help="index to search; none without it")] = None,
+    chat: Annotated[str | None, typer.Option(help="model that talks; none without it")] = None,
+    assist: Annotated[
+        str | None, typer.Option(help="model that captions, answers, grounds or classifies; none without it")
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen at; the page asks for no key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one", min=0, max=65535)] = 7860,
     device: DeviceOption = None,
