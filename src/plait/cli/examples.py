@@ -75,6 +75,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "merge": ("plait merge owl runs/mine/adapter owl-mine",),
     "upcycle": ("plait upcycle SmolLM2-135M-Instruct owl2-small --image-size 224",),
+    "export": ("plait export one-peace --part image --out tower.onnx",),
     "parity": ("plait parity tests/goldens --system mplug2 --attn sdpa",),
 }
 """Verb -> lines; those of a verb with sub-verbs say which."""
