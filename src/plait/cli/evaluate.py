@@ -35,6 +35,31 @@ def _emergent(
 TASKS: dict[str, Callable[..., Evaluation]] = {"emergent": _emergent}
 """Tasks with a report of their own: name -> function of (model, data, output directory, adapter, dtype)."""
 
+RuleOption = Annotated[
+    str | None, typer.Option(help="variant of the metric, such as release for VQA; the task's own without it")
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="directory of the run: predictions, cache, result; nothing is kept without it")
+]
+PredictionsOption = Annotated[
+    Path | None, typer.Option(help="score this file; no model is needed; without it the model answers")
+]
+JudgeOption = Annotated[
+    str | None, typer.Option(help="stored replies (.jsonl) or a model that grades; none without it")
+]
+MediaOption = Annotated[
+    str | None,
+    typer.Option(help="how media files are called, such as 'clips/{stem}.flac'; as annotations name them without it"),
+]
+AnswersOption = Annotated[
+    Path | None,
+    typer.Option(help="list of answers that families which rank choose from; the task's own without it"),
+]
+RerankOption = Annotated[
+    int | None,
+    typer.Option(help="best items of a retrieval that the match head scores; 0: none; the published number without it"),
+]
+
 
 def evaluate(
     task: Annotated[str | None, typer.Argument(help="what to measure (--list), compare, or leaderboard")] = None,
@@ -53,40 +78,19 @@ def evaluate(
             help="only the first N items; or what one media file may cost, such as max_seconds=3600; repeatable",
         ),
     ] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="variant of the metric, such as release for VQA; the task's own without it")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="directory of the run: predictions, cache, result; nothing is kept without it")
-    ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="score this file; no model is needed; without it the model answers")
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="stored replies (.jsonl) or a model that grades; none without it")
-    ] = None,
+    rule: RuleOption = None,
+    out: OutOption = None,
+    predictions: PredictionsOption = None,
+    judge: JudgeOption = None,
     batch_size: Annotated[int, typer.Option(help="items per forward pass")] = 8,
-    media: Annotated[
-        str | None,
-        typer.Option(
-            help="how media files are called, such as 'clips/{stem}.flac'; as annotations name them without it"
-        ),
-    ] = None,
+    media: MediaOption = None,
     adapter: Annotated[
         Path | None, typer.Option(help="directory of a LoRA trained on the model; none without it")
     ] = None,
     dtype: DtypeOption = None,
     frames: Annotated[str, typer.Option(help="frames of films: published, time (evenly), or a rule")] = "published",
-    rerank: Annotated[
-        int | None,
-        typer.Option(
-            help="best items of a retrieval that the match head scores; 0: none; the published number without it"
-        ),
-    ] = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(help="list of answers that families which rank choose from; the task's own without it"),
-    ] = None,
+    rerank: RerankOption = None,
+    answers: AnswersOption = None,
     multi_scale: Annotated[bool, typer.Option(help="segmenters look at the published scales, mirrored too")] = False,
     skip_missing: Annotated[bool, typer.Option(help="count items without media as wrong")] = False,
     listing: Annotated[bool, typer.Option("--list", help="show every task")] = False,

@@ -302,6 +302,29 @@ def optimize(index: IndexPath) -> None:
     Index.open(index).optimize()
 
 
+WordsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="words of captions, labels, file names, dates, places; joined with the rest, or alone; none without it"
+    ),
+]
+MinScoreOption = Annotated[
+    str | None,
+    typer.Option(help="lowest score, or auto: what absent things score counts as nothing found; none without it"),
+]
+RerankOption = Annotated[
+    Path | None,
+    typer.Option(help="model that looks at the best hits again: one that matches or answers; none without it"),
+]
+ModalityOption = Annotated[
+    str | None,
+    typer.Option(help="only results of this kind: text, image, video, audio, or one that was added; all without it"),
+]
+HtmlOption = Annotated[
+    Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players; none without it")
+]
+
+
 def search(
     index: IndexPath,
     *,
@@ -321,34 +344,16 @@ def search(
         str | None, typer.Option(help="weights of the parts, for example text=1,audio=0.5; equal without it")
     ] = None,
     where: WhereOption = None,
-    modality: Annotated[
-        str | None,
-        typer.Option(
-            help="only results of this kind: text, image, video, audio, or one that was added; all without it"
-        ),
-    ] = None,
-    words: Annotated[
-        str | None,
-        typer.Option(
-            help="words of captions, labels, file names, dates, places; joined with the rest, or alone; none without it"
-        ),
-    ] = None,
-    min_score: Annotated[
-        str | None,
-        typer.Option(help="lowest score, or auto: what absent things score counts as nothing found; none without it"),
-    ] = None,
+    modality: ModalityOption = None,
+    words: WordsOption = None,
+    min_score: MinScoreOption = None,
     false_alarms: Annotated[float, typer.Option(help="share of absent things that auto may find, from 0 to 1")] = 0.1,
-    rerank: Annotated[
-        Path | None,
-        typer.Option(help="model that looks at the best hits again: one that matches or answers; none without it"),
-    ] = None,
+    rerank: RerankOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players; none without it")
-    ] = None,
+    html: HtmlOption = None,
     limits: LimitOption = None,
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
