@@ -71,7 +71,7 @@ def test_every_stage_of_a_recipe_is_planned(words: list[str], capsys: pytest.Cap
     assert [sum(plan["trainable"].values()) for plan in plans] == [40, 24]
     assert main(["plan", *words, "--set", "width=5"]) == 0
     said = capsys.readouterr().out
-    assert "audio: 10 steps, batches of 8" in said and "GFLOPs a step" in said and "in all" in said
+    assert "audio: 10 steps, batches of 8" in said and "GFLOPs a step" in said and "at once at most" in said
 
 
 def test_a_real_recipe_is_planned_with_activations_and_flops(capsys: pytest.CaptureFixture) -> None:

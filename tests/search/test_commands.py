@@ -202,3 +202,20 @@ def test_weights_of_what_is_not_asked_with_are_an_error(
     for weights, said in (("image=1", "(text), got image; leave it out"), ("text=1,not=0.5", "got not; leave it out")):
         assert main([*arguments, weights]) == 2
         assert said in capfd.readouterr().err
+
+
+def test_queries_of_a_file_are_answered_in_one_go(
+    model: Path, media: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    index, queries = tmp_path / "many.lance", tmp_path / "queries.txt"
+    assert main(["index", "add", str(index), str(media), "--model", str(model)]) == 0
+    queries.write_text("red\n\n" + json.dumps({"image": str(media / "blue.png")}) + "\n", encoding="utf-8")
+    capfd.readouterr()
+    assert main(["search", str(index), "--queries", str(queries), "-k", "1", "--json"]) == 0
+    first, second = map(json.loads, capfd.readouterr().out.splitlines())
+    assert first["query"] == "red" and len(first["hits"]) == 1 and second["hits"][0]["path"].endswith("blue.png")
+    assert main(["search", str(index), "--queries", str(queries), "--text", "red"]) == 2
+    assert "expected --queries alone, got --text beside it" in capfd.readouterr().err
+    queries.write_text('{"image": ', encoding="utf-8")
+    assert main(["search", str(index), "--queries", str(queries)]) == 2
+    assert "query 1, got" in capfd.readouterr().err

@@ -19,7 +19,9 @@ from tiny_embedders import RATE, HueModel, HueProcessor, picture, tone
 
 from plait import Embedder, Index, Sample
 from plait.errors import MissingExtraError, UsageError
+from plait.search import exact
 from plait.search import index as index_module
+from plait.search.hits import Hit
 from plait.search.index import LEAST
 
 pytest.importorskip("lancedb")
@@ -48,7 +50,7 @@ def index(tmp_path: Path, media: Path, embedder: Embedder) -> Index:
     return made
 
 
-def names(hits: list[index_module.Hit]) -> list[str]:
+def names(hits: list[Hit]) -> list[str]:
     return [Path(hit.path or hit.id).name for hit in hits]
 
 
@@ -406,7 +408,7 @@ def test_query_vectors_are_finite_and_their_length_says_nothing(index: Index, em
 def test_an_index_that_another_process_just_made_is_not_made_again(
     tmp_path: Path, embedder: Embedder, monkeypatch
 ) -> None:
-    answers = iter([False, True])  # not there when asked first, there once the lock is held
+    answers = iter([False, False, True])  # not there when asked first, there once the lock is held
     monkeypatch.setattr("plait.search.index.table_exists", lambda path: next(answers))
     with pytest.raises(ValueError, match="got one made just now; run the same command again"):
         Index.create(tmp_path / "i.lance", embedder)
@@ -423,3 +425,35 @@ def test_an_older_lancedb_is_named_before_anything_is_written(tmp_path, monkeypa
         "optional-dependencies"
     ]["search"]
     assert wanted == [f"lancedb>={LEAST[0]}.{LEAST[1]}"]
+
+
+def told(hits: list[Hit]) -> list[tuple[str, Any]]:
+    return [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
+
+
+def test_many_queries_find_what_each_finds_alone(index: Index, embedder: Embedder) -> None:
+    queries = ["red", {"text": "blue", "not": "red"}, embedder.embed(["green"])[0]]
+    for more in ({}, {"where": "path LIKE '%.png'"}, {"modality": "audio"}, {"where": "false"}):
+        alone = [index.search(query, 4, **more) for query in queries]
+        assert [told(hits) for hits in index.search_many(queries, 4, **more)] == [told(hits) for hits in alone]
+    assert index.search_many([]) == []
+    with pytest.raises(ValueError, match="expected a list of queries, got one str"):
+        index.search_many("red")
+    with pytest.raises(UsageError, match="expected a filter"):
+        index.search_many(["red"], where="colour = 1")
+
+
+def test_vectors_in_memory_follow_every_commit_of_anybody(index: Index, media: Path) -> None:
+    first, again = index.search("red", 9), index.search("red", 9)  # read anew, then from memory
+    assert told(again) == told(first) and index._memory.held is not None
+    other = Index.open(index.path, index.embedder)
+    other.delete(paths=first[0].path)
+    assert first[0].id not in {hit.id for hit in index.search("red", 9)}
+    other.update({"id": first[1].id}, caption="rouge")
+    assert {hit.id: hit.caption for hit in index.search_many(["red"], 9)[0]}[first[1].id] == "rouge"
+
+
+def test_equals_come_in_the_order_of_rows_and_filters_of_most_rows_rank_as_those_of_few() -> None:
+    scores = np.float32([0.5, 1, 0.5, 0.5, 0.2])
+    assert exact._largest(scores, 3).tolist() == [1, 0, 2]
+    assert exact._largest(scores, 9).tolist() == [1, 0, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,48 @@ def test_a_plan_is_within_a_tenth_of_the_tensors_counted(name: str, dtype: str) 
     for what, size in found.items():
         assert planned.bytes[what] == pytest.approx(size, rel=0.1), what
     assert sum(planned.bytes.values()) == pytest.approx(sum(found.values()), rel=0.05)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that results of operators hold now, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        old = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)):
+            if storage._cdata not in self.known | old:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def forget(self, address: int, size: int) -> None:
+        self.known.discard(address)
+        self.live -= size
+
+
+def held(model: nn.Module, stage: Stage) -> int:
+    """Bytes of real tensors at most beyond weights and batch during one real step forward and backward."""
+    freeze(model, stage.trainable)
+    model.train()
+    source = stage.batches()
+    batch = source.load(list(source.rows(0, 0, stage.batch_size)), np.random.default_rng(0))
+    with Live() as live:
+        loss, _ = stage.objective(model, batch, 0, torch.Generator())
+        loss.backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("name", ["contrast", "adapters", "talk"])
+def test_the_peak_is_within_a_tenth_of_what_a_step_holds(name: str) -> None:
+    model, stage = CONFIGURATIONS[name]()
+    planned = step_cost(model, stage, stage.batches(), 0).peak
+    assert planned == pytest.approx(held(model, stage), rel=0.1)
 
 
 def test_a_plan_without_values_equals_one_with_them() -> None:

@@ -353,7 +353,16 @@ def search(
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
+<<<<<<< HEAD
     html: HtmlOption = None,
+=======
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}')
+    ] = None,
+>>>>>>> 93d7e25 (Keep an index's vectors in memory from the second question on, answer many at once, count plans on shapes)
     limits: LimitOption = None,
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
@@ -367,6 +376,12 @@ def search(
 
     media: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
     query = _query({name: list(values) for name, values in media.items() if values}, others, without, weights)
+    if queries is not None:
+        beside = {**media, "with": others, "not": without, "weights": weights, "words": words, "html": html}
+        beside |= {"min-score": min_score, "rerank": rerank}
+        if idle := [f"--{name}" for name, given in beside.items() if given]:
+            raise UsageError(f"expected --queries alone, got {', '.join(idle)} beside it; leave one out")
+        return _search_all(opened_with(index, model, device, adapter), queries, k, where, modality, as_json)
     if not query and not words:
         raise UsageError("expected a query, got none; give --text, --image, --audio, --video, --with or --words")
     if not query and (rerank or min_score):
@@ -396,6 +411,32 @@ def search(
         note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
         shown = query if query else words
         write_contact_sheet(html, [(shown, hits)], note=note, index=opened)
+
+
+def _search_all(index: Index, queries: Path, k: int, where: str | None, modality: str | None, as_json: bool) -> None:
+    """Print the hits of every query of a file: a table each, or a line of JSON each."""
+    from plait.data.manifest import decoded
+    from plait.reading import check_regular
+    from plait.search.page import table, to_json
+
+    check_regular(queries)
+    lines = [line.strip() for line in decoded(queries.read_bytes(), queries).splitlines() if line.strip()]
+    if not lines:
+        raise UsageError(f"expected a query a line in {queries}, got none; write some")
+    items = [_item(line, f"{queries}, query {number}") for number, line in enumerate(lines, 1)]
+    for line, hits in zip(lines, index.search_many(items, k, where=where, modality=modality), strict=True):
+        found = {"query": line, "hits": [to_json(hit) for hit in hits]}
+        print(json.dumps(found) if as_json else f"{line}\n{table(hits)}")
+
+
+def _item(line: str, place: str) -> Any:
+    """A line of a file of queries as an item: a mapping in JSON, else a text."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"expected a text or JSON in {place}, got {line[:60]}: {error}; correct it") from error
 
 
 def opened_with(index: Path, model: Path | None, device: str | None, adapter: Path | None) -> Index:

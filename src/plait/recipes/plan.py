@@ -34,7 +34,8 @@ class StagePlan:
         bytes: of parameters, gradients, optimiser and, where `flops` is set, of what a micro batch keeps for the
             backward pass (activations).
         flops: of one optimiser step, forward and backward.
-        note: why the last two are not known.
+        peak: bytes in use at once at most, which is less than the sum: gradients come while activations go.
+        note: why what a batch costs is not known.
     """
 
     stage: str
@@ -44,6 +45,7 @@ class StagePlan:
     frozen: dict[str, int] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     flops: int | None = None
+    peak: int | None = None
     note: str = ""
 
 
@@ -98,7 +100,9 @@ def with_cost(
         cost = step_cost(model, stage, stage.batches(), 0, **how)
     except ValueError as error:
         return replace(one, note=" ".join(str(error).split()))
-    return replace(one, bytes={**one.bytes, "activations": cost.activations}, flops=cost.flops)
+    # the moments are there from the second step on, gradients go before a step begins
+    peak = one.bytes["parameters"] + one.bytes["optimiser"] + max(cost.peak, one.bytes["gradients"])
+    return replace(one, bytes={**one.bytes, "activations": cost.activations}, flops=cost.flops, peak=peak)
 
 
 def plan_stage(model: nn.Module, stage: Stage) -> StagePlan:
@@ -133,11 +137,12 @@ def describe(one: StagePlan) -> str:
     rows = [(part, _count(one.trainable.get(part)), _count(one.frozen.get(part))) for part in parts]
     rows.append(("all", _count(sum(one.trainable.values())), _count(sum(one.frozen.values()))))
     memory = ", ".join(f"{name} {format_bytes(size)}" for name, size in one.bytes.items())
-    total = format_bytes(sum(one.bytes.values()))
+    known = f"{format_bytes(sum(one.bytes.values()))} before activations"
+    total = known if one.peak is None else f"{format_bytes(one.peak)} at once at most"
     lines = [
         f"{one.stage}: {one.length}, batches of {one.batch_size}",
         format_table(("part", "trainable", "frozen"), rows),
-        f"memory: {memory}; {total} " + ("before activations" if one.flops is None else "in all"),
+        f"memory: {memory}; {total}",
     ]
     if one.flops is not None:
         lines.append(f"compute: {one.flops / 1e9:,.1f} GFLOPs a step")

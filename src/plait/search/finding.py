@@ -8,7 +8,6 @@ words -> full text ----------------/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from plait.errors import UsageError
 from plait.media.values import medium
 from plait.search.background import FALSE_ALARMS, Floors, floors
 from plait.search.filters import COLUMNS, to_sql
-from plait.search.hits import Hit, Hits
+from plait.search.hits import Hit, Hits, hit_of
 from plait.search.moments import best_moments
 from plait.search.words import find_words
 
@@ -130,18 +129,13 @@ def _asked(query: Any, parts: Sequence[Part]) -> Sequence[Part]:
     return parts
 
 
-def _hit(row: Mapping[str, Any], score: float, **more: Any) -> Hit:
-    """A row of the table, with its score."""
-    return Hit(score=score, meta=json.loads(row["meta"] or "{}"), **{name: row[name] for name in COLUMNS}, **more)
-
-
 def _with_moments(index: Index, hits: Hits, vector: np.ndarray, depth: int, condition: str | None) -> Hits:
     """Hits, those of videos with their best moment and the better of the two scores."""
     unit = np.asarray(vector, np.float32) / np.linalg.norm(vector)
     best = {row["id"]: row for row in best_moments(index, unit, depth, condition, [*COLUMNS, "meta"])}
     known = {hit.id: hit for hit in hits}
     for name, row in best.items():
-        before = known.get(name) or _hit(row, -1.0)
+        before = known.get(name) or hit_of(row, -1.0)
         known[name] = replace(before, score=max(before.score, row["score"]), moment=row["moment"])
     return sorted(known.values(), key=lambda hit: -hit.score)
 
@@ -151,9 +145,9 @@ def _by_words(index: Index, words: str, depth: int, condition: str | None, vecto
     columns = [*COLUMNS, "meta", "vector"]
     rows = find_words(index, words, depth, condition, columns)
     if vector is None:
-        return [_hit(row, row["_score"] / (1 + row["_score"])) for row in rows]
+        return [hit_of(row, row["_score"] / (1 + row["_score"])) for row in rows]
     unit = np.asarray(vector, np.float32) / np.linalg.norm(vector)
-    return [_hit(row, float(np.asarray(row["vector"], np.float32) @ unit)) for row in rows]
+    return [hit_of(row, float(np.asarray(row["vector"], np.float32) @ unit)) for row in rows]
 
 
 def _joined(lists: Sequence[Hits]) -> Hits:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from plait.search.filters import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +60,8 @@ class HitList(list[Hit]):
 
 
 Hits = list[Hit]
+
+
+def hit_of(row: Mapping[str, Any], score: float, **more: Any) -> Hit:
+    """The hit that a row of the table is, its meta read."""
+    return Hit(score=score, meta=json.loads(row["meta"] or "{}"), **{name: row[name] for name in COLUMNS}, **more)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -30,10 +29,11 @@ from plait.errors import MissingExtraError, UsageError, import_extra
 from plait.models import name_of_shipped, shipped
 from plait.places import atomic_write, claim
 from plait.reading import read_json
+from plait.search.exact import Memory, unit, waiting
 from plait.search.filters import COLUMNS, quote, to_sql
-from plait.search.hits import Hit, HitList
+from plait.search.hits import HitList
 from plait.search.ledger import AddReport, Ledger
-from plait.search.sources import Candidate, Entry, Problem, entry_of, expand
+from plait.search.sources import Candidate, Entry, Problem, entry_of, expand, to_arrow
 from plait.terminal import progress_bar
 from plait.types import plain
 
@@ -59,8 +59,6 @@ _REMEDIES = {
     "permission denied": "check its owner and permissions",
     "read-only": "copy the index to a place that can be written",
 }
-_FLOOR = 100
-"""Hits asked of the approximate index at least: it finds the nearest row among a thousand candidates, not among ten."""
 ANN_ROWS = 50_000
 """From this many rows on, `optimize` (and the end of an `add`) builds an approximate index; below, search is exact."""
 
@@ -70,6 +68,7 @@ _MANY_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(hours=1)  # a reader that began before holds on to the version that it opened
 Rows = list[dict[str, Any]]
 Problems = list[Problem]
+Answers = list[HitList]
 
 
 class Index:
@@ -91,6 +90,7 @@ class Index:
         self.description = description
         self._table = table
         self._embedder: Embedder | None = None
+        self._memory = Memory(table, description["dim"])
 
     @classmethod
     def create(cls, path: str | Path, embedder: Embedder | str | Path) -> Index:
@@ -250,8 +250,8 @@ class Index:
                     self._add_chunk(chunk, embedder, ledger, report)
                     bar.update(len(chunk))
             with one_line():
-                waiting = self._waiting()
-                inside = 0 if waiting is None else len(self) - waiting
+                unbuilt = waiting(self._table)
+                inside = 0 if unbuilt is None else len(self) - unbuilt
                 # rows added since the last build are compared one by one: extend it when they are a fifth of all
                 outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
                 if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
@@ -519,11 +519,12 @@ class Index:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the connection, so that workers and other processes open their own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_table"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "_memory")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._table, self.description = open_table(self.path)
+        self._memory = Memory(self._table, self.description["dim"])
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}, {len(self)} rows, dim {self.description['dim']})"
@@ -543,7 +544,7 @@ class Index:
         """
         with one_line():
             kinds = self._table.search().select(["modality"]).to_arrow()["modality"].to_pylist()
-            waiting = self._waiting()
+            unbuilt = waiting(self._table)
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         return {
             "path": str(self.path),
@@ -551,8 +552,8 @@ class Index:
             "rows_by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             "dim": self.description["dim"],
             "bytes": size,
-            "search": "exact" if waiting is None else "approximate",
-            "rows_not_in_ann": len(kinds) if waiting is None else waiting,
+            "search": "exact" if unbuilt is None else "approximate",
+            "rows_not_in_ann": len(kinds) if unbuilt is None else unbuilt,
             "model": self.description["model"],
             "fingerprint": self.description["fingerprint"],
         }
@@ -588,32 +589,45 @@ class Index:
         Example:
             >>> index.search({"audio": "rain.wav", "text": "street", "not": {"text": "car"}}, where={"label": "city"})
         """
+        return self._search([query], k, where, weights, modality, exact)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Item | np.ndarray],
+        k: int = 10,
+        *,
+        where: str | Mapping[str, Any] | None = None,
+        weights: Mapping[str, float] | None = None,
+        modality: str | None = None,
+    ) -> Answers:
+        """The k nearest rows of each of many queries, which are embedded in batches and compared in one pass, exactly.
+
+        Args:
+            queries: items or vectors as `search` takes them, each for itself.
+            k, where, weights, modality: as in `search`; more than half a GiB of vectors are asked query by query.
+
+        Returns:
+            Hits of each query, in order.
+
+        Raises:
+            UsageError, ValueError: as `search`.
+        """
+        if isinstance(queries, str | bytes | Path | Mapping):
+            raise ValueError(f"expected a list of queries, got one {type(queries).__name__}; wrap it in a list")
+        return self._search(list(queries), k, where, weights, modality, None)
+
+    def _search(
+        self, queries: Sequence[Any], k: int, where: Any, weights: Any, modality: str | None, exact: bool | None
+    ) -> Answers:
+        """As `search`, and with exact=None as `search_many`."""
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"expected k of at least 1, got {k!r}")
-        vector = query if isinstance(query, np.ndarray) else self.embedder.embed([query], weights=weights)[0]
-        if vector.shape != (self.description["dim"],):
-            raise ValueError(f"expected a vector of shape ({self.description['dim']},), got {vector.shape}")
-        if not np.isfinite(vector).all():  # Lance finds nothing near NaN, and says so without an error
-            raise ValueError("expected a vector of finite numbers, got NaN or infinity; embed the query anew")
-        vector = np.asarray(vector, np.float32)
-        length = float(np.linalg.norm(vector))
-        if not (math.isfinite(length) and length > 0):
-            raise ValueError("expected a query of some length, got one of zeros; embed the query anew")
-        request = self._table.search(vector / length).distance_type("dot").limit(max(k, _FLOOR))
-        # the approximate index holds 8 bits a number: ten times as many candidates are compared in full
-        request = request.refine_factor(10) if not exact else request.bypass_vector_index()
-        if condition := to_sql(where, modality):
-            request = request.where(condition)
+        items = [query for query in queries if not isinstance(query, np.ndarray)]
+        embedded = iter(self.embedder.embed(items, weights=weights) if items else ())
+        vectors = [query if isinstance(query, np.ndarray) else next(embedded) for query in queries]
+        units, condition = unit(vectors, self.description["dim"]), to_sql(where, modality)
         with one_line(condition):
-            rows = request.select([*COLUMNS, "meta", "_distance"]).to_arrow().slice(0, k).to_pylist()
-        return HitList(
-            Hit(
-                score=1.0 - row["_distance"],  # Lance's dot distance is 1 - product, and vectors have length 1
-                meta=json.loads(row["meta"] or "{}"),
-                **{name: row[name] for name in COLUMNS},
-            )
-            for row in rows
-        )
+            return self._memory.answer(units, k, condition, exact) if queries else []
 
     def optimize(self) -> None:
         """Merge small files, drop versions older than an hour, and build or extend the approximate index when large.
@@ -624,14 +638,9 @@ class Index:
         with writing(self.path), one_line():
             self._optimize()
 
-    def _waiting(self) -> int | None:
-        """Rows that the approximate index does not hold yet; None where there is no such index."""
-        built = next((one for one in self._table.list_indices() if "vector" in one.columns), None)
-        return None if built is None else self._table.index_stats(built.name).num_unindexed_rows
-
     def _optimize(self) -> None:
         """As `optimize`, for who holds the lock already."""
-        if len(self) >= ANN_ROWS and self._waiting() is None:
+        if len(self) >= ANN_ROWS and waiting(self._table) is None:
             from lancedb.index import HnswSq
 
             self._table.create_index("vector", config=HnswSq(distance_type="dot"))
@@ -731,22 +740,6 @@ def open_beside(path: Path, name: str, schema: Any) -> Any:
     with one_line():
         connection = engine().connect(path, read_consistency_interval=timedelta(0))
         return connection.create_table(name, schema=schema, exist_ok=True)
-
-
-def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
-    """Rows of the table.
-
-    Args:
-        entries: n of them.
-        vectors: (n, dim) float32.
-    """
-    import pyarrow as pa
-
-    columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
-    columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
-    columns["words"] = pa.array([entry.words for entry in entries], pa.string())
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
-    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
 
 
 @contextmanager

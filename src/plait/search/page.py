@@ -22,7 +22,8 @@ from plait.search.thumbnails import thumbnail
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from plait.search.index import Hit, Index
+    from plait.search.hits import Hit
+    from plait.search.index import Index
 
 _THUMBNAIL = 320
 _CLIP_SECONDS = 15

@@ -6,11 +6,12 @@ path | folder | manifest.jsonl | Sample -> expand -> candidates (cheap) -> entry
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,12 @@ from plait.media.limits import IN_FORCE, exceeds
 from plait.media.noted import Noted, noted
 from plait.media.values import medium
 from plait.modalities import held
+from plait.search.filters import COLUMNS
 from plait.terminal import printable
 from plait.types import Sample, plain, whole_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OnProblem = Callable[[str, str], None]
 """Called with the path (or name) of what is left out and the reason."""
@@ -262,3 +267,19 @@ def _bytes_of(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     return value.tobytes() if hasattr(value, "tobytes") else np.asarray(value).tobytes()
+
+
+def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
+    """Rows of the table.
+
+    Args:
+        entries: n of them.
+        vectors: (n, dim) float32.
+    """
+    import pyarrow as pa
+
+    columns = {name: pa.array([getattr(entry, name) for entry in entries], pa.string()) for name in COLUMNS}
+    columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
+    columns["words"] = pa.array([entry.words for entry in entries], pa.string())
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
+    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes

@@ -22,7 +22,8 @@ from plait.places import atomic_write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from plait.search.index import Hit, Index
+    from plait.search.hits import Hit
+    from plait.search.index import Index
 
 SIDE = 320
 """Pixels of the longer side."""

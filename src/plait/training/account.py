@@ -1,6 +1,6 @@
-"""What a step costs before it is taken: FLOPs and the bytes the backward pass keeps, counted on fake tensors.
+"""What a step costs before it is taken: FLOPs, and the bytes that it keeps and holds, counted on shapes.
 
-stage -> one micro batch -> model with fake weights (shapes without memory) -> objective -> FlopCounter, saved tensors
+stage -> one micro batch -> model with weights of shapes alone -> objective, backward -> FLOPs, saved and live bytes
 
 The batch's whole numbers and masks stay real, so an objective that looks at them (lengths, masks, identities) runs as
 it does in training; everything of floating point has a shape and no values.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import resource
 import sys
+import weakref
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from plait.training.parallel import ObjectiveModule, alone, blocks_of, in_full_precision, plain, recomputed
 from plait.training.stages import Batch, Source, Stage, freeze
@@ -46,10 +46,13 @@ class StepCost:
     Attributes:
         flops: floating-point operations of all micro batches, forward and backward.
         activations: bytes that one micro batch keeps for the backward pass, weights aside.
+        peak: bytes that are in use at once at most while it goes forward and backward: what it keeps, what passes,
+            and the gradients; not the weights. What kernels use inside is not seen.
     """
 
     flops: int
     activations: int
+    peak: int
 
 
 def step_cost(
@@ -90,35 +93,36 @@ def step_cost(
 
 
 def _counted(model: nn.Module, stage: Stage, batch: Batch, step: int, dtype: torch.dtype, recompute: int) -> StepCost:
-    """One forward and backward pass on fake weights; `flops` grow with accumulation, `activations` do not."""
-    whole, fake = ObjectiveModule(model, stage.objective), FakeTensorMode(allow_non_fake_inputs=True)
+    """One forward and backward pass on shapes; `flops` grow with accumulation, bytes do not."""
+    whole, ledger = ObjectiveModule(model, stage.objective), _Ledger()
     # parameters and buffers go in by name, so the model itself is never changed
-    state = {name: _fake(value, fake) for name, value in [*whole.named_parameters(), *whole.named_buffers()]}
-    kept, counter = _Kept(state.values()), FlopCounterMode(display=False)
+    state: dict[str, Any] = {
+        name: ledger.shape_of(x) for name, x in [*whole.named_parameters(), *whole.named_buffers()]
+    }
+    ledger.leave_out(state.values())
     with ExitStack() as stack:
         stack.enter_context(alone())  # no process waits for another's shapes
         stack.enter_context(plain(model))
         stack.enter_context(recomputed(model, recompute))
         # a recomputed layer saves nothing inside, so its inputs are counted where it is entered
         for block in list(blocks_of(model).values())[:: recompute or 1] if recompute else []:
-            stack.callback(block.register_forward_pre_hook(kept.inputs, with_kwargs=True).remove)
-        for context in (_Mixed(fake), counter, saved_tensors_hooks(kept.pack, lambda x: x)):
-            stack.enter_context(context)
-        batch = tree_map_only(Tensor, lambda x: _fake(x, fake) if x.is_floating_point() else x, batch)
-        # autocast goes by the device of the tensors, and fake ones say that they are on the CPU
+            stack.callback(block.register_forward_pre_hook(ledger.keep_inputs, with_kwargs=True).remove)
+        stack.enter_context(saved_tensors_hooks(ledger.keep, lambda x: x))
+        batch = tree_map_only(Tensor, lambda x: ledger.shape_of(x) if x.is_floating_point() else x, batch)
+        # autocast goes by the device of the tensors, and shapes say that they are on the CPU
         stack.enter_context(torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext())
         try:
             loss, _ = functional_call(whole, state, (batch, step, torch.Generator()))
             # recomputed layers save their inside for a moment of the backward pass, which is not kept here
-            kept.is_open = False
+            ledger.is_open = False
             loss.backward()
-        # a fake tensor that is asked for its value raises one or the other, by the operator
+        # a shape that is asked for its value raises one or the other, by the operator
         except (RuntimeError, NotImplementedError) as error:
             raise ValueError(
                 f"expected the objective of stage {stage.name!r} to run without values, got: "
                 f"{' '.join(str(error).split())[:200]}; read no floating-point value inside it"
             ) from error
-    return StepCost(counter.get_total_flops() * stage.accumulation, kept.bytes)
+    return StepCost(ledger.flops * stage.accumulation, ledger.kept, ledger.peak)
 
 
 def mean_flops(model: nn.Module, stage: Stage, source: Source, **how: Any) -> float:
@@ -185,47 +189,154 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _Kept:
-    """Sums the bytes of storages saved for the backward pass, each once, without weights."""
+class _Ledger:
+    """What the operators of one pass over shapes add up to.
 
-    def __init__(self, weights: Any) -> None:
-        self.bytes = 0
+    Attributes:
+        flops: of all operators that torch knows to count.
+        kept: bytes of storages that were saved for the backward pass, each once, without weights.
+        live, peak: bytes in use now, and the most there were.
+        is_open: whether what is saved is still counted.
+    """
+
+    def __init__(self) -> None:
+        self.flops = self.kept = self.live = self.peak = 0
         self.is_open = True
-        # views share a storage, so storages are counted, and weights count as seen from the start
-        self._seen = {x.untyped_storage()._cdata: x.untyped_storage() for x in weights}
+        # views share a storage, so storages are counted; one is known by its address for as long as it lives
+        self._known: set[int] = set()
+        self._kept: set[int] = set()  # of `_known`, those that were saved for the backward pass, and the weights
+        self._values: list[Any] = []  # real tensors that were saved, held so that no address is given to another
+        self._answers: dict[str, tuple[Any, int]] = {}  # what was asked -> layouts of what came, and FLOPs
 
-    def pack(self, x: Tensor) -> Tensor:
+    def shape_of(self, x: Tensor) -> _Shape:
+        """Shape, strides and dtype of `x` without values; a leaf that trains where `x` does."""
+        shape = self._wrap(_layout(x).empty())
+        shape.requires_grad_(x.requires_grad)
+        return shape
+
+    def leave_out(self, weights: Iterable[_Shape]) -> None:
+        """Begin at nothing: weights have an account of their own, and are not what is kept."""
+        self._kept |= {x.bare.untyped_storage()._cdata for x in weights}
+        self.live = self.peak = 0
+
+    def keep(self, x: Tensor) -> Tensor:
         """Hook of autograd: count the storage of a saved tensor once, and hand the tensor back."""
-        storage = x.untyped_storage()
-        if self.is_open and storage._cdata not in self._seen:
-            self._seen[storage._cdata] = storage  # kept, so that its number is not given to another
-            self.bytes += storage.nbytes()
+        storage = (x.bare if isinstance(x, _Shape) else x).untyped_storage()
+        if self.is_open and storage._cdata not in self._kept:
+            self._kept.add(storage._cdata)
+            self.kept += storage.nbytes()
+            self._values += [] if isinstance(x, _Shape) else [storage]
         return x
 
-    def inputs(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def keep_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Pre-forward hook of a recomputed layer: count its inputs, which are all that it keeps."""
-        tree_map_only(Tensor, self.pack, (args, kwargs))
+        tree_map_only(Tensor, self.keep, (args, kwargs))
+
+    def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run one torch operator on shapes alone, and enter it."""
+        owners: dict[int, _Shape] = {}  # an operator that writes in place gives back what it was given
+
+        def given(x: Tensor) -> Tensor:
+            if not isinstance(x, _Shape):
+                return _layout(x).empty()
+            owners[id(x.bare)] = x
+            return x.bare
+
+        if func in _INDEXING:  # a real mask says how many it picks, a shape could not
+            args = _each(list, _masks_to_numbers, args)
+        args, kwargs = _each(Tensor, given, args), {name: _each(Tensor, given, x) for name, x in kwargs.items()}
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("meta")
+        # layers repeat each other, and torch's rules for shapes are slower than looking up what they said before
+        is_fresh = not func._schema.is_mutable and all(x.alias_info is None for x in func._schema.returns)
+        asked = str((func, _each(Tensor, _layout, [args, [*kwargs.items()]]))) if is_fresh else ""
+        if asked in self._answers:
+            made, flops = self._answers[asked]
+            out = _each(_Layout, _Layout.empty, made)
+        else:
+            out = func(*args, **kwargs)
+            count = flop_registry.get(func.overloadpacket)
+            flops = 0 if count is None else count(*args, **kwargs, out_val=out)
+            took, gave = ({x.untyped_storage()._cdata for x in _tensors(y)} for y in ([args, [*kwargs.values()]], out))
+            if asked and not took & gave:  # `_unsafe_view` shares what its schema says is new
+                self._answers[asked] = _each(Tensor, _layout, out), flops
+        self.flops += flops
+        return _each(Tensor, lambda x: owners[id(x)] if id(x) in owners else self._wrap(x), out)
+
+    def _wrap(self, bare: Tensor) -> _Shape:
+        """A tensor of the meta device as one of the CPU; its storage lives until nobody holds it."""
+        storage = bare.untyped_storage()
+        if storage._cdata not in self._known:
+            self._known.add(storage._cdata)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return _Shape(bare, self)
+
+    def _forget(self, address: int, nbytes: int) -> None:
+        self._known.discard(address)
+        self._kept.discard(address)
+        self.live -= nbytes
 
 
-class _Mixed(TorchDispatchMode):
-    """Calls with a fake tensor among the arguments run on shapes, all others on values."""
+class _Shape(Tensor):
+    """A tensor that says it is on the CPU and has no values: `bare`, on the meta device, has its storage.
 
-    def __init__(self, fake: FakeTensorMode) -> None:
-        super().__init__()
-        self.fake = fake
+    Torch's own FakeTensor does the same and more (symbolic sizes, every device), at twenty times the cost a call.
+    """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one torch operator: on values where no argument is fake, else on shapes."""
+    bare: Tensor
+    ledger: _Ledger
+
+    @staticmethod
+    def __new__(cls, bare: Tensor, ledger: _Ledger) -> _Shape:
+        make: Any = Tensor._make_wrapper_subclass
+        made = make(cls, bare.shape, bare.stride(), bare.storage_offset(), dtype=bare.dtype, device="cpu")
+        made.bare, made.ledger = bare, ledger
+        return made
+
+    def __repr__(self) -> str:  # ty: ignore[incompatible-method-override]
+        return f"shape {tuple(self.shape)} of {self.dtype}"
+
+    @classmethod
+    def __torch_dispatch__(  # ty: ignore[incompatible-method-override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Called for every operator that has a shape among its arguments, all others run on values."""
         kwargs = kwargs or {}
-        if not any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
-            return func(*args, **kwargs)
-        if func in _INDEXING:  # a real mask says how many it picks, a fake one could not
-            args = tree_map_only(list, _masks_to_numbers, args, is_leaf=lambda x: isinstance(x, list))
-        args, kwargs = tree_map_only(
-            Tensor, lambda x: x if isinstance(x, FakeTensor) else _fake(x, self.fake), (args, kwargs)
-        )
-        with self.fake:
-            return func(*args, **kwargs)
+        ledger = next(x.ledger for x in _tensors([args, [*kwargs.values()]]) if isinstance(x, _Shape))
+        return ledger.run(func, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a tensor is without its values."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        """A tensor of this layout without values."""
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
+
+def _layout(x: Tensor) -> _Layout:
+    return _Layout(x.shape, x.stride(), x.dtype)
+
+
+def _each(kind: type, change: Callable[[Any], Any], values: Any) -> Any:
+    """`change` of every value of a kind in nested lists and tuples."""
+    if isinstance(values, kind):
+        return change(values)
+    return type(values)(_each(kind, change, x) for x in values) if isinstance(values, list | tuple) else values
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """All tensors in nested lists and tuples."""
+    found: list[Tensor] = []
+    _each(Tensor, found.append, values)
+    return found
 
 
 _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
@@ -235,12 +346,6 @@ def _masks_to_numbers(indices: list[Any]) -> list[Any]:
     """Boolean masks among the indices as the numbers of what they pick, as torch itself would expand them."""
     expanded: list[Any] = []
     for index in indices:
-        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, _Shape)
         expanded += index.nonzero().unbind(1) if is_mask else [index]
     return expanded
-
-
-def _fake(x: Tensor, mode: FakeTensorMode) -> Tensor:
-    """Shape, strides and dtype of `x` as a tensor of the CPU without values; a leaf that trains where `x` does."""
-    empty = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-    return FakeTensor(mode, empty, torch.device("cpu")).requires_grad_(x.requires_grad)

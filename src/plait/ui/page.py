@@ -31,7 +31,8 @@ from plait.ui.passed import Passed, passing
 if TYPE_CHECKING:
     from plait.assistant import Assistant
     from plait.chat import Chat
-    from plait.search.index import Hit, Index
+    from plait.search.hits import Hit
+    from plait.search.index import Index
 
 _STYLE = Path(__file__).with_name("style.css")
 _TASKS = ("caption", "answer", "ground", "classify", "match")
