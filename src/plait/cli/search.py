@@ -367,11 +367,10 @@ def search(
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
     raise_limits(limits)
-    from plait.models import name_of_shipped
     from plait.places import check_replaceable
     from plait.report.page import SIGN
     from plait.search.finding import find
-    from plait.search.page import table, to_json, write_contact_sheet
+    from plait.search.page import table, to_json
     from plait.search.sources import check_there
 
     media: dict[str, Any] = {"text": text, "image": image, "video": video, "audio": audio}
@@ -379,9 +378,7 @@ def search(
     if queries is not None:
         beside = {**media, "with": others, "not": without, "weights": weights, "words": words, "html": html}
         beside |= {"min-score": min_score, "rerank": rerank}
-        if idle := [f"--{name}" for name, given in beside.items() if given]:
-            raise UsageError(f"expected --queries alone, got {', '.join(idle)} beside it; leave one out")
-        return _search_all(opened_with(index, model, device, adapter), queries, k, where, modality, as_json)
+        return _search_all(beside, opened_with(index, model, device, adapter), queries, k, where, modality, as_json)
     if not query and not words:
         raise UsageError("expected a query, got none; give --text, --image, --audio, --video, --with or --words")
     if not query and (rerank or min_score):
@@ -406,19 +403,29 @@ def search(
     if found.floors is not None:
         typer.echo(_said(found), err=True)
     if html:
-        source = opened.embedder.source if query else None
-        name = "words" if not query else "a model in memory" if source is None else name_of_shipped(source) or source
-        note = f"{len(hits)} of {len(opened)} items in {index}, by {name}"
-        shown = query if query else words
-        write_contact_sheet(html, [(shown, hits)], note=note, index=opened)
+        _write_page(html, opened, query or None, words, hits)
+
+
+def _write_page(html: Path, opened: Index, query: Any, words: str | None, hits: Any) -> None:
+    """A page of the hits, with what was asked and of which model."""
+    from plait.models import name_of_shipped
+    from plait.search.page import write_contact_sheet
+
+    source = opened.embedder.source if query else None
+    name = "words" if not query else "a model in memory" if source is None else name_of_shipped(source) or source
+    note = f"{len(hits)} of {len(opened)} items in {opened.path}, by {name}"
+    shown = query if query else words
+    write_contact_sheet(html, [(shown, hits)], note=note, index=opened)
 
 
 def _search_all(index: Index, queries: Path, k: int, where: str | None, modality: str | None, as_json: bool) -> None:
-    """Print the hits of every query of a file: a table each, or a line of JSON each."""
+    """Print the hits of every query of a file: a table each, or a line of JSON each. UsageError for options `beside`."""
     from plait.data.manifest import decoded
     from plait.reading import check_regular
     from plait.search.page import table, to_json
 
+    if idle := [f"--{name}" for name, given in beside.items() if given]:
+        raise UsageError(f"expected --queries alone, got {', '.join(idle)} beside it; leave one out")
     check_regular(queries)
     lines = [line.strip() for line in decoded(queries.read_bytes(), queries).splitlines() if line.strip()]
     if not lines:
