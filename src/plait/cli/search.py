@@ -418,8 +418,19 @@ def _write_page(html: Path, opened: Index, query: Any, words: str | None, hits: 
     write_contact_sheet(html, [(shown, hits)], note=note, index=opened)
 
 
-def _search_all(index: Index, queries: Path, k: int, where: str | None, modality: str | None, as_json: bool) -> None:
-    """Print the hits of every query of a file: a table each, or a line of JSON each. UsageError for options `beside`."""
+def _search_all(
+    beside: dict[str, Any],
+    index: Index,
+    queries: Path,
+    k: int,
+    where: str | None,
+    modality: str | None,
+    as_json: bool,
+) -> None:
+    """Print the hits of every query of a file: a table each, or a line of JSON each.
+
+    beside: options that go with one query alone; UsageError where one is given.
+    """
     from plait.data.manifest import decoded
     from plait.reading import check_regular
     from plait.search.page import table, to_json
