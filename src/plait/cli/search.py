@@ -353,16 +353,10 @@ def search(
     device: DeviceOption = None,
     adapter: AdapterOption = None,
     as_json: JsonOption = False,
-<<<<<<< HEAD
     html: HtmlOption = None,
-=======
-    html: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="also write a page with pictures and players")
-    ] = None,
     queries: Annotated[
         Path | None, typer.Option(help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}')
     ] = None,
->>>>>>> 93d7e25 (Keep an index's vectors in memory from the second question on, answer many at once, count plans on shapes)
     limits: LimitOption = None,
 ) -> None:
     """Find what is nearest to a text, image, audio, video or any mixture of them."""
