@@ -69,3 +69,12 @@ def test_every_page_stands_in_the_site() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == pages | {"index.md"}
+
+
+def test_every_message_of_the_faq_is_in_the_source() -> None:
+    source = " ".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    messages = re.findall(
+        r"^\| `(expected [^`]*)`", (ROOT / "docs" / "faq.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(messages) >= 10
+    assert not [message for message in messages if message not in source]

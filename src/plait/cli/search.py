@@ -115,7 +115,8 @@ def add(
     adapter: AdapterOption = None,
     keep_duplicates: Annotated[bool, typer.Option("--keep-duplicates", help="add equal content again")] = False,
     engine: Annotated[
-        str | None, typer.Option(help="ray, or torchrun where it is started by that: several processes embed")
+        str | None,
+        typer.Option(help="ray, or torchrun where it is started by that: several processes embed; one without it"),
     ] = None,
     workers: Annotated[int, typer.Option(help="processes of --engine ray", min=1)] = 2,
     every: Annotated[
