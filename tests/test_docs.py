@@ -78,3 +78,25 @@ def test_every_message_of_the_faq_is_in_the_source() -> None:
     )
     assert len(messages) >= 10
     assert not [message for message in messages if message not in source]
+
+
+def sentence_lengths(page: Path) -> list[int]:
+    """Words of every sentence of the prose: tables, headings and code left out; an item of a list begins anew."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = "\n".join(line for line in text.splitlines() if not re.match(r"\s*(\||#|!\[)", line))
+    pieces = [part for block in re.split(r"\n\s*\n|\n- ", prose) for part in re.split(r"(?<=[.!?])\s+", block)]
+    return [len(piece.split()) for piece in pieces if len(piece.split()) > 1]
+
+
+TOO_LONG = {
+    "add-a-family": 18.5, "add-a-modality": 20, "demo": 24, "dense": 20, "evaluation-scores": 21, "evaluation": 21,
+    "finetune": 24, "module-map": 25, "mplug2": 23, "official-weights": 18.5, "owl": 25, "owl2": 22, "page": 21,
+    "scale": 25, "search-your-own-photos": 21, "training": 21,
+}  # fmt: skip
+"""Pages whose sentences are longer than 18 words on average, which is the aim, and what they may not pass."""
+
+
+def test_sentences_of_guides_are_short() -> None:
+    pages = {page.stem: sentence_lengths(page) for page in (ROOT / "docs").glob("*.md")}
+    means = {name: sum(found) / len(found) for name, found in pages.items() if found}
+    assert not {name: mean for name, mean in means.items() if mean > TOO_LONG.get(name, 18)}
