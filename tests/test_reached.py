@@ -35,7 +35,7 @@ CONTRACTS = """
 """Methods that torch and transformers call, or that their documentation promises to users of a model."""
 
 OTHERS_CALL = re.compile(
-    r"_repr_html_|visit_\w+|handle_\w+|emit|do_[A-Z]+|get_config|setup|teardown|run|close|flush|readable|seekable"
+    r"_repr_html_|format_help|parse_args|visit_\w+|handle_\w+|emit|do_[A-Z]+|get_config|setup|teardown|run|close|flush|readable|seekable"
 )
 """Methods that the standard library and the neighbours in `pyproject.toml` call on subclasses."""
 
