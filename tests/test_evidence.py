@@ -39,7 +39,7 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 
 def stands_in(figure: str, found: list[float]) -> bool:
-    """Whether a figure is one of the numbers, rounded as it is written: as it is, in percent, in other units, turned."""
+    """Whether a figure is one of the numbers, rounded as written: as it is, in percent, in other units, turned."""
     value, digits = float(figure.replace(",", "")), len(figure.partition(".")[2])
     near = 0.51 * 10**-digits
     for one in found:
