@@ -56,6 +56,12 @@ def fixture(task: Task, layout: str, place: Path) -> tuple[Path, str]:
     if layout == "mmhal_bench":
         place.mkdir(parents=True)
         (place / "response_template.json").write_text(json.dumps(MMHAL))
+    elif layout == "coco_stuff":  # no annotation file: the masks are all of it
+        for number in range(2):
+            for folder, values in (("images", np.full((10, 12, 3), 90 * number)), ("stuffthingmaps", np.eye(10, 12))):
+                path = place / folder / "val2017" / f"{number}.{'jpg' if folder == 'images' else 'png'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values.astype(np.uint8)).save(path)
     else:
         shutil.copytree(FORMATS / folder, place, dirs_exist_ok=True)
         (place / "expected.json").unlink()
