@@ -187,6 +187,7 @@ def test_every_layout_is_covered_by_a_fixture() -> None:
         "imagenet_folder",
         "q_bench_iqa",
         "mmhal_bench",
+        "coco_stuff",  # tests/evaluation/test_masks.py makes both of its forms
     }
     fixtures = {path.name for path in FORMATS.iterdir() if path.is_dir()}
     assert {n for n in LAYOUTS if not n.startswith("glue_")} - apart == fixtures - {"glue"}
