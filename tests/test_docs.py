@@ -90,7 +90,7 @@ def sentence_lengths(page: Path) -> list[int]:
 
 TOO_LONG = {
     "add-a-family": 18.5, "add-a-modality": 20, "demo": 24, "dense": 20, "evaluation-scores": 21, "evaluation": 21,
-    "finetune": 24, "module-map": 25, "mplug2": 23, "official-weights": 18.5, "owl": 25, "owl2": 22, "page": 21,
+    "finetune": 24, "module-map": 25, "official-weights": 18.5, "owl": 22, "owl2": 21, "page": 21,
     "scale": 25, "search-your-own-photos": 21, "training": 21,
 }  # fmt: skip
 """Pages whose sentences are longer than 18 words on average, which is the aim, and what they may not pass."""
