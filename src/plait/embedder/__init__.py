@@ -663,6 +663,9 @@ class _Work:
             features = self.tower.encode(modality, placed).float()
             vectors = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         if not np.isfinite(vectors).all():  # NaN is never a vector: it would be nearest to nothing and everything
+            from plait.weights.files import check_finite_weights
+
+            check_finite_weights(self.tower.model, "the model")
             raise ValueError("the model returned numbers that are not finite")
         if not vectors.any(axis=-1).all():  # of a dead layer: it would be equally near to everything
             raise ValueError("the model returned zeros, which have no direction")

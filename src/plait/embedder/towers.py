@@ -25,7 +25,7 @@ from plait.models import auto
 from plait.models.auto import Placement
 from plait.models.registry import FAMILIES
 from plait.processing.videos import chooser
-from plait.reading import read_json
+from plait.reading import inside, read_json
 from plait.weights.files import load_whole
 
 _ARGUMENT: dict[str, str] = {"text": "text", "image": "images", "video": "videos", "audio": "audio"}
@@ -179,7 +179,7 @@ class SentenceTower:
     def __init__(self, directory: Path, dtype: torch.dtype | None) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        modules = {_module_name(m): directory / m["path"] for m in read_json(directory / "modules.json", list)}
+        modules = _modules(directory)
         if not {"Transformer", "Pooling"} <= set(modules) <= {"Transformer", "Pooling", "Normalize"}:
             raise ValueError(f"expected modules Transformer, Pooling, Normalize in {directory}, got {list(modules)}")
         root = modules["Transformer"]
@@ -219,9 +219,15 @@ class SentenceTower:
         return (tokens * mask).sum(dim=1) / mask.sum(dim=1)  # mean; the square-root variant differs only in length
 
 
-def _module_name(module: Mapping[str, Any]) -> str:
-    """The class name of a module in modules.json, without its package."""
-    return str(module["type"]).rsplit(".", 1)[-1]
+def _modules(directory: Path) -> dict[str, Path]:
+    """Class names of modules.json, without their package -> their folders.
+
+    Raises ValueError for a folder outside of the directory, and a file of another form.
+    """
+    written = read_json(directory / "modules.json", list)
+    if not all(isinstance(one, dict) and isinstance(one.get("path"), str) and "type" in one for one in written):
+        raise ValueError(f"expected modules with a type and a path in {directory / 'modules.json'}, got others")
+    return {str(one["type"]).rsplit(".", 1)[-1]: inside(directory, one["path"]) for one in written}
 
 
 def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
@@ -261,10 +267,10 @@ def _sentence_or_pair(source: Path, dtype: torch.dtype | None, device: torch.dev
     if adapter is not None and is_theirs:
         raise ValueError(f"expected a model of Plait for the adapter {adapter}, got {source}; merge it with PEFT")
     if is_theirs and (source / "modules.json").is_file():
-        modules = read_json(source / "modules.json", list)
+        modules = _modules(source)
         # sentence-transformers wraps CLIP so: both of its towers are better read by transformers
-        if len(modules) == 1 and _module_name(modules[0]) == "CLIPModel":
-            return _transformers_pair(source / modules[0]["path"], dtype)
+        if list(modules) == ["CLIPModel"]:
+            return _transformers_pair(modules["CLIPModel"], dtype)
         return SentenceTower(source, dtype)
     if is_theirs:
         return _transformers_pair(source, dtype)

@@ -31,6 +31,7 @@ from plait.weights.files import (
     Checkpoint,
     LazyState,
     StateError,
+    check_finite_weights,
     load_whole,
     read_checkpoint,
     refuse_branch,
@@ -440,6 +441,9 @@ def opened(
 
     Returns:
         (model, processor).
+
+    Raises:
+        ValueError: for weights in the file that are not finite.
     """
     if isinstance(model, tuple):
         found, processor = model
@@ -449,5 +453,6 @@ def opened(
     else:
         placed = placement(device, dtype, device_map)
         found, processor = load(model, dtype=placed.dtype, device=placed.device, adapter=adapter)
+        check_finite_weights(found, model)  # words chosen among scores that are NaN would look like any others
         found = placed.ready(found)
     return settled(found.eval(), attn_implementation, device_map), processor

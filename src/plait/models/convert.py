@@ -65,7 +65,7 @@ def convert(
 
     Raises:
         UsageError: where `dst` exists, or a task is given to a family that has none.
-        ValueError: where `src` is no checkpoint of a known family, or its weights do not fit.
+        ValueError: where `src` is no checkpoint of a known family, or its weights do not fit or are not finite.
 
     Example:
         >>> convert("one-peace.pt", "one-peace", dtype="bfloat16").parameters
@@ -86,10 +86,11 @@ def _converted(
     """Model and processor of an official checkpoint, and the record of what was done."""
     from plait.models.auto import FAMILIES, from_official
     from plait.weights.dtypes import resolve_dtype
-    from plait.weights.files import fingerprint, read_checkpoint
+    from plait.weights.files import check_finite_weights, fingerprint, read_checkpoint
 
     checkpoint = read_checkpoint(src)
     model, processor = from_official(checkpoint, dtype=resolve_dtype(dtype), branch=branch, **options)
+    check_finite_weights(model, src)
     if "task" in options and not getattr(model, "TASKS", ()):
         raise UsageError(f"expected --task with a family that is loaded by task, got {model.config.model_type}")
     weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")

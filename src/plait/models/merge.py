@@ -33,14 +33,14 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
         The number of weights changed.
 
     Raises:
-        ValueError: where `dst` exists or LoRA and base do not belong together.
+        ValueError: where `dst` exists, LoRA and base do not belong together, or numbers are not finite.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     from plait.models import by_name
     from plait.models.auto import from_official, is_model_directory
-    from plait.weights.files import read_checkpoint
+    from plait.weights.files import check_finite, check_finite_weights, read_checkpoint
     from plait.weights.lora import read_adapter
 
     base, dst = Path(base), Path(dst)
@@ -63,9 +63,11 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
             for name in files:  # the same tensors in the same files as before
                 with safe_open(str(base / name), "pt") as file:
                     keys, metadata = list(file.keys()), file.metadata()
-                save_file({key: merged[key].contiguous() for key in keys}, str(out / name), metadata)
+                whole = {key: check_finite(merged[key].contiguous(), f"{key} of {base}") for key in keys}
+                save_file(whole, str(out / name), metadata)
         else:
             model, processor = from_official(checkpoint, adapter=read.path)
+            check_finite_weights(model, base)
             model.save_pretrained(out)
             processor.save_pretrained(out)
         card = out / "README.md"

@@ -204,6 +204,7 @@ def load_whole(kind: Any, place: str | Path, *, optional: str = "", **options: A
 
     Raises:
         StateError: where the directory lacks weights, or some have another shape.
+        ValueError: for weights that are not finite.
     """
     model, told = kind.from_pretrained(place, trust_remote_code=False, output_loading_info=True, **options)
     lacking = {str(key) for key in told["missing_keys"] if not optional or not str(key).startswith(optional)}
@@ -214,15 +215,26 @@ def load_whole(kind: Any, place: str | Path, *, optional: str = "", **options: A
             f"{listed(wrong)}; fetch it again, or pass a model of this kind",
             wrong,
         )
+    check_finite_weights(model, place)
     return model
 
 
 def check_finite(tensor: Tensor, what: str) -> Tensor:
     """`tensor`, or ValueError where one of its numbers is NaN or infinite. what: it, in the message."""
-    # the sum of finite numbers can be infinite, but not the largest and smallest of them
-    if tensor.numel() and tensor.is_floating_point() and not all(end.isfinite() for end in tensor.aminmax()):
+    if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point():
+        return tensor
+    seen = tensor.detach()
+    seen = seen.float() if seen.itemsize == 1 else seen  # torch adds no numbers of eight bits
+    # One sum tells at the speed of memory. That of finite numbers can be infinite too, but not their extremes.
+    if not seen.sum().isfinite() and not all(end.isfinite() for end in seen.aminmax()):
         raise ValueError(f"expected finite numbers in {what}, got NaN or infinity; fetch or train it again")
     return tensor
+
+
+def check_finite_weights(model: nn.Module, place: str | Path) -> None:
+    """Raise ValueError, naming the weight, where a parameter of a model has NaN or infinity. place: its file."""
+    for name, parameter in model.named_parameters():
+        check_finite(parameter, f"{name} of {place}")
 
 
 def refuse_branch(branch: Sequence[str] | None, family: str) -> None:

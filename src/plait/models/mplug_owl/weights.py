@@ -29,6 +29,7 @@ from plait.weights.files import (
     StateError,
     build_strict,
     listed,
+    load_whole,
     read_checkpoint,
     refuse_branch,
 )
@@ -316,7 +317,7 @@ def around(
         found.pop("activation")  # QuickGELU, as all published towers
         vision = VisionConfig(**found)
     tokenizer = tokenizer_to_talk(llm)
-    language_model = AutoModelForCausalLM.from_pretrained(llm, dtype=dtype or torch.float32, trust_remote_code=False)
+    language_model = load_whole(AutoModelForCausalLM, llm, dtype=dtype or torch.float32)
     # The tokenizer's ids, not the source's: `tokenizer_to_talk` may have chosen what pads.
     config = MPlugOwlConfig(
         text_config=language_model.config.to_dict(), vision=vision, abstractor=abstractor, temporal=temporal,

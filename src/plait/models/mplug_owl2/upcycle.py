@@ -22,7 +22,7 @@ from plait.places import atomic_directory
 from plait.processing.tokenizers import tokenizer_to_talk
 from plait.reading import read_json
 from plait.routing import Ways
-from plait.weights.files import LazyState, StateError, load_strict, read_checkpoint
+from plait.weights.files import LazyState, StateError, check_finite_weights, load_strict, read_checkpoint
 
 # Their layers have the same names and the same order of norms, so that copied weights compute what they did.
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
@@ -93,6 +93,7 @@ def upcycle(
     fresh = [key for key in model.state_dict() if key.startswith(parts)]
     tied = ["lm_head.weight"] if config.tie_word_embeddings else []
     load_strict(model, LazyState(readers), optional=[*fresh, *tied])
+    check_finite_weights(model, source)
     model.tie_weights()
     model = model.to(dtype or next(iter(stored.values())).dtype)
     return model.eval(), MPlugOwl2Processor.from_config(config, tokenizer)
