@@ -97,3 +97,54 @@ def test_a_filter_takes_no_function_that_makes_values_large(where: str) -> None:
 )
 def test_a_plain_filter_is_taken(where: str) -> None:
     assert to_sql(where)
+
+
+def test_a_row_of_a_shard_names_no_file_of_this_machine(data: Path, tmp_path: Path) -> None:
+    path = data / "manifest.jsonl"
+    path.write_text(json.dumps({"id": "a", "text": "x" * 80}) + "\n")
+    pack_data(path, tmp_path / "out", 1 << 20)
+    tar = next((tmp_path / "out").glob("*.tar"))
+    content, named = tar.read_bytes(), json.dumps({"id": "a", "image": "/etc/passwd"}).encode()
+    start = content.index(b'{"id"')
+    size = content.index(b"}", start) + 1 - start
+    tar.write_bytes(content[:start] + named.ljust(size) + content[start + size :])
+    with pytest.raises(ValueError, match=r"row 0: expected the image in the shard, got a path"):
+        Shards(tmp_path / "out")[0]
+
+
+@pytest.mark.parametrize("name", ["../other", "/ABSOLUTE", 3, None])
+def test_saved_sets_name_files_and_splits_inside(name: object, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
+    said = "leads outside" if isinstance(name, str) else "expected names of splits"
+    with pytest.raises(ValueError, match=said):
+        open_samples(saved)
+    (saved / "dataset_dict.json").unlink()
+    (saved / "dataset_info.json").write_text("{}")
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(ValueError, match=said.replace("names of splits", "the names of arrow files")):
+        open_samples(saved)
+
+
+def test_classes_of_a_table_are_those_that_it_names(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["a", "b", "c", "d"], "label": [1, -1, 2, -2]})
+    for info, said in (
+        ({"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}, ""),
+        ([], "features"),
+    ):
+        notes = {"huggingface": json.dumps({"info": info})}
+        parquet.write_table(table.replace_schema_metadata(notes), tmp_path / "rows.parquet")
+        if said:
+            with pytest.raises(ValueError, match=f"expected {said} as datasets writes them"):
+                open_samples(tmp_path)
+            continue
+        rows = open_samples(tmp_path)
+        assert rows[0].label == "yes" and rows[1].label is None  # datasets writes -1 where no label is told
+        for number in (2, 3):
+            with pytest.raises(ValueError, match=f"row {number}: expected a class of label below 2"):
+                rows[number]

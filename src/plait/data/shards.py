@@ -27,6 +27,7 @@ import numpy as np
 from plait.data.manifest import MEDIA, checked_json, checked_row, checked_sample, row_line
 from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
+from plait.modalities import in_files
 from plait.places import atomic_directory
 from plait.reading import inside
 from plait.types import Sample
@@ -111,6 +112,8 @@ class Shards(Sequence[Sample]):
         line = Member(path, row["row"], row["row_bytes"], where).read()
         sample = checked_sample(line.decode("utf-8", "replace"), None, where)
         for modality in MEDIA:
+            if getattr(sample, modality) is not None:  # `pack` writes none: a path would be read from this machine
+                raise ValueError(f"{where}: expected the {modality} in the shard, got a path; pack the data anew")
             if row[f"{modality}_bytes"]:
                 member = Member(path, row[modality], row[f"{modality}_bytes"], f"{where}, {modality}")
                 setattr(sample, modality, member)
@@ -199,7 +202,8 @@ class WebDataset(Sequence[Sample]):
         caption = row.get("caption")  # as img2dataset calls it
         if not row.get("text") and isinstance(caption, str):
             row["text"] = caption
-        row = {name: value for name, value in row.items() if name not in MEDIA and value is not None}
+        named = {*MEDIA, *in_files(row)}  # paths of another machine, which would be read from this one
+        row = {name: value for name, value in row.items() if name not in named and value is not None}
         if isinstance(row.get("label"), int):
             row["label"] = str(row["label"])
         sample = checked_row({**row, "id": self.names[number]}, None, where)

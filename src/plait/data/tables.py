@@ -22,6 +22,7 @@ from typing import Any
 from plait.data.manifest import MAX_UNPACKED, MEDIA, address, checked_row
 from plait.errors import import_extra
 from plait.media.limits import Packed
+from plait.modalities import in_files
 from plait.reading import check_regular, inside, read_json
 from plait.types import Sample, plain
 
@@ -105,11 +106,9 @@ class Table(Sequence[Sample]):
         part, row = self.parts[place], number - (self.ends[place - 1] if place else 0)
         where = f"{part.name}, row {row}"
         light = part.light.slice(row, 1).to_pylist()[0]
-        values = {
-            key: self._named(key, value) for key, value in light.items() if value is not None and key not in MEDIA
-        }
+        values = {key: value for key, value in light.items() if value is not None and key not in MEDIA}
         try:
-            values = {key: plain(value, key) for key, value in values.items()}
+            values = {key: plain(self._named(key, value), key) for key, value in values.items()}
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         values.setdefault("id", f"{Path(part.name).stem}-{row}")
@@ -118,6 +117,7 @@ class Table(Sequence[Sample]):
         for modality in MEDIA:
             if (found := self._medium(part, row, modality, light, where)) is not None:
                 values[modality] = found
+        values |= {name: self._inside(values[name], where) for name in in_files(values) if name not in MEDIA}
         # The check of rows knows paths alone: cells go around it.
         kept = {name: values.pop(name) for name in MEDIA if isinstance(values.get(name), Cell)}
         sample = checked_row(values, None, where)
@@ -128,7 +128,9 @@ class Table(Sequence[Sample]):
     def _named(self, column: str, value: Any) -> Any:
         """A value as manifests have it: a class by its name, any other label as text."""
         if column in self.names and isinstance(value, int):
-            return self.names[column][value]
+            if not -1 <= value < len(self.names[column]):
+                raise ValueError(f"expected a class of {column} below {len(self.names[column])}, got {value}")
+            return None if value == -1 else self.names[column][value]  # -1 stands for a label that is not told
         return str(value) if column == "label" and isinstance(value, int) else value
 
     def _medium(self, part: _Part, row: int, modality: str, light: Mapping[str, Any], where: str) -> Any:
@@ -165,14 +167,17 @@ def read_saved(directory: str | Path) -> Table:
     """A directory of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`; rows get the split they lie in.
 
     Raises:
-        ValueError: for a set with indices (a selection that was not written out), and a missing arrow file.
+        ValueError: for a set with indices (a selection that was not written out), a missing arrow file, and names
+            that lead outside.
     """
     root = Path(directory)
     if not (root / "dataset_dict.json").is_file():
         parts, names, unread = _saved_split(root, None)
         return Table(parts, names, root, unread)
-    splits = read_json(root / "dataset_dict.json")["splits"]
-    found = [_saved_split(root / split, split) for split in splits]
+    splits = read_json(root / "dataset_dict.json").get("splits")
+    if not isinstance(splits, list) or not all(isinstance(split, str) for split in splits):
+        raise ValueError(f"expected names of splits in {root / 'dataset_dict.json'}, got others; save the set again")
+    found = [_saved_split(inside(root, split), split) for split in splits]
     names = {column: several for _, named, _ in found for column, several in named.items()}
     unread = [column for _, _, columns in found for column in columns]
     return Table([part for parts, _, _ in found for part in parts], names, root, unread)
@@ -184,9 +189,14 @@ def _saved_split(root: Path, split: str | None) -> tuple[list[_Part], dict[str, 
     state = read_json(root / "state.json")
     if state.get("_indices_data_files"):
         raise ValueError(f"expected a data set without indices in {root}, got one; save it again with datasets 2.15+")
-    features = read_json(root / "dataset_info.json").get("features") or {}
+    features = read_json(root / "dataset_info.json").get("features")
+    files = state.get("_data_files")
+    if not isinstance(files, list) or not all(
+        isinstance(e, dict) and isinstance(e.get("filename"), str) for e in files
+    ):
+        raise ValueError(f"expected the names of arrow files in {root / 'state.json'}, got others; save the set again")
     parts, unread = [], []
-    for file in (root / entry["filename"] for entry in state["_data_files"]):
+    for file in (inside(root, entry["filename"]) for entry in files):
         if not file.is_file():
             raise ValueError(f"expected the arrow file {file}, got no such file; copy the data set again")
         with pyarrow.memory_map(str(file)) as mapped:
@@ -225,7 +235,12 @@ def read_parquet(path: str | Path) -> Table:
         except (OSError, ValueError) as error:
             raise ValueError(f"expected a parquet file, got {file}: {' '.join(str(error).split())}") from error
         written = (opened.schema_arrow.metadata or {}).get(b"huggingface")
-        names |= _class_names(json.loads(written)["info"].get("features") or {}) if written else {}
+        try:
+            names |= _class_names(json.loads(written)["info"].get("features")) if written else {}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"expected features as datasets writes them in {file}, got others; write it anew"
+            ) from error
         split = file.stem.partition("-")[0]
         groups = _Groups(opened)
         unread += [field.name for field in _written(opened) if holds_files(field)]
@@ -380,10 +395,10 @@ def _light(table: Any) -> Any:
     return table
 
 
-def _class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+def _class_names(features: Any) -> dict[str, list[str]]:
     """Column -> names of its classes, from the features that `datasets` writes beside the data."""
     return {
-        name: kind["names"]
-        for name, kind in features.items()
-        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        name: [str(one) for one in kind["names"]]
+        for name, kind in (features.items() if isinstance(features, dict) else ())
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
     }
