@@ -117,7 +117,7 @@ class Table(Sequence[Sample]):
         for modality in MEDIA:
             if (found := self._medium(part, row, modality, light, where)) is not None:
                 values[modality] = found
-        values |= {name: self._inside(values[name], where) for name in in_files(values) if name not in MEDIA}
+        values |= {name: self._inside(values[name], where) for name in in_files(values)}
         # The check of rows knows paths alone: cells go around it.
         kept = {name: values.pop(name) for name in MEDIA if isinstance(values.get(name), Cell)}
         sample = checked_row(values, None, where)
