@@ -54,6 +54,28 @@ def test_a_parquet_of_many_rows_in_few_bytes_is_refused(tmp_path: Path) -> None:
         read_parquet(path)
 
 
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_pages_that_unpack_to_more_than_the_file_says_are_refused_unread(version: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.parquet"
+    table = pa.table({"id": ["a"], "text": ["x" * 5_000_000], "image": [b"y"], "captions": [["b", "c"]]})
+    how = {"use_dictionary": False, "data_page_version": version, "compression": "zstd", "store_schema": False}
+    parquet.write_table(table, path, **how)
+    assert len(read_parquet(path)[0].text) == 5_000_000
+    content = path.read_bytes()
+    start = parquet.read_metadata(path).row_group(0).column(1).data_page_offset
+    assert content[start + 2] == 0x15 and content[start + 6] < 128 <= content[start + 5]  # a number of four bytes
+    path.write_bytes(content[: start + 3] + b"\xfe\xff\xff\x7f" + content[start + 7 :])
+    with (
+        within(),
+        bounded_memory(100),
+        pytest.raises(ValueError, match=r"text has pages of 1342\d+ bytes unpacked where"),
+    ):
+        read_parquet(path)
+    path.write_bytes(content[:start] + b"\x19" * 40 + content[start + 40 :])
+    with pytest.raises(ValueError, match="with a damaged page"):
+        read_parquet(path)
+
+
 def header_only(rate: int, channels: int, seconds: float) -> bytes:
     """FLAC of silence, whose first block says how much there is."""
     stream = io.BytesIO()

@@ -9,6 +9,7 @@ class labels become their names; rows without an `id` are numbered. `datasets` i
 from __future__ import annotations
 
 import json
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -242,7 +243,7 @@ def read_parquet(path: str | Path) -> Table:
                 f"expected features as datasets writes them in {file}, got others; write it anew"
             ) from error
         split = file.stem.partition("-")[0]
-        groups = _Groups(opened)
+        groups = _Groups(opened, file)
         unread += [field.name for field in _written(opened) if holds_files(field)]
         if not opened.num_row_groups:
             continue
@@ -310,10 +311,26 @@ def _written(file: Any) -> Any:
 class _Groups:
     """Row groups of one parquet file; the media of the last few that were read are kept."""
 
-    def __init__(self, file: Any) -> None:
-        self.file = file
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path = file, path
         self._kept: OrderedDict[tuple[int, str], Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def _read(self, number: int, columns: Sequence[str]) -> Any:
+        """Columns of a row group. Raises ValueError where their pages unpack to more than the file's directory says."""
+        group = self.file.metadata.row_group(number)
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for chunk in map(group.column, range(group.num_columns)):
+                if not any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+                    continue
+                size = sum(_page_sizes(data, chunk, str(self.path)))
+                # writers count a little differently, but none by half
+                if size > 2 * max(chunk.total_uncompressed_size, 8 * chunk.num_values) + (1 << 16):
+                    raise ValueError(
+                        f"expected a parquet file, got {self.path}: {chunk.path_in_schema} has pages of {size} bytes "
+                        f"unpacked where the file's directory says {chunk.total_uncompressed_size}; write it anew"
+                    )
+        return self.file.read_row_group(number, columns=columns)
 
     def light(self, number: int) -> Any:
         """All columns without the bytes of media: of `{bytes, path}` the path, of plain bytes whether there are any."""
@@ -329,7 +346,7 @@ class _Groups:
                 packed.append(field.name)
             else:
                 names.append(field.name)
-        table = self.file.read_row_group(number, columns=names)
+        table = self._read(number, names)
         for name in packed:
             table = table.append_column(name, self._held(number, name))
         for name in paired:
@@ -359,11 +376,75 @@ class _Groups:
         with self._lock:  # a ParquetFile is for one thread
             key = (number, column)
             if key not in self._kept:
-                self._kept[key] = self.file.read_row_group(number, columns=[column]).column(0)
+                self._kept[key] = self._read(number, [column]).column(0)
                 if len(self._kept) > CACHED_GROUPS:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(key)
             return self._kept[key]
+
+
+def _page_sizes(data: Any, chunk: Any, name: str) -> Iterator[int]:
+    """Bytes that each page of a column chunk unpacks to, as its header says, which arrow allocates before it looks.
+
+    data: the file, by byte. Raises ValueError for headers that are none; name: of the file, for it.
+    """
+    offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
+    at = min((start for start in offsets if start), default=0)
+    end = at + chunk.total_compressed_size
+    while at < end:
+        try:
+            header, at = _thrift(data, at)
+            unpacked, packed = header[2], header[3]
+        except (IndexError, KeyError) as error:
+            raise ValueError(f"expected a parquet file, got {name} with a damaged page; copy it again") from error
+        if unpacked < 0 or packed < 0:
+            raise ValueError(f"expected a parquet file, got {name} with a page of negative length; copy it again")
+        yield unpacked
+        at += packed
+
+
+def _thrift(data: Any, at: int) -> tuple[dict[int, int], int]:
+    """The numbers of a structure in Thrift's compact protocol by field, and where it ends; inner ones are passed over.
+
+    Raises KeyError for kinds that no page header has (doubles, lists, maps), IndexError behind the end of the file.
+    """
+    fields: dict[int, int] = {}
+    last, depth = [0], 1
+    while depth:
+        head, at = data[at], at + 1
+        if not head:
+            depth -= 1
+            last.pop()
+            continue
+        if head >> 4:  # how much larger the field's number is than the last one's
+            last[-1] += head >> 4
+        else:
+            number, at = _varint(data, at)
+            last[-1] = number >> 1 ^ -(number & 1)
+        kind = head & 15
+        if kind in (4, 5, 6, 8):
+            number, at = _varint(data, at)
+            if kind == 8:  # bytes, of this length
+                at += number
+            elif depth == 1:
+                fields[last[-1]] = number >> 1 ^ -(number & 1)
+        elif kind == 12 and depth < 8:  # headers have three at most
+            depth += 1
+            last.append(0)
+        elif kind == 3:
+            at += 1
+        elif kind not in (1, 2):  # truths, which lie in the kind
+            raise KeyError(kind)
+    return fields, at
+
+
+def _varint(data: Any, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends."""
+    number = shift = 0
+    while data[at] & 128 and shift < 63:
+        number |= (data[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+    return number | data[at] << shift, at + 1
 
 
 def _joined(column: Any) -> Any:
