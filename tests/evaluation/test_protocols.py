@@ -63,6 +63,7 @@ DECODINGS: dict[tuple[str, Any, Any], Decoding] = {
     ("mplug2", "caption", "image"): Decoding(25, 8, 5, 1.0),
     ("mplug2", "short", "video"): Decoding(10, 1, 5, 1.0),
     ("mplug2", "short", "image"): Decoding(10, 1, 5, 1.0),
+    ("mplug_owl", "caption", "image"): Decoding(60, 8, 1, 0.0),
     ("mplug_owl2", "caption", "image"): Decoding(60, 8, 1, 0.0),
     ("mplug_owl2", "short", "image"): Decoding(10, 1, 1, 1.0),
     ("mplug_owl2", "letters_with_hint", "image"): Decoding(10, 1, 1, 1.0),

@@ -115,7 +115,7 @@ def test_arguments_of_a_call_act(family: tuple[Any, Any, str]) -> None:
     for bad in ({"padding": False}, {"padding_side": "rigth"}, {"return_tensors": "np"}, {"padding": "longset"}):
         with pytest.raises(ValueError, match="expected"):
             processor(text=texts, **bad)
-    with pytest.raises(ValueError, match="images_kwargs"):
+    with pytest.raises(ValueError, match="got size"):
         processor(text=texts, images_kwargs={"size": 3})
 
 

@@ -68,7 +68,8 @@ def duplicates(
         for path in group.paths:
             print(f"  {size_of(path) or 0:>12,} bytes  {path}")
     counts = [sum(group.kind == kind for group in groups) for kind in ("copy", "series")]
-    print(f"{index}: {counts[0]} groups of copies, {counts[1]} series; nothing was deleted")
+    said = f"{counts[0]} group{'' if counts[0] == 1 else 's'} of copies, {counts[1]} series"
+    print(f"{index}: {said}; nothing was deleted")
 
 
 @app.command()
