@@ -176,7 +176,8 @@ def test_a_killed_finetuning_goes_on_and_exports(data: Path, tmp_path: Path) -> 
         (
             {"task": "chat"},
             2,
-            "expected a task that finetune knows for one_peace (retrieval, classify, vqa, ground, compare, audio_qa, tag, detect, segment), got chat",
+            "expected a task that finetune knows for one_peace (retrieval, classify, vqa, ground, compare, audio_qa, "
+            "tag, detect, segment), got chat",
         ),
         ({"task": "caption"}, 2, "got caption"),
         ({"task": "classify", "medium": "smell"}, 2, "expected medium image, audio, video, text, got 'smell'"),

@@ -92,7 +92,7 @@ def test_wrong_commands_are_one_line_with_their_exit_code(
         (["search", index, "--text", "a", "--weights", "smell=1"], 2, "got 'smell'; correct --weights"),
         (["embed", str(model), str(media), "--out", "v.txt"], 2, ".npy"),
         (["embed", str(model), str(media), "--batch-size", "0"], 2, "--batch-size"),
-        (["embed", str(model), str(media), "--dtype", "int4"], 2, "got 'int4'; choose one"),
+        (["embed", str(model), str(media), "--dtype", "int4"], 2, "expected float32, bfloat16 or int8, got int4"),
         (["embed", str(model), str(media), "--device", "abacus"], 2, "got 'abacus'; pass --device cpu"),
     ]
     for arguments, code, message in cases:

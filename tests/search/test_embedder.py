@@ -300,7 +300,7 @@ def test_models_that_cannot_embed_and_wrong_settings_are_refused(clip_dir: Path,
         Embedder(clip_dir, device="abacus")
     with pytest.raises(ValueError, match="expected a model with get_text_features"):
         Embedder((torch.nn.Linear(2, 2), None))
-    with pytest.raises(ValueError, match="expected a dtype"):
+    with pytest.raises(ValueError, match="expected float32, bfloat16 or int8"):
         Embedder(clip_dir, dtype="int4")
     with pytest.raises(ValueError, match="batch_size"):
         Embedder(clip_dir, batch_size=0)
