@@ -65,6 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "plan": (
         "plait plan one_peace.stage1 --set preset=4b --set batch_size=32",
         "plait plan mplug2 caption",
+        "plait plan mplug2 --all",
     ),
     "info": ("plait info one-peace",),
     "models": ("plait models --family mplug2", "plait models --remove one-peace"),

@@ -1,4 +1,5 @@
-"""`plait plan RECIPE`: what its stages train and need; `plait plan FAMILY TASK`: what a task runs and costs."""
+"""`plait plan RECIPE`: what its stages train and need; `plait plan FAMILY TASK`: what a task runs and costs, and
+`plait plan FAMILY --all` the same for every task of its paper."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import typer
 
 from plait.cli.options import json_option, settings_option
 from plait.errors import UsageError
-from plait.recipes.plan import StagePlan, describe, describe_task, plan_stage, with_cost
+from plait.recipes.plan import StagePlan, describe, describe_paper, describe_task, plan_stage, with_cost
 from plait.training.run import refuse_beside
 
 
@@ -25,22 +26,22 @@ def plan(
     recompute: Annotated[
         int, typer.Option(help="1: keep only inputs of layers, n: of every n-th, as plait train does.", min=0)
     ] = 0,
+    every: Annotated[bool, typer.Option("--all", help="With a family: every task of its paper.")] = False,
     as_json: Annotated[bool, json_option("Print JSON for machines.")] = False,
 ) -> None:
     """Print what a recipe's stages train, or what a family's task runs, its memory and FLOPs, before it starts."""
-    if task is not None and (planner := task_planner(recipe, task)) is not None:
+    if every or (task is not None and task_planner(recipe, task) is not None):
+        what = f"{recipe} --all" if every else f"{recipe} {task}"
         refuse_beside(
-            f"{recipe} {task}, whose table has no such choice",
+            f"{what}, whose table has no such choice",
             **{
+                "TASK": task if every else None,
                 "--dtype": None if dtype == "float32" else dtype,
                 "--processes": None if processes == 1 else processes,
                 "--recompute": recompute or None,
             },
         )
-        tasks = planner.plan_tasks(task, dict(_setting(text) for text in settings or []))
-        print(
-            json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
-        )
+        print(_tasks(recipe, None if every else task, dict(_setting(text) for text in settings or []), as_json))
         return
     check_family(recipe, task)
     plans = plan_recipe(
@@ -50,6 +51,25 @@ def plan(
         print(json.dumps([asdict(one) for one in plans], indent=2))
         return
     print("\n\n".join(describe(one) for one in plans))
+
+
+def _tasks(family: str, task: str | None, settings: dict[str, Any], as_json: bool) -> str:
+    """Plans of a task of a family, or without one of every task of its paper, as text or JSON."""
+    if task is not None:
+        tasks = task_planner(family, task).plan_tasks(task, settings)
+        return (
+            json.dumps([asdict(one) for one in tasks], indent=2) if as_json else "\n\n".join(map(describe_task, tasks))
+        )
+    from plait.models.auto import FAMILIES
+
+    planners = {name: getattr(import_module(module), "PLANNER", None) for name, module in FAMILIES.items()}
+    known = [name for name, planner in planners.items() if hasattr(planner, "plan_paper")]
+    if family not in known:
+        raise UsageError(f"expected a family with a table of tasks ({', '.join(known)}) beside --all, got {family!r}")
+    rows = planners[family].plan_paper(settings)  # ty: ignore[unresolved-attribute]
+    if not as_json:
+        return describe_paper(rows)
+    return json.dumps([{**asdict(one), "plan": plan and asdict(plan)} for one, plan in rows], indent=2)
 
 
 def task_planner(family: str, task: str) -> Any:

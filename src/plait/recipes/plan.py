@@ -71,6 +71,29 @@ def describe_task(one: Any) -> str:
     return "\n".join(lines)
 
 
+def describe_paper(rows: list[tuple[Any, Any]]) -> str:
+    """Every task of a family's paper in a table for people, tasks without a path below it.
+
+    Args:
+        rows: (task, plan or None) of the family's planner, such as mPLUG-2's `plan_paper`.
+    """
+    lines = [
+        (
+            one.name,
+            f"{one.task} {one.medium}",
+            " ".join(plan.parameters),
+            format_count(plan.total),
+            f"{sum(plan.flops.values()) / 1e9:.1f} G",
+            one.evaluation or "-",
+            one.recipe or "-",
+        )
+        for one, plan in rows
+        if plan is not None
+    ]
+    heads = ("task", "composition", "modules", "parameters", "FLOPs", "plait eval", "plait train")
+    return "\n".join([format_table(heads, lines), *(f"{one.name}: {one.about}" for one, plan in rows if plan is None)])
+
+
 def with_cost(
     one: StagePlan, model: nn.Module, stage: Stage, *, dtype: str = "float32", processes: int = 1, recompute: int = 0
 ) -> StagePlan:

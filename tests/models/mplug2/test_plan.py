@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from plait.cli import main
+from plait.evaluation.tasks import TASKS
 from plait.models.mplug2.composition import TABLE
-from plait.models.mplug2.plan import Workload, dead_weights, media_of, plan_task, plan_tasks, sized
+from plait.models.mplug2.plan import Workload, dead_weights, media_of, plan_paper, plan_task, plan_tasks, sized
+from plait.recipes import RECIPES
 
 PUBLISHED = {"large": 1_523_727_419, "base": 571_611_195}
 """Parameters of the official files without momentum copies (specification, section 2)."""
@@ -56,6 +60,14 @@ def _keys(config: object) -> int:
     return 2 * 2 * 10 * 24 * 24 * 2
 
 
+def test_each_of_two_compared_pictures_costs() -> None:
+    pair, three = (plan_task("compare", "image", sized("tiny", num_images=n)) for n in (2, 3))
+    assert plan_task("compare", "image", sized("tiny")) == pair
+    for part in ("vision", "fusion"):
+        assert 2 * three.flops[part] == 3 * pair.flops[part]
+    assert three.flops["text"] == pair.flops["text"]  # read once
+
+
 def test_no_official_file_means_nothing_left_behind() -> None:
     plan = plan_task("caption", "video", sized("tiny"))
     assert (plan.dead, plan.unneeded, plan.official_total) == ({}, {}, 0)
@@ -75,3 +87,33 @@ def test_plan_verb_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str
     assert "frames" in capsys.readouterr().err
     assert main(["plan", "mplug2", "caption", "--set", "frames"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_every_task_of_the_paper_has_its_modules_and_callers() -> None:
+    rows = plan_paper({"preset": "tiny", "num_images": 2})
+    assert len(rows) == 36 and len({one.name for one, _ in rows}) == 36
+    for one, plan in rows:
+        if plan is None:
+            assert one.about and not (one.evaluation or one.recipe)
+            continue
+        assert (plan.task, plan.medium) == (one.task, one.medium)
+        assert one.evaluation in TASKS and one.recipe in RECIPES
+    # no cell is left without a task
+    assert {plan.task for _, plan in rows if plan is not None} == set(TABLE)
+
+
+def test_plan_verb_prints_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "mplug2", "--all", "--set", "preset=tiny"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 36 + 1
+    (line,) = [line for line in out.splitlines() if line.startswith("MSRVTT captions")]
+    assert (
+        "caption video" in line and "temporal" in line and line.split()[-2:] == ["msrvtt_caption", "mplug2.captioning"]
+    )
+    assert "COCO detection: mPLUG-2 is no backbone" in out
+    assert main(["plan", "mplug2", "--all", "--json", "--set", "preset=tiny"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["plan"]["parameters"]["decoder"] > 0 and rows[-1]["plan"] is None
+    for command, word in ((["one_peace", "--all"], "mplug2"), (["mplug2", "caption", "--all"], "TASK=caption")):
+        assert main(["plan", *command]) == 2
+        assert word in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 composition.TABLE -> a model of the task on the meta device -> parameters and FLOPs per part
 sizes -> the official file of that size -> weights that no task runs, and those that this one does without
+tasks of the paper -> their cells -> the same for each cell, once
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from plait.models.mplug2.composition import PARTS, TABLE, path_of
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import MPlug2Model, rates
+from plait.models.mplug2.paper_tasks import PAPER_TASKS, PaperTask
 from plait.models.mplug2.weights import NEVER_RUN, class_for
 from plait.nn.bert import BertEmbeddings, BertLayer
 
@@ -90,10 +92,33 @@ def plan_tasks(task: str, settings: Mapping[str, Any] | None = None) -> list[Tas
     Raises:
         ValueError: for an unknown task, preset or setting.
     """
+    config, work = _sizes(settings)
+    return [plan_task(task, medium, config, work) for medium in media_of(task)]
+
+
+def plan_paper(settings: Mapping[str, Any] | None = None) -> list[tuple[PaperTask, TaskPlan | None]]:
+    """Every task of the paper with the plan of its cell, which tasks of one cell share.
+
+    Args:
+        settings: as `plan_tasks` takes them.
+
+    Returns:
+        (task, plan) in the order of `PAPER_TASKS`; None for the plan where Plait has no path for the task.
+
+    Raises:
+        ValueError: for an unknown preset or setting.
+    """
+    config, work = _sizes(settings)
+    cells = dict.fromkeys((one.task, one.medium) for one in PAPER_TASKS if one.task and one.medium)
+    plans = {cell: plan_task(*cell, config, work) for cell in cells}
+    return [(one, plans.get((one.task, one.medium)) if one.task and one.medium else None) for one in PAPER_TASKS]
+
+
+def _sizes(settings: Mapping[str, Any] | None) -> tuple[MPlug2Config, Workload]:
+    """Configuration and workload of the settings of a plan, whose texts count in one and whose rest in the other."""
     given = dict(settings or {})
     sizes = {name: int(given.pop(name)) for name in ("tokens", "length", "beams") if name in given}
-    config = sized(str(given.pop("preset", "large")), **given)
-    return [plan_task(task, medium, config, Workload(**sizes)) for medium in media_of(task)]
+    return sized(str(given.pop("preset", "large")), **given), Workload(**sizes)
 
 
 def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | None = None) -> TaskPlan:
@@ -110,6 +135,8 @@ def plan_task(task: str, medium: str, config: MPlug2Config, work: Workload | Non
     path = path_of(task, medium)
     # The model of this cell alone: a part that it does not pass is not built, and so not counted.
     only = config.changed({"task": task, "modalities": [] if medium == "text" else [medium]})
+    if task == "compare" and config.num_images == 1:
+        only = only.changed({"num_images": 2})  # as in NLVR2: one picture is compared with nothing
     with torch.device("meta"):
         # The large model would take 4 GB to be counted; on the meta device it takes none.
         model = class_for(only, ())(only)
@@ -184,7 +211,9 @@ def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Worklo
     vision = text = torch.empty(0)
     if "vision" in parts:
         frames = 1 if medium == "image" else config.num_frames
-        clip = torch.empty(1, 3, frames, config.image_size, config.image_size, device="meta")
+        # a text is compared with several pictures, of which each is seen and fused
+        images = config.num_images if config.task == "compare" else 1
+        clip = torch.empty(images, 3, frames, config.image_size, config.image_size, device="meta")
         vision, flops["vision"] = measured(lambda: network.vision(clip, attend, temporal=False))
         if "temporal" in parts:
             # The encoder runs as one piece: with temporal modules, less without them.
@@ -201,7 +230,9 @@ def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Worklo
             text, more = measured(lambda: network.universal.read(text, None, attend))
             flops["universal"] = flops.get("universal", 0) + more
     if "fusion" in parts:
-        (vision, text), flops["fusion"] = measured(lambda: network.fusion(text, None, vision, attend))
+        (vision, text), flops["fusion"] = measured(
+            lambda: network.fusion(text.expand(len(vision), -1, -1), None, vision, attend)
+        )
         vision = torch.cat([vision, text], dim=1)
     if "decoder" in parts:
         ids = torch.zeros(work.beams, work.length, dtype=torch.long, device="meta")
