@@ -62,11 +62,11 @@ def _tasks(family: str, task: str | None, settings: dict[str, Any], as_json: boo
         )
     from plait.models.auto import FAMILIES
 
-    planners = {name: getattr(import_module(module), "PLANNER", None) for name, module in FAMILIES.items()}
+    planners: dict[str, Any] = {name: getattr(import_module(at), "PLANNER", None) for name, at in FAMILIES.items()}
     known = [name for name, planner in planners.items() if hasattr(planner, "plan_paper")]
     if family not in known:
         raise UsageError(f"expected a family with a table of tasks ({', '.join(known)}) beside --all, got {family!r}")
-    rows = planners[family].plan_paper(settings)  # ty: ignore[unresolved-attribute]
+    rows = planners[family].plan_paper(settings)
     if not as_json:
         return describe_paper(rows)
     return json.dumps([{**asdict(one), "plan": plan and asdict(plan)} for one, plan in rows], indent=2)
