@@ -7,11 +7,12 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FRESH := build/release
 EXTRAS := dev,media,train,search,serve,chat,eval
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 OLD_PYTHON := Plait needs Python 3.11 or newer; name one with `make PYTHON=python3.12 setup`
 
-.PHONY: help setup demo test test-all check docs bench
+.PHONY: help setup demo test test-all check docs bench release
 
 help:
 	@echo "make setup                          create $(VENV) and install Plait with its extras"
@@ -20,6 +21,7 @@ help:
 	@echo "make check                          lint, format, types and layout"
 	@echo "make docs                           the site, written to site/"
 	@echo "make bench                          the benchmarks, written to benchmarks/results"
+	@echo "make release                        wheel and sdist in dist/, checked, installed afresh, searched with; no upload"
 
 setup: $(STAMP)
 
@@ -58,3 +60,17 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/number_types.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/metrics.py
+
+# the wheel is made of the sdist, so what the sdist lacks is missed here; pip gets no word of the source tree
+release: setup
+	@test -z "$$(git status --porcelain)" || { echo "expected a clean tree to release from; commit or stash first"; exit 1; }
+	rm -rf dist $(FRESH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(FRESH)/venv
+	$(FRESH)/venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[media,search]"
+	cp -r docs/images $(FRESH)/images
+	cd $(FRESH) && venv/bin/plait index add first.lance images --model nano
+	cd $(FRESH) && venv/bin/plait search first.lance --text drum -k 3
+	@ls dist
