@@ -11,6 +11,7 @@ from PIL import Image
 
 from plait.cli import main
 from plait.data.annotations import scan_annotations
+from plait.data.check import check
 from plait.data.manifest import Manifest
 from plait.data.shards import Shards
 from plait.data.sources import open_samples, pack_data
@@ -43,6 +44,12 @@ def test_pack_takes_nothing_from_outside_the_data_set(name: str, data: Path, tmp
     with pytest.raises(ValueError, match="which is outside; pass --outside"):
         pack_data(path, tmp_path / "out", 1 << 20)
     assert not (tmp_path / "out").exists()
+
+
+def test_check_tells_of_what_is_outside(data: Path) -> None:
+    assert not check(manifest(data, "inside.png")).misfits
+    report = check(manifest(data, "../outside.png"))
+    assert not report.problems and "1 media are outside of" in report.misfits[0] and "row a" in report.misfits[0]
 
 
 def test_pack_takes_what_is_outside_when_asked_but_media_alone(data: Path, tmp_path: Path) -> None:

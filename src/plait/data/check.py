@@ -43,8 +43,8 @@ class CheckReport:
     """Counts of a data set and everything wrong with it; `problems` is empty when all is well.
 
     bytes, seconds: of all files of a medium; pixels: smallest width and height, then largest. unread: columns that look
-    like media or words and go by other names than fields do. misfits: what a model would cut or leave out, no fault of
-    the data.
+    like media or words and go by other names than fields do. misfits: media outside of the
+    data set, and what a model would cut or leave out, no fault of the data.
     """
 
     path: str
@@ -123,6 +123,7 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
                 lengths["text"].append((bounds.count(text) if text else 0, sample.id))
     if bounds is not None:
         report.misfits = _misfits(bounds, lengths)
+    report.misfits += _outside(samples, Path(path))
     report.unread = _unread(samples, getattr(opened, "unread", ()))
     report.counts = {split: dict(count) for split, count in counts.items()}
     report.licenses = dict(Counter(sample.license or "not stated" for sample in samples))
@@ -135,6 +136,15 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
         if split != "train" and "train" in ids
     ]
     return report
+
+
+def _outside(samples: Sequence[Sample], place: Path) -> list[str]:
+    """A line where rows name media outside of the data set, which a stranger's has no reason to."""
+    root = (place if place.is_dir() else place.parent).resolve()
+    named = [(sample, getattr(sample, name)) for sample in samples for name in MEDIA]
+    out = [(s.id, file) for s, file in named if isinstance(file, str) and not Path(file).resolve().is_relative_to(root)]
+    said = f"{len(out)} media are outside of {root} (the first {out[0][1]}, row {out[0][0]})" if out else ""
+    return [f"{said}; they are opened as media alone, and packed with --outside alone"] if out else []
 
 
 def _misfits(bounds: Bounds, lengths: dict[str, list[tuple[float, str]]]) -> list[str]:
