@@ -71,6 +71,15 @@ def test_a_statement_has_evidence(cells: list[str]) -> None:
         assert re.search(r"\d", figure), "a verdict of a measurement needs its figure"
 
 
+def test_figures_stand_where_they_are_told_in_full() -> None:
+    pages = [ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    told = " ".join(page.read_text(encoding="utf-8") for page in pages if page.name != "claims.md")
+    known = set(re.findall(r"(?<![\w.,])\d+\.\d+", told))
+    for number, *_, figure, _ in CLAIMS:
+        figures = re.findall(r"(?<![\w.,])\d+\.\d+", re.sub(r"see [\d.]+", "", figure))
+        assert set(figures) <= known, f"{number}: no page tells of it any more"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_typed_exists(command: str) -> None:
     _, verb, *rest = command.split()
