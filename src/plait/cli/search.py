@@ -356,7 +356,10 @@ def search(
     as_json: JsonOption = False,
     html: HtmlOption = None,
     queries: Annotated[
-        Path | None, typer.Option(help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}')
+        Path | None,
+        typer.Option(
+            help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}; one query without'
+        ),
     ] = None,
     limits: LimitOption = None,
 ) -> None:
