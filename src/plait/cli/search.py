@@ -358,7 +358,7 @@ def search(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}; one query without'
+            help='a file of queries, a line each: a text, or JSON such as {"image": "a.jpg"}; one query without it'
         ),
     ] = None,
     limits: LimitOption = None,
