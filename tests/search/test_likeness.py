@@ -154,7 +154,7 @@ def test_commands_list_copies_and_likeness(tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     assert main(["index", "duplicates", index]) == 0
     told = capsys.readouterr().out
-    assert "copy, 2 files" in told and "1 groups of copies, 0 series; nothing was deleted" in told
+    assert "copy, 2 files" in told and "1 group of copies, 0 series; nothing was deleted" in told
     assert main(["index", "duplicates", index, "--json"]) == 0
     assert [len(row["bytes"]) for row in json.loads(capsys.readouterr().out)] == [2]
     assert main(["index", "similar", index, str(tmp_path / "media" / "a.png"), "--json"]) == 0
