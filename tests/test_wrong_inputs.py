@@ -230,7 +230,9 @@ def test_code_in_a_pickle_runs_in_no_verb(place: Path, tmp_path: Path, capfd: Ca
 def test_a_wrong_run_leaves_its_directory_to_the_corrected_one(place: Path, tmp_path: Path, capfd: Capture) -> None:
     run = ["train", "one_peace.stage2", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main([*run, "--set", f"init={place / 'no-weights'}"]) == 1
-    one_line(capfd.readouterr().err)
+    rows, _, error = capfd.readouterr().err.partition("\n")  # which rows it takes is told first
+    assert "rows with audio and text" in rows
+    one_line(error)
     small = ["--set", "steps=1", "--set", "batch_size=4", "--set", "denoise_every=0"]
     assert main([*run, "--set", f"init={nano()}", *small]) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

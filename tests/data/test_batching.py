@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.data.mixture import Mixture, shares_of
-from plait.data.order import Budgeted, rows_of_step
+from plait.data.order import Budgeted, Grouped, Shuffled, Spread, rows_of_step
 from plait.data.reader import Reader, Reading
 
 
@@ -142,3 +142,19 @@ def test_what_the_sources_of_a_mixture_skip_is_listed() -> None:
     mixed = Mixture({"a": reader})
     assert mixed.load([0, 1], np.random.default_rng(0))["parts"] == [0, 2]
     assert mixed.bad == ["1: expected another number, got 1"]
+
+
+@pytest.mark.parametrize("order", [Shuffled(40), Grouped(np.arange(1, 41)), Budgeted(np.full(40, 7), 56, 8)])
+def test_every_epoch_has_an_order_of_its_own(order: Any) -> None:
+    epochs = [[tuple(order.rows(3, 5 * epoch + step, 8)) for step in range(5)] for epoch in range(3)]
+    assert all(sorted(row for batch in batches for row in batch) == list(range(40)) for batches in epochs)
+    assert len({tuple(batches) for batches in epochs}) == 3
+
+
+def test_no_concept_comes_twice_in_a_batch_that_all_fit_into() -> None:
+    concepts = np.repeat(np.arange(12), np.arange(1, 13))
+    order = Spread(concepts)
+    for step in range(40):
+        assert len({int(concepts[row]) for row in order.rows(0, step, 9)}) == 9
+        counts = Counter(int(concepts[row]) for row in order.rows(0, step, 30))
+        assert len(counts) == 12 and max(counts.values()) - min(counts.values()) <= 1

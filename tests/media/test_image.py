@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
@@ -263,6 +264,20 @@ def test_damaged_in_the_middle_is_an_error_for_a_png():
         load_image(bytes(data))
 
 
+def test_a_png_whose_checksum_alone_tells_of_the_damage_is_an_error():
+    def chunk(name: bytes, body: bytes, flipped: bytes = b"") -> bytes:
+        return struct.pack(">I", len(body)) + name + (flipped or body) + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = zlib.compress(b"".join(b"\x00" + bytes(range(30)) for _ in range(10)), 0)  # stored: any byte decodes
+    damaged = bytearray(rows)
+    damaged[50] ^= 0x40
+    damaged[-4:] = struct.pack(">I", zlib.adler32(zlib.decompressobj(-15).decompress(bytes(damaged[2:-4]))))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+    assert load_image(start + chunk(b"IDAT", rows) + chunk(b"IEND", b"")).size == (10, 10)
+    with pytest.raises(MediaError):
+        load_image(start + chunk(b"IDAT", rows, bytes(damaged)) + chunk(b"IEND", b""))
+
+
 def test_damaged_in_the_middle_of_a_jpeg_keeps_its_size():
     data = bytearray(encoded(noise(), "JPEG"))
     data[len(data) // 2 : len(data) // 2 + 8] = b"\x11" * 8
@@ -417,3 +432,10 @@ def test_floats_that_are_no_levels_are_refused(wrong: float) -> None:
         load_image(values)
     with pytest.raises(MediaError, match=r"an array of shape \(5, 6, 2\)"):
         load_image(np.zeros((5, 6, 2), np.uint8))
+
+
+def test_a_damaged_data_uri_is_no_picture() -> None:
+    content = base64.b64encode(encoded(noise(), "PNG")).decode()
+    assert load_image(f"data:image/png;base64,{content}").size == (64, 64)
+    with pytest.raises(MediaError, match="expected a data URI in base64"):
+        load_image(f"data:image/png;base64,{content[:40]}*!{content[40:]}")
