@@ -1,4 +1,4 @@
-"""What the site does to the pages: links to files of the repository lead there, and the README is the first page."""
+"""What the site does to pages: files of the repository are named, not linked; the README is the first page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = re.compile(r"\]\(((?:\.\./)+)([^)\s#]+)(#[^)\s]*)?\)")
+OUTSIDE = re.compile(r"(?<!!)\[([^\]]*)\]\(((?:\.\./)+)([^)\s#]+)(?:#[^)\s]*)?\)")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)\s]+)\)")
 
 
@@ -25,12 +25,13 @@ def _from_docs(link: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links that leave docs/ go to the repository."""
+    """Links that leave docs/ become words: the site does not know where the repository is shown."""
     depth = page.file.src_uri.count("/")
 
     def led(found: re.Match[str]) -> str:
-        if found[1].count("../") <= depth:  # a page of the site, from a folder of it
+        if found[2].count("../") <= depth:  # a page of the site, from a folder of it
             return found[0]
-        return f"]({config['repo_url']}/blob/main/{found[2]}{found[3] or ''})"
+        words = found[1].strip("`")
+        return f"`{found[3]}`" if words in found[3] else f"{found[1]} (`{found[3]}`)"
 
     return OUTSIDE.sub(led, markdown)

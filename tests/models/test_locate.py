@@ -60,7 +60,7 @@ def test_an_index_never_asks_a_hub_for_its_model(asked: list[str], tmp_path: Pat
         {"model": "evil/model", "model_beside": "../evil/model"},
         {"model": None, "model_beside": None},
     ):
-        index = Index(tmp_path, None, {"fingerprint": "", **description})
+        index = Index(tmp_path, None, {"fingerprint": "", "dim": 4, **description})
         with pytest.raises(ValueError, match="pass"):
             index.embedder  # noqa: B018 (loads)
     assert asked == []
