@@ -115,10 +115,14 @@ def test_an_unknown_arm_is_one_clear_line(tmp_path, capsys, name, message):
     ("name", "moves", "asks"),
     [
         ("adaptive tower trains", {"abstractor", "visual", "tower"}, {"sentences", "drawings"}),
-        ("shared 48 px 4 queries", {"abstractor", "shared"}, {"sentences", "drawings"}),
-        ("shared image data", {"abstractor", "shared"}, {"drawings"}),
-        ("shared text data", {"shared"}, {"sentences"}),
-        ("adaptive all ways", {"abstractor", "visual", "text"}, {"sentences", "drawings"}),
+        pytest.param(
+            "shared 48 px 4 queries", {"abstractor", "shared"}, {"sentences", "drawings"}, marks=pytest.mark.slow
+        ),
+        pytest.param("shared image data", {"abstractor", "shared"}, {"drawings"}, marks=pytest.mark.slow),
+        pytest.param("shared text data", {"shared"}, {"sentences"}, marks=pytest.mark.slow),
+        pytest.param(
+            "adaptive all ways", {"abstractor", "visual", "text"}, {"sentences", "drawings"}, marks=pytest.mark.slow
+        ),
         ("abstractor only", {"abstractor"}, {"sentences", "drawings"}),
     ],
 )
