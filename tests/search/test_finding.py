@@ -209,8 +209,10 @@ def test_hits_of_films_tell_their_best_moment(tmp_path: Path, embedder: Embedder
     small = thumbnail(index, find(index, "green", k=1, where="path LIKE '%c.mp4'").hits[0])
     assert isinstance(small, Path) and Image.open(small).convert("RGB").getpixel((9, 9))[1] > 150
     assert sweep(index) == 0
+    (index.path / "thumbnails" / "holiday.webp").write_bytes(b"somebody's")
     index.delete("true")
     assert find(index, "green").hits == [] and sweep(index) == 1
+    assert (index.path / "thumbnails" / "holiday.webp").read_bytes() == b"somebody's"
 
 
 def test_lengths_of_moments_are_read_as_people_write_them() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SIDE = 320
 """Pixels of the longer side."""
 
-_FOLDER = "thumbnails"
+_FOLDER, _CHECKSUM = "thumbnails", "[0-9a-f]{16,64}"
 
 
 def thumbnail(index: Index, hit: Hit) -> Path | Image | None:
@@ -46,7 +46,7 @@ def thumbnail(index: Index, hit: Hit) -> Path | Image | None:
     if hit.path is None or not (kind.is_drawn or kind.frames_of):
         return None
     # a checksum is of a file that somebody may have made: a name, and nothing that leads elsewhere
-    if not re.fullmatch(r"[0-9a-f]{16,64}", hit.checksum):
+    if not re.fullmatch(_CHECKSUM, hit.checksum):
         return _drawn(hit)
     at = "" if hit.moment is None else f"-{round(1000 * sum(hit.moment) / 2)}"
     place = index.path / _FOLDER / f"{hit.checksum}{at}.webp"
@@ -87,7 +87,8 @@ def sweep(index: Index) -> int:
         return 0
     held = {row["checksum"] for row in index.list()}
     for file in folder.glob("*.webp"):
-        if file.stem.partition("-")[0] not in held:
+        ours = re.fullmatch(rf"({_CHECKSUM})(-\d+)?", file.stem)  # what somebody else put here stays
+        if ours is not None and ours[1] not in held:
             file.unlink(missing_ok=True)
             gone += 1
     return gone

@@ -1,6 +1,7 @@
 """ONE-PEACE as a model: batches equal singles, branches stand alone, saving keeps everything."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,3 +259,17 @@ def test_a_classifier_of_cls_leaves_the_configuration_it_is_given() -> None:
     model = OnePeaceImageClassifier(config, mean=False)
     assert config.norm_ways == {} and model.config.norm_ways == {"image": ["image"]} and model.norm is None
     assert OnePeaceImageClassifier(config).norm is not None
+
+
+@pytest.mark.parametrize("foreign", ['[{"idx": 0, "name": "0", "path": "", "type": "mine.Dense"}]', "{damaged"])
+def test_saving_keeps_the_modules_that_somebody_wrote_for_sentence_transformers(foreign, tmp_path):
+    model = from_directory(Path(__file__).parents[2] / "fixtures" / "saved" / "one_peace")
+    model.save_pretrained(tmp_path)
+    ours = (tmp_path / "modules.json").read_text()
+    model.save_pretrained(tmp_path)  # our own are written again
+    assert (tmp_path / "modules.json").read_text() == ours and "sentence_transformers" in ours
+    (tmp_path / "modules.json").write_text(foreign)
+    (tmp_path / "sentence_bert_config.json").write_text("{}")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "modules.json").read_text() == foreign
+    assert (tmp_path / "sentence_bert_config.json").read_text() == "{}"

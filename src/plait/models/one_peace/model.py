@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -546,7 +547,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
 def write_sentence_files(place: Path, config: OnePeaceConfig) -> None:
     """What sentence-transformers 6 opens a directory by: its own two modules, and the method of each modality.
 
-    Mixtures of modalities stand beside single ones. The classes are found once Plait is imported.
+    Mixtures of modalities stand beside single ones. The classes are found once Plait is imported. A directory that has
+    a modules.json of another making, such as one with layers of a user's own, keeps all its files.
     """
     known = [m for m in config.modalities if m in ADAPTERS]
     how = {m: {"method": f"get_{m}_features", "method_output_name": None} for m in known}
@@ -566,6 +568,13 @@ def write_sentence_files(place: Path, config: OnePeaceConfig) -> None:
         "config_sentence_transformers.json": {**about, "requirements": {"plait": ">=0.1"}},
         "1_Normalize/config.json": {},
     }
+    with suppress(FileNotFoundError):
+        try:
+            found = json.loads((place / "modules.json").read_bytes())
+        except ValueError:  # damaged, and still somebody's
+            return
+        if found != files["modules.json"]:
+            return
     for name, value in files.items():
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(json.dumps(value, indent=2) + "\n")
