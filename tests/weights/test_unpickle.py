@@ -169,3 +169,14 @@ def test_a_number_above_64_bits_beside_the_weights_loses_nothing(tmp_path: Path)
 def test_a_written_out_convolution_stack_is_bounded(spec: str) -> None:
     with bounded_memory(100), within(), pytest.raises(ValueError, match="channels, kernel, stride"):
         parse_conv_spec(spec)
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_what_is_read_lies_where_its_type_may_lie(start: int) -> None:
+    """Bytes of a legacy file begin anywhere; a float32 view of them would be slow here and a fault elsewhere."""
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    held = bytearray(16 + 4)
+    held[start : start + 16] = values.numpy().tobytes()
+    storage = unpickle.Storage(torch.float32, 4, memoryview(held)[start : start + 16])
+    read = unpickle.LazyTensor(storage, 1, (3,), (1,), torch.float32).read()
+    assert read.data_ptr() % 4 == 0 and torch.equal(read, values[1:])
