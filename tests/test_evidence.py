@@ -18,7 +18,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 UNCLEAN = {
     "dense": "scenes and regions ran at a commit that was rewritten; run `benchmarks/dense.py` again",
-    "mplug2_caption": "ran beside changes of its own script; takes ten minutes and 6 GiB, run it again",
 }
 """Results that a clean commit has yet to repeat."""
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
