@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -96,3 +98,42 @@ def test_sentences_of_guides_are_short() -> None:
     pages = {page.stem: sentence_lengths(page) for page in (ROOT / "docs").glob("*.md")}
     means = {name: sum(found) / len(found) for name, found in pages.items() if found}
     assert not {name: mean for name, mean in means.items() if mean > TOO_LONG.get(name, 18)}
+
+
+ANY_SHAPE = {
+    "parity/compare.py:compare_tensors", "parity/shipped_runners.py:ramp", "processing/videos.py:wrap",
+    "recipes/one_peace.py:no_decay", "training/checkpoint.py:piece_of", "training/checkpoint.py:Pieces.read",
+    "training/optim.py:local", "weights/files.py:check_finite",
+}  # fmt: skip
+"""Public functions that take a tensor of whatever shape."""
+
+
+def public_functions(node: ast.AST, above: str = "", within: str = "") -> Iterator[tuple[str, ast.FunctionDef, str]]:
+    """Name, definition and docstring (with that of its class) of what a module offers."""
+    for part in ast.iter_child_nodes(node):
+        if isinstance(part, ast.ClassDef) and not part.name.startswith("_"):
+            yield from public_functions(part, ast.get_docstring(part) or "", f"{within}{part.name}.")
+        elif isinstance(part, ast.FunctionDef) and (part.name[0] != "_" or part.name in ("__init__", "__call__")):
+            yield within + part.name, part, f"{ast.get_docstring(part) or ''}\n{above}"
+
+
+def tells_shape(name: str, doc: str) -> bool:
+    """Whether a docstring says the shape of an argument: `name: (batch, dim)`, `name (n, 4)`, or whose it shares."""
+    after = r"(?::| of| |, )[^;]*?(?:\([^)]*\)|\bas (?:in|`)|\blike\b|\bscalar\b)"
+    own = re.search(rf"\b{name}\b`?(?:, \w+)*{after}", doc, re.IGNORECASE)
+    first = re.match(r"[^.]*?\((?:[\w* +/.]+,)+[^)]*\)[^.]*->", doc)  # one arrow line for all of them
+    shared = re.search(r"\b(?:[Aa]rguments|[Ii]nputs|[Ss]hapes|[Ss]ignature|As) (?:as )?(?:in|of)? ?`", doc)
+    return bool(own or first or shared)
+
+
+def test_public_tensors_have_their_shape() -> None:
+    missing = []
+    for path in sorted((ROOT / "src" / "plait").rglob("*.py")):
+        room = path.relative_to(ROOT / "src" / "plait").as_posix()
+        for name, function, doc in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+            arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+            typed = {a.arg: ast.unparse(a.annotation) for a in arguments if a.annotation}
+            tensors = [arg for arg, kind in typed.items() if kind in ("Tensor", "Tensor | None")]
+            if f"{room}:{name}" not in ANY_SHAPE:
+                missing += [f"{room}:{name}({arg})" for arg in tensors if not tells_shape(arg, doc)]
+    assert not missing, "\n".join(missing)

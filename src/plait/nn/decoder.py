@@ -28,7 +28,7 @@ class KeyValueCache(Protocol):
     """What the decoder needs of a cache: transformers' `DynamicCache`, `StaticCache` and the rest."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append the keys and values of new tokens and return all of that layer."""
+        """Append key_states, value_states: (batch, heads, new, head_dim); returns all of that layer."""
         ...
 
 
@@ -61,14 +61,14 @@ class Pass:
     def to_layers(self, x: Tensor) -> Tensor:
         """Tokens as layers take them.
 
-        (batch, seq, dim) -> itself, or (1, batch * seq, dim) grouped by way.
+        x: (batch, seq, dim) -> itself, or (1, batch * seq, dim) grouped by way.
         """
         return x if self.order is None else x.flatten(0, 1).index_select(0, self.order)[None]
 
     def to_sequence(self, x: Tensor) -> Tensor:
         """Undo `to_layers`: tokens in layer order -> (batch, seq, dim).
 
-        Needed wherever positions matter: for attention, and at the end.
+        x: as `to_layers` gives it. Needed wherever positions matter: for attention, and at the end.
         """
         return x if self.inverse is None else x[0].index_select(0, self.inverse).unflatten(0, self.shape)
 
@@ -84,7 +84,7 @@ def routed(build: Callable[[], nn.Module], ways: Ways, is_routed: bool) -> nn.Mo
 def through(module: nn.Module, x: Tensor, route: Route) -> Tensor:
     """Send tokens through a module that may exist once per way.
 
-    x: tokens in layer order; route: of these tokens. Returns tokens in the same order.
+    x: (batch, seq, dim) tokens in layer order; route: of these tokens. Returns tokens in the same order.
     """
     return module(x, route) if isinstance(module, PerModality) else module(x)
 
@@ -140,7 +140,7 @@ class RoutedAttention(nn.Module):
         """Attention in sequence order, everything else in layer order.
 
         Args:
-            x: tokens in layer order.
+            x: (batch, seq, dim) tokens in layer order.
             run: what the layers of this pass share.
 
         Returns:
@@ -209,7 +209,7 @@ class RoutedDecoderLayer(nn.Module):
         self.mlp = routed(lambda: SwiGLU(dim, mlp_dim, bias=mlp_bias), ways, "mlp" in routed_parts)
 
     def forward(self, x: Tensor, run: Pass) -> Tensor:
-        """x: tokens in layer order; run: what the layers of this pass share -> like x.
+        """x: (batch, seq, dim) in layer order; run: what the layers of this pass share -> like x.
 
         Norm, attention, +; norm, feed-forward, +.
         """

@@ -157,7 +157,7 @@ class RoutedEncoderLayer(nn.Module):
         return x + self.dropped(self.mlp_scale(self.mlp(self.mlp_norm(x), route)))
 
     def dropped(self, x: Tensor) -> Tensor:
-        """A branch of this layer as it joins the residual stream: rows left out at `drop_path_rate` in training."""
+        """x: (batch, seq, dim), a branch before it joins the rest: in training rows are dropped at `drop_path_rate`."""
         return drop_path(x, self.drop_path_rate, self.training)
 
 

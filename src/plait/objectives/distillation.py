@@ -45,7 +45,7 @@ def soft_label_loss(
 def mix(hard: Tensor, soft: Tensor, alpha: float) -> Tensor:
     """(1 - alpha) hard + alpha soft: the loss of a student that has a teacher.
 
-    hard, soft: losses of one shape. alpha: weight of the teacher in [0, 1]; 0 makes it inert, as
+    hard, soft: losses (...) of one shape. alpha: weight of the teacher in [0, 1]; 0 makes it inert, as
     the released VideoQA is, which never passes alpha on (specification mPLUG-2, 9).
     """
     return (1 - alpha) * hard + alpha * soft

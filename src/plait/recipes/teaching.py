@@ -108,7 +108,7 @@ class Relating:
 
 
 def follow(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy () of each row against the softmax of the teacher's row. Both: (rows, choices)."""
+    """logits, teacher: (rows, choices) -> the mean cross entropy () against the softmax of the teacher's row."""
     every = torch.zeros(1, len(logits), dtype=torch.long, device=logits.device)
     return soft_label_loss(logits[None], teacher.detach()[None].softmax(-1), every)
 

@@ -529,7 +529,7 @@ TEXT_ONLY = Route.only("text")
 
 @torch.compiler.disable
 def interleaved(modality_ids: Tensor) -> Route:
-    """The route of (batch, seq) modality ids, counted on the host."""
+    """modality_ids: (batch, seq) -> their route, counted on the host."""
     return Route.interleaved(modality_ids.cpu()).to(modality_ids.device)
 
 

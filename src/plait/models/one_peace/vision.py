@@ -88,7 +88,7 @@ def branch_rules(official: str = "") -> list[Rule]:
 
 
 def classified(logits: Tensor, labels: Tensor | None) -> ImageClassifierOutput:
-    """Logits (batch, classes) with their mean cross entropy against class numbers (batch,), where there are any."""
+    """logits: (batch, classes); labels: (batch,) class numbers for a mean cross entropy, or None for no loss."""
     loss = None if labels is None else F.cross_entropy(logits.float(), labels)
     return ImageClassifierOutput(loss=cast("torch.FloatTensor | None", loss), logits=cast("torch.FloatTensor", logits))
 

@@ -203,7 +203,7 @@ def _decoder_rules() -> list[Rule]:
 
 
 def numbered(table: Tensor) -> Tensor:
-    """The numbers of the rows of a table, as `position_idx` stores them."""
+    """table: (rows, dim) -> (rows,), the numbers of its rows, as `position_idx` stores them."""
     return torch.arange(len(table))
 
 
