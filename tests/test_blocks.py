@@ -10,6 +10,7 @@ cannot. Training is cut to two steps, answers to eight tokens. Commands run in t
 from __future__ import annotations
 
 import base64
+import doctest
 import io
 import re
 import shlex
@@ -18,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partialmethod
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import plait
 from plait.chat import Chat
 from plait.cli import main
 
@@ -89,14 +92,16 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("lancedb")
     folder = tmp_path_factory.mktemp("reader")
     time = np.arange(8000) / 16000
-    for number, name in enumerate(["a", "b", "cat", "dog", "sketch", "street", "photos/rex", "photos/sea", "x"]):
+    for number, name in enumerate(
+        ["a", "b", "cat", "dog", "sketch", "street", "beach", "photos/rex", "photos/sea", "x"]
+    ):
         image = Image.new("RGB", (48, 40), (20 * number, 90, 200 - 20 * number))
         ImageDraw.Draw(image).ellipse((8, 6, 20 + 2 * number, 30), fill=(220, 200, 10 * number))
         for suffix in (".jpg", ".png"):
             file = folder / (name + suffix)
             file.parent.mkdir(exist_ok=True)
             image.save(file)
-    for number, name in enumerate(["bird", "bell", "bark", "photos/bell"]):
+    for number, name in enumerate(["bird", "bell", "bark", "rain", "photos/bell"]):
         soundfile.write(folder / f"{name}.wav", (0.3 * np.sin(900 * (number + 1) * time)).astype(np.float32), 16000)
     with av.open(str(folder / "clip.mp4"), "w") as film:
         stream = film.add_stream("mpeg4", rate=4)
@@ -200,3 +205,77 @@ def test_what_does_not_run_has_a_reason_and_is_counted() -> None:
             counted.update(reason for line in commands(block) if (reason := why_not(line)))
     assert not {reason: (count, MOST[reason]) for reason, count in counted.items() if count > MOST[reason]}
     print(dict(counted))
+
+
+WORDS = "import numpy as np, torch, plait; from pathlib import Path; from PIL import Image; from torch import nn"
+TRAINING = """
+class Rows:
+    def __len__(self): return 4
+    def rows(self, seed, step, batch_size): return list(range(batch_size))
+    def load(self, rows, rng): return torch.ones(len(rows), 2)
+    def names(self, rows): return [str(row) for row in rows]
+
+from plait.training.loop import train
+from plait.training.run import run_recipe
+from plait.training.stages import Stage
+source, model = Rows(), nn.Linear(2, 2)
+def objective(model, batch, step, generator): return model(batch).square().mean(), {}
+stage = Stage(name="all", objective=objective, batches=lambda: source, batch_size=2, steps=3)
+"""
+GIVEN = {
+    "plait.assistant": "assistant = plait.Assistant('captioner')",
+    "plait.chat": "chat = plait.Chat('owl2-dir')",
+    "plait.embedder": "embedder = plait.Embedder('nano')",
+    "plait.embedder.towers": "model = nn.Linear(2, 2)",
+    "plait.models.mplug_owl": "model, processor = plait.load('owl-dir'); tokenizer = processor.tokenizer",
+    "plait.models.mplug_owl2": "model, processor = plait.load('owl2-dir'); tokenizer = processor.tokenizer",
+    "plait.search": "index = plait.Index.create('found', 'nano'); index.add('photos')",
+    "plait.search.vectors": "",
+    "plait.serving": "model, processor = plait.load('owl2-dir'); inputs = processor(text=['Hello'])",
+    "plait.training": TRAINING,
+}
+"""What docstrings of a module take for granted beside `WORDS`; the longest name counts."""
+ELSEWHERE = {
+    "plait.evaluation.emergent.evaluate_emergent": "needs a data set",
+    "plait.evaluation.run.evaluate": "needs a data set",
+    "plait.models.convert.convert": "needs an official file",
+    "plait.models.fetch.get": "needs the network",
+    "plait.models.mplug_owl.weights.around": "needs a language model",
+    "plait.models.mplug_owl2.upcycle.upcycle": "needs a language model",
+    "plait.search.index.Index.to_arrow": "needs polars",
+    "plait.weights.files.read_checkpoint": "needs an official file",
+}
+"""Examples that cannot run as they stand; each has tests of its own."""
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "src" / "plait").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
+
+
+class Said(doctest.OutputChecker):
+    """Output is compared where the docstring tells it; elsewhere it is enough that the line runs."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_docstrings_run(name: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module(name)
+    given = max((known for known in GIVEN if f"{name}.".startswith(f"{known}.")), key=len, default="")
+    names = names_in_prose(desk)
+    exec(f"{WORDS}\n{GIVEN.get(given, '')}", names)
+    monkeypatch.setattr(Chat, "__init__", partialmethod(Chat.__init__, max_new_tokens=8))
+    runner = doctest.DocTestRunner(Said(), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    for example in doctest.DocTestFinder().find(module, name):
+        if example.name not in ELSEWHERE:
+            example.globs = {**names, **example.globs}
+            told: list[str] = []
+            runner.run(example, out=told.append)
+            assert not told, "".join(told)
+
+
+@pytest.mark.parametrize("name", sorted({*plait.__all__} - {"__version__"}))
+def test_what_everybody_uses_has_an_example(name: str) -> None:
+    assert ">>> " in (getattr(plait, name).__doc__ or "")

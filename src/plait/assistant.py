@@ -118,11 +118,10 @@ class Assistant:
         ValueError: for no such model, one of a family without these skills, and a `batch_size` below 1.
 
     Example:
-        >>> assistant = Assistant("mplug2-caption")
-        >>> assistant.tasks
-        ('caption',)
-        >>> assistant.caption(["dog.jpg", "clip.mp4"], num_beams=3)
-        ['a dog on a beach', 'a man is cooking']
+        >>> assistant = Assistant("captioner")
+        >>> "caption" in assistant.tasks
+        True
+        >>> assistant.caption(["dog.jpg", "clip.mp4"], num_beams=3)  # ['a dog on a beach', 'a man is cooking']
     """
 
     def __init__(
@@ -213,8 +212,7 @@ class Assistant:
                 questions than items; for a bad item unless skipping.
 
         Example:
-            >>> assistant.answer("dog.jpg", "what colour is it?", ["brown", "white"])
-            'brown'
+            >>> assistant.answer("dog.jpg", "what colour is it?", ["brown", "white"])  # 'brown'
         """
         if answers is not None:
             ranked = self.rank(items, question, answers, on_bad=on_bad)

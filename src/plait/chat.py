@@ -60,8 +60,7 @@ class Chat:
 
     Example:
         >>> chat = Chat("owl2-dir")
-        >>> chat.ask("What is in this picture?", images=["dog.jpg"])
-        'A dog on a beach.'
+        >>> chat.ask("What is in this picture?", images=["dog.jpg"])  # 'A dog on a beach.'
         >>> for piece in chat.stream("What colour is it?"):
         ...     print(piece, end="", flush=True)
     """

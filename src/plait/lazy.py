@@ -25,7 +25,9 @@ def lazily(
         heads: what the family's `HEADS` hold: Auto class of transformers -> the class that it loads.
 
     Example:
-        >>> __getattr__, __dir__ = lazily(__name__, __all__, {"index": ("Index",)})
+        >>> find, names = lazily("plait.search", ["Index"], {"index": ("Index",)})
+        >>> find("Index").__module__
+        'plait.search.index'
     """
     where = {name: module for module, names in homes.items() for name in names}
 

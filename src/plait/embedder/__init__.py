@@ -440,8 +440,7 @@ class Embedder:
             ValueError: for no labels, a model without text, and as `embed`.
 
         Example:
-            >>> Embedder("clip").classify([Path("dog.jpg")], ["dog", "cat"])[0][0]
-            ('dog', 0.98)
+            >>> Embedder("nano").classify([Path("dog.jpg")], ["dog", "cat"])[0][0]  # ('dog', 0.98)
         """
         if not labels:
             raise ValueError("expected at least one label to choose from, got an empty list")

@@ -409,7 +409,7 @@ def evaluate_emergent(
         ONE-PEACE (arXiv 2305.11172), section 4.5.
 
     Example:
-        >>> found = evaluate_emergent(Embedder("nano"), "data")
+        >>> found = evaluate_emergent(plait.Embedder("nano"), "data")
         >>> found.scores["text_to_image_r1"].value
     """
     held_out = HeldOut.read(data)

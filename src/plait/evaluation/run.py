@@ -296,6 +296,7 @@ def evaluate(
         ValueError: for data that are absent or malformed, a model that cannot do this, and scores that are not finite.
 
     Example:
+        >>> task = task_named("mini_pictures")
         >>> result = evaluate(task, open_model("nano", task.methods), "data", Path("runs/eval"))
         >>> result["primary"], result["score"], result["interval"]
     """

@@ -53,8 +53,12 @@ def rank_answers(
         mPLUG-2's VideoQA with `rerank` (specification mPLUG-2, 7.1), after ALBEF's VQA.
 
     Example:
-        >>> ranked = rank_answers(logits, ids, lambda chosen: table.gather(1, chosen), k=2)
-        >>> best = ranked.indices[:, 0]
+        >>> ids = torch.tensor([[1, 5, 2], [1, 6, 2], [1, 7, 2]])  # start, a word, end
+        >>> first = torch.zeros(1, 10)
+        >>> first[0, 6] = 4.0
+        >>> ranked = rank_answers(first, ids, lambda chosen: torch.zeros(chosen.shape), k=2)
+        >>> ranked.indices[:, 0]  # of the first item the second answer
+        tensor([1])
     """
     count = answer_ids.shape[0]
     if not count or answer_ids.dim() != 2 or answer_ids.shape[1] < 2:

@@ -90,8 +90,9 @@ def beam_search(
         ValueError: for lengths or numbers that make no sense.
 
     Example:
-        >>> found = beam_search(step, torch.tensor([[101]]), end_id=102, num_beams=3)
-        >>> ids, score = found[0][0]
+        >>> likely = torch.tensor([0.0, 0.1, 0.6, 0.3]).log()
+        >>> start = torch.tensor([[0]])
+        >>> beam_search(lambda ids, order: likely.expand(len(ids), -1), start, end_id=3, num_beams=2)[0][0].ids
     """
     _check(start, num_beams, min_length, max_length, num_return)
     batch, beams = start.shape[0], num_beams

@@ -28,6 +28,10 @@ def use(path: str | Path) -> ModuleType:
     Raises:
         UsageError: for what is no Python file, and for a name that is taken; what goes wrong inside the file is the
             file's own error.
+
+    Example:
+        >>> plait.use("examples/midi_modality.py").Midi.__name__
+        'Midi'
     """
     place = Path(path).resolve()
     if place.suffix != ".py" or not place.is_file():
@@ -77,7 +81,8 @@ def add_modality(model: Any, name: str, adapter: Any = None, *, like: str | None
 
     Example:
         >>> model, processor = plait.load("nano")
-        >>> plait.add_modality(model, "depth", Depth)
+        >>> plait.use("examples/midi_modality.py")
+        >>> plait.add_modality(model, "midi", like="audio")
     """
     if not hasattr(model, "add_modality"):
         remedy = "pass the first of the two" if isinstance(model, tuple) else "load one that embeds, such as nano"

@@ -173,9 +173,9 @@ def attention_function(name: str) -> AttentionFunction:
         ValueError: for an unknown name, and for flash attention, which takes no additive tensor.
 
     Example:
-        >>> attend = attention_function("sdpa")
-        >>> attend(q, k, v, None, key_mask).shape == q.shape
-        True
+        >>> x = torch.zeros(1, 2, 3, 4)  # a row, two heads, three positions
+        >>> attention_function("sdpa")(x, x, x, None, torch.ones(1, 3, dtype=torch.bool)).shape
+        torch.Size([1, 2, 3, 4])
     """
     if name in _FUNCTIONS:
         return _FUNCTIONS[name]

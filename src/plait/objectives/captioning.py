@@ -34,8 +34,10 @@ def next_token_loss(logits: Tensor, labels: Tensor, reduction: Reduction = "mean
         Prefix language modelling, mPLUG (arXiv 2205.12005), 3.3; specification mPLUG-2, 6.
 
     Example:
-        >>> labels = supervise(ids, mask, prompt_length=4)
-        >>> loss = next_token_loss(decoder_logits, labels)
+        >>> ids = torch.tensor([[1, 4, 5, 2]])  # start, a word of the prompt, a word to learn, end
+        >>> labels = supervise(ids, torch.ones_like(ids), prompt_length=2)
+        >>> next_token_loss(torch.zeros(1, 4, 8), labels)  # of eight words, all as likely
+        tensor(2.0794)
     """
     # position t predicts token t + 1, so the last logits and the first label have no partner
     logits, labels = logits[:, :-1].float(), labels[:, 1:]

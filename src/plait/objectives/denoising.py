@@ -44,7 +44,9 @@ def denoising_contrast(
         ONE-PEACE (arXiv 2305.11172), 3.3, intra-modal denoising; 6.3 of its released layout.
 
     Example:
-        >>> loss = denoising_contrast(student, teacher, masked, attention_mask)
+        >>> vectors, masked = torch.eye(4)[None], torch.tensor([[True, True, False, False]])
+        >>> bool(denoising_contrast(vectors, vectors, masked) < denoising_contrast(vectors, vectors.flip(1), masked))
+        True
     """
     real = torch.ones_like(masked) if attention_mask is None else attention_mask.bool()
     # padding is never a query, even where a sampler masked it

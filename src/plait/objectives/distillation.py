@@ -79,7 +79,10 @@ def update_teacher(teacher: Iterable[Tensor], student: Iterable[Tensor], momentu
         ValueError: where the two have another number of tensors.
 
     Example:
-        >>> update_teacher(teacher.parameters(), model.parameters(), momentum=0.995)
+        >>> teacher, student = [torch.zeros(1)], [torch.ones(1)]
+        >>> update_teacher(teacher, student, momentum=0.75)
+        >>> teacher
+        [tensor([0.2500])]
     """
     mine, theirs = list(teacher), list(student)
     if len(mine) != len(theirs):

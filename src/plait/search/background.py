@@ -100,8 +100,8 @@ def floors(index: Index, parts: Sequence[Part], false_alarms: float = FALSE_ALAR
         UsageError: for another share, and for a query with media of which the index holds too few to know.
 
     Example:
-        >>> floors(index, parts_of("a dog")).by_kind
-        {'audio': 0.41, 'image': 0.38}
+        >>> from plait.embedder.parts import parts_of
+        >>> floors(index, parts_of("a dog")).by_kind  # {'audio': 0.41, 'image': 0.38}
     """
     if not 0 < false_alarms < 1:
         raise UsageError(f"expected a share of false alarms between 0 and 1, got {false_alarms}; 0.1 is one in ten")

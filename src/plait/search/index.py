@@ -79,10 +79,8 @@ class Index:
 
     Example:
         >>> index = Index.create("pets", "nano")
-        >>> index.add("photos").added
-        12
-        >>> index.search("a sleeping dog", k=3)[0].path
-        '/home/me/photos/rex.jpg'
+        >>> index.add("photos").added  # 12
+        >>> index.search("a sleeping dog", k=3)[0].path  # '/home/me/photos/rex.jpg'
     """
 
     def __init__(self, path: Path, table: Any, description: dict[str, Any]) -> None:

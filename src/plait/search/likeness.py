@@ -126,8 +126,7 @@ def duplicates(
         UsageError: for a distance outside 0 to 2, and a modality that has no likeness (texts).
 
     Example:
-        >>> duplicates(index)[0].paths
-        ['/photos/rex.jpg', '/photos/export/rex-small.jpg']
+        >>> duplicates(index)[0].paths  # ['/photos/rex.jpg', '/photos/export/rex-small.jpg']
     """
     if modality is not None and medium(modality).is_words:
         raise UsageError(f"expected image, video or audio to look for copies of, got {modality}; choose one of them")

@@ -77,8 +77,7 @@ def add_moments(index: Index, every: float, *, show_progress: bool | None = None
         ValueError: while another process is writing.
 
     Example:
-        >>> add_moments(index, 5.0).moments
-        120
+        >>> add_moments(index, 5.0).moments  # 120
     """
     if every < _SHORTEST:
         raise UsageError(f"expected moments of at least {_SHORTEST:g} s, got {every:g}; give more")

@@ -46,8 +46,7 @@ def check(index: Index, *, contents: bool = False, show_progress: bool | None = 
         `State`, in the order of the rows.
 
     Example:
-        >>> check(index, contents=True).gone
-        ['/home/me/photos/rex.jpg']
+        >>> check(index, contents=True).gone  # ['/home/me/photos/rex.jpg']
     """
     state = State()
     for row in progress_bar("checking", index.list(), unit="row", show=show_progress):

@@ -63,10 +63,8 @@ def embed_to_file(
         ValueError: for partial work of another model, where nothing was taken, and where `strict` forbids a skip.
 
     Example:
-        >>> embed_to_file(Embedder("nano"), "photos", "photos.npy").added
-        12
-        >>> np.load("photos.npy").shape[0]
-        12
+        >>> embed_to_file(Embedder("nano"), "photos", "photos.npy").added  # 12
+        >>> np.load("photos.npy").shape[0]  # 12
     """
     out = Path(out)
     report = AddReport()

@@ -260,7 +260,9 @@ class Engine:
 
     Example:
         >>> engine = Engine(model, processor)
-        >>> engine.submit([Ticket(inputs, Sampling(max_new_tokens=20), print)])
+        >>> pieces = []
+        >>> engine.submit([Ticket(inputs, Sampling(max_new_tokens=20), pieces.append)])
+        >>> engine.close(30)
     """
 
     def __init__(

@@ -77,7 +77,7 @@ class CheckpointStore:
 
     Example:
         >>> store = CheckpointStore(Path("runs/a/checkpoints"))
-        >>> store.save(model, optimizer, Position(step=10, total=10))
+        >>> store.save(model, torch.optim.AdamW(model.parameters()), Position(step=10, total=10))
         >>> store.load_model(store.latest(), model)
     """
 

@@ -53,8 +53,10 @@ def step_loader(
         ValueError: when processes and micro batches do not divide the batch, also later of the rows of a source.
 
     Example:
-        >>> load = step_loader(Shuffled(samples, collate), (0, 0), batch_size=8)
+        >>> load = step_loader(source, (0, 0), batch_size=2)
         >>> rows, [(start, batch)] = load(0)
+        >>> batch.shape
+        torch.Size([2, 2])
     """
     check_divides(batch_size, world_size, accumulation)
 

@@ -97,9 +97,9 @@ def train(
         ValueError: when arguments do not fit each other, the model or what is in `run_dir`.
 
     Example:
-        >>> stage = Stage("all", objective, lambda: source, batch_size=8, steps=100, peak_lr=1e-4)
+        >>> stage = Stage(name="all", objective=objective, batches=lambda: source, batch_size=2, steps=3)
         >>> train(model, [stage], "runs/first", device="cpu").steps
-        100
+        3
     """
     precision = resolve_dtype(dtype)  # of matrix products (autocast): weights, optimiser and reductions stay in float32
     options, run_dir = options or Options(), Path(run_dir)

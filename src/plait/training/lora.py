@@ -61,9 +61,9 @@ def add_lora(
         ValueError: where a pattern or name matches nothing, or a LoRA is there already.
 
     Example:
-        >>> stage = Stage("lora", objective, batches, batch_size=8, steps=100, trainable=add_lora(model, rank=8))
-        >>> train(model, [stage], "runs/lora")
-        >>> save_adapter(model, "runs/lora/adapter", base="models/base")
+        >>> model, processor = plait.load("nano")
+        >>> patterns = add_lora(model, rank=8)  # for Stage(trainable=patterns, ...)
+        >>> save_adapter(model, "adapter", base="nano")
     """
     peft = import_extra("peft")
     if rank < 1:

@@ -43,7 +43,7 @@ class AdamW(torch.optim.Optimizer):
 
     Example:
         >>> optimizer = AdamW(parameter_groups(model.named_parameters(), weight_decay=0.05), lr=1e-4)
-        >>> loss.backward()
+        >>> model(torch.ones(1, 2)).sum().backward()
         >>> optimizer.step()
     """
 

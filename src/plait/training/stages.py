@@ -69,7 +69,7 @@ class Stage:
     Example:
         >>> def objective(model, batch, step, generator):
         ...     return model(batch).square().mean(), {}
-        >>> stage = Stage("all", objective, lambda: source, batch_size=8, steps=100)
+        >>> stage = Stage(name="all", objective=objective, batches=lambda: source, batch_size=2, steps=100)
         >>> stage.warmup_steps(100)
         4
     """
@@ -142,8 +142,10 @@ class Recipe:
         after: the same when it is trained; what it returns is saved.
 
     Example:
-        >>> recipe = Recipe(lambda: model, [stage], lambda model, directory: model.save_pretrained(directory))
-        >>> run_recipe(lambda: recipe, Path("runs/first"))
+        >>> def save(model, directory):
+        ...     torch.save(model.state_dict(), directory / "weights.pt")
+        >>> recipe = Recipe(lambda: model, [stage], save)
+        >>> run_recipe(lambda: recipe, Path("runs/first"), device="cpu")
     """
 
     model_builder: Callable[[], nn.Module]

@@ -70,7 +70,7 @@ class MPlugOwlProcessor(TalkingProcessor):
 
     Example:
         >>> processor = MPlugOwlProcessor.from_config(model.config, tokenizer)
-        >>> batch = processor(images=[image], text=[prompt([("<image>What is this?", None)])])
+        >>> batch = processor(images=[image], text=["Human: <image>\\nHuman: What is this?\\nAI:"])
         >>> ids = model.generate(**batch, max_new_tokens=20)
         >>> processor.decode(ids[0, batch["input_ids"].shape[1] :])
     """

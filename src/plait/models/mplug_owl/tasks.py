@@ -93,6 +93,7 @@ def visual_names(model: nn.Module, what: str = "all") -> list[str]:
         arXiv 2304.14178, section 3; specification mPLUG-Owl, section 9, stage 1.
 
     Example:
+        >>> from plait.models.mplug_owl import MPlugOwlConfig, MPlugOwlForConditionalGeneration
         >>> model = MPlugOwlForConditionalGeneration(MPlugOwlConfig.preset("nano"))
         >>> visual_names(model, "projection")
         ['abstractor.end', 'abstractor.proj.weight', 'abstractor.proj.bias']

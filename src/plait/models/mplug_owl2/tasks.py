@@ -111,6 +111,7 @@ def pretraining_names(model: nn.Module) -> list[str]:
         arXiv 2311.04257, section 3; specification mPLUG-Owl2, section 10.
 
     Example:
+        >>> from plait.models.mplug_owl2 import MPlugOwl2Config, MPlugOwl2ForConditionalGeneration
         >>> model = MPlugOwl2ForConditionalGeneration(MPlugOwl2Config.preset("nano"))
         >>> any(".text." in name for name in pretraining_names(model))
         False
