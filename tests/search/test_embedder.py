@@ -28,6 +28,7 @@ import plait
 from plait import Embedder, Sample
 from plait.cli import main
 from plait.errors import UsageError
+from plait.models.registry import FAMILIES
 
 
 @pytest.fixture
@@ -310,6 +311,25 @@ def test_importing_the_embedder_loads_no_torch() -> None:
     code = "import sys, plait.embedder, plait.cli.search; assert plait.Embedder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert plait.Embedder is Embedder
+
+
+def test_one_picture_brings_in_no_package_and_no_family_that_it_has_no_use_for(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    code = """
+import gc, sys, plait
+plait.Embedder("nano").embed([{"image": sys.argv[1]}])
+assert gc.isenabled(), "collections stay off"
+wanted = sorted(sys.modules)
+print(*(name for name in wanted if name.split(".")[0] in UNUSED or name.startswith(UNUSED_PARTS)))
+"""
+    others = {"av", "datasets", "fastapi", "gradio", "lancedb", "pandas", "peft", "pyarrow", "scipy", "sklearn"}
+    others |= {"tensorboard", "torchaudio", "torchvision", "webdataset"}  # soundfile comes with transformers
+    parts = ["plait.evaluation", "plait.parity", "plait.recipes", "plait.search", "plait.serving", "plait.training"]
+    parts += [f"plait.models.{name}" for name in FAMILIES if name != "one_peace"]
+    parts += ["transformers.trainer", "transformers.pipelines", "transformers.generation.utils"]
+    head = f"UNUSED, UNUSED_PARTS = {others}, {tuple(parts)}\n"
+    line = [sys.executable, "-c", head + code, str(tmp_path / "red.png")]
+    assert subprocess.run(line, check=True, capture_output=True, text=True).stdout.split() == []
 
 
 class DeadModel(HueModel):

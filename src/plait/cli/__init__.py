@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import plait
 from plait.errors import MissingExtraError, UsageError, missing_line, os_line
+from plait.lazy import importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,8 @@ class Verb(NamedTuple):
 
 def _named(place: str) -> Any:
     module, _, attribute = place.partition(":")
-    return getattr(import_module(module), attribute)
+    with importing():
+        return getattr(import_module(module), attribute)
 
 
 VERBS: dict[str, Verb] = {

@@ -94,9 +94,9 @@ def family_named(model_type: str, place: Path | None = None) -> ModuleType:
 
     if model_type not in FAMILIES:
         raise ValueError(f"expected a model of {', '.join(FAMILIES)} in {place}, got {model_type!r}")
-    installed("plait.families", model_type)  # two packages may claim it
     family = import_module(FAMILIES[model_type])
     if model_type not in _registered:
+        installed("plait.families", model_type)  # two packages may claim it
         _registered.add(model_type)  # first: registering asks the mappings below, which would come back here
         config = family.CONFIG
         transformers.AutoConfig.register(model_type, config, exist_ok=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from plait.errors import one_kind
 from plait.routing import PerModality
@@ -159,6 +158,8 @@ def labels_shifted(cls: Model) -> Model:
     Trainer smooths by logits and labels alone, and shifts them for the classes of one table; of all others it would
     teach every position its own token.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(cls.config_class.model_type, cls.__name__)
     return cls
 
