@@ -12,7 +12,7 @@ EXTRAS := dev,media,train,search,serve,chat,eval
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
 OLD_PYTHON := Plait needs Python 3.11 or newer; name one with `make PYTHON=python3.12 setup`
 
-.PHONY: help setup demo test test-all check docs bench release
+.PHONY: help setup demo test test-all check docs bench bench-search release
 
 help:
 	@echo "make setup                          create $(VENV) and install Plait with its extras"
@@ -21,6 +21,7 @@ help:
 	@echo "make check                          lint, format, types and layout"
 	@echo "make docs                           the site, written to site/"
 	@echo "make bench                          the benchmarks, written to benchmarks/results"
+	@echo "make bench-search                   search among up to a million vectors of 512 and 1536 numbers; 10 GB of disk"
 	@echo "make release                        wheel and sdist in dist/, checked, installed afresh, searched with; no upload"
 
 setup: $(STAMP)
@@ -60,6 +61,12 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/number_types.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/metrics.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/starting.py
+
+bench-search: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_latency.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_latency.py million --dim 512
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search_latency.py million --dim 1536
 
 # the wheel is made of the sdist, so what the sdist lacks is missed here; pip gets no word of the source tree
 release: setup

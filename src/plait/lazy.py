@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """While this lasts, cyclic garbage waits: imports make little of it, and looking for it is a tenth of their time."""
+def importing() -> Generator[None]:
+    """While this lasts, cyclic garbage waits: imports make little, and looking for it is a tenth of their time."""
     if not gc.isenabled():  # inside another, or switched off by the user
         yield
         return

@@ -19,8 +19,7 @@ from tiny_embedders import RATE, HueModel, HueProcessor, picture, tone
 
 from plait import Embedder, Index, Sample
 from plait.errors import MissingExtraError, UsageError
-from plait.search import exact
-from plait.search import index as index_module
+from plait.search import ann, exact
 from plait.search.hits import Hit
 from plait.search.index import LEAST
 
@@ -300,28 +299,59 @@ def test_a_second_writer_is_refused_and_readers_see_commits(
     assert len(reader) == 10
 
 
-def test_a_large_index_answers_approximately_and_stays_complete(
-    tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index_module, "ANN_ROWS", 300)
+@pytest.fixture
+def many(tmp_path: Path, embedder: Embedder) -> Index:
+    """320 plain pictures, added a few at a time."""
     made = Index.create(tmp_path / "i", embedder)
-    rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (320, 1, 1, 3))
-    from PIL import Image
-
+    colours = np.random.default_rng(0).integers(0, 256, (320, 1, 1, 3))
     pictures = [Image.fromarray(np.tile(colour, (2, 2, 1)).astype(np.uint8)) for colour in colours]
-    samples = [Sample(id=str(n), image=one) for n, one in enumerate(pictures)]
-    made.add(samples, commit_rows=4)
-    assert made.stats()["search"] == "approximate"
-    fragments = made._table.stats()["fragment_stats"]["num_fragments"]
-    assert fragments < 10
+    made.add([Sample(id=str(n), image=one) for n, one in enumerate(pictures)], commit_rows=4)
+    return made
+
+
+def test_what_memory_does_not_hold_is_answered_by_an_index_of_lance_and_stays_complete(
+    many: Index, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "MOST_BYTES", 300 * 32)
+    many.optimize()
+    assert many.stats()["search"] == "approximate" and many._table.stats()["fragment_stats"]["num_fragments"] < 10
+    built = json.loads((many.path / "ann.json").read_text())
+    assert built["kind"] == "sq" and built["recall"] >= 0.99 and built["rows"] == 320
     query = embedder.embed(["green"])[0]
-    exact = [hit.id for hit in made.search(query, k=10, exact=True)]
-    near = [hit.id for hit in made.search(query, k=10)]
-    assert len(set(exact) & set(near)) >= 8
-    made.add(Sample(id="new", text="green"))
-    assert made.stats()["rows_not_in_ann"] == 1
-    assert made.search("green", k=1)[0].id == "new"
+    for k in (1, 10, 20):
+        near, whole = (many.search(query, k=k, exact=every) for every in (False, True))
+        assert [hit.score for hit in near] == pytest.approx([hit.score for hit in whole], abs=1e-4)
+    many.add(Sample(id="new", text="green"))
+    assert many.stats()["rows_not_in_ann"] == 1
+    assert many.search("green", k=1)[0].id == "new"
+
+
+def test_where_memory_binds_the_index_of_lance_takes_five_bits_a_number(
+    many: Index, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Table:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(many._table, name)
+
+        def create_index(self, column: str, config: Any) -> None:
+            asked.append((column, config))
+
+    monkeypatch.setattr(ann, "available_bytes", lambda: 320)
+    ann.build(Table(), many.path, 8)
+    assert [(column, type(one).__name__, one.num_bits) for column, one in asked] == [("vector", "IvfRq", 5)]
+
+
+def test_an_index_that_misses_what_is_near_is_dropped_and_not_built_again_soon(
+    many: Index, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "MOST_BYTES", 300 * 32)
+    monkeypatch.setattr(ann, "WANTED", 1.01)  # which nothing reaches
+    many.optimize()
+    assert many.stats()["search"] == "exact" and json.loads((many.path / "ann.json").read_text())["kind"] is None
+    assert not ann.may_pay(many.path, 639) and ann.may_pay(many.path, 640)
+    assert told(many.search("green", 5)) == told(many.search("green", 5, exact=True))
 
 
 def noisy(folder: Path, count: int = 3) -> Path:

@@ -29,7 +29,8 @@ from plait.errors import MissingExtraError, UsageError, import_extra
 from plait.models import name_of_shipped, shipped
 from plait.places import atomic_write, claim
 from plait.reading import read_json
-from plait.search.exact import Memory, unit, waiting
+from plait.search import ann
+from plait.search.exact import ANN_ROWS, Memory, is_large, unit, waiting
 from plait.search.filters import COLUMNS, quote, to_sql
 from plait.search.hits import HitList
 from plait.search.ledger import AddReport, Ledger
@@ -59,9 +60,6 @@ _REMEDIES = {
     "permission denied": "check its owner and permissions",
     "read-only": "copy the index to a place that can be written",
 }
-ANN_ROWS = 50_000
-"""From this many rows on, `optimize` (and the end of an `add`) builds an approximate index; below, search is exact."""
-
 _MANY_FRAGMENTS = 64
 """A commit is a file of its own, and a search opens every one of them."""
 
@@ -88,7 +86,7 @@ class Index:
         self.description = description
         self._table = table
         self._embedder: Embedder | None = None
-        self._memory = Memory(table, description["dim"])
+        self._memory = Memory(table, description["dim"], path)
 
     @classmethod
     def create(cls, path: str | Path, embedder: Embedder | str | Path) -> Index:
@@ -251,7 +249,8 @@ class Index:
                 unbuilt = waiting(self._table)
                 inside = 0 if unbuilt is None else len(self) - unbuilt
                 # rows added since the last build are compared one by one: extend it when they are a fifth of all
-                outside_ann = len(self) >= ANN_ROWS and inside < 0.8 * len(self)
+                large = is_large(self._table, self.description["dim"])
+                outside_ann = large and inside < 0.8 * len(self) and ann.may_pay(self.path, len(self))
                 if outside_ann or self._table.stats()["fragment_stats"]["num_fragments"] > _MANY_FRAGMENTS:
                     self._optimize()
         return report
@@ -522,7 +521,7 @@ class Index:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._table, self.description = open_table(self.path)
-        self._memory = Memory(self._table, self.description["dim"])
+        self._memory = Memory(self._table, self.description["dim"], self.path)
 
     def __repr__(self) -> str:
         return f"Index({str(self.path)!r}, {len(self)} rows, dim {self.description['dim']})"
@@ -543,6 +542,7 @@ class Index:
         with one_line():
             kinds = self._table.search().select(["modality"]).to_arrow()["modality"].to_pylist()
             unbuilt = waiting(self._table)
+        in_memory = len(kinds) >= ANN_ROWS and not is_large(self._table, self.description["dim"])
         size = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
         return {
             "path": str(self.path),
@@ -550,8 +550,8 @@ class Index:
             "rows_by_modality": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
             "dim": self.description["dim"],
             "bytes": size,
-            "search": "exact" if unbuilt is None else "approximate",
-            "rows_not_in_ann": len(kinds) if unbuilt is None else unbuilt,
+            "search": "approximate" if in_memory or unbuilt is not None else "exact",
+            "rows_not_in_ann": 0 if in_memory else len(kinds) if unbuilt is None else unbuilt,
             "model": self.description["model"],
             "fingerprint": self.description["fingerprint"],
         }
@@ -628,7 +628,7 @@ class Index:
             return self._memory.answer(units, k, condition, exact) if queries else []
 
     def optimize(self) -> None:
-        """Merge small files, drop versions older than an hour, and build or extend the approximate index when large.
+        """Merge small files, drop old versions (an hour), build or extend the approximate index of a large table.
 
         Raises:
             ValueError: while another process is writing.
@@ -638,10 +638,12 @@ class Index:
 
     def _optimize(self) -> None:
         """As `optimize`, for who holds the lock already."""
-        if len(self) >= ANN_ROWS and waiting(self._table) is None:
-            from lancedb.index import HnswSq
-
-            self._table.create_index("vector", config=HnswSq(distance_type="dot"))
+        if (
+            is_large(self._table, self.description["dim"])
+            and waiting(self._table) is None
+            and ann.may_pay(self.path, len(self))
+        ):
+            ann.build(self._table, self.path, self.description["dim"])
         self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
 
