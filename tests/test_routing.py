@@ -126,3 +126,10 @@ def test_a_modality_in_two_ways_is_refused():
 def test_ids_out_of_range_are_refused():
     with pytest.raises(ValueError, match="modality ids in"):
         Route.interleaved(torch.tensor([[0, 7]]))
+
+
+def test_the_inverse_puts_tokens_back():
+    ids = torch.tensor([[2, 0, 1, 0, 3, 1, 2]])
+    route = Route.interleaved(ids)
+    assert torch.equal(ids.flatten()[route.order][route.inverse], ids.flatten())
+    assert route.order.tolist() != route.inverse.tolist()

@@ -4,7 +4,13 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from plait.nn.attention import SelfAttention, attention_function, eager_attention, sdpa_attention
+from plait.nn.attention import (
+    SelfAttention,
+    attention_function,
+    eager_attention,
+    lengths_to_mask,
+    sdpa_attention,
+)
 
 
 def inputs(batch=3, heads=2, seq=7, dim=8):
@@ -70,3 +76,8 @@ def test_attention_that_cannot_work_is_refused_in_one_line(name):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="divisible"):
         SelfAttention(10, 3)
+
+
+def test_lengths_say_which_positions_are_read():
+    expected = torch.tensor([[True, True, False], [False, False, False], [True, True, True]])
+    assert torch.equal(lengths_to_mask(torch.tensor([2, 0, 3]), 3), expected)
