@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -332,3 +333,31 @@ def test_fp16_scales_the_loss_skips_overflows_and_remembers(tiny: ModuleType, tm
     kept = [[(row["loss"], row["loss_scale"]) for row in run] for run in (whole, stopped)]
     assert kept[0] == kept[1]
     assert whole[-1]["loss_scale"] == whole[2]["loss_scale"] == whole[1]["loss_scale"] / 2
+
+
+def test_no_two_micro_batches_or_steps_draw_alike(tmp_path: Path) -> None:
+    """Dropout, masks and noise of a micro batch follow from its place in the global batch, whoever computes it."""
+    drawn: list[tuple[float, ...]] = []
+
+    def objective(model: nn.Module, batch: torch.Tensor, step: int, generator: torch.Generator) -> Any:
+        own = torch.rand((), generator=generator).item()
+        drawn.append((own, torch.rand(()).item(), random.random(), float(np.random.rand())))
+        return model(batch).square().mean(), {}
+
+    def run(place: Path, accumulation: int, seed: int = 0) -> list[tuple[float, ...]]:
+        drawn.clear()
+        rows = Reader([1.0, 2.0, 3.0, 4.0], lambda found, _: torch.tensor(found)[:, None], as_it_is)
+        stage = Stage(
+            name="all", objective=objective, batches=lambda: rows, batch_size=4, steps=3, accumulation=accumulation
+        )
+        train(nn.Linear(1, 1), [stage], place, device="cpu", seed=seed, options=QUIET)
+        return list(drawn)
+
+    parts = run(tmp_path / "parts", 2)
+    assert len(parts) == 6
+    for stream in zip(*parts, strict=True):  # each of the four generators
+        assert len(set(stream)) == 6
+    assert run(tmp_path / "again", 2) == parts
+    assert not set(run(tmp_path / "other", 2, seed=1)) & set(parts)
+    # the first half of a batch draws as the whole one does: its place is the same
+    assert run(tmp_path / "whole", 1) == parts[::2]
