@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,61 @@ def inside(root: str | Path, name: str) -> Path:
     if not Path(os.path.abspath(place)).is_relative_to(os.path.abspath(root)):
         raise ValueError(f"expected the name of a file in {root}, got {name!s:.200}, which leads outside of it")
     return place
+
+
+class _Outside:
+    """Whether names in lists of files may lead out of their data sets: of the process, as `plait.media.raised` is."""
+
+    is_allowed = False
+
+
+@contextmanager
+def outside(is_allowed: bool | None = True) -> Generator[None]:
+    """Whether manifests that are opened in the block may name media outside of their directory, from any thread.
+
+    They may not by themselves: a list that comes from a stranger could name any file of this machine. Lists that Plait
+    wrote here (`plait data from-folder`, `write_manifest`) may always, as long as nobody changed them.
+
+    Args:
+        is_allowed: False for a block in which they may not; None leaves it as it is and undoes `allow_outside`.
+
+    Example:
+        >>> with outside():
+        ...     allowed("data", "../photos/rex.jpg")
+        True
+    """
+    before = _Outside.is_allowed
+    _Outside.is_allowed = before if is_allowed is None else is_allowed
+    try:
+        yield
+    finally:
+        _Outside.is_allowed = before
+
+
+def allow_outside() -> None:
+    """As `outside`, until the end of the process or of an `outside` around it."""
+    _Outside.is_allowed = True
+
+
+def allowed(root: str | Path, name: str) -> bool:
+    """Whether a name from a file may be opened: it stands inside of `root`, or all may (`outside`)."""
+    return _Outside.is_allowed or not leads_outside(root, name)
+
+
+def leads_outside(root: str | Path, name: str) -> bool:
+    """Whether a name from a file stands outside of a directory, as it is written.
+
+    Args:
+        root: of the data set; links inside are its owner's.
+        name: relative to it, or absolute.
+    """
+    if not (name.startswith("/") or ".." in name):  # nearly all names: a million of them are looked at
+        return False
+    top, place = os.path.abspath(root), os.path.abspath(os.path.join(root, name))
+    if Path(place).is_relative_to(top):
+        return False
+    # an absolute name may spell the same directory in another way, through a link above it
+    return not Path(os.path.realpath(os.path.dirname(place))).is_relative_to(os.path.realpath(top))
 
 
 def read_json(path: str | Path, shape: type = dict, most: int = MAX_JSON) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.data.manifest import Skipped, _sample, read_manifest, write_manifest
+from plait.reading import outside
 from plait.types import Sample
 
 
@@ -132,6 +133,7 @@ def test_numbers_that_are_not_finite_are_refused_with_their_line(number, tmp_pat
 )
 def test_media_paths_are_those_of_pathlib(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "m.jsonl", {"id": "a", "image": name})
-    assert read_manifest(tmp_path / "m.jsonl")[0].image == str(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert read_manifest("m.jsonl")[0].image == str(Path("m.jsonl").parent / name)
+    with outside():
+        assert read_manifest(tmp_path / "m.jsonl")[0].image == str(tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        assert read_manifest("m.jsonl")[0].image == str(Path("m.jsonl").parent / name)

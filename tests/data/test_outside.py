@@ -1,157 +1,169 @@
-"""Names in a stranger's data set never lead out of it, and what is unpacked is bounded."""
+"""A list of a stranger's names files of its own directory and no others, wherever it is read."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from plait import Sample
+from plait.assistant import requests_under
 from plait.cli import main
-from plait.data.annotations import scan_annotations
-from plait.data.check import check
-from plait.data.manifest import Manifest
-from plait.data.shards import Shards
+from plait.data.folder import scan, write_scan
+from plait.data.manifest import Skipped, read_manifest, write_manifest
+from plait.data.reader import select
 from plait.data.sources import open_samples, pack_data
-from plait.errors import UsageError
-from plait.search.filters import to_sql
+from plait.reading import leads_outside, outside
 
-from ..fuzzing import within
+NANO = Path(__file__).parents[2] / "src" / "plait" / "models" / "shipped" / "nano"
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A folder beside which lie a picture and a secret."""
-    (tmp_path / "data").mkdir()
-    for place in (tmp_path / "outside.png", tmp_path / "data" / "inside.png"):
-        Image.new("RGB", (4, 4)).save(place)
-    (tmp_path / "secret").write_text("a secret")
-    return tmp_path / "data"
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set with a picture of its own, beside a folder of somebody's photographs; a cache that knows nothing."""
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
+    for place in ("theirs/a.png", "photos/dog/mine.png", "photos/cat/other.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (len(place), 90, 10)).save(tmp_path / place)
+    return tmp_path / "theirs"
 
 
-def manifest(data: Path, name: str) -> Path:
-    path = data / "manifest.jsonl"
-    path.write_text(json.dumps({"id": "a", "image": name}) + "\n")
-    return path
+def listed(folder: Path, *names: object, field: str = "image", to: str = "manifest.jsonl") -> Path:
+    rows = [{"id": str(i), field: name, "text": "a dog"} for i, name in enumerate(names)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (folder / to).write_bytes(gzip.compress(content) if to.endswith(".gz") else content)
+    return folder / to
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "../secret", "ABSOLUTE", "link.png", "../../../../etc/passwd"])
-def test_pack_takes_nothing_from_outside_the_data_set(name: str, data: Path, tmp_path: Path) -> None:
-    (data / "link.png").symlink_to(tmp_path / "outside.png")
-    path = manifest(data, name.replace("ABSOLUTE", str(tmp_path / "outside.png")))
-    with pytest.raises(ValueError, match="which is outside; pass --outside"):
-        pack_data(path, tmp_path / "out", 1 << 20)
-    assert not (tmp_path / "out").exists()
+def ways_out(folder: Path) -> list[str]:
+    mine = folder.parent / "photos" / "dog" / "mine.png"
+    return [
+        str(mine),
+        "../photos/dog/mine.png",
+        "a/../../photos/dog/mine.png",
+        "./../photos/dog/mine.png",
+        "/etc/passwd",
+    ]
 
 
-def test_check_tells_of_what_is_outside(data: Path) -> None:
-    assert not check(manifest(data, "inside.png")).misfits
-    report = check(manifest(data, "../outside.png"))
-    assert not report.problems and "1 media are outside of" in report.misfits[0] and "row a" in report.misfits[0]
-
-
-def test_pack_takes_what_is_outside_when_asked_but_media_alone(data: Path, tmp_path: Path) -> None:
-    assert main(["data", "pack", str(manifest(data, "../outside.png")), str(tmp_path / "out"), "--outside"]) == 0
-    assert main(["data", "pack", str(manifest(data, "../secret")), str(tmp_path / "other"), "--outside"]) == 1
-    assert not (tmp_path / "other").exists()
-
-
-def test_coco_names_stay_inside_the_folder_of_the_files(data: Path) -> None:
-    path = data / "annotations.json"
-    image, note = {"id": 1, "file_name": "../outside.png"}, {"id": 1, "image_id": 1, "caption": "a square"}
-    path.write_text(json.dumps({"images": [image], "annotations": [note]}))
-    with pytest.raises(ValueError, match=r"leads outside.*--media"):
-        scan_annotations(path)
-    path.write_text(json.dumps({"images": [image | {"file_name": "outside.png"}], "annotations": [note]}))
-    assert scan_annotations(path, data.parent).samples
-
-
-def test_shards_and_tables_stay_inside(data: Path, tmp_path: Path) -> None:
-    pack_data(manifest(data, "inside.png"), tmp_path / "out", 1 << 20)
-    index = next(path for path in (tmp_path / "out").glob("*.json"))
-    facts = json.loads(index.read_text())
-    facts["shards"][0]["name"] = "../secret"
-    index.write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="leads outside"):
-        Shards(tmp_path / "out")
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table({"id": ["a"], "image": ["../outside.png"]}), data / "rows.parquet")
-    with pytest.raises(ValueError, match=r"row 0.*leads outside"):
-        open_samples(data / "rows.parquet")[0]
-
-
-def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.jsonl.gz"
-    path.write_bytes(gzip.compress((b" " * 4095 + b"\n") * (1 << 15)))
-    with within(), pytest.raises(ValueError, match="a hundred times the file"):
-        Manifest(path)
-
-
-@pytest.mark.parametrize(
-    "where", ["repeat('a', 1000000000) = caption", "caption = lpad ('a', 99999999)", "REPEAT(id,9)='a'"]
-)
-def test_a_filter_takes_no_function_that_makes_values_large(where: str) -> None:
-    with pytest.raises(UsageError, match="got the function"):
-        to_sql(where)
-
-
-@pytest.mark.parametrize(
-    "where", ["label IN ('a(', 'repeat(')", "lower(caption) LIKE '%cat%'", "meta.size > 3 AND (id = 'a')"]
-)
-def test_a_plain_filter_is_taken(where: str) -> None:
-    assert to_sql(where)
-
-
-def test_a_row_of_a_shard_names_no_file_of_this_machine(data: Path, tmp_path: Path) -> None:
-    path = data / "manifest.jsonl"
-    path.write_text(json.dumps({"id": "a", "text": "x" * 80}) + "\n")
-    pack_data(path, tmp_path / "out", 1 << 20)
-    tar = next((tmp_path / "out").glob("*.tar"))
-    content, named = tar.read_bytes(), json.dumps({"id": "a", "image": "/etc/passwd"}).encode()
-    start = content.index(b'{"id"')
-    size = content.index(b"}", start) + 1 - start
-    tar.write_bytes(content[:start] + named.ljust(size) + content[start + size :])
-    with pytest.raises(ValueError, match=r"row 0: expected the image in the shard, got a path"):
-        Shards(tmp_path / "out")[0]
-
-
-@pytest.mark.parametrize("name", ["../other", "/ABSOLUTE", 3, None])
-def test_saved_sets_name_files_and_splits_inside(name: object, tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    (saved / "dataset_dict.json").write_text(json.dumps({"splits": [name]}))
-    said = "leads outside" if isinstance(name, str) else "expected names of splits"
-    with pytest.raises(ValueError, match=said):
-        open_samples(saved)
-    (saved / "dataset_dict.json").unlink()
-    (saved / "dataset_info.json").write_text("{}")
-    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
-    with pytest.raises(ValueError, match=said.replace("names of splits", "the names of arrow files")):
-        open_samples(saved)
-
-
-def test_classes_of_a_table_are_those_that_it_names(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
-    table = pyarrow.table({"text": ["a", "b", "c", "d"], "label": [1, -1, 2, -2]})
-    for info, said in (
-        ({"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}, ""),
-        ([], "features"),
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("to", ["manifest.jsonl", "manifest.jsonl.gz"])
+def test_a_name_that_leads_out_is_one_line(stranger: Path, number: int, to: str) -> None:
+    name = ways_out(stranger)[number]
+    path = listed(stranger, "a.png", name, to=to)
+    for read in (
+        lambda: read_manifest(path),
+        lambda: open_samples(stranger),
+        lambda: select(str(path), "images", bool),
     ):
-        notes = {"huggingface": json.dumps({"info": info})}
-        parquet.write_table(table.replace_schema_metadata(notes), tmp_path / "rows.parquet")
-        if said:
-            with pytest.raises(ValueError, match=f"expected {said} as datasets writes them"):
-                open_samples(tmp_path)
-            continue
-        rows = open_samples(tmp_path)
-        assert rows[0].label == "yes" and rows[1].label is None  # datasets writes -1 where no label is told
-        for number in (2, 3):
-            with pytest.raises(ValueError, match=f"row {number}: expected a class of label below 2"):
-                rows[number]
+        with pytest.raises(
+            ValueError, match=r"line 2: field 'image': expected a file inside .* pass --outside"
+        ) as said:
+            read()
+        assert name in str(said.value) and "\n" not in str(said.value)
+    skipped = Skipped()
+    assert [row.id for row in read_manifest(path, "skip", skipped)] == ["0"]
+    assert len(skipped) == 1
+    with outside():
+        assert len(read_manifest(path)) == 2
+    with pytest.raises(ValueError, match="leads outside"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("audio", "../b.wav"), ("video", "/b.mp4"), ("mask", "../m.png"), ("images", ["a.png", "../b.png"])],
+)
+def test_every_field_that_names_a_file_is_looked_at(stranger: Path, field: str, value: object) -> None:
+    path = listed(stranger, value, field=field)
+    with pytest.raises(ValueError, match=f"field '{field}': expected a file inside"):
+        read_manifest(path)
+
+
+def test_names_inside_are_taken_however_they_are_written(stranger: Path) -> None:
+    (stranger / "b").mkdir()
+    inside = ["a.png", "./a.png", "b/../a.png", str(stranger / "a.png"), "dots..png", "..a.png"]
+    assert len(read_manifest(listed(stranger, *inside))) == len(inside)
+    os.symlink(stranger, stranger.parent / "link")  # the same directory by another name
+    path = listed(stranger, str(stranger / "a.png"))
+    assert len(read_manifest(stranger.parent / "link" / path.name)) == 1
+    assert not leads_outside(stranger, "a.png") and leads_outside(stranger, "../theirs-too/a.png")
+
+
+def test_a_list_that_plait_wrote_may_name_what_it_likes_until_somebody_changes_it(stranger: Path) -> None:
+    photos = stranger.parent / "photos"
+    made = write_scan(scan(photos), stranger.parent / "data") / "manifest.jsonl"
+    assert {Path(row.image).parent.parent for row in read_manifest(made)} == {photos}
+    copied = write_manifest(stranger / "mine.jsonl.gz", read_manifest(made))
+    assert len(read_manifest(copied)) == 2
+    with made.open("a") as more:
+        more.write(json.dumps({"id": "c", "image": "/etc/passwd"}) + "\n")
+    with pytest.raises(ValueError, match="leads outside"):
+        read_manifest(made)
+    # what was written while everything was allowed is known later too
+    with outside():
+        write_manifest(stranger / "again.jsonl", [Sample("a", image=str(photos / "dog" / "mine.png"))])
+    assert len(read_manifest(stranger / "again.jsonl")) == 1
+
+
+def test_a_cache_that_cannot_be_written_loses_no_list(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (stranger / "file").touch()
+    monkeypatch.setenv("PLAIT_CACHE", str(stranger / "file"))
+    path = write_manifest(stranger / "m.jsonl", [Sample("a", image="/elsewhere/a.png")])
+    with pytest.raises(ValueError, match="leads outside"):
+        read_manifest(path)
+
+
+def test_what_is_given_away_stays_inside_whoever_wrote_the_list(stranger: Path) -> None:
+    data = write_scan(scan(stranger.parent / "photos"), stranger.parent / "data")
+    with pytest.raises(ValueError, match="--outside"):
+        pack_data(data, stranger.parent / "shards", 1 << 20)
+    assert pack_data(data, stranger.parent / "shards2", 1 << 20, outside=True)[0] == 2
+
+
+COMMANDS = {
+    "embed": "embed nano {list} --out {out}.npy",
+    "index add": "index add {out}.lance {list} --model nano",
+    "train": "train finetune --set model=nano --set data={list} --set task=retrieval --set steps=1 --out {out}",
+    "plan": "plan finetune --set model=nano --set data={list} --set task=retrieval --set steps=1",
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_verbs_read_outside_when_they_are_asked_to(
+    verb: str, stranger: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if verb == "index add":
+        pytest.importorskip("lancedb")
+    out = str(stranger.parent / "out")
+    photos = stranger.parent / "photos"
+    rows = [{"id": n, "image": str(photos / n), "text": n, "label": n, "split": s} for n, s in SPLITS]
+    path = stranger / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = COMMANDS[verb].format(list=path, out=out).split()
+    assert main(words) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pass --outside" in said
+    assert main([*words, "--outside"]) == 0, capsys.readouterr().err
+    with pytest.raises(ValueError, match="leads outside"):  # for one command
+        read_manifest(path)
+
+
+SPLITS = [("dog/mine.png", "train"), ("cat/other.png", "test")]
+
+
+def test_verbs_that_read_no_list_do_not_take_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(NANO), "--outside"]) == 2
+    assert "--outside" in capsys.readouterr().err
+
+
+def test_assistants_read_lists_by_the_same_rule(stranger: Path) -> None:
+    path = listed(stranger, "../photos/dog/mine.png")
+    with pytest.raises(ValueError, match="leads outside"):
+        requests_under(path)
+    with outside():
+        assert len(requests_under(path)[0]) == 1

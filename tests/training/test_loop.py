@@ -18,6 +18,8 @@ from torch import nn
 
 from plait.data.reader import Reader, as_it_is
 from plait.errors import UsageError
+from plait.training.checkpoint import CheckpointStore
+from plait.training.data_order import check_divides
 from plait.training.logging import read_metrics
 from plait.training.loop import NonFiniteLossError, train
 from plait.training.schedules import linear
@@ -361,3 +363,75 @@ def test_no_two_micro_batches_or_steps_draw_alike(tmp_path: Path) -> None:
     assert not set(run(tmp_path / "other", 2, seed=1)) & set(parts)
     # the first half of a batch draws as the whole one does: its place is the same
     assert run(tmp_path / "whole", 1) == parts[::2]
+
+
+def squares(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+    return model(batch).square().mean(), {}
+
+
+def small_stage(objective: Any = squares, **changes: Any) -> Stage:
+    """Three steps over four rows of one number."""
+    rows = Reader([1.0, 2.0, 3.0, 4.0], lambda found, _: torch.tensor(found)[:, None], as_it_is)
+    fields = {"name": "all", "objective": objective, "batches": lambda: rows, "batch_size": 2, "steps": 3}
+    return Stage(**(fields | changes))
+
+
+def test_a_stage_prepares_its_model_once_whatever_happens_later(tmp_path: Path) -> None:
+    prepared: list[str] = []
+    calls = iter(range(100))
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        if next(calls) == 4:
+            raise RuntimeError("the power went")
+        return squares(model, batch, step, generator)
+
+    stages = [
+        small_stage(before=(lambda model: prepared.append("first"),)),
+        small_stage(objective, name="second", steps=8, before=(lambda model: prepared.append("second"),)),
+    ]
+    options = replace(QUIET, checkpoint_steps=1)
+    with pytest.raises(RuntimeError, match="the power went"):
+        train(nn.Linear(1, 1), stages, tmp_path, device="cpu", options=options)
+    assert prepared == ["first", "second"]
+    assert train(nn.Linear(1, 1), stages, tmp_path, device="cpu", options=options).steps == 11
+    assert prepared == ["first", "second"]  # it went on in the middle of the second
+
+
+def test_modules_train_in_training_mode(tmp_path: Path) -> None:
+    modes: list[bool] = []
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        modes.extend(module.training for module in model.modules())
+        return squares(model, batch, step, generator)
+
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(1, 1)).eval()
+    train(model, [small_stage(objective)], tmp_path, device="cpu", options=QUIET)
+    assert modes and all(modes)
+
+
+def test_a_gradient_that_is_infinite_stops_the_run_though_the_loss_is_not(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    stage = small_stage(lambda model, batch, step, generator: (model.weight.sqrt().sum(), {}))  # 0, infinitely steep
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        train(model, [stage], tmp_path, device="cpu", options=QUIET)
+    assert not list(tmp_path.glob("checkpoints/*/model*"))
+
+
+def test_the_checkpoint_with_the_lowest_mean_of_the_chosen_metric_is_kept(tmp_path: Path) -> None:
+    worth = [5.0, 5.0, 1.0, 2.0, 9.0, 9.0, 8.0, 8.0]  # means of two steps: 5, 1.5, 9, 8
+
+    def objective(model: nn.Module, batch: Any, step: int, generator: torch.Generator) -> Any:
+        return squares(model, batch, step, generator)[0], {"error": torch.tensor(worth[step])}
+
+    options = replace(QUIET, checkpoint_steps=2, keep_last=1, best="error")
+    train(nn.Linear(1, 1), [small_stage(objective, steps=8)], tmp_path, device="cpu", options=options)
+    store = CheckpointStore(tmp_path / "checkpoints")
+    scores = {step: store.position(step).score for step in store.steps()}
+    assert scores == {4: 1.5, 8: 8.0}
+
+
+def test_micro_batches_have_to_divide_what_a_process_gets() -> None:
+    with pytest.raises(ValueError, match="2 processes x 2 micro batches divide, got 6"):
+        check_divides(6, 2, 2)
+    check_divides(8, 2, 2)

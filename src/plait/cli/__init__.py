@@ -177,11 +177,13 @@ def run_verb(name: str, args: list[str], *, debug: bool = False) -> int:
     # typer carries its own click or uses the package, by version: its base classes are the same by position
     bad_usage, base = cast("tuple[type[Exception], type[Exception]]", typer.BadParameter.__mro__[1:3])
     from plait.media.limits import raised
+    from plait.reading import outside
     from plait.terminal import guarded
 
     shows_help = not args or "--help" in args  # which is ours, and may be coloured
     try:
-        with nullcontext() if shows_help else guarded(), raised():  # --limit holds for one command
+        # --limit and --outside hold for one command
+        with nullcontext() if shows_help else guarded(), raised(), outside(None):
             result = command(name).main(args=args, prog_name=f"plait {name}", standalone_mode=False)
     except (OSError, ValueError, ImportError, KeyboardInterrupt, typer.Abort, base, *_odd()) as error:
         if debug:
@@ -220,7 +222,7 @@ def command(name: str) -> Any:
         app.command(name, cls=_named(verb.kind))(target)
         made = get_command(app)
     made = with_examples(name, made, verb.examples or EXAMPLES.get(name, ()))
-    return with_plugins(made) if verb.opens else made
+    return with_plugins(name, made) if verb.opens else made
 
 
 def overview() -> str:

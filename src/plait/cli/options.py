@@ -17,6 +17,11 @@ from plait.errors import UsageError
 from plait.media.limits import set_limits
 
 MODEL_HELP = "model directory or official checkpoint"
+OUTSIDE_HELP = "manifests may name files outside of their directory, which those of strangers have no reason to"
+READS_LISTS = {
+    *["caption", "answer", "ground", "classify", "detect", "segment", "train", "plan", "eval", "embed", "add"]
+}
+"""Verbs, and sub-verbs of `plait index`, that read manifests."""
 PLUGIN_HELP = "a Python file of your own, run first: it adds modalities, a family or recipes; repeatable"
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
@@ -58,17 +63,19 @@ def check_on_bad(value: str, error: str = "fail") -> bool:
     return value == "skip"
 
 
-def with_plugins(command: Any) -> Any:
-    """A command, or every command of a group, that takes `--plugin FILE`: run before anything else is read.
+def with_plugins(name: str, command: Any) -> Any:
+    """A command, or every command of a group, that takes `--plugin FILE` and, where it reads lists, `--outside`.
 
-    The option never reaches the verb's function: who calls that from Python calls `plait.use` as well.
+    The options never reach the verb's function: who calls that from Python calls `plait.use` and
+    `plait.reading.outside` as well.
     """
     from typer.main import get_command
 
     declared = typer.Typer(add_completion=False)  # typer makes the option, since its own class differs by version
     declared.command()(_plugins)
-    for one in getattr(command, "commands", {"": command}).values():
-        one.params += [option for option in get_command(declared).params if option.name == "plugin"]
+    for verb, one in getattr(command, "commands", {name: command}).items():
+        shared = ("plugin", "outside") if verb in READS_LISTS else ("plugin",)
+        one.params += [option for option in get_command(declared).params if option.name in shared]
     return command
 
 
@@ -91,13 +98,25 @@ def _use(files: list[str] | None) -> None:
             ) from error
 
 
+def _allow(is_given: bool) -> None:
+    """What `--outside` does."""
+    if is_given:
+        from plait.reading import allow_outside
+
+        allow_outside()
+
+
 def _plugins(
     plugin: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", callback=_use, is_eager=True, expose_value=False, help=PLUGIN_HELP),
     ] = None,
+    outside: Annotated[
+        bool,
+        typer.Option("--outside", callback=_allow, is_eager=True, expose_value=False, help=OUTSIDE_HELP),
+    ] = False,
 ) -> None:
-    """Declares the option `--plugin`."""
+    """Declares the options `--plugin` and `--outside`."""
 
 
 def raise_limits(given: Sequence[str] | None) -> None:

@@ -16,6 +16,7 @@ from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
+from plait.reading import outside
 from plait.terminal import progress_bar
 from plait.types import Sample
 
@@ -101,7 +102,8 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
         ValueError: only when there is no data set.
     """
     skipped = Skipped()
-    opened = open_samples(path, on_bad="skip", skipped=skipped)
+    with outside():  # it opens nothing that it does not tell of
+        opened = open_samples(path, on_bad="skip", skipped=skipped)
     samples = list(_good(opened, skipped))
     report = CheckReport(str(path), rows=len(samples), bad_rows=skipped.messages)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -144,7 +146,7 @@ def _outside(samples: Sequence[Sample], place: Path) -> list[str]:
     named = [(sample, getattr(sample, name)) for sample in samples for name in MEDIA]
     out = [(s.id, file) for s, file in named if isinstance(file, str) and not Path(file).resolve().is_relative_to(root)]
     said = f"{len(out)} media are outside of {root} (the first {out[0][1]}, row {out[0][0]})" if out else ""
-    return [f"{said}; they are opened as media alone, and packed with --outside alone"] if out else []
+    return [f"{said}; a list that Plait did not write here is read and packed with --outside alone"] if out else []
 
 
 def _misfits(bounds: Bounds, lengths: dict[str, list[tuple[float, str]]]) -> list[str]:

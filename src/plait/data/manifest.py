@@ -2,6 +2,11 @@
 
 A manifest is a `.jsonl` or `.jsonl.gz` file, or a directory that holds `manifest.jsonl` (or `.jsonl.gz`). Media
 paths are relative to the manifest's directory; reading makes them absolute, writing makes them relative again.
+
+    read: row -> fields -> names inside the directory, or a list that Plait wrote here, or `outside` -> sample
+
+A manifest of a stranger's could name any file of this machine, and what is read may end up on a page or in a shard that
+is given away. So what Plait writes is known by its digest in the cache, which nobody else writes to.
 """
 
 from __future__ import annotations
@@ -18,7 +23,8 @@ import warnings
 import weakref
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,7 +33,8 @@ from typing import Any, Literal
 import numpy as np
 
 from plait.modalities import in_files
-from plait.places import atomic_write
+from plait.places import atomic_write, cache_directory
+from plait.reading import allowed, leads_outside
 from plait.types import Sample, plain, whole_text
 
 NAMES = ("manifest.jsonl", "manifest.jsonl.gz")
@@ -82,7 +89,8 @@ class Manifest(Sequence[Sample]):
         skipped: takes the messages of rows that are left out; without it they become one warning.
 
     Raises:
-        ValueError: for another on_bad, no manifest, a file that is not UTF-8 or cut, and a bad row.
+        ValueError: for another on_bad, no manifest, a file that is not UTF-8 or cut, and a bad row, such as one that
+            names a file outside of the manifest's directory (`plait.reading.outside` allows it).
     """
 
     def __init__(
@@ -101,11 +109,18 @@ class Manifest(Sequence[Sample]):
         # Without a with-block: readers of a run hold the manifest until the end of the process.
         weakref.finalize(self, os.close, self._fd)
         starts, sizes, numbers, names = array("q"), array("i"), array("q"), array("Q")
+        is_own: bool | None = None
         for number, start, line in self._lines():
             if not line.strip():
                 continue
             try:
-                sample = _sample(line.decode("utf-8"), self.folder)
+                row = checked_json(line.decode("utf-8"))
+                sample = _from_row(dict(row), self.folder)
+                if not is_own and (name := _first(row, lambda value: not allowed(self.path.parent, value))):
+                    # looked up when the first such name is met, since most lists have none
+                    is_own = is_own is None and _written_here(self.path)
+                    if not is_own:
+                        raise ValueError(_leads_out(row, name, self.path.parent))
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again"
@@ -232,16 +247,52 @@ def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool
         ValueError: for media that are not paths. UsageError: for a file that is there (not `replace`).
     """
     path = Path(path)
-    lines = []
+    lines, leads = [], False
     for sample in samples:
         row = sample.to_row()
         for name in (*MEDIA, *in_files(row)):
             if row.get(name) is not None:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
         lines.append(row_line(row) + "\n")
+        leads = leads or _first(row, lambda value: leads_outside(path.parent, value)) is not None
     content = "".join(lines).encode()
     packed = gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
+    if leads:
+        _remember(packed)
     return atomic_write(path, packed, replace=replace)
+
+
+def _first(row: dict[str, Any], is_so: Callable[[str], bool]) -> str | None:
+    """The first field of a row that names a file of which something is so: media, a mask, or one of two images."""
+    named = [(name, row.get(name)) for name in (*MEDIA, "mask", *in_files(row))]
+    if isinstance(row.get("images"), list):
+        named += [("images", value) for value in row["images"]]
+    return next((name for name, value in named if isinstance(value, str) and is_so(value)), None)
+
+
+def _leads_out(row: dict[str, Any], name: str, folder: Path) -> str:
+    return (
+        f"field {name!r}: expected a file inside {folder}, got {row[name]!s:.200}, which leads outside of it; pass "
+        "--outside (plait.reading.outside in Python) where you trust the list"
+    )
+
+
+def _place_of(digest: str) -> Path:
+    return cache_directory() / "written" / digest
+
+
+def _remember(content: bytes) -> None:
+    """Note that Plait wrote this list here. A cache that cannot be written loses the note, not the list."""
+    place = _place_of(hashlib.sha256(content).hexdigest())
+    with suppress(OSError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+
+def _written_here(path: Path) -> bool:
+    """Whether Plait wrote exactly this list on this machine."""
+    with path.open("rb") as content:
+        return _place_of(hashlib.file_digest(content, "sha256").hexdigest()).exists()
 
 
 def row_line(row: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from plait.data.shards import Shards, WebDataset, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
 from plait.media.kinds import kind_of
 from plait.media.limits import Packed
+from plait.reading import outside
 from plait.terminal import progress_bar
 from plait.types import Sample
 
@@ -94,7 +95,8 @@ def pack_data(
 def _checked(data: Path, root: Path | None, skipped: Skipped | None) -> Iterator[Sample]:
     """The samples whose media may be packed; of others the reason goes into `skipped`, or is raised without it."""
     # opened when the first is asked for, which is once the output is held
-    samples = open_samples(data, "raise" if skipped is None else "skip", skipped)
+    with outside():  # whose own rule is stricter: what is given away stays inside, whoever wrote the list
+        samples = open_samples(data, "raise" if skipped is None else "skip", skipped)
     for number in progress_bar("pack", range(len(samples))):
         try:
             sample = samples[number]
