@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +20,15 @@ import pytest
 from whole_fixtures import fixture
 
 from plait.cli.evaluate import evaluate as command
+from plait.evaluation.base import Item
 from plait.evaluation.cache import ResponseCache, collect, key_of
 from plait.evaluation.compare import as_lines, compare
 from plait.evaluation.files import MediaFiles, frames_of
-from plait.evaluation.run import Options, evaluate, score_file, used_by
+from plait.evaluation.result import said_of
+from plait.evaluation.run import Options, evaluate, load_items, score_file, used_by
 from plait.evaluation.tasks import TASKS
 from plait.generation.asking import Asking
+from plait.report.run import said_section
 from plait.types import Ask, Decoding, Modality, Question, QuestionKind
 
 
@@ -316,3 +321,57 @@ def test_the_page_escapes_everything(pictures: Path, tmp_path: Path) -> None:
     assert reply not in page
     assert "&lt;script&gt;alert(1)" in page
     assert result["about"] in html.unescape(page)
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """The cells of every table of a page."""
+    text = page.read_text()
+    rows = [re.findall(r"<tr>(.*?)</tr>", table, re.S) for table in re.findall(r"<table.*?</table>", text, re.S)]
+    cells = [[re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in table] for table in rows]
+    return [[[html.unescape(re.sub(r"<.*?>", "", cell)) for cell in row] for row in table] for table in cells]
+
+
+def test_the_page_tells_which_class_was_taken_for_which_and_shows_both_kinds_of_examples(tmp_path: Path) -> None:
+    data, split = fixture(TASKS["imagenet"], "imagenet", tmp_path / "data")
+    options = Options(split=split, show_progress=False)
+    items = load_items(TASKS["imagenet"], data, options).items
+    wrong = items[0]
+    other = next(item for item in items if item.label != wrong.label)
+    head = SimpleNamespace(name="h", family="h", fingerprint="0", capabilities=("classify",))
+    width = max(int(item.label) for item in items) + 1
+    labels = iter([other.label, *(item.label for item in items[1:])])
+    head.scores = lambda batch: np.stack([np.eye(width)[int(next(labels))] for _ in batch])
+    evaluate(TASKS["imagenet"], head, data, tmp_path / "out", options)
+    found = tables(tmp_path / "out" / "result.html")
+    table = next(one for one in found if one[0][0] == "is, said:")
+    counted = {(row[0], name): cell for row in table[1:] for name, cell in zip(table[0][1:], row[1:], strict=True)}
+    assert counted[wrong.label_name, other.label_name] == "1"
+    rights = Counter(item.label_name for item in items[1:])
+    assert {name: int(counted[name, name] or 0) for name in rights} == rights
+    wrongs, right = [one[1:] for one in found if one[0] == ["row", "is", "said"]]
+    assert wrongs == [[wrong.id, wrong.label_name, other.label_name]]
+    assert {row[0] for row in right} <= {item.id for item in items[1:]} and all(row[1] == row[2] for row in right)
+    page = html.unescape((tmp_path / "out" / "result.html").read_text())
+    assert f"plait eval imagenet h --data {data} --split {split}" in page
+
+
+def test_a_page_of_many_classes_lists_the_commonest_mistakes() -> None:
+    rows = [{"id": str(n), "right": [f"c{n}"], "said": f"c{n}"} for n in range(40)]
+    rows += [{"id": f"x{n}", "right": ["c1"], "said": "c2"} for n in range(3)] + [
+        {"id": "y", "right": ["c5"], "said": "c6"}
+    ]
+    page = said_section({"task": "classify", "said": rows})
+    assert page.index("<td>c1</td><td>c2</td><td>3</td>") < page.index("<td>c5</td><td>c6</td><td>1</td>")
+    assert "is, said:" not in page
+
+
+def test_words_count_as_right_as_their_rule_says() -> None:
+    """Half a point is no mistake: right and wrong follow the score of an item and no comparison of strings."""
+    item = Item(id="a", question="what?", answers=["red", "red", "dark red"])
+    said = [{"id": "a", "prediction": "Red."}]
+    assert said_of([item], said, {"a": 0.6})[0]["is_right"] and not said_of([item], said, {"a": 0.0})[0]["is_right"]
+    chosen = Item(id="b", choices=["x", "y"], answer_index=1)
+    assert said_of([chosen], [{"id": "b", "prediction": 0}], {"b": 0.0}) == [
+        {"id": "b", "right": ["y"], "said": "x", "is_right": False}
+    ]
+    assert said_of([chosen], [{"id": "b", "prediction": None}], {"b": 0.0}) == []

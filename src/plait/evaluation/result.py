@@ -20,6 +20,7 @@ from plait.evaluation.base import Item, Scored, Task
 from plait.evaluation.files import MediaFiles
 from plait.report.about import about
 from plait.report.page import section, write_page
+from plait.report.run import said_section
 from plait.report.tables import plain_table
 
 PREDICTIONS, RESULT, PAGE = "predictions.jsonl", "result.json", "result.html"
@@ -105,13 +106,17 @@ def build_result(
     }
 
 
-def write_result_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the page: score with its interval, published numbers, exact prompt, failures, the first predictions.
+def write_result_page(
+    path: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], items: Sequence[Item], command: str
+) -> Path:
+    """Write the page: score with its interval, command, prompt, published numbers, right and wrong, predictions.
 
     Args:
         path: of the page.
         result: from `build_result`.
         rows: prediction rows.
+        items: what was asked about.
+        command: that measures it again.
 
     Returns:
         The path.
@@ -137,19 +142,56 @@ def write_result_page(path: Path, result: Mapping[str, Any], rows: Sequence[Mapp
     measured = [[name, f"{v:.4g}" if isinstance(v, float) else v] for name, v in scores.items()]
     published = [[one["model"], one["value"], one["status"]] for one in result["published"]]
     shown = [[_short(row.get(name, "")) for name in ("id", "prompt", "raw", "prediction")] for row in rows[:SHOWN]]
-    prompt = f"<pre>{escape(result['prompt'] or 'none')}</pre>"
+    prompt, again = (f"<pre>{escape(words)}</pre>" for words in (result["prompt"] or "none", command))
     sections = [
         f'<header class="hero"><h1>{escape(result["task"])}: {escape(headline(result))}</h1>'
         f'<p class="lead">{escape(result["about"])}</p></header>',
-        section("What was measured", "", plain_table([], list(facts.items())), "facts"),
+        section("What was measured", "", again + plain_table([], list(facts.items())), "facts"),
         section("Prompt", "", prompt, "prompt"),
         section("Scores", "", plain_table([], measured), "scores"),
+        said_section({"task": _table_of(items), "said": said_of(items, rows, result["units"])}),
         section("Published by others", "", plain_table(["model", "value", "status"], published), "published"),
         section(
             f"First {len(shown)} predictions", "", plain_table(["id", "prompt", "raw", "prediction"], shown), "rows"
         ),
     ]
     return write_page(path, result["task"], sections)
+
+
+def _table_of(items: Sequence[Item]) -> str:
+    """`classify` where every item has one class with a name, and a table of classes says something."""
+    return "classify" if items and all(i.label is not None and i.label_name is not None for i in items) else ""
+
+
+def said_of(
+    items: Sequence[Item], rows: Sequence[Mapping[str, Any]], units: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """What was right and what was said of every item whose answer is a word, a choice or a class.
+
+    Args:
+        items, rows: asked and predicted.
+        units: the value of each; above 0 counts as right, so that half a point is no mistake.
+
+    Returns:
+        Rows for `plait.report.run.said_section`.
+    """
+    names = {item.label: item.label_name for item in items if item.label_name is not None}
+    names |= next((item.meta["classes"] for item in items if "classes" in item.meta), {})
+    said = {row["id"]: row.get("prediction") for row in rows}
+    found = []
+    for item in items:
+        choice = None if item.choices is None or item.answer_index is None else item.choices[item.answer_index]
+        right = item.answers or [one for one in (choice, item.label_name) if one is not None][:1]
+        answer = said.get(item.id)
+        if isinstance(answer, list) and answer and not isinstance(answer[0], list | dict):  # classes, best first
+            answer = answer[0]
+        if isinstance(answer, int) and not isinstance(answer, bool):
+            has = item.choices is not None and 0 <= answer < len(item.choices)
+            answer = item.choices[answer] if has and item.choices else names.get(answer)
+        if right and isinstance(answer, str) and item.id in units:
+            words = {"right": [str(one) for one in right], "said": _short(answer)}
+            found.append({"id": item.id, **words, "is_right": units[item.id] > 0})
+    return found
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ benchmarks scored by a server, submission.json.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -341,6 +342,19 @@ def score_file(
     return _finish(task, loaded, rows, about, options, out, 0.0)
 
 
+def _command(task: Task, loaded: Loaded, model: str, options: Options) -> str:
+    """The line that measures the same again, with what was not left as it is."""
+    told = {
+        "split": options.split, "limit": options.limit, "rule": options.rule, "media": options.template,
+        "judge": options.judge, "rerank": options.rerank, "answers": options.answers, "dtype": options.dtype,
+        "frames": None if options.frames == "published" else options.frames,
+    }  # fmt: skip
+    words = ["plait", "eval", task.name, model, "--data", str(loaded.files.root)]
+    words += [word for name, value in told.items() if value is not None for word in (f"--{name}", str(value))]
+    flags = {"--skip-missing": options.skip_missing, "--multi-scale": options.multi_scale}
+    return shlex.join([*words, *(name for name, is_given in flags.items() if is_given)])
+
+
 def check_rule(task: Task, rule: str | None) -> None:
     """Make sure that a task has a rule.
 
@@ -377,5 +391,6 @@ def _finish(
             pairs = [(item, replies.get(item.id, "")) for item in loaded.items]
             result["submission"] = task.submission(pairs, out, model["name"]).name
         atomic_write(out / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        write_result_page(out / PAGE, result, rows)
+        command = _command(task, loaded, result["model"]["name"], options)
+        write_result_page(out / PAGE, result, rows, loaded.items, command)
     return result

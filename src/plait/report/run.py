@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,16 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
 
 SHOWN = 12
 """Examples of each kind that a page shows."""
+SHOWN_LABELS = 30
+"""Labels whose table is shown whole: a wider one can be read by nobody."""
 
 
 def said_section(worth: Mapping[str, Any]) -> str:
-    """What a finetuned model says of held-out rows: wrong and right examples, and of labels which are taken for which.
+    """What a model says of held-out rows: wrong and right examples, and of labels which are taken for which.
 
     Args:
-        worth: of finetune.json: task, and said, rows of id, right (what may be said) and said.
+        worth: of finetune.json: task, and said, rows of id, right (what may be said) and said; is_right where something
+            else than equality decides.
 
     Returns:
         HTML, empty where there are none.
@@ -123,17 +126,24 @@ def said_section(worth: Mapping[str, Any]) -> str:
         return ""
     body = ""
     if worth["task"] == "classify":
-        labels = sorted({name for row in rows for name in (row["right"][0], row["said"])})
-        counts = Counter((row["right"][0], row["said"]) for row in rows)
-        table = [[name, *(counts[name, other] or "" for other in labels)] for name in labels]
-        body += f'<div class="wide">{plain_table(["is, said:", *labels], table)}</div>'
+        body += f'<div class="wide">{_taken_for([(row["right"][0], row["said"]) for row in rows])}</div>'
     for title, is_right in (("Wrong", False), ("Right", True)):
-        these = [row for row in rows if (row["said"] in row["right"]) == is_right]
+        these = [row for row in rows if row.get("is_right", row["said"] in row["right"]) == is_right]
         if these:
             table = [[row["id"], " / ".join(row["right"][:3]), row["said"]] for row in these[:SHOWN]]
             body += f"<h3>{title}: {min(len(these), SHOWN)} of {len(these)}</h3>"
             body += f'<div class="wide">{plain_table(["row", "is", "said"], table)}</div>'
     return section("What it says", "Rows that were held out.", body, "said")
+
+
+def _taken_for(pairs: Sequence[tuple[str, str]]) -> str:
+    """How often which label was said for which; of more than `SHOWN_LABELS` the commonest mistakes alone."""
+    counts = Counter(pairs)
+    labels = sorted({label for pair in pairs for label in pair})
+    if len(labels) <= SHOWN_LABELS:
+        return plain_table(["is, said:", *labels], [[is_, *(counts[is_, x] or "" for x in labels)] for is_ in labels])
+    mistakes = [(is_, x, count) for (is_, x), count in counts.most_common() if is_ != x][:SHOWN_LABELS]
+    return plain_table(["is", "said", "times"], mistakes)
 
 
 def asked_section(asked: Mapping[str, Any]) -> str:
