@@ -205,12 +205,15 @@ def test_bad_rows_are_fatal_or_listed(data: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "torn.png").write_bytes(b"torn")
     rows[0]["image"] = str(tmp_path / "torn.png")
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(command("nano", tmp_path, tmp_path / "strict", "retrieval")) == 1
+    assert main([*command("nano", tmp_path, tmp_path / "strict", "retrieval"), "--outside"]) == 1
     assert "torn.png" in capsys.readouterr().err
-    assert main(command("nano", tmp_path, tmp_path / "lenient", "retrieval", on_bad="skip")) == 0
+    assert main([*command("nano", tmp_path, tmp_path / "lenient", "retrieval", on_bad="skip"), "--outside"]) == 0
     lines = (tmp_path / "lenient" / "bad_samples.txt").read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith("i0: expected an image file, got ")
-    assert main(command("nano", tmp_path, tmp_path / "limited", "retrieval", on_bad="skip", most_bad=0)) == 1
+    assert (
+        main([*command("nano", tmp_path, tmp_path / "limited", "retrieval", on_bad="skip", most_bad=0), "--outside"])
+        == 1
+    )
     assert "expected at most 0 bad samples, got 1" in capsys.readouterr().err
 
 

@@ -7,12 +7,14 @@ import importlib
 import inspect
 import json
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from plait.reading import outside
 from plait.recipes import find_recipe
 from plait.training.data_order import step_loader
 from plait.training.run import call_recipe, parse_settings
@@ -38,6 +40,13 @@ CASES = [
     for name in [*STAGES, ONE_FINETUNING]
     for count in (MORE, MOST)
 ]
+
+
+@pytest.fixture(autouse=True)
+def names_may_lead_outside() -> Iterator[None]:
+    """The repeated lists name the files of the data set beside them."""
+    with outside():
+        yield
 
 
 @pytest.fixture(scope="module")
