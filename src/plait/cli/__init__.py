@@ -94,7 +94,7 @@ VERBS: dict[str, Verb] = {
     "detect": Verb("plait.cli.dense:detect", "find the objects of images: boxes, masks, drawings, COCO results"),
     "segment": Verb("plait.cli.dense:segment", "name the class of every pixel of images: class maps, drawings"),
     "classify": Verb("plait.cli.assist:classify", "name what images, videos or texts show"),
-    "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, pack", opens=False),
+    "data": Verb("plait.cli.data:app", "data sets: build, check, from-folder, from-benchmark, pack", opens=False),
     "plan": Verb("plait.cli.plan:plan", "what each stage of a recipe trains, and the memory it needs"),
     "info": Verb("plait.cli.models:info", "what is in a model directory"),
     "models": Verb("plait.cli.models:models", "official checkpoints and local models, with size and licence"),

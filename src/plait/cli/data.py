@@ -1,8 +1,9 @@
-"""The verbs `plait data check | from-folder | pack`, and those that packages add (`plait data build`)."""
+"""The verbs `plait data check | from-folder | from-benchmark | pack`, and those of packages (`plait data build`)."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from importlib.metadata import entry_points
 from inspect import signature
 from pathlib import Path
@@ -114,6 +115,33 @@ def from_folder(
         print(f"left out {line}")
     if len(found.left_out) > LISTED:
         print(f"left out {len(found.left_out) - LISTED} more files")
+
+
+@app.command("from-benchmark")
+def from_benchmark(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a task of plait eval --list")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="its official annotation files, with the media below")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
+    *,
+    train: Annotated[str, typer.Option(help="split that trains, as the benchmark calls it")] = "train",
+    test: Annotated[str | None, typer.Option(help="split that is held out; the published one without it")] = None,
+    media: Annotated[
+        str | None, typer.Option(help="how media files are called, such as clips/{stem}.flac; as listed without it")
+    ] = None,
+    limits: LimitOption = None,
+) -> None:
+    """Make a data set of a public benchmark, as plait train finetune reads it. Files stay where they are."""
+    raise_limits(limits)
+    from plait.data.folder import Scan, write_scan
+    from plait.evaluation.manifests import Splits, rows_of
+    from plait.evaluation.tasks import task_named
+
+    rows, notes = rows_of(task_named(name), folder, out, Splits(train, test), media)
+    done = write_scan(Scan(rows), out)
+    counts = Counter(row.split for row in rows)
+    print(f"{done}: train {counts['train']}, test {counts['test']}")
+    for note in notes:
+        print(note)
 
 
 @app.command()

@@ -58,6 +58,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "data": (
         "plait data from-folder photos/ my-data",
         "plait data from-folder coco.json my-data --media train2014",
+        "plait data from-benchmark vqav2 data/vqav2 my-vqa",
         "plait data check my-data",
         "plait data pack my-data my-shards --outside",
         "plait data build mini --shipped --out data/mini",
