@@ -39,7 +39,8 @@ class Subject:
 
     Args:
         model, processor: of the family that is studied.
-        batch_of: examples, sentences, shown=... -> supervised batch; shown=False leaves pictures and clips out.
+        batch_of: processor, examples, sentences, shown=... -> supervised batch; shown=False leaves pictures and clips
+            out.
     """
 
     model: Any
@@ -74,7 +75,7 @@ class Subject:
         """
         hits: list[int] = []
         for start in range(0, len(examples), BATCH):
-            logits, labels = self.answers(self.batch_of(examples[start : start + BATCH], shown=shown))
+            logits, labels = self.answers(self.batch_of(self.processor, examples[start : start + BATCH], shown=shown))
             hits += ((logits.argmax(-1) == labels) | (labels == -100)).all(1).int().tolist()
         return hits
 
@@ -107,7 +108,7 @@ class Subject:
         for example in examples:
             if example.choices is None:
                 raise ValueError(f"expected questions with choices, got {example.task!r}")
-            batch = self.batch_of([replace(example, answer=choice) for choice in example.choices])
+            batch = self.batch_of(self.processor, [replace(example, answer=choice) for choice in example.choices])
             hits.append(int(example.choices[int(self.losses(batch)[0].argmin())] == example.answer))
         return hits
 
@@ -131,8 +132,9 @@ class Subject:
         for start in range(0, len(samples), BATCH):
             chosen = samples[start : start + BATCH]
             batches = ([replace(one, label=feeling) for one in chosen] for feeling in training.FEELINGS)
-            best = torch.stack([self.losses(self.batch_of((), some))[0] for some in batches]).argmin(0).tolist()
-            hits += [int(training.FEELINGS[i] == sample.label) for i, sample in zip(best, chosen, strict=True)]
+            losses = torch.stack([self.losses(self.batch_of(self.processor, (), some))[0] for some in batches])
+            best = zip(losses.argmin(0).tolist(), chosen, strict=True)
+            hits += [int(training.FEELINGS[i] == sample.label) for i, sample in best]
         return hits
 
     def examined(
@@ -182,6 +184,18 @@ def over_seeds(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
             one = one[key]
         found.append(one)
     return np.asarray(found, dtype=np.float64).mean(axis=0)
+
+
+def gained(
+    results: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], condition: str = "shown"
+) -> dict[str, Any]:
+    """How much more often `results` are right, shown the picture, than `others` under a condition.
+
+    Question by question, so that what makes some of them hard drops out of the interval.
+    """
+    tasks = results[0]["vqa"]
+    found = [over_seeds(results, "vqa", task, "shown") - over_seeds(others, "vqa", task, condition) for task in tasks]
+    return interval(np.concatenate(found))
 
 
 def combined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

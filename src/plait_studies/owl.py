@@ -42,7 +42,7 @@ from plait_studies import training
 from plait_studies.build import emoji, stamps
 from plait_studies.build.sounds import split_by_hash
 from plait_studies.drawings import KINDS, MOTIONS, Drawings, Example
-from plait_studies.measures import Subject, as_text, combined, guessing, in_points, interval, over_seeds
+from plait_studies.measures import Subject, as_text, combined, gained, guessing, in_points
 from plait_studies.summary import write_json
 from plait_studies.training import Questions, as_pixels, carry_out, review, stage, towards_words
 
@@ -114,7 +114,7 @@ def study(
             return INTERRUPTED
         for place in (home / name for name in ("stage1", "stage2") if not (home / name / "results.json").exists()):
             print(f"[seed {seed}] asking {place.name}", flush=True)
-            found = subject(*loaded(str(place / "model"))).examined(examples, device, dtype)
+            found = Subject(*loaded(str(place / "model")), batch_of).examined(examples, device, dtype)
             write_json(place / "results.json", {"stage": place.name, **found})
     summary: dict[str, Any] = summarise(out, examples) | {"about": about()}
     write_json(out / "summary.json", summary)
@@ -122,11 +122,6 @@ def study(
     for row in summary["rows"]:
         print(f"{row['stage']}: shown minus shuffled {in_points(row['minus_shuffled'])}")
     return 0
-
-
-def subject(model: Any, processor: MPlugOwlProcessor) -> Subject:
-    """A model that can be asked."""
-    return Subject(model, processor, partial(batch_of, processor))
 
 
 def summarise(out: Path, examples: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
@@ -144,9 +139,7 @@ def summarise(out: Path, examples: Mapping[str, Sequence[Example]]) -> dict[str,
     for name in ("stage1", "stage2"):
         files = sorted(out.glob(f"seed-*/{name}/results.json"))
         results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        # Question by question, so that what makes some of them hard drops out of the interval.
-        gain = [over_seeds(results, "vqa", t, "shown") - over_seeds(results, "vqa", t, "shuffled") for t in examples]
-        rows.append({"stage": name, **combined(results), "minus_shuffled": interval(np.concatenate(gain))})
+        rows.append({"stage": name, **combined(results), "minus_shuffled": gained(results, results, "shuffled")})
     return {"rows": rows, **guessing(examples)}
 
 

@@ -311,14 +311,12 @@ def _files(folder: Path) -> Iterator[Path]:
     return itertools.islice(walk(), LOOKED_AT)
 
 
-def caveat(is_shipped_data: bool) -> str:
-    """What the first hits do and do not say."""
-    if is_shipped_data:
-        return (
-            "These drawings were held out of its training; of all notes 27 % find their drawing within five of 300, "
-            "by chance 1.7 %."
-        )
-    return "The shipped model knows drawings: on photographs it sees little more than colours and shapes."
+SHIPPED_CAVEAT = (
+    "These drawings were held out of its training; of all notes 27 % find their drawing within five of 300, by chance "
+    "1.7 %."
+)
+FOLDER_CAVEAT = "The shipped model knows drawings: on photographs it sees little more than colours and shapes."
+"""What the first hits do and do not say."""
 
 
 def quickstart(
@@ -342,33 +340,33 @@ def quickstart(
         check_apart(folder, out)
     with at_work(out):
         settings = Settings(out, folder, k, tuple(stage1 or ()), tuple(stage2 or ()), tuple(limits or ()))
-        return _quickstart(settings, seeds)
-
-
-def _quickstart(settings: Settings, seeds: int) -> int:
-    """All of it, for who holds the directory; the exit code."""
-    out, k = settings.out, settings.k
-    log = Log(out / "quickstart.json", settings.to_json())
-    again = "plait quickstart" + "".join(f" {shlex.quote(word)}" for word in settings.as_arguments(seeds))
-    print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
-    joins = f"denoising losses at every k-th step, k = {k}: the loss jumps there, contrast tells how training goes"
-    print(joins if k else "no denoising losses (k = 0)")
-    use_idle_cores()
-    try:
-        finished = _run(settings, seeds, log)
-    except KeyboardInterrupt:
-        finished = False
-    if not finished:
-        print(f"\nstopped; what is done is kept. Continue with:\n  {typed(again)}")
+        log = Log(out / "quickstart.json", settings.to_json())
+        print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
+        joins = f"denoising losses at every k-th step, k = {k}: the loss jumps there, contrast tells how training goes"
+        print(joins if k else "no denoising losses (k = 0)")
+        use_idle_cores()
+        try:
+            if _run(settings, seeds, log):
+                return 0
+        except KeyboardInterrupt:
+            pass  # between two steps; inside one, its own command catches it and saves
+        again = typed(f"plait {shlex.join(('quickstart', *settings.as_arguments(seeds)))}")
+        print(f"\nstopped; what is done is kept. Continue with:\n  {again}")
         return INTERRUPTED
-    return 0
 
 
 def _run(settings: Settings, seeds: int, log: Log) -> bool:
     """All steps, the summary, searches and the report. False when a signal stopped a step."""
     changed: set[str] = set()
-    if not _first_hit(settings, log, changed):
+    start = time.monotonic()
+    # A folder is searched as it lies there; the shipped data is unpacked first.
+    ready = settings.data_steps()[:1] if settings.folder is None else []
+    if not all(_take(step, log, changed) for step in ready):
         return False
+    if not all(_take(step, log, changed) for step in first_steps(settings)):
+        return False
+    print(f"\n{SHIPPED_CAVEAT if settings.folder is None else FOLDER_CAVEAT}")
+    print(f"({time.monotonic() - start:.0f} s so far; the model of your own is trained now)")
     for step in settings.data_steps():
         if step.name not in changed and not _take(step, log, changed):
             return False
@@ -383,22 +381,6 @@ def _run(settings: Settings, seeds: int, log: Log) -> bool:
         _take(step, log, changed)
     _report(settings, plan, log)
     _closing(settings, summary)
-    return True
-
-
-def _first_hit(settings: Settings, log: Log, changed: set[str]) -> bool:
-    """Search with the model that ships, before anything trains. False when a signal stopped it."""
-    start = time.monotonic()
-    ready = []
-    if settings.folder is None:  # else the folder is searched as it lies there
-        ready = settings.data_steps()[:1]
-    if not all(_take(step, log, changed) for step in ready):
-        return False
-    for step in first_steps(settings):
-        if not _take(step, log, changed):
-            return False
-    print(f"\n{caveat(settings.folder is None)}")
-    print(f"({time.monotonic() - start:.0f} s so far; the model of your own is trained now)")
     return True
 
 
@@ -499,15 +481,13 @@ def _summarise(settings: Settings, plan: Plan, log: Log) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     for entry in steps.values():
         seconds[entry["phase"]] = seconds.get(entry["phase"], 0.0) + entry["seconds"]
-    seconds["one_seed"] = sum(entry["seconds"] for name, entry in steps.items() if _is_of_first_seed(name))
+    # What one seed costs: everything but other seeds and the control.
+    others = {name for name in steps if name.startswith("seed-") and not name.startswith("seed-0 ")}
+    others |= {name for name in steps if "shuffled" in name}
+    seconds["one_seed"] = sum(entry["seconds"] for name, entry in steps.items() if name not in others)
     seconds["total"] = sum(entry["seconds"] for entry in steps.values())
     write_summary(settings.out / "summary.json", summary, seconds)
     return summary
-
-
-def _is_of_first_seed(name: str) -> bool:
-    """Whether a step counts to what one seed costs: everything but other seeds and the control."""
-    return not name.startswith("seed-") or (name.startswith("seed-0 ") and "shuffled" not in name)
 
 
 def _report(settings: Settings, plan: Plan, log: Log) -> None:

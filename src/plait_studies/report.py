@@ -364,9 +364,9 @@ def _space(run: RunFiles) -> str:
         return ""
     vectors, labels = {}, {}
     for modality, rows in run.seed.vectors.items():
-        kept = _few_of_each(run.seed.evaluation["labels"][modality], _MAX_SOUNDS_ON_MAP)
-        vectors[modality] = rows[kept]
-        labels[modality] = [run.seed.evaluation["labels"][modality][i] for i in kept]
+        all_labels = run.seed.evaluation["labels"][modality]
+        kept = [i for i, label in enumerate(all_labels) if all_labels[:i].count(label) < _MAX_SOUNDS_ON_MAP]
+        vectors[modality], labels[modality] = rows[kept], [all_labels[i] for i in kept]
     measured = modality_gap(vectors)
     legend = "".join(f'<span class="dot {modality}">{modality}</span>' for modality in vectors)
     gaps = ", ".join(f"{pair.replace('-', ' to ')} {value:.2f}" for pair, value in measured["gap"].items())
@@ -388,17 +388,6 @@ def _space(run: RunFiles) -> str:
     return section(
         "One space", lead, f'<div class="space"><div class="panel">{legend}{picture}</div>{table}</div>', "space"
     )
-
-
-def _few_of_each(labels: list[str], most: int) -> list[int]:
-    """Indices of at most `most` items per label, in order."""
-    seen: dict[str, int] = {}
-    kept = []
-    for i, label in enumerate(labels):
-        seen[label] = seen.get(label, 0) + 1
-        if seen[label] <= most:
-            kept.append(i)
-    return kept
 
 
 def _how(run: RunFiles) -> str:

@@ -35,7 +35,8 @@ def study(
 ) -> int:
     """Train and measure what a paper claims, at small scale; run the same command again to continue."""
     if name is None:
-        print("\n".join(f"{key:<14}{first_line(find(key))}" for key in STUDIES))
+        for key in STUDIES:
+            print(f"{key:<14}{(find(key).__doc__ or '').strip().splitlines()[0]}")
         return 0
     function = find(name)
     out = out or Path("runs") / name
@@ -57,8 +58,3 @@ def find(name: str) -> Any:
         raise UsageError(f"expected a study among {', '.join(STUDIES)}, got {name!r}")
     module, _, attribute = STUDIES[name].partition(":")
     return getattr(import_module(module), attribute)
-
-
-def first_line(function: Any) -> str:
-    """The first line of a docstring."""
-    return (function.__doc__ or "").strip().partition("\n")[0]

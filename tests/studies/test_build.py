@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from plait.types import Sample
-from plait_studies.build.builder import build, emoji, sounds, without_copied_drawings
+from plait_studies.build.builder import _split_of_style, build, emoji, sounds, without_copied_drawings
 from plait_studies.build.sounds import (
     Clip,
     decimate,
@@ -133,8 +133,9 @@ def test_mini_concepts_are_300_different_names_and_the_sounding_ones_are_among_t
     names = emoji.mini_names()
     assert len(names) == len(set(names)) == 300
     assert set(sounds.VOICES) <= set(names)
-    styles = emoji.held_out_styles(names)
-    assert styles["guitar"] == "noto-v1" and styles["accordion"] == "noto"
+    splits = {name: [_split_of_style(style, name) for style in emoji.STYLES[:3]] for name in ("guitar", "accordion")}
+    assert emoji.STYLES[:3] == ("noto", "noto-v1", "twemoji")
+    assert splits == {"guitar": ["validation", "test", "train"], "accordion": ["test", "train", "train"]}
 
 
 def test_builds_do_not_overwrite_and_know_their_names(tmp_path):

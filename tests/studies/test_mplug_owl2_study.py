@@ -36,6 +36,7 @@ def snippets(split):
 def llm(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "snippets", snippets)
     monkeypatch.setattr(training, "news", lambda: ["prices rose", "the bank said on tuesday"])
+    monkeypatch.setattr(small, "TOWER", {"dim": 24, "num_heads": 2, "num_layers": 2, "mlp_dim": 32})
     llama_directory(tmp_path / "llm")
     return str(tmp_path / "llm")
 
@@ -51,9 +52,14 @@ def test_one_command_trains_measures_draws_and_goes_on(llm, tmp_path, capsys):
     for shares in summary["attention"].values():  # softmax: everything is somewhere
         np.testing.assert_allclose(np.sum(list(shares.values()), axis=0), 1, atol=1e-4)
     with Image.open(out / "attention.png") as picture:
-        assert picture.width > 600
+        assert picture.height > 2 * 150  # a row of maps for each of the two arms
     page = (out / "report.html").read_text()
-    assert "data:image/png" in page and "Where the answer looks" in page
+    looks = page.partition("Where the answer looks")[2].partition("</section>")[0]
+    assert (
+        "data:image/png" in looks
+        and "share of the answer&#x27;s attention" in looks
+        and looks.count('stroke-width="2"') == 2
+    )
     before = (out / "seed-0" / "adaptive" / "results.json").stat().st_mtime_ns
     assert module.study(out, only=("adaptive 48 px 8 queries",), **settings) == 0  # one arm more
     assert (out / "seed-0" / "adaptive" / "results.json").stat().st_mtime_ns == before
@@ -181,9 +187,10 @@ def test_the_likeliest_choice_is_the_one_with_the_highest_probability_written_ou
             batch = processor.supervised([turns], [Image.fromarray(example.frames[0])])
             losses.append(model(**batch).loss.item() * int((batch["labels"] != -100).sum()))
         expected.append(int(choices[int(np.argmin(losses))] == example.answer))
-    assert small.subject(model, processor).ranked(examples) == expected
+    asked = measures.Subject(model, processor, small.batch_of)
+    assert asked.ranked(examples) == expected
     with pytest.raises(ValueError, match="expected questions with choices, got 'name'"):
-        small.subject(model, processor).ranked(small.drawings(small.SIDE, 1).examples("name", "test", 1))
+        asked.ranked(small.drawings(small.SIDE, 1).examples("name", "test", 1))
 
 
 def test_shares_name_the_picture_the_words_and_the_first_key():
@@ -206,7 +213,7 @@ def test_weights_are_asked_of_eager_attention_only(llm):
 def test_exact_answers_need_every_piece(llm):
     model, processor = small.fresh(Path(llm))
     examples = small.drawings(small.SIDE, 1).examples("is_there", "test", 3)
-    assert set(small.subject(model, processor).answered(examples, shown=False)) <= {0, 1}
+    assert set(measures.Subject(model, processor, small.batch_of).answered(examples, shown=False)) <= {0, 1}
     assert measures.perplexity([(np.log(4) * 3, 3), (np.log(4), 1)]) == pytest.approx(4)
 
 

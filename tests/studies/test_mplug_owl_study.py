@@ -193,7 +193,7 @@ def test_controls_show_what_they_say(llm, seen, monkeypatch):
 
     monkeypatch.setattr(Subject, "answered", watched)
     clips = seen.examples("motion", "test", 3)
-    found = small.subject(model, processor).asked(clips)
+    found = Subject(model, processor, small.batch_of).asked(clips)
     assert set(found) == set(CONDITIONS) and all(len(hits) == 3 for hits in found.values())
     shown, shuffled, still, removed = given
     assert [e.answer for e in shuffled] == [e.answer for e in shown]
@@ -216,7 +216,7 @@ def test_an_answer_is_right_when_every_piece_of_it_is_preferred(llm, seen, monke
         if number == 3:
             wanted[-1][places[-1]] += 1  # but for the end
 
-    def rewritten(chosen, **options):
+    def rewritten(processor, chosen, **options):
         batch = small.batch_of(processor, chosen, **options)
         for row, labels in zip(batch["labels"], wanted, strict=True):
             row[: len(labels)] = labels

@@ -96,7 +96,10 @@ def build(name: str, out: str | Path, permissive: bool = False, seed: int = 0, p
                 progress_bar("photographs", stamps.samples(scratch, plan.size), show=None if progress else False)
             )
         write_manifest(scratch / "manifest.jsonl", samples)
-        write_card(scratch, name, samples, report)
+        about = card(name, samples, report)
+        (scratch / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (scratch / "README.md").write_text(_readme(about), encoding="utf-8")
+        (scratch / "ATTRIBUTION.md").write_text(attribution(samples), encoding="utf-8")
     return out
 
 
@@ -105,13 +108,12 @@ def _images(plan: Plan, rich: bool, out: Path) -> Iterator[Sample]:
     known = emoji.concepts()
     names = list(known) if plan.everything else emoji.mini_names()
     styles = (*emoji.STYLES, *(emoji.SHARE_ALIKE_STYLES if rich else ()))
-    held_out = emoji.held_out_styles(names)
     for style in styles:
         icons = emoji.IconSet(style)
         for name in names:
             if icon := icons.find(known[name]):
                 sample = _image(icons, icon, known[name], known[name].slug, plan.size, out)
-                yield replace(sample, split=_split_of_style(style, held_out[name]))
+                yield replace(sample, split=_split_of_style(style, name))
     silhouettes = emoji.IconSet(emoji.SILHOUETTE_STYLE)
     for name, icons_of_name in emoji.SILHOUETTES.items():
         for icon in icons_of_name:
@@ -166,15 +168,16 @@ def _image(icons: emoji.IconSet, icon: str, concept: emoji.Concept, stem: str, s
     )
 
 
-def _split_of_style(style: str, held_out: str) -> str:
+def _split_of_style(style: str, name: str) -> str:
     """The split of a drawing: the style held out for its thing tests, styles under share-alike licences never train.
 
-    A font that looks like the tested one never trains either: it is there to choose settings by.
+    A font that looks like the tested one never trains either: it is there to choose settings by, and tests the things
+    that are not drawn in the other.
     """
-    if style == held_out:
-        return "test"
     if style == emoji.SECOND_HELD_OUT_STYLE:
-        return "validation"
+        return "test" if name in emoji.NOT_IN_HELD_OUT_STYLE else "validation"
+    if style == emoji.HELD_OUT_STYLE:
+        return "train" if name in emoji.NOT_IN_HELD_OUT_STYLE else "test"
     return "unseen_style" if style in emoji.SHARE_ALIKE_STYLES else "train"
 
 
@@ -248,8 +251,11 @@ WORDING = (
 def card(name: str, samples: Sequence[Sample], leak: LeakReport) -> dict[str, Any]:
     """Counts, splits, licences, sounding concepts and the result of the leak check, as plain JSON values."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    clips: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in samples:
         counts[sample.split or "none"]["audio" if sample.audio is not None else "image"] += 1
+        if "font" in sample.meta:
+            clips[sample.label or ""][sample.split or "none"] += 1
     tests = [s for s in samples if s.split == "test"]
     drawn = {s.label for s in tests if s.image is not None}
     heard = {s.label for s in tests if s.audio is not None and "font" in s.meta}
@@ -263,19 +269,11 @@ def card(name: str, samples: Sequence[Sample], leak: LeakReport) -> dict[str, An
         "styles": dict(Counter(s.meta["style"] for s in pictures)),
         "fonts": dict(Counter(s.meta["font"] for s in samples if "font" in s.meta)),
         "groups": dict(Counter(s.meta["group"] for s in pictures if s.split == "test")),
-        "clips_per_concept": _clips_per_concept(samples),
+        "clips_per_concept": {label: dict(count) for label, count in clips.items()},
         "licenses": dict(Counter(s.license for s in samples)),
         "held_out": {"style": emoji.HELD_OUT_STYLE, "every_nth_note": HELD_OUT_EVERY},
         "leak_check": {"max_correlation_allowed": LEAK_CORRELATION, **asdict(leak)},
     }
-
-
-def write_card(out: Path, name: str, samples: Sequence[Sample], leak: LeakReport) -> None:
-    """Write card.json, README.md and ATTRIBUTION.md into the data set's directory."""
-    about = card(name, samples, leak)
-    (out / "card.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "README.md").write_text(_readme(about), encoding="utf-8")
-    (out / "ATTRIBUTION.md").write_text(attribution(samples), encoding="utf-8")
 
 
 def attribution(samples: Sequence[Sample]) -> str:
@@ -314,15 +312,6 @@ def _notices(samples: Sequence[Sample]) -> list[str]:
         notices = (files("plait_studies.build") / "mit_notices.txt").read_text(encoding="utf-8").strip()
         lines += ["- MIT (Fluent Emoji, MuseScore_General, FluidR3Mono), with these notices:", "", notices]
     return lines
-
-
-def _clips_per_concept(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
-    table: dict[str, dict[str, int]] = {}
-    for sample in samples:
-        if "font" in sample.meta:
-            row = table.setdefault(sample.label or "", {})
-            row[sample.split or "none"] = row.get(sample.split or "none", 0) + 1
-    return table
 
 
 def _readme(about: dict[str, Any]) -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -113,32 +113,20 @@ def mini_names() -> list[str]:
     return [name.strip() for line in lines for name in line.split(";") if name.strip()]
 
 
-def held_out_styles(names: Iterable[str]) -> dict[str, str]:
-    """Which style is held out of each concept."""
-    return {name: SECOND_HELD_OUT_STYLE if name in NOT_IN_HELD_OUT_STYLE else HELD_OUT_STYLE for name in names}
-
-
 class IconSet:
     """One drawing style: finds the icon of a concept and rasterises it."""
 
     def __init__(self, style: str) -> None:
         self.style = style
-        self._data = _read(self._folder / "icons.json")
+        folder = unpacked(f"@iconify-json/{style}") / "package"
+        self._data = _read(folder / "icons.json")
+        table = folder / "chars.json"  # code points joined by hyphens -> icon name; some styles have no such table
+        self._by_codepoints: dict[str, str] = _read(table) if table.is_file() else {}
 
     @property
     def package(self) -> Package:
         """The pinned package the style comes from, with licence and author."""
         return lock()[f"@iconify-json/{self.style}"]
-
-    @property
-    def _folder(self) -> Path:
-        return unpacked(f"@iconify-json/{self.style}") / "package"
-
-    @cached_property
-    def _by_codepoints(self) -> dict[str, str]:
-        """Code points joined by hyphens -> icon name; some styles have no such table."""
-        path = self._folder / "chars.json"
-        return _read(path) if path.is_file() else {}
 
     def find(self, concept: Concept) -> str | None:
         """Name of the concept's icon, or None when this style lacks it. Mirrored or turned aliases do not count."""

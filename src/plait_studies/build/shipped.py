@@ -11,7 +11,6 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,14 +86,9 @@ def _pack_audio(folder: Path, samples: Sequence[Sample], target: Path) -> dict[s
             clip, rate = soundfile.read(path, dtype="float32")
             clip_samples = len(clip)
             clips.append(np.concatenate((clip, np.zeros(GAP, dtype=np.float32))))
-        _write_vorbis(soundfile, target / name, clips, rate)
+        options = {"samplerate": rate, "channels": 1, "format": "OGG", "subtype": "VORBIS"}
+        with soundfile.SoundFile(target / name, "w", compression_level=VORBIS_COMPRESSION, **options) as file:
+            for start in range(0, len(clips), WRITE_CLIPS):
+                file.write(np.concatenate(clips[start : start + WRITE_CLIPS]))
     listed = {name: [path.relative_to(folder).as_posix() for path in paths] for name, paths in packs.items()}
     return {"sampling_rate": rate, "clip_samples": clip_samples, "gap_samples": GAP, "files": listed}
-
-
-def _write_vorbis(soundfile: ModuleType, path: Path, clips: Sequence[np.ndarray], rate: int) -> None:
-    """Write in pieces of a few seconds: libsndfile crashes on one long Vorbis write."""
-    options = {"samplerate": rate, "channels": 1, "format": "OGG", "subtype": "VORBIS"}
-    with soundfile.SoundFile(path, "w", compression_level=VORBIS_COMPRESSION, **options) as file:
-        for start in range(0, len(clips), WRITE_CLIPS):
-            file.write(np.concatenate(clips[start : start + WRITE_CLIPS]))

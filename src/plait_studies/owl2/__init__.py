@@ -41,7 +41,7 @@ def study(
     per task; full: everything trains in every arm, for a GPU.
     """
     from plait.data.packages import smollm2
-    from plait_studies.measures import as_text, in_points
+    from plait_studies.measures import Subject, as_text, in_points
     from plait_studies.owl2 import training as small
     from plait_studies.owl2.report import attention, report, summarise
     from plait_studies.summary import write_json
@@ -57,7 +57,7 @@ def study(
 
         def measure(place: Path, arm: str, model: Any, processor: Any, seconds: float) -> None:
             examples = small.held_out(count, model.config.image_size)
-            found = small.subject(model, processor).examined(examples, device, dtype, ranked=True)
+            found = Subject(model, processor, small.batch_of).examined(examples, device, dtype, ranked=True)
             write_json(place / "results.json", {"arm": arm, "train_seconds": round(seconds), **found})
 
         def finished(name: str, run: Any, home: Path = home) -> None:

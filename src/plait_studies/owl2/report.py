@@ -23,13 +23,12 @@ from plait.report.page import data_uri, hero, section, write_page
 from plait.report.tables import Measured, meters
 from plait.training.logging import read_metrics
 from plait_studies.drawings import Example
-from plait_studies.measures import combined, guessing, in_points, interval, over_seeds
+from plait_studies.measures import combined, gained, guessing, in_points
 from plait_studies.owl2.training import batch_of, drawings, load
 
 REFERENCE = "adaptive"
 TASK, COUNT = "is_there", 24
 SHOWN = 4
-COLOURS = ("#0b7a75", "#d1495b", "#5b5f97", "#b0741d")
 INK, PALE, BARS = "#22252b", "#d9dce2", "#0b7a75"
 CELL = 5
 TITLE = "Own norms, keys and values for pictures, or shared ones"
@@ -66,8 +65,7 @@ def summarise(out: Path, order: Sequence[str], examples: Mapping[str, Sequence[E
         rows.append({"arm": name, **combined(own), "train_seconds": seconds})
         # A difference question by question needs as many seeds of both.
         if name != REFERENCE and len(own) == len(reference):
-            gain = [over_seeds(own, "vqa", t, "shown") - over_seeds(reference, "vqa", t, "shown") for t in examples]
-            rows[-1]["minus_adaptive"] = interval(np.concatenate(gain))
+            rows[-1]["minus_adaptive"] = gained(own, reference)
     guesses = guessing(examples)
     likeliest = [guesses["majority"][task] for task, some in examples.items() if some[0].choices is not None]
     guesses["majority"]["likeliest"] = float(np.mean(likeliest))
@@ -91,8 +89,9 @@ def report(out: Path, summary: Mapping[str, Any], curves: Mapping[str, Path]) ->
     looks, lines = "<p>None of the compared arms is trained.</p>", {}
     if (out / "attention.png").exists():
         source = data_uri((out / "attention.png").read_bytes(), "image/png")
-        words = "share of attention on the picture per layer, and attention maps"
-        looks = f'<figure class="panel"><img alt="{words}" style="max-width:100%" src="{source}"></figure>'
+        shares = {arm: [list(enumerate(one["visual"], 1))] for arm, one in summary["attention"].items()}
+        looks = panel("share of the answer's attention on the picture", (), line_chart(shares, "layers"))
+        looks += f'<figure class="panel"><img alt="attention maps" style="max-width:100%" src="{source}"></figure>'
     for arm, place in curves.items():
         lines[arm] = [[(row["step"], row["loss"]) for row in read_metrics(place / "metrics.jsonl")]]
     sections = [
@@ -170,50 +169,23 @@ def shares_of(weights: Tensor, is_image: Tensor) -> Tensor:
 
 
 def draw_attention(found: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Arm -> `attention_of`: left the share on the picture per layer, right maps of some layers. Writes a PNG."""
+    """Arm -> `attention_of`: maps of some layers, a row each, into a PNG."""
     arms = list(found)
     layers, length = np.asarray(found[arms[0]]["maps"]).shape[:2]
     chosen = [round(i * (layers - 1) / (SHOWN - 1)) for i in range(SHOWN)] if layers > SHOWN else list(range(layers))
-    side, gap, left, top = max(CELL * length, 150), 16, 560, 60
-    width, height = left + len(chosen) * (side + gap) + gap, top + len(arms) * (side + 44) + 30
-    page = Image.new("RGB", (width, max(height, 430)), "white")
+    side, gap, top = max(CELL * length, 150), 16, 30
+    page = Image.new("RGB", (gap + len(chosen) * (side + gap), top + len(arms) * (side + 44) + 30), "white")
     pen = ImageDraw.Draw(page)
-    _curves(pen, found, (60, top, left - 60, max(height, 430) - 90))
     for row, arm in enumerate(arms):
         for column, layer in enumerate(chosen):
-            corner = (left + column * (side + gap), top + row * (side + 44))
+            corner = (gap + column * (side + gap), top + row * (side + 44))
             pen.text((corner[0], corner[1] - 20), f"{arm}: layer {layer + 1}", INK, ImageFont.load_default(13))
             _map(page, corner, side, found[arm]["maps"][layer], found[arm]["is_image"])
     note = "rows ask, columns answer; bars: the picture's positions; the darker, the more attention (square root)"
-    pen.text((left, page.height - 26), note, INK, ImageFont.load_default(12))
+    pen.text((gap, page.height - 26), note, INK, ImageFont.load_default(12))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path)
     return path
-
-
-def _curves(pen: ImageDraw.ImageDraw, found: Mapping[str, Mapping[str, Any]], box: tuple[int, int, int, int]) -> None:
-    """Lines of the share on the picture per layer, an arm each, with axes, into the rectangle `box`."""
-    x0, y0, x1, y1 = box
-    most = max(max(one["visual"]) for one in found.values())
-    highest = max(0.05, np.ceil(20 * most) / 20)
-    pen.text((x0 - 40, y0 - 42), "share of the answer's attention on the picture", INK, ImageFont.load_default(15))
-    for tick in np.linspace(0, highest, 6):
-        y = y1 - (y1 - y0) * tick / highest
-        pen.line((x0, y, x1, y), PALE)
-        pen.text((x0 - 36, y - 7), f"{100 * tick:.0f} %", INK, ImageFont.load_default(12))
-    for colour, (arm, one) in zip(COLOURS, found.items(), strict=False):
-        values = one["visual"]
-        step = (x1 - x0) / max(1, len(values) - 1)
-        points = [(x0 + i * step, y1 - (y1 - y0) * value / highest) for i, value in enumerate(values)]
-        pen.line(points, colour, 3, joint="curve")
-        place = list(found).index(arm)
-        pen.line((x0 + 150 * place, y1 + 50, x0 + 150 * place + 24, y1 + 50), colour, 4)
-        pen.text((x0 + 150 * place + 30, y1 + 42), arm, INK, ImageFont.load_default(13))
-    count = len(next(iter(found.values()))["visual"])
-    for layer in sorted({1, count, *range(5, count, 5)}):
-        x = x0 + (x1 - x0) * (layer - 1) / max(1, count - 1)
-        pen.text((x - 5, y1 + 6), str(layer), INK, ImageFont.load_default(12))
-    pen.text((x0, y1 + 22), "layer", INK, ImageFont.load_default(12))
 
 
 def _map(page: Image.Image, corner: tuple[int, int], side: int, weights: np.ndarray, is_image: Sequence[bool]) -> None:

@@ -38,10 +38,10 @@ from plait.types import Sample
 from plait.weights.files import read_checkpoint
 from plait_studies import training
 from plait_studies.drawings import Example
-from plait_studies.measures import Subject
 from plait_studies.training import Questions, as_pixels, drawings, in_turn, normalised, review, stage, towards_words
 
 SIDE, PATCH, QUERIES = 64, 8, 8  # of the warm-up; arms may be resized from it
+TOWER = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768}
 PARTS = {"both": (0, 0, 0, 0, 1), "image": (0,), "text": (1,)}
 """Data -> what the steps of a turn show: 0 drawings, 1 sentences."""
 
@@ -175,11 +175,6 @@ def batch_of(
     return batch
 
 
-def subject(model: Any, processor: MPlugOwl2Processor) -> Subject:
-    """A model that can be asked."""
-    return Subject(model, processor, partial(batch_of, processor))
-
-
 def load(directory: Path) -> tuple[Any, Any]:
     """Model and processor of an arm."""
     model, processor = load_any(directory)
@@ -190,8 +185,8 @@ def load(directory: Path) -> tuple[Any, Any]:
 def fresh(
     llm: Path, routed: tuple[str, ...] = (), seed: int = 0
 ) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
-    """The upcycled language model with a fresh tower of 192 x 4 layers over 8 x 8 patches."""
-    vision = VisionConfig(dim=192, num_heads=6, num_layers=4, mlp_dim=768, image_size=SIDE, patch_size=PATCH)
+    """The upcycled language model with a fresh tower over 8 x 8 patches."""
+    vision = VisionConfig(**TOWER, image_size=SIDE, patch_size=PATCH)
     reader = AbstractorConfig(num_queries=QUERIES, num_heads=6, num_layers=2, mlp_dim=512, grid_size=SIDE // PATCH)
     model, processor = upcycle(llm, vision=vision, abstractor=reader, routed=routed, seed=seed)
     with torch.no_grad():  # an end vector as long as the words it stands among
