@@ -36,7 +36,7 @@ def snippets(split):
 def llm(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "snippets", snippets)
     monkeypatch.setattr(training, "news", lambda: ["prices rose", "the bank said on tuesday"])
-    monkeypatch.setattr(small, "TOWER", {"dim": 24, "num_heads": 2, "num_layers": 2, "mlp_dim": 32})
+    monkeypatch.setattr(small, "TOWER", replace(small.TOWER, dim=24, num_heads=2, num_layers=2, mlp_dim=32))
     llama_directory(tmp_path / "llm")
     return str(tmp_path / "llm")
 

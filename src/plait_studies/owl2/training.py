@@ -41,7 +41,7 @@ from plait_studies.drawings import Example
 from plait_studies.training import Questions, as_pixels, drawings, in_turn, normalised, review, stage, towards_words
 
 SIDE, PATCH, QUERIES = 64, 8, 8  # of the warm-up; arms may be resized from it
-TOWER = {"dim": 192, "num_heads": 6, "num_layers": 4, "mlp_dim": 768}
+TOWER = VisionConfig(dim=192, num_heads=6, num_layers=4, mlp_dim=768, image_size=SIDE, patch_size=PATCH)
 PARTS = {"both": (0, 0, 0, 0, 1), "image": (0,), "text": (1,)}
 """Data -> what the steps of a turn show: 0 drawings, 1 sentences."""
 
@@ -186,9 +186,8 @@ def fresh(
     llm: Path, routed: tuple[str, ...] = (), seed: int = 0
 ) -> tuple[MPlugOwl2ForConditionalGeneration, MPlugOwl2Processor]:
     """The upcycled language model with a fresh tower over 8 x 8 patches."""
-    vision = VisionConfig(**TOWER, image_size=SIDE, patch_size=PATCH)
     reader = AbstractorConfig(num_queries=QUERIES, num_heads=6, num_layers=2, mlp_dim=512, grid_size=SIDE // PATCH)
-    model, processor = upcycle(llm, vision=vision, abstractor=reader, routed=routed, seed=seed)
+    model, processor = upcycle(llm, vision=TOWER, abstractor=reader, routed=routed, seed=seed)
     with torch.no_grad():  # an end vector as long as the words it stands among
         model.model.abstractor.end.mul_(model.model.token_embedding.weight.square().mean().sqrt())
     model.set_attn_implementation("sdpa")
