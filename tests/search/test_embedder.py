@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from tiny_embedders import (
     RATE,
     HueModel,
@@ -330,6 +332,45 @@ print(*(name for name in wanted if name.split(".")[0] in UNUSED or name.startswi
     head = f"UNUSED, UNUSED_PARTS = {others}, {tuple(parts)}\n"
     line = [sys.executable, "-c", head + code, str(tmp_path / "red.png")]
     assert subprocess.run(line, check=True, capture_output=True, text=True).stdout.split() == []
+
+
+def photograph(path: Path, width: int, height: int, **how: Any) -> Path:
+    """A picture of large and small things, as a JPEG file."""
+    rng = np.random.default_rng(width)
+    parts = [Image.fromarray(rng.integers(0, 256, (rows, rows, 3), dtype=np.uint8)) for rows in (6, 48)]
+    coarse, fine = (part.resize((width, height), Image.Resampling.BICUBIC) for part in parts)
+    Image.blend(coarse, fine, 0.4).save(path, "JPEG", quality=92, **how)
+    return path
+
+
+@pytest.mark.parametrize(("width", "height"), [(1600, 1200), (700, 2000), (1030, 515)])
+def test_large_jpegs_are_shrunk_while_they_are_decoded_and_vectors_stay(tmp_path: Path, width, height, monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = photograph(tmp_path / "large.jpg", width, height, exif=turned)
+    shrinking, whole = Embedder("nano"), Embedder("nano", shrink=False)
+    sizes: list[tuple[int, int]] = []
+    draft = JpegImageFile.draft
+
+    def noted(self: JpegImageFile, mode: str | None, size: tuple[int, int]) -> Any:
+        sizes.append(size)
+        return draft(self, mode, size)
+
+    monkeypatch.setattr(JpegImageFile, "draft", noted)
+    near, exact = shrinking.embed([path]), whole.embed([path])
+    assert len(sizes) == 1 and min(sizes[0]) == 2 * shrinking._tower.processor.image_size
+    assert float(near[0] @ exact[0]) >= 0.99
+    # what is no large JPEG is the same to the last bit
+    small = photograph(tmp_path / "small.jpg", 150, 140)
+    png = tmp_path / "large.png"
+    Image.open(path).save(png)
+    assert np.array_equal(shrinking.embed([small, png]), whole.embed([small, png]))
+
+
+def test_processors_say_how_large_they_want_pictures(clip_dir: Path) -> None:
+    tower = Embedder(clip_dir)._tower
+    assert tower.loading["image"]["at_least"] == 2 * tower.processor.image_processor.size["shortest_edge"]
+    assert "image" not in Embedder((HueModel(), HueProcessor()))._tower.loading
 
 
 class DeadModel(HueModel):

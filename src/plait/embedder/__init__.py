@@ -92,6 +92,9 @@ class Embedder:
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         long_sounds: of sounds longer than the model takes, `windows` that cover them, whose mean is the vector and
             which `windowed` lists, or `cut` for their beginning alone, as published results have it.
+        shrink: decode large JPEG files at a half, a quarter or an eighth of their size, no smaller than twice what the
+            model takes: several times faster, cosine to the vector of the whole picture at least 0.99. False decodes
+            them whole, as published results have it.
         device_map, attn_implementation: as in `plait.load`.
 
     Raises:
@@ -112,6 +115,7 @@ class Embedder:
         adapter: str | Path | None = None,
         long_sounds: Literal["windows", "cut"] = "windows",
         *,
+        shrink: bool = True,
         device_map: DeviceMap = None,
         attn_implementation: str | None = None,
     ) -> None:
@@ -136,6 +140,8 @@ class Embedder:
             self.source = locate(model)
             self._tower = load_tower(self.source, placement(device, dtype, device_map), self.adapter)
         self._tower.model = settled(self._tower.model, attn_implementation, device_map)
+        if not shrink:
+            self._tower.loading = {kind: how for kind, how in self._tower.loading.items() if kind != "image"}
 
     @property
     def modalities(self) -> tuple[str, ...]:

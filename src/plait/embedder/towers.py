@@ -32,6 +32,8 @@ _ARGUMENT: dict[str, str] = {"text": "text", "image": "images", "video": "videos
 # fields of a configuration that depend on who wrote it, not on what the model computes
 _VOLATILE = {"transformers_version", "dtype", "torch_dtype", "architectures", "official"}
 _SAMPLES_PER_TENSOR = 64
+_REDUCED = 2
+"""Times as many pixels a side that a picture is decoded to as the model takes: what is left is scaled as ever."""
 SIMILARITY_SCALE = 20.0
 """Of models that keep none of their own, as sentence-transformers trains by default (`scale` of its ranking loss)."""
 
@@ -98,6 +100,8 @@ class PairTower:
             asking = auto.skills(model, processor)
             choose = chooser(asking.frames, asking.num_frames)
             self.loading = {"video": {"num_frames": asking.num_frames, "choose": choose}}
+        if "image" in self.modalities and (side := _shorter_side(processor)) is not None:
+            self.loading = {**self.loading, "image": {"at_least": _REDUCED * side}}
         extractor = getattr(processor, "feature_extractor", None)
         self.sampling_rate: int | None = getattr(processor, "sampling_rate", getattr(extractor, "sampling_rate", None))
         # Plait's own processors cut and pad by themselves, so only those of transformers get limits and
@@ -239,6 +243,17 @@ def _pooling_mode(config: Mapping[str, Any], directory: Path) -> str:
     if len(modes) != 1 or modes[0] not in old.values():
         raise ValueError(f"expected one pooling of cls, mean, max, lasttoken in {directory}, got {modes}")
     return modes[0]
+
+
+def _shorter_side(processor: Any) -> int | None:
+    """Pixels that a processor scales the shorter side of a picture to at least; None where it does not say."""
+    own = getattr(processor, "image_size", None)
+    size = own if own is not None else getattr(getattr(processor, "image_processor", processor), "size", None)
+    if not isinstance(size, int):  # a mapping, or a class of transformers with the same names
+        read = size.get if isinstance(size, Mapping) else lambda name: getattr(size, name, None)
+        sides = [read(name) for name in ("shortest_edge", "height", "width")]
+        size = max((side for side in sides if isinstance(side, int)), default=None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def load_tower(source: Path, placed: Placement, adapter: Path | None = None) -> Tower:

@@ -87,7 +87,7 @@ class EmbedderModel:
     asking = Asking()
 
     def __init__(self, place: str, config: Mapping[str, Any], dtype: str | None = None) -> None:
-        self.embedder = Embedder(place, dtype=dtype, long_sounds="cut")  # as published
+        self.embedder = Embedder(place, dtype=dtype, long_sounds="cut", shrink=False)  # as published
         self.name, self.family = Path(place).name, str(config.get("model_type", "embedder"))
         self.modalities = self.embedder.accepts
 
@@ -120,7 +120,9 @@ class OurModel(Named):
         super().__init__(place, {}, model.eval())
         self.asking: Any = Embedding() if auto.skills_class(model) is None else auto.skills(model, processor)
         self.capabilities = self.asking.capabilities
-        self.embedder = Embedder((model, processor), long_sounds="cut") if "embed" in self.capabilities else None
+        self.embedder = (
+            Embedder((model, processor), long_sounds="cut", shrink=False) if "embed" in self.capabilities else None
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

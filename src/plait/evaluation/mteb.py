@@ -48,7 +48,8 @@ class MtebEncoder:
         **options: Any,
     ) -> None:
         is_open = isinstance(model_name, Embedder)
-        options.setdefault("long_sounds", "cut")  # as published
+        for name, value in (("long_sounds", "cut"), ("shrink", False)):  # as published
+            options.setdefault(name, value)
         self.embedder = model_name if is_open else Embedder(model_name, device=device, **options)
         self._name = "plait/embedder" if is_open else f"plait/{Path(str(model_name)).name}"
         self._revision = revision

@@ -17,8 +17,8 @@ import numpy as np
 
 LEAST_ROWS = 5_000
 """Below, comparing every row takes less than choosing cells."""
-DEPTHS = (10, 100)
-"""Rows of an answer for which the number of cells is measured; one of more rows compares all."""
+DEPTHS = (10, 100, 1000)
+"""Rows of an answer for which the slack is measured; one of more rows compares all."""
 _SHARE = 0.25
 """Of all rows at most that half of the questions may compare: beyond, little is saved."""
 _MOST = 0.5
@@ -51,13 +51,13 @@ class Cells:
         """Ranges of rows to compare with a unit vector (dim,) for the k nearest; None where all have to be.
 
         passing: places of the rows that pass a filter, ascending. The k nearest of them lie among some k / share
-        nearest of all rows, twice as many to be safe, and the cells that hold none of them do not count.
+        nearest of all rows, ten times as many to be safe (they may lie unevenly); cells without any do not count.
         """
         products, wanted = self.means @ query, k
         if passing is not None and len(passing):
             inside = np.diff(np.searchsorted(passing, self.starts))
             products = np.where(inside > 0, products, -np.inf)
-            wanted = 2 * k * int(self.starts[-1]) // len(passing)
+            wanted = 10 * k * int(self.starts[-1]) // len(passing)
         slack = next((slack for depth, slack in zip(DEPTHS, self.slack) if wanted <= depth), None)
         if slack is None:
             return None

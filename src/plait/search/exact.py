@@ -75,14 +75,16 @@ class Held:
 
         places: of the rows that pass a filter, ascending.
         """
-        is_few = places is not None and len(places) <= len(self.vectors) // _KEPT  # compared whole, from a copy
-        ranges = None if self.cells is None or is_few else self.cells.places(query, k, places)
+        ranges = None if self.cells is None else self.cells.places(query, k, places)
         if ranges is None:
             return next(self.nearest(query[None], k, places))
-        scores = np.concatenate([self.vectors[start:end] @ query for start, end in ranges])
-        rows = np.concatenate([np.arange(start, end) for start, end in ranges])
-        if places is not None:
-            passes = np.zeros(len(self.vectors), bool)
+        vectors, rows = self.vectors, np.concatenate([np.arange(start, end) for start, end in ranges])
+        if places is not None and self._is_few(places):  # their copy is in the order of cells too
+            ranges, vectors = np.searchsorted(places, ranges).tolist(), self._those(places)
+            rows = np.concatenate([places[start:end] for start, end in ranges])
+        scores = np.concatenate([vectors[start:end] @ query for start, end in ranges])
+        if places is not None and vectors is self.vectors:
+            passes = np.zeros(len(vectors), bool)
             passes[places] = True
             rows, scores = rows[passes[rows]], scores[passes[rows]]
         if len(rows) < k:
@@ -136,9 +138,13 @@ class Held:
         kept = self._copied
         if kept is None or kept[0] is not places:
             kept = (places, self.vectors[places])
-            if len(places) <= len(self.vectors) // _KEPT:
+            if self._is_few(places):
                 self._copied = kept
         return kept[1]
+
+    def _is_few(self, places: np.ndarray) -> bool:
+        """Whether vectors of so many rows are kept a second time."""
+        return len(places) <= len(self.vectors) // _KEPT
 
 
 class Memory:
