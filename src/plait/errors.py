@@ -83,7 +83,8 @@ def one_kind(wanted: str, remedy: str = "check what was given") -> Generator[Non
     """
     try:
         yield
-    except Exception as error:  # the checks of huggingface and the readers of tokenizers have classes of their own
+    except Exception as error:
+        # the checks of huggingface and the readers of tokenizers have classes of their own
         said = " ".join(str(error).split())
         # these say themselves what is wrong; some libraries do so in pages, with the whole of what they were given
         if isinstance(error, OSError | ImportError) or (

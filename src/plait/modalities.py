@@ -119,7 +119,8 @@ def registered(name: str) -> Registered:
 
 def is_registered(name: str) -> bool:
     """Whether a user added a modality of this name, or installed a package that does."""
-    if name in MODALITIES:  # which no package can claim, and looking through all packages takes a while
+    if name in MODALITIES:
+        # which no package can claim, and looking through all packages takes a while
         return False
     if name not in _REGISTRY and (home := installed("plait.modalities", name)) is not None:
         import_module(home)

@@ -199,7 +199,8 @@ def atomic_write(path: str | Path, content: str | bytes | Callable[[Path], objec
         PosixPath('out/report.json')
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a device or a pipe: a rename would put a file in its place
+    if path.exists() and not path.is_file():
+        # a device or a pipe: a rename would put a file in its place
         if callable(content):
             content(path)
         else:
@@ -245,8 +246,10 @@ def atomic_directory(path: str | Path, *, replace: bool = False) -> Generator[Pa
     # no waiting: two runs that fill one directory are a mistake of their user, not a queue
     with scratch(path, wait=False) as aside:
         if replace and old.exists() and not os.path.lexists(path):
-            old.rename(path)  # a writer was killed between its two renames: what it replaced stands again
-        _check_absent(path, replace)  # another writer may have finished between the look above and the lock
+            # a writer was killed between its two renames: what it replaced stands again
+            old.rename(path)
+        # another writer may have finished between the look above and the lock
+        _check_absent(path, replace)
         yield aside
         _sync_all(aside)
         # A directory cannot be renamed over one that is not empty: the old one steps aside, whole, and is removed last.

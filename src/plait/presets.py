@@ -89,7 +89,8 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
         ValueError: for a field that does not exist.
     """
     kept = config.to_dict()
-    if {"num_labels", "id2label"} & set(changes):  # stored names would contradict a new number: all are told anew
+    if {"num_labels", "id2label"} & set(changes):
+        # stored names would contradict a new number: all are told anew
         kept = {name: value for name, value in kept.items() if name not in ("id2label", "label2id")}
     return type(config).from_dict({**kept, **known(type(config), changes)})
 

@@ -129,7 +129,8 @@ def leads_outside(root: str | Path, name: str) -> bool:
         root: of the data set; links inside are its owner's.
         name: relative to it, or absolute.
     """
-    if not (name.startswith("/") or ".." in name):  # nearly all names: a million of them are looked at
+    if not (name.startswith("/") or ".." in name):
+        # nearly all names: a million of them are looked at
         return False
     top, place = os.path.abspath(root), os.path.abspath(os.path.join(root, name))
     if Path(place).is_relative_to(top):

@@ -195,7 +195,8 @@ def _run(
         own += f"-{options.dtype}" if options.dtype else ""
         out = out or Path("runs") / "eval" / own
         with at_work(out):
-            loaded = prepare(task, data, options)  # what is wrong with the data is told before a model is opened
+            # what is wrong with the data is told before a model is opened
+            loaded = prepare(task, data, options)
             result = evaluate(task, open_model(spec, task.methods, adapter, options.dtype), loaded, out, options)
     if as_json:
         return json.dumps(result, ensure_ascii=False)

@@ -120,6 +120,7 @@ def watch(
             change = following.look()
             if not change.is_empty:
                 tell(change)
-        except ValueError as error:  # another process is writing, or a manifest is half written: the next look sees
+        except ValueError as error:
+            # another process is writing, or a manifest is half written: the next look sees
             typer.echo(f"later: {error}", err=True)
         time.sleep(poll)

@@ -71,7 +71,8 @@ def with_plugins(name: str, command: Any) -> Any:
     """
     from typer.main import get_command
 
-    declared = typer.Typer(add_completion=False)  # typer makes the option, since its own class differs by version
+    # typer makes the option, since its own class differs by version
+    declared = typer.Typer(add_completion=False)
     declared.command()(_plugins)
     for verb, one in getattr(command, "commands", {name: command}).items():
         shared = ("plugin", "outside") if verb in READS_LISTS else ("plugin",)

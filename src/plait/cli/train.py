@@ -123,7 +123,8 @@ def train(
         return INTERRUPTED if result.interrupted == signal.SIGINT else 0
     if is_main():
         run_page(run_dir)
-        took = f" in {result.seconds:.0f} s" if result.seconds else ""  # forgotten with the checkpoints
+        # forgotten with the checkpoints
+        took = f" in {result.seconds:.0f} s" if result.seconds else ""
         print(f"trained {result.steps} steps{took}; the model is in {run_dir / 'model'}")
     return 0
 

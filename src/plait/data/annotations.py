@@ -220,7 +220,8 @@ def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, An
         for one in written.get("annotations") or ():
             if "caption" in one:
                 captions[str(one["image_id"])].append(str(one["caption"]).strip())
-            elif one.get("iscrowd"):  # the outline of a crowd (run lengths), whose box is that of no one thing
+            elif one.get("iscrowd"):
+                # the outline of a crowd (run lengths), whose box is that of no one thing
                 continue
             elif one.get("bbox") is not None:
                 x, y, width, height = one["bbox"] or (0, 0, 0, 0)

@@ -181,7 +181,8 @@ def _rows(file: Path, encoding: str | None) -> Iterator[tuple[int, dict[str, Any
                 except ValueError as error:
                     raise ValueError(f"{file}, line {number}: {error}") from error
         return
-    before = csv.field_size_limit(MAX_LINE)  # of the whole process: put back, also where the caller stops halfway
+    # of the whole process: put back, also where the caller stops halfway
+    before = csv.field_size_limit(MAX_LINE)
     try:
         reader = csv.DictReader(lines)
         for row in reader:

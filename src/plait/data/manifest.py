@@ -145,7 +145,8 @@ class Manifest(Sequence[Sample]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         number = range(len(self))[number]
-        line = os.pread(self._fd, int(self._sizes[number]), int(self._starts[number]))  # safe from any thread
+        # safe from any thread
+        line = os.pread(self._fd, int(self._sizes[number]), int(self._starts[number]))
         return checked_sample(line.decode("utf-8", "replace"), self.folder, f"{self.path}, row {number}")
 
     def __iter__(self) -> Iterator[Sample]:
@@ -330,11 +331,13 @@ def checked_json(line: str) -> dict[str, Any]:
         row = json.loads(line, parse_constant=_finite, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise ValueError(f"expected one JSON object, got broken JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # numbers of too many digits or none, brackets within brackets
+    except (ValueError, RecursionError) as error:
+        # numbers of too many digits or none, brackets within brackets
         raise ValueError(f"expected one JSON object, got one beyond the reader ({error!s:.80})") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected one JSON object, got {type(row).__name__}")
-    if "\\ud" in line or "\\uD" in line:  # an escape may write half a character, which no text file can hold
+    if "\\ud" in line or "\\uD" in line:
+        # an escape may write half a character, which no text file can hold
         whole_text(json.dumps(row, ensure_ascii=False))
     return row
 
@@ -356,7 +359,8 @@ def decoded(content: bytes, path: Path, encoding: str | None = None) -> str:
     Raises:
         ValueError: that names the file, for bytes of another encoding, and for an unknown name.
     """
-    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # spreadsheets call it "Unicode text"
+    # spreadsheets call it "Unicode text"
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     is_marked = content.startswith(codecs.BOM_UTF8)
     name = "utf-16" if is_wide else "utf-8-sig" if is_marked or encoding is None else encoding
     try:

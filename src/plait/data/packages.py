@@ -236,7 +236,8 @@ def smollm2() -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=FILE, dtype=torch.float32, trust_remote_code=False
         )
-        del model.config.quantization_config  # the mark of a file that was, which forbids saving and casting
+        # the mark of a file that was, which forbids saving and casting
+        del model.config.quantization_config
         # A model without a trace of the quantised file, from the same values.
         plain = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
         plain.load_state_dict(model.state_dict())

@@ -89,7 +89,8 @@ class BadSamples:
         with self._lock:
             if row in self.messages:
                 return
-            if self.most is not None and len(self.messages) >= self.most:  # not kept: met again, it is fatal again
+            if self.most is not None and len(self.messages) >= self.most:
+                # not kept: met again, it is fatal again
                 raise ValueError(
                     f"expected at most {self.most} bad samples, got {len(self.messages) + 1}, the last: {message}; "
                     "correct them (plait data check lists all) or allow more"
@@ -215,7 +216,8 @@ def select(
     if not numbers and not may_be_none:
         named = " or ".join(repr(split) for split in splits or ("any",) if split)
         raise ValueError(f"expected rows with {wanted} in {data}, got none among {seen} rows of split {named}")
-    if others and not may_be_none and os.environ.get("RANK", "0") == "0":  # of several processes one tells
+    if others and not may_be_none and os.environ.get("RANK", "0") == "0":
+        # of several processes one tells
         left = ", ".join(f"{count} with {name}" for name, count in others.items())
         print(f"{len(numbers)} rows with {wanted}; left out: {left}", file=sys.stderr, flush=True)
     return Rows(samples, np.array(numbers, np.int64), np.array(measures, np.int64), bad)

@@ -112,7 +112,8 @@ class Shards(Sequence[Sample]):
         line = Member(path, row["row"], row["row_bytes"], where).read()
         sample = checked_sample(line.decode("utf-8", "replace"), None, where)
         for modality in MEDIA:
-            if getattr(sample, modality) is not None:  # `pack` writes none: a path would be read from this machine
+            if getattr(sample, modality) is not None:
+                # `pack` writes none: a path would be read from this machine
                 raise ValueError(f"{where}: expected the {modality} in the shard, got a path; pack the data anew")
             if row[f"{modality}_bytes"]:
                 member = Member(path, row[modality], row[f"{modality}_bytes"], f"{where}, {modality}")
@@ -202,7 +203,8 @@ class WebDataset(Sequence[Sample]):
         caption = row.get("caption")  # as img2dataset calls it
         if not row.get("text") and isinstance(caption, str):
             row["text"] = caption
-        named = {*MEDIA, *in_files(row)}  # paths of another machine, which would be read from this one
+        # paths of another machine, which would be read from this one
+        named = {*MEDIA, *in_files(row)}
         row = {name: value for name, value in row.items() if name not in named and value is not None}
         if isinstance(row.get("label"), int):
             row["label"] = str(row["label"])

@@ -95,7 +95,8 @@ def pack_data(
 def _checked(data: Path, root: Path | None, skipped: Skipped | None) -> Iterator[Sample]:
     """The samples whose media may be packed; of others the reason goes into `skipped`, or is raised without it."""
     # opened when the first is asked for, which is once the output is held
-    with outside():  # whose own rule is stricter: what is given away stays inside, whoever wrote the list
+    with outside():
+        # whose own rule is stricter: what is given away stays inside, whoever wrote the list
         samples = open_samples(data, "raise" if skipped is None else "skip", skipped)
     for number in progress_bar("pack", range(len(samples))):
         try:

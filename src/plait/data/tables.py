@@ -143,7 +143,8 @@ class Table(Sequence[Sample]):
             path, is_held = value.get("path"), value.get("_held")
             if path is not None and not is_held:
                 return self._inside(path, where)
-            value = is_held  # the bytes in the table, whatever file of this machine the path beside them names
+            # the bytes in the table, whatever file of this machine the path beside them names
+            value = is_held
         return Cell(partial(part.media, modality), row, f"{where}, {modality}") if value else None
 
     def _inside(self, name: str, where: str) -> str:

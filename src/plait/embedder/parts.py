@@ -70,7 +70,8 @@ class Part:
     @property
     def key(self) -> object:
         """Equal for parts that give the same vector, so that each is embedded once in a call."""
-        hashable = isinstance(self.value, str | bytes | Path | Ready)  # arrays and pictures are told apart by identity
+        # arrays and pictures are told apart by identity
+        hashable = isinstance(self.value, str | bytes | Path | Ready)
         several = isinstance(self.value, tuple | list)  # an array and its rate, frames
         return (self.modality, self.value if hashable else tuple(map(id, self.value)) if several else id(self.value))
 
@@ -131,7 +132,8 @@ def parts_of(item: Any, weights: Mapping[str, float] | None = None) -> list[Part
         media = [m for m in found if not medium(m).is_words] or list(found)
         if not media:
             raise ValueError(f"expected sample {item.id!r} to hold {', '.join(names())}, got none of them")
-        rate = item.meta.get("sampling_rate")  # of a bare array: a file, or a pair (array, rate), says its own
+        # of a bare array: a file, or a pair (array, rate), says its own
+        rate = item.meta.get("sampling_rate")
         rated = {m: rate is not None and medium(m).seconds is not None and is_array(found[m]) for m in media}
         return [_part(m, (found[m], rate) if rated[m] else found[m], weights) for m in media]
     if isinstance(item, Mapping):

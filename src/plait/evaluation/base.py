@@ -475,7 +475,8 @@ def score(task: Task, scoring: Scoring) -> Scored:
     Raises:
         ValueError: for ids that are missing, double or unknown, and for a score that is NaN or infinite.
     """
-    if "retrieve" not in task.methods.values():  # a retrieval has rows for both directions, which its rule checks
+    if "retrieve" not in task.methods.values():
+        # a retrieval has rows for both directions, which its rule checks
         known, seen = {item.id for item in scoring.items}, set[str]()
         for row in scoring.rows:
             if row["id"] not in known:

@@ -466,7 +466,8 @@ _PARTS = {
 """What a workbook with one sheet (Office Open XML) holds beside the sheet."""
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """Characters that XML cannot hold."""
-_FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip archive, so that equal rows give equal bytes
+# the earliest date of a zip archive, so that equal rows give equal bytes
+_FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 
 
 def write_spreadsheet(path: Path, rows: Sequence[Sequence[str | int]]) -> Path:

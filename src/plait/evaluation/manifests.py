@@ -132,7 +132,8 @@ def _row(
             missing.append(str(name))
         else:
             found[modality].append(str(_kept(place, out, f"{split}-{item.id}-{len(found[modality])}")))
-    meta: dict[str, Any] = {"images": found.pop("image")} if len(found["image"]) > 1 else {}  # of NLVR2 a row has two
+    # of NLVR2 a row has two
+    meta: dict[str, Any] = {"images": found.pop("image")} if len(found["image"]) > 1 else {}
     choice = None if item.choices is None or item.answer_index is None else item.choices[item.answer_index]
     meta |= {
         "choices": item.choices, "text_pair": item.text_pair, "box_labels": item.box_labels, "group": item.group,

@@ -149,7 +149,8 @@ class TextGenerator(Named):
         self.asking = PeerAsking(self.processor, self.family)
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if not getattr(model.config, "is_encoder_decoder", False):
-            self.tokenizer.padding_side = "left"  # replies begin behind the last column of the batch
+            # replies begin behind the last column of the batch
+            self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None and self.tokenizer.eos_token is not None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -233,7 +234,8 @@ class Classifier(Named):
         from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES as HEARING
 
         head = (config.get("architectures") or [""])[0]
-        hears = HEARING.get(config.get("model_type")) == head  # Wav2Vec2 and its kin call it ForSequenceClassification
+        # Wav2Vec2 and its kin call it ForSequenceClassification
+        hears = HEARING.get(config.get("model_type")) == head
         self.kind = "Audio" if hears else head.rpartition("For")[2].removesuffix("Classification")
         auto = getattr(transformers, f"AutoModelFor{self.kind}Classification")
         model = load_whole(auto, place)

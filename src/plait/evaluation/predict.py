@@ -473,7 +473,8 @@ def segment(items: Sequence[Item], setting: Setting) -> list[Row]:
 
     def ask(asks: list[Ask]) -> list[str]:
         made = []
-        looks = {"multi_scale": True} if setting.multi_scale else {}  # a model of the user's own may know none
+        # a model of the user's own may know none
+        looks = {"multi_scale": True} if setting.multi_scale else {}
         for mask in setting.model.segment([ask.images[0] for ask in asks], **looks):
             buffer = io.BytesIO()
             Image.fromarray(mask).save(buffer, "PNG")

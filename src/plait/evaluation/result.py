@@ -183,7 +183,8 @@ def said_of(
         choice = None if item.choices is None or item.answer_index is None else item.choices[item.answer_index]
         right = item.answers or [one for one in (choice, item.label_name) if one is not None][:1]
         answer = said.get(item.id)
-        if isinstance(answer, list) and answer and not isinstance(answer[0], list | dict):  # classes, best first
+        if isinstance(answer, list) and answer and not isinstance(answer[0], list | dict):
+            # classes, best first
             answer = answer[0]
         if isinstance(answer, int) and not isinstance(answer, bool):
             has = item.choices is not None and 0 <= answer < len(item.choices)

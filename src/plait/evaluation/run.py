@@ -82,7 +82,8 @@ def load_items(task: Task, data: str | Path, options: Options) -> Loaded:
     """
     split = options.split or task.split
     items, _, layout = read(data, task.layouts, split)
-    if task.media == ("image",):  # ScienceQA has questions without a picture: they are no part of the score
+    if task.media == ("image",):
+        # ScienceQA has questions without a picture: they are no part of the score
         items = [item for item in items if item.pictures]
     if not items:
         raise ValueError(f"expected items in split {split!r} of {task.name} in {data}, got none; pass --split")
@@ -105,7 +106,8 @@ def prepare(task: Task, data: str | Path, options: Options) -> Loaded:
     if options.frames != "published":
         if "video" not in task.media:
             raise UsageError(f"expected no --frames beside {task.name}, which has no films, got {options.frames}")
-        chooser(options.frames, options.num_frames or 1)  # a rule that nobody knows is told before a model is read
+        # a rule that nobody knows is told before a model is read
+        chooser(options.frames, options.num_frames or 1)
     loaded = load_items(task, data, options)
     missing = sorted(missing_media(loaded.items, loaded.files, task.seen))
     if missing and not options.skip_missing:
@@ -164,7 +166,8 @@ def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = (
         used |= _rescoring(model, options.rerank)
     elif options.rerank is not None:
         raise UsageError(f"expected no --rerank for {task.name}, got {options.rerank}; it belongs to retrieval")
-    opens = method not in ("retrieve", "zero_shot") or "rerank" in used  # an embedder opens films itself
+    # an embedder opens films itself
+    opens = method not in ("retrieve", "zero_shot") or "rerank" in used
     if options.multi_scale:
         if method != "segment":
             raise UsageError(f"expected a task of segmentation for --multi-scale, got {task.name}; leave it out")
@@ -172,7 +175,8 @@ def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = (
     if "video" in task.media and opens:
         used["num_frames"] = options.num_frames or model.asking.num_frames
         used["frames"] = model.asking.frames if options.frames == "published" else options.frames
-        chooser(used["frames"], used["num_frames"])  # a rule that nobody knows is refused before anything is asked
+        # a rule that nobody knows is refused before anything is asked
+        chooser(used["frames"], used["num_frames"])
     # a grounding head takes the phrase itself, without the words of a question
     if method not in ("prompt", "locate", "rank_choices") or (method == "locate" and "ground" in model.capabilities):
         return used
@@ -187,7 +191,8 @@ def used_by(task: Task, model: Any, options: Options, answers: Sequence[str] = (
 
 def _rescoring(model: Any, k: int | None) -> dict[str, int]:
     """How many of a retrieval the match head scores, nothing for none. ValueError where k is asked of no such head."""
-    published = getattr(getattr(model, "asking", None), "rerank", 0)  # models of users embed and say no more
+    # models of users embed and say no more
+    published = getattr(getattr(model, "asking", None), "rerank", 0)
     if k is not None and (k < 0 or (k and not published)):
         got = f"{model.name}, which has none" if k > 0 else str(k)
         raise ValueError(f"expected --rerank of 0 or more, of a model with a match head, got {got}; leave --rerank out")

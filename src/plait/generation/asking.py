@@ -70,7 +70,8 @@ class Asking:
                 return f"{options(item)}\n{LETTER_ANSWER}"
             case "letters_or_words":
                 return f"{options(item)}\n{LETTER_ANSWER}" if item.choices else f"{question}\n{SHORT_ANSWER}"
-            case "yes_no":  # MME's questions carry an instruction of their own, which the release takes out
+            case "yes_no":
+                # MME's questions carry an instruction of their own, which the release takes out
                 return f"{question.replace('Please answer yes or no.', '').strip()}\n{SHORT_ANSWER}"
             case "statement":
                 return f"{item.text} Is this statement true? Answer yes or no."

@@ -132,7 +132,8 @@ def _packed(model: Any, prefix: Tensor, tails: Sequence[Tail], media: Mapping[st
             **named(cache), **(media if number == 0 else {}),
         )  # fmt: skip
         if cache is not None and sum(sizes):
-            cache.crop(-sum(sizes))  # how many to take away: what a positive number means depends on the version
+            # how many to take away: what a positive number means depends on the version
+            cache.crop(-sum(sizes))
         logits = output.logits[0]
         leading, logits = (logits[0], logits[1:]) if number == 0 else (None, logits)
         yield group, logits.split(sizes), leading

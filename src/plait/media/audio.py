@@ -113,17 +113,20 @@ def audio_of_video(
             raise refusal("audio", source, "a codec that FFmpeg here does not know", "convert it to WAV or FLAC")
         length = float(stream.duration * stream.time_base) if stream.duration else 0.0
         _check_sound(source, stream.rate, stream.channels, length, max_seconds)
-        runs: list[tuple[int, list[np.ndarray]]] = []  # a rate and the blocks decoded at it: it may change midway
+        # a rate and the blocks decoded at it: it may change midway
+        runs: list[tuple[int, list[np.ndarray]]] = []
         seconds = 0.0
         for frame in container.decode(stream):
             samples = frame.to_ndarray()
-            if not frame.format.is_planar:  # packed: (1, samples * channels), channels next to each other
+            if not frame.format.is_planar:
+                # packed: (1, samples * channels), channels next to each other
                 samples = samples.reshape(-1, len(frame.layout.channels)).T
             if samples.dtype == np.uint8:  # the one unsigned format: silence is 128
                 block = (samples.astype(np.float32).mean(axis=0) - 128) / 128
             else:
                 scale = 1.0 if samples.dtype.kind == "f" else float(-np.iinfo(samples.dtype).min)
-                with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+                with np.errstate(invalid="ignore", over="ignore"):
+                    # infinities are refused by `resample`
                     block = (samples.mean(axis=0, dtype=np.float64) / scale).astype(np.float32)
             if not runs or runs[-1][0] != frame.sample_rate:
                 runs.append((frame.sample_rate, []))
@@ -199,7 +202,8 @@ def _ogg_starts(file: BinaryIO, source: Source) -> list[int]:
         length = 27 + len(segments) + sum(segments)
         if len(head) < 27 or len(segments) < head[26] or place + length > size:
             raise refusal("audio", source, "an unfinished last page, a truncated file")
-        if head[5] & 2 and not is_beginning:  # first page of a stream; those of one group stand together
+        if head[5] & 2 and not is_beginning:
+            # first page of a stream; those of one group stand together
             starts.append(place)
         is_beginning = bool(head[5] & 2)
         place += length
@@ -233,7 +237,8 @@ def _mp3_starts(file: BinaryIO, source: Source, max_seconds: float) -> list[int]
             place = mark.start()
             continue
         seconds += (384 if data[place + 1] & 6 == 6 else 1152) / kind
-        _check_sound(source, kind, 1, seconds / 2, max_seconds)  # half: frames of some versions hold 576 samples
+        # half: frames of some versions hold 576 samples
+        _check_sound(source, kind, 1, seconds / 2, max_seconds)
         head = data[place : min(after, place + 64)]
         is_new = form is None or kind != form or b"Xing" in head or b"Info" in head
         if is_new and not is_tagged:
@@ -280,10 +285,12 @@ def _decode(file: BinaryIO, source: Source, container: str | None, max_seconds: 
                     raise refusal("audio", source, f"{present} of {promised} bytes of sound, a truncated file")
             blocks, length = [], 0
             while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
-                with np.errstate(invalid="ignore", over="ignore"):  # infinities are refused by `resample`
+                with np.errstate(invalid="ignore", over="ignore"):
+                    # infinities are refused by `resample`
                     blocks.append(block.mean(axis=1))
                 length += len(block)
-                _check_sound(source, rate, sound.channels, length / rate, max_seconds)  # the header may say less
+                # the header may say less
+                _check_sound(source, rate, sound.channels, length / rate, max_seconds)
             if length < MIN_SHARE * sound.frames:
                 got = f"{length} of {sound.frames} samples, a truncated or damaged file"
                 raise refusal("audio", source, got)

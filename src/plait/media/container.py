@@ -62,7 +62,8 @@ def opened(
         if demuxer == "mov":
             check_boxes(file, source, kind, limit("max_seconds", max_seconds))
         promised, size = promised_bytes(file, demuxer), file.seek(0, os.SEEK_END)
-        if promised is not None and promised > size:  # FFmpeg would show the first part without a word
+        if promised is not None and promised > size:
+            # FFmpeg would show the first part without a word
             raise refusal(kind, source, f"{size} of {promised} bytes, a truncated file")
         file.seek(0)
         try:

@@ -117,7 +117,8 @@ def sniff(file: BinaryIO) -> str | None:
     file.seek(0)
     head = file.read(HEAD)
     found = container_of(head)
-    if head.startswith(b"ID3") and len(head) > 9:  # a tag says nothing of what it belongs to: MP3, AAC or FLAC
+    if head.startswith(b"ID3") and len(head) > 9:
+        # a tag says nothing of what it belongs to: MP3, AAC or FLAC
         size = sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
         file.seek(min(size, _MAX_TAG) + 10 + (10 if head[5] & 0x10 else 0))
         found = {"aac": "aac", "flac": "flac"}.get(container_of(file.read(HEAD).lstrip(b"\0")) or "", "mp3")
@@ -223,7 +224,8 @@ def _element(data: bytes, start: int) -> tuple[int, int, int | None]:
         start += width
     name, number = numbers
     length = number ^ (1 << 7 * width)
-    return name, start, None if length == (1 << 7 * width) - 1 else length  # all ones: up to the end
+    # all ones: up to the end
+    return name, start, None if length == (1 << 7 * width) - 1 else length
 
 
 def kind_of(source: str | Path | bytes) -> str | None:

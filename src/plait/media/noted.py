@@ -71,14 +71,16 @@ def noted(source: Source) -> Noted:
 
     try:
         with open_media(source, "image") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about damaged tags, which are passed over here
+            # Pillow warns about damaged tags, which are passed over here
+            warnings.simplefilter("ignore")
             with Image.open(file, formats=decoders()) as image:
                 exif = image.getexif()
                 details, place = exif.get_ifd(_DETAILS), exif.get_ifd(_PLACE)
                 iptc = IptcImagePlugin.getiptcinfo(image) or {}
     except MediaError:
         return Noted()
-    except Exception:  # parsers of damaged tags raise nearly everything, and the picture is whole without them
+    except Exception:
+        # parsers of damaged tags raise nearly everything, and the picture is whole without them
         return Noted()
     stamps = [details.get(tag) for tag in _TAKEN] + [exif.get(_CHANGED)]
     told = [_text(exif.get(_DESCRIBED)), *(_text(iptc.get(tag)) for tag in _WORDS)]

@@ -69,7 +69,8 @@ def is_picture(value: Any) -> bool:
 
 def is_array(value: Any) -> bool:
     """Whether these are numbers, of numpy, of torch or their like."""
-    return hasattr(value, "__array__") and not is_picture(value)  # older Pillows give pictures one too
+    # older Pillows give pictures one too
+    return hasattr(value, "__array__") and not is_picture(value)
 
 
 def _is_file(value: Any) -> bool:

@@ -132,11 +132,13 @@ def _promised(container: Any, source: Source, max_seconds: float, max_frames: in
     if stream.codec_context.width * stream.codec_context.height > max_pixels:
         got = f"{stream.codec_context.width} x {stream.codec_context.height} pixels"
         raise exceeds("video", source, got, "max_pixels", max_pixels, "scale it down")
-    stamps: list[tuple[float, float]] = []  # of what is shown: when, and for how long where the packet knows
+    # of what is shown: when, and for how long where the packet knows
+    stamps: list[tuple[float, float]] = []
     seen, promised, is_sure, last, has_key = 0, 0, True, None, False
     is_broadcast = container.format.name in _BROADCAST
     for packet in container.demux(stream):
-        if not packet.size:  # the end of the stream, or the empty packets by which AVI repeats a picture
+        if not packet.size:
+            # the end of the stream, or the empty packets by which AVI repeats a picture
             is_sure = is_sure and packet.dts is None
             continue
         seen += 1
@@ -148,9 +150,11 @@ def _promised(container: Any, source: Source, max_seconds: float, max_frames: in
             is_sure = is_sure and (last is None or last - _ROUNDING <= now)
             is_sure = is_sure and not (is_broadcast and last is not None and now > last + _JUMP)
             last = now
-        stamp = packet.pts if packet.pts is not None else packet.dts  # AVI writes decoding times only
+        # AVI writes decoding times only
+        stamp = packet.pts if packet.pts is not None else packet.dts
         is_sure = is_sure and stamp is not None and has_key and not packet.is_corrupt
-        if packet.is_discard:  # hidden by an edit list: decoded for the frames that need it, never shown
+        if packet.is_discard:
+            # hidden by an edit list: decoded for the frames that need it, never shown
             continue
         promised += has_key  # what comes before the first key frame cannot be decoded
         if stamp is not None:
@@ -199,7 +203,8 @@ def _clocked(container: Any, source: Source) -> Iterator[tuple[Any, float, float
         if last is None:
             last = now
         elif now is None or now < last or (is_broadcast and now > last + _JUMP):
-            shown += stays or shown / max(count - 1, 1)  # another stream begins, and its clock is set to ours
+            # another stream begins, and its clock is set to ours
+            shown += stays or shown / max(count - 1, 1)
         else:
             shown += now - last
         last = last if now is None else now

@@ -192,7 +192,8 @@ def _key_parts(reply: str) -> list[str]:
         keys = (*_KEYS, "=") if i == len(sentences) - 1 else _KEYS
         shortest = ""
         for tail in (sentence.split(key)[-1].strip() for key in keys if key in sentence):
-            shortest = tail if not shortest or len(tail) < len(shortest) else shortest  # an empty tail starts anew
+            # an empty tail starts anew
+            shortest = tail if not shortest or len(tail) < len(shortest) else shortest
         if shortest and shortest not in _TRIVIAL:
             found.append(shortest)
     return found or [text]

@@ -57,7 +57,8 @@ def confusion(
     """
     said, right = (np.asarray(one) for one in (predicted, target))
     if not (np.issubdtype(said.dtype, np.integer) and np.issubdtype(right.dtype, np.integer)):
-        said, right = finite(said, "classes"), finite(right, "classes")  # NaN would become some class as an integer
+        # NaN would become some class as an integer
+        said, right = finite(said, "classes"), finite(right, "classes")
     said, right = said.astype(np.int64), right.astype(np.int64)
     if said.shape != right.shape:
         raise ValueError(f"expected maps of one shape, got {said.shape} and {right.shape}; predict at full size")

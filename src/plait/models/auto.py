@@ -125,7 +125,8 @@ def _read(place: Path, adapter: str | Path | None, **options: Any) -> tuple[Any,
     config = _config_of(place)
     family = family_named(config.model_type, place)
     read = getattr(family, "from_directory", None)
-    if read is None or getattr(config, "quantization_config", None):  # transformers alone knows packed weights
+    if read is None or getattr(config, "quantization_config", None):
+        # transformers alone knows packed weights
         read = partial(_from_directory, family)
     with no_code_of(place):  # a tokenizer may bring code too
         model, processor = read(place, **options)
@@ -308,7 +309,8 @@ def apply_adapter(model: torch.nn.Module, directory: str | Path, stored: Iterabl
             # as it is stored, and as a model without or with a head around it has it
             spellings = (name, name.removeprefix("model."), f"{prefix}{name}")
             target = next((one for one in spellings if one in own), None)
-            if target is not None:  # else of a part that this class, or this branch of it, leaves in the file
+            if target is not None:
+                # else of a part that this class, or this branch of it, leaves in the file
                 own[target].copy_(change(own[target]))
 
 
@@ -362,7 +364,8 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         place = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
         # asked by doing: torch.device("cuda:7") is no error until something goes there
         torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch says AssertionError where it was built without a device
+    except (RuntimeError, AssertionError) as error:
+        # torch says AssertionError where it was built without a device
         raise UsageError(f"expected a device of this machine, got {str(device)!r}; pass --device cpu") from error
     return place
 
@@ -453,6 +456,7 @@ def opened(
     else:
         placed = placement(device, dtype, device_map)
         found, processor = load(model, dtype=placed.dtype, device=placed.device, adapter=adapter)
-        check_finite_weights(found, model)  # words chosen among scores that are NaN would look like any others
+        # words chosen among scores that are NaN would look like any others
+        check_finite_weights(found, model)
         found = placed.ready(found)
     return settled(found.eval(), attn_implementation, device_map), processor

@@ -94,7 +94,8 @@ def _converted(
     if "task" in options and not getattr(model, "TASKS", ()):
         raise UsageError(f"expected --task with a family that is loaded by task, got {model.config.model_type}")
     weights = import_module(f"{FAMILIES[model.config.model_type]}.weights")
-    state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)  # other spellings of a release
+    # other spellings of a release
+    state = getattr(weights, "official_names", lambda state: state)(checkpoint.state)
     rules = [weights.key_map(model.config)]
     rules += [weights.vision_key_map()] if hasattr(weights, "vision_key_map") else []
     # a family may publish whole models and vision towers, whose names differ: the rules that explain
@@ -107,9 +108,11 @@ def _converted(
     own = {key.removeprefix("model.") for key in model.state_dict()}
     moved = {key: {t.removeprefix("model.") for t in targets} for key, targets in report.moved.items()}
     left = {key: "belongs to a branch or head that was not kept" for key in moved if own.isdisjoint(moved[key])}
-    notes = getattr(weights, "notes", lambda state, config: ())  # what a family has to say beyond its keys
+    # what a family has to say beyond its keys
+    notes = getattr(weights, "notes", lambda state, config: ())
     said = notes(checkpoint.state, options.get("official_config") or checkpoint.config)
-    suffixes = {".safetensors", ".bin", ".json"}  # of a directory's files, those that hold weights and configuration
+    # of a directory's files, those that hold weights and configuration
+    suffixes = {".safetensors", ".bin", ".json"}
     files = sorted(path for path in src.iterdir() if path.suffix in suffixes) if src.is_dir() else [src]
     done = Conversion(
         path=str(dst),

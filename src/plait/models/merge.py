@@ -57,7 +57,8 @@ def merge(base: str | Path, adapter: str | Path, dst: str | Path) -> int:
                 files = ["model.safetensors"]
             else:
                 raise ValueError(f"expected safetensors weights in {base}, got none; convert the checkpoint first")
-            merged = read.merged(checkpoint.state, _tied_in(base))  # lazily: one tensor at a time is read and changed
+            # lazily: one tensor at a time is read and changed
+            merged = read.merged(checkpoint.state, _tied_in(base))
             # configuration, processor and card come along; the weights are written anew below
             shutil.copytree(base, out, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if n in files])
             for name in files:  # the same tensors in the same files as before

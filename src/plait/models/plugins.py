@@ -44,7 +44,8 @@ def use(path: str | Path) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     module.__dict__["__plait_plugin__"] = place
-    sys.modules[name] = module  # classes defined in it are found by pickle and dataclasses while it runs
+    # classes defined in it are found by pickle and dataclasses while it runs
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
         if hasattr(module, "CONFIG"):

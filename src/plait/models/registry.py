@@ -97,13 +97,15 @@ def family_named(model_type: str, place: Path | None = None) -> ModuleType:
     family = import_module(FAMILIES[model_type])
     if model_type not in _registered:
         installed("plait.families", model_type)  # two packages may claim it
-        _registered.add(model_type)  # first: registering asks the mappings below, which would come back here
+        # first: registering asks the mappings below, which would come back here
+        _registered.add(model_type)
         config = family.CONFIG
         transformers.AutoConfig.register(model_type, config, exist_ok=True)
         transformers.AutoProcessor.register(config, family.PROCESSOR, exist_ok=True)
         if hasattr(family, "FEATURE_EXTRACTOR"):
             transformers.AutoFeatureExtractor.register(config, family.FEATURE_EXTRACTOR, exist_ok=True)
-        if hasattr(family, "IMAGE_PROCESSOR"):  # "pil": without torchvision there is no other backend
+        if hasattr(family, "IMAGE_PROCESSOR"):
+            # "pil": without torchvision there is no other backend
             transformers.AutoImageProcessor.register(
                 config, image_processor_classes={"pil": family.IMAGE_PROCESSOR}, exist_ok=True
             )

@@ -52,7 +52,8 @@ class AbstractorLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, *, eps: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
-        self.query_norm, self.key_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)  # eps 1e-5, as published
+        # eps 1e-5, as published
+        self.query_norm, self.key_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
         self.out_proj = nn.Linear(dim, dim)
         self.mlp_norm = nn.LayerNorm(dim)

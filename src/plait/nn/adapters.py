@@ -264,7 +264,8 @@ class AudioAdapter(nn.Module):
         self.positions = ConvPositions(dim, position_depth, position_width, position_groups)
         self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_position_embedding = nn.Parameter(torch.zeros(1, 1, dim))
-        self.mask_embedding = nn.Parameter(torch.zeros(1, dim))  # published files carry it; nothing reads it
+        # published files carry it; nothing reads it
+        self.mask_embedding = nn.Parameter(torch.zeros(1, dim))
         self.type_embedding = nn.Parameter(torch.zeros(1, 1, dim)) if type_embedding else None
         self.norm = nn.LayerNorm(dim) if embedding_norm else None
         self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
@@ -283,7 +284,8 @@ class AudioAdapter(nn.Module):
         Raises:
             ValueError: for a mask of another number of frames.
         """
-        waves = input_values.to(self.cls_embedding.dtype)  # a processor makes float32, whatever the weights are
+        # a processor makes float32, whatever the weights are
+        waves = input_values.to(self.cls_embedding.dtype)
         features = self.feature_proj(self.feature_norm(self.waveform(waves)))  # (batch, frames, dim)
         mask = None if frame_mask is None else frame_mask.bool()
         if mask is not None and mask.shape != features.shape[:2]:
@@ -477,7 +479,8 @@ class ConvPositions(nn.Module):
             if mask is not None:
                 # again before every block: each one spreads what is not 0 by half a kernel
                 x = x * mask[..., None]
-            x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)  # an even kernel gives one frame too many
+            # an even kernel gives one frame too many
+            x = conv(x.transpose(1, 2))[..., :frames].transpose(1, 2)
             # a norm without weights: the file has none
             x = F.gelu(F.layer_norm(x, x.shape[-1:]))
         return x

@@ -72,7 +72,8 @@ def checked(cls: Model) -> Model:
 
         @functools.wraps(build)
         def built(self: Any, *args: Any, **kwargs: Any) -> None:
-            for field in ("num_labels", "num_classes"):  # transformers writes a name for every one of them
+            for field in ("num_labels", "num_classes"):
+                # transformers writes a name for every one of them
                 count = kwargs.get(field)
                 if isinstance(count, int | float) and not count <= MAX_LABELS:
                     raise ValueError(f"expected at most {MAX_LABELS} as {field} of {name}, got {count!s:.40}")
@@ -119,7 +120,8 @@ def _adapters(cls: type) -> dict[str, Any]:
     """Field that a class declares itself -> pydantic's check of its annotation."""
     from pydantic import ConfigDict, TypeAdapter
 
-    hints = inspect.get_annotations(cls, eval_str=True)  # of its own: those of transformers do not resolve from here
+    # of its own: those of transformers do not resolve from here
+    hints = inspect.get_annotations(cls, eval_str=True)
     free = ConfigDict(arbitrary_types_allowed=True)
     found = {}
     for name, hint in hints.items():
@@ -136,7 +138,8 @@ def _check_field(owner: str, field: str, value: Any, adapter: Any) -> None:
 
     try:
         read = adapter.validate_python(value)
-        is_right = isinstance(read, str) or not isinstance(value, str)  # a text of digits is no number here
+        # a text of digits is no number here
+        is_right = isinstance(read, str) or not isinstance(value, str)
     except ValidationError:
         is_right = False
     if not is_right:
@@ -207,7 +210,8 @@ class OpensAlone:
         try:
             return cast("Any", super()).save_pretrained(save_directory, *args, **kwargs)
         finally:
-            del self.auto_map  # no field of ours: two equal models have equal configurations, saved or not
+            # no field of ours: two equal models have equal configurations, saved or not
+            del self.auto_map
 
     def _chosen(self, family: Any) -> dict[str, type]:
         """The class behind each Auto class for this configuration."""

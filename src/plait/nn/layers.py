@@ -69,7 +69,8 @@ class RMSNorm(nn.Module):
         """x: (..., dim) -> (..., dim)."""
         wide = x.float()  # a sum of squares in bf16 loses the small ones
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)  # cast before the weight, as Llama does: the order shows in bf16
+        # cast before the weight, as Llama does: the order shows in bf16
+        return self.weight * wide.to(x.dtype)
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:

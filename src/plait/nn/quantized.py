@@ -78,7 +78,8 @@ class Int8Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights as they are multiplied, float32 (out, in): for code that reads a layer's type or shape."""
-        return self._product(torch.eye(self.in_features)).T  # oneDNN's blocks cannot be read otherwise
+        # oneDNN's blocks cannot be read otherwise
+        return self._product(torch.eye(self.in_features)).T
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out), in the type of x.

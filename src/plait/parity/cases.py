@@ -218,7 +218,8 @@ def _walk(directory: Path) -> Iterator[Place]:
         yield Place(directory.resolve().parent.name, directory.resolve().name, directory)
         return
     if any(directory.glob("*.json.gz")):
-        yield Place(directory.resolve().name, "keys", directory)  # and its cases follow: the lists lie beside them
+        # and its cases follow: the lists lie beside them
+        yield Place(directory.resolve().name, "keys", directory)
     for child in sorted(directory.iterdir()):
         if child.is_dir() and not child.name.startswith("."):
             yield from _walk(child)

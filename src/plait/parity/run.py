@@ -90,7 +90,8 @@ def run_case(place: Place, settings: Settings, out: Path | None = None) -> CaseR
     try:
         actual = runner.function(case)
         if out is not None:
-            write_actual(case, actual, out)  # before the comparison, so that a FAIL can be looked at
+            # before the comparison, so that a FAIL can be looked at
+            write_actual(case, actual, out)
         return judge(case, runner, actual, quirks_of(place) if not settings.official else ())
     except Exception as error:  # a broken case is a verdict, the others still run
         where = _innermost(error)  # file and line say more than the message of a shape error
@@ -188,5 +189,6 @@ def find(system: str, name: str) -> Runner | NotRun | None:
     known |= {r.kind: r for (of, _), r in REGISTRY.items() if of == system}
     kinds = [kind for kind in known if name.startswith(kind)]
     if kinds:
-        return known[max(kinds, key=len)]  # the longest: `video_model_image` is no case of `video_model`
+        # the longest: `video_model_image` is no case of `video_model`
+        return known[max(kinds, key=len)]
     return None if home() else NotRun("unavailable", f"its runner lies in tests/parity; {CLONE}")

@@ -333,7 +333,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role not in ("system", "user", "assistant"):
         raise ValueError(f"expected messages of system, user or assistant, got one of {role!r}; give it one of these")
-    if isinstance(content, str):  # people write placeholders into a text of their own, models do not
+    if isinstance(content, str):
+        # people write placeholders into a text of their own, models do not
         return {**message, "content": content if role == "user" else as_words(content)}
     parts = [{**part, "text": as_words(part["text"])} if part.get("type") == "text" else part for part in content or ()]
     kinds = {"text", "image", "video"} if role == "user" else {"text"}

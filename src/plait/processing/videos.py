@@ -222,7 +222,8 @@ def crop_and_resize(frames: Tensor, crop: Crop, size: int, *, official: bool = F
     part = frames[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     pixels = part.permute(0, 3, 1, 2).float()
     pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=not official)
-    values = (pixels if official else pixels.round().clamp(0, 255)).long()  # `long` truncates towards zero
+    # `long` truncates towards zero
+    values = (pixels if official else pixels.round().clamp(0, 255)).long()
     return (values.flip(-1) if crop.flip else values).permute(0, 2, 3, 1).contiguous()
 
 
@@ -353,7 +354,8 @@ def interval_indices(num_frames: int, length: int, input_fps: float, rng: random
         return [rng.randint(0, length - 1)]
     span = num_frames * INTERVAL * input_fps / 30
     start = rng.uniform(0, max(length - span, 0))
-    points = torch.linspace(start, start + span - 1, num_frames)  # float32, as published, which decides ties
+    # float32, as published, which decides ties
+    points = torch.linspace(start, start + span - 1, num_frames)
     return points.clamp(0, length - 1).long().tolist()
 
 

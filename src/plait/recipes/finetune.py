@@ -707,7 +707,8 @@ def _after(request: Request, job: Job, model: nn.Module, run_dir: Path) -> nn.Mo
     said = job.predict(model, request.test)
     found["after"] = score(request.task, said, request.test)
     found["date"] = time.strftime("%Y-%m-%d")
-    if request.task in ("classify", "vqa", "caption"):  # what is said in words can be shown beside what is right
+    if request.task in ("classify", "vqa", "caption"):
+        # what is said in words can be shown beside what is right
         found["said"] = [
             {"id": sample.id, "right": list(_words(request.task, sample)), "said": one}
             for sample, one in zip(request.test, said, strict=True)

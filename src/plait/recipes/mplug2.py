@@ -100,7 +100,8 @@ class PreTraining(Taught):
         assert isinstance(model, MPlug2ForPreTraining)
         alpha = self.move(model, step)
         ids = batch["input_ids"]
-        drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
+        # masks are drawn on the host
+        drawing = torch.Generator().manual_seed(generator.initial_seed())
         words = batch["attention_mask"].bool().cpu() & ~torch.isin(ids.cpu(), self.special_ids)
         hidden, labels = mask_tokens(
             ids.cpu(),

@@ -78,7 +78,8 @@ def classify(request: Request) -> Job:
         try:
             assistant = Assistant((whole, processor), batch_size=BATCH)
             found = assistant.classify(_items(rows, processor.num_frames), labels)
-        except ValueError:  # a class that has its own labels, or looks at other media, can do nothing here yet
+        except ValueError:
+            # a class that has its own labels, or looks at other media, can do nothing here yet
             return None
         return [one[0].text for one in found]
 

@@ -171,7 +171,8 @@ def stage2(
     model, processor = loaded(init)
 
     def build() -> MPlugOwlForConditionalGeneration:
-        if lora and not has_adapter(model):  # it begins with random numbers: here generators are seeded
+        if lora and not has_adapter(model):
+            # it begins with random numbers: here generators are seeded
             alpha, dropout = 32.0 if lora_alpha is None else lora_alpha, 0.05 if lora_dropout is None else lora_dropout
             add_lora(model, lora, alpha, targets=lora_targets(model), dropout=dropout)
         return model

@@ -90,7 +90,8 @@ class Objective:
             raise ValueError(f"expected a OnePeaceForPreTraining, got {type(model).__name__}")
         is_denoising = bool(self.denoise_every) and step % self.denoise_every == 0
         run = self._pictures if self.modality == "image" else self._sounds
-        drawing = torch.Generator().manual_seed(generator.initial_seed())  # masks are drawn on the host
+        # masks are drawn on the host
+        drawing = torch.Generator().manual_seed(generator.initial_seed())
         losses = run(model, batch, is_denoising, drawing)
         correct = losses.contrast.num_correct_b_to_a / len(batch["input_ids"])
         metrics = {"contrast": losses.contrast.loss, "accuracy": correct, "temperature": model.model.temperature()}

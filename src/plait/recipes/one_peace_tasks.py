@@ -65,7 +65,8 @@ def retrieval(request: Request) -> Job:
     processor = load_processor(request.model)
 
     def collate(parts: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, Any]:
-        ids = torch.tensor([digest(part["concept"]) >> 1 for part in parts])  # the same in every process
+        # the same in every process
+        ids = torch.tensor([digest(part["concept"]) >> 1 for part in parts])
         words = [part["texts"][int(rng.integers(len(part["texts"])))] for part in parts]
         return {**media_of(parts, request.medium, processor, request.augmentation, rng), **processor.captions(words),
                 "ids": ids}  # fmt: skip
@@ -331,7 +332,8 @@ def _with_classes(
     """The encoder under a fresh head: larger pictures, tables per layer and drop path as the setting has them."""
     config, setting = load_config(request.model, OnePeaceConfig), request.setting
     fields: dict[str, Any] = {**changes, **(setting.changes if setting else {})}
-    if setting is not None:  # all published heads have a table of relative positions per layer (specification 2.8)
+    if setting is not None:
+        # all published heads have a table of relative positions per layer (specification 2.8)
         fields |= {"per_layer_bias": True, "image_rel_bucket_size": _side(request, config.image_size) // 16}
     if request.drop_path_rate is not None:
         fields["drop_path_rate"] = request.drop_path_rate
@@ -534,7 +536,8 @@ def with_head(
     if not isinstance(classes, int):
         config.id2label = dict(enumerate(classes))
         config.label2id = {label: i for i, label in enumerate(classes)}
-    if medium is not None:  # tells the verbs what it takes: a class of one item, no answer to a question
+    if medium is not None:
+        # tells the verbs what it takes: a class of one item, no answer to a question
         config.pool_modality, config.problem_type = medium, "single_label_classification"
     for name, value in changes.items():
         setattr(config, name, value)

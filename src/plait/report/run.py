@@ -85,7 +85,8 @@ def curves_section(curves: Mapping[str, Curve]) -> str:
     for stage, seeds in curves.items():
         names = list(dict.fromkeys(name for row in seeds[0] for name in row if name.startswith(_LOSSES)))
         if "contrast" in names:
-            names.remove("loss")  # the sum jumps at every k-th step, when the denoising losses join it
+            # the sum jumps at every k-th step, when the denoising losses join it
+            names.remove("loss")
         lines = {name: [[(row["step"], row[name]) for row in rows if name in row] for rows in seeds] for name in names}
         notes = [f"{seeds[0][-1]['step'] - seeds[0][0]['step'] + 1:,} steps"]
         # the median: the first steps warm up and a checkpoint slows others

@@ -70,7 +70,8 @@ def to_sql(where: str | Mapping[str, Any] | None, modality: str | None = None) -
 
         outside_quotes = " ".join(_QUOTED.split(where)[::2])
         for name in _CALLED.findall(outside_quotes):
-            if name.lower() not in _FUNCTIONS:  # repeat('a', 1000000000) takes all memory, and there are hundreds more
+            if name.lower() not in _FUNCTIONS:
+                # repeat('a', 1000000000) takes all memory, and there are hundreds more
                 raise UsageError(f"expected a filter of {', '.join(sorted(_FUNCTIONS))}, got the function {name:.40}")
         pieces = _QUOTED.split(where)  # every other piece is a quoted string: leave it alone
         parts.append("(" + "".join(p if n % 2 else _META.sub(read_meta, p) for n, p in enumerate(pieces)) + ")")

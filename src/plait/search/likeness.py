@@ -209,7 +209,8 @@ def _look(kind: str, path: str) -> Looks | None:
             greys = [_grey(frame) for frame in film.frames]
             return np.stack([np.zeros(_GRID * _GRID) if g is None else g for g in greys]), film.seconds
         return _heard(load_audio(path, sampling_rate=_RATE))
-    except (ValueError, OSError):  # gone or damaged since it was indexed: what cannot be compared is no copy
+    except (ValueError, OSError):
+        # gone or damaged since it was indexed: what cannot be compared is no copy
         return None
 
 
@@ -256,7 +257,8 @@ def _seconds_apart(one: str | None, other: str | None) -> float:
     """Between two notes of time; infinite where one is none."""
     try:
         return abs((datetime.fromisoformat(one or "") - datetime.fromisoformat(other or "")).total_seconds())
-    except (ValueError, TypeError):  # meta of a manifest may hold anything; zones on one side only do not compare
+    except (ValueError, TypeError):
+        # meta of a manifest may hold anything; zones on one side only do not compare
         return float("inf")
 
 

@@ -119,7 +119,8 @@ def _image(part: Part) -> str:
     """A thumbnail of a picture, or of the first frame of a video, as HTML."""
     try:
         loaded = load(part, None)
-    except (ValueError, OSError) as error:  # the file may be gone since it was indexed: the page says so
+    except (ValueError, OSError) as error:
+        # the file may be gone since it was indexed: the page says so
         return f'<span class="sub">{html.escape(str(error).splitlines()[0])}</span>'
     picture: Image = loaded[0] if isinstance(loaded, list) else loaded
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))

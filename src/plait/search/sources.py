@@ -215,7 +215,8 @@ def entry_of(candidate: Candidate) -> Entry:
         raise exceeds(modality, path, f"{size} bytes", "max_bytes", IN_FORCE.max_bytes, "shorten it")
     where = path.resolve()
     # such as a lone surrogate, of a name that is no UTF-8: SQL and JSON cannot hold it
-    try:  # a name is bytes of a person's choice, and an index stores any that are text; escaping is for display
+    try:
+        # a name is bytes of a person's choice, and an index stores any that are text; escaping is for display
         str(where).encode()
     except UnicodeEncodeError as error:
         raise ValueError("a name that is no UTF-8; rename it") from error
@@ -282,4 +283,5 @@ def to_arrow(entries: Sequence[Entry], vectors: np.ndarray) -> pa.Table:
     columns["meta"] = pa.array([json.dumps(entry.meta) for entry in entries], pa.json_())
     columns["words"] = pa.array([entry.words for entry in entries], pa.string())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
-    return pa.table(columns)  # meta keeps its type: under the table's own schema it would be stored as plain bytes
+    # meta keeps its type: under the table's own schema it would be stored as plain bytes
+    return pa.table(columns)

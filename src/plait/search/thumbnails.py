@@ -87,7 +87,8 @@ def sweep(index: Index) -> int:
         return 0
     held = {row["checksum"] for row in index.list()}
     for file in folder.glob("*.webp"):
-        ours = re.fullmatch(rf"({_CHECKSUM})(-\d+)?", file.stem)  # what somebody else put here stays
+        # what somebody else put here stays
+        ours = re.fullmatch(rf"({_CHECKSUM})(-\d+)?", file.stem)
         if ours is not None and ours[1] not in held:
             file.unlink(missing_ok=True)
             gone += 1

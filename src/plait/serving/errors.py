@@ -81,7 +81,8 @@ def refusal_of(error: BaseException) -> RefusalError:
         return closing()
     if isinstance(error, TimeoutError):
         return RefusalError(504, "the answer took longer than this server allows", "server_error", "timeout")
-    if isinstance(error, ImportError):  # a decoder that is not installed: the message holds the install line
+    if isinstance(error, ImportError):
+        # a decoder that is not installed: the message holds the install line
         return RefusalError(501, f"the server cannot read this kind of media: {error}", code="unsupported_media")
     if isinstance(error, ValueError):
         return RefusalError(400, str(error) or "the request cannot be answered")

@@ -373,7 +373,8 @@ class Engine:
                 logits_to_keep=1,
             )
             logits = out.logits[:, -1]
-        except Exception as error:  # nobody knows whose fault it is, and the cache may be half written
+        except Exception as error:
+            # nobody knows whose fault it is, and the cache may be half written
             for row in self._rows:
                 row.end("error", error)
             self._rows, self._table = [], Table()
@@ -398,7 +399,8 @@ class Engine:
         self.watch.finished(reason, row.count, time.monotonic() - row.ticket.arrived)
         try:
             row.end(reason, error)
-        except Exception as fault:  # a tokenizer that cannot decode: the reader must not wait for ever
+        except Exception as fault:
+            # a tokenizer that cannot decode: the reader must not wait for ever
             row.ticket.put(End("error", row.count, fault))
 
     def _leave(self, rows: Sequence[Row], reason: str) -> None:

@@ -118,7 +118,8 @@ def _text(value: Any, where: str, settings: Settings) -> str:
         raise RefusalError(
             400, f"expected {where} of at most {settings.max_text} characters, got {len(value)}", param=where
         )
-    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell halves of characters; tokenizers cannot
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        # JSON can spell halves of characters; tokenizers cannot
         raise RefusalError(400, f"expected {where} in whole characters, got half a surrogate pair", param=where)
     return value
 

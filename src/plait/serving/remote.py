@@ -84,7 +84,8 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # an IPv4 address can be written in four ways as an IPv6 one, private ones too
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64 holds an IPv4 address
+        if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            # NAT64 holds an IPv4 address
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None and not is_public(str(inner)):
             return False

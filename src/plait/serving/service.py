@@ -97,7 +97,8 @@ class Models:
             found.chat = Chat(chat, **placed)
         if assist is not None:
             found.assistant = Assistant(assist, **placed)
-        if len(set(found.names.values())) < len(found.names):  # one directory for two purposes: the routes tell them
+        if len(set(found.names.values())) < len(found.names):
+            # one directory for two purposes: the routes tell them
             found.names = {kind: name if kind == "chat" else f"{name}-{kind}" for kind, name in found.names.items()}
         return found
 
@@ -290,7 +291,8 @@ class Service:
                 try:
                     requests = [asks[place].request for place in missing]
                     results = list(assistant.stream(task, requests, candidates=candidates, options=dict(options)))
-                except Exception as error:  # of one of them: then each by itself, so that it alone fails
+                except Exception as error:
+                    # of one of them: then each by itself, so that it alone fails
                     if len(batch) == 1:
                         found[missing[0]] = error
                     continue

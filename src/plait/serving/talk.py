@@ -268,7 +268,8 @@ async def stream(
         if has_usage:
             yield event_of({**head, "choices": [], "usage": usage(answering.prompt_tokens, drawn)})
         yield b"data: [DONE]\n\n"
-    except Exception as error:  # the status is sent already: clients of OpenAI raise for an error among the events
+    except Exception as error:
+        # the status is sent already: clients of OpenAI raise for an error among the events
         yield event_of(refusal_of(error).body)
     finally:  # also where the client is gone
         answering.cancel()

@@ -88,7 +88,8 @@ def step_cost(
     size = stage.batch_size // (processes * stage.accumulation)
     batch = source.load([int(row) for row in source.rows(0, step, stage.batch_size)][:size], np.random.default_rng(0))
     freeze(model, stage.trainable)
-    with in_full_precision(model):  # a quantised weight has no shape that a product could be counted by
+    with in_full_precision(model):
+        # a quantised weight has no shape that a product could be counted by
         return _counted(model, stage, batch, step, dtype, recompute)
 
 
@@ -204,9 +205,12 @@ class _Ledger:
         self.is_open = True
         # views share a storage, so storages are counted; one is known by its address for as long as it lives
         self._known: set[int] = set()
-        self._kept: set[int] = set()  # of `_known`, those that were saved for the backward pass, and the weights
-        self._values: list[Any] = []  # real tensors that were saved, held so that no address is given to another
-        self._answers: dict[str, tuple[Any, int]] = {}  # what was asked -> layouts of what came, and FLOPs
+        # of `_known`, those that were saved for the backward pass, and the weights
+        self._kept: set[int] = set()
+        # real tensors that were saved, held so that no address is given to another
+        self._values: list[Any] = []
+        # what was asked -> layouts of what came, and FLOPs
+        self._answers: dict[str, tuple[Any, int]] = {}
 
     def shape_of(self, x: Tensor) -> _Shape:
         """Shape, strides and dtype of `x` without values; a leaf that trains where `x` does."""
@@ -234,7 +238,8 @@ class _Ledger:
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run one torch operator on shapes alone, and enter it."""
-        owners: dict[int, _Shape] = {}  # an operator that writes in place gives back what it was given
+        # an operator that writes in place gives back what it was given
+        owners: dict[int, _Shape] = {}
 
         def given(x: Tensor) -> Tensor:
             if not isinstance(x, _Shape):

@@ -211,7 +211,8 @@ class CheckpointStore:
             steps = self.steps()
             scores = {step: score for step in steps if (score := self.position(step).score) is not None}
             best = min(scores, key=lambda step: scores[step]) if scores else None
-            for step in steps[: -self.keep_last]:  # only now: older ones go when a newer one is whole
+            for step in steps[: -self.keep_last]:
+                # only now: older ones go when a newer one is whole
                 if step != best:
                     shutil.rmtree(self.path(step))
         # no process may look for the newest checkpoint before it has its name
@@ -307,7 +308,8 @@ class _Writing:
         def run() -> None:
             try:
                 write()
-            except (OSError, SafetensorError, RuntimeError) as error:  # raised by `wait`, in every process
+            except (OSError, SafetensorError, RuntimeError) as error:
+                # raised by `wait`, in every process
                 self.error = error
 
         self.thread = threading.Thread(target=run, name="plait-checkpoint", daemon=True)

@@ -62,7 +62,8 @@ def step_loader(
 
     def load(step: int) -> tuple[Sequence[int], list[tuple[int, Any]]]:
         rows = source.rows(key[0], step, batch_size)
-        size, left = divmod(len(rows), world_size * accumulation)  # a source may give a multiple of batch_size
+        # a source may give a multiple of batch_size
+        size, left = divmod(len(rows), world_size * accumulation)
         if left:
             raise ValueError(f"expected batches of a multiple of {batch_size} rows from the source, got {len(rows)}")
         parts = []
@@ -133,7 +134,8 @@ def _digests(value: Any, name: str) -> Iterator[dict[str, Any]]:
             "sha256": hashlib.sha256(array.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest(),
         }
         if array.is_floating_point():
-            flat = array.double().flatten()  # a swap of rows changes the weighted sum, the plain one stays
+            # a swap of rows changes the weighted sum, the plain one stays
+            flat = array.double().flatten()
             facts["sum"] = float((flat * torch.linspace(1, 2, len(flat), dtype=torch.float64)).sum())
         yield facts
     else:

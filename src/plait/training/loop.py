@@ -101,7 +101,8 @@ def train(
         >>> train(model, [stage], "runs/first", device="cpu").steps
         3
     """
-    precision = resolve_dtype(dtype)  # of matrix products (autocast): weights, optimiser and reductions stay in float32
+    # of matrix products (autocast): weights, optimiser and reductions stay in float32
+    precision = resolve_dtype(dtype)
     options, run_dir = options or Options(), Path(run_dir)
     with process_group(device) as (world, place), stop_signals() as signals, ExitStack() as undo:
         store = CheckpointStore(run_dir / "checkpoints", options.keep_last, world=world, is_async=True)
@@ -294,7 +295,8 @@ class _Run:
                     loss, metrics = now.module(batch, step, now.generator)
                 (loss * self.scale.factor * shares[micro - 1]).backward()
             values["loss"] = values.get("loss", 0.0) + loss.detach() * shares[micro - 1]
-            for name, value in metrics.items():  # of this process alone, as the loss of all is their mean
+            for name, value in metrics.items():
+                # of this process alone, as the loss of all is their mean
                 value = value.detach() if isinstance(value, Tensor) else value
                 values[name] = values.get(name, 0.0) + value * own[micro - 1]
         if isinstance(now.module, FSDPModule):

@@ -141,7 +141,8 @@ def load_adapter(model: nn.Module, directory: str | Path, trains: bool = False) 
         raise ValueError("expected a model without adapter, got one that has; fold it first (folded)")
     fitted = read_adapter(directory).fitted({name for name, _ in model.named_parameters(remove_duplicate=False)})
     config = peft.PeftConfig.from_pretrained(str(directory))
-    if isinstance(config.target_modules, str):  # a regular expression of the file: the weights name the layers too
+    if isinstance(config.target_modules, str):
+        # a regular expression of the file: the weights name the layers too
         config.target_modules = {name.removesuffix(".weight") for name in fitted}
     if isinstance(config.exclude_modules, str):
         config.exclude_modules = None
@@ -260,7 +261,8 @@ def _targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def _inject(peft: Any, model: nn.Module, config: Any) -> None:
     """Let PEFT put its layers in the place of linear ones, and hold A and B in float32."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")  # `merge_adapter` refuses instead
+        # `merge_adapter` refuses instead
+        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")
         peft.inject_adapter_in_model(config, model, adapter_name=NAME)
     for name, parameter in model.named_parameters():
         if ".lora_" in name and parameter.is_floating_point():

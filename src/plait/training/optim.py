@@ -83,13 +83,15 @@ class AdamW(torch.optim.Optimizer):
             return
         for p in params:
             if not self.state[p]:
-                self.state[p]["step"] = torch.zeros(())  # on the CPU, where reading it waits for no device
+                # on the CPU, where reading it waits for no device
+                self.state[p]["step"] = torch.zeros(())
                 self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         states = [self.state[p] for p in params]
         means, squares = [local(s["exp_avg"]) for s in states], [local(s["exp_avg_sq"]) for s in states]
         grads = [local(p.grad).to(m.dtype) for p, m in zip(params, means, strict=True) if p.grad is not None]
-        params = [local(p) for p in params]  # every number is updated by itself: shards need no neighbours
+        # every number is updated by itself: shards need no neighbours
+        params = [local(p) for p in params]
         (beta1, beta2), lr = group["betas"], group["lr"]
         torch._foreach_add_([s["step"] for s in states], 1)
         torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])

@@ -212,7 +212,8 @@ def distributed(module: ObjectiveModule, world: World) -> nn.Module:
     if world.size == 1 or isinstance(module, FSDPModule):
         return module
     accepted = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # name by version
+    # name by version
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
     # ranks with other modalities leave other parameters without a gradient
     how: dict[str, Any] = {"find_unused_parameters": True, buffers: False}
     return DistributedDataParallel(module, **how)
@@ -450,7 +451,8 @@ def recomputed(model: nn.Module, every: int) -> Generator[None]:
     # `every or 1`: a step of 0 in a slice is an error, even where the slice is not used
     chosen = list(blocks_of(model).values())[:: every or 1] if every else []
     for block in chosen:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # names of parameters stay
+        # names of parameters stay
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:
@@ -538,7 +540,8 @@ def size_of(parameter: Tensor) -> tuple[int, int]:
     Returns:
         (numbers, bytes), the scales of quantised blocks counted among the bytes.
     """
-    state = getattr(parameter, "quant_state", None)  # of bitsandbytes, whose four bits lie two in a byte
+    # of bitsandbytes, whose four bits lie two in a byte
+    state = getattr(parameter, "quant_state", None)
     if state is not None:
         return int(torch.Size(state.shape).numel()), parameter.nbytes + state.absmax.nbytes
     flatten = getattr(parameter, "__tensor_flatten__", None)  # of torchao
@@ -580,7 +583,8 @@ def seed_everything(*key: int) -> int:
     first, second, third, fourth = (int(word) for word in np.random.SeedSequence(key).generate_state(4))
     random.seed(first)
     np.random.seed(second)
-    torch.default_generator.manual_seed(third)  # torch.manual_seed also formats a stack trace per absent device type
+    # torch.manual_seed also formats a stack trace per absent device type
+    torch.default_generator.manual_seed(third)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(third)
     return fourth

@@ -88,7 +88,8 @@ def _run(
             check_divides(stage.batch_size, world.size, stage.accumulation)
         check_shared(run_dir, world)
         if world.is_main and model_dir.exists():
-            (run_dir / OLDER).touch()  # the model of the run that resume=False replaces stays until the new one stands
+            # the model of the run that resume=False replaces stays until the new one stands
+            (run_dir / OLDER).touch()
         # b"model" gives five numbers of the key, so these draws are no step's
         seed_everything(seed, *b"model")
         is_sharded = options is not None and options.parallel == "fsdp" and world.size > 1
@@ -106,7 +107,8 @@ def _run(
             state = gathered_state(model, world) if is_sharded else {}
             if world.is_main:
                 trained = whole
-                if state:  # what training spread over processes, together again in a copy that has shapes alone
+                if state:
+                    # what training spread over processes, together again in a copy that has shapes alone
                     trained.load_state_dict(state, assign=True)
                     trained.to(place)
                 if recipe.after is not None:

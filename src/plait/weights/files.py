@@ -297,7 +297,8 @@ def add_file(directory: Path, tensors: Mapping[str, Tensor]) -> None:
     if index.is_file():
         written = _read_json(index)
     else:
-        name = "model-00001-of-00001.safetensors"  # transformers would take model.safetensors for the whole
+        # transformers would take model.safetensors for the whole
+        name = "model-00001-of-00001.safetensors"
         (directory / DIRECTORY_FILES[1]).rename(directory / name)
         with safe_open(str(directory / name), "pt") as file:
             written = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), name)}
@@ -496,7 +497,8 @@ def _nested_state(value: dict[Any, Any]) -> tuple[str, Mapping[Any, Any]] | None
     """Weights in dictionaries of dictionaries under `model`, as Megatron stores them: their keys joined by dots."""
     inner = value.get("model")
     flat: dict[str, Any] = {}
-    left = MAX_NODES  # one dictionary may be shared by all that hold it: six levels of a hundred are 10**12 visits
+    # one dictionary may be shared by all that hold it: six levels of a hundred are 10**12 visits
+    left = MAX_NODES
 
     def collect(entries: Mapping[Any, Any], prefix: str, depth: int) -> None:
         nonlocal left

@@ -67,7 +67,8 @@ class Adapter:
         fitted = {shift(name): change for name, change in self.change.items()}
         for group in tied:
             held = sorted(name for name in fitted if name in group)
-            if held and not self.is_tied:  # the table and the head it is tied to would be two, and one of them is lost
+            if held and not self.is_tied:
+                # the table and the head it is tied to would be two, and one of them is lost
                 raise StateError(
                     f"expected an adapter that leaves tied weights tied in {self.path}, got {listed(held)} trained "
                     f"apart from {listed(sorted(set(group) - set(held[:1])))}; train it with ensure_weight_tying=True, "
@@ -186,7 +187,8 @@ def _number(settings: Mapping[str, Any], field: tuple[str, str], module: str, di
         if module == name or (module.endswith(f".{name}") and not pattern.startswith("^")):
             value = number
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # NaN is not below
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        # NaN is not below
         raise ValueError(f"expected a number as {field[1]} in {directory / CONFIG}, got {shape_of(value)}")
     return value
 

@@ -54,7 +54,8 @@ def grounding(scoring: Scoring) -> Scored:
             unit = 1.0 if rule == "fraction" else 1000.0
             said.append([min(max(value / unit, 0.0), 1.0) * size[i % 2] for i, value in enumerate(numbers)])
     right = [(item.boxes or [])[0] for item in scoring.items]
-    hits = box_hits([box or [0.0] * 4 for box in said], right)  # a box without an area meets nothing
+    # a box without an area meets nothing
+    hits = box_hits([box or [0.0] * 4 for box in said], right)
     scored = scoring.scored(hits.tolist(), [box is None for box in said])
     scored.scores = {"acc@0.5": scored.scores["accuracy"]}
     # a picture has several phrases: intervals draw pictures whole
@@ -88,7 +89,8 @@ def detection(scoring: Scoring) -> Scored:
             place = {"image_id": number, "category_id": numbers[box["label"]], "bbox": [x1, y1, x2 - x1, y2 - y1]}
             found.append(place | {"score": box["score"]})
             if "segmentation" in box:
-                del place["bbox"]  # the tool takes a row with a box for one, whatever it is asked for
+                # the tool takes a row with a box for one, whatever it is asked for
+                del place["bbox"]
                 masks.append(place | {"segmentation": box["segmentation"], "score": box["mask_score"]})
     truth = {
         "images": [

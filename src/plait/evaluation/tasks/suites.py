@@ -135,7 +135,8 @@ def owl_eval(scoring: Scoring) -> Scored:
     """
     if scoring.judge is None:
         return Scored({}, notes=["not scored: OwlEval needs people's grades, --judge FILE.jsonl with id and reply"])
-    grades, _ = judged(scoring, "OwlEval", lambda item, reply: "")  # the grades are stored by id, nobody is asked
+    # the grades are stored by id, nobody is asked
+    grades, _ = judged(scoring, "OwlEval", lambda item, reply: "")
     if bad := next((name for name, mark in grades.items() if mark not in tuple(MARKS)), None):
         raise ValueError(f"expected grades A, B, C or D in {scoring.judge}, got {grades[bad]!r} for id {bad}")
     marked = [

@@ -192,7 +192,8 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
         parts = self.parts(config)
         self.model = MPlug2Model(config, parts)
         self.alignment = Alignment(config)
-        kept = parts - {"fusion", "decoder", "masked_lm"}  # the teacher gives class tokens, nothing else
+        # the teacher gives class tokens, nothing else
+        kept = parts - {"fusion", "decoder", "masked_lm"}
         self.teacher = Teacher(config, kept) if config.queue_size else None
 
     def post_init(self) -> None:
@@ -361,7 +362,8 @@ class MPlug2AlignedModel(MPlug2PreTrainedModel):
                 alpha=alpha,
             )
             contrast, to_text, to_vision = found.loss, found.vision_to_text, found.text_to_vision
-            every = gather or (lambda rows: rows)  # queues hold what all processes saw; negatives below are local
+            # queues hold what all processes saw; negatives below are local
+            every = gather or (lambda rows: rows)
             stored = torch.full_like(own, EMPTY_ID) if ids is None else ids  # without ids nobody's partner later
             heads.enqueue(every(slow_a), every(slow_b), every(stored))
         if not matching:

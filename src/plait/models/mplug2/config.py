@@ -351,7 +351,8 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
         name = PurePosixPath(bert).name.removesuffix(".json")
         bert = NAMED_BERTS.get(name, {})
         if not fields["num_universal_layers"]:
-            bert = {}  # mPLUG has files of the same names with other numbers: those of its releases are assumed
+            # mPLUG has files of the same names with other numbers: those of its releases are assumed
+            bert = {}
         elif name not in NAMED_BERTS:
             known = ", ".join(NAMED_BERTS)
             logger.warning(
@@ -359,7 +360,8 @@ def config_fields(official: Mapping[str, Any] | None, shapes: Shapes) -> dict[st
             )
     fields |= bert_fields(bert)
     fields["vision"] = _vision(official, shapes, fields["num_temporal"] > 0)
-    if "prefix_ids" in shapes:  # mPLUG's grounding cuts the text encoder to as many layers as the stride
+    if "prefix_ids" in shapes:
+        # mPLUG's grounding cuts the text encoder to as many layers as the stride
         fields["text_layers"] = min(fields["text_layers"], count_layers(shapes, "text_encoder.encoder.layer."))
     fields["num_text_layers"] = fields["text_layers"] - fields["num_universal_layers"]
     # Later entries win: `model_num_frames` stands where a file has both names for frames.

@@ -128,7 +128,8 @@ def from_directory(
     config = MPlug2Config.from_pretrained(path, trust_remote_code=False)
     stored = CLASSES.get((config.architectures or [""])[0], MPlug2Model)
     if model_class not in (None, stored) or task is not None:
-        changes = {"task": task} | changes  # another class does not have the task of the one that wrote the directory
+        # another class does not have the task of the one that wrote the directory
+        changes = {"task": task} | changes
     config = config.changed(changes, branch)
     if model_class is None and task is not None and task not in stored.TASKS:
         model_class = class_for(config, ())
@@ -192,7 +193,8 @@ def assemble(
     with torch.device("meta"):
         model = model_class(config)
     own = model.state_dict()
-    fresh: dict[str, Tensor] = {}  # of everything that is no network: projections, queues, classifiers
+    # of everything that is no network: projections, queues, classifiers
+    fresh: dict[str, Tensor] = {}
     for name, head in model_class.heads(model.config).items():
         head.apply(model._init_weights)
         fresh |= {f"{name}.{key}": tensor for key, tensor in head.state_dict().items()}
@@ -217,7 +219,8 @@ def assemble(
         if origin not in source:
             origin = origin.replace("masked_lm.", "decoder.head.", 1)
         if key != origin and origin in source:
-            state[key] = lambda origin=origin: read(origin).clone()  # it will be trained apart from its origin
+            # it will be trained apart from its origin
+            state[key] = lambda origin=origin: read(origin).clone()
         elif key in fresh:
             state[key] = partial(fresh.__getitem__, key)
             started.add(key.partition(".")[0])
@@ -384,7 +387,8 @@ def text_rules(config: MPlug2Config) -> list[Rule]:
         # Numbers are spelled out, so that a field never swallows a universal layer.
         numbers = "|".join(map(str, range(first)))
         rules += layer_rules(f"encoder.layer.{{i:{numbers}}}.", "text.layers.{i}.")
-    for k in range(config.num_universal_layers):  # the file's last layers, which alone have cross-attention
+    for k in range(config.num_universal_layers):
+        # the file's last layers, which alone have cross-attention
         theirs, ours = f"encoder.layer.{first + k}.", f"universal.stacks.shared.{k}."
         rules += [
             *layer_rules(theirs, ours, cross=True),

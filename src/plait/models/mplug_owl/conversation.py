@@ -154,7 +154,8 @@ def training_row(
     for piece, learned in pieces:
         if piece in RUNS and not learned:
             new = [RUNS[piece]] * tokens_per_media
-            if len(ids) + len(new) > max_length:  # half a medium would take features of the next one
+            if len(ids) + len(new) > max_length:
+                # half a medium would take features of the next one
                 break
         else:
             new = encode(piece) + ([eos] if learned else []) if piece or learned else []

@@ -325,7 +325,8 @@ def around(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the caller's own draws stay as they are
         torch.manual_seed(seed)
-        with torch.device("meta"):  # a shell: drawing weights that the source replaces takes minutes at 7B
+        with torch.device("meta"):
+            # a shell: drawing weights that the source replaces takes minutes at 7B
             shell = build_language_model(config.text_sizes)
         model = MPlugOwlForConditionalGeneration(config, shell)
     model.language_model = adopt(language_model)

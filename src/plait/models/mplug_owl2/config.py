@@ -182,7 +182,8 @@ class MPlugOwl2Config(Presets, OpensAlone, PreTrainedConfig):
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    max_position_embeddings: int = 4096  # what LLaMA-2 was trained for; the official converter writes 2048
+    # what LLaMA-2 was trained for; the official converter writes 2048
+    max_position_embeddings: int = 4096
     rope_parameters: dict[str, Any] | None = None
     trained_length: int | None = None
     use_ntk: bool = True

@@ -176,7 +176,8 @@ def turns_of(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
     Raises ValueError where roles do not alternate.
     """
     messages = list(messages)
-    if messages and messages[0]["from"] == "gpt":  # nothing asked for it; the released script drops it too
+    if messages and messages[0]["from"] == "gpt":
+        # nothing asked for it; the released script drops it too
         messages = messages[1:]
     for i, message in enumerate(messages):
         expected = ("human", "gpt")[i % 2]
@@ -226,7 +227,8 @@ def official_labels(
         labels[end : end + asked] = [IGNORED] * len(labels[end : end + asked])
         end += length
     labels[end:] = [IGNORED] * len(labels[end:])
-    if end < max_length and end != sum(i != pad_token_id for i in ids):  # lengths differ: the sample teaches nothing
+    if end < max_length and end != sum(i != pad_token_id for i in ids):
+        # lengths differ: the sample teaches nothing
         return [IGNORED] * len(ids)
     return labels
 

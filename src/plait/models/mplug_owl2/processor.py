@@ -227,7 +227,8 @@ class MPlugOwl2Processor(TalkingProcessor):
             for i, label in zip(cut, cut if row.labels is None else row.labels):
                 is_image = i == IMAGE_PLACEHOLDER
                 count = self.tokens_per_image if is_image else 1
-                if limit is not None and len(ids) + count > limit:  # half an image would take features of the next
+                if limit is not None and len(ids) + count > limit:
+                    # half an image would take features of the next
                     break
                 num_images += is_image
                 ids += [image_id if is_image else i] * count

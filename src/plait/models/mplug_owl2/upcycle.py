@@ -219,7 +219,8 @@ def write_upcycled(
             tower = sizes = VisionConfig(**fields)
         else:
             tower, sizes = vision, VisionConfig(**clip_tower(Path(vision), image_size)[0])
-        heads = max(1, sizes.dim // 64)  # heads of 64, as published; one head where they do not divide the width
+        # heads of 64, as published; one head where they do not divide the width
+        heads = max(1, sizes.dim // 64)
         reader = AbstractorConfig(
             num_queries=num_queries,
             num_heads=heads if sizes.dim % heads == 0 else 1,

@@ -272,7 +272,8 @@ def resized(
     if config.tie_word_embeddings:  # the head is the table; loading ties them again
         del state["lm_head.weight"]
     table, queries = "model.vision.position_embedding", "model.abstractor.queries"
-    if vision.use_cls_token:  # bicubic, the class position's row kept (specification mPLUG-Owl2, section 8.4)
+    if vision.use_cls_token:
+        # bicubic, the class position's row kept (specification mPLUG-Owl2, section 8.4)
         state[table] = resize_absolute(state[table][0], vision.grid)[None]
     # Learned queries are no smooth curve: a mean of neighbours reads features that the language model never saw, a copy
     # of the nearest reads known ones. Copies differ in their sine position, so that training can part them.

@@ -558,7 +558,8 @@ def parse_conv_spec(spec: str | Sequence[Sequence[int]]) -> list[tuple[int, int,
         block, _, times = term.partition("*")
         try:
             found, count = [(int(c), int(k), int(s)) for c, k, s in ast.literal_eval(block.strip())], int(times or 1)
-            if len(layers) + len(found) * max(count, 0) > MAX_CONVS:  # a factor of eight digits takes all memory
+            if len(layers) + len(found) * max(count, 0) > MAX_CONVS:
+                # a factor of eight digits takes all memory
                 raise ValueError("too many layers")
             layers += found * count
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:

@@ -95,7 +95,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    accepts_loss_kwargs = False  # means over samples, in which Trainer's count of labels has no place
+    # means over samples, in which Trainer's count of labels has no place
+    accepts_loss_kwargs = False
     # For `device_map`: residual streams must not cross devices inside a layer.
     _no_split_modules = ["RoutedEncoderLayer"]  # noqa: RUF012
 
@@ -110,7 +111,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
         The functions of `transformers.initialization` leave loaded tensors alone, which torch's own
         in-place calls would overwrite.
         """
-        if (std := getattr(module, "fresh_std", None)) is not None:  # a layer that says how it begins
+        if (std := getattr(module, "fresh_std", None)) is not None:
+            # a layer that says how it begins
             init.normal_(cast("Tensor", module.weight), std=std)
             init.zeros_(cast("Tensor", module.bias))
         elif isinstance(module, nn.Linear | nn.Embedding):
@@ -150,7 +152,8 @@ class OnePeacePreTrainedModel(PreTrainedModel):
 
     def _draw(self, parameter: Tensor) -> None:
         """A normal of std `init_std`, cut at one sigma on both sides, into `parameter`."""
-        std = self.config.init_std  # cut at one sigma, as released: the drawn deviation is about half of it
+        # cut at one sigma, as released: the drawn deviation is about half of it
+        std = self.config.init_std
         init.trunc_normal_(parameter, std=std, a=-std, b=std)
 
 
@@ -183,7 +186,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         for modality, adapter in self.adapters.items():
             if modality in given or modality not in ADAPTERS:
                 for module in adapter.modules():
-                    cast("Any", module)._is_hf_initialized = True  # so post_init draws it no second time
+                    # so post_init draws it no second time
+                    cast("Any", module)._is_hf_initialized = True
         self.trunk = RoutedEncoder(
             config.dim,
             config.num_heads,
@@ -227,7 +231,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             )
         if like is not None and like not in self.adapters:
             raise UsageError(f"expected like among {', '.join(self.modalities)}, got {like!r}")
-        if callable(begin_from := getattr(adapter, "begin_from", None)):  # it may start from what the model has
+        if callable(begin_from := getattr(adapter, "begin_from", None)):
+            # it may start from what the model has
             begin_from(self)
         adapter.to(device=self.device, dtype=self.dtype)
         check_width(name, adapter, self.config.dim)
@@ -275,7 +280,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             state = self.state_dict() if state_dict is None else state_dict
             apart = {key: value for key, value in state.items() if modality_of(key) in added}
             state_dict = {key: value for key, value in state.items() if key not in apart}
-        if is_main_process and (place / ADDED).is_file():  # of an earlier save, whose index would go on naming it
+        if is_main_process and (place / ADDED).is_file():
+            # of an earlier save, whose index would go on naming it
             (place / DIRECTORY_FILES[0]).unlink(missing_ok=True)
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
         if apart and is_main_process:
@@ -512,7 +518,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         """
         if unknown := [name for name in others if name not in self.modalities]:
             raise ValueError(f"expected inputs of {', '.join(self.modalities)}, got {', '.join(unknown)}")
-        if input_ids is None and audio_attention_mask is None:  # alone, sounds have the mask by its usual name
+        if input_ids is None and audio_attention_mask is None:
+            # alone, sounds have the mask by its usual name
             audio_attention_mask = attention_mask
         frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
         inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
@@ -646,7 +653,8 @@ def modality_of(key: str) -> str | None:
     for part in ("adapters.", "projections.", ".mlp.", "trunk.norm.", "decoder.branches."):
         _, found, rest = key.partition(part)
         name = rest.split(".")[0]
-        if found and (name in BUILT_IN or is_registered(name)):  # else a cell that several modalities share
+        if found and (name in BUILT_IN or is_registered(name)):
+            # else a cell that several modalities share
             return name
     return None
 

@@ -232,7 +232,8 @@ class VideoLayer(nn.Module):
         over_time = over_time.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
         informed = x + self._dropped(over_time)
         y = self.space(layer.attn(layer.attn_norm(informed), bias, None, attend))
-        x = x + self._dropped(layer.attn_scale(y))  # of the layer's input: time acts through space only
+        # of the layer's input: time acts through space only
+        x = x + self._dropped(layer.attn_scale(y))
         normed = layer.mlp_norm(x)
         y = layer.mlp_scale(layer.mlp(normed, Route.only("image")))
         # Drop path meets the bottleneck alone; the feed-forward network itself is never dropped, as released.
