@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, Unpack, cast, overload
 
 import numpy as np
 
@@ -28,16 +28,14 @@ from plait.media.image import load_image
 from plait.media.values import is_array, is_picture
 from plait.media.video import load_video
 from plait.processing.videos import chooser
-from plait.types import Asks, Sample, Several, Writing
+from plait.types import Modality, Sample, Several, Skills, Task, Writing
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-__all__ = ["Assistant", "Box", "Detected", "Result", "Scored"]
+__all__ = ["Assistant", "Box", "Detected", "Looked", "Result", "Scored"]
 
-Task = Literal["caption", "answer", "rank", "match", "ground", "classify", "detect", "segment"]
-Kind = Literal["text", "image", "video", "audio"]
 OnBad = Literal["raise", "skip"]
 
 One = Union[str, bytes, Path, "Image", "np.ndarray", "torch.Tensor", Sample, "tuple[Any, ...]"]  # see `Assistant`
@@ -80,6 +78,19 @@ class Detected(NamedTuple):
     box: Box
     mask: Any = None
     mask_score: float = 0.0
+
+
+class Looked(NamedTuple):
+    """Where the pieces of an answer looked.
+
+    Attributes:
+        pieces: of the answer, as the model writes them.
+        maps: (pieces, frames, rows, columns) float32: the share of a piece's attention that fell on each cell of each
+            frame's grid, over heads and layers; the rest went to words and to positions of no place.
+    """
+
+    pieces: list[str]
+    maps: np.ndarray
 
 
 class Result(NamedTuple):
@@ -327,6 +338,43 @@ class Assistant:
         """
         return self._all("classify", items, on_bad, candidates=labels)
 
+    def attention(self, item: One, text: str, question: str = "") -> Looked:
+        """Where a model looked while it wrote a text about a picture or film.
+
+        The text is read once more behind its question, so what the model did and said stays as it was, beams or not.
+
+        Args:
+            item: one, see `Assistant`.
+            text: what it said: a caption, or an answer.
+            question: what it was asked; empty for a caption.
+
+        Raises:
+            ValueError: for a model that neither captions nor answers, an item without a picture, and a text without
+                words.
+
+        Example:
+            >>> looked = assistant.attention("dog.jpg", "brown", "what colour is it?")
+            >>> looked.maps.sum(0)[0]  # (rows, columns) of the picture
+        """
+        task: Task = "answer" if question else "caption"
+        if not text.strip():
+            raise ValueError("expected a text with words, got none; pass what the model said")
+        if task not in self.tasks:
+            raise ValueError(f"expected a model that can {task}, got {type(self.model).__name__}; pass another model")
+        (request,) = self.fitting(task, [request_of(item, question)])
+        if request.kind not in ("image", "video"):
+            raise ValueError(f"expected an image or a film to look at, got {request.kind}; pass one")
+        (ready,) = decoded([request], self.skills, self.frames, 1)
+        if ready.error:
+            raise ValueError(ready.error)
+        for one in (question, text):
+            self.skills.check_text(one)
+        import torch
+
+        with torch.inference_mode():
+            pieces, maps = self.skills.attention(request.kind, ready.prepared, question, text)
+        return Looked(pieces, maps.float().cpu().numpy())
+
     def stream(
         self,
         task: Task,
@@ -496,89 +544,6 @@ def _known(options: Mapping[str, Any]) -> Mapping[str, Any]:
     return options
 
 
-class Skills(Asks, Protocol):
-    """What a family writes to take part: its model and processor behind one small interface.
-
-    Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item. Only
-    the methods of the family's own `tasks` are called.
-
-    Attributes:
-        tasks: what this model does.
-        kinds: what it looks at.
-        num_frames: of a clip.
-        labels: what a classification head knows, empty without one.
-    """
-
-    tasks: frozenset[Task]
-    kinds: frozenset[Kind]
-    labels: tuple[str, ...]
-
-    def prepare(self, kind: Kind, value: Any) -> Any:
-        """One decoded item on the host. Called from several threads.
-
-        Args:
-            kind: text, image, video or audio.
-            value: a text, a PIL image, a list of PIL frames (or of the pictures of one item), or samples (samples,) at
-                `sampling_rate`.
-
-        Returns:
-            Whatever the other methods take of one item.
-        """
-        ...
-
-    def check_text(self, text: str) -> None:
-        """Check a question, phrase, answer or label before any item is decoded.
-
-        Raises:
-            ValueError: where it is over the model's limit.
-        """
-        ...
-
-    def caption(self, kind: Kind, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
-        """A description of each item.
-
-        options: `num_beams, min_length, max_length` where given.
-        """
-        ...
-
-    def answer(
-        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
-    ) -> list[str]:
-        """A free answer to each question about its item."""
-        ...
-
-    def rank(
-        self, kind: Kind, prepared: Sequence[Any], questions: Sequence[str], answers: Several[str]
-    ) -> Sequence[Sequence[tuple[str, float]]]:
-        """All `answers` for each question, best first, with probabilities that sum to 1."""
-        ...
-
-    def fits(self, kind: Kind, prepared: Sequence[Any], texts: Sequence[str]) -> list[float]:
-        """How probable it is that each text says what its item shows, 0 to 1."""
-        ...
-
-    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
-        """A box for each phrase in its image: x0, y0, x1, y1 as shares of width and height."""
-        ...
-
-    def classify(
-        self, kind: Kind, prepared: Sequence[Any], labels: Several[str] | None
-    ) -> Sequence[Sequence[tuple[str, float]]]:
-        """Labels for each item, best first: those of its head, or (where it can) the given ones."""
-        ...
-
-    def detect(self, prepared: Sequence[Any], threshold: float) -> list[dict[str, Any]]:
-        """The objects of each image above a threshold, as tensors of the host, best first.
-
-        scores and labels (n,), boxes (n, 4) in pixels; masks (n, height, width) and mask_scores (n,) where there are.
-        """
-        ...
-
-    def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Any]:
-        """The class of every pixel of each image, (height, width) on the host; of the published scales, or of one."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """One item with the text that goes with it.
@@ -593,7 +558,7 @@ class Request:
     """
 
     name: str
-    kind: Kind
+    kind: Modality
     value: Any
     text: str = ""
     error: str | None = None
@@ -651,7 +616,7 @@ def request_of(item: Any, text: str = "") -> Request:
     if isinstance(item, bytes):
         if (kind := kind_of(item)) not in ("image", "video", "audio"):
             raise ValueError(f"expected the bytes of an image, video or sound, got {len(item)} of none; pass one")
-        return Request(f"{len(item)} bytes in memory", cast("Kind", kind), item, text)
+        return Request(f"{len(item)} bytes in memory", cast("Modality", kind), item, text)
     if isinstance(item, str | Path):
         path = Path(item)
         return Request(str(path), _kind_of_file(path), path, text)
@@ -727,7 +692,7 @@ def _request_or_error(item: Any, text: str, name: str | None = None) -> Request:
         return Request(str(item) if name is None else name, "image", None, text, str(error))
 
 
-def _kind_of_file(path: Path) -> Kind:
+def _kind_of_file(path: Path) -> Modality:
     """Image, video or sound, by content. Raises ValueError for anything else, and for an empty or missing file."""
     if not path.is_file():
         raise ValueError(f"expected a file, got {path}: {'not a regular file' if path.exists() else 'no such file'}")

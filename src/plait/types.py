@@ -310,3 +310,96 @@ class Asks(Protocol):
             medium: what it is about.
         """
         ...
+
+
+Task = Literal["caption", "answer", "rank", "match", "ground", "classify", "detect", "segment"]
+
+
+class Skills(Asks, Protocol):
+    """What a family writes to take part: its model and processor behind one small interface.
+
+    Everything happens in batches of one kind, in order; `prepared` holds what `prepare` made of each item. Only
+    the methods of the family's own `tasks` are called.
+
+    Attributes:
+        tasks: what this model does.
+        kinds: what it looks at.
+        num_frames: of a clip.
+        labels: what a classification head knows, empty without one.
+    """
+
+    tasks: frozenset[Task]
+    kinds: frozenset[Modality]
+    labels: tuple[str, ...]
+
+    def prepare(self, kind: Modality, value: Any) -> Any:
+        """One decoded item on the host. Called from several threads.
+
+        Args:
+            kind: text, image, video or audio.
+            value: a text, a PIL image, a list of PIL frames (or of the pictures of one item), or samples (samples,) at
+                `sampling_rate`.
+
+        Returns:
+            Whatever the other methods take of one item.
+        """
+        ...
+
+    def check_text(self, text: str) -> None:
+        """Check a question, phrase, answer or label before any item is decoded.
+
+        Raises:
+            ValueError: where it is over the model's limit.
+        """
+        ...
+
+    def caption(self, kind: Modality, prepared: Sequence[Any], options: Mapping[str, Any]) -> list[str]:
+        """A description of each item.
+
+        options: `num_beams, min_length, max_length` where given.
+        """
+        ...
+
+    def answer(
+        self, kind: Modality, prepared: Sequence[Any], questions: Sequence[str], options: Mapping[str, Any]
+    ) -> list[str]:
+        """A free answer to each question about its item."""
+        ...
+
+    def attention(self, kind: Modality, prepared: Any, question: str, text: str) -> tuple[list[str], Any]:
+        """Where a text about one item looked: its pieces, and a tensor (pieces, frames, rows, columns) of shares.
+
+        question: empty for a caption. Raises ValueError for a text without pieces.
+        """
+        ...
+
+    def rank(
+        self, kind: Modality, prepared: Sequence[Any], questions: Sequence[str], answers: Several[str]
+    ) -> Sequence[Sequence[tuple[str, float]]]:
+        """All `answers` for each question, best first, with probabilities that sum to 1."""
+        ...
+
+    def fits(self, kind: Modality, prepared: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        """How probable it is that each text says what its item shows, 0 to 1."""
+        ...
+
+    def ground(self, prepared: Sequence[Any], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
+        """A box for each phrase in its image: x0, y0, x1, y1 as shares of width and height."""
+        ...
+
+    def classify(
+        self, kind: Modality, prepared: Sequence[Any], labels: Several[str] | None
+    ) -> Sequence[Sequence[tuple[str, float]]]:
+        """Labels for each item, best first: those of its head, or (where it can) the given ones."""
+        ...
+
+    def detect(self, prepared: Sequence[Any], threshold: float) -> list[dict[str, Any]]:
+        """The objects of each image above a threshold, as tensors of the host, best first.
+
+        scores and labels (n,), boxes (n, 4) in pixels; masks (n, height, width) and mask_scores (n,) where there are.
+        """
+        ...
+
+    def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Any]:
+        """The class of every pixel of each image, (height, width) on the host; of the published scales, or of one."""
+        ...

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -67,6 +68,16 @@ def test_modules_that_were_entered_are_listed_and_hooks_go() -> None:
     assert [(one.name, one.times, one.parameters) for one in passed] == [("used", 2, 9)]
 
 
+def test_the_place_that_was_looked_at_is_bright_and_everything_else_dark() -> None:
+    frames = [Image.new("RGB", (40, 20), color) for color in ("white", "yellow")]
+    shares = np.zeros((2, 2, 4), np.float32)
+    shares[0, 0, 0], shares[1, 1, 3] = 0.1, 0.5
+    shown, caption = ui.seen_there(frames, shares, "▁dog")
+    assert shown.size == (40, 20) and caption == "dog: 60.0%, frame 2"
+    assert shown.getpixel((39, 19)) == (255, 255, 0) and shown.getpixel((0, 0)) == (51, 51, 0)
+    assert ui.seen_there(frames[:1], shares[:1], " ")[1] == "space: 10.0%"
+
+
 def test_the_command_wants_something_to_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ui"]) == 2
     assert "--index, --chat or --assist" in capsys.readouterr().err
@@ -80,6 +91,15 @@ def address(index: Index) -> str:
         port = place.getsockname()[1]
     chat, assistant = Chat(SAVED / "mplug_owl2", max_new_tokens=6), Assistant(SAVED / "mplug2_grounding")
     return ui.launch(ui.Held(index, chat, assistant), port=port, wait=False)
+
+
+@pytest.fixture(scope="module")
+def writing() -> str:
+    pytest.importorskip("gradio", reason="needs the extra ui")
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    return ui.launch(ui.Held(None, None, Assistant(SAVED / "mplug2_captions")), port=port, wait=False)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +151,24 @@ def test_the_page_is_clicked_through(address: str, browser: Any, index: Index, w
     assert "no answer" not in page.locator("#talk").inner_text() and fits()
     own = address.rstrip("/")
     assert [url for url in asked if not url.startswith((own, "data:", "blob:"))] == []  # nothing from elsewhere
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_where_an_answer_looked_is_shown(writing: str, browser: Any, index: Index, width: int) -> None:
+    page = browser.new_context(viewport={"width": width, "height": 844}).new_page()
+    page.set_default_timeout(90_000)
+    page.goto(writing)
+    page.locator("input[type=file]").first.set_input_files(index.list(limit=1)[0]["path"])
+    page.locator("img").first.wait_for()
+    page.get_by_label("answer", exact=True).check()
+    page.locator("#asked textarea, #asked input").first.fill("what is this?")
+    page.locator("#look").click()
+    page.locator("#looked img").first.wait_for()
+    assert "the whole answer" in page.locator("#looked").inner_text()
+    assert page.locator("#looked img").count() > 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ Ranked = list[list[tuple[str, float]]]
 
 
 class DecidingSkills(Asking):
-    """What a `plait.Assistant` and an evaluation may ask a head; see `plait.assistant.Skills`.
+    """What a `plait.Assistant` and an evaluation may ask a head; see `plait.types.Skills`.
 
     released: what the classes of published heads mean, whose checkpoints hold numbers alone. num_images: pictures of
     one item. is_multi_label: several classes may hold at once, so that each has a probability of its own.

@@ -7,6 +7,7 @@ A family writes `written` (questions to prompts) and `answered`; everything else
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from plait.generation.asking import Asking
-from plait.generation.candidates import Tail, answer_losses, tail_losses
+from plait.generation.candidates import IGNORED, Tail, answer_losses, tail_losses
+from plait.nn.attention import watching
 from plait.types import Ask, Capability, Decoding, as_words
 
 MAX_NEW_TOKENS = 128
 
 
 class TalkingSkills(Asking):
-    """What a `plait.Assistant` may ask a model that talks; see `plait.assistant.Skills`.
+    """What a `plait.Assistant` may ask a model that talks; see `plait.types.Skills`.
 
     family: its name in messages. describe, name: what is asked for a caption and for labels, with
     `{kind}`. placeholders: kind -> what stands for a medium in a question. A family writes `written`
@@ -39,6 +41,8 @@ class TalkingSkills(Asking):
     describe: str
     name: str
     placeholders: Mapping[str, str]
+    abstractor: str = "abstractor"
+    """Where the model has it."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -197,6 +201,47 @@ class TalkingSkills(Asking):
             shares, order = (-losses).softmax(0).sort(descending=True, stable=True)
             ranked.append([(answers[i], share) for i, share in zip(order.tolist(), shares.tolist(), strict=True)])
         return ranked
+
+    def attention(self, kind: str, prepared: Any, question: str, text: str) -> tuple[list[str], Tensor]:
+        """Where the pieces of a text looked, see `plait.types.Skills`.
+
+        The language model's attention to the vectors of a medium, times what each of these read of its patches.
+
+        Raises:
+            ValueError: for a text without pieces, and where the prompt leaves it no room.
+        """
+        asked = self.asked(kind, prepared, question or self.describe.format(kind=kind))
+        rows = self.answered(kind, prepared, asked, [text]).to(self.model.device)
+        self.check_prompt(rows["input_ids"].shape[1])
+        labels = rows.pop("labels")[0]
+        written = (labels != IGNORED).nonzero()[:-1, 0]  # the end of the answer looks nowhere that anybody asks for
+        if not len(written):
+            raise ValueError(f"expected a text with words, got {text!r}; pass what the model said")
+        abstractor = self.model.get_submodule(self.abstractor)
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the others keep no weights
+        try:
+            with watching(abstractor.layers) as seen:
+                weights = self.model(**rows, output_attentions=True).attentions
+        finally:
+            self.model.set_attn_implementation(before)
+        # a piece is written at the position before it
+        said = torch.stack([layer[0].float().mean(0) for layer in weights]).mean(0)[written - 1]
+        places = [one.of(rows["input_ids"])[0] for one in self.model.media_places().values()]
+        count = abstractor.sizes.num_queries
+        # positions of a medium are its queries and an end vector, which read nothing
+        said = said[:, torch.stack(places).any(0)].unflatten(1, (-1, count + 1))[..., :count]
+        read = torch.stack(seen).mean(0)  # (media, queries, queries + positions)
+        queries = read.shape[1]
+        # clips have queries of their own, whose results are added to those of the first: half of each
+        read = read[..., queries:].unflatten(1, (-1, count)).mean(1)
+        clips = rows.get("pixel_values_videos")
+        frames = 1 if clips is None else clips.shape[2]
+        found = torch.einsum("pmq,mqk->pmk", said, read).unflatten(2, (frames, -1)).flatten(1, 2)
+        grid = math.isqrt(found.shape[2])
+        found = found[..., found.shape[2] - grid**2 :]  # without the class position, where the tower has one
+        pieces = self.processor.tokenizer.convert_ids_to_tokens(rows["input_ids"][0, written].tolist())
+        return pieces, found.unflatten(2, (grid, grid))
 
     def classify(
         self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None

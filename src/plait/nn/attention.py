@@ -9,7 +9,9 @@ added to scores is called a bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -203,6 +205,40 @@ class _Caller(nn.Module):
     is_causal = False
     num_key_value_groups = 1
     training = False
+
+
+@contextmanager
+def watching(modules: Iterable[nn.Module]) -> Generator[list[Tensor]]:
+    """Note how modules attend while the context is open; what they compute stays the same to the bit.
+
+    Args:
+        modules: whose `forward` takes an attention function as `attend`. Their hooks are gone afterwards.
+
+    Yields:
+        A list that fills with weights (batch, queries, keys) in float32, the mean over heads, one for every call.
+    """
+    seen: list[Tensor] = []
+
+    def noting(attend: AttentionFunction) -> AttentionFunction:
+        def call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, key_mask: Tensor | None) -> Tensor:
+            # what attention reads from the identity are its weights
+            keys = torch.eye(k.shape[2], device=k.device)[None, None]
+            seen.append(eager_attention(q.float(), k.float(), keys, bias, key_mask).mean(1))
+            return attend(q, k, v, bias, key_mask)
+
+        return call
+
+    def hand(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = inspect.signature(module.forward).bind(*args, **kwargs)
+        given.arguments["attend"] = noting(given.arguments["attend"])
+        return given.args, given.kwargs
+
+    hooks = [module.register_forward_pre_hook(hand, with_kwargs=True) for module in modules]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:

@@ -13,15 +13,19 @@ import html
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from plait.embedder.parts import parts_of
 from plait.errors import import_extra
 from plait.media import kind_of
 from plait.media.image import load_image
+from plait.media.video import load_video
 from plait.modalities import names
+from plait.processing.videos import chooser
 from plait.report.page import picture_uri
 from plait.search.finding import Found, find
 from plait.search.page import clock
@@ -29,6 +33,8 @@ from plait.search.thumbnails import thumbnail
 from plait.ui.passed import Passed, passing
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from plait.assistant import Assistant
     from plait.chat import Chat
     from plait.search.hits import Hit
@@ -41,6 +47,8 @@ _ASKED = {
     "match": "Text that may fit",
 }  # fmt: skip
 """Task -> what its words are."""
+_PIECES, _SIDE = 24, 512
+"""Pieces of an answer that are shown beside the whole of it, and pixels of the longer side of their pictures."""
 
 
 class Held(NamedTuple):
@@ -264,7 +272,7 @@ def _chat_tab(gradio: Any, chat: Chat) -> None:
 
 
 def _look_tab(gradio: Any, assistant: Assistant) -> None:
-    """One picture or film and one task: words, a box drawn, labels; and the modules that the answer passed."""
+    """One picture or film and one task: words, a box drawn, labels; where the answer looked, and what it passed."""
     tasks = [task for task in _TASKS if task in assistant.tasks or (task == "match" and "rank" in assistant.tasks)]
     with gradio.Row():
         with gradio.Column(scale=1, min_width=300):
@@ -277,6 +285,10 @@ def _look_tab(gradio: Any, assistant: Assistant) -> None:
             told = gradio.Textbox(label="Answer", interactive=False, elem_id="told")
             boxed = gradio.AnnotatedImage(label="Where it is", visible=False, elem_id="boxed")
             shares = gradio.Label(label="How likely", visible=False)
+            places = gradio.Gallery(
+                label="Where the answer looked, and each of its pieces", visible=False, elem_id="looked", columns=3,
+                height=360, object_fit="contain", interactive=False,
+            )  # fmt: skip
             modules = gradio.HTML(label="Modules passed", elem_id="modules")
 
     def look(image: str | None, clip: str | None, what: str, text: str) -> tuple[Any, ...]:
@@ -286,6 +298,9 @@ def _look_tab(gradio: Any, assistant: Assistant) -> None:
         try:
             with passing(assistant.model) as passed:
                 value = _asked(assistant, what, Path(item), text)
+            # an answer without words looked nowhere
+            is_written = what in ("caption", "answer") and bool(value.strip())
+            looked = _looked(assistant, Path(item), value, text if what == "answer" else "") if is_written else []
         except (ValueError, OSError) as error:
             raise gradio.Error(str(error), duration=None) from error
         where, likely = None, None
@@ -299,12 +314,12 @@ def _look_tab(gradio: Any, assistant: Assistant) -> None:
             value = f"{value:.0%}"
         return (
             value, gradio.AnnotatedImage(where, visible=where is not None), gradio.Label(likely, visible=bool(likely)),
-            passed_table(passed),
+            gradio.Gallery(looked, visible=bool(looked)), passed_table(passed),
         )  # fmt: skip
 
     task.change(lambda what: gradio.Textbox(label=_ASKED[what] or "Words"), task, words, api_name=False)
     for event in (ask.click, words.submit):
-        event(look, [picture, film, task, words], [told, boxed, shares, modules], api_name=False)
+        event(look, [picture, film, task, words], [told, boxed, shares, places, modules], api_name=False)
 
 
 def _asked(assistant: Assistant, task: str, item: Path, text: str) -> Any:
@@ -314,6 +329,43 @@ def _asked(assistant: Assistant, task: str, item: Path, text: str) -> Any:
     if task == "classify":
         return assistant.classify(item, [one.strip() for one in text.split(",") if one.strip()] or None)
     return getattr(assistant, task)(item, text)
+
+
+def _looked(assistant: Assistant, item: Path, said: str, question: str) -> list[tuple[Image, str]]:
+    """Pictures of where an answer looked, and where each of its first pieces did, with their captions."""
+    looked = assistant.attention(item, said, question)
+    if kind_of(item) == "video":
+        count = assistant.skills.num_frames
+        shown = load_video(item, count, choose=chooser(assistant.frames, count)).frames
+    else:
+        shown = [load_image(item)]
+    named = [("the whole answer", looked.maps.mean(0)), *zip(looked.pieces, looked.maps, strict=True)]
+    return [seen_there(shown, shares, name) for name, shares in named[: 1 + _PIECES]]
+
+
+def seen_there(frames: Sequence[Image], shares: np.ndarray, name: str) -> tuple[Image, str]:
+    """The frame that was looked at most, dark where nothing looked.
+
+    Args:
+        frames: of the film, or the one picture.
+        shares: (steps, rows, columns) of `plait.assistant.Looked`; a step may span several frames.
+        name: of what looked.
+
+    Returns:
+        A picture of at most `_SIDE` pixels a side, and its caption with the share of attention that is on the frames.
+    """
+    from PIL import Image as Pictures
+
+    step = int(shares.sum((1, 2)).argmax())
+    number = step * len(frames) // len(shares)
+    frame = frames[number].convert("RGB")
+    frame.thumbnail((_SIDE, _SIDE))
+    light = shares[step] / max(float(shares[step].max()), 1e-12)
+    mask = Pictures.fromarray((255 * light).astype(np.uint8)).resize(frame.size, Pictures.Resampling.BILINEAR)
+    dark = Pictures.fromarray((np.asarray(frame) * 0.2).astype(np.uint8))
+    place = f", frame {number + 1}" if len(frames) > 1 else ""
+    caption = f"{name.replace('▁', ' ').strip() or 'space'}: {shares.sum():.1%}{place}"
+    return Pictures.composite(frame, dark, mask), caption
 
 
 def passed_table(passed: list[Passed]) -> str:

@@ -22,6 +22,7 @@ from plait.generation.asking import Asking
 from plait.generation.deciding import DecidingSkills, best_first, named_labels
 from plait.models.mplug2.composition import instruct, path_of
 from plait.models.mplug2.processor import MPlug2Processor
+from plait.nn.attention import watching
 from plait.objectives.grounding import corners
 from plait.types import Ask, Capability, Decoding, Modality, Question, QuestionKind
 
@@ -58,7 +59,7 @@ _MARKS = re.compile(r"([,.'!?\"()*#:;~])")
 
 
 class MPlug2Skills(Asking):
-    """See `plait.assistant.Skills`; a model with `config.instructions` is told what to do as in its training.
+    """See `plait.types.Skills`; a model with `config.instructions` is told what to do as in its training.
 
     Raises ValueError for a class without an offer.
     """
@@ -132,6 +133,39 @@ class MPlug2Skills(Asking):
         asked = self._tokens(self._asked(kind, questions))
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
+
+    def attention(self, kind: str, prepared: Tensor, question: str, text: str) -> tuple[list[str], Tensor]:
+        """Where the pieces of a text looked: the decoder's attention on patches, see `plait.types.Skills`.
+
+        Args:
+            kind: image or video.
+            prepared: (3, side, side) or (3, time, side, side).
+            question: empty for a caption.
+            text: what the model said.
+
+        Returns:
+            Pieces, and (pieces, frames, rows, columns).
+
+        Raises:
+            ValueError: for a model without a decoder, and a text without pieces.
+        """
+        if getattr(self.writer.model, "decoder", None) is None:
+            raise ValueError(f"expected a model that writes, got {self.name}; pass another model")
+        asked = self._asked(kind, [question]) if question else [instruct("caption", kind)] if self.instructed else None
+        words = {} if asked is None else self._tokens(asked)
+        # the end tokens are not asked where they looked; what is left of each row is fed to predict the next piece
+        ids = self.processor.answers([text])["input_ids"]
+        ids = ids[:, : int((ids != self.model.config.eos_token_id).sum())].to(self.model.device)
+        if ids.shape[1] < 2:
+            raise ValueError(f"expected a text with words, got {text!r}; pass what the model said")
+        pixels = self._pixels(kind, [prepared])
+        with watching([layer.cross_attn for layer in self.writer.model.decoder.layers]) as seen:
+            self.writer(**pixels, **words, decoder_input_ids=ids[:, :-1])
+        grid, weights = self.model.config.vision_sizes.grid, torch.stack(seen).mean(0)[0]
+        # class token, patches frame by frame, then the words of the question
+        patches = weights[:, 1 : weights.shape[1] - (words["input_ids"].shape[1] if words else 0)]
+        pieces = self.processor.tokenizer.convert_ids_to_tokens(ids[0, 1:].tolist())
+        return pieces, patches.unflatten(1, (-1, grid, grid))
 
     def reply(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
         """Answers, or captions where there are no words; several pictures are one clip."""

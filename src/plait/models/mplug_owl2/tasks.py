@@ -37,6 +37,7 @@ class MPlugOwl2Skills(TalkingSkills):
 
     family, describe = "mPLUG-Owl2", "Provide a one-sentence caption for the provided {kind}."
     name = "What is in this {kind}? Answer the question using a single word or phrase."
+    abstractor = "model.abstractor"
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:

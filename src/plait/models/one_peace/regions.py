@@ -668,7 +668,7 @@ def from_official_vision(
 
 
 class OnePeaceRegionSkills(Asking):
-    """See `plait.assistant.Skills`: what a detector does for an `Assistant`."""
+    """See `plait.types.Skills`: what a detector does for an `Assistant`."""
 
     capabilities: tuple[Capability, ...] = ("detect",)
 
@@ -702,7 +702,7 @@ SCALES = tuple(side / 896 for side in range(384, 1153, 128))
 
 
 class OnePeaceMaskSkills(Asking):
-    """See `plait.assistant.Skills`: what a segmenter does for an `Assistant`."""
+    """See `plait.types.Skills`: what a segmenter does for an `Assistant`."""
 
     capabilities: tuple[Capability, ...] = ("segment",)
 

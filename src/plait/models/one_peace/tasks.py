@@ -247,7 +247,7 @@ PHRASES = {"text": "{label}", "image": "a photo of a {label}.", "audio": "This i
 
 
 class OnePeaceSkills(_Prepares, Asking):
-    """A model that embeds: items are compared with labels as sentences; see `plait.assistant.Skills`."""
+    """A model that embeds: items are compared with labels as sentences; see `plait.types.Skills`."""
 
     tasks = frozenset({"classify"})
     capabilities: tuple[Capability, ...] = ("embed",)
