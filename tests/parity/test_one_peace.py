@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.parity.cases import Case, Place, Settings, discover
-from plait.parity.later import LATER
-from plait.parity.run import find, run_all, run_case, select
+from plait.parity.run import LATER, find, run_all, run_case, select
 from plait.parity.runners import NotRun, Runner
 
 BUILT = [place.name for place in discover(Path(__file__).parents[1] / "goldens") if place.system == "one_peace"]

@@ -36,6 +36,7 @@ def snippets(split):
 def llm(tmp_path, monkeypatch):
     news = [Sample(str(i), text="the bank said on tuesday", split="test") for i in range(2)]
     monkeypatch.setattr(training, "snippets", snippets)
+    monkeypatch.setitem(small.TOWERS, "small", small.TOWERS["tiny"])
     monkeypatch.setattr(training, "reuters_r8", lambda: iter(news))
     config = LlamaConfig(
         vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

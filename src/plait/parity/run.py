@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import plait
 from plait.errors import UsageError
 from plait.parity.cases import Case, Place, Settings, discover, fields_of
-from plait.parity.later import LATER
 from plait.parity.runners import REGISTRY, NotRun, Quirk, Runner
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 CLONE = "run from a checkout of the repository, installed with pip install -e ."
 GOLDEN_RUNNERS = "plait_golden_runners"
 """The name under which the directory of runners is imported, so that they can import one another."""
+LATER: dict[str, dict[str, int]] = {}
+"""System -> beginning of the names of cases that no runner serves yet -> the issue that brings it."""
 
 
 def select(directory: Path, system: str | None = None, case: str | None = None) -> list[Place]:

@@ -1,14 +1,20 @@
-"""`Hit`: one result of a search; several show themselves in a notebook."""
+"""`Hit`: one result of a search. In a notebook several show themselves as cards: a picture, the score, the name."""
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from plait.search.filters import COLUMNS
+
+_SIDE = 160
+"""Pixels of a picture in a notebook, all inside the cell."""
+_STYLE = "display:inline-block;width:170px;margin:4px;vertical-align:top;font-size:12px;overflow-wrap:anywhere"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,39 @@ class HitList(list[Hit]):
 
     def _repr_html_(self) -> str:
         """Thumbnails, players and scores."""
-        from plait.search.notebook import cards
+        shown = "".join(f'<figure style="{_STYLE}">{_picture(hit)}{_words(hit)}</figure>' for hit in self)
+        return f"<div>{shown or 'nothing found'}</div>"
 
-        return cards([asdict(hit) for hit in self])
+
+def _words(hit: Hit) -> str:
+    """Score, kind and name of a hit."""
+    name = hit.caption or (Path(hit.path).name if hit.path else hit.id)
+    return f"<figcaption>{hit.score:.3f} {html.escape(hit.modality)}<br>{html.escape(name)}</figcaption>"
+
+
+def _picture(hit: Hit) -> str:
+    """The picture, or the first frame, of a hit; nothing for other kinds, and its error where it cannot be read."""
+    from plait.embedder.parts import Part, load
+    from plait.media.values import medium
+    from plait.report.page import picture_uri
+
+    try:
+        kind = medium(hit.modality)
+        if hit.path is None or not (kind.is_drawn or kind.frames_of):
+            return ""
+        loaded = load(Part(hit.modality, Path(hit.path)), None)
+    except (ValueError, OSError) as error:
+        # the file may be gone since it was indexed
+        return f"<small>{html.escape(str(error).splitlines()[0])}</small>"
+    picture = loaded[0] if isinstance(loaded, list) else loaded
+    picture.thumbnail((_SIDE, _SIDE))
+    return f'<img alt="" src="{picture_uri(picture, quality=82)}">'
+
+
+def facts(stats: Mapping[str, Any]) -> str:
+    """What an index holds, as a small table."""
+    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in stats.items())
+    return f"<table>{rows}</table>"
 
 
 Hits = list[Hit]

@@ -32,7 +32,7 @@ from plait.reading import read_json
 from plait.search import ann
 from plait.search.exact import ANN_ROWS, Memory, is_large, unit, waiting
 from plait.search.filters import COLUMNS, quote, to_sql
-from plait.search.hits import HitList
+from plait.search.hits import HitList, facts
 from plait.search.ledger import AddReport, Ledger
 from plait.search.sources import Candidate, Entry, Problem, entry_of, expand, to_arrow
 from plait.terminal import progress_bar
@@ -528,8 +528,6 @@ class Index:
 
     def _repr_html_(self) -> str:
         """What it holds, as a small table, for notebooks."""
-        from plait.search.notebook import facts
-
         return facts(self.stats())
 
     def stats(self) -> dict[str, Any]:
