@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_fixtures import fixture
+from whole_fixtures import fixture, picture, sound
 
 from plait.cli import main
 from plait.data.manifest import read_manifest
@@ -117,6 +117,49 @@ def test_folds_are_the_splits_where_a_benchmark_has_no_others(tmp_path: Path) ->
     assert {row.id: row.split for row in rows} == {
         f"{'test' if fold == 1 else 'train'}/{name}": "test" if fold == 1 else "train" for name, fold in folds.items()
     }
+
+
+def test_any_fold_can_be_held_out(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "audio").mkdir()
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold in (1, 2, 3):
+        for label, name in enumerate(("dog", "rain")):
+            sound(tmp_path / "audio" / f"{fold}-{name}.wav")
+            lines.append(f"{fold}-{name}.wav,{fold},{label},{name},False,1,A")
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    for test, fold in ((None, "1"), ("3", "3")):
+        rows, _ = rows_of(TASKS["esc50"], tmp_path, tmp_path / "out", Splits(test=test))
+        assert {row.id for row in rows if row.split == "test"} == {f"test/{fold}-dog", f"test/{fold}-rain"}
+        assert len(rows) == 6
+    with pytest.raises(ValueError, match="expected items with answers in split '9'"):
+        rows_of(TASKS["esc50"], tmp_path, tmp_path / "out", Splits(test="9"))
+
+
+def test_scored_answers_of_the_releases_tables_are_kept(tmp_path: Path) -> None:
+    data, _ = fixture(TASKS["vqav2"], "one_peace_vqa", tmp_path / "data")
+    held_out = read(data, ("one_peace_vqa",), "val")[0]
+    lines = (data / "vqa_val.tsv").read_text().splitlines(keepends=True)
+    (data / "vqa_train.tsv").write_text("".join([lines[0], *(line.replace("is it", "was it") for line in lines[1:])]))
+    rows, _ = rows_of(TASKS["vqav2"], data, tmp_path / "out", Splits())
+    found = {row.id: row for row in rows}
+    assert len(rows) == 2 * len(held_out) > 0
+    for item in held_out:
+        scores = {answer: score for answer, _, score in item.meta["targets"]}
+        assert found[f"test/{item.id}"].meta["answer_scores"] == scores
+        assert scores[(found[f"test/{item.id}"].answers or [""])[0]] == max(scores.values())
+
+
+def test_classes_that_one_split_counts_are_named_by_the_other(tmp_path: Path) -> None:
+    for name in ("train/n1/1.png", "train/n2/2.png", "val/a.png", "val/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(tmp_path / name)
+    (tmp_path / "val.txt").write_text("a.png 0\nb.png 1\n")
+    for names in (("n1", "n2"), ("red", "blue")):
+        rows, _ = rows_of(TASKS["imagenet"], tmp_path, tmp_path / "out", Splits())
+        assert {row.id: row.label for row in rows if row.split == "test"} == {"test/a": names[0], "test/b": names[1]}
+        assert {row.label for row in rows if row.split == "train"} == set(names)
+        (tmp_path / "classes.txt").write_text("n1 red\nn2 blue\n")
 
 
 def row(name: str, split: str, image: Path | None = None, **words: Any) -> Sample:

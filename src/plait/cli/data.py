@@ -123,8 +123,8 @@ def from_benchmark(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="its official annotation files, with the media below")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
     *,
-    train: Annotated[str, typer.Option(help="split that trains, as the benchmark calls it")] = "train",
-    test: Annotated[str | None, typer.Option(help="split that is held out; the published one without it")] = None,
+    train: Annotated[str, typer.Option(help="split that trains, as the benchmark calls it, or TASK:SPLIT")] = "train",
+    test: Annotated[str | None, typer.Option(help="split or fold held out; the published one without it")] = None,
     media: Annotated[
         str | None, typer.Option(help="how media files are called, such as clips/{stem}.flac; as listed without it")
     ] = None,

@@ -20,12 +20,12 @@ from plait.data.packages import sha256
 from plait.errors import UsageError
 from plait.evaluation.base import Item, Task
 from plait.evaluation.files import MediaFiles
-from plait.evaluation.tasks import read
+from plait.evaluation.tasks import read, task_named
 from plait.places import atomic_write
 from plait.types import Sample
 
 TEST_FOLD = 1
-"""Of benchmarks that come in folds (ESC-50) the one that is held out."""
+"""Of benchmarks that come in folds (ESC-50) the one that is held out where no other is named."""
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"fLaC": ".flac"}
 
 
@@ -34,8 +34,9 @@ class Splits:
     """Which splits of a benchmark become which rows.
 
     Attributes:
-        train: its name among the benchmark's files.
-        test: what is held out; None for the one that the benchmark is scored on.
+        train: its name among the benchmark's files, or `TASK:SPLIT` where another benchmark of the same files tells it:
+            MSRVTT's list for retrieval has test clips alone, and `msrvtt_caption:train` the others.
+        test: what is held out, a split or a fold; None for the one that the benchmark is scored on.
     """
 
     train: str = "train"
@@ -63,19 +64,23 @@ def rows_of(
     if splits.train == test and splits.test is not None:
         raise UsageError(f"expected two splits, got {test!r} twice: what is trained on says nothing about the rest")
     held_out = _items(task, root, test)
-    if folds := {item.meta["fold"] for item in held_out if "fold" in item.meta}:
-        if TEST_FOLD not in folds:
-            raise ValueError(f"expected fold {TEST_FOLD} to hold out, got folds {', '.join(map(str, sorted(folds)))}")
-        trained = [item for item in held_out if item.meta["fold"] != TEST_FOLD]
-        held_out = [item for item in held_out if item.meta["fold"] == TEST_FOLD]
+    owner, _, train = splits.train.rpartition(":")
+    teller = task_named(owner) if owner else task
+    if any("fold" in item.meta for item in held_out):
+        fold = int(test) if test.isdigit() else TEST_FOLD
+        whole = _items(task, root, task.split)
+        if fold not in (folds := {item.meta["fold"] for item in whole}):
+            raise ValueError(f"expected fold {fold} to hold out, got folds {', '.join(map(str, sorted(folds)))}")
+        trained = [item for item in whole if item.meta["fold"] != fold]
+        held_out = [item for item in whole if item.meta["fold"] == fold]
     else:
-        trained = _items(task, root, splits.train)
+        trained = _items(teller, root, train)
     names = _class_names([*trained, *held_out])
     rows = []
-    for split, items in (("train", trained), ("test", held_out)):
+    for split, of, items in (("train", teller, trained), ("test", task, held_out)):
         missing: list[str] = []
         for item in items:
-            rows.append(_row(task, item, split, names, files, Path(out), missing))
+            rows.append(_row(of, item, split, names, files, Path(out), missing))
         if missing:
             raise ValueError(
                 f"expected the media of split {split} below {files.root}, got none for {len(missing)}: "
@@ -117,7 +122,8 @@ def _class_names(items: Sequence[Item]) -> dict[Any, str]:
 
 def _target(item: Item) -> bool:
     """Whether an item says what is right."""
-    named = (item.answers, item.captions, item.labels, item.boxes, item.answer_index, item.label)
+    told = item.meta.get("targets")  # tables of ONE-PEACE's release
+    named = (item.answers, item.captions, item.labels, item.boxes, item.answer_index, item.label, told)
     return any(value is not None and value != [] for value in named)
 
 
@@ -139,6 +145,11 @@ def _row(
         "choices": item.choices, "text_pair": item.text_pair, "box_labels": item.box_labels, "group": item.group,
         "labels": item.label_names or [names.get(one, str(one)) for one in item.labels or []] or None,
     }  # fmt: skip
+    # tables of ONE-PEACE's release hold (answer, class, score) in place of what people said
+    scored = sorted(item.meta.get("targets") or (), key=lambda target: -target[2])
+    if scored:
+        meta["answer_scores"] = {answer: score for answer, _, score in scored}
+    said = item.answers or [answer for answer, *_ in scored] or ([choice] if choice is not None else None)
     label = item.label_name if item.label_name is not None else names.get(item.label, item.label)
     return Sample(
         # the same id may stand in both splits of a benchmark that numbers its lines
@@ -149,7 +160,7 @@ def _row(
         audio=next(iter(found["audio"]), None),
         captions=item.captions,
         question=item.question,
-        answers=item.answers or ([choice] if choice is not None else None),
+        answers=said,
         label=None if label is None else str(label),
         boxes=item.boxes,
         split=split,
