@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -29,6 +30,18 @@ MARK = ".plait"
 """A file of this name says that Plait made the directory. It comes first, so a kill never leaves our work unmarked."""
 
 _WORDS = "Plait made this directory, and may replace what is in it. Without this file Plait leaves it alone.\n"
+
+
+# two letters and more: one is a drive; a Path has made one slash of two
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_local(path: str | Path) -> None:
+    """Raise UsageError for the address of an object store, which would else become a directory of that name here."""
+    if _ADDRESS.match(str(path)) and not Path(path).exists():
+        raise UsageError(
+            f"expected a path of this machine, got the address {path}; mount the store, or copy from and to it"
+        )
 
 
 def is_ours(directory: Path) -> bool:

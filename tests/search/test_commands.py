@@ -219,3 +219,20 @@ def test_queries_of_a_file_are_answered_in_one_go(
     queries.write_text('{"image": ', encoding="utf-8")
     assert main(["search", str(index), "--queries", str(queries)]) == 2
     assert "query 1, got" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["s3://photos/i", "memory://i", "file:///nowhere/i", "gs://a/b.lance"])
+def test_an_address_is_one_line_and_makes_no_directory(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a dog")
+    for verb in (
+        ["index", "create", address, "--model", "nano"], ["index", "add", address, "a.txt", "--model", "nano"],
+        ["index", "add", "here", address, "--model", "nano"], ["search", address, "--text", "dog"],
+        ["embed", "nano", "--text", "dog", "--out", f"{address}.parquet"], ["embed", "nano", address],
+    ):  # fmt: skip
+        assert main(verb) == 2
+        told = capsys.readouterr().err.strip().splitlines()
+        assert "a path of this machine" in told[-1] and len(told) == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]

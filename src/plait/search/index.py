@@ -27,7 +27,7 @@ from plait.embedder import Embedder
 from plait.embedder.parts import Item
 from plait.errors import MissingExtraError, UsageError, import_extra
 from plait.models import name_of_shipped, shipped
-from plait.places import atomic_write, claim
+from plait.places import atomic_write, check_local, claim
 from plait.reading import read_json
 from plait.search import ann
 from plait.search.exact import ANN_ROWS, Memory, is_large, unit, waiting
@@ -669,7 +669,11 @@ def check_new(path: Path) -> None:
 
 
 def table_exists(path: Path) -> bool:
-    """Whether the directory `path` holds a table (its first commit is there)."""
+    """Whether the directory `path` holds a table (its first commit is there).
+
+    Raises UsageError for an address of another machine: locks and renames keep rows whole, and it has neither.
+    """
+    check_local(path)
     return (path / f"{TABLE}.lance" / "_versions").is_dir()
 
 

@@ -23,6 +23,7 @@ from plait.media.limits import IN_FORCE, exceeds
 from plait.media.noted import Noted, noted
 from plait.media.values import medium
 from plait.modalities import held
+from plait.places import check_local
 from plait.search.filters import COLUMNS
 from plait.terminal import printable
 from plait.types import Sample, plain, whole_text
@@ -134,6 +135,7 @@ def missing(path: Path) -> ValueError:
 def check_there(paths: Iterable[Path]) -> None:
     """Raise ValueError for the first path that does not exist: asked before a model is read, which takes minutes."""
     for path in paths:
+        check_local(path)
         if not path.exists():
             raise missing(path)
 
@@ -144,6 +146,7 @@ def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
         is_data_set = any((path / name).is_file() for name in NAMES)
         yield from _of_manifest(path, problem) if is_data_set else _of_folder(path, problem)
     elif not path.exists():
+        check_local(path)
         raise missing(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _of_manifest(path, problem)

@@ -18,7 +18,7 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.embedder.parts import NO_MEDIA
 from plait.errors import UsageError, import_extra
-from plait.places import at_work, atomic_write
+from plait.places import at_work, atomic_write, check_local
 from plait.search.ledger import AddReport
 from plait.search.sources import Candidate, Problem, entry_of, expand
 from plait.terminal import progress_bar
@@ -111,8 +111,9 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     """Make sure that a file may be written as asked.
 
     Raises:
-        UsageError: for an unknown ending, or when `out` is there and is not to be replaced.
+        UsageError: for an unknown ending, an address, or when `out` is there and is not to be replaced.
     """
+    check_local(out)
     if out.suffix not in FORMATS:
         raise UsageError(f"expected an output ending in {', '.join(FORMATS)}, got {out.name}; choose one of them")
     beside = [out.with_suffix(".jsonl")] if out.suffix == ".npy" else []
