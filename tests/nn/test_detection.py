@@ -12,6 +12,7 @@ from plait.nn.detection import (
     CascadeDetector,
     CascadeSizes,
     FeaturePyramid,
+    ProposalNetwork,
     Truth,
     box_iou,
     decode_boxes,
@@ -146,6 +147,18 @@ def test_anchors_stand_around_the_corners_of_cells() -> None:
     wanted = [[-wide, -wide / 2, wide, wide / 2], [-16, -16, 16, 16], [-wide / 2, -wide, wide / 2, wide]]
     torch.testing.assert_close(anchors[:3], torch.tensor(wanted))
     torch.testing.assert_close(anchors[3:], torch.tensor(wanted) + torch.tensor([16.0, 0, 16, 0]))
+
+
+@pytest.mark.parametrize("anchor", [8, 2])
+def test_proposals_begin_as_the_anchors_of_their_sizes(anchor: int) -> None:
+    torch.manual_seed(0)
+    maps = [torch.zeros(1, 4, n, n) for n in (16, 8, 4, 2, 1)]
+    network = ProposalNetwork(CascadeSizes(channels=4, proposal_convs=1, anchor=anchor)).eval()
+    # Maps of zeros ask for no change, so proposals are the anchors, cut at the edges of the picture.
+    (found,), _ = network(maps, torch.tensor([[64.0] * 4]), None)
+    inside = found[((found > 0) & (found < 64)).all(dim=1)]
+    sides = (inside[:, 2:] - inside[:, :2]).prod(dim=1).sqrt()
+    assert sides.min().item() == pytest.approx(4 * anchor, rel=1e-4)
 
 
 def test_boxes_are_matched_by_their_best_object() -> None:

@@ -160,6 +160,38 @@ def test_a_detector_is_evaluated_as_coco_is(data: Path, tmp_path: Path) -> None:
     assert {"AP", "mask AP"} <= result["scores"].keys()
 
 
+@pytest.mark.parametrize(("box", "anchor"), [(60, 8), (46, 8), (44, 4), (24, 4), (12, 2), (11, 1), (3, 1)])
+def test_anchors_are_as_small_as_small_boxes_need(
+    box: int, anchor: int, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from plait.recipes.one_peace_dense import anchor_for
+
+    Image.new("RGB", (128, 64)).save(tmp_path / "a.png")
+    crowd = {"crowds": [False, False, True]}
+    rows = [
+        Sample("a", image=str(tmp_path / "a.png"), boxes=[[0, 0, box, box], [0, 0, 60, 60], [0, 0, 1, 1]], meta=crowd)
+    ]
+    rows += [Sample("b", image=str(tmp_path / "a.png"), boxes=[[1, 1, box + 1, box + 1]])] * 4
+    assert anchor_for(rows, 64) == anchor  # pictures are halved
+    said = capsys.readouterr().err
+    assert (f"the finest anchors are {4 * anchor} pixels instead of 32" in said) == (anchor < 8)
+    assert ("a larger image_size" in said) == (anchor < 8 and box / 2 < 8)
+    gone = [Sample("gone", image=str(tmp_path / "gone.png"), boxes=[[0, 0, 1, 1]])]
+    assert anchor_for(gone, 64) == 8  # the reader tells of it
+
+
+def test_small_boxes_make_a_detector_of_small_anchors_that_keeps_them(data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for model, run in (("nano", first), (first / "model", second)):
+        words = {"model": model, "data": data / "instances.json", "task": "detect", "steps": 1, "batch_size": 2}
+        # Rectangles of 10 to 24 pixels at 32 / 48 of their size; a detector goes on at its own size.
+        words |= {"image_size": 32} if model == "nano" else {}
+        settings = [word for key, value in words.items() for word in ("--set", f"{key}={value}")]
+        assert main(["train", "finetune", *settings, "--out", str(run), "--device", "cpu"]) == 0
+        held = plait.load(run / "model")[0]
+        assert held.config.detection["anchor"] == held.detector.proposals.sizes.anchor < 8
+
+
 def test_boxes_without_masks_are_enough(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     written = json.loads((data / "instances.json").read_text())

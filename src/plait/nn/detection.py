@@ -444,6 +444,7 @@ class CascadeSizes:
         head_dim: of the fully connected layer of a box head.
         num_convs: of a box head and of the mask head.
         proposal_convs: of the proposal network.
+        anchor: side of the anchors of a level, in its strides: as published, 32 pixels at stride 4 to 512 at 64.
         proposals: kept per level before suppression, in training and otherwise; `kept_proposals` per picture after.
         drawn_anchors, drawn_boxes: that one picture's losses are made of.
         box_bins, mask_bins: sides of the regions; masks are twice as fine as theirs.
@@ -456,6 +457,7 @@ class CascadeSizes:
     head_dim: int = 1024
     num_convs: int = 4
     proposal_convs: int = 2
+    anchor: float = 8
     proposals: Sequence[int] = (2000, 1000)
     kept_proposals: int = 1000
     drawn_anchors: int = 256
@@ -470,8 +472,6 @@ class CascadeSizes:
 STAGES = ((0.5, (10.0, 10.0, 5.0, 5.0)), (0.6, (20.0, 20.0, 10.0, 10.0)), (0.7, (30.0, 30.0, 15.0, 15.0)))
 """IoU from which on a box is an object, and weights of its regression, by stage (specification ONE-PEACE, 8.4)."""
 RATIOS = (0.5, 1.0, 2.0)
-ANCHOR = 8
-"""Side of the anchors of a level, in its strides: 32 pixels at stride 4."""
 STRIDES = (4, 8, 16, 32)
 """Of the levels that regions are read from; proposals are made at one more, twice as coarse."""
 
@@ -566,17 +566,17 @@ class ProposalNetwork(nn.Module):
         Returns:
             (n, 4) per picture, best first; losses by name.
         """
-        scores, deltas, anchors = [], [], []
+        scores, deltas, anchors, sizes = [], [], [], self.sizes
         for x, stride in zip(maps, (*STRIDES, 2 * STRIDES[-1]), strict=True):
             hidden = self.convs(x)
             scores.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(hidden).unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float())
-            anchors.append(grid_anchors(x.shape[2], x.shape[3], stride, ANCHOR * stride, RATIOS, x))
+            anchors.append(grid_anchors(x.shape[2], x.shape[3], stride, sizes.anchor * stride, RATIOS, x))
         losses: dict[str, Tensor] = {}
         if truths is not None:
             losses = self._losses(torch.cat(anchors), torch.cat(scores, 1), torch.cat(deltas, 1), truths)
         found = []
-        most = self.sizes.proposals[0 if self.training else 1]
+        most = sizes.proposals[0 if self.training else 1]
         for picture, limit in enumerate(limits):
             boxes, kept_scores = [], []
             for anchor, score, delta in zip(anchors, scores, deltas, strict=True):

@@ -5,6 +5,7 @@ picture, boxes, masks -> jittered, squared -> the losses of a detector or segmen
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -46,10 +47,14 @@ def detect(request: Request) -> Job:
     labels = sorted({row["label"] for of in rows for row in of if not row["iscrowd"]})
     numbers = {label: i for i, label in enumerate(labels)}
     has_masks = all(row["segmentation"] for of in rows for row in of if not row["iscrowd"])
-    build = partial(with_detector, request.model, labels, request.image_size, has_masks=has_masks)
+    config = OnePeaceConfig.from_pretrained(request.model, trust_remote_code=False)
+    side = request.image_size or (1 if config.detection else 2) * config.image_size
+    sizes: dict[str, Any] = {"has_masks": has_masks}
+    if config.detection is None:
+        sizes["anchor"] = anchor_for(request.train, side)
+    build = partial(with_detector, request.model, labels, side, **sizes)
     first = [build()]
     processor = OnePeaceProcessor.from_config(first[0].config)
-    side = processor.image_size
 
     def decode(sample: Sample, rng: np.random.Generator) -> tuple[Any, Objects]:
         picture = load_image(sample.image).convert("RGB")
@@ -180,9 +185,11 @@ def _dense_stage(request: Request, processor: OnePeaceProcessor, collate: Any, d
 
 
 def with_detector(
-    directory: Path, labels: Sequence[str], image_size: int | None, *, has_masks: bool
+    directory: Path, labels: Sequence[str], image_size: int | None, **sizes: Any
 ) -> OnePeaceForObjectDetection:
     """The image branch of a model directory under fresh heads, narrow ones where the branch is; or its detector.
+
+    sizes: fields of `DetectionConfig` for fresh heads; a detector keeps its own.
 
     Raises UsageError for a detector of other classes or another size.
     """
@@ -199,12 +206,50 @@ def with_detector(
         return model
     encoder = from_directory(directory, dtype=torch.float32, model_class=OnePeaceModel, branch=("image",))
     assert isinstance(encoder, OnePeaceModel)
-    sizes: dict[str, Any] = {"has_masks": has_masks}
     if config.dim < 768:
         # The published heads would cost many times what a small branch does.
         sizes |= {"channels": max(config.dim // 2, 8), "head_dim": config.dim, "num_convs": 1, "proposal_convs": 1,
                   "proposals": [300, 200], "kept_proposals": 100, "drawn_anchors": 128, "drawn_boxes": 64}  # fmt: skip
     return OnePeaceForObjectDetection.from_encoder(encoder, labels, image_size or 2 * config.image_size, **sizes)
+
+
+MEASURED = 200
+"""Pictures at most, evenly over the rows, whose boxes decide how large anchors are."""
+
+
+def anchor_for(samples: Sequence[Sample], side: int) -> float:
+    """Side of the anchors in strides that small boxes of the rows need; what was chosen is said where it is not 8.
+
+    An anchor of twice a box's side overlaps it by a quarter, less than the 0.3 below which it counts as background:
+    boxes that small would be taught by one anchor each. So 8 is halved until the finest anchors, at stride 4, are at
+    most sqrt(2) of the lower quartile of the boxes' sides.
+
+    Args:
+        samples: of training, with boxes in pixels of their pictures.
+        side: of the square that pictures are fitted into, in pixels.
+    """
+    sides: list[float] = []
+    for sample in samples[:: -(-len(samples) // MEASURED)]:
+        boxes = [row["bbox"] for row in objects_in(sample) if not row["iscrowd"]]
+        try:
+            ratio = side / max(load_image(sample.image).size)
+        except (ValueError, OSError):
+            continue  # the reader speaks of it, or leaves it out, as was asked for
+        sides += [ratio * (w * h) ** 0.5 for _, _, w, h in boxes if w > 0 and h > 0]
+    if not sides:
+        return 8
+    anchor, small = 8, float(np.quantile(sides, 0.25))
+    while anchor > 1 and 4 * anchor > 2**0.5 * small:
+        anchor //= 2
+    if anchor < 8:
+        advice = "; a larger image_size would show more of them" if small < 8 else ""
+        print(
+            f"a quarter of the boxes are smaller than {small:.0f} pixels at image_size {side}: the finest anchors are "
+            f"{4 * anchor} pixels instead of 32{advice}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return anchor
 
 
 def dense_loss(
