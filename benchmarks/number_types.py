@@ -71,12 +71,12 @@ def steps() -> dict[str, Any]:
         cache = caches[name]
         if not cache.get_seq_length():
             model(prompt, use_cache=True, past_key_values=cache)
-        states = model.model(token, use_cache=True, past_key_values=cache).hidden_states[-1][0]
+        states = model.model(token, use_cache=True, past_key_values=cache).last_hidden_state[0]
         cache.crop(-1)
         return states
 
     def prefill(model: Any) -> torch.Tensor:
-        return model.model(prompt).hidden_states[-1][0]
+        return model.model(prompt).last_hidden_state[0]
 
     return {
         "step": measured({n: lambda n=n, m=m: step(n, m) for n, m in made.items()}, ROUNDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from .models.test_export import saved_one_peace
 
 PAGE = (Path(__file__).parents[1] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-EXTRA = ("sentence_transformers", "mteb", "polars")
+EXTRA = ("sentence_transformers", "mteb", "polars", "datasets", "trl")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved_one_peace(root / "one-peace-dir")
     for one in owl2.model_and_processor()[:2]:
         one.save_pretrained(root / "owl2-dir")
+    if find_spec("datasets"):
+        from datasets import Dataset
+
+        talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a dog"}]
+        Dataset.from_dict({"images": [[Image.new("RGB", (8, 8))]], "messages": [talk]}).save_to_disk(root / "talks")
     Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20).convert("RGB").save(root / "dog.jpg")
     return root
 

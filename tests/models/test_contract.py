@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
 
 from plait.models import mplug2, mplug_owl, mplug_owl2, one_peace
 
@@ -89,6 +89,36 @@ def test_the_owls_divide_by_the_count_that_trainer_gives(family: str) -> None:
     ids = torch.randint(5, 90, (2, 7), generator=torch.Generator().manual_seed(0))
     loss = model(input_ids=ids, labels=ids).loss
     assert torch.allclose(model(input_ids=ids, labels=ids, num_items_in_batch=torch.tensor(48)).loss, loss * 12 / 48)
+
+
+@pytest.mark.parametrize("family", ["owl", "owl2"])
+def test_states_in_front_of_the_head_are_given_to_trainers_of_others(family: str) -> None:
+    model, _ = (owl_tiny if family == "owl" else owl2_tiny).model_and_processor()[:2]
+    ids = torch.randint(5, 90, (2, 7), generator=torch.Generator().manual_seed(0))
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    assert torch.allclose(model.get_output_embeddings()(states), model(input_ids=ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["owl", "owl2"])
+def test_labels_copied_from_ids_name_no_position_of_media(family: str) -> None:
+    tiny = owl_tiny if family == "owl" else owl2_tiny
+    model, processor = tiny.model_and_processor()[:2]
+    batch = processor(text=[f"{'<image>' if family == 'owl' else '<|image|>'} hi"], images=[owl2_tiny.images()[0]])
+    batch["labels"] = batch["input_ids"].clone()
+    is_image = torch.isin(batch["input_ids"], torch.tensor(processor.unspoken))
+    assert is_image.any()
+    assert torch.equal(batch["labels"], batch["input_ids"].masked_fill(is_image, -100))
+    assert batch["labels"].max() < model.get_output_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize("family", ["owl", "owl2"])
+def test_a_configuration_names_the_auto_class_of_its_directory(family: str, tmp_path: Path) -> None:
+    model, _ = (owl_tiny if family == "owl" else owl2_tiny).model_and_processor()[:2]
+    assert not hasattr(model.config, "auto_map")
+    model.save_pretrained(tmp_path)
+    found = AutoConfig.from_pretrained(tmp_path)
+    assert found.auto_map["AutoModelForImageTextToText"] == f"plait_model.{type(model).__name__}"
+    assert "auto_map" not in found.to_dict()
 
 
 def test_embeddings_compare_texts_with_pictures_and_clips() -> None:

@@ -180,6 +180,16 @@ def __getattr__(name):
 '''
 
 
+class _LoaderNames:
+    """`auto_map` of a configuration that came from a directory with our loader, which TRL asks for; it stores none."""
+
+    def __get__(self, one: Any, owner: type) -> Any:
+        place = getattr(one, "_name_or_path", "")
+        if not place or not Path(place, f"{LOADER}.py").is_file():
+            raise AttributeError(f"{owner.__name__} has no auto_map: it came from no directory that names a loader")
+        return one._roles()
+
+
 class OpensAlone:
     """A configuration or processor whose directory transformers opens where nobody imported Plait.
 
@@ -187,7 +197,7 @@ class OpensAlone:
     `trust_remote_code=True`, and transformers says `pip install plait` where that is missing. Mixed in first.
     """
 
-    auto_map: dict[str, str]
+    auto_map: Any = _LoaderNames()  # not a data descriptor: saving puts a value in front of it for a while
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with that file and its names beside it.
@@ -196,22 +206,30 @@ class OpensAlone:
             save_directory: of the model.
             args, kwargs: of transformers.
         """
-        family = sys.modules[type(self).__module__.rpartition(".")[0]]
+        family = self._family()
+        place = Path(save_directory)
+        if not place.is_file():  # which transformers refuses in its own words
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{LOADER}.py").write_text(_LOADER_TEXT.format(model_type=family.CONFIG.model_type))
+        self.auto_map = self._roles()
+        try:
+            return cast("Any", super()).save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            del self.auto_map  # no field of ours: two equal models have equal configurations, saved or not
+
+    def _family(self) -> Any:
+        """The package that the class belongs to."""
+        return sys.modules[type(self).__module__.rpartition(".")[0]]
+
+    def _roles(self) -> dict[str, str]:
+        """Auto class of transformers -> the name that the loader gives what it opens."""
+        family = self._family()
         roles = {
             "AutoConfig": family.CONFIG, "AutoProcessor": family.PROCESSOR, **self._chosen(family),
             "AutoImageProcessor": getattr(family, "IMAGE_PROCESSOR", None),
             "AutoFeatureExtractor": getattr(family, "FEATURE_EXTRACTOR", None),
         }  # fmt: skip
-        place = Path(save_directory)
-        if not place.is_file():  # which transformers refuses in its own words
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{LOADER}.py").write_text(_LOADER_TEXT.format(model_type=family.CONFIG.model_type))
-        self.auto_map = {auto: f"{LOADER}.{one.__name__}" for auto, one in roles.items() if one is not None}
-        try:
-            return cast("Any", super()).save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            # no field of ours: two equal models have equal configurations, saved or not
-            del self.auto_map
+        return {auto: f"{LOADER}.{one.__name__}" for auto, one in roles.items() if one is not None}
 
     def _chosen(self, family: Any) -> dict[str, type]:
         """The class behind each Auto class for this configuration."""

@@ -40,6 +40,30 @@ _PADDING = {True: "longest", None: "longest", False: "do_not_pad"}
 _CUT = {True: True, "longest_first": True, "only_first": True, False: False, None: False, "do_not_truncate": False}
 
 
+class TalkBatch(BatchFeature):
+    """A batch whose labels never name a position of media, however they got into it.
+
+    Trainers of other libraries write `batch["labels"] = batch["input_ids"].clone()` and, like TRL, may compute the loss
+    without the model's `forward`, which would have left these positions out: no logits stand for them.
+
+    Args:
+        data: name -> tensor.
+        media_ids: that stand on positions of media.
+    """
+
+    media_ids: tuple[int, ...] = ()
+
+    def __init__(self, data: dict[str, Any] | None = None, *args: Any, media_ids: tuple[int, ...] = ()) -> None:
+        self.media_ids = media_ids
+        super().__init__(data, *args)
+
+    def __setitem__(self, key: str, item: Any) -> None:
+        """As a dict does. Labels: (batch, seq)."""
+        if key == "labels" and isinstance(item, Tensor):
+            item = item.masked_fill(torch.isin(item, torch.tensor(self.media_ids, device=item.device)), IGNORED)
+        super().__setitem__(key, item)
+
+
 @dataclass(frozen=True)
 class Fitting:
     """How prompts become one tensor, in the words of transformers, each of which acts.

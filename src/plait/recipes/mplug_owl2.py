@@ -382,9 +382,8 @@ def answer_logits(model: MPlugOwl2ForConditionalGeneration, batch: dict[str, Ten
     states = model.model(batch["input_ids"], batch["attention_mask"], pixel_values=batch.get("pixel_values"))
     labels = batch["labels"][:, 1:]
     kept = labels != -100
-    assert states.hidden_states is not None
     # Only positions that predict an answer meet the vocabulary: logits are the widest tensor.
-    return model.lm_head(states.hidden_states[-1][:, :-1][kept]).float(), labels[kept]
+    return model.lm_head(states.last_hidden_state[:, :-1][kept]).float(), labels[kept]
 
 
 JOBS = Talker(

@@ -133,7 +133,7 @@ class MPlugOwlConfig(Presets, OpensAlone, PreTrainedConfig):
     has_no_defaults_at_init = False
     presets = PRESETS
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 (transformers reads plain class attributes)
-    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "last_hidden_state"]  # noqa: RUF012
 
     text_config: PreTrainedConfig | dict[str, Any] | None = None
     vision: VisionConfig | Mapping[str, Any] | None = None

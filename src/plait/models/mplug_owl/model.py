@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -343,6 +344,13 @@ class Media(NamedTuple):
         return self.pixels is not None or self.features is not None
 
 
+@dataclass
+class MPlugOwlOutput(CausalLMOutputWithPast):
+    """Of transformers, and the states in front of the head: TRL passes them through the head by itself."""
+
+    last_hidden_state: Tensor | None = None
+
+
 @labels_shifted
 class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBeams, GenerationMixin):
     """Images, videos and text in, text out. The language model is a `language_model` of transformers, unchanged.
@@ -544,7 +552,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
-    ) -> CausalLMOutputWithPast:
+    ) -> MPlugOwlOutput:
         """Logits, and the loss where labels are given.
 
         Args:
@@ -563,7 +571,8 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
                 give 0, where the released code gives NaN.
 
         Returns:
-            logits: (batch, seq, vocab), the cache, and the loss where labels are given.
+            logits: (batch, seq, vocab), the cache, and the loss where labels are given; last_hidden_state: (batch, seq,
+                dim) after the final norm, where hidden states are asked for or `use_cache` is False.
 
         Raises:
             ValueError: where media and media positions do not agree, and for both or none of ids and embeddings.
@@ -576,9 +585,11 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
                 video_features=video_features, num_images=num_images, num_videos=num_videos,
             )  # fmt: skip
         # What is not asked for is not passed on: language models have defaults of their own.
+        # A pass that declines a cache belongs to a trainer, which may read the states in front of the head (TRL does).
+        has_states = bool(output_hidden_states) or use_cache is False
         asked = {
             "use_cache": use_cache,
-            "output_hidden_states": output_hidden_states,
+            "output_hidden_states": has_states or output_hidden_states,
             "output_attentions": output_attentions,
             "position_ids": position_ids if self.takes_positions else None,
         }
@@ -595,7 +606,14 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
                 images, videos = self._positions(input_ids, *(any(x is not None for x in kind) for kind in given))
                 labels = labels.masked_fill(images | videos, IGNORED)
             result.loss = token_loss(result.logits, labels, num_items_in_batch)
-        return result
+        return MPlugOwlOutput(
+            loss=result.loss,
+            logits=result.logits,
+            hidden_states=result.hidden_states if output_hidden_states else None,
+            attentions=result.attentions,
+            last_hidden_state=result.hidden_states[-1] if has_states else None,
+            **named(result.get(CACHE)),
+        )
 
     def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`, media included; each is encoded once, however many beams there are.

@@ -41,6 +41,7 @@ from plait.processing.talking import (
     Row,
     Shown,
     SquareImages,
+    TalkBatch,
     TalkingProcessor,
     deal_media,
     in_order,
@@ -238,7 +239,7 @@ class MPlugOwlProcessor(TalkingProcessor):
             raise ValueError(f"expected videos of one number of frames, got {lengths}; sample them alike")
         if clips:
             batch["pixel_values_videos"] = torch.stack([self.image_processor.clip(clip) for clip in clips])
-        return BatchFeature(batch)
+        return TalkBatch(batch, media_ids=self.unspoken)
 
     def decode(self, ids: Any, **options: Any) -> str:
         """Ids to text, special tokens, their spelled names and positions of media left out, blanks stripped."""

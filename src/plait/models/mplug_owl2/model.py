@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor as Penalty
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plait.generation.media_prompts import MediaPrompts, Places
@@ -340,7 +340,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         >>> config = MPlugOwl2Config.preset("nano")
         >>> model = MPlugOwl2Model(config).eval()
         >>> ids = torch.tensor([[1, *[config.image_token] * config.tokens_per_image, 5]])
-        >>> model(ids, pixel_values=torch.zeros(1, 3, 64, 64)).hidden_states[-1].shape
+        >>> model(ids, pixel_values=torch.zeros(1, 3, 64, 64)).last_hidden_state.shape
         torch.Size([1, 19, 128])
     """
 
@@ -442,8 +442,8 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         past_key_values: Cache | None = None,
-    ) -> CausalLMOutputWithPast:
-        """States after the final norm, in `hidden_states[-1]`.
+    ) -> BaseModelOutputWithPast:
+        """States after the final norm.
 
         Args:
             input_ids: (batch, seq) with `config.image_id` on every position an image fills.
@@ -459,7 +459,7 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
             output_attentions: needs the attention "eager", the others keep no weights.
 
         Returns:
-            hidden_states, the last of them (batch, seq, dim); the cache; attentions where asked for.
+            last_hidden_state: (batch, seq, dim), the cache, and `hidden_states` and `attentions` where asked for.
 
         Raises:
             ValueError: where image positions and images do not agree, for both or none of ids and embeddings, and for
@@ -497,8 +497,9 @@ class MPlugOwl2Model(MPlugOwl2PreTrainedModel):
         )
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         x = self.decoder(x, self.route(x, is_image, modality_ids), run, hidden)
-        return CausalLMOutputWithPast(
-            hidden_states=tuple(hidden) if hidden else (x,),
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            hidden_states=None if hidden is None else tuple(hidden),
             attentions=None if run.weights is None else tuple(run.weights),
             **named(cache),
         )
@@ -599,10 +600,9 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
             bool(output_hidden_states),
             bool(output_attentions),
         )
-        assert outputs.hidden_states is not None
         # 0 keeps all of them: -0 is 0, where the slice begins.
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.hidden_states[-1][:, kept])
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             if input_ids is not None:  # labels copied from ids hold an id there that no logits have
@@ -611,9 +611,12 @@ class MPlugOwl2ForConditionalGeneration(MPlugOwl2PreTrainedModel, MediaPrompts, 
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
-        hidden = outputs.hidden_states if output_hidden_states else None
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=hidden, attentions=outputs.attentions, **named(outputs.get(CACHE))
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **named(outputs.get(CACHE)),
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from plait.processing.talking import (
     Row,
     Shown,
     SquareImages,
+    TalkBatch,
     TalkingProcessor,
     Turn,
     deal_media,
@@ -245,7 +246,7 @@ class MPlugOwl2Processor(TalkingProcessor):
         pictures = [image for row in expanded for image in row.images]
         if pictures:
             batch["pixel_values"] = torch.stack([self.image_processor.pixels(image) for image in pictures])
-        return BatchFeature(batch)
+        return TalkBatch(batch, media_ids=self.unspoken)
 
 
 @checked
