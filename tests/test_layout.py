@@ -41,6 +41,7 @@ SAME_LEVEL = {
     "serving": {"embedder", "chat", "assistant", "search"},
     "ui": {"embedder", "chat", "assistant", "search"},
     "evaluation": {"embedder", "assistant", "chat"},
+    "parity": {"embedder", "assistant"},
     "cli": {"recipes"},
 }
 

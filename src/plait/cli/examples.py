@@ -70,7 +70,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "info": ("plait info one-peace",),
     "models": ("plait models --family mplug2", "plait models --remove one-peace"),
-    "doctor": ("plait doctor", "plait doctor --no-parity --json"),
+    "doctor": ("plait doctor", "plait doctor --no-parity --json", "plait doctor nano"),
     "convert": (
         "plait convert one-peace.pt one-peace",
         "plait convert mPLUG2_MSRVTT_Caption.pth captioner --task caption --branch video",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from plait.cli.options import DeviceOption, DtypeOption
 from plait.parity.cases import Settings
 from plait.parity.run import run_all, select
 from plait.places import at_work, check_apart
+from plait.training.run import refuse_beside
 
 if TYPE_CHECKING:
     from plait.parity.cases import Place
@@ -70,10 +72,28 @@ def _run(places: list[Place], settings: Settings, door: str, out: Path | None, a
 
 
 def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="a model's name or path: show what it says, to be pasted")
+    ] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILES]...", help="show it these; three drawings and notes of ours")
+    ] = None,
+    *,
+    text: Annotated[list[str] | None, typer.Option(help="words beside FILES; repeatable; names of ours")] = None,
     parity: Annotated[bool, typer.Option("--parity/--no-parity", help="run the shipped golden cases")] = True,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> int:
-    """Check the installation: versions, extras, devices, dtypes, and a golden case of every family."""
+    """Check the installation: versions, extras, devices, models, a golden case of every family. Or try one MODEL."""
+    if model is not None:
+        from plait.parity.example import Asked, report
+
+        refuse_beside("MODEL", **{"--json": as_json or None, "--no-parity": None if parity else True})
+        for line in report(model, Asked.of(files or (), text or ()), device=device, dtype=dtype):
+            print(line, flush=True)
+        return 0
+    refuse_beside("no MODEL", **{"--text": text, "--device": device, "--dtype": dtype})
     from plait.parity.doctor import examine
 
     checks: list[Check] = []

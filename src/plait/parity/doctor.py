@@ -1,6 +1,6 @@
-"""Is this installation fit (`plait doctor`)? Versions, extras, devices and dtypes, and golden cases that ship.
+"""Is this installation fit (`plait doctor`)? Versions, extras, devices, dtypes, models, and golden cases that ship.
 
-core packages -> extras -> devices x dtypes -> shipped golden cases -> a verdict, exit code 1 where something is broken
+core packages -> extras -> devices x dtypes -> models here -> shipped golden cases -> a verdict, exit code 1 if broken
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Check:
     """One line of the doctor.
 
     Args:
-        topic: version, extra, disk, device, dtype or parity.
+        topic: version, extra, disk, device, dtype, model or parity.
         name: of what was looked at.
         state: `absent` is a thing one can do without; `BROKEN` fails the command.
         note: what was found, or the remedy.
@@ -55,6 +55,7 @@ def examine(parity: bool = True) -> Iterator[Check]:
     yield from _extras()
     yield _disk()
     yield from _devices()
+    yield from _models()
     if parity:
         yield from _cases()
 
@@ -108,6 +109,14 @@ def _devices() -> Iterator[Check]:
         yield Check("device", device, "ok", name)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             yield _dtype(device, dtype)
+
+
+def _models() -> Iterator[Check]:
+    """Models that are here and open by their names: shipped, fetched, in the hub's cache."""
+    from plait.models.catalog import local
+
+    for row in local():
+        yield Check("model", row.name, "ok", f"{row.family}, {row.parameters / 1e6:,.1f} M parameters, {row.does}")
 
 
 def _dtype(device: str, dtype: object) -> Check:
