@@ -93,9 +93,9 @@ def report(model: str | Path, asked: Asked, *, device: str | None = None, dtype:
     yield f"plait doctor {model}"
     stack = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     yield f"plait {plait.__version__}, Python {platform.python_version()}, {stack}, {platform.machine()}"
-    yield f"device {device or 'chosen'}, dtype {dtype or 'usual'}, {torch.get_num_threads()} threads"
+    yield f"device {device or 'cpu'}, dtype {dtype or 'usual'}, {torch.get_num_threads()} threads"
     yield from _file(place)
-    opened = plait.load(place, device=device, dtype=dtype)
+    opened = plait.load(place, device=device or "cpu", dtype=dtype)
     yield f"opened as {type(opened[0]).__name__} in {time.perf_counter() - started:.1f} s"
     spoke = False
     for part in (_vectors, _words):
@@ -149,7 +149,10 @@ def _words(opened: tuple[Any, Any], asked: Asked) -> Iterator[str]:
         assistant = Assistant(opened)
     except ValueError:  # of a family without skills
         return
-    image = next((file for file in asked.files if kind_of(file) == "image"), None)
+    images = [file for file in asked.files if kind_of(file) == "image"]
+    if not images:
+        return
+    image = images[0]
     tasks: Mapping[str, Any] = {
         "caption": lambda: assistant.caption(image, max_length=_LONGEST),
         "answer": lambda: assistant.answer(image, QUESTION, max_length=_LONGEST),
@@ -157,7 +160,7 @@ def _words(opened: tuple[Any, Any], asked: Asked) -> Iterator[str]:
     }
     for task, ask in tasks.items():
         is_zero_shot = task == "classify" and hasattr(opened[0], "get_text_features")  # of which the table tells more
-        if image is None or task not in assistant.tasks or is_zero_shot:
+        if task not in assistant.tasks or is_zero_shot:
             continue
         try:
             said = ask()

@@ -567,12 +567,11 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             num_images, num_videos: (batch,) how many of them belong to each row, where a row may have lost positions.
             labels: (batch, seq), -100 where nothing is learned.
             logits_to_keep: how many of the last positions get logits, 0 for all.
-            num_items_in_batch: what the summed loss is divided by, by default the number of learned labels. 0 labels
-                give 0, where the released code gives NaN.
+            num_items_in_batch: divides the summed loss, else the number of learned labels does (of none the loss is 0).
 
         Returns:
-            logits: (batch, seq, vocab), the cache, and the loss where labels are given; last_hidden_state: (batch, seq,
-                dim) after the final norm, where hidden states are asked for or `use_cache` is False.
+            logits: (batch, seq, vocab), cache, loss; last_hidden_state: (batch, seq, dim) after the final norm, where
+                hidden states are asked for or `use_cache` is False.
 
         Raises:
             ValueError: where media and media positions do not agree, and for both or none of ids and embeddings.
@@ -584,7 +583,6 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
                 input_ids, pixel_values, pixel_values_videos, image_features=image_features,
                 video_features=video_features, num_images=num_images, num_videos=num_videos,
             )  # fmt: skip
-        # What is not asked for is not passed on: language models have defaults of their own.
         # A pass that declines a cache belongs to a trainer, which may read the states in front of the head (TRL does).
         has_states = bool(output_hidden_states) or use_cache is False
         asked = {
@@ -598,7 +596,7 @@ class MPlugOwlForConditionalGeneration(PreTrainedModel, MediaPrompts, OfficialBe
             attention_mask=attention_mask,
             logits_to_keep=logits_to_keep,
             **named(one_cache(cache, past_key_values)),
-            **{name: value for name, value in asked.items() if value is not None},
+            **{name: value for name, value in asked.items() if value is not None},  # others have defaults of their own
         )
         if labels is not None:
             if input_ids is not None:  # labels copied from ids hold ids there that no logits have
