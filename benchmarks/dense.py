@@ -145,8 +145,6 @@ def tiles(name: str, size: tuple[int, int]) -> Iterator[tuple[str, int, int]]:
 
 def write(out: Path, rows: list[tuple[str, Image.Image, list[dict[str, Any]]]], labels: tuple[str, ...]) -> None:
     """A COCO instances file, with the split of every picture, and the pictures beside it."""
-    from pycocotools import mask as tools
-
     (out / "images").mkdir(parents=True)
     images, annotations = [], []
     for number, (split, picture, objects) in enumerate(rows):
@@ -160,12 +158,19 @@ def write(out: Path, rows: list[tuple[str, Image.Image, list[dict[str, Any]]]], 
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": labels.index(one["label"]) + 1}
             row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
             if "mask" in one:
-                runs = tools.encode(np.asfortranarray(one["mask"].astype(np.uint8)))
-                row["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+                row["segmentation"] = runs_of(one["mask"])
             annotations.append(row)
     categories = [{"id": i, "name": label} for i, label in enumerate(labels, 1)]
     written = {"images": images, "annotations": annotations, "categories": categories}
     (out / "instances.json").write_text(json.dumps(written))
+
+
+def runs_of(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as COCO files hold it: runs in text."""
+    from pycocotools import mask as tools
+
+    runs = tools.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
 
 
 def regions(out: Path, counts: dict[str, int], seed: int) -> None:
@@ -318,7 +323,8 @@ def ours(assistant: Assistant, task: str, rows: Sequence[Sample], threshold: flo
         found.append([])
         for one in assistant.detect(sample.image, threshold):
             x0, y0, x1, y1 = one.box
-            found[-1].append({"label": one.label, "score": one.score, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+            row = {"label": one.label, "score": one.score, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            found[-1].append(row if one.mask is None else row | {"segmentation": runs_of(one.mask)})
     return found
 
 
