@@ -63,13 +63,13 @@ class Box(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """One object of a picture.
+    """One object of an image.
 
     Attributes:
         label: its class.
         score: 0 to 1.
         box: in pixels.
-        mask: (height, width) bool of the whole picture, None where the model makes none.
+        mask: (height, width) bool of the whole image, None where the model makes none.
         mask_score: the score times how sure the mask is, by which masks are ranked.
     """
 
@@ -110,9 +110,9 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground, classify, detect and segment.
 
-    An item is a path (image, video or sound, told apart by content), bytes of a file, a data URI of a picture, a PIL
-    image, a tuple of PIL frames, an array or tensor of a picture (height, width, 3), of frames, or of samples at the
-    model's rate, or a `Sample`; to a model that compares pictures a tuple is its pictures; a list of items gives a list
+    An item is a path (image, video or sound, told apart by content), bytes of a file, a data URI of an image, a PIL
+    image, a tuple of PIL frames, an array or tensor of an image (height, width, 3), of frames, or of samples at the
+    model's rate, or a `Sample`; to a model that compares images a tuple is its images; a list of items gives a list
     of results. With `on_bad="skip"` an item that cannot be read gives None and is
     listed in `skipped`; otherwise it is a ValueError that names it. Nothing is ever replaced by something else.
 
@@ -122,7 +122,7 @@ class Assistant:
         dtype: for example `"bfloat16"`, or `"int8"` on a CPU; as stored when None, but float32 on a CPU.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
-        frames: how frames of films are chosen: `published`, as the model's release does, or `time`, evenly.
+        frames: how frames of videos are chosen: `published`, as the model's release does, or `time`, evenly.
         device_map, attn_implementation: as in `plait.load`.
 
     Raises:
@@ -339,7 +339,7 @@ class Assistant:
         return self._all("classify", items, on_bad, candidates=labels)
 
     def attention(self, item: One, text: str, question: str = "") -> Looked:
-        """Where a model looked while it wrote a text about a picture or film.
+        """Where a model looked while it wrote a text about an image or video.
 
         The text is read once more behind its question, so what the model did and said stays as it was, beams or not.
 
@@ -349,7 +349,7 @@ class Assistant:
             question: what it was asked; empty for a caption.
 
         Raises:
-            ValueError: for a model that neither captions nor answers, an item without a picture, and a text without
+            ValueError: for a model that neither captions nor answers, an item without an image, and a text without
                 words.
 
         Example:
@@ -551,7 +551,7 @@ class Request:
     Attributes:
         name: for messages and results.
         kind: text, image, video or audio.
-        value: a path, a PIL image, a list of PIL frames or of pictures of one item, samples (samples,) or a text.
+        value: a path, a PIL image, a list of PIL frames or of images of one item, samples (samples,) or a text.
         sampling_rate: of samples, in Hz; None takes the model's.
         text: a question or phrase.
         error: stands where nothing could be made of the item.
@@ -572,7 +572,7 @@ class Ready:
     Attributes:
         request: as it came.
         prepared: by the family's `prepare`.
-        size: (width, height) in pixels of the picture or first frame; zeros for a text.
+        size: (width, height) in pixels of the image or first frame; zeros for a text.
         error: why there is nothing prepared.
     """
 

@@ -49,7 +49,7 @@ class Chat:
         adapter: directory of a LoRA trained on the model, merged into it in memory.
         device_map, attn_implementation: as in `plait.load`.
         system: what the conversation begins with, instead of the template's own words.
-        num_frames: pictures that a video becomes, spread evenly over it; without it as many as the processor
+        num_frames: images that a video becomes, spread evenly over it; without it as many as the processor
             says, else 8.
         max_new_tokens: most tokens of an answer.
         temperature: 0 always takes the likeliest token; the published demos sample at 0.2 and 0.7.
@@ -115,7 +115,7 @@ class Chat:
         return other
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation as JSON, pictures and frames inside it as PNG; `restore` reads it.
+        """Write the conversation as JSON, images and frames inside it as PNG; `restore` reads it.
 
         Args:
             path: of the file, which is replaced.
@@ -132,7 +132,7 @@ class Chat:
             path: of the file.
 
         Raises:
-            ValueError: for a file that is no conversation, and media in it that are no pictures.
+            ValueError: for a file that is no conversation, and media in it that are no images.
         """
         from plait.reading import read_json
 

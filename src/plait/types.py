@@ -260,7 +260,7 @@ class Asks(Protocol):
     """How a family wants to be asked: its words, its layout, its frames, its decoding.
 
     Part of a family's skills, which inherit `plait.generation.asking.Asking` for what they do not
-    say. num_frames: pictures that a video becomes; frames: the published rule by which they are chosen, a name of
+    say. num_frames: images that a video becomes; frames: the published rule by which they are chosen, a name of
     `plait.processing.videos.FRAME_RULES`. sampling_rate: of sounds, in Hz. capabilities: what may be asked for.
     rerank, ranked: as in `plait.generation.asking.Asking`.
     """
@@ -337,7 +337,7 @@ class Skills(Asks, Protocol):
 
         Args:
             kind: text, image, video or audio.
-            value: a text, a PIL image, a list of PIL frames (or of the pictures of one item), or samples (samples,) at
+            value: a text, a PIL image, a list of PIL frames (or of the images of one item), or samples (samples,) at
                 `sampling_rate`.
 
         Returns:

@@ -48,7 +48,7 @@ def duplicates(
     as_json: JsonOption = False,
     limits: LimitOption = None,
 ) -> None:
-    """List copies (scaled, compressed, cut into another format) and series of pictures. Nothing is ever deleted.
+    """List copies (scaled, compressed, cut into another format) and series of images. Nothing is ever deleted.
 
     Two clips are copies where several frames spread over them and their length agree.
     """

@@ -24,7 +24,7 @@ def ui(
     dtype: DtypeOption = None,
     limits: LimitOption = None,
 ) -> None:
-    """Open a page in the browser: search, chat, and questions about pictures, until Ctrl-C."""
+    """Open a page in the browser: search, chat, and questions about images, until Ctrl-C."""
     raise_limits(limits)
     if not (index or chat or assist):
         raise UsageError("expected something to show, got none; pass --index, --chat or --assist")

@@ -73,18 +73,18 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
 
 
 def scan_objects(file: str | Path, test_share: float = 0.2) -> list[Sample]:
-    """The pictures of a COCO instances file, a sample each with all of its objects, split by file.
+    """The images of a COCO instances file, a sample each with all of its objects, split by file.
 
     Args:
-        file: the JSON; pictures lie beside it or in `images` beside it.
-        test_share: of the pictures, 0 up to 1, for rows whose picture names no `split` itself.
+        file: the JSON; images lie beside it or in `images` beside it.
+        test_share: of the images, 0 up to 1, for rows whose image names no `split` itself.
 
     Returns:
         Samples with `boxes` (corners in pixels), and in `meta` as many `box_labels`, `segmentations` and `crowds`.
 
     Raises:
-        ValueError: where the JSON is no instances file, names a picture outside of the folder or one that is not
-            there, or an annotation has no picture, box or category of the file.
+        ValueError: where the JSON is no instances file, names an image outside of the folder or one that is not
+            there, or an annotation has no image, box or category of the file.
     """
     path = Path(file)
     written = decoded_json(path)
@@ -123,19 +123,19 @@ SPLITS = {"training": "train", "validation": "test", "val": "test"}
 
 
 def scan_masks(folder: str | Path, test_share: float = 0.2) -> list[Sample]:
-    """Pictures with a class for every pixel, as ADE20K lays them out: `images/**/a.jpg` and `masks/**/a.png`.
+    """Images with a class for every pixel, as ADE20K lays them out: `images/**/a.jpg` and `masks/**/a.png`.
 
     Args:
-        folder: with `images`, and `masks` or `annotations`: grey PNG of the pictures' sizes, 0 = unlabelled, k = the
+        folder: with `images`, and `masks` or `annotations`: grey PNG of the images' sizes, 0 = unlabelled, k = the
             class on line k of `classes.txt`, whose names are their numbers without that file. The first sub-folder is
             the split (training, validation, or as it is called).
-        test_share: of the pictures, where no sub-folder tells their split.
+        test_share: of the images, where no sub-folder tells their split.
 
     Returns:
         Samples with `mask`, the path of the PNG, and `classes`, the names, in `meta`.
 
     Raises:
-        ValueError: without masks, and for a mask without a picture, of another mode or size, or with a class that
+        ValueError: without masks, and for a mask without an image, of another mode or size, or with a class that
             `classes.txt` does not name.
     """
     import numpy as np

@@ -34,7 +34,7 @@ Turns = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """One decoded row: its turns, and its pictures (RGB) and clips (lists of frames) in reading order.
+    """One decoded row: its turns, and its images (RGB) and clips (lists of frames) in reading order.
 
     system: what a family says in front of all turns, where its reader has taken it out of them.
     """
@@ -113,7 +113,7 @@ def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
 def read_talk(
     sample: Sample, rng: np.random.Generator, *, describe: str, num_frames: int, is_drawn: bool = False
 ) -> Talk:
-    """Decode a row: its conversation, its pictures, and `num_frames` frames of its clips, evenly in time.
+    """Decode a row: its conversation, its images, and `num_frames` frames of its clips, evenly in time.
 
     Args:
         sample: the row. rng: drawn from only with is_drawn.

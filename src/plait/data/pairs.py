@@ -58,7 +58,7 @@ def held_out_pairs(
 
     The same names give the same pairs, in whatever order they come; names in `sounding` are no everyday objects. Each
     sounding thing and each chosen object is in nearly equally many pairs, and a few objects are chosen rather than all,
-    so that neither the sound nor the object alone tells the picture. Fewer than `count` exist: all are given.
+    so that neither the sound nor the object alone tells the image. Fewer than `count` exist: all are given.
     """
     if count < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")
@@ -110,7 +110,7 @@ class PicturesWithWords(Reader):
         tokenize: captions -> tensors. image_size: side in pixels. mean, std: (3,) of the image encoder.
         augmentation: 0 (none) to 1 (scale 0.75-1.2, rotation +-17 degrees, colour shifts, cut-out, mirror); None for
             the crops that ONE-PEACE was pretrained with, 0.9 to 1 of the area, without a mirror.
-        composed: share of rows that become pictures of two things, captioned "X and Y"; pairs in `held_out` never are.
+        composed: share of rows that become images of two things, captioned "X and Y"; pairs in `held_out` never are.
         bare_names: share of captions that are the name alone; the others add some of the row's `captions` as keywords.
         reading: workers, and what becomes of bad samples.
 
@@ -144,7 +144,7 @@ class PicturesWithWords(Reader):
         super().__init__(samples, self.collated, self.decoded, order=self.spread, reading=reading, keep_bytes=room)
 
     def decoded(self, sample: Sample, rng: np.random.Generator) -> tuple[Sample, np.ndarray]:
-        """A row and its picture (side, side, 3) uint8, a crop of it where that is the augmentation."""
+        """A row and its image (side, side, 3) uint8, a crop of it where that is the augmentation."""
         picture, box = load_image(sample.image), None
         if self.augmentation is None:
             crop = random_crop(picture.height, picture.width, random.Random(int(rng.integers(1 << 62))), scale=AREA)

@@ -229,7 +229,7 @@ class Reader:
     Args:
         samples: `Rows`, or any sequence; its position is the row number.
         collate: `(parts, rng) -> batch`.
-        decode: `(sample, rng) -> part`, run by the workers; without it pictures are decoded and everything else is
+        decode: `(sample, rng) -> part`, run by the workers; without it images are decoded and everything else is
             left as it is. A sample that decode or collate refuses (ValueError, OSError) is bad.
         reading: workers, and what becomes of bad samples.
         order: which rows a step has, without it a new order every epoch.
@@ -339,7 +339,7 @@ class Reader:
 
 
 def decoded(sample: Sample, rng: np.random.Generator) -> Sample:
-    """The sample with its picture decoded, under the limits of `plait.media`."""
+    """The sample with its image decoded, under the limits of `plait.media`."""
     if sample.image is None:
         return sample
     return Sample.from_row({**sample.to_row(), "image": load_image(sample.image)})

@@ -127,7 +127,7 @@ class Shards(Sequence[Sample]):
 class WebDataset(Sequence[Sample]):
     """The rows of webdataset tars: members of one name are a row, their ending says what each is.
 
-    `a/000.jpg`, `a/000.txt` and `a/000.json` make the row `shard/a/000`: a picture, its words, and further fields. Only
+    `a/000.jpg`, `a/000.txt` and `a/000.json` make the row `shard/a/000`: an image, its words, and further fields. Only
     headers are read here; 8 bytes a number are kept of what lies where.
 
     Args:

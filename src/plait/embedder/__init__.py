@@ -93,7 +93,7 @@ class Embedder:
         long_sounds: of sounds longer than the model takes, `windows` that cover them, whose mean is the vector and
             which `windowed` lists, or `cut` for their beginning alone, as published results have it.
         shrink: decode large JPEG files at a half, a quarter or an eighth of their size, no smaller than twice what the
-            model takes: several times faster, cosine to the vector of the whole picture at least 0.99. False decodes
+            model takes: several times faster, cosine to the vector of the whole image at least 0.99. False decodes
             them whole, as published results have it.
         device_map, attn_implementation: as in `plait.load`.
 

@@ -45,7 +45,7 @@ class Tower(Protocol):
         model: the torch module, whose first parameter tells device and dtype.
         modalities: what it embeds, in the shared order.
         sampling_rate: samples per second of audio; None without audio.
-        loading: arguments of the loaders by modality: frames of films as the model's release chooses them.
+        loading: arguments of the loaders by modality: frames of videos as the model's release chooses them.
         max_samples: of a sound, which the model's processor cuts off behind; None where it does not.
     """
 

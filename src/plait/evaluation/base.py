@@ -321,7 +321,7 @@ class Scored:
     Attributes:
         scores: by name.
         units: values by item whose mean is the primary score (empty where it is no such mean).
-        groups: item -> what it shares with others (a picture, a concept), so that intervals draw groups whole.
+        groups: item -> what it shares with others (an image, a concept), so that intervals draw groups whole.
         categories: the primary score of parts.
         unreadable: ids of replies without an answer.
         notes: what a reader must know.

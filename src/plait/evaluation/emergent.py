@@ -120,9 +120,9 @@ class HeldOut:
 
     Attributes:
         root: its directory.
-        drawings: pictures of split "test".
+        drawings: images of split "test".
         notes, unseen_notes: sounds of the splits "test" and "unseen_font" that have a held-out drawing.
-        training_drawings: pictures of split "train".
+        training_drawings: images of split "train".
     """
 
     root: Path
@@ -136,7 +136,7 @@ class HeldOut:
         """Read a data set directory.
 
         Raises:
-            ValueError: where no picture is held out.
+            ValueError: where no image is held out.
         """
         rows = read_manifest(data)
         drawings = [row for row in rows if row.image is not None and row.split == "test"]
@@ -189,7 +189,7 @@ class HeldOut:
 
 @dataclass
 class ComposedSet:
-    """The gallery: picture i shows the sounding concept `pairs[i][0]` and the concept `pairs[i][1]`."""
+    """The gallery: image i shows the sounding concept `pairs[i][0]` and the concept `pairs[i][1]`."""
 
     pairs: list[tuple[str, str]]
     pictures: list[Image]
@@ -205,11 +205,11 @@ class ComposedSet:
         return cls(pairs, [compose(cache[a], cache[b], seed=i) for i, (a, b) in enumerate(pairs)])
 
     def write(self, held_out: HeldOut, directory: str | Path) -> None:
-        """Keep the pictures in a directory, with a manifest of everything that a query of the evaluation may find.
+        """Keep the images in a directory, with a manifest of everything that a query of the evaluation may find.
 
         Args:
             held_out: its drawings and notes are listed where they lie.
-            directory: gets manifest.jsonl and the composed pictures: ready to be indexed.
+            directory: gets manifest.jsonl and the composed images: ready to be indexed.
         """
         directory = Path(directory).resolve()
         claim(directory)
@@ -227,7 +227,7 @@ class ComposedSet:
 
 
 def file_name(pair: tuple[str, str]) -> str:
-    """How the picture of a pair is called on disk."""
+    """How the image of a pair is called on disk."""
     return f"{pair[0]}+{pair[1]}.webp"
 
 
@@ -243,7 +243,7 @@ def score_composed(
     """Scores of fused queries and of each part alone on the same gallery and queries, and examples to look at.
 
     Args:
-        embedder: embeds the composed pictures, captions and drawings.
+        embedder: embeds the composed images, captions and drawings.
         held_out, composed: what is asked, and the gallery.
         by_note: note id -> vector (dim,).
         by_name: concept -> vector (dim,) of its name.
@@ -397,13 +397,13 @@ def evaluate_emergent(
     Args:
         embedder: a `plait.Embedder` or the like.
         data: directory with a manifest that holds some rows out.
-        gallery: directory that keeps the composed pictures and a manifest of all that is searched; None keeps
+        gallery: directory that keeps the composed images and a manifest of all that is searched; None keeps
             nothing.
         clips_per_pair: held-out notes that ask for each composed pair.
         audio: False for a model that has not learnt sounds yet.
 
     Raises:
-        ValueError: where no picture is held out.
+        ValueError: where no image is held out.
 
     Source:
         ONE-PEACE (arXiv 2305.11172), section 4.5.

@@ -403,7 +403,7 @@ def frames_of(file: Path | bytes, count: int, choose: Callable[[int, float], lis
     Args:
         file: a path or the bytes of a file.
         count: how many, spread evenly, where they are not chosen.
-        choose: (frames of the film, frames per second) -> their numbers.
+        choose: (frames of the video, frames per second) -> their numbers.
 
     Returns:
         PIL images.

@@ -51,7 +51,7 @@ def rows_of(
     Args:
         task: of `plait.evaluation.tasks`.
         root: directory of its official files and media.
-        out: of the manifest; pictures that annotation files hold themselves are written to `out/media`.
+        out: of the manifest; images that annotation files hold themselves are written to `out/media`.
         splits: which.
         template: how media files are called, as in `plait eval --media`.
 
@@ -181,8 +181,8 @@ def _kept(place: Path | bytes, out: Path, name: str) -> Path:
 def apart(rows: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
     """The rows without training rows that are a test row's equal in words alone, and what a person must know.
 
-    Two rows are the same item where their media are the same and what is asked of them is: a picture with another
-    question is another item, but a picture with other captions is not. Files are the same by name or by their bytes,
+    Two rows are the same item where their media are the same and what is asked of them is: an image with another
+    question is another item, but an image with other captions is not. Files are the same by name or by their bytes,
     which are read only of sizes that both sides have.
 
     Raises:

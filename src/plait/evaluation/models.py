@@ -169,7 +169,7 @@ class OurModel(Named):
             return np.array(self.asking.ground(pictures, [ask.words for ask in asks]))
 
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
-        """Boxes in pixels of every picture, of every confidence, as average precision needs them.
+        """Boxes in pixels of every image, of every confidence, as average precision needs them.
 
         Where the model makes masks, boxes hold `segmentation` (run lengths) and the `mask_score` that ranks it.
         """
@@ -190,7 +190,7 @@ class OurModel(Named):
         return boxes
 
     def segment(self, images: Sequence[Any], multi_scale: bool = False) -> list[np.ndarray]:
-        """The class of every pixel (height, width) uint8, at the size of the picture. multi_scale: see `Assistant`."""
+        """The class of every pixel (height, width) uint8, at the size of the image. multi_scale: see `Assistant`."""
         with torch.inference_mode():
             masks = self.asking.segment([self.asking.prepare("image", image) for image in images], multi_scale)
         return [mask.numpy().astype(np.uint8) for mask in masks]

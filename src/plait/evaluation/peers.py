@@ -113,7 +113,7 @@ class PeerAsking(Asking):
         self.processor, self.family = processor, family
 
     def layout(self, ask: Ask) -> str:
-        """The text as it is fed, with the peer's own placeholders; frames of a film are so many pictures."""
+        """The text as it is fed, with the peer's own placeholders; frames of a video are so many images."""
         words, pictures = ask.words, len(ask.images) + len(ask.video)
         if pictures and self.family in PLACES_ITSELF:
             return words
@@ -159,7 +159,7 @@ class TextGenerator(Named):
         return self.asking.layout(ask)
 
     def generate(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
-        """One reply per question; questions with equally many pictures go through the model together.
+        """One reply per question; questions with equally many images go through the model together.
 
         Args:
             asks: in any mixture.
@@ -203,10 +203,10 @@ class TextGenerator(Named):
 
 
 def grid(pictures: Sequence[Any]) -> Any:
-    """Pictures in reading order in one, as square as they can be laid out.
+    """Images in reading order in one, as square as they can be laid out.
 
     Args:
-        pictures: PIL images, each scaled to the size of the first.
+        images: PIL images, each scaled to the size of the first.
     """
     from PIL import Image
 
@@ -221,7 +221,7 @@ def grid(pictures: Sequence[Any]) -> Any:
 
 
 class Classifier(Named):
-    """A transformers model with a classification head for pictures, sounds, videos or texts.
+    """A transformers model with a classification head for images, sounds, videos or texts.
 
     Args:
         place, config: the directory and its config.json, whose architecture tells the kind.
@@ -297,7 +297,7 @@ class Detector(_Sees):
     auto = "AutoModelForObjectDetection"
 
     def detect(self, images: Sequence[Any]) -> list[list[dict[str, Any]]]:
-        """Boxes in pixels of every picture: label, score and box (x1, y1, x2, y2), all that the model gives."""
+        """Boxes in pixels of every image: label, score and box (x1, y1, x2, y2), all that the model gives."""
         outputs, sizes = self.seen(images)
         # no threshold: average precision needs the weak boxes too
         found = self.reader.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
@@ -318,7 +318,7 @@ class Segmenter(_Sees):
     auto = "AutoModelForSemanticSegmentation"
 
     def segment(self, images: Sequence[Any], multi_scale: bool = False) -> list[np.ndarray]:
-        """The class of every pixel (height, width) uint8, at the size of the picture. UsageError for several scales."""
+        """The class of every pixel (height, width) uint8, at the size of the image. UsageError for several scales."""
         if multi_scale:
             raise UsageError(f"expected a segmenter of Plait for --multi-scale, got {self.name}; leave it out")
         outputs, sizes = self.seen(images)

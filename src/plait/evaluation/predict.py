@@ -52,7 +52,7 @@ class Question:
     """What is asked of a model about an item, before its media are opened.
 
     Attributes:
-        item: gives the part of a film that is meant.
+        item: gives the part of a video that is meant.
         files: its media.
         words, second: as in `plait.types.Ask`.
     """
@@ -146,7 +146,7 @@ class Setting:
         return self.ask(keyed, opened)
 
     def opened(self, question: Question) -> Ask:
-        """A question with its media decoded; several films are one after the other."""
+        """A question with its media decoded; several videos are one after the other."""
         images, video, audio, item = [], [], None, question.item
         for modality, file in question.files:
             if modality == "image":
@@ -182,7 +182,7 @@ def prompt(items: Sequence[Item], setting: Setting) -> list[Row]:
 
 
 def replies(items: Sequence[Item], wordings: Sequence[str], setting: Setting) -> list[Row]:
-    """The model's replies to words beside the pictures, or the frames of the video, of each item.
+    """The model's replies to words beside the images, or the frames of the video, of each item.
 
     Args:
         items: give the media.

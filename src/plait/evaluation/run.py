@@ -44,8 +44,8 @@ class Options:
         judge: stored replies or a model.
         show_progress: None shows a bar when the work takes longer than about two seconds.
         decoding, num_frames: instead of those of the model's family.
-        multi_scale: segmenters look at several scales and mirrored pictures, as published.
-        frames: how frames of films are chosen: `published` as the model's family does, or a name that
+        multi_scale: segmenters look at several scales and mirrored images, as published.
+        frames: how frames of videos are chosen: `published` as the model's family does, or a name that
             `plait.processing.videos.chooser` knows.
         rerank: the best of a retrieval that the match head scores anew, 0 for none; None as the model's family does.
         answers: a list of answers to choose from (JSON or a line each); None for the one in the data set, if any.

@@ -22,7 +22,7 @@ Ranked = list[list[tuple[str, float]]]
 class DecidingSkills(Asking):
     """What a `plait.Assistant` and an evaluation may ask a head; see `plait.types.Skills`.
 
-    released: what the classes of published heads mean, whose checkpoints hold numbers alone. num_images: pictures of
+    released: what the classes of published heads mean, whose checkpoints hold numbers alone. num_images: images of
     one item. is_multi_label: several classes may hold at once, so that each has a probability of its own.
     """
 
@@ -62,7 +62,7 @@ class DecidingSkills(Asking):
         """Outputs of the head (n, classes) for questions about media of one kind, media alone, texts or pairs of texts.
 
         Raises:
-            ValueError: for another number of pictures than the model compares.
+            ValueError: for another number of images than the model compares.
         """
         first = asks[0]
         kind = "audio" if first.audio is not None else "video" if first.video else "image" if first.images else "text"

@@ -145,7 +145,7 @@ class TalkingSkills(Asking):
         """What the model says to questions laid out as in the released evaluation; as `answer` else.
 
         Args:
-            asks: in any mixture of pictures and clips.
+            asks: in any mixture of images and clips.
             decoding: greedy or beams; nothing is sampled.
         """
         seen = [[*ask.images, *(() if self.has_clips else ask.video)] for ask in asks]

@@ -47,11 +47,11 @@ def load_image(
     convert_profile: bool = True,
     at_least: int | None = None,
 ) -> PILImage.Image:
-    """Load one picture as a PIL image in mode RGB (sRGB), upright, 8 bits per channel, transparent parts white.
+    """Load one image as a PIL image in mode RGB (sRGB), upright, 8 bits per channel, transparent parts white.
 
     at_least: a JPEG file is decoded at a half, a quarter or an eighth of its size where the shorter side keeps so many
     pixels, which takes a fraction of the time; None decodes it whole.
-    convert_profile: False leaves the numbers of a picture with an ICC profile as they are, as the official code of
+    convert_profile: False leaves the numbers of an image with an ICC profile as they are, as the official code of
     every family does, for comparisons with it. Raises MediaError, one line naming the file, for what is missing,
     damaged, too large or no image. Limits that are None are those in force (`plait.media.raised`).
     """

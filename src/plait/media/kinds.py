@@ -175,7 +175,7 @@ def promised_bytes(file: BinaryIO, container: str) -> int | None:
 
 
 def has_picture(file: BinaryIO, container: str) -> bool | None:
-    """Whether a container that holds films or sounds has a video track, from its header; None where that is unknown."""
+    """Whether a container of video or audio has a video track, from its header; None where that is unknown."""
     if container == "mov":
         size = file.seek(0, os.SEEK_END)
         kinds: set[bytes] = set()

@@ -31,7 +31,7 @@ _LONGEST = 500
 
 @dataclass(frozen=True)
 class Noted:
-    """Notes of one picture; None where there is none.
+    """Notes of one image; None where there is none.
 
     Attributes:
         taken: local time as ISO 8601, such as `2024-07-14T18:03:00`.
@@ -59,13 +59,13 @@ class Noted:
 
 
 def noted(source: Source) -> Noted:
-    """Read the notes of a picture.
+    """Read the notes of an image.
 
     Args:
         source: path or bytes of a file.
 
     Returns:
-        What there is; empty for what is no picture or holds none.
+        What there is; empty for what is no image or holds none.
     """
     from PIL import Image, IptcImagePlugin
 

@@ -35,7 +35,7 @@ class Medium:
             samples (n,), or a user's own.
         is_words: it passes as it is and, beside other media of a row, says what they show.
         is_drawn: it is prepared one by one: small tensors are kept, not the pixels of a large photograph.
-        frames_of: the modality whose pictures stand in for it in a model that lacks it.
+        frames_of: the modality whose images stand in for it in a model that lacks it.
         seconds: of a clip, from which on a batch holds fewer: all are padded to the longest.
         tiny: (samples per second) -> the smallest value there is.
     """

@@ -66,21 +66,21 @@ def pictures_ap(
     kind: str = "bbox",
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> float:
-    """AP of boxes or masks over pictures whose rows lie beside each other, classes matched by name.
+    """AP of boxes or masks over images whose rows lie beside each other, classes matched by name.
 
     Args:
-        truths: per picture, rows of `label`, `bbox` x, y, width, height, for masks `segmentation`, and
+        truths: per image, rows of `label`, `bbox` x, y, width, height, for masks `segmentation`, and
             `iscrowd` where it is one.
-        found: per picture, rows of `label`, `score`, `bbox` or `segmentation`; masks are ranked by `mask_score` where
+        found: per image, rows of `label`, `score`, `bbox` or `segmentation`; masks are ranked by `mask_score` where
             it is there.
         kind: `bbox` or `segm`.
-        sizes: width and height of the pictures, which polygons need.
+        sizes: width and height of the images, which polygons need.
 
     Returns:
         AP as a fraction, -1 without ground truth.
 
     Raises:
-        ValueError: as `coco_ap`, and for another number of pictures.
+        ValueError: as `coco_ap`, and for another number of images.
     """
     names = sorted({row["label"] for rows in (*truths, *found) for row in rows})
     numbers = {name: i for i, name in enumerate(names, 1)}

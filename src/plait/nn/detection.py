@@ -185,7 +185,7 @@ def roi_align(
     A point more than one cell outside of the map reads 0, one less far outside reads the nearest edge.
 
     Args:
-        features: (channels, height, width) of one picture.
+        features: (channels, height, width) of one image.
         boxes: (n, 4), corners in pixels.
         size: bins along each side.
         scale: cells per pixel, 1 / stride.
@@ -287,11 +287,11 @@ def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], boxes: Sequence
     Args:
         maps: (batch, channels, ...) per level.
         strides: of the levels, each twice the last.
-        boxes: (n, 4) per picture, corners in pixels.
+        boxes: (n, 4) per image, corners in pixels.
         size: bins along each side.
 
     Returns:
-        (total, channels, size, size), picture by picture.
+        (total, channels, size, size), image by image.
 
     Source: Feature pyramid networks (arXiv 1612.03144), equation 1.
     """
@@ -395,11 +395,11 @@ def draw_boxes(labels: Tensor, count: int, share: float) -> tuple[Tensor, Tensor
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks of regions at the size of their picture.
+    """Masks of regions at the size of their image.
 
     Args:
         masks: (n, side, side) probabilities.
-        boxes: (n, 4), corners in pixels of the picture.
+        boxes: (n, 4), corners in pixels of the image.
         size: (height, width).
         threshold: probability from which on a pixel is inside.
 
@@ -418,7 +418,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
 
 @dataclass
 class Truth:
-    """Objects of one picture. boxes: (n, 4) pixels; classes: (n,); masks: (n, height, width) of the padded picture."""
+    """Objects of one image. boxes: (n, 4) pixels; classes: (n,); masks: (n, height, width) of the padded image."""
 
     boxes: Tensor
     classes: Tensor
@@ -427,7 +427,7 @@ class Truth:
 
 @dataclass
 class Found:
-    """What was found in one picture, best first: boxes (n, 4), scores and classes (n,), masks (n, side, side)."""
+    """What was found in one image, best first: boxes (n, 4), scores and classes (n,), masks (n, side, side)."""
 
     boxes: Tensor
     scores: Tensor
@@ -445,12 +445,12 @@ class CascadeSizes:
         num_convs: of a box head and of the mask head.
         proposal_convs: of the proposal network.
         anchor: side of the anchors of a level, in its strides: as published, 32 pixels at stride 4 to 512 at 64.
-        proposals: kept per level before suppression, in training and otherwise; `kept_proposals` per picture after.
-        drawn_anchors, drawn_boxes: that one picture's losses are made of.
+        proposals: kept per level before suppression, in training and otherwise; `kept_proposals` per image after.
+        drawn_anchors, drawn_boxes: that one image's losses are made of.
         box_bins, mask_bins: sides of the regions; masks are twice as fine as theirs.
         has_masks: whether there is a mask head.
         candidates: best boxes of all classes that go into soft-NMS. The release has no such bound; it keeps 100.
-        kept: boxes of a picture at most.
+        kept: boxes of an image at most.
     """
 
     channels: int = 256
@@ -556,15 +556,15 @@ class ProposalNetwork(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], limits: Tensor, truths: Sequence[Truth] | None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of every picture, and the losses where the truth is given.
+        """Proposals of every image, and the losses where the truth is given.
 
         Args:
             maps: (batch, channels, ...) of the pyramid.
-            limits: (batch, 4), width, height, width, height of the pictures without padding.
-            truths: of every picture.
+            limits: (batch, 4), width, height, width, height of the images without padding.
+            truths: of every image.
 
         Returns:
-            (n, 4) per picture, best first; losses by name.
+            (n, 4) per image, best first; losses by name.
         """
         scores, deltas, anchors, sizes = [], [], [], self.sizes
         for x, stride in zip(maps, (*STRIDES, 2 * STRIDES[-1]), strict=True):
@@ -611,7 +611,7 @@ class ProposalNetwork(nn.Module):
 
 
 def clipped(boxes: Tensor, limit: Tensor) -> Tensor:
-    """Boxes (n, 4) inside of a picture; limit: (4,), its width, height, width, height."""
+    """Boxes (n, 4) inside of an image; limit: (4,), its width, height, width, height."""
     return torch.minimum(boxes.clamp_min(0), limit)
 
 
@@ -677,12 +677,12 @@ class CascadeDetector(nn.Module):
     def forward(
         self, x: Tensor, pictures: Tensor, truths: Sequence[Truth] | None = None, *, find: bool = True
     ) -> tuple[list[Found], dict[str, Tensor]]:
-        """What is in every picture, and the losses where the truth is given.
+        """What is in every image, and the losses where the truth is given.
 
         Args:
             x: (batch, dim, height, width) at stride 16.
-            pictures: (batch, 2) width and height of the pictures without their padding, in pixels.
-            truths: of every picture, for training.
+            images: (batch, 2) width and height of the images without their padding, in pixels.
+            truths: of every image, for training.
             find: whether boxes are wanted.
 
         Returns:

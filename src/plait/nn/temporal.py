@@ -153,11 +153,11 @@ def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
 
 
 class DualVisionEncoder(nn.Module):
-    """mPLUG-2's vision encoder: clips, or pictures as clips of one frame, to tokens.
+    """mPLUG-2's vision encoder: clips, or images as clips of one frame, to tokens.
 
     Args:
         dim, num_heads, num_layers, patch_size: of the ViT.
-        image_size: side of the pictures; a rim that fills no patch is not looked at.
+        image_size: side of the images; a rim that fills no patch is not looked at.
         temporal: whether blocks have local temporal modules.
         temporal_kernel, temporal_stride: frames that one patch spans, and from one to the next.
 
@@ -212,7 +212,7 @@ class DualVisionEncoder(nn.Module):
             (batch * frames', 1 + positions, dim) and frames', fewer where patches stride in time.
 
         Raises:
-            ValueError: where the pictures do not fit the position table.
+            ValueError: where the images do not fit the position table.
         """
         side = self.image_size
         if clips.dim() != 5 or tuple(clips.shape[-2:]) != (side, side):

@@ -75,7 +75,7 @@ def dice(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def matched_queries(class_logits: Tensor, mask_logits: Tensor, classes: Tensor, masks: Tensor, points: int) -> Tensor:
-    """The query of every object of one picture.
+    """The query of every object of one image.
 
     Args:
         class_logits: (queries, classes + 1). mask_logits: (queries, height, width).
@@ -113,7 +113,7 @@ def mask_set_losses(
     Args:
         class_logits: (batch, queries, classes + 1), the last for "no object".
         mask_logits: (batch, queries, height, width).
-        classes, masks: per picture (objects,) and (objects, ...) bool, at any size.
+        classes, masks: per image (objects,) and (objects, ...) bool, at any size.
         points: at which masks are compared; of `oversample` times as many random ones the most uncertain, a share
             `importance`, the rest anew.
         no_object: weight of "no object" in the cross entropy.

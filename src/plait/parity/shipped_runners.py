@@ -152,9 +152,9 @@ def temporal_block(case: Case) -> Outputs:
 
 @shipped("abstractor", tolerance=GRADIENTS)
 def abstractor(case: Case) -> Outputs:
-    """Learned queries over the features of pictures, (batch, positions, dim), or clips, (batch, frames, ...).
+    """Learned queries over the features of images, (batch, positions, dim), or clips, (batch, frames, ...).
 
-    The inner values of the first layer are stored for pictures alone.
+    The inner values of the first layer are stored for images alone.
     """
     family, shapes = family_of(case), {key: tuple(value.shape) for key, value in case.weights().items()}
     section = case.config["visual_abstractor_config"]
@@ -189,7 +189,7 @@ def abstractor(case: Case) -> Outputs:
 @shipped("multiway_modules")
 @torch.no_grad()
 def multiway_modules(case: Case) -> Outputs:
-    """Norm, projection and fused projection with a way for text and one for pictures.
+    """Norm, projection and fused projection with a way for text and one for images.
 
     Official `multiway.0` is text, `multiway.1` pictures; an `idx` input tells the modality of every position.
     """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Objects:
-    """What one picture holds. boxes: (n, 4) corners in pixels; classes: (n,); masks: (n, height, width) bool."""
+    """What one image holds. boxes: (n, 4) corners in pixels; classes: (n,); masks: (n, height, width) bool."""
 
     boxes: np.ndarray
     classes: np.ndarray
@@ -36,18 +36,18 @@ class Objects:
 def read_objects(
     annotations: Sequence[Mapping[str, Any]], numbers: Mapping[Any, int], size: tuple[int, int], name: str
 ) -> Objects:
-    """COCO annotations of one picture; crowds are left out, as no detector learns from them.
+    """COCO annotations of one image; crowds are left out, as no detector learns from them.
 
     Args:
         annotations: `bbox` x, y, width, height; `category_id`; `segmentation` polygons, run lengths or an array (all
-            of a picture have one, or masks are left out); `iscrowd`.
+            of an image have one, or masks are left out); `iscrowd`.
         numbers: category -> class of the model.
-        size: width and height of the picture.
-        name: of the picture, for messages.
+        size: width and height of the image.
+        name: of the image, for messages.
 
     Raises:
-        ValueError: for a picture without pixels, a box outside of it, an unknown category, a mask of another size, and
-            a picture of crowds alone.
+        ValueError: for an image without pixels, a box outside of it, an unknown category, a mask of another size, and
+            an image of crowds alone.
     """
     width, height = size
     if not (width and height):
@@ -81,8 +81,8 @@ def read_mask(segmentation: Any, size: tuple[int, int], name: str) -> np.ndarray
 
     Args:
         segmentation: as in COCO files, or (height, width) numbers of which other than 0 are inside.
-        size: width and height of the picture.
-        name: of the picture, for messages.
+        size: width and height of the image.
+        name: of the image, for messages.
 
     Raises:
         ValueError: for a mask of another size.
@@ -119,7 +119,7 @@ def read_mask(segmentation: Any, size: tuple[int, int], name: str) -> np.ndarray
 
 @dataclass
 class Fitted:
-    """A picture as a square. pixels: (3, side, side); mask: (side, side) bool, True = picture; size: width, height."""
+    """An image as a square. pixels: (3, side, side); mask: (side, side) bool, True = image; size: width, height."""
 
     pixels: Tensor
     mask: Tensor
@@ -138,13 +138,13 @@ def fit(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> Fitted:
-    """A picture whose longer side is `side` pixels, padded to a square, and its objects with it.
+    """An image whose longer side is `side` pixels, padded to a square, and its objects with it.
 
     Args:
         image: RGB.
         side: of the square.
         objects: in pixels of the image.
-        scale: of the longer side; above 1 the picture is cut to the square (large-scale jitter).
+        scale: of the longer side; above 1 the image is cut to the square (large-scale jitter).
         place: where it is cut, 0 to 1 of what goes over, across and down.
         flip: left to right.
         mean, std: per channel.
@@ -153,7 +153,7 @@ def fit(
         A `Fitted`; objects of which less than a tenth is left are gone.
 
     Raises:
-        ValueError: for a picture without pixels.
+        ValueError: for an image without pixels.
     """
     if not (image.width and image.height):
         raise ValueError(f"expected a picture with pixels, got {image.width} x {image.height}; leave it out")
@@ -193,7 +193,7 @@ def detection_labels(fitted: Fitted) -> dict[str, Tensor]:
     """What detectors of transformers learn from.
 
     Returns:
-        class_labels (n,); boxes (n, 4) centre and sides as shares of the picture without its padding; masks
+        class_labels (n,); boxes (n, 4) centre and sides as shares of the image without its padding; masks
         (n, side, side) bool where there are any.
     """
     assert fitted.objects is not None
@@ -208,11 +208,11 @@ def detection_labels(fitted: Fitted) -> dict[str, Tensor]:
 
 
 def coco_results(found: Mapping[str, Any], image_id: Any, categories: Mapping[int, Any]) -> list[dict[str, Any]]:
-    """One picture's boxes (and masks) as rows of a COCO results file; masks need the extra eval.
+    """One image's boxes (and masks) as rows of a COCO results file; masks need the extra eval.
 
     Args:
         found: scores, labels and boxes of `post_process_object_detection`, and masks where they were asked for.
-        image_id: of the picture.
+        image_id: of the image.
         categories: class -> category_id.
 
     Returns:
@@ -232,7 +232,7 @@ def coco_results(found: Mapping[str, Any], image_id: Any, categories: Mapping[in
 
 
 def drawn(image: Image, found: Mapping[str, Any], names: Mapping[int, str]) -> Image:
-    """The picture with boxes, their names and scores, and masks as a veil in the colour of their class.
+    """The image with boxes, their names and scores, and masks as a veil in the colour of their class.
 
     Args:
         image: as it was looked at.

@@ -182,7 +182,7 @@ def random_crop(
     After ten draws that do not fit, the largest central crop of an allowed ratio.
 
     Args:
-        height, width: of the picture, in pixels.
+        height, width: of the image, in pixels.
         rng: of the draws.
         scale: least and most share of the area.
         ratio: least and most width / height, drawn log-uniformly.
@@ -312,16 +312,16 @@ def random_indices(num_frames: int, length: int, rng: random.Random, permute: Pe
 def clip_indices(
     choose: Callable[[int], Sequence[int]], length: int, fps: float, start: float, end: float
 ) -> list[int] | None:
-    """Frames between two times of a film, as the releases cut clips out of films.
+    """Frames between two times of a video, as the releases cut clips out of videos.
 
     Args:
         choose: number of frames between the two -> numbers among them.
-        length: frames of the film.
-        fps: frames per second of the film.
+        length: frames of the video.
+        fps: frames per second of the video.
         start, end: seconds.
 
     Returns:
-        Frame numbers of the film; None where fewer than two frames lie between.
+        Frame numbers of the video; None where fewer than two frames lie between.
     """
     first, last = int(fps * start), min(int(fps * end), length)
     return None if last - first < 2 else [first + index for index in choose(last - first)]
@@ -364,11 +364,11 @@ CLIPS, SPAN = 3, 128
 
 
 def clips_indices(num_frames: int, length: int) -> list[int]:
-    """Frames of three clips from the start to the end of a film: the test of ONE-PEACE on Kinetics.
+    """Frames of three clips from the start to the end of a video: the test of ONE-PEACE on Kinetics.
 
     Args:
         num_frames: of all clips together.
-        length: frames of the film; one shorter than a clip begins anew.
+        length: frames of the video; one shorter than a clip begins anew.
 
     Source:
         Specification ONE-PEACE, 8.3; clips lie evenly, the first at the start and the last at the end.
@@ -414,12 +414,12 @@ FRAME_RULES: dict[str, Callable[[int, int, float], list[int]]] = {
 def chooser(
     rule: str, num_frames: int, start: float | None = None, end: float | None = None
 ) -> Callable[[int, float], list[int]] | None:
-    """What `plait.media.video.load_video` chooses frames by; None for even times over the whole film.
+    """What `plait.media.video.load_video` chooses frames by; None for even times over the whole video.
 
     Args:
         rule: a name of `FRAME_RULES`, or `time`.
         num_frames: how many.
-        start, end: seconds of the part that is meant; None takes the whole film.
+        start, end: seconds of the part that is meant; None takes the whole video.
 
     Raises:
         ValueError: for another rule.

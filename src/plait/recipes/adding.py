@@ -125,7 +125,7 @@ def add_modality(
     """A modality of your own learns to meet one that the model has; everything else is frozen.
 
     Give the file that registers it: `plait train one_peace.add_modality --plugin FILE --set name=NAME --set data=DIR`.
-    Minutes on one CPU core with `nano`; docs/add-a-modality.md has what films and symbolic music reached.
+    Minutes on one CPU core with `nano`; docs/add-a-modality.md has what videos and symbolic music reached.
 
     Args:
         name: of the modality. data: rows that hold it and `to`; rows of one label are one thing.

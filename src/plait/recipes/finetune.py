@@ -233,7 +233,7 @@ def text_of(sample: Sample) -> str:
 
 
 def shares(sample: Sample) -> list[float]:
-    """The first box of a row as shares of the width and height of its picture.
+    """The first box of a row as shares of the width and height of its image.
 
     Raises:
         ValueError: names the row, where that is no box of four numbers.
@@ -520,7 +520,7 @@ def finetune(
     Args:
         model: a model directory, or nano.
         data: a manifest, tar shards, parquet or a saved data set, with a split test; for detect also a COCO
-            instances file, of which a fifth is held out where its pictures name no split; for segment a folder of
+            instances file, of which a fifth is held out where its images name no split; for segment a folder of
             images and masks in ADE20K's layout.
         task: one of `TASKS` that the model's family knows.
         lora: rank, 0 to train everything. bits: hold the frozen base in 4 or 8 bits beside it.
@@ -529,8 +529,8 @@ def finetune(
         published: setting and loss of the publication; what is set beside it counts. benchmark: whose, of several.
         layer_decay, drop_path_rate: rate of a layer relative to the next one; share left out at the last layer.
         medium: image, audio, video or text, the most frequent without it (chat: all).
-        image_size: side of the pictures of detect and segment in pixels, twice the model's without it.
-        augmentation: of pictures and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
+        image_size: side of the images of detect and segment in pixels, twice the model's without it.
+        augmentation: of images and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
 
     Raises:

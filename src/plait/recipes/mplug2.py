@@ -133,9 +133,9 @@ def supervised(
 def asked_together(
     model: nn.Module, batch: list[dict[str, Any]], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """The loss of answers to several questions about each picture, mean over all questions.
+    """The loss of answers to several questions about each image, mean over all questions.
 
-    batch: parts of pictures or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
+    batch: parts of images or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
     question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
     are encoded once.
     """
@@ -330,7 +330,7 @@ def pretraining(
     Never released; values are the predecessor's, 30 epochs, and
     without being set those of the size: base batch 256, rates 1e-4 and 1e-5, floor 1e-6; large (also of init) 128, 5e-5
     and 5e-6, 2e-6. Published data: COCO, Visual Genome, SBU, CC3M, CC12M (14 M image-text pairs),
-    WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward a picture, 3.6 a clip (large), several
+    WebVid (2 M clips), Wikipedia and Common Crawl. Cost: 0.25 TFLOPs forward an image, 3.6 a clip (large), several
     times that for all objectives and their gradients; no figure was published.
 
     Args:
@@ -448,7 +448,7 @@ def captioning(
     instructions: bool = False,
     how: Tuning = Tuning(batch_size=64),
 ) -> Recipe:
-    """Captions of clips or pictures: rows with `video` or `image` and `captions` or `text`.
+    """Captions of clips or images: rows with `video` or `image` and `captions` or `text`.
 
     Data: MSRVTT, MSVD. Cost: a clip of 16 frames takes 3.5 TFLOPs forward (large, `plait plan mplug2 caption`) and
     about three times that in training; the released scripts use 8 GPUs. Published (large): CIDEr 80.3 on MSRVTT, 165.8
@@ -502,7 +502,7 @@ def answering(
 ) -> Recipe:
     """Answers to questions: rows with `video` or `image`, `question` and `answers`.
 
-    Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for a picture
+    Data: MSRVTT-QA, MSVD-QA, TGIF-FrameQA, VQA v2. Cost: 3.6 TFLOPs forward for a clip of 16 frames, 0.25 for an image
     (large), three times that in training and again forward for the teacher. Published (large): accuracy 48.0 on
     MSRVTT-QA, 58.1 on MSVD-QA; recalled: VQA v2 81.11 (test-dev).
 
@@ -531,7 +531,7 @@ def retrieval(
 ) -> Recipe:
     """Text <-> image or video: rows with `image` or `video` and `captions` or `text`; contrast with queues, matching.
 
-    Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for a picture
+    Data: MSRVTT, DiDeMo, LSMDC; COCO, Flickr30k. Cost: 3.3 TFLOPs forward for a clip of 16 frames, 0.2 for an image
     (large), three times that in training and again forward for the teacher. Published (large, recalled): MSRVTT
     text-to-video R@1 53.1. The recipe was not released; batch and queue are the predecessor's.
 
@@ -571,12 +571,12 @@ def classification(
     """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
 
     Rows with `label` and what `medium` names; a pair of texts has the second in
-    `text_pair`. Data: Kinetics, ImageNet, GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 a picture,
+    `text_pair`. Data: Kinetics, ImageNet, GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 an image,
     0.01 a sentence (large), three times that in training. Published (large, recalled): Kinetics-400 top-1 87.1,
     ImageNet 87.7; no recipe was released.
 
     Args:
-        task: classify, or entail for a text about a picture or clip.
+        task: classify, or entail for a text about an image or clip.
         medium: text, image or video: what of the rows is seen; without it what most of them have.
     """
     if task not in ("classify", "entail"):
@@ -603,7 +603,7 @@ def comparison(
     data: str,
     how: Tuning = Tuning(),
 ) -> Recipe:
-    """What a text says of several pictures (`compare`): rows with `images` (in every row as many), `text` and `label`.
+    """What a text says of several images (`compare`): rows with `images` (in every row as many), `text` and `label`.
 
     Data: NLVR2, two photographs a row. Cost: some 0.4 TFLOPs forward a row (large), three times that in training.
     Published by the predecessor (large): accuracy 84.58 and 84.95 on the two test splits; no recipe was released.

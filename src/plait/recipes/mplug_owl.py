@@ -227,7 +227,7 @@ def collate(
     """A batch, with images cropped at random when training, as `rng` says.
 
     Args:
-        max_length: tokens of a conversation. talks: of `read`. training: whether pictures are cropped at random.
+        max_length: tokens of a conversation. talks: of `read`. training: whether images are cropped at random.
 
     Returns:
         What the model's forward takes, `labels` (batch, tokens) with -100 where nothing is learned.

@@ -72,7 +72,7 @@ def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.G
     """Pretraining: one of the row's captions without a question, and a random crop, mirrored half the time.
 
     Args:
-        processor: gives the side of the picture. sample: a row with `image`. rng: of caption, crop and mirror.
+        processor: gives the side of the image. sample: a row with `image`. rng: of caption, crop and mirror.
 
     Returns:
         The caption, and pixels (3, side, side).
@@ -84,7 +84,7 @@ def read_caption(processor: MPlugOwl2Processor, sample: Sample, rng: np.random.G
 
 
 def read_talk(num_frames: int, sample: Sample, rng: np.random.Generator) -> Talk:
-    """A conversation with its pictures; a clip is `num_frames` pictures in a row where its placeholder stands."""
+    """A conversation with its images; a clip is `num_frames` images in a row where its placeholder stands."""
     talk = conversation.read_talk(sample, rng, describe=DESCRIBE, num_frames=num_frames, is_drawn=True)
     turns, pictures, stills, clips = [], [], iter(talk.pictures), iter(talk.clips)
     for turn in talk.turns:

@@ -334,7 +334,7 @@ def vocabulary(samples: Sequence[Sample]) -> list[int]:
 def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     """Pairs that are never composed in training, the same that the evaluation asks for.
 
-    They are pairs of a concept with a sound and one without, both of test pictures; none where the data has no sounds.
+    They are pairs of a concept with a sound and one without, both of test images; none where the data has no sounds.
     """
     from plait.evaluation.emergent import concept
 

@@ -81,7 +81,7 @@ def detect(request: Request) -> Job:
 
 
 def segment(request: Request) -> Job:
-    """A fresh segmenter on the image branch; rows are pictures with a class for every pixel.
+    """A fresh segmenter on the image branch; rows are images with a class for every pixel.
 
     Raises UsageError for media other than image.
     """
@@ -168,7 +168,7 @@ def with_segmenter(directory: Path, labels: Sequence[str], image_size: int | Non
 
 
 def jittered(picture: Any, objects: Objects, side: int, strength: float, rng: np.random.Generator) -> Fitted:
-    """A picture and its objects as a square, by large-scale jitter: 0.1 to 2 as published at strength 1, mirrored."""
+    """An image and its objects as a square, by large-scale jitter: 0.1 to 2 as published at strength 1, mirrored."""
     scale = float(np.exp(rng.uniform(np.log(1 - 0.9 * strength), np.log(1 + strength))))
     place = (float(rng.uniform()), float(rng.uniform()))
     return fit(picture, side, objects, scale=scale, place=place, flip=bool(strength and rng.uniform() < 0.5))
@@ -225,8 +225,8 @@ def anchor_for(samples: Sequence[Sample], side: int) -> float:
     most sqrt(2) of the lower quartile of the boxes' sides.
 
     Args:
-        samples: of training, with boxes in pixels of their pictures.
-        side: of the square that pictures are fitted into, in pixels.
+        samples: of training, with boxes in pixels of their images.
+        side: of the square that images are fitted into, in pixels.
     """
     sides: list[float] = []
     for sample in samples[:: -(-len(samples) // MEASURED)]:
@@ -263,7 +263,7 @@ def dense_loss(
 def detected(
     model: nn.Module, processor: OnePeaceProcessor, samples: Sequence[Sample], labels: Sequence[str]
 ) -> list[list[dict[str, Any]]]:
-    """What a detector finds in each row's picture, of every score: label, score, bbox, and segmentation, mask_score."""
+    """What a detector finds in each row's image, of every score: label, score, bbox, and segmentation, mask_score."""
     device, names, found = next(model.parameters()).device, dict(enumerate(labels)), []
     for start in range(0, len(samples), 8):
         pictures = [load_image(sample.image).convert("RGB") for sample in samples[start : start + 8]]

@@ -86,7 +86,7 @@ def _used(medium: str, reads_text: bool, embeds: bool) -> str:
 
 
 def part_of(processor: OnePeaceProcessor, medium: str, sample: Sample) -> dict[str, Any]:
-    """One row, decoded: its picture (3, side, side) in [0, 1] or its waveform (samples,), and its words."""
+    """One row, decoded: its image (3, side, side) in [0, 1] or its waveform (samples,), and its words."""
     part: dict[str, Any] = {"sample": sample, "texts": sample.captions or [sample.text or ""]}
     part["concept"] = sample.label or part["texts"][0]
     if medium == "image":

@@ -97,7 +97,7 @@ def _embedding(request: Request) -> OnePeaceModel:
 def classify(request: Request) -> Job:
     """A fresh head over the features of one medium; before it, the label whose words are nearest.
 
-    Films, and pictures as published, have the heads of the vision branch (ImageNet, Kinetics).
+    Videos, and images as published, have the heads of the vision branch (ImageNet, Kinetics).
     """
     need(request.medium, ("image", "audio", "text", "video"), "classify")
     if request.medium == "video" or (request.medium == "image" and request.setting is not None):
@@ -107,7 +107,7 @@ def classify(request: Request) -> Job:
 
 
 def vqa(request: Request) -> Job:
-    """Answers of the training rows as classes of a head over picture and question.
+    """Answers of the training rows as classes of a head over image and question.
 
     As published: soft scores of all answers, of which the commonest 3,129 are classes, and binary cross entropy.
     """
@@ -138,7 +138,7 @@ def ground(request: Request) -> Job:
 
 
 def compare(request: Request) -> Job:
-    """Whether a text is true of two pictures (NLVR2): rows with `images`, `text` and `label`."""
+    """Whether a text is true of two images (NLVR2): rows with `images`, `text` and `label`."""
     counts = {len(sample.meta["images"]) for sample in request.train}
     if counts != {2}:
         raise ValueError(f"expected two images in every row to compare, got {sorted(counts)}")
@@ -173,7 +173,7 @@ def audio_qa(request: Request) -> Job:
 
 
 def tag(request: Request) -> Job:
-    """All labels of a sound or picture, each by itself (FSD50K): rows with `labels`, a list."""
+    """All labels of a sound or image, each by itself (FSD50K): rows with `labels`, a list."""
     need(request.medium, ("audio", "image"), "tag")
     labels = sorted({label for sample in request.train for label in labels_of(sample)})
 
@@ -461,7 +461,7 @@ def several(
 def located(
     model: nn.Module, batch: dict[str, Any], step: int, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Distance of corners and overlap of one box per row. labels (batch, 4) as shares of the picture's sides."""
+    """Distance of corners and overlap of one box per row. labels (batch, 4) as shares of the image's sides."""
     logits = model(**{name: value for name, value in batch.items() if name != "labels"})["logits"]
     return box_loss(logits, batch["labels"]), {}
 

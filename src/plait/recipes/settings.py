@@ -14,7 +14,7 @@ class Setting:
     """How a task was trained for a publication; a family's `PUBLISHED` is (task, medium) -> benchmark -> one of these.
 
     lr, floor, epochs, warmup, batch_size, betas, eps, weight_decay, layer_decay: of its stage; drop_path_rate: of the
-    last layer; changes: fields of the configuration; size: side of its pictures as a factor of the model's;
+    last layer; changes: fields of the configuration; size: side of its images as a factor of the model's;
     label_smoothing: of classes; backbone: rate of the backbone as a share of the head's.
     """
 

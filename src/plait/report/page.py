@@ -92,10 +92,10 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def picture_uri(picture: Image, **options: bool | int) -> str:
-    """A picture as WebP inside the page.
+    """An image as WebP inside the page.
 
     Args:
-        picture: of PIL.
+        image: of PIL.
         options: of Pillow's writer, such as lossless or quality.
     """
     stream = io.BytesIO()

@@ -58,7 +58,7 @@ def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(text: Any) -> str:
-    r"""Anything as one line of plain Markdown: no cell ends early, no link, picture or HTML of a stranger's is made.
+    r"""Anything as one line of plain Markdown: no cell ends early, no link, image or HTML of a stranger's is made.
 
     Example:
         >>> print(markdown("a | b <img>"))

@@ -120,7 +120,7 @@ def questions_like(vectors: np.ndarray, rng: np.random.Generator, count: int) ->
     """Unit vectors (3 * count, dim) to measure with, near the rows and far from them; vectors: (rows, dim).
 
     Rows of the index (something like it), sums of two rows (several media in one question), and rows on the other side
-    of what all rows have in common, as texts are to an index of pictures (the modality gap).
+    of what all rows have in common, as texts are to an index of images (the modality gap).
     """
     picked = vectors[rng.choice(len(vectors), 2 * count, replace=len(vectors) < 2 * count)]
     own, others = picked[:count], picked[count:]

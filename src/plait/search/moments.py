@@ -73,7 +73,7 @@ def add_moments(index: Index, every: float, *, show_progress: bool | None = None
         show_progress: None shows a bar on stderr when the work takes longer than about a second.
 
     Raises:
-        UsageError: for a model that embeds no pictures, and moments too short.
+        UsageError: for a model that embeds no images, and moments too short.
         ValueError: while another process is writing.
 
     Example:

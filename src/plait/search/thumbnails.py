@@ -32,15 +32,15 @@ _FOLDER, _CHECKSUM = "thumbnails", "[0-9a-f]{16,64}"
 
 
 def thumbnail(index: Index, hit: Hit) -> Path | Image | None:
-    """A small picture of a hit.
+    """A small image of a hit.
 
     Args:
         index: beside whose rows it is kept.
-        hit: of a picture or a film; of a film with a moment the frame in its middle.
+        hit: of an image or a video; of a video with a moment the frame in its middle.
 
     Returns:
-        The path of the WebP file, the picture itself where the index cannot be written, or None for what has no
-        picture, is gone or damaged.
+        The path of the WebP file, the image itself where the index cannot be written, or None for what has no
+        image, is gone or damaged.
     """
     kind = medium(hit.modality)
     if hit.path is None or not (kind.is_drawn or kind.frames_of):

@@ -301,7 +301,7 @@ class Service:
         return found
 
     def media_of(self, medium: Medium, num_frames: int, frames: str = "time") -> Any:
-        """What a part of a conversation shows: a PIL picture, or a list of frames, chosen by a rule."""
+        """What a part of a conversation shows: a PIL image, or a list of frames, chosen by a rule."""
         limits = self.settings.limits
         if medium.modality == "image":
             return load_image(medium.value, **limits["image"])

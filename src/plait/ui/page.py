@@ -182,7 +182,7 @@ def query_of(media: Mapping[str, Any], weights: Mapping[str, float], without: st
     """What was filled in as one item for an embedder; None where nothing was.
 
     Args:
-        media: words, and paths of uploaded files by modality; a film may be any kind of file, which is looked into.
+        media: words, and paths of uploaded files by modality; a video may be any kind of file, which is looked into.
         weights: by modality, and of `not`; 0 leaves a part out.
         without: words to move away from.
 
@@ -347,12 +347,12 @@ def seen_there(frames: Sequence[Image], shares: np.ndarray, name: str) -> tuple[
     """The frame that was looked at most, dark where nothing looked.
 
     Args:
-        frames: of the film, or the one picture.
+        frames: of the video, or the one image.
         shares: (steps, rows, columns) of `plait.assistant.Looked`; a step may span several frames.
         name: of what looked.
 
     Returns:
-        A picture of at most `_SIDE` pixels a side, and its caption with the share of attention that is on the frames.
+        An image of at most `_SIDE` pixels a side, and its caption with the share of attention that is on the frames.
     """
     from PIL import Image as Pictures
 

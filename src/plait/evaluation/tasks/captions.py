@@ -99,7 +99,7 @@ def coco_captions(source: Source) -> list[Item]:
 
 @layout("nocaps", {"annotations": ("nocaps_{split}*captions.json", "nocaps_{split}*.json")})
 def nocaps(source: Source) -> list[Item]:
-    """NoCaps: as COCO, with the domain of every image as its category; the test file has pictures only."""
+    """NoCaps: as COCO, with the domain of every image as its category; the test file has images only."""
     items = _coco(source, "file_name")
     for number, item in enumerate(items, 1):
         if item.captions and item.category is None:
@@ -112,7 +112,7 @@ def nocaps(source: Source) -> list[Item]:
 def owl2_captions(source: Source) -> list[Item]:
     """Owl2's converted files: as COCO with the path in `image`.
 
-    The names of the files say Karpathy's splits; ids, pictures and captions lie as in COCO's own.
+    The names of the files say Karpathy's splits; ids, images and captions lie as in COCO's own.
     """
     return _coco(source, "image")
 

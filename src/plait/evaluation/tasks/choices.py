@@ -45,7 +45,7 @@ def _answered(scoring: Scoring) -> list[tuple[Item, str]]:
 
 
 def scienceqa(scoring: Scoring) -> Scored:
-    """Accuracy over questions with a picture (SQA-IMG), and the columns of the official table.
+    """Accuracy over questions with an image (SQA-IMG), and the columns of the official table.
 
     Returns:
         Score image_accuracy in percent; categories: the official table, without columns that it leaves empty
@@ -98,7 +98,7 @@ def mmbench(scoring: Scoring) -> Scored:
 
 
 def seed_bench(scoring: Scoring) -> Scored:
-    """Accuracy over all questions, and over the types about pictures and about videos.
+    """Accuracy over all questions, and over the types about images and about videos.
 
     The first character of a reply counts, in either case.
     """
@@ -187,7 +187,7 @@ def submitted_mmbench(pairs: Pairs, out: Path, model: str) -> Path:
 
 @layout("scienceqa", {"problems": "problems.json", "splits": "pid_splits.json"})
 def read_scienceqa(source: Source) -> list[Item]:
-    """ScienceQA: in the order of pid_splits.json; the picture of a problem is <split>/<id>/<image>."""
+    """ScienceQA: in the order of pid_splits.json; the image of a problem is <split>/<id>/<image>."""
     problems = read_record(source["problems"])
     items = []
     for number, key in enumerate(read_record(source["splits"]).texts(source.split), 1):
@@ -211,7 +211,7 @@ def read_scienceqa(source: Source) -> list[Item]:
 
 @layout("mmbench", {"annotations": ("mmbench_{split}*.tsv", "*{split}*.tsv", "*_{SPLIT}*.tsv")})
 def read_mmbench(source: Source) -> list[Item]:
-    """MMBench: tab-separated with CSV quoting; pictures as base64, or the index of the row that has the picture."""
+    """MMBench: tab-separated with CSV quoting; images as base64, or the index of the row that has the image."""
     rows = read_table(source["annotations"], delimiter="\t")
     pictures = {row.text("index"): row for row in rows}
     items = []
@@ -299,7 +299,7 @@ def read_q_bench(source: Source) -> list[Item]:
 
 @layout("q_bench_iqa", {"iqa": "*.json"})
 def q_bench_iqa(source: Source) -> list[Item]:
-    """Picture quality sets: a mean opinion score per picture. id = row number.
+    """Image quality sets: a mean opinion score per image. id = row number.
 
     The label is that score, on the scale of its set.
     """
@@ -309,7 +309,7 @@ def q_bench_iqa(source: Source) -> list[Item]:
 
 @layout("mmmu", {"rows": ("{split}.jsonl", "{split}*.parquet")}, many=("rows",), aliases={"val": "validation"})
 def read_mmmu(source: Source) -> list[Item]:
-    """MMMU: options are the text of a list; several pictures; answers of open questions may be lists as text."""
+    """MMMU: options are the text of a list; several images; answers of open questions may be lists as text."""
     items = []
     for row in [row for path in source.files.values() for row in read_rows(path)]:
         name = row.text("id")

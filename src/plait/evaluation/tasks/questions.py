@@ -145,7 +145,7 @@ def submitted_vqa(pairs: Pairs, out: Path, model: str) -> Path:
 
 
 def submitted_vizwiz(pairs: Pairs, out: Path, model: str) -> Path:
-    """Write what VizWiz's server takes: [{image, answer}], with the name of the picture."""
+    """Write what VizWiz's server takes: [{image, answer}], with the name of the image."""
     return write_json(out / "submission.json", [{"image": item.image, "answer": text} for item, text in pairs])
 
 
@@ -195,7 +195,7 @@ def _vqa(source: Source) -> list[Item]:
 def vqav2(source: Source) -> list[Item]:
     """VQA v2: questions and annotations joined by question_id, in the order of the questions.
 
-    Items hold question, image, ten answers, question type and answer type; questions about one picture are one
+    Items hold question, image, ten answers, question type and answer type; questions about one image are one
     group. Without annotations (test splits) there are no answers. Raises ValueError for a question without an
     annotation.
     """

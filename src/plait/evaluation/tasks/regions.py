@@ -32,11 +32,11 @@ def grounding(scoring: Scoring) -> Scored:
     The rule says what the numbers of a reply are: `fraction` of the picture, `thousandth` of it, or `pixel`.
 
     Returns:
-        Score acc@0.5 in percent; groups: pictures.
+        Score acc@0.5 in percent; groups: images.
 
     Raises:
         NotScored: for a split without boxes.
-        ValueError: where the size of a picture is needed and not known.
+        ValueError: where the size of an image is needed and not known.
     """
     scoring.keep(lambda item: bool(item.boxes), "box")
     sizes, rule = {row["id"]: row.get("image_size") for row in scoring.rows}, scoring.rule or "fraction"
@@ -115,7 +115,7 @@ def segmentation(scoring: Scoring, num_classes: int) -> Scored:
     """mIoU, mAcc and aAcc of the pooled confusion matrix, in percent.
 
     Args:
-        scoring: predictions are grey PNG in base64, at the size of the picture.
+        scoring: predictions are grey PNG in base64, at the size of the image.
         num_classes: of the data set.
 
     Raises:
@@ -157,7 +157,7 @@ def corners(row: Row) -> list[float]:
 
 @layout("refcoco", {"refs": "refs(*).p", "instances": "instances.json"})
 def refcoco(source: Source) -> list[Item]:
-    """RefCOCO, + and g: one item per sentence; boxes and picture names come from instances.json. Split `all`: all.
+    """RefCOCO, + and g: one item per sentence; boxes and image names come from instances.json. Split `all`: all.
 
     Items hold text, image, its size and one box (x1, y1, x2, y2 in pixels); meta holds the split.
     """
@@ -216,7 +216,7 @@ def _read_pickle(path: Path) -> list[Row]:
 
 @layout("coco_instances", {"annotations": "instances_{split}.json"}, aliases={"val": "val2017", "train": "train2017"})
 def coco_instances(source: Source) -> list[Item]:
-    """COCO detection: every picture, those without boxes too; category ids are mapped to names.
+    """COCO detection: every image, those without boxes too; category ids are mapped to names.
 
     meta holds the annotations as they are, with area and iscrowd, which AP looks at.
     """
@@ -245,7 +245,7 @@ def coco_instances(source: Source) -> list[Item]:
     aliases={"val": "validation", "train": "training"},
 )
 def ade20k(source: Source) -> list[Item]:
-    """ADE20K: a grey PNG per picture, 0 = unlabelled; `mask_classes` reads it when it is needed."""
+    """ADE20K: a grey PNG per image, 0 = unlabelled; `mask_classes` reads it when it is needed."""
     items = []
     # roles that take every match are keyed by the stem of the file
     for mask in (path for path in source.files.values() if "annotations" in path.parts):
@@ -266,7 +266,7 @@ def ade20k(source: Source) -> list[Item]:
     aliases={"val": "val2017", "train": "train2017"},
 )
 def coco_stuff(source: Source) -> list[Item]:
-    """COCO-Stuff 164k as it is published (`stuffthingmaps`), or `*_labelTrainIds.png`, beside COCO's pictures.
+    """COCO-Stuff 164k as it is published (`stuffthingmaps`), or `*_labelTrainIds.png`, beside COCO's images.
 
     meta holds how the numbers of a mask are read, see `mask_classes`.
     """

@@ -26,7 +26,7 @@ def _texts_of(source: Source, key: str, row: Row) -> list[str]:
 
 @layout("one_peace_image_text_retrieval", {"table": "{split}.tsv", "texts": "{split}_texts.json"})
 def image_text(source: Source) -> list[Item]:
-    """Pictures in the order of the table; candidate texts from the map image_id -> list."""
+    """Images in the order of the table; candidate texts from the map image_id -> list."""
     return [
         Item(row.text("image_id"), image=row.text("image"), captions=_texts_of(source, row.text("image_id"), row))
         for row in _rows(source["table"])
@@ -73,7 +73,7 @@ def _target(row: Row, part: str) -> list[str | int | float]:
 
 @layout("one_peace_nlvr2", {"table": "nlvr2_{split}.tsv"})
 def nlvr2(source: Source) -> list[Item]:
-    """Statements on two pictures."""
+    """Statements on two images."""
     return [
         Item(
             row.text("uniq_id"),

@@ -41,7 +41,7 @@ def _worded(scoring: Scoring, words: Mapping[str, str]) -> Scored:
 
 @layout("nlvr2_official", {"annotations": "{split}.json"}, aliases={"test-P": "test1", "test": "test1", "val": "dev"})
 def nlvr2(source: Source) -> list[Item]:
-    """NLVR2: JSON lines; the identifier minus its last number names the two pictures."""
+    """NLVR2: JSON lines; the identifier minus its last number names the two images."""
     items = []
     for row in read_rows(source["annotations"]):
         name = row.text("identifier")
@@ -59,7 +59,7 @@ def nlvr2(source: Source) -> list[Item]:
 def snli_ve(source: Source) -> list[Item]:
     """SNLI-VE: the official JSON lines, else the list of mPLUG and its predecessors (id = row number).
 
-    Labels are the words of `ENTAILMENT`; pictures are those of Flickr30k.
+    Labels are the words of `ENTAILMENT`; images are those of Flickr30k.
     """
     # the lists of mPLUG's predecessors keep no pair id
     official = source.get("official")

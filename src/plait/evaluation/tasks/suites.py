@@ -44,7 +44,7 @@ from plait.types import Capability, QuestionKind
 def mme(scoring: Scoring) -> Scored:
     """acc + acc+ per category (at most 200 each), summed over perception and over cognition.
 
-    Units are pictures: what a picture adds to the perception score, times the number of pictures, so that their mean
+    Units are images: what an image adds to the perception score, times the number of images, so that their mean
     is that score.
     """
     scoring.keep(lambda item: bool(item.answers), "answer")
@@ -106,7 +106,7 @@ def mm_vet(scoring: Scoring) -> Scored:
 
 
 def rating_prompt(item: Item, reply: str) -> str:
-    """Ask for a rating from 0 to 6 of how far an answer keeps to a picture, whose content is given in words."""
+    """Ask for a rating from 0 to 6 of how far an answer keeps to an image, whose content is given in words."""
     return (
         "Rate an answer to a question about a picture from 0 to 6. 0 to 2: it says what is not in the picture (0"
         " without other use, 2 with much). 3 to 6: it does not (3 without information, 6 very informative).\n"
@@ -171,7 +171,7 @@ def submitted_owl_eval(pairs: Pairs, out: Path, model: str) -> Path:
 def read_pope(source: Source) -> list[Item]:
     """POPE: JSON lines, one file per split (random, popular, adversarial).
 
-    Questions about one picture are one group; the right answer is yes or no.
+    Questions about one image are one group; the right answer is yes or no.
     """
     return [
         Item(
@@ -203,7 +203,7 @@ def read_mm_vet(source: Source) -> list[Item]:
 
 @layout("mmhal_bench", {"annotations": ("response_template.json", "*mmhal*.json")})
 def read_mmhal_bench(source: Source) -> list[Item]:
-    """MMHal-Bench (field names recalled): image_src ends in the name of the picture; id = row number."""
+    """MMHal-Bench (field names recalled): image_src ends in the name of the image; id = row number."""
     items = []
     for i, row in enumerate(read_rows(source["annotations"])):
         image = row.text("image_src").rpartition("/")[2]

@@ -407,7 +407,7 @@ class Collator:
         labels: of classes, in the order of their numbers.
         prompt: what captions stand behind.
         pretraining: with its crops, and in `pairs` what to write and the instruction as well.
-        reads_words: whether `classes` has the words of a row; those beside a picture are not for every head.
+        reads_words: whether `classes` has the words of a row; those beside an image are not for every head.
 
     Source: specification mPLUG-2, sections 7 and 11.
     """

@@ -168,7 +168,7 @@ class MPlug2Skills(Asking):
         return pieces, patches.unflatten(1, (-1, grid, grid))
 
     def reply(self, asks: Sequence[Ask], decoding: Decoding) -> list[str]:
-        """Answers, or captions where there are no words; several pictures are one clip."""
+        """Answers, or captions where there are no words; several images are one clip."""
         options = dict(zip(("max_length", "min_length", "num_beams"), astuple(decoding)))
         told: list[str] = []
         for (is_clip, asks_in_words), group in groupby(asks, lambda ask: (len(_seen(ask)) > 1, bool(ask.words))):
@@ -265,7 +265,7 @@ def _seen(ask: Ask) -> list[Any]:
 
 
 class MPlug2HeadSkills(DecidingSkills, MPlug2Skills):
-    """Classes of pictures, clips or texts, and of texts beside pictures (NLVR2, SNLI-VE)."""
+    """Classes of images, clips or texts, and of texts beside images (NLVR2, SNLI-VE)."""
 
     released: Mapping[QuestionKind, tuple[str, ...]] = MappingProxyType(
         {"statement": ("False", "True"), "entailment": ("contradiction", "neutral", "entailment")}
@@ -278,7 +278,7 @@ class MPlug2HeadSkills(DecidingSkills, MPlug2Skills):
         self.num_images = model.config.num_images if getattr(model.config, "task", None) == "compare" else 1
 
     def prepare(self, kind: str, value: Any) -> Any:
-        """As `MPlug2Skills`; several pictures of one item -> (images, 3, side, side), a pair of texts stays."""
+        """As `MPlug2Skills`; several images of one item -> (images, 3, side, side), a pair of texts stays."""
         if kind == "image" and self.num_images > 1:
             return torch.stack([self.processor.pixels(one) for one in value])
         return value if kind == "text" else MPlug2Skills.prepare(self, kind, value)

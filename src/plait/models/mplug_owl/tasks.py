@@ -52,7 +52,7 @@ class MPlugOwlSkills(TalkingSkills):
     def layout(self, ask: Ask) -> str:
         """The released conversation, its system line first; every medium in a `Human:` line of its own.
 
-        A film is one medium to a model with temporal modules, and so many pictures to one without.
+        A video is one medium to a model with temporal modules, and so many images to one without.
         """
         clip = "" if not ask.video else VIDEO if self.has_clips else IMAGE * len(ask.video)
         return prompt([(IMAGE * len(ask.images) + clip + as_words(ask.words), None)])

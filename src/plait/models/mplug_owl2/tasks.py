@@ -41,7 +41,7 @@ class MPlugOwl2Skills(TalkingSkills):
     placeholders = {"image": IMAGE, "video": VIDEO}  # noqa: RUF012
 
     def prompt(self, kind: QuestionKind, item: Question) -> str:
-        """The words of the released evaluation where it asks so; `layout` puts roles and pictures around.
+        """The words of the released evaluation where it asks so; `layout` puts roles and images around.
 
         Args:
             kind: what is asked; a key of `RELEASED` takes the published prompt.
@@ -76,7 +76,7 @@ class MPlugOwl2Skills(TalkingSkills):
         return "".join(f"{asked} ASSISTANT: {answer}</s>USER: " for asked, answer in earlier) + words
 
     def layout(self, ask: Ask) -> str:
-        """The released evaluation's conversation, which has no system line; frames of a film are pictures."""
+        """The released evaluation's conversation, which has no system line; frames of a video are images."""
         # The space behind "ASSISTANT:" is published for evaluation alone; chats end in the colon.
         return f"USER: {IMAGE * (len(ask.images) + len(ask.video))}{as_words(ask.words)} ASSISTANT: "
 

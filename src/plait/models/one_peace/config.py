@@ -102,7 +102,7 @@ class SegmentationConfig(AdapterSizes):
 
     Args:
         head_dim, head_heads: of the mask transformer, a multiple of 32.
-        num_queries: masks of a picture at most.
+        num_queries: masks of an image at most.
         head_mlp_dim: of its feed-forward networks.
         pixel_layers, query_layers: of its two decoders.
         num_loss_points: at which masks are compared in training.

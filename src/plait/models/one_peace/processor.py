@@ -35,7 +35,7 @@ from plait.processing.waveforms import pad_waveforms, prepare_waveform
 class OnePeaceImageProcessor(PilBackend):
     """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
 
-    With `do_pad`, as detectors have it, pictures keep their shape: the longer side becomes the square's, what is left
+    With `do_pad`, as detectors have it, images keep their shape: the longer side becomes the square's, what is left
     is padded, and a `pixel_mask` (batch, side, side) says where the picture is. `OnePeaceProcessor` holds one, and
     reads its size, mean and deviation.
 
@@ -79,20 +79,20 @@ class OnePeaceImageProcessor(PilBackend):
         *,
         return_masks: bool = False,
     ) -> list[dict[str, torch.Tensor]]:
-        """Objects of every picture whose score is above a threshold, best first.
+        """Objects of every image whose score is above a threshold, best first.
 
         Args:
             outputs: of `OnePeaceForObjectDetection`.
             threshold: of scores, which lie in [0, 1].
-            target_sizes: (batch, 2) height and width of the pictures, for boxes in pixels; shares without them.
-            return_masks: whether masks are made at the size of the pictures; `mask_scores` then are scores times how
+            target_sizes: (batch, 2) height and width of the images, for boxes in pixels; shares without them.
+            return_masks: whether masks are made at the size of the images; `mask_scores` then are scores times how
                 sure each mask is, by which masks are ranked.
 
         Returns:
             scores (n,), labels (n,), boxes (n, 4) as corners, and masks (n, height, width) bool, mask_scores (n,).
 
         Raises:
-            ValueError: for sizes of another number of pictures, and masks without sizes.
+            ValueError: for sizes of another number of images, and masks without sizes.
         """
         if target_sizes is not None and len(target_sizes) != len(outputs.logits):
             raise ValueError(f"expected {len(outputs.logits)} target_sizes, got {len(target_sizes)}; one per picture")
@@ -120,13 +120,13 @@ class OnePeaceImageProcessor(PilBackend):
 
         Args:
             outputs: of `OnePeaceForUniversalSegmentation`, for whole pictures; it has `segment` for windows.
-            target_sizes: height and width of every picture, else masks keep their size.
+            target_sizes: height and width of every image, else masks keep their size.
 
         Returns:
-            (height, width) int64 per picture.
+            (height, width) int64 per image.
 
         Raises:
-            ValueError: for sizes of another number of pictures.
+            ValueError: for sizes of another number of images.
         """
         masks = outputs.masks_queries_logits
         if target_sizes is not None and len(target_sizes) != len(masks):
@@ -142,7 +142,7 @@ class OnePeaceImageProcessor(PilBackend):
 
 
 def padded(fitted: Sequence[Fitted]) -> BatchFeature:
-    """pixel_values (batch, 3, side, side) and pixel_mask (batch, side, side) of pictures that were padded."""
+    """pixel_values (batch, 3, side, side) and pixel_mask (batch, side, side) of images that were padded."""
     return BatchFeature(
         {
             "pixel_values": torch.stack([one.pixels for one in fitted]),
@@ -396,7 +396,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         return self.tokenize([clean_caption(text) for text in texts])
 
     def phrases(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Phrases to be found in a picture: cleaned too, but cut to 70 words, whatever tokens those are."""
+        """Phrases to be found in an image: cleaned too, but cut to 70 words, whatever tokens those are."""
         words = [cut_words(clean_caption(text)) for text in texts]
         return self._padded(encode_with(self.tokenizer.backend_tokenizer, words, max_tokens=None))
 

@@ -149,7 +149,7 @@ class OnePeaceBackbone(OnePeaceDensePreTrainedModel):
 
     @outputs_for_transformers
     def forward(self, pixel_values: Tensor) -> BackboneOutput:
-        """Maps of pictures.
+        """Maps of images.
 
         Args:
             pixel_values: (batch, 3, side, side) with side = `config.image_size`.
@@ -172,7 +172,7 @@ class OnePeaceDetections(ModelOutput):
 
     loss: sum of `loss_dict`, where labels are given.
     logits: (batch, kept, classes + 1) logarithms of probabilities, the last of "no object".
-    pred_boxes: (batch, kept, 4) centre and sides as shares of the picture without its padding.
+    pred_boxes: (batch, kept, 4) centre and sides as shares of the image without its padding.
     pred_masks: (batch, kept, side, side) probabilities inside of each box, for its class.
     """
 
@@ -184,7 +184,7 @@ class OnePeaceDetections(ModelOutput):
 
 
 class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
-    """Boxes, classes and masks of the objects in pictures: Cascade Mask R-CNN on the windowed backbone.
+    """Boxes, classes and masks of the objects in images: Cascade Mask R-CNN on the windowed backbone.
 
     Args:
         config: with `detection` and `num_classes`, which is without "no object".
@@ -222,7 +222,7 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
         Args:
             encoder: with an image branch.
             labels: names of the classes.
-            image_size: of its pictures, in pixels, a multiple of 16.
+            image_size: of its images, in pixels, a multiple of 16.
             sizes: fields of `DetectionConfig`; a window is as wide as the grid that the encoder was trained for.
 
         Raises:
@@ -262,16 +262,16 @@ class OnePeaceForObjectDetection(OnePeaceDensePreTrainedModel):
         pixel_mask: Tensor | None = None,
         labels: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> OnePeaceDetections:
-        """Objects of pictures, and the losses where labels are given; in training the losses alone.
+        """Objects of images, and the losses where labels are given; in training the losses alone.
 
         Args:
             pixel_values: (batch, 3, side, side), padded at the right and the lower edge.
-            pixel_mask: (batch, side, side), 1 = picture; all without it.
-            labels: per picture class_labels (n,), boxes (n, 4) centre and sides as shares of the picture, and masks
+            pixel_mask: (batch, side, side), 1 = image; all without it.
+            labels: per image class_labels (n,), boxes (n, 4) centre and sides as shares of the image, and masks
                 (n, side, side).
 
         Raises:
-            ValueError: for labels of another number of pictures, unknown classes, boxes outside, and masks of
+            ValueError: for labels of another number of images, unknown classes, boxes outside, and masks of
                 another size.
         """
         height, width = pixel_values.shape[-2:]
@@ -351,7 +351,7 @@ class OnePeaceMasks(ModelOutput):
 
 
 class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
-    """Classes and masks of the regions of pictures: Mask2Former's head on the backbone with ViT-Adapter.
+    """Classes and masks of the regions of images: Mask2Former's head on the backbone with ViT-Adapter.
 
     The head's decoders are transformers' own.
 
@@ -402,7 +402,7 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
         """A segmenter on the image branch of a pretrained model; adapter and head are fresh.
 
         Args:
-            encoder: with an image branch, of the pictures' size (`image_rel_bucket_size` of `plait.load` enlarges).
+            encoder: with an image branch, of the images' size (`image_rel_bucket_size` of `plait.load` enlarges).
             labels: names of the classes.
             sizes: fields of `SegmentationConfig`; four equal groups of layers without `groups`.
 
@@ -440,8 +440,8 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
 
         Args:
             pixel_values: (batch, 3, side, side) with side = `config.image_size`.
-            mask_labels: per picture (regions, side, side), of any number.
-            class_labels: per picture (regions,).
+            mask_labels: per image (regions, side, side), of any number.
+            class_labels: per image (regions,).
 
         Raises:
             ValueError: for images of another size, one sort of labels without the other, unknown classes, and masks
@@ -480,13 +480,13 @@ class OnePeaceForUniversalSegmentation(OnePeaceDensePreTrainedModel):
     def segment(
         self, pixel_values: Tensor, *, stride: int | None = None, scales: Sequence[float] = (1.0,), flip: bool = False
     ) -> Tensor:
-        """Scores of every class at every pixel of one picture, by windows that overlap, at one or several scales.
+        """Scores of every class at every pixel of one image, by windows that overlap, at one or several scales.
 
         Args:
             pixel_values: (3, height, width) of any size, normalised; published: the shorter side is the window's.
             stride: between windows in pixels, four sevenths of a window (512 of 896 published) without it.
-            scales: of the picture; published with several: 384 to 1152 of 896.
-            flip: whether mirrored pictures are looked at as well, as published with several scales.
+            scales: of the image; published with several: 384 to 1152 of 896.
+            flip: whether mirrored images are looked at as well, as published with several scales.
 
         Returns:
             (classes, height, width), the mean of all looks.
@@ -605,7 +605,7 @@ def from_official_vision(
     device: str | torch.device = "cpu",
     **changes: Any,
 ) -> OnePeacePreTrainedModel:
-    """A model of one of the four vision files: pictures, videos, or the backbone of detection or segmentation.
+    """A model of one of the four vision files: images, videos, or the backbone of detection or segmentation.
 
     A file of the detector gives its backbone: names of its heads are not published (specification 8.4). One of the
     segmenter gives the whole where its head is in the file, at the published sizes.
@@ -686,7 +686,7 @@ class OnePeaceRegionSkills(Asking):
         """No text is read."""
 
     def detect(self, prepared: Sequence[Any], threshold: float) -> list[dict[str, Any]]:
-        """scores, labels, boxes in pixels and masks of every picture, best first."""
+        """scores, labels, boxes in pixels and masks of every image, best first."""
         inputs = {
             name: torch.cat([one[name] for one, _ in prepared]).to(self.model.device)
             for name in ("pixel_values", "pixel_mask")
@@ -724,7 +724,7 @@ class OnePeaceMaskSkills(Asking):
         """No text is read."""
 
     def segment(self, prepared: Sequence[Any], multi_scale: bool = False) -> list[Tensor]:
-        """The class of every pixel of every picture, (height, width) int64 on the host, at one scale or at `SCALES`."""
+        """The class of every pixel of every image, (height, width) int64 on the host, at one scale or at `SCALES`."""
         looks: dict[str, Any] = {"scales": SCALES, "flip": True} if multi_scale else {}
         found = []
         for pixels, size in prepared:  # one by one: windows of one picture are a batch's work already

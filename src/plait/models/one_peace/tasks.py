@@ -273,7 +273,7 @@ class OnePeaceSkills(_Prepares, Asking):
 
 
 class OnePeaceHeadSkills(_Prepares, DecidingSkills):
-    """A model with a head: answers, statements about two pictures, tags and classes of sounds, choices, boxes."""
+    """A model with a head: answers, statements about two images, tags and classes of sounds, choices, boxes."""
 
     released: Mapping[QuestionKind, tuple[str, ...]] = MappingProxyType({"statement": ("True", "False")})
     """NLVR2's classes (specification 5.4)."""

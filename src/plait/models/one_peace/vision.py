@@ -331,7 +331,7 @@ class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
         return frames[:, 0].unflatten(0, (-1, self.time_embedding.shape[1])).mean(dim=1)
 
     def get_video_features(self, pixel_values: Tensor) -> Tensor:
-        """Unit vectors of films, near where they look and move alike; they share no space with words.
+        """Unit vectors of videos, near where they look and move alike; they share no space with words.
 
         Args:
             pixel_values: (batch, frames, 3, side, side), of one clip of `config.num_frames` or of several in a row,
@@ -382,7 +382,7 @@ class OnePeaceVideoClassifier(OnePeacePreTrainedModel):
 
 
 class OnePeaceVisionSkills(DecidingSkills):
-    """Classes of pictures, or of films seen in three clips and three crops, whose probabilities are averaged."""
+    """Classes of images, or of videos seen in three clips and three crops, whose probabilities are averaged."""
 
     tasks = frozenset({"classify"})
     capabilities: tuple[Capability, ...] = ("classify",)
@@ -397,8 +397,8 @@ class OnePeaceVisionSkills(DecidingSkills):
             self.kinds = frozenset({"image"})
 
     def prepare(self, kind: str, value: Any) -> Tensor:
-        """A picture -> (1, 3, side, side), its shorter side fitted and its middle cut out; frames -> all views of a
-        film, (clips * crops, frames, 3, side, side).
+        """An image -> (1, 3, side, side), its shorter side fitted and its middle cut out; frames -> all views of a
+        video, (clips * crops, frames, 3, side, side).
 
         Raises ValueError for frames that are no whole number of clips.
         """
