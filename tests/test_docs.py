@@ -144,3 +144,18 @@ def test_public_tensors_have_their_shape() -> None:
             if f"{room}:{name}" not in ANY_SHAPE:
                 missing += [f"{room}:{name}({arg})" for arg in tensors if not tells_shape(arg, doc)]
     assert not missing, "\n".join(missing)
+
+
+def test_one_word_for_one_thing_in_api_text() -> None:
+    """`image`, `video` and `audio` are the words of public docstrings (docs/glossary.md); names keep what they are."""
+    wrong = []
+    for path in sorted((ROOT / "src" / "plait").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        offered = [(name, ast.get_docstring(function) or "") for name, function, _ in public_functions(tree)]
+        offered += [
+            (c.name, ast.get_docstring(c) or "") for c in tree.body if isinstance(c, ast.ClassDef) and c.name[0] != "_"
+        ]
+        for name, doc in offered:
+            prose = re.sub(r"`[^`]*`|>>>.*|\.\.\. .*|\b\w+:", "", doc)  # names of arguments stay
+            wrong += [f"{path.name}:{name}: {word}" for word in re.findall(r"\b(?:pictures?|films?|sounds?)\b", prose)]
+    assert not wrong, "\n".join(wrong)

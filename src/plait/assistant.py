@@ -110,7 +110,7 @@ class Result(NamedTuple):
 class Assistant:
     """Caption, answer, ground, classify, detect and segment.
 
-    An item is a path (image, video or sound, told apart by content), bytes of a file, a data URI of an image, a PIL
+    An item is a path (image, video or audio, told apart by content), bytes of a file, a data URI of an image, a PIL
     image, a tuple of PIL frames, an array or tensor of an image (height, width, 3), of frames, or of samples at the
     model's rate, or a `Sample`; to a model that compares images a tuple is its images; a list of items gives a list
     of results. With `on_bad="skip"` an item that cannot be read gives None and is
@@ -587,7 +587,7 @@ def request_of(item: Any, text: str = "") -> Request:
 
     Args:
         item: a path (by content), PIL image, list of PIL frames, array (samples,) or `Sample`; a `Request` stays. A
-            sample's meta may hold `images`, the pictures of one item, and `sampling_rate`.
+            sample's meta may hold `images`, the images of one item, and `sampling_rate`.
         text: a question or phrase; a sample's own question goes first.
 
     Raises:
@@ -646,7 +646,7 @@ def requests_under(path: Path, text: str = "") -> tuple[list[Request], int]:
         text: goes with every item; a manifest's `question` takes its place.
 
     Returns:
-        The requests, and how many files of a folder are no image, video or sound. A row or named file that is none
+        The requests, and how many files of a folder are no image, video or audio. A row or named file that is none
         becomes a request with an `error`.
 
     Raises:

@@ -261,7 +261,7 @@ class Asks(Protocol):
 
     Part of a family's skills, which inherit `plait.generation.asking.Asking` for what they do not
     say. num_frames: images that a video becomes; frames: the published rule by which they are chosen, a name of
-    `plait.processing.videos.FRAME_RULES`. sampling_rate: of sounds, in Hz. capabilities: what may be asked for.
+    `plait.processing.videos.FRAME_RULES`. sampling_rate: of audio, in Hz. capabilities: what may be asked for.
     rerank, ranked: as in `plait.generation.asking.Asking`.
     """
 

@@ -162,7 +162,7 @@ def classify(
     top: TopOption = None,
     how: How,
 ) -> None:
-    """Name what images, videos, sounds or a manifest's texts show, with probabilities.
+    """Name what images, videos, audio or a manifest's texts show, with probabilities.
 
     Any model that embeds chooses among --labels (zero-shot); a classifier has labels of its own.
     """

@@ -35,7 +35,7 @@ def check(
 ) -> None:
     """Read every row, decode every file, count, and look for test files that are also training files.
 
-    With MODEL: which sounds and texts are longer than it takes, and which media it does not take.
+    With MODEL: which audio and texts are longer than it takes, and which media it does not take.
     """
     raise_limits(limits)
     from plait.data.check import check as check_data_set

@@ -77,7 +77,7 @@ class CheckReport:
 class Bounds:
     """What a model takes of a row.
 
-    model: its name; takes: modalities; seconds: of a sound, longer ones are cut; tokens: of a text, None for no limit;
+    model: its name; takes: modalities; seconds: of audio, longer clips are cut; tokens: of a text, None for no limit;
     count: text -> its tokens.
     """
 

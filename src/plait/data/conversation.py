@@ -46,7 +46,7 @@ class Talk:
 
 
 def is_heard(sample: Sample) -> bool:
-    """Whether the one medium of a row is a sound: models that do not hear would learn words about nothing.
+    """Whether the one medium of a row is an audio clip: models that do not hear would learn words about nothing.
 
     Args:
         sample: the row.
@@ -55,7 +55,7 @@ def is_heard(sample: Sample) -> bool:
 
 
 def holds_conversation(sample: Sample, *, captions: bool) -> bool:
-    """Whether a row has messages, or a question with answers, or (captions) a medium with words, and no sound alone.
+    """Whether a row has messages, or a question with answers, or (captions) a medium with words, and no audio alone.
 
     Args:
         sample: the row. captions: whether an image or video with a caption alone counts.

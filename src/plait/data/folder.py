@@ -57,7 +57,7 @@ def write_scan(found: Scan, out: str | Path) -> Path:
 
 
 def scan(folder: str | Path, test_share: float = 0.2, progress: bool = False, encoding: str | None = None) -> Scan:
-    """Find, decode once and split every image, sound and video of a folder that has words.
+    """Find, decode once and split every image, audio and video of a folder that has words.
 
     The split goes by content hash within each label and modality: `test_share` of the files (at least one where there
     are two), and equal files always on the same side. Files without words, of other kinds or damaged are left out.

@@ -138,7 +138,7 @@ class Grouped:
 
 
 class Budgeted:
-    """Batches of samples of nearly one length, as many as a budget of tokens (frames, samples of sound) allows.
+    """Batches of samples of nearly one length, as many as a budget of tokens (frames, samples of audio) allows.
 
     Samples are ordered by length and cut into batches, which come in a new order every epoch, each of other samples of
     the same lengths.

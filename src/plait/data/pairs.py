@@ -32,7 +32,7 @@ OBJECT_SHARE = 6.5
 
 
 def compose(left: Image.Image, right: Image.Image, size: int | None = None, *, seed: int = 0) -> Image.Image:
-    """One `size` x `size` RGB picture that shows `left` and `right` side by side on white.
+    """One `size` x `size` RGB image that shows `left` and `right` side by side on white.
 
     Each drawing takes 44 to 50 % of the width and moves a little, up to a quarter of the height, as drawn from `seed`.
     `size` is in pixels and defaults to the larger side of `left`.
@@ -58,7 +58,7 @@ def held_out_pairs(
 
     The same names give the same pairs, in whatever order they come; names in `sounding` are no everyday objects. Each
     sounding thing and each chosen object is in nearly equally many pairs, and a few objects are chosen rather than all,
-    so that neither the sound nor the object alone tells the image. Fewer than `count` exist: all are given.
+    so that neither the audio nor the object alone tells the image. Fewer than `count` exist: all are given.
     """
     if count < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")

@@ -90,7 +90,7 @@ class Embedder:
             a CPU: linear layers in 8 bits, whose vectors differ a little and have a fingerprint of their own.
         batch_size: items per forward pass.
         adapter: directory of a LoRA trained on the model, merged into it in memory.
-        long_sounds: of sounds longer than the model takes, `windows` that cover them, whose mean is the vector and
+        long_sounds: of audio longer than the model takes, `windows` that cover them, whose mean is the vector and
             which `windowed` lists, or `cut` for their beginning alone, as published results have it.
         shrink: decode large JPEG files at a half, a quarter or an eighth of their size, no smaller than twice what the
             model takes: several times faster, cosine to the vector of the whole image at least 0.99. False decodes

@@ -46,7 +46,7 @@ class Tower(Protocol):
         modalities: what it embeds, in the shared order.
         sampling_rate: samples per second of audio; None without audio.
         loading: arguments of the loaders by modality: frames of videos as the model's release chooses them.
-        max_samples: of a sound, which the model's processor cuts off behind; None where it does not.
+        max_samples: of an audio clip, which the model's processor cuts off behind; None where it does not.
     """
 
     model: nn.Module

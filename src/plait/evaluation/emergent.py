@@ -121,7 +121,7 @@ class HeldOut:
     Attributes:
         root: its directory.
         drawings: images of split "test".
-        notes, unseen_notes: sounds of the splits "test" and "unseen_font" that have a held-out drawing.
+        notes, unseen_notes: notes of the splits "test" and "unseen_font" that have a held-out drawing.
         training_drawings: images of split "train".
     """
 
@@ -176,7 +176,7 @@ class HeldOut:
         return [first[name] for name in concepts]
 
     def spread(self, label: str, count: int) -> list[Sample]:
-        """`count` held-out notes of a sound, evenly over all it has (all of them where it has fewer)."""
+        """`count` held-out notes of one instrument, evenly over all it has (all of them where it has fewer)."""
         notes = [row for row in self.notes if concept(row) == label]
         count = min(count, len(notes))
         return [notes[i * len(notes) // count] for i in range(count)]
@@ -400,7 +400,7 @@ def evaluate_emergent(
         gallery: directory that keeps the composed images and a manifest of all that is searched; None keeps
             nothing.
         clips_per_pair: held-out notes that ask for each composed pair.
-        audio: False for a model that has not learnt sounds yet.
+        audio: False for a model that has not learnt audio yet.
 
     Raises:
         ValueError: where no image is held out.

@@ -206,7 +206,7 @@ def grid(pictures: Sequence[Any]) -> Any:
     """Images in reading order in one, as square as they can be laid out.
 
     Args:
-        images: PIL images, each scaled to the size of the first.
+        pictures: PIL images, each scaled to the size of the first.
     """
     from PIL import Image
 
@@ -221,7 +221,7 @@ def grid(pictures: Sequence[Any]) -> Any:
 
 
 class Classifier(Named):
-    """A transformers model with a classification head for images, sounds, videos or texts.
+    """A transformers model with a classification head for images, audio, videos or texts.
 
     Args:
         place, config: the directory and its config.json, whose architecture tells the kind.

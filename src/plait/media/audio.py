@@ -73,7 +73,7 @@ def load_audio(
     """Load one clip as mono float32 `(samples,)` at `sampling_rate` Hz, full scale +-1.
 
     Channels are averaged, then resampled (soxr, high quality). Raises MediaError, one line naming the file, for what is
-    missing, damaged, empty, longer than `max_seconds` or no sound; MissingExtraError without soundfile and soxr.
+    missing, damaged, empty, longer than `max_seconds` or no audio; MissingExtraError without soundfile and soxr.
     Limits that are None are those in force (`plait.media.raised`).
     """
     max_seconds = limit("max_seconds", max_seconds)
@@ -100,7 +100,7 @@ def load_audio(
 def audio_of_video(
     source: Source, sampling_rate: int = 16000, *, max_seconds: float | None = None, max_bytes: int | None = None
 ) -> np.ndarray:
-    """The first sound track of a video, or of a sound file that only FFmpeg reads: mono float32 `(samples,)`.
+    """The first audio track of a video, or of an audio file that only FFmpeg reads: mono float32 `(samples,)`.
 
     Raises MediaError, one line naming the file, where there is none, and as `load_audio`.
     """

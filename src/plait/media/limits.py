@@ -46,7 +46,7 @@ class Limits:
 
     Args:
         max_bytes: of one file. max_pixels: of one image or video frame.
-        max_seconds: of one clip, sound or video. max_frames: of one video.
+        max_seconds: of one clip, audio or video. max_frames: of one video.
     """
 
     max_bytes: int = 1 << 30

@@ -106,7 +106,7 @@ def mean_recall(scores: dict[str, float]) -> float:
 def image_text_scores(
     similarity: Array, image_ids: Sequence[Hashable], text_image_ids: Sequence[Hashable]
 ) -> dict[str, Any]:
-    """Both directions between images (or sounds) and their captions.
+    """Both directions between images (or audio) and their captions.
 
     Args:
         similarity: (images, texts).

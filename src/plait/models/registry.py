@@ -119,7 +119,7 @@ def auto_class_of(model_class: Any, medium: str = "") -> str | None:
 
     Args:
         model_class: any class.
-        medium: what the model looks at, where one class stands under several names (images, sounds, texts).
+        medium: what the model looks at, where one class stands under several names (images, audio, texts).
 
     Returns:
         Its name, or None where none does.

@@ -681,12 +681,12 @@ class CascadeDetector(nn.Module):
 
         Args:
             x: (batch, dim, height, width) at stride 16.
-            images: (batch, 2) width and height of the images without their padding, in pixels.
+            pictures: (batch, 2) width and height of the images without their padding, in pixels.
             truths: of every image, for training.
             find: whether boxes are wanted.
 
         Returns:
-            A `Found` per picture (none without `find`), and losses by name.
+            A `Found` per image (none without `find`), and losses by name.
         """
         maps, limits = self.pyramid(x), pictures.repeat(1, 2).to(x.device, torch.float32)
         proposals, losses = self.proposals(maps, limits, truths)

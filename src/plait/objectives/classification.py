@@ -71,7 +71,7 @@ def multi_label_sum(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (batch, classes).
-        target: (batch, classes) in [0, 1]: soft VQA scores, or multi-hot sound tags.
+        target: (batch, classes) in [0, 1]: soft VQA scores, or multi-hot audio tags.
 
     Returns:
         The loss and the mass, both scalars; the mass over the batch is the soft VQA accuracy.

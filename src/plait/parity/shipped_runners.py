@@ -191,7 +191,7 @@ def abstractor(case: Case) -> Outputs:
 def multiway_modules(case: Case) -> Outputs:
     """Norm, projection and fused projection with a way for text and one for images.
 
-    Official `multiway.0` is text, `multiway.1` pictures; an `idx` input tells the modality of every position.
+    Official `multiway.0` is text, `multiway.1` images; an `idx` input tells the modality of every position.
     """
     dim, x = case.config["hidden_size"], case.inputs["x"]
     ways = {"text": ("text",), "visual": ("image",)}

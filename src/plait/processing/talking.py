@@ -290,7 +290,7 @@ class TalkingProcessor(OpensAlone, ProcessorMixin):
         return apart if len(self.tokenizer) > media_id else media_id
 
     def prompts(self, text: Any, audio: Any) -> list[str]:
-        """The texts of a call. Raises ValueError without any, and for sound."""
+        """The texts of a call. Raises ValueError without any, and for audio."""
         texts: list[str] = [text] if isinstance(text, str) else list(text or ())
         if not texts or audio is not None:
             raise ValueError(

@@ -530,7 +530,7 @@ def finetune(
         layer_decay, drop_path_rate: rate of a layer relative to the next one; share left out at the last layer.
         medium: image, audio, video or text, the most frequent without it (chat: all).
         image_size: side of the images of detect and segment in pixels, twice the model's without it.
-        augmentation: of images and sounds, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
+        augmentation: of images and audio, 0 to 1, without it 0.3; where the job changes them (`Job.augments`).
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
 
     Raises:

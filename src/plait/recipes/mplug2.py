@@ -136,7 +136,7 @@ def asked_together(
     """The loss of answers to several questions about each image, mean over all questions.
 
     batch: parts of images or of clips, each as `MPlug2ForConditionalGeneration.forward` takes it, one text per
-    question, and `picture`: (questions,) number of the picture or clip that each is about. Pictures and equal questions
+    question, and `picture`: (questions,) number of the image or clip that each is about. Pictures and equal questions
     are encoded once.
     """
     assert isinstance(model, MPlug2ForConditionalGeneration)
@@ -568,7 +568,7 @@ def classification(
     medium: str | None = None,
     how: Tuning = Tuning(),
 ) -> Recipe:
-    """Labels of texts, pictures or clips (`classify`), or of a text about a picture or clip (`entail`).
+    """Labels of texts, images or clips (`classify`), or of a text about an image or clip (`entail`).
 
     Rows with `label` and what `medium` names; a pair of texts has the second in
     `text_pair`. Data: Kinetics, ImageNet, GLUE, SNLI-VE. Cost: forward 3.2 TFLOPs a clip of 16 frames, 0.17 an image,

@@ -271,7 +271,7 @@ def stage2(
         steps, epochs: length of the run, 10 epochs without either; steps count where both are given.
         batch_size: rows of a step over all processes, without it 3,072 for the 4B model and 48 for small ones.
         lr, floor, warmup: peak and last rate, and warm-up as a share of the run (in steps from 1 on).
-        drop_path_rate, layer_decay, denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of sounds.
+        drop_path_rate, layer_decay, denoise_every, denoising: as in `stage1`. augmentation: 0 to 1, of audio.
         shuffle_pairs: the control, every clip with the label of another clip, drawn from `seed`.
         reading: workers, on_bad and most_bad, see `plait.data.reader.Reading`.
     """
@@ -334,7 +334,7 @@ def vocabulary(samples: Sequence[Sample]) -> list[int]:
 def unseen_pairs(samples: Sequence[Sample]) -> list[tuple[str, str]]:
     """Pairs that are never composed in training, the same that the evaluation asks for.
 
-    They are pairs of a concept with a sound and one without, both of test images; none where the data has no sounds.
+    They are pairs of a concept with audio and one without, both of test images; none where the data has no audio.
     """
     from plait.evaluation.emergent import concept
 

@@ -154,7 +154,7 @@ def compare(request: Request) -> Job:
 
 
 def audio_qa(request: Request) -> Job:
-    """The right one of several answers about a sound, by a hinge between their scores (AVQA): rows with `choices`."""
+    """The right one of several answers about audio, by a hinge between their scores (AVQA): rows with `choices`."""
     need(request.medium, ("audio",), "audio_qa")
     counts = {len(choices_of(sample)) for sample in [*request.train, *request.test]}
     if len(counts) != 1:
@@ -173,7 +173,7 @@ def audio_qa(request: Request) -> Job:
 
 
 def tag(request: Request) -> Job:
-    """All labels of a sound or image, each by itself (FSD50K): rows with `labels`, a list."""
+    """All labels of an audio clip or image, each by itself (FSD50K): rows with `labels`, a list."""
     need(request.medium, ("audio", "image"), "tag")
     labels = sorted({label for sample in request.train for label in labels_of(sample)})
 

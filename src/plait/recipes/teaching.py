@@ -40,7 +40,7 @@ class Taught:
     """A source of stage 1 or 2 whose batches also hold the teacher's vectors of their rows.
 
     Args:
-        source: of images or sounds with words, one row of the data set each.
+        source: of images or audio with words, one row of the data set each.
         teacher: any model that embeds the medium and texts: ONE-PEACE, or a CLIP- or CLAP-like directory.
         medium: image or audio.
     """
@@ -164,10 +164,10 @@ def _taught(stage: Stage, teacher: Embedder, medium: str) -> Source:
 
 
 class Triples(Reader):
-    """A sound, the name of something else, and an image of the two side by side.
+    """An audio clip, the name of something else, and an image of the two side by side.
 
     Args:
-        sounds: rows with audio of things that are drawn. images: rows with an image and text, to draw the others.
+        sounds: rows with audio of things that are drawn. pictures: rows with an image and text, to draw the others.
         tower: prepares all three. size: side of the images.
         held_out: pairs (sounding thing, other) that are never drawn.
         reading: workers, and what becomes of bad samples.
@@ -221,7 +221,7 @@ class Triples(Reader):
 
 
 class Fusing:
-    """The fused vector of a sound and a name finds the image of both, and teaches the two alone where it looks.
+    """The fused vector of an audio clip and a name finds the image of both, and teaches the two alone where it looks.
 
     loss = contrast(f, g) + teach (H(sg softmax(s f G^T), softmax(s a G^T)) + the same of t) / 2
     with f = (a + t) / |a + t|, g the image, G those of the batch; sg: no gradient into the teacher.
@@ -256,13 +256,13 @@ def fuse(
     lr: float = 1e-3,
     reading: Reading = Reading(),
 ) -> Recipe:
-    """Queries of a sound and a name together: the projections learn to find the image of both.
+    """Queries of an audio clip and a name together: the projections learn to find the image of both.
 
     Everything but the projections is frozen. Vectors of all three kinds change: indexes are built anew.
 
     Args:
-        init: model directory with text, images and sounds, or "nano".
-        data: "mini" or rows of things (`label`) that have images, sounds and words.
+        init: model directory with text, images and audio, or "nano".
+        data: "mini" or rows of things (`label`) that have images, audio and words.
         teach: how much the fused vector teaches the single ones; 0 for the contrast of the fused one alone, which was
             better where it was measured (docs/add-a-modality.md).
         steps, batch_size, lr: optimiser steps, rows of each, peak rate.

@@ -142,7 +142,7 @@ def space_map(
 ) -> str:
     """Vectors in the plane of their two leading principal axes, one colour per modality, as SVG.
 
-    A thin line ties each sound's mean to its image.
+    A thin line ties each audio's mean to its image.
 
     Args:
         points: modality -> n pairs (x, y).

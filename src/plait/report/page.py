@@ -95,7 +95,7 @@ def picture_uri(picture: Image, **options: bool | int) -> str:
     """An image as WebP inside the page.
 
     Args:
-        image: of PIL.
+        picture: of PIL.
         options: of Pillow's writer, such as lossless or quality.
     """
     stream = io.BytesIO()

@@ -72,7 +72,7 @@ class Group:
     """Rows that belong together.
 
     Attributes:
-        kind: "copy" (the same image, clip or sound again) or "series" (images taken within seconds).
+        kind: "copy" (the same image, clip or audio again) or "series" (images taken within seconds).
         paths: of the rows, sorted.
         similarity: lowest cosine between neighbours by which the group hangs together.
     """
@@ -89,7 +89,7 @@ def similar(
 
     Args:
         index: which is searched; a file that is one of its rows needs no model.
-        file: any image, clip or sound that the model takes.
+        file: any image, clip or audio that the model takes.
         k: hits at most.
         within: cosine distance at most; None gives the nearest however far.
         modality: only rows of this kind.

@@ -19,8 +19,8 @@ class Settings:
         max_body: bytes of a request; a minute of video in base64 fits.
         max_held: bytes of all requests that are being read or answered.
         max_pixels: of an image or frame, before it is decoded.
-        max_seconds: of a sound or video, likewise.
-        max_media: images, videos and sounds of one request.
+        max_seconds: of an audio clip or video, likewise.
+        max_media: images, videos and audio of one request.
         max_inputs: vectors, documents or hits of one request.
         max_text: characters of one text; tokenizers cut later, but read all of it first.
         max_tokens: most tokens of an answer, whatever is asked for; default_tokens: where nothing is.

@@ -253,7 +253,7 @@ def something_something(source: Source) -> list[Item]:
 def read_esc50(source: Source) -> list[Item]:
     """ESC-50: 50 classes in five folds; split `all`, or the number of a fold.
 
-    meta holds the fold; sounds lie in `audio/`.
+    meta holds the fold; audio lies in `audio/`.
     """
     items = []
     for row in read_table(source["annotations"]):

@@ -60,7 +60,7 @@ def pictures(source: Source) -> list[Item]:
 
 @layout("plait_mini_sounds", {"manifest": ("manifest.jsonl", "manifest.jsonl.gz")})
 def sounds(source: Source) -> list[Item]:
-    """Held-out sounds of things that are drawn too."""
+    """Held-out audio of things that are drawn too."""
     return _items(source, "audio")
 
 

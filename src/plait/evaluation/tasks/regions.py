@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
 def grounding(scoring: Scoring) -> Scored:
     """Share of boxes with an intersection over union of at least 0.5. A reply without four numbers is wrong.
 
-    The rule says what the numbers of a reply are: `fraction` of the picture, `thousandth` of it, or `pixel`.
+    The rule says what the numbers of a reply are: `fraction` of the image, `thousandth` of it, or `pixel`.
 
     Returns:
         Score acc@0.5 in percent; groups: images.

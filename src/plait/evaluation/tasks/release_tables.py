@@ -92,7 +92,7 @@ def _sound(row: Row) -> Item:
 
 @layout("one_peace_audio", {"retrieval": ("audiocaps_{split}.tsv", "clotho_{split}.tsv"), "texts": "*_texts.json"})
 def audio_text(source: Source) -> list[Item]:
-    """Sounds with candidate texts from the map uniq_id -> list."""
+    """Audio with candidate texts from the map uniq_id -> list."""
     items = []
     for row in _rows(source["retrieval"]):
         item = _sound(row)
@@ -103,7 +103,7 @@ def audio_text(source: Source) -> list[Item]:
 
 @layout("one_peace_aqa", {"aqa": "avqa_{split}.tsv"})
 def audio_questions(source: Source) -> list[Item]:
-    """Questions about sounds: question&&&four choices&&&index.
+    """Questions about audio: question&&&four choices&&&index.
 
     Raises ValueError for another number of parts or an index above 3.
     """
@@ -126,7 +126,7 @@ def _classes(source: Source) -> dict[int, str]:
 
 @layout("one_peace_fsd50k", {"fsd50k": "fsd50k_{split}.tsv", "classes": "*classes.txt"}, optional=("classes",))
 def sound_tags(source: Source) -> list[Item]:
-    """Sounds with several classes: comma-joined indices. A list of class names, one a line, may lie beside.
+    """Audio with several classes: comma-joined indices. A list of class names, one a line, may lie beside.
 
     meta holds the duration in seconds.
     """
@@ -144,7 +144,7 @@ def sound_tags(source: Source) -> list[Item]:
 
 @layout("one_peace_vggsound", {"vggsound": "vggsound_{split}.tsv", "classes": "*classes.txt"}, optional=("classes",))
 def sound_class(source: Source) -> list[Item]:
-    """Sounds with one class. A list of class names, one a line, may lie beside the table."""
+    """Audio with one class. A list of class names, one a line, may lie beside the table."""
     classes = _classes(source)
     items = []
     for row in _rows(source["vggsound"]):

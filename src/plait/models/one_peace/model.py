@@ -430,7 +430,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         return self.embed({"image": pixel_values})["image"]
 
     def get_audio_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Unit vectors of sounds.
+        """Unit vectors of audio.
 
         Args:
             input_values: (batch, samples), normalised, right-padded with zeros.
@@ -504,7 +504,7 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             input_ids: (batch, tokens).
             pixel_values: (batch, 3, side, side).
             input_values: (batch, samples).
-            attention_mask: (batch, tokens) of the texts, 1 = real; without texts that of the sounds.
+            attention_mask: (batch, tokens) of the texts, 1 = real; without texts that of the audio.
             audio_attention_mask: (batch, samples), 1 = real.
             return_loss: whether to compute the contrastive loss of a batch of pairs, the i-th text of the i-th
                 image or clip.

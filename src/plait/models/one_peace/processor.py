@@ -36,7 +36,7 @@ class OnePeaceImageProcessor(PilBackend):
     """Square bicubic resize without regard to aspect ratio, then CLIP's mean and deviation.
 
     With `do_pad`, as detectors have it, images keep their shape: the longer side becomes the square's, what is left
-    is padded, and a `pixel_mask` (batch, side, side) says where the picture is. `OnePeaceProcessor` holds one, and
+    is padded, and a `pixel_mask` (batch, side, side) says where the image is. `OnePeaceProcessor` holds one, and
     reads its size, mean and deviation.
 
     Args:
@@ -119,7 +119,7 @@ class OnePeaceImageProcessor(PilBackend):
         """The class of every pixel, as transformers' segmenters give it.
 
         Args:
-            outputs: of `OnePeaceForUniversalSegmentation`, for whole pictures; it has `segment` for windows.
+            outputs: of `OnePeaceForUniversalSegmentation`, for whole images; it has `segment` for windows.
             target_sizes: height and width of every image, else masks keep their size.
 
         Returns:
@@ -268,7 +268,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
 
     @property
     def longest(self) -> dict[str, float]:
-        """Seconds of a sound, and tokens of a text with its end token, from which on they are cut."""
+        """Seconds of an audio clip, and tokens of a text with its end token, from which on they are cut."""
         return {"audio": self.feature_extractor.max_seconds, "text": MAX_TOKENS + 1}
 
     @property
@@ -294,7 +294,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             images: one PIL image or several.
             text: one or several.
             audio: one array or tensor (samples,) or (samples, channels), a path or bytes of a file, or several.
-            videos: one film as a list of its frames (PIL), or several of equally many; the middle of each is cut out.
+            videos: one video as a list of its frames (PIL), or several of equally many; the middle of each is cut out.
             sampling_rate: of the audio in Hz, where it is known.
             max_tokens: pieces that a text is cut to, before its end token.
             return_tensors: `pt` only.
@@ -303,13 +303,13 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
                 happen; `max_length` is `max_tokens` with the end token.
 
         Returns:
-            input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side), of films
+            input_ids and attention_mask (batch, tokens); pixel_values (batch, 3, side, side), of videos
                 (batch, frames, 3, side, side);
                 input_values (batch, samples), with attention_mask where audio comes alone, else
                 audio_attention_mask.
 
         Raises:
-            ValueError: for arguments it does not know, no input at all, pictures beside films, films of other
+            ValueError: for arguments it does not know, no input at all, images beside videos, videos of other
                 lengths, and audio of another sampling rate.
         """
         added = {name: values for name, values in others.items() if is_registered(name)}
@@ -401,7 +401,7 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
         return self._padded(encode_with(self.tokenizer.backend_tokenizer, words, max_tokens=None))
 
     def choices(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Questions about sounds, each with an answer: neither lower-cased nor cleaned nor cut, as published."""
+        """Questions about audio, each with an answer: neither lower-cased nor cleaned nor cut, as published."""
         backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
         backend.normalizer = normalizers.Prepend(" ")  # the one space in front of every text
         return self._padded(encode_with(backend, texts, max_tokens=None))

@@ -273,7 +273,7 @@ class OnePeaceSkills(_Prepares, Asking):
 
 
 class OnePeaceHeadSkills(_Prepares, DecidingSkills):
-    """A model with a head: answers, statements about two images, tags and classes of sounds, choices, boxes."""
+    """A model with a head: answers, statements about two images, tags and classes of audio, choices, boxes."""
 
     released: Mapping[QuestionKind, tuple[str, ...]] = MappingProxyType({"statement": ("True", "False")})
     """NLVR2's classes (specification 5.4)."""
@@ -301,7 +301,7 @@ class OnePeaceHeadSkills(_Prepares, DecidingSkills):
             self.capabilities, self.kinds = ("decide",), self.kinds - {"text"}
 
     def read(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
-        """As the released loaders read them: choices about sounds as they are, phrases cut by words, others cleaned."""
+        """As the released loaders read them: choices about audio as they are, phrases cut by words, others cleaned."""
         if kind == "audio":
             return self.processor.choices(texts)
         return self.processor.phrases(texts) if "ground" in self.tasks else self.processor.captions(texts)
