@@ -45,6 +45,7 @@ test-all: setup
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs src examples benchmarks
 	$(BIN)/ty check --python $(VENV)
 	$(BIN)/python -m pytest tests/test_layout.py
 
