@@ -1,8 +1,7 @@
-"""The official files of a benchmark are a data set to train on: two commands from a fixture to a trained model."""
+"""The official files of a benchmark are rows to train on; `tests/recipes/test_benchmark_rows.py` trains on them."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from whole_fixtures import fixture, picture, sound
 
 from plait.cli import main
-from plait.data.manifest import read_manifest
 from plait.errors import UsageError
 from plait.evaluation.base import LAYOUTS
 from plait.evaluation.manifests import Splits, apart, rows_of
@@ -224,40 +222,3 @@ def test_wrong_inputs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         path.unlink()
     assert main(["data", "from-benchmark", "vqav2", str(data), str(tmp_path / "out"), "--train", "val"]) == 1
     assert "expected the media of split train" in capsys.readouterr().err
-
-
-PUBLISHED = [
-    ("coco_retrieval", "retrieval", "image", "coco"),
-    ("audiocaps_retrieval", "retrieval", "audio", "audiocaps_clotho_macs"),
-    ("vqav2", "vqa", "image", "vqav2"),
-    ("nlvr2", "compare", "image", "nlvr2"),
-    ("refcoco", "ground", "image", "refcoco"),
-    ("avqa", "audio_qa", "audio", "avqa"),
-    ("fsd50k", "tag", "audio", "fsd50k"),
-    ("vggsound", "classify", "audio", "vggsound"),
-    ("imagenet", "classify", "image", "imagenet"),
-    ("kinetics400", "classify", "video", "kinetics"),
-]
-"""ONE-PEACE's ten finetunings: benchmark, task, medium, published setting."""
-
-
-@pytest.mark.parametrize(("name", "task", "medium", "benchmark"), PUBLISHED)
-def test_a_published_finetuning_is_two_commands(
-    name: str, task: str, medium: str, benchmark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    if medium == "video":
-        pytest.skip("nano has no clips; the Kinetics model has a test of its own")
-    data, split = twice(name, tmp_path / "data", monkeypatch)
-    words = ["data", "from-benchmark", name, str(data), str(tmp_path / "rows"), "--test", split]
-    assert main(words) == 0, capsys.readouterr().err
-    settings = {
-        "model": "nano", "data": tmp_path / "rows", "task": task, "medium": medium, "published": "true",
-        "benchmark": benchmark, "steps": 2, "batch_size": 2,
-    }  # fmt: skip
-    words = ["train", "finetune", "--out", str(tmp_path / "run"), "--device", "cpu"]
-    words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main(words) == 0, capsys.readouterr().err
-    worth = json.loads((tmp_path / "run" / "finetune.json").read_text())
-    assert worth["task"] == task and worth["rows"]["test"] > 0
-    assert {one.split for one in read_manifest(tmp_path / "rows")} == {"train", "test"}
