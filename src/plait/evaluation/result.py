@@ -143,6 +143,7 @@ def write_result_page(
     published = [[one["model"], one["value"], one["status"]] for one in result["published"]]
     shown = [[_short(row.get(name, "")) for name in ("id", "prompt", "raw", "prediction")] for row in rows[:SHOWN]]
     prompt, again = (f"<pre>{escape(words)}</pre>" for words in (result["prompt"] or "none", command))
+    told = plain_table(["id", "prompt", "raw", "prediction"], shown)
     sections = [
         f'<header class="hero"><h1>{escape(result["task"])}: {escape(headline(result))}</h1>'
         f'<p class="lead">{escape(result["about"])}</p></header>',
@@ -151,9 +152,7 @@ def write_result_page(
         section("Scores", "", plain_table([], measured), "scores"),
         said_section({"task": _table_of(items), "said": said_of(items, rows, result["units"])}),
         section("Published by others", "", plain_table(["model", "value", "status"], published), "published"),
-        section(
-            f"First {len(shown)} predictions", "", plain_table(["id", "prompt", "raw", "prediction"], shown), "rows"
-        ),
+        section(f"First {len(shown)} predictions", "", f'<div class="wide">{told}</div>', "rows"),
     ]
     return write_page(path, result["task"], sections)
 

@@ -127,7 +127,7 @@ def said_section(worth: Mapping[str, Any]) -> str:
         return ""
     body = ""
     if worth["task"] == "classify":
-        body += f'<div class="wide">{_taken_for([(row["right"][0], row["said"]) for row in rows])}</div>'
+        body += _taken_for([(row["right"][0], row["said"]) for row in rows])
     for title, is_right in (("Wrong", False), ("Right", True)):
         these = [row for row in rows if row.get("is_right", row["said"] in row["right"]) == is_right]
         if these:
@@ -142,9 +142,11 @@ def _taken_for(pairs: Sequence[tuple[str, str]]) -> str:
     counts = Counter(pairs)
     labels = sorted({label for pair in pairs for label in pair})
     if len(labels) <= SHOWN_LABELS:
-        return plain_table(["is, said:", *labels], [[is_, *(counts[is_, x] or "" for x in labels)] for is_ in labels])
+        table = plain_table(["is, said:", *labels], [[is_, *(counts[is_, x] or "" for x in labels)] for is_ in labels])
+        return f'<h3>Which was taken for which</h3><div class="wide">{table}</div>'
     mistakes = [(is_, x, count) for (is_, x), count in counts.most_common() if is_ != x][:SHOWN_LABELS]
-    return plain_table(["is", "said", "times"], mistakes)
+    table = plain_table(["is", "said", "times"], mistakes)
+    return f'<h3>The commonest mistakes</h3><div class="wide">{table}</div>'
 
 
 def asked_section(asked: Mapping[str, Any]) -> str:
