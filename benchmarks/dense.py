@@ -48,7 +48,7 @@ GROUPS = ("animals", "food", "vehicles", "household")
 PHOTOS = ("2019_YELL_2_528000_4978000_image_crop2", "2019_YELL_2_541000_4977000_image_crop", "SOAP_061", "OSBS_029")
 STRIP = 0.7
 """Share of the large photograph's width that training tiles lie in."""
-TILE = 400
+TILE = 200
 
 
 def photograph(name: str) -> Image.Image:
