@@ -16,10 +16,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-UNCLEAN = {
-    "dense": "scenes and regions ran at a commit that was rewritten; run `benchmarks/dense.py` again",
-}
-"""Results that a clean commit has yet to repeat."""
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 EVIDENCE = re.compile(r"<!-- evidence: ([^>]+) -->")
@@ -76,8 +72,6 @@ def commits_in(value: Any) -> set[str]:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_was_made_at_a_clean_commit_of_this_history(path: Path) -> None:
     commits = commits_in(json.loads(path.read_text(encoding="utf-8")))
-    if path.stem in UNCLEAN:
-        pytest.xfail(UNCLEAN[path.stem])
     assert commits and not [commit for commit in commits if not re.fullmatch(r"[0-9a-f]{7,40}", commit)]
     if not (ROOT / ".git").exists():
         pytest.skip("no history here")
