@@ -167,3 +167,10 @@ def test_assistants_read_lists_by_the_same_rule(stranger: Path) -> None:
         requests_under(path)
     with outside():
         assert len(requests_under(path)[0]) == 1
+
+
+@pytest.mark.parametrize("written", [r"\u002e./photos/dog/mine.png", r"\/etc/passwd", r"\u002fetc/passwd"])
+def test_a_name_in_escapes_is_read_as_what_it_spells(stranger: Path, written: str) -> None:
+    (stranger / "manifest.jsonl").write_text('{"id": "a", "image": "' + written + '"}\n')
+    with pytest.raises(ValueError, match="leads outside"):
+        read_manifest(stranger)

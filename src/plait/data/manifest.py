@@ -42,6 +42,8 @@ MEDIA = ("image", "video", "audio")
 STRINGS = ("text", "image", "video", "audio", "question", "label", "split", "source", "license", "author")
 STRING_LISTS = ("answers", "captions")
 OBJECT_LISTS = ("messages",)
+_MAY_LEAD_OUT = re.compile(rb'\.\.|"/|\\')
+"""In the bytes of a row: a step up, a text that begins as an absolute path, or an escape that may spell either."""
 _UNTIDY = re.compile(r"(?<=.)/\.?(/|$)|^\./")
 MAX_LINE = 1 << 26
 """Characters of one row, so that a small compressed file cannot fill the memory."""
@@ -115,12 +117,14 @@ class Manifest(Sequence[Sample]):
                 continue
             try:
                 row = checked_json(line.decode("utf-8"))
-                sample = _from_row(dict(row), self.folder)
-                if not is_own and (name := _first(row, lambda value: not allowed(self.path.parent, value))):
+                # nearly no line can name a file of elsewhere, and a look at its bytes tells
+                if not is_own and _MAY_LEAD_OUT.search(line):
+                    name = _first(row, lambda value: not allowed(self.path.parent, value))
                     # looked up when the first such name is met, since most lists have none
-                    is_own = is_own is None and _written_here(self.path)
-                    if not is_own:
+                    is_own = is_own if name is None else is_own is None and _written_here(self.path)
+                    if name is not None and not is_own:
                         raise ValueError(_leads_out(row, name, self.path.parent))
+                sample = _from_row(row, self.folder)
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"expected UTF-8 JSON lines in {self.path}, got: {error}; write the file again"
