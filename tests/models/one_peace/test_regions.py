@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 import plait
 from plait.models.one_peace import (
@@ -196,3 +197,67 @@ def test_a_detector_needs_its_sizes_and_classes(encoder: OnePeaceModel) -> None:
         OnePeaceConfig.preset("nano", detection={"windows": 2})
     with pytest.raises(ValueError, match=r"a multiple of 16 pixels, got 100"):
         OnePeaceForObjectDetection.from_encoder(encoder, ["cat"], 100)
+
+
+ROWS = [{"bbox": [20, 10, 60, 30], "category_id": 2, "area": 1500, "iscrowd": 0,
+         "segmentation": [[20, 10, 80, 10, 80, 40, 20, 40]]}]  # fmt: skip
+
+
+def test_pipelines_detect(detector: OnePeaceForObjectDetection, picture: Image.Image, tmp_path: Path) -> None:
+    detector.save_pretrained(tmp_path)
+    OnePeaceProcessor.from_config(detector.config).save_pretrained(tmp_path)
+    picture.save(tmp_path / "a.png")
+    run = pipeline("object-detection", model=str(tmp_path), device="cpu")
+    found = run([str(tmp_path / "a.png"), picture.rotate(90, expand=True)], threshold=0.0, batch_size=2)
+    processor = OnePeaceProcessor.from_config(detector.config)
+    with torch.no_grad():
+        outputs = detector(**processor(images=[picture, picture.rotate(90, expand=True)]))
+    wanted = processor.post_process_object_detection(outputs, 0.0, [(60, 120), (120, 60)])
+    for rows, one in zip(found, wanted, strict=True):
+        assert [row["label"] for row in rows] == [detector.config.id2label[int(label)] for label in one["labels"]]
+        assert np.allclose([row["score"] for row in rows], one["scores"], atol=1e-4)
+        assert np.allclose([list(row["box"].values()) for row in rows], one["boxes"].int(), atol=1)
+
+
+def test_the_image_processor_makes_labels_as_detectors_of_transformers_do(
+    detector: OnePeaceForObjectDetection, picture: Image.Image
+) -> None:
+    from transformers import DetrImageProcessorPil
+
+    ours = OnePeaceProcessor.from_config(detector.config).image_processor
+    theirs = DetrImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 96}, format="coco_detection")
+    given = [{"image_id": 4, "annotations": ROWS}, {"image_id": 5, "annotations": []}]
+    batch = ours(images=[picture] * 2, annotations=given, return_tensors="pt")
+    other = theirs(images=[picture] * 2, annotations=given, return_tensors="pt")
+    for mine, wanted in zip(batch["labels"], other["labels"], strict=True):
+        for name in ("class_labels", "boxes", "image_id", "orig_size", "size", "iscrowd"):
+            torch.testing.assert_close(mine[name], wanted[name], check_dtype=False)
+    assert batch["labels"][0]["area"].tolist() == [1500]
+    loss = copy.deepcopy(detector).train()(**batch).loss
+    assert loss.isfinite()
+    masks = ours(picture, annotations=given[0], return_segmentation_masks=True)["labels"][0]["masks"]
+    assert masks.shape == (1, 96, 96) and int(masks.sum()) == 48 * 24
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"annotations": []}, "expected image_id and annotations of every image, got annotations"),
+        ([{"image_id": 1, "annotations": []}] * 2, "expected annotations of 1 images, got 2"),
+        ({"image_id": 1, "annotations": [{**ROWS[0], "bbox": [90, 0, 60, 30]}]}, "image 1: expected a box inside"),
+        ({"image_id": 1, "annotations": [{**ROWS[0], "iscrowd": 1}]}, "image 1: expected an object that is no crowd"),
+        ({"image_id": 1, "annotations": [{**ROWS[0], "segmentation": None}]}, "expected a segmentation of every"),
+    ],
+)
+def test_wrong_annotations_are_one_line(
+    detector: OnePeaceForObjectDetection, picture: Image.Image, given: Any, message: str
+) -> None:
+    ours = OnePeaceProcessor.from_config(detector.config).image_processor
+    with pytest.raises(ValueError, match=message):
+        ours(picture, annotations=given, return_segmentation_masks=True)
+
+
+def test_an_encoder_takes_no_annotations(encoder: OnePeaceModel, picture: Image.Image) -> None:
+    ours = OnePeaceProcessor.from_config(encoder.config).image_processor
+    with pytest.raises(ValueError, match="expected annotations for a detector"):
+        ours(picture, annotations={"image_id": 1, "annotations": ROWS})

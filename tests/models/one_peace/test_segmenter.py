@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoBackbone, AutoModelForUniversalSegmentation
+from transformers import AutoBackbone, AutoModelForUniversalSegmentation, pipeline
 
 import plait
 from plait.cli import main
@@ -234,3 +234,40 @@ def test_wrong_labels_are_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(pixel_values=torch.rand(1, 3, 64, 64), **(labels() | change))
+
+
+@pytest.mark.parametrize("reduces", [False, True])
+def test_maps_become_labels_as_those_of_mask2former_do(
+    segmenter: OnePeaceForUniversalSegmentation, reduces: bool
+) -> None:
+    from transformers import Mask2FormerImageProcessorPil
+
+    generator = np.random.default_rng(0)
+    picture = Image.fromarray(generator.integers(0, 255, (32, 128, 3), dtype=np.uint8))
+    grid = np.repeat(np.repeat(generator.integers(0, 3, (4, 8)), 8, axis=0), 16, axis=1).astype(np.uint8)
+    if not reduces:  # where 0 is of no class theirs takes 255 for class 254
+        grid[:, :16] = 255
+    ours = OnePeaceProcessor.from_config(segmenter.config).image_processor
+    theirs = Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}, ignore_index=255, do_reduce_labels=reduces)
+    batch = ours([picture], segmentation_maps=[grid], do_reduce_labels=reduces, return_tensors="pt")
+    other = theirs([picture], segmentation_maps=[grid], return_tensors="pt")
+    assert torch.equal(batch["class_labels"][0], other["class_labels"][0])
+    assert torch.equal(batch["mask_labels"][0].float(), other["mask_labels"][0])
+    assert copy.deepcopy(segmenter).train()(**batch).loss.isfinite()
+    with pytest.raises(ValueError, match=r"expected a map of integers \(32, 128\), got uint8 \(16, 128\)"):
+        ours(picture, segmentation_maps=grid[:16])
+    with pytest.raises(ValueError, match="expected maps of 1 images for a segmenter, got 2"):
+        ours(picture, segmentation_maps=[grid, grid])
+
+
+def test_pipelines_segment(segmenter: OnePeaceForUniversalSegmentation, tmp_path: Path) -> None:
+    processor = OnePeaceProcessor.from_config(segmenter.config)
+    segmenter.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    picture = Image.effect_mandelbrot((90, 50), (-2, -1, 1, 1), 20).convert("RGB")
+    found = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(picture, subtask="semantic")
+    with torch.no_grad():
+        outputs = segmenter(**processor(images=picture))
+    (classes,) = processor.post_process_semantic_segmentation(outputs, [(50, 90)])
+    assert [row["label"] for row in found] == [segmenter.config.id2label[c] for c in classes.unique().tolist()]
+    assert sum((np.asarray(row["mask"]) == 255).sum() for row in found) == 50 * 90

@@ -72,6 +72,7 @@ _HEADS = {
     "AutoModelForVideoClassification": "OnePeaceVideoClassifier",
     "AutoModelForObjectDetection": "OnePeaceForObjectDetection",
     "AutoModelForUniversalSegmentation": "OnePeaceForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation": "OnePeaceForUniversalSegmentation",
     "AutoBackbone": "OnePeaceBackbone",
 }
 """Auto class of transformers -> the class that it loads."""

@@ -6,7 +6,7 @@ texts -> input_ids, attention_mask     images -> pixel_values     audio -> input
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from plait.models.one_peace.config import OnePeaceConfig
 from plait.nn.contract import OpensAlone, checked
 from plait.nn.detection import maskness_scores, paste_masks, semantic_map
 from plait.processing.images import CLIP_MEAN, CLIP_STD, pictures_in, shorter_side_and_centre_crop, square
-from plait.processing.regions import Fitted, fit
+from plait.processing.regions import Fitted, detection_labels, fit, read_objects
 from plait.processing.tokenizers import MAX_TOKENS, PAD_ID, build_tokenizer, clean_caption, cut_words, encode_with
 from plait.processing.waveforms import pad_waveforms, prepare_waveform
 
@@ -70,6 +70,75 @@ class OnePeaceImageProcessor(PilBackend):
         size, mean, std = kwargs["size"].height, kwargs["image_mean"], kwargs["image_std"]
         pictures = [fromarray(np.moveaxis(image, 0, -1).astype(np.uint8)) for image in images]
         return padded([fit(picture, size, mean=mean, std=std) for picture in pictures])
+
+    def preprocess(
+        self,
+        images: Any,
+        annotations: Any = None,
+        segmentation_maps: Any = None,
+        *,
+        return_segmentation_masks: bool = False,
+        ignore_index: int | None = 255,
+        do_reduce_labels: bool = False,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Images, and with them what a detector or a segmenter learns, as transformers' own take it.
+
+        Args:
+            images: one or several.
+            annotations: for `do_pad`: of every image a mapping of `image_id` and `annotations`, as COCO has them;
+                `category_id` is the class, 0 to classes - 1.
+            segmentation_maps: of every image the class of each pixel, (height, width).
+            return_segmentation_masks: whether the annotations' masks are read.
+            ignore_index: value of pixels of a map that are of no class.
+            do_reduce_labels: 0 is of no class either, and classes count from 1.
+            kwargs: of transformers.
+
+        Returns:
+            pixel_values (batch, 3, side, side) and, with `do_pad`, pixel_mask (batch, side, side). Of annotations,
+            `labels`: per image class_labels (n,), boxes (n, 4) centre and sides as shares, masks (n, side, side)
+            where asked for, area (n,), iscrowd (n,), image_id, orig_size and size (height, width). Of maps, per image
+            `mask_labels` (classes, side, side) and `class_labels` (classes,).
+
+        Raises:
+            ValueError: for annotations or maps of another number of images, of another kind of model, and that do not
+                fit their image.
+        """
+        if annotations is None and segmentation_maps is None:
+            return super().preprocess(images, **kwargs)
+        pads, size = kwargs.get("do_pad", self.do_pad), kwargs.get("size", self.size)
+        side = size if isinstance(size, int) else size["height"]
+        pictures = [one.convert("RGB") for one in pictures_in(images)]
+        if annotations is not None:
+            if not pads or segmentation_maps is not None:
+                raise ValueError("expected annotations for a detector alone, whose images are padded; pass maps apart")
+            given = [annotations] if isinstance(annotations, Mapping) else list(annotations)
+            if len(given) != len(pictures):
+                raise ValueError(f"expected annotations of {len(pictures)} images, got {len(given)}; one per image")
+            rows = zip(pictures, given, strict=True)
+            labels = [annotated(one, row, side, has_masks=return_segmentation_masks) for one, row in rows]
+            batch = super().preprocess(pictures, **kwargs)
+            batch["labels"] = labels
+            return batch
+        maps = segmentation_maps if isinstance(segmentation_maps, list | tuple) else [segmentation_maps]
+        if pads or len(maps) != len(pictures):
+            raise ValueError(f"expected maps of {len(pictures)} images for a segmenter, got {len(maps)}; one per image")
+        batch = super().preprocess(pictures, **kwargs)
+        none = {ignore_index, 0 if do_reduce_labels else ignore_index}
+        batch["mask_labels"], batch["class_labels"] = [], []
+        for picture, classes in zip(pictures, maps, strict=True):
+            grid = np.asarray(classes)
+            if grid.shape != (picture.height, picture.width) or grid.dtype.kind not in "iu":
+                wanted = (picture.height, picture.width)
+                raise ValueError(
+                    f"expected a map of integers {wanted}, got {grid.dtype} {grid.shape}; one class a pixel"
+                )
+            squared = fromarray(grid.astype(np.int32), mode="I").resize((side, side), PILImageResampling.NEAREST)
+            found = [int(c) for c in np.unique(np.asarray(squared)) if c not in none]
+            masks = np.asarray(squared) == np.array(found, np.int32)[:, None, None]
+            batch["mask_labels"].append(torch.from_numpy(masks.reshape(len(found), side, side)))
+            batch["class_labels"].append(torch.tensor(found, dtype=torch.int64) - int(do_reduce_labels))
+        return batch
 
     def post_process_object_detection(
         self,
@@ -139,6 +208,33 @@ class OnePeaceImageProcessor(PilBackend):
             scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
             found.append(scores[0].argmax(dim=0))
         return found
+
+
+def annotated(picture: Image, row: Any, side: int, *, has_masks: bool) -> dict[str, torch.Tensor]:
+    """What a detector learns of one image. row: `image_id` and `annotations`; see `OnePeaceImageProcessor.preprocess`.
+
+    Raises ValueError for a row of another form, and what `read_objects` refuses.
+    """
+    if not (isinstance(row, Mapping) and isinstance(row.get("annotations"), list | tuple) and "image_id" in row):
+        got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(f"expected image_id and annotations of every image, got {got}; pass COCO's rows so")
+    rows = [{**one, "segmentation": one.get("segmentation") if has_masks else None} for one in row["annotations"]]
+    numbers = {one.get("category_id"): one.get("category_id") for one in rows}
+    objects = read_objects(rows, numbers, picture.size, f"image {row['image_id']}")
+    if has_masks and rows and objects.masks is None:
+        raise ValueError(f"image {row['image_id']}: expected a segmentation of every object; ask for boxes alone")
+    fitted = fit(picture, side, objects)
+    assert fitted.objects is not None
+    single = [one for one in rows if not one.get("iscrowd")]
+    areas = [float(one.get("area", one["bbox"][2] * one["bbox"][3])) for one in single]
+    return {
+        **detection_labels(fitted),
+        "area": torch.tensor(areas),
+        "iscrowd": torch.zeros(len(single), dtype=torch.int64),
+        "image_id": torch.tensor([row["image_id"]]),
+        "orig_size": torch.tensor([picture.height, picture.width]),
+        "size": torch.tensor(fitted.size[::-1]),
+    }
 
 
 def padded(fitted: Sequence[Fitted]) -> BatchFeature:
@@ -260,6 +356,37 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
                 min_seconds=config.min_audio_seconds,
             ),
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> OnePeaceProcessor:
+        """As in transformers; beside a detector's image processor stands what its configuration says.
+
+        Args:
+            pretrained_model_name_or_path: directory or hub id.
+            args, kwargs: of transformers.
+        """
+        try:
+            config = OnePeaceConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError:  # a processor may lie alone
+            config = None
+        if config is None or config.detection is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = cls.from_config(config)
+        processor.image_processor = OnePeaceImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return processor
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; of a detector the image processor alone.
+
+        transformers' pipeline takes a detector with a tokenizer for a model that reads documents.
+
+        Args:
+            save_directory: of the model.
+            args, kwargs: of transformers.
+        """
+        if self.image_processor.do_pad:
+            return self.image_processor.save_pretrained(save_directory, *args, **kwargs)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def sampling_rate(self) -> int:
