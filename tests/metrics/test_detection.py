@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from plait.metrics.detection import coco_ap
+from plait.metrics.detection import coco_ap, pictures_ap
 
 pytest.importorskip("pycocotools", reason="needs plait[eval]")
 
@@ -42,3 +43,21 @@ def test_what_is_missing_is_named():
         coco_ap(truth(category_id=True), found(1))
     with pytest.raises(ValueError, match="expected an area or a bbox in annotation 1, got neither"):
         coco_ap(truth(area=True, bbox=True), found(1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pycocotools' own arrays
+def test_masks_are_ranked_by_how_sure_they_are():
+    tools = pytest.importorskip("pycocotools.mask")
+    left = np.zeros((4, 4), np.uint8, order="F")
+    left[:, :2] = 1
+    right, wrong = (tools.encode(np.asfortranarray(mask)) for mask in (left, 1 - left))
+    truth = [{"label": "cat", "bbox": [0, 0, 2, 4], "segmentation": right}]
+    found = [
+        {"label": "cat", "score": 0.9, "bbox": [0, 0, 2, 4], "mask_score": 0.2, "segmentation": wrong},
+        {"label": "cat", "score": 0.5, "bbox": [2, 0, 2, 4], "mask_score": 0.6, "segmentation": right},
+    ]
+    assert pictures_ap([truth], [found], "bbox") == pytest.approx(1.0)
+    assert pictures_ap([truth], [found], "segm", [(4, 4)]) == pytest.approx(1.0)
+    # By the boxes' scores the wrong mask would come first.
+    unsure = [{name: value for name, value in row.items() if name != "mask_score"} for row in found]
+    assert pictures_ap([truth], [unsure], "segm", [(4, 4)]) == pytest.approx(0.5)

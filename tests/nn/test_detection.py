@@ -19,11 +19,14 @@ from plait.nn.detection import (
     draw_boxes,
     encode_boxes,
     grid_anchors,
+    maskness_scores,
     match_boxes,
     nms,
     paste_masks,
     pool_regions,
     roi_align,
+    semantic_map,
+    soft_nms,
 )
 
 SIZES = CascadeSizes(channels=8, head_dim=16, num_convs=1, drawn_boxes=16, drawn_anchors=32, proposals=(64, 32), kept=7)
@@ -128,6 +131,36 @@ def test_suppression_is_the_loop_of_the_textbook() -> None:
             kept.append(i)
     assert nms(boxes, scores, 0.4).tolist() == kept and 5 < len(kept) < 60
     assert nms(boxes[:0], scores[:0], 0.4).tolist() == []
+    # An overlap of the threshold itself is none too many: half of the first box is the second.
+    assert nms(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]]), torch.tensor([0.9, 0.8]), 0.5).tolist() == [0, 1]
+
+
+def test_scores_fall_as_each_way_says_within_a_class() -> None:
+    # IoU with the first: 0.5, 0.8; the last is of another class.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 8], [0, 0, 10, 10]])
+    scores, classes = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([1, 1, 1, 0])
+    kept, values = soft_nms(boxes, scores, classes, threshold=0.55)
+    # The second stays whole; it overlaps the third by 5/8, the first does by 4/5.
+    assert kept.tolist() == [0, 1, 3, 2] and values.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.7 * 0.2 * 0.375])
+    kept, values = soft_nms(boxes[:2], scores[:2], classes[:2], method="gaussian", sigma=0.5)
+    assert values.tolist() == pytest.approx([0.9, 0.8 * math.exp(-(0.5**2) / 0.5)])
+    kept, values = soft_nms(boxes, scores, classes, method="hard", threshold=0.5)
+    assert kept.tolist() == [0, 3] and values.tolist() == pytest.approx([0.9, 0.6])
+    assert soft_nms(boxes, scores, classes, threshold=0.55, prune=0.06)[0].tolist() == [0, 1, 3]
+
+
+def test_sure_masks_keep_their_scores() -> None:
+    masks = torch.tensor([[[0.9, 0.7], [0.1, 0.5]], [[0.2, 0.3], [0.1, 0.4]]])
+    # Pixels of 0.9 and 0.7 lie inside; of the second mask none does.
+    assert maskness_scores(torch.tensor([0.5, 0.8]), masks).tolist() == pytest.approx([0.5 * 0.8, 0.0])
+
+
+def test_queries_vote_by_what_they_are_sure_to_see() -> None:
+    classes = torch.tensor([[[0.0, 0.0, math.log(2)], [math.log(3), 0.0, 0.0]]])
+    masks = torch.tensor([[[[0.0]], [[math.log(3)]]]])
+    # The first query sees nothing by a half, so each class has a quarter; the second says three fifths.
+    wanted = [0.25 * 0.5 + 0.6 * 0.75, 0.25 * 0.5 + 0.2 * 0.75]
+    assert semantic_map(classes, masks).flatten().tolist() == pytest.approx(wanted)
 
 
 def test_a_box_is_coded_by_shifts_and_logarithms() -> None:
@@ -159,6 +192,25 @@ def test_proposals_begin_as_the_anchors_of_their_sizes(anchor: int) -> None:
     inside = found[((found > 0) & (found < 64)).all(dim=1)]
     sides = (inside[:, 2:] - inside[:, :2]).prod(dim=1).sqrt()
     assert sides.min().item() == pytest.approx(4 * anchor, rel=1e-4)
+
+
+def test_an_object_that_no_anchor_fits_teaches_its_best_ones() -> None:
+    torch.manual_seed(0)
+    network = ProposalNetwork(CascadeSizes(channels=4, proposal_convs=1))
+    maps = [torch.zeros(1, 4, n, n) for n in (16, 8, 4, 2, 1)]
+    small = Truth(torch.tensor([[20.0, 20, 26, 26]]), torch.tensor([0]))  # beside anchors of 32 pixels
+    _, losses = network(maps, torch.tensor([[64.0] * 4]), [small])
+    assert losses["proposal_box"].item() > 0
+
+
+def test_proposals_of_one_place_are_one() -> None:
+    torch.manual_seed(0)
+    network = ProposalNetwork(CascadeSizes(channels=4, proposal_convs=1)).eval()
+    with torch.no_grad():  # every anchor becomes a point, which the picture's edge holds apart from nothing
+        network.deltas.bias.copy_(torch.tensor([0.0, 0, 5, 5]).repeat(3))
+    (found,), _ = network([torch.zeros(1, 4, n, n) for n in (16, 8, 4, 2, 1)], torch.tensor([[64.0] * 4]), None)
+    # All anchors grow over the whole picture: one of each of the five levels is left.
+    assert found.tolist() == [[0, 0, 64, 64]] * 5
 
 
 def test_boxes_are_matched_by_their_best_object() -> None:
@@ -245,6 +297,63 @@ def test_every_parameter_learns_and_an_empty_picture_teaches_background(detector
     torch.stack(list(losses.values())).sum().backward()
     without = [name for name, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
+
+
+def alone(**sizes: int) -> tuple[CascadeDetector, Tensor, Tensor, Truth]:
+    """A detector without proposals: it learns from the truth's own boxes, so nothing is drawn at random."""
+    torch.manual_seed(0)
+    net = CascadeDetector(8, 2, CascadeSizes(**{**vars(SIZES), "kept_proposals": 0, **sizes}))
+    masks = torch.zeros(2, 128, 128)
+    masks[0, 30:80, 20:90], masks[1, 10:60, 10:20] = 1, 1
+    truth = Truth(torch.tensor([[20.0, 30, 90, 80], [10, 10, 60, 60]]), torch.tensor([1, 0]), masks)
+    return net.train(), torch.randn(1, 8, 8, 8), torch.tensor([[128, 128]]), truth
+
+
+def test_the_truth_is_among_what_is_learned_from_and_three_stages_pull_a_third_each() -> None:
+    net, x, pictures, truth = alone()
+    maps = [level.detach().requires_grad_() for level in net.pyramid(x)[:4]]
+    losses = net._losses(maps, pictures.repeat(1, 2).float(), [torch.zeros(0, 4)], [truth])
+    assert losses["mask"].item() == pytest.approx(math.log(2), abs=0.01)  # of masks that say nothing yet
+    pulled = torch.autograd.grad(losses["class_0"], maps, allow_unused=True)
+    logits, _ = net.stages[0](pool_regions(maps, (4, 8, 16, 32), [truth.boxes], 7))
+    whole = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, truth.classes), maps, allow_unused=True)
+    seen = [(one, other) for one, other in zip(pulled, whole, strict=True) if one is not None]
+    assert seen
+    for one, other in seen:
+        torch.testing.assert_close(3 * one, other, atol=1e-6, rtol=1e-3)
+
+
+def test_a_stage_learns_from_the_boxes_that_the_one_before_made() -> None:
+    net, x, pictures, truth = alone()
+    with torch.no_grad():
+        net.stages[0].deltas.bias.copy_(torch.tensor([5.0, 0, 0, 0]))  # half a side to the right: IoU 1/3
+        net.stages[1].scores.weight.zero_()
+        net.stages[1].scores.bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    _, losses = net(x, pictures, [truth], find=False)
+    assert losses["class_1"].item() < 0.01  # both are background to the second stage
+
+
+def test_every_region_learns_the_mask_of_its_own_object_and_class() -> None:
+    net, x, pictures, truth = alone()
+    assert net.mask_head is not None and truth.masks is not None
+    for said, wanted in (((-9.0, 9.0), "own"), ((9.0, -9.0), "other")):
+        with torch.no_grad():
+            net.mask_head.masks.weight.zero_()
+            net.mask_head.masks.bias.copy_(torch.tensor(said))
+        # The first object, of class 1, fills its box; the second, of class 0, the left fifth of its own.
+        _, losses = net(x, pictures, [truth], find=False)
+        assert losses["mask"].item() == pytest.approx(0.9 if wanted == "own" else 8.1, abs=0.3)
+
+
+def test_scores_are_the_mean_of_three_stages() -> None:
+    net, x, pictures, _ = alone(kept_proposals=8)
+    said = torch.tensor([[4.0, 0, 0], [0, 4.0, 0], [1.0, 0, 2.0]])
+    with torch.no_grad():
+        for stage, bias in zip(net.stages, said, strict=True):
+            stage.scores.weight.zero_()
+            stage.scores.bias.copy_(bias)
+    (found,), _ = net.eval()(x, pictures)
+    assert found.scores[0].item() == pytest.approx(float(said.softmax(-1).mean(0)[:2].max()), abs=1e-5)
 
 
 def test_stages_have_their_published_thresholds() -> None:

@@ -65,3 +65,26 @@ def test_classes_are_weighed_and_an_empty_picture_has_no_masks() -> None:
     assert losses["class"].item() == pytest.approx(2 * np.log(3)) and losses["mask"].item() == 0
     torch.stack(list(losses.values())).sum().backward()
     assert logits.grad is not None and not logits.grad.any()
+
+
+def test_queries_without_an_object_weigh_a_tenth() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, :2] = True
+    logits = torch.full((1, 3, 4, 4), -9.0)
+    logits[0, 1, :2] = 9.0  # the second query stands for the object
+    said = torch.tensor([[[0.0, 0.0, 1.0], [2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    losses = mask_set_losses(said, logits, [torch.tensor([0])], [masks], points=32)
+    costs = -said[0].log_softmax(-1)[[0, 1, 2], [2, 0, 2]]
+    weights = torch.tensor([0.1, 1.0, 0.1])
+    assert losses["class"].item() == pytest.approx(2 * (costs * weights).sum().item() / 1.2, rel=1e-5)
+
+
+def test_masks_are_compared_where_they_are_unsure() -> None:
+    torch.manual_seed(0)
+    masks = torch.ones(1, 16, 16, dtype=torch.bool)
+    # Sure and right in the left half, unsure in the right one: there each point costs log 2.
+    logits = torch.zeros(1, 1, 16, 16)
+    logits[..., :8] = 30.0
+    losses = mask_set_losses(torch.zeros(1, 1, 2), logits, [torch.tensor([0])], [masks], points=400)
+    # Three quarters of the points are the unsure ones, and half of the rest.
+    assert losses["mask"].item() == pytest.approx(5 * 0.875 * np.log(2), rel=0.08)

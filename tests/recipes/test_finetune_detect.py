@@ -12,7 +12,9 @@ from PIL import Image
 
 import plait
 from plait.cli import main
+from plait.processing.regions import Objects
 from plait.recipes.finetune import objects_in, score, trivial
+from plait.recipes.one_peace_dense import jittered
 from plait.types import Sample
 
 pytest.importorskip("pycocotools")
@@ -207,3 +209,20 @@ def test_boxes_without_masks_are_enough(data: Path, tmp_path: Path, capsys: pyte
     assert main(["detect", str(run / "model"), str(data / "images" / "8.png"), *options, "--device", "cpu"]) == 0
     assert "segmentation" not in json.loads((tmp_path / "coco.json").read_text())[0]
     assert (tmp_path / "drawn" / "8.png").is_file()
+
+
+def test_jitter_is_as_wide_as_published_and_mirrors_half() -> None:
+    picture = Image.new("RGB", (80, 80), "white")
+    objects = Objects(np.array([[0, 0, 20, 40]], np.float32), np.zeros(1, np.int64))
+    rng = np.random.default_rng(0)
+    sides, mirrored = [], []
+    for _ in range(300):
+        one = jittered(picture, objects, 64, 1.0, rng)
+        sides.append(one.size[0] / 64)
+        if one.size[0] < 64:  # nothing is cut away, so the box tells which way round the picture is
+            mirrored.append(bool(one.objects.boxes[0, 0] > 1))
+    # From a tenth on, every size as likely as its double; those above 1 fill the square: log 2 of log 20.
+    assert 0.09 < min(sides) < 0.12 and np.mean(np.array(sides) == 1) == pytest.approx(0.23, abs=0.08)
+    assert np.mean(mirrored) == pytest.approx(0.5, abs=0.1)
+    still = jittered(picture, objects, 64, 0.0, rng)
+    assert still.size == (64, 64) and still.objects.boxes.tolist() == [[0, 0, 16, 32]]

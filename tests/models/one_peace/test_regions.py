@@ -88,8 +88,19 @@ def test_outputs_are_those_of_transformers_detectors(
             torch.testing.assert_close(one[name], other[name])
         assert one["masks"].shape == (len(one["scores"]), height, width) and one["boxes"][:, 2].max() <= width + 1e-3
         assert (one["mask_scores"] <= one["scores"] + 1e-6).all()
+    # Scores are those of three classes and nothing: some lie above a quarter, some below.
+    (some, _) = processor.post_process_object_detection(outputs, threshold=float(ours[0]["scores"].median()))
+    assert len(some["scores"]) == int((ours[0]["scores"] > ours[0]["scores"].median()).sum()) < 6
     with pytest.raises(ValueError, match=r"expected 2 target_sizes, got 1; one per picture"):
         processor.post_process_object_detection(outputs, target_sizes=sizes[:1])
+
+
+def test_boxes_are_learned_in_pixels_of_the_picture_without_its_padding(
+    detector: OnePeaceForObjectDetection, picture: Image.Image
+) -> None:
+    # 120 x 60 pixels become 96 x 48 of the square: the box is x 20 to 80, y 10 to 40 before.
+    (truth,) = detector._truths([labels_of(picture)], torch.tensor([[96, 48]]), (96, 96))
+    torch.testing.assert_close(truth.boxes, torch.tensor([[16.0, 8, 64, 32]]))
 
 
 def test_a_padded_picture_is_found_as_in_a_batch(detector: OnePeaceForObjectDetection, picture: Image.Image) -> None:
