@@ -64,7 +64,9 @@ class RunFiles:
         if run.log:
             run.data = directory / run.log["data"]
         seeds = sorted(directory.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
-        run.curves = read_curves(seeds)
+        # the controls, whose words are shuffled, have no curve beside the others
+        trained = (place for seed in seeds for place in sorted(seed.iterdir()) if "shuffled" not in place.name)
+        run.curves = read_curves(place for place in trained if place.is_dir())
         stored = seeds[0] / "evaluation" if seeds else directory
         if (stored / "evaluation.json").is_file():
             with np.load(stored / "vectors.npz") as arrays:

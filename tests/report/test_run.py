@@ -19,6 +19,11 @@ def test_a_plain_training_run_gets_its_curves(tmp_path: Path) -> None:
     assert 'id="curves"' in page
 
 
+def test_a_run_has_its_page_whatever_its_name(tmp_path: Path) -> None:
+    write_curves(tmp_path / "stage2-shuffled", "stage2")
+    assert 'id="curves"' in run_page(tmp_path / "stage2-shuffled").read_text(encoding="utf-8")
+
+
 def test_a_finetuned_model_shows_what_it_is_worth(tmp_path: Path) -> None:
     write_curves(tmp_path / "run", "vqa")
     one = {"metric": "accuracy", "value": 0.5, "interval": [0.25, 0.75]}

@@ -27,6 +27,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stored.append(json.loads(evaluation.save(place).read_text()))
         write_curves(run / f"seed-{seed}" / "stage1", "stage1")
         write_curves(run / f"seed-{seed}" / "stage2", "stage2")
+        write_curves(run / f"seed-{seed}" / "stage2-shuffled", "control")
     write_summary(run / "summary.json", summarise(stored), {"stage1": 130.0, "stage2": 50.0})
     commands = [{"command": "plait train one_peace.stage1 --set 'data=<mine>'", "seconds": 130.0}]
     log = {"data": "data", "is_shipped_data": True, "commands": commands, "notes": {"denoising losses": "every 8"}}
@@ -78,6 +79,7 @@ def test_user_words_are_escaped(page: str) -> None:
 
 def test_curves_of_all_seeds_are_drawn_and_a_torn_line_is_left_out(page: str) -> None:
     section = page[page.index('<section id="curves">') :].split("</section>", maxsplit=1)[0]
+    assert "control" not in section  # whose words are shuffled
     assert section.count("<figure") == 2
     assert "3 steps" in section
     assert "2 seeds" in section

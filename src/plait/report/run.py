@@ -61,8 +61,6 @@ def read_curves(directories: Iterable[Path]) -> dict[str, Curve]:
     """
     curves: dict[str, Curve] = {}
     for file in (file for place in directories for file in sorted(place.rglob("metrics.jsonl"))):
-        if "shuffled" in file.parent.name:  # the control of a demonstration
-            continue
         stages: dict[str, list[dict[str, Any]]] = {}
         for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
             row = json.loads(line)
