@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from plait.errors import UsageError
 from plait.models.mplug2.tasks import MPlug2ForConditionalGeneration
 from plait.recipes.mplug2 import asked_together
 from plait.types import Sample
@@ -65,8 +66,23 @@ def test_one_command_trains_measures_and_writes_the_page(quick, tmp_path, capsys
     page = (tmp_path / "report.html").read_text()
     assert "data:image/webp" in page and "shuffled labels" in page
     before = (tmp_path / "seed-0" / "results.json").stat().st_mtime_ns
-    assert module.study(tmp_path, **steps, device="cpu") == 0  # everything is kept
+    kept = tmp_path / "kept"
+    assert module.study(tmp_path, **steps, keep=kept, device="cpu") == 0  # everything is kept
     assert (tmp_path / "seed-0" / "results.json").stat().st_mtime_ns == before
+    whole, made = evaluate.opened(tmp_path / "seed-0" / "answering", "answer")
+    cut, short = small.load(kept, "answer").float().eval(), small.load_processor(kept)
+    assert cut.config.vocab_size == len(short.tokenizer) < len(made.tokenizer) == whole.config.vocab_size
+    examples = evaluate.held_out("kind")[:8]
+    losses = []
+    for model, processor in ((whole, made), (cut, short)):
+        (inputs,) = evaluate.PLAIN.batches(processor, examples)
+        answers = processor.answers(list(examples[0].choices or ()))
+        given = {"answer_ids": answers["input_ids"], "answer_mask": answers["attention_mask"]}
+        with torch.no_grad():
+            losses.append(model.rank_answers(**given, **inputs))
+    assert torch.equal(losses[0].indices, losses[1].indices)  # the words left out change no order of the others
+    with pytest.raises(UsageError, match="expected an empty directory to keep the model in"):
+        module.study(tmp_path, **steps, keep=kept, device="cpu")
 
 
 def test_guessing_knows_priors_of_the_question_and_no_pictures(quick):

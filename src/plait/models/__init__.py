@@ -9,7 +9,7 @@ from typing import Any
 
 from plait.places import cache_directory
 
-SHIPPED = ("nano",)
+SHIPPED = ("nano", "nano-mplug2")
 """Names of the model directories inside the package."""
 
 

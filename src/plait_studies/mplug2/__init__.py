@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.cli import INTERRUPTED
+from plait.errors import UsageError
 from plait.report.about import about
 from plait.training.stages import Recipe
 
@@ -29,18 +30,22 @@ def study(
     class_steps: int = 150,
     universal: bool = True,
     animated: bool = False,
+    keep: Path | None = None,
     device: str | None = None,
     dtype: str = "float32",
 ) -> int:
     """mPLUG-2: modules picked per task, against majority, language alone, one frame, tf-idf and shuffled labels.
 
     universal: also pretrain with universal layers apart per modality at equal parameters, and compare the gap of the
-    modalities. animated: also zero-shot on animated emoji, a package of 165 MB. device, dtype: of training; `cuda` and
+    modalities. animated: also zero-shot on animated emoji, a package of 165 MB. keep: an empty directory for the first
+    seed's model that answers, small enough to ship. device, dtype: of training; `cuda` and
     `bfloat16` with more steps are the longer setting.
     """
     from plait_studies.summary import write_json
     from plait_studies.training import carry_out
 
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise UsageError(f"expected an empty directory to keep the model in, got {keep}; pass another one")
     results = []
     for seed in range(seeds):
         home = out / f"seed-{seed}"
@@ -55,6 +60,10 @@ def study(
         results.append(json.loads(path.read_text(encoding="utf-8")) | {"cpu_seconds": round(spent.add())})
     from plait_studies.mplug2.report import as_text, report, summarise
 
+    if keep is not None:
+        from plait_studies.mplug2.training import without_snippets
+
+        without_snippets(out / "seed-0" / "answering" / "model", keep)
     summary = summarise(results) | {"about": about()}
     write_json(out / "summary.json", summary)
     print(as_text(summary))

@@ -7,6 +7,7 @@ mPLUG-2, sections 3.2 and 3.3 (arXiv 2302.00402).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from plait.processing.images import CLIP_MEAN, CLIP_STD
 from plait.recipes.mplug2 import PreTraining, asked_together, supervised
 from plait.training.stages import Recipe, Source, save_pair
 from plait.types import Sample
+from plait.weights.files import load_strict
 from plait_studies import training as shared
 from plait_studies.build.emoji import HELD_OUT_STYLE
 from plait_studies.drawings import KINDS, MOTIONS, Drawings, Example
@@ -272,6 +274,31 @@ def processor(size: int = SIDE) -> MPlug2Processor:
     common = vocabulary((s.text or "" for s in shared.snippets("train")), min_count=8)
     pieces = [*kept, *(piece for piece in common if piece not in set(kept))]
     return MPlug2Processor.build(size, pieces, num_frames=FRAMES, max_text_tokens=48)
+
+
+def without_snippets(trained: Path, out: Path) -> None:
+    """Save the model that answers in half precision, without the pieces that only snippets of text need.
+
+    Half of its weights are tables of pieces. All others stay, and with them the answers, but for words that drawings
+    never taught it to write.
+
+    Args:
+        trained: directory of `answering`.
+        out: a new directory.
+    """
+    whole, pieces = load_processor(trained), vocabulary(texts())
+    known = whole.tokenizer.get_vocab()
+    kept = torch.tensor([known[piece] for piece in pieces])
+    small = MPlug2Processor.build(SIDE, pieces, num_frames=FRAMES, max_text_tokens=48)
+    model = load(trained, "answer")
+    state = {
+        name: value[kept] if value.shape[:1] == (len(known),) else value for name, value in model.state_dict().items()
+    }
+    shape = copy.deepcopy(model.config)
+    shape.vocab_size = len(pieces)  # special pieces come first in both, so their ids stay
+    cut = type(model)(shape)
+    load_strict(cut, state)
+    save_pair(small, cut.half(), out)
 
 
 def config(made: MPlug2Processor, **changes: Any) -> MPlug2Config:
