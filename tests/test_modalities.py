@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +21,10 @@ from PIL import Image
 import plait
 from plait import modalities
 from plait.cli import main
+from plait.data.check import check
+from plait.data.sources import open_samples
+from plait.media import raised
+from plait.media.values import medium
 from plait.models.one_peace import OnePeaceConfig, OnePeaceModel, OnePeaceProcessor
 from plait.models.one_peace.weights import modality_of
 from plait.nn.adapters import Adapted
@@ -326,3 +334,160 @@ def test_verbs_take_it_from_files_by_their_ending(tune, trained: Path, tmp_path:
         assert 0 <= json.loads((out / "result.json").read_text())["scores"][metric] <= 100
     capsys.readouterr()
     assert main(["eval", "--list"]) == 0 and "midi_retrieval" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_midi(tune, trained: Path, tmp_path: Path) -> Path:
+    """A directory of a model to which music was added."""
+    model, processor = plait.load(trained)
+    plait.add_modality(model, "midi").save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    """A data set of tunes with words, half of which is held out; the rows of its manifest."""
+    folder.mkdir()
+    rows = [
+        {"id": f"t{i}", "midi": one.name, "text": ("low", "high")[i % 2], "split": ("train", "test")[i // 2]}
+        for i, one in enumerate(tunes(folder))
+    ]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def as_parquet(folder: Path, out: Path, rows: list[dict[str, str]], kind: str) -> Path:
+    """The rows as a table: names of files beside it, bytes, or both as `datasets` writes them."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    out.mkdir()
+    cells: list[object] = [row["midi"] for row in rows]
+    for name in cells:
+        shutil.copy(folder / str(name), out)
+    if kind != "paths":
+        cells = [(folder / str(name)).read_bytes() for name in cells]
+    if kind == "both":
+        cells = [{"bytes": cell, "path": "elsewhere.mid"} for cell in cells]
+    rest = {name: [row[name] for row in rows] for name in ("id", "text", "split")}
+    parquet.write_table(pa.table({**rest, "midi": cells}), out / "rows.parquet")
+    return out
+
+
+@pytest.mark.parametrize("stored", ["manifest", "shards", "webdataset", "paths", "bytes", "both"])
+def test_every_kind_of_data_set_holds_it(tune, trained: Path, tmp_path: Path, stored: str) -> None:
+    folder, data = tmp_path / "data", tmp_path / "stored"
+    rows = rows_of(folder)
+    if stored == "manifest":
+        data = folder
+    elif stored == "shards":
+        assert main(["data", "pack", str(folder), str(data)]) == 0
+        shutil.rmtree(folder)  # a packed set leads nowhere else
+    elif stored == "webdataset":
+        data.mkdir()
+        with tarfile.open(data / "a.tar", "w") as tar:
+            for row in rows:
+                (tmp_path / "words").write_text(row["text"])
+                tar.add(folder / row["midi"], f"{row['id']}.mid")
+                tar.add(tmp_path / "words", f"{row['id']}.txt")
+    else:
+        as_parquet(folder, data, rows, stored)
+    samples = list(open_samples(data))
+    embedder = plait.Embedder(_with_midi(trained))
+    (tmp_path / "again").mkdir()
+    np.testing.assert_array_equal(
+        embedder.embed(samples), embedder.embed([{"midi": one} for one in tunes(tmp_path / "again")])
+    )
+    report = check(data)
+    assert not report.problems
+    assert sum(counts["midi"] for counts in report.counts.values()) == 4
+    assert report.bytes == {"midi": sum(one.stat().st_size for one in (tmp_path / "again").glob("*.mid"))}
+
+
+def _with_midi(trained: Path) -> tuple[OnePeaceModel, OnePeaceProcessor]:
+    model, processor = plait.load(trained)
+    torch.manual_seed(3)
+    return plait.add_modality(model, "midi"), processor
+
+
+def test_a_check_finds_files_of_it_that_are_damaged_missing_elsewhere_or_held_out_and_trained_on(
+    tune, tmp_path: Path
+) -> None:
+    rows = rows_of(tmp_path / "data")
+    (tmp_path / "data" / "0.mid").write_bytes(b"no tune")
+    (tmp_path / "data" / "1.mid").unlink()
+    shutil.copy(tmp_path / "data" / "2.mid", tmp_path / "data" / "copy.mid")
+    more = [{"id": "copy", "midi": "copy.mid", "split": "train"}, {"id": "far", "midi": "../far.mid"}]
+    tunes(tmp_path, 1)[0].rename(tmp_path / "far.mid")
+    (tmp_path / "data" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + more))
+    report = check(tmp_path / "data")
+    assert [line[:3] for line in report.damaged] == ["t0:"] and "MThd" in report.damaged[0]
+    assert [line[:3] for line in report.missing] == ["t1:"] and "expected the midi" in report.missing[0]
+    assert report.leaks == ["t2 (test) is the same file as copy (train)"]
+    assert any("far.mid" in line for line in report.misfits)
+    with pytest.raises(ValueError, match=r"field 'midi': expected a file inside .*leads outside"):
+        open_samples(tmp_path / "data")
+    (tmp_path / "data" / "manifest.jsonl").write_text('{"id": "a", "midi": "s3://photos/a.mid"}')
+    with pytest.raises(ValueError, match="field 'midi': expected a path, got a URL"):
+        open_samples(tmp_path / "data")
+
+
+def test_files_of_it_are_ordinary_ones_within_the_limits(tune, tmp_path: Path) -> None:
+    file = tunes(tmp_path, 1)[0]
+    os.mkfifo(tmp_path / "pipe.mid")
+    with pytest.raises(ValueError, match=r"expected a midi file, got .*pipe.mid: a pipe"):
+        medium("midi").load(tmp_path / "pipe.mid", 0)
+    with raised(max_bytes=10), pytest.raises(ValueError, match=r"expected a midi file, .*more than 10"):
+        medium("midi").load(file, 0)
+    wanted = medium("midi").load(file, 0)
+    assert torch.equal(medium("midi").load(file.read_bytes(), 0), wanted)
+    with pytest.raises(ValueError, match=r"^expected a MIDI file, got no MThd header"):
+        medium("midi").load(b"no tune", 0)
+
+
+def test_shards_with_columns_of_a_strangers_making_are_refused(tune, tmp_path: Path) -> None:
+    rows_of(tmp_path / "data")
+    assert main(["data", "pack", str(tmp_path / "data"), str(tmp_path / "packed")]) == 0
+    facts = json.loads((tmp_path / "packed" / "index.json").read_text())
+    for columns in ([*facts["columns"][:-1], "other"], facts["columns"][::-1], facts["columns"][:-1], "columns", [1]):
+        (tmp_path / "packed" / "index.json").write_text(json.dumps(facts | {"columns": columns}))
+        with pytest.raises(ValueError, match=r"expected an index of shards in .*; pack anew"):
+            open_samples(tmp_path / "packed")
+
+
+def test_the_server_embeds_searches_and_fuses_it(with_midi: Path, tmp_path: Path) -> None:
+    testing = pytest.importorskip("fastapi.testclient")
+    from plait.serving import Models, Settings, create_app
+
+    embedder = plait.Embedder(with_midi)
+    index = plait.Index.create(tmp_path / "t.lance", embedder)
+    rows_of(tmp_path / "data")
+    index.add(tmp_path / "data")
+    files = sorted((tmp_path / "data").glob("*.mid"))
+    sent = [{"type": "midi", "midi": base64.b64encode(one.read_bytes()).decode()} for one in files]
+    with testing.TestClient(create_app(Models.load(index=tmp_path / "t.lance"), Settings())) as client:
+        fused = [sent[0], {"type": "text", "text": "low", "weight": 0.5}]
+        found = client.post("/v1/embeddings", json={"input": [[sent[1]], fused]}).json()["data"]
+        wanted = embedder.embed([{"midi": files[1]}, {"midi": files[0], "text": "low", "weights": {"text": 0.5}}])
+        np.testing.assert_allclose([one["embedding"] for one in found], wanted, atol=1e-6)
+        asked = {"query": [sent[2]], "k": 1, "modality": "midi"}
+        assert client.post("/v1/search", json=asked).json()["data"][0]["id"] == "t2"
+        assert client.post("/v1/search", json=asked | {"modality": "smell"}).status_code == 400
+        refused = client.post("/v1/embeddings", json={"input": [[{"type": "smell", "smell": "AAAA"}]]})
+        assert refused.status_code == 400 and "smell" in refused.json()["error"]["message"]
+
+
+def test_mteb_and_folders_take_it(tune, trained: Path, tmp_path: Path) -> None:
+    from plait.evaluation.mteb import MtebEncoder
+
+    files = tunes(tmp_path, 2)
+    encoder = MtebEncoder(plait.Embedder(_with_midi(trained)))
+    batches = [{"midi": files, "text": ["low", "high"]}]
+    wanted = encoder.embedder.embed([{"midi": files[0], "text": "low"}, {"midi": files[1], "text": "high"}])
+    np.testing.assert_allclose(encoder.encode(batches), wanted, atol=1e-6)
+    for number, name in enumerate(("low", "high")):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        shutil.copy(files[number], tmp_path / "named" / name)
+    assert main(["data", "from-folder", str(tmp_path / "named"), str(tmp_path / "set")]) == 0
+    assert {(one.text, Path(one.meta["midi"]).name) for one in open_samples(tmp_path / "set")} == {
+        ("low", "0.mid"),
+        ("high", "1.mid"),
+    }

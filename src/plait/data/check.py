@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.data.manifest import MEDIA, Skipped, no_such_file
+from plait.data.manifest import MEDIA, Skipped, files_of, no_such_file
 from plait.data.packages import sha256
 from plait.data.sources import open_samples
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
+from plait.media.values import medium
+from plait.modalities import held
 from plait.reading import outside
 from plait.terminal import progress_bar
 from plait.types import Sample
@@ -111,15 +113,14 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
     lengths: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for sample in progress_bar("check", samples, show=None if progress else False):
         split = sample.split or "none"
-        for modality in sample.modalities:
+        for modality in held(sample):
             counts[split][modality] += 1
-        for name in MEDIA:
-            if (file := getattr(sample, name)) is not None:
-                before = report.seconds.get(name, 0.0)
-                digest = _check_file(sample, name, file, report)
-                lengths[name].append((report.seconds.get(name, 0.0) - before, sample.id))
-                if digest is not None:
-                    splits[digest].setdefault(split, sample.id)
+        for name, file in files_of(sample).items():
+            before = report.seconds.get(name, 0.0)
+            digest = _check_file(sample, name, file, report)
+            lengths[name].append((report.seconds.get(name, 0.0) - before, sample.id))
+            if digest is not None:
+                splits[digest].setdefault(split, sample.id)
         if bounds is not None and bounds.tokens is not None:
             for text in (sample.text, sample.question, *(sample.captions or ())):
                 lengths["text"].append((bounds.count(text) if text else 0, sample.id))
@@ -143,7 +144,7 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
 def _outside(samples: Sequence[Sample], place: Path) -> list[str]:
     """A line where rows name media outside of the data set, which a stranger's has no reason to."""
     root = (place if place.is_dir() else place.parent).resolve()
-    named = [(sample, getattr(sample, name)) for sample in samples for name in MEDIA]
+    named = [(sample, file) for sample in samples for file in files_of(sample).values()]
     out = [(s.id, file) for s, file in named if isinstance(file, str) and not Path(file).resolve().is_relative_to(root)]
     said = f"{len(out)} media are outside of {root} (the first {out[0][1]}, row {out[0][0]})" if out else ""
     return [f"{said}; a list that Plait did not write here is read and packed with --outside alone"] if out else []
@@ -152,19 +153,19 @@ def _outside(samples: Sequence[Sample], place: Path) -> list[str]:
 def _misfits(bounds: Bounds, lengths: dict[str, list[tuple[float, str]]]) -> list[str]:
     """A line for each kind of thing that a model does not take whole. lengths: (seconds or tokens, id) by medium."""
     lines = []
-    for medium, limit, unit in (("audio", bounds.seconds, "s"), ("text", bounds.tokens, "tokens")):
-        over = [one for one in lengths[medium] if limit is not None and one[0] > limit]
+    for name, limit, unit in (("audio", bounds.seconds, "s"), ("text", bounds.tokens, "tokens")):
+        over = [one for one in lengths[name] if limit is not None and one[0] > limit]
         if over:
-            longest, name = max(over)
-            words = "text" if medium == "text" else "sound"
+            longest, row = max(over)
+            words = "text" if name == "text" else "sound"
             lines.append(
                 f"{len(over)} {words}{'s are' if len(over) > 1 else ' is'} longer than the {limit:g} {unit} that "
-                f"{bounds.model} takes (the longest {longest:.4g} {unit}, row {name}); it is cut there, or refused"
+                f"{bounds.model} takes (the longest {longest:.4g} {unit}, row {row}); it is cut there, or refused"
             )
     lines += [
-        f"{len(rows)} {medium} files: {bounds.model} takes {', '.join(bounds.takes)}; training leaves their rows out"
-        for medium, rows in lengths.items()
-        if medium != "text" and rows and medium not in bounds.takes
+        f"{len(rows)} {name} files: {bounds.model} takes {', '.join(bounds.takes)}; training leaves their rows out"
+        for name, rows in lengths.items()
+        if name != "text" and rows and name not in bounds.takes
     ]
     return lines
 
@@ -218,6 +219,8 @@ def _check_file(sample: Sample, name: str, file: Any, report: CheckReport) -> st
             _count_pixels(report.pixels, load_image(file).size)
         elif name == "audio":
             seconds = len(load_audio(file, RATE)) / RATE
+        elif name not in MEDIA:
+            medium(name).load(file, RATE)
         else:
             from plait.media.video import load_video
 
@@ -225,7 +228,7 @@ def _check_file(sample: Sample, name: str, file: Any, report: CheckReport) -> st
     except ValueError as error:
         report.damaged.append(f"{sample.id}: {error}")
         return None
-    if name != "image":
+    if name in ("audio", "video"):
         report.seconds[name] = report.seconds.get(name, 0.0) + seconds
     content = file.read() if isinstance(file, Packed) else None
     size = Path(file).stat().st_size if content is None else len(content)

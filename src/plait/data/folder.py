@@ -21,7 +21,7 @@ from plait.data.packages import sha256
 from plait.media.audio import load_audio
 from plait.media.image import load_image
 from plait.media.kinds import kind_of
-from plait.modalities import registered
+from plait.media.values import medium
 from plait.terminal import progress_bar
 from plait.types import Sample
 
@@ -115,7 +115,7 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
     """One file as a row; its words are its captions, else its top folder's name. ValueError with the reason."""
     kind = kind_of(path)
     if kind is None or kind == "text":
-        raise ValueError("no picture, sound or video")
+        raise ValueError("no picture, sound, video or file of a modality that was added")
     top = name.partition("/")[0] if "/" in name else None
     if caption is None and top is None:
         raise ValueError("no words for it; put it into a named sub-folder or into captions.csv")
@@ -133,7 +133,7 @@ def _sample(path: Path, name: str, caption: Caption | None) -> Sample:
 def decode_file(path: Path, kind: str) -> None:
     """Raise the loader's ValueError for a damaged file."""
     if kind not in MEDIA:
-        registered(kind).load(str(path))
+        medium(kind).load(path, 0)
     elif kind == "image":
         load_image(path)
     elif kind == "audio":

@@ -32,10 +32,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plait.modalities import in_files
+from plait.media.limits import Packed
+from plait.modalities import in_files, names
 from plait.places import atomic_write, cache_directory
 from plait.reading import allowed, leads_outside
-from plait.types import Sample, plain, whole_text
+from plait.types import MODALITIES, Sample, plain, whole_text
 
 NAMES = ("manifest.jsonl", "manifest.jsonl.gz")
 MEDIA = ("image", "video", "audio")
@@ -47,6 +48,31 @@ _MAY_LEAD_OUT = re.compile(rb'\.\.|"/|\\')
 _UNTIDY = re.compile(r"(?<=.)/\.?(/|$)|^\./")
 MAX_LINE = 1 << 26
 """Characters of one row, so that a small compressed file cannot fill the memory."""
+
+
+def media_names() -> tuple[str, ...]:
+    """Fields that hold files: of the built-in media, then of the modalities that a user added."""
+    return (*MEDIA, *(name for name in names() if name not in MODALITIES))
+
+
+def files_of(sample: Sample) -> dict[str, Any]:
+    """Paths, and files inside others, of a row by their field; decoded media and a user's own values are no files."""
+    built_in = {name: getattr(sample, name) for name in MEDIA}
+    own = {name: sample.meta.get(name) for name in media_names() if name not in MEDIA}
+    are_paths = {*MEDIA, *in_files(own)}
+    return {
+        name: value
+        for name, value in (built_in | own).items()
+        if isinstance(value, Packed) or (name in are_paths and value is not None)
+    }
+
+
+def put_file(sample: Sample, name: str, file: Packed) -> None:
+    """Let a row hold a file that lies inside another; a user's own modality is among the other fields of the row."""
+    if name in MEDIA:
+        setattr(sample, name, file)
+    else:
+        sample.meta[name] = file
 
 
 @dataclass
@@ -402,6 +428,11 @@ def _check_row(row: dict[str, Any]) -> None:
             raise ValueError(f"field {name!r}: expected a path, got an empty string; leave the field out")
         if value is not None and name in MEDIA and (what := address(value)):
             raise ValueError(f"field {name!r}: expected a path, got {what} {value[:80]!r}; save the file and name it")
+    for name in in_files(row):
+        if what := address(str(row[name])):
+            raise ValueError(
+                f"field {name!r}: expected a path, got {what} {row[name]!s:.80}; save the file and name it"
+            )
     for name in STRING_LISTS:
         _check_list(row, name, str)
     for name in OBJECT_LISTS:

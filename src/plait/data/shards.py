@@ -24,10 +24,19 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.manifest import MEDIA, checked_json, checked_row, checked_sample, row_line
+from plait.data.manifest import (
+    MEDIA,
+    checked_json,
+    checked_row,
+    checked_sample,
+    files_of,
+    media_names,
+    put_file,
+    row_line,
+)
 from plait.media.kinds import EXTENSIONS
 from plait.media.limits import Packed
-from plait.modalities import in_files
+from plait.modalities import in_files, of_suffix
 from plait.places import atomic_directory
 from plait.reading import inside
 from plait.types import Sample
@@ -35,7 +44,8 @@ from plait.types import Sample
 INDEX, TABLE = "index.json", "index.npy"
 FORMAT = "plait-shards 1"
 COLUMNS = ("shard", "row", "row_bytes", *(f"{m}{end}" for m in MEDIA for end in ("", "_bytes")))
-_ORDER = (*MEDIA, "text", "label", "json")
+"""Of every table; two more follow for each modality that a user added and that rows hold."""
+_WORDS = ("text", "label", "json")
 _FIELDS = {**EXTENSIONS, "txt": "text", "text": "text", "caption": "text", "cls": "label", "json": "json"}
 """What the ending of a member makes of it. `cls` is a class; pickles and arrays (`pyd`, `npy`) are not opened."""
 # Few files even for terabytes, and each still quickly copied and checked.
@@ -94,9 +104,10 @@ class Shards(Sequence[Sample]):
                 )
         # Mapped, so processes share it; allow_pickle=False, since an array of a stranger could hold code.
         self.table = np.load(self.directory / TABLE, mmap_mode="r", allow_pickle=False)
-        if self.table.shape != (facts["rows"], len(COLUMNS)):
+        self.columns: list[str] = facts["columns"]
+        if self.table.shape != (facts["rows"], len(self.columns)):
             raise ValueError(
-                f"expected {facts['rows']} rows of {len(COLUMNS)} numbers in {self.directory / TABLE}, got "
+                f"expected {facts['rows']} rows of {len(self.columns)} numbers in {self.directory / TABLE}, got "
                 f"{self.table.shape}; pack the data anew"
             )
 
@@ -106,18 +117,18 @@ class Shards(Sequence[Sample]):
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
-        row = dict(zip(COLUMNS, self.table[number].tolist(), strict=True))
+        row = dict(zip(self.columns, self.table[number].tolist(), strict=True))
         path = self.shards[row["shard"]]
         where = f"{path}, row {number % len(self)}"
         line = Member(path, row["row"], row["row_bytes"], where).read()
         sample = checked_sample(line.decode("utf-8", "replace"), None, where)
-        for modality in MEDIA:
-            if getattr(sample, modality) is not None:
-                # `pack` writes none: a path would be read from this machine
-                raise ValueError(f"{where}: expected the {modality} in the shard, got a path; pack the data anew")
+        if named := next(iter(files_of(sample)), None):
+            # `pack` writes none: a path would be read from this machine
+            raise ValueError(f"{where}: expected the {named} in the shard, got a path; pack the data anew")
+        for modality in self.columns[3::2]:
             if row[f"{modality}_bytes"]:
                 member = Member(path, row[modality], row[f"{modality}_bytes"], f"{where}, {modality}")
-                setattr(sample, modality, member)
+                put_file(sample, modality, member)
         return sample
 
     def __iter__(self) -> Iterator[Sample]:
@@ -141,6 +152,7 @@ class WebDataset(Sequence[Sample]):
         self.tars = [str(tar) for tar in tars]
         self.names: list[str] = []
         self.unread: tuple[str, ...] = ()
+        self._order = (*media_names(), *_WORDS)
         self._places = array("q")  # row, tar, field, offset, bytes of every member that is read
         unread: dict[str, None] = {}
         for number in range(len(self.tars)):
@@ -164,7 +176,8 @@ class WebDataset(Sequence[Sample]):
                         continue
                     folder, _, base = member.name.removeprefix("./").rpartition("/")
                     stem, _, ending = base.partition(".")
-                    field = _FIELDS.get(ending.lower().rpartition(".")[2]) if stem else None
+                    last_ending = ending.lower().rpartition(".")[2]
+                    field = _FIELDS.get(last_ending) or of_suffix(f"file.{last_ending}") if stem else None
                     if field is None:
                         unread[f".{ending}"] = None
                         continue
@@ -172,7 +185,7 @@ class WebDataset(Sequence[Sample]):
                     if key != last:
                         self.names.append(f"{Path(path).stem}/{key}")
                         last = key
-                    where = (len(self.names) - 1, number, _ORDER.index(field), member.offset_data, member.size)
+                    where = (len(self.names) - 1, number, self._order.index(field), member.offset_data, member.size)
                     self._places.extend(where)
         except (tarfile.TarError, OSError, EOFError) as error:
             said = "a compressed or damaged file" if isinstance(error, tarfile.TarError) else error
@@ -187,7 +200,7 @@ class WebDataset(Sequence[Sample]):
         number = range(len(self))[number]
         members: dict[str, Member] = {}
         for _, tar, field, offset, size in self._table[self._starts[number] : self._starts[number + 1]].tolist():
-            name = _ORDER[field]
+            name = self._order[field]
             where = f"{self.tars[tar]}, {self.names[number]}, {name}"
             members.setdefault(name, Member(self.tars[tar], offset, size, where))
         where = f"{self.tars[self._table[self._starts[number], 1]]}, {self.names[number]}"
@@ -210,7 +223,7 @@ class WebDataset(Sequence[Sample]):
             row["label"] = str(row["label"])
         sample = checked_row({**row, "id": self.names[number]}, None, where)
         for name, member in members.items():
-            setattr(sample, name, member)
+            put_file(sample, name, member)
         return sample
 
     def __iter__(self) -> Iterator[Sample]:
@@ -242,7 +255,7 @@ def pack(samples: Iterable[Sample], out: str | Path, shard_bytes: int = SHARD_BY
 
 def _write_shards(samples: Iterable[Sample], out: Path, shard_bytes: int) -> int:
     """Shards, `index.npy` and `index.json` in `out`; the number of rows."""
-    table: list[list[int]] = []
+    table: list[dict[str, int]] = []
     shards: list[dict[str, Any]] = []
     rows = iter(samples)
     for first in rows:
@@ -256,23 +269,26 @@ def _write_shards(samples: Iterable[Sample], out: Path, shard_bytes: int) -> int
         shards.append({"name": name, "bytes": (out / name).stat().st_size})
     if not table:
         raise ValueError("expected rows to pack, got none")
-    np.save(out / TABLE, np.asarray(table, np.int64))
-    facts = {"format": FORMAT, "rows": len(table), "columns": COLUMNS, "shards": shards}
+    own = [name for name in media_names() if name not in MEDIA and any(name in row for row in table)]
+    columns = [*COLUMNS, *(f"{name}{end}" for name in own for end in ("", "_bytes"))]
+    np.save(out / TABLE, np.asarray([[row.get(column, 0) for column in columns] for row in table], np.int64))
+    facts = {"format": FORMAT, "rows": len(table), "columns": columns, "shards": shards}
     (out / INDEX).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return len(table)
 
 
-def _add(tar: tarfile.TarFile, sample: Sample, number: int, shard: int) -> list[int]:
-    """Append one row and its media; the row of the index."""
-    places = {column: 0 for column in COLUMNS} | {"shard": shard}
-    row = sample.to_row()
-    for modality in MEDIA:
-        if (source := row.pop(modality, None)) is not None:
-            name = f"{number:09d}.{modality}{_suffix(source)}"
-            places[modality], places[f"{modality}_bytes"] = _append(tar, name, _bytes_of(source, sample, modality))
+def _add(tar: tarfile.TarFile, sample: Sample, number: int, shard: int) -> dict[str, int]:
+    """Append one row and its media; the row of the index, by column."""
+    places = {"shard": shard}
+    # media that are decoded are refused below: no file, and no JSON either
+    files = {name: value for name in MEDIA if (value := getattr(sample, name)) is not None} | files_of(sample)
+    row = {name: value for name, value in sample.to_row().items() if name not in files}
+    for modality, source in files.items():
+        name = f"{number:09d}.{modality}{_suffix(source)}"
+        places[modality], places[f"{modality}_bytes"] = _append(tar, name, _bytes_of(source, sample, modality))
     line = row_line(row).encode()
     places["row"], places["row_bytes"] = _append(tar, f"{number:09d}.json", line)
-    return [places[column] for column in COLUMNS]
+    return places
 
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> tuple[int, int]:
@@ -310,6 +326,13 @@ def _facts(directory: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
         known = facts["format"] == FORMAT and isinstance(facts["rows"], int) and isinstance(facts["shards"], list)
         known = known and all(isinstance(one["name"], str) and type(one["bytes"]) is int for one in facts["shards"])
+        columns = facts.setdefault("columns", list(COLUMNS))
+        pairs = list(zip(columns[len(COLUMNS) :: 2], columns[len(COLUMNS) + 1 :: 2], strict=True))
+        is_ours = columns[: len(COLUMNS)] == list(COLUMNS) and all(
+            isinstance(one, str) and one.isidentifier() and two == f"{one}_bytes" for one, two in pairs
+        )
+        if not is_ours:
+            raise ValueError("other columns")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"expected an index of shards in {path}, got {type(error).__name__}; pack anew") from error
     if not known:

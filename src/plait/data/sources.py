@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from plait.data.folder import scan
-from plait.data.manifest import MEDIA, NAMES, Manifest, Skipped, write_manifest
+from plait.data.manifest import NAMES, Manifest, Skipped, files_of, write_manifest
 from plait.data.mini import cached_mini
 from plait.data.shards import Shards, WebDataset, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
@@ -101,9 +101,8 @@ def _checked(data: Path, root: Path | None, skipped: Skipped | None) -> Iterator
     for number in progress_bar("pack", range(len(samples))):
         try:
             sample = samples[number]
-            for name in MEDIA:
-                if (file := getattr(sample, name)) is not None:
-                    _check_medium(file, name, sample, root)
+            for name, file in files_of(sample).items():
+                _check_medium(file, name, sample, root)
         except ValueError as error:
             if skipped is None:
                 raise

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from plait.data.manifest import MAX_UNPACKED, MEDIA, address, checked_row
+from plait.data.manifest import MAX_UNPACKED, MEDIA, address, checked_row, media_names, put_file
 from plait.errors import import_extra
 from plait.media.limits import Packed
 from plait.modalities import in_files
@@ -107,7 +107,8 @@ class Table(Sequence[Sample]):
         part, row = self.parts[place], number - (self.ends[place - 1] if place else 0)
         where = f"{part.name}, row {row}"
         light = part.light.slice(row, 1).to_pylist()[0]
-        values = {key: value for key, value in light.items() if value is not None and key not in MEDIA}
+        packed = {name for name in media_names() if name in MEDIA or _is_packed(light.get(name))}
+        values = {key: value for key, value in light.items() if value is not None and key not in packed}
         try:
             values = {key: plain(self._named(key, value), key) for key, value in values.items()}
         except ValueError as error:
@@ -115,15 +116,15 @@ class Table(Sequence[Sample]):
         values.setdefault("id", f"{Path(part.name).stem}-{row}")
         if part.split is not None:
             values.setdefault("split", part.split)
-        for modality in MEDIA:
+        for modality in packed:
             if (found := self._medium(part, row, modality, light, where)) is not None:
                 values[modality] = found
-        values |= {name: self._inside(values[name], where) for name in in_files(values)}
+        values |= {name: self._inside(values[name], where) for name in in_files(values) if name not in packed}
         # The check of rows knows paths alone: cells go around it.
-        kept = {name: values.pop(name) for name in MEDIA if isinstance(values.get(name), Cell)}
+        kept = {name: values.pop(name) for name in packed if isinstance(values.get(name), Cell)}
         sample = checked_row(values, None, where)
         for name, cell in kept.items():
-            setattr(sample, name, cell)
+            put_file(sample, name, cell)
         return sample
 
     def _named(self, column: str, value: Any) -> Any:
@@ -158,6 +159,11 @@ class Table(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))
+
+
+def _is_packed(value: Any) -> bool:
+    """Whether a light column stands for files in cells: `True`, or `{_held, path}`; others are values by themselves."""
+    return value is True or (isinstance(value, dict) and "_held" in value)
 
 
 def is_saved_data_set(path: str | Path) -> bool:
@@ -275,12 +281,23 @@ def holds_files(field: Any) -> bool:
         if field.name in MEDIA:  # several pictures of one row: a row has one
             return True
         kind = kind.value_type
+    is_several = kind is not field.type
     if types.is_struct(kind):
         inner = [kind.field(number) for number in range(kind.num_fields)]
         is_bytes = any(types.is_binary(one.type) or types.is_large_binary(one.type) for one in inner)
     else:
         is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
-    return is_bytes and field.name not in MEDIA
+    return is_bytes and (is_several or field.name not in media_names())
+
+
+def _is_medium(field: Any) -> bool:
+    """Whether an Arrow field holds media: of a user's own modality where it holds bytes or `{bytes, path}`."""
+    types, kind = import_extra("pyarrow").types, field.type
+    if field.name in MEDIA or field.name not in media_names():
+        return field.name in MEDIA
+    if types.is_struct(kind):
+        return {kind.field(number).name for number in range(kind.num_fields)} <= {"bytes", "path"}
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _opened(parquet: Any, file: Path) -> Any:
@@ -340,10 +357,10 @@ class _Groups:
         for field in _written(self.file):
             if holds_files(field):
                 continue
-            if field.name in MEDIA and pyarrow.types.is_struct(field.type):
+            if _is_medium(field) and pyarrow.types.is_struct(field.type):
                 paired.append(field.name)
                 names.append(f"{field.name}.path")
-            elif field.name in MEDIA and not pyarrow.types.is_string(field.type):
+            elif _is_medium(field) and not pyarrow.types.is_string(field.type):
                 packed.append(field.name)
             else:
                 names.append(field.name)
@@ -466,7 +483,7 @@ def _field(column: Any, name: str) -> Any:
 def _light(table: Any) -> Any:
     """`table` with media bytes replaced by whether they are there: `{_held, path}`, or True."""
     pyarrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
-    for name in (name for name in MEDIA if name in table.column_names):
+    for name in [field.name for field in table.schema if _is_medium(field)]:
         column, place = table.column(name), table.column_names.index(name)
         kind = column.type
         if pyarrow.types.is_struct(kind):

@@ -22,6 +22,7 @@ import numpy as np
 from plait.embedder import Embedder
 from plait.errors import import_extra
 from plait.media.values import FRAMES
+from plait.modalities import names
 from plait.models.registry import FAMILIES
 from plait.reading import read_json
 from plait.types import MODALITIES
@@ -108,9 +109,9 @@ def items_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         ValueError: where a batch holds no modality that we know.
     """
-    present = [modality for modality in MODALITIES if batch.get(modality) is not None]
+    present = [modality for modality in names() if batch.get(modality) is not None]
     if not present:
-        raise ValueError(f"expected a batch with one of {', '.join(MODALITIES)}, got {', '.join(batch)}")
+        raise ValueError(f"expected a batch with one of {', '.join(names())}, got {', '.join(batch)}")
     rows = ({modality: batch[modality][i] for modality in present} for i in range(len(batch[present[0]])))
     # rows of a mixed data set may lack a modality that others have
     return [{m: _value(m, value) for m, value in row.items() if value is not None} for row in rows]

@@ -7,17 +7,19 @@ Whoever handles any modality asks this table, and what `plait.modalities` regist
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
 from plait.media.audio import load_audio, resample
 from plait.media.image import load_image
-from plait.media.limits import Packed, exceeds, limit
-from plait.modalities import registered
+from plait.media.limits import Packed, exceeds, limit, name_of, open_media
+from plait.modalities import Registered, registered
 
 FRAMES = 8
 """Pictures that a video becomes, spread evenly."""
@@ -56,8 +58,28 @@ def medium(name: str) -> Medium:
         return MEDIA[name]
     own = registered(name)
     return Medium(
-        "what its `load` takes", lambda value: value is not None, lambda value, rate, **limits: own.load(value)
+        "what its `load` takes", lambda value: value is not None, lambda value, rate, **limits: _load_own(own, value)
     )
+
+
+def _load_own(own: Registered, value: Any) -> Any:
+    """A value of a user's own modality, as their `load` makes it of a path or of something decoded.
+
+    Files are looked at as those of other media are: ordinary ones of at most `max_bytes` bytes. What is no file of this
+    machine (bytes of a request, a file inside a shard) lies in a temporary one while it is loaded.
+    """
+    if isinstance(value, str | Path) and Path(value).suffix.lower() in own.suffixes:
+        with open_media(value, own.name):
+            return own.load(value)
+    if not isinstance(value, bytes | Packed) or not own.suffixes:
+        return own.load(value)
+    with open_media(value, own.name) as file, NamedTemporaryFile(suffix=own.suffixes[0]) as aside:
+        shutil.copyfileobj(file, aside)
+        aside.flush()
+        try:
+            return own.load(aside.name)
+        except ValueError as error:  # by the name that its owner knows
+            raise ValueError(str(error).replace(aside.name, name_of(value))) from error
 
 
 def is_picture(value: Any) -> bool:

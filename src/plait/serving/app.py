@@ -22,6 +22,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 import plait
+from plait.modalities import names
 from plait.serving import talk
 from plait.serving.door import Door
 from plait.serving.errors import ClientGoneError, RefusalError, refusal_of
@@ -339,6 +340,9 @@ def _add_search(app: FastAPI, service: Service) -> None:
         if k > settings.max_inputs:
             raise RefusalError(400, f"expected k of at most {settings.max_inputs}, got {k}", param="k")
 
+        if body.modality is not None and body.modality not in names():
+            got = f"{', '.join(names())} as the modality, got {body.modality!r:.40}"
+            raise RefusalError(400, f"expected one of {got}", param="modality")
         work = service.search(lambda: read_parts(body.query, "query", settings, service.fetch), k, body.modality)
         hits = await while_connected(request, work, settings.request_seconds)
         data = [

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.embedder.parts import Part
+from plait.modalities import names
 from plait.serving.errors import RefusalError
 from plait.serving.settings import Settings
-from plait.types import Modality
+from plait.types import MODALITIES
 
 RULE = (
     "each element of input is one vector; an element that is a list of content parts is one fused vector; "
     "messages is exactly one vector"
 )
-_PARTS: dict[str, tuple[Modality, str]] = {
+_PARTS: dict[str, tuple[str, str]] = {
     "text": ("text", "text"),
     "input_text": ("text", "text"),
     "image_url": ("image", "image_url"),
@@ -36,7 +37,8 @@ _PARTS: dict[str, tuple[Modality, str]] = {
     "input_audio": ("audio", "input_audio"),
     "audio": ("audio", "audio"),
 }
-"""type of a part -> its modality, and the key of its content: of OpenAI, then of vLLM and of chat templates."""
+"""type of a part -> its modality, and the key of its content: of OpenAI, then of vLLM and of chat templates. A modality
+that a user added has its name as both."""
 _BESIDE = {"weight", "uuid", "detail"}
 """What else a part may have; `detail` is a wish that models here do not know, and clients send it by default."""
 
@@ -47,7 +49,7 @@ Fetch = Callable[[str], bytes]
 class Medium:
     """A content part. value: a text, or the bytes of media; weight: of its vector in a fused one."""
 
-    modality: Modality
+    modality: str
     value: str | bytes
     weight: float = 1.0
 
@@ -87,10 +89,13 @@ def read_parts(content: Any, where: str, settings: Settings, fetch: Fetch) -> li
 def _read_part(part: Any, where: str, settings: Settings, fetch: Fetch) -> Medium:
     """One content part."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(kind, str) or kind not in _PARTS:
+    known = _PARTS.get(kind) if isinstance(kind, str) else None
+    if known is None and kind in names() and kind not in MODALITIES:
+        known = (str(kind), str(kind))
+    if known is None:
         got = f"type {kind!r:.40}" if isinstance(part, Mapping) else _kind(part)
         raise RefusalError(400, f"expected {where} as a part of type {', '.join(_PARTS)}, got {got}", param=where)
-    modality, key = _PARTS[kind]
+    modality, key = known
     if unknown := set(part) - {"type", key} - _BESIDE:
         raise RefusalError(
             400, f"expected type and {key} in {where}, got {sorted(unknown)[0]!r:.40} as well", param=where

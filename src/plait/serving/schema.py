@@ -149,6 +149,6 @@ class SearchBody(Body):
 
     query: str | list[Any]
     k: Positive | None = 10
-    modality: Literal["text", "image", "video", "audio"] | None = None
+    modality: str | None = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "a red square", "k": 3}]})

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from plait.assistant import Request
 from plait.serving.errors import RefusalError, refusal_of
@@ -20,6 +20,9 @@ from plait.serving.generation import End, Piece, Sampling, Ticket, Token
 from plait.serving.parts import Medium, check_media, read_parts
 from plait.serving.schema import ChatBody
 from plait.serving.service import Ask, Service
+
+if TYPE_CHECKING:
+    from plait.types import Modality
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 Turn = tuple[str, list[Medium]]
@@ -62,10 +65,9 @@ def read_chat(body: ChatBody, service: Service) -> tuple[Mapping[str, Any], Samp
     for role, parts in turns_of(body.messages, service):
         content: Any = []
         for part in parts:
-            if part.modality == "audio":
-                raise RefusalError(
-                    400, "expected text, images and videos for this model, got a sound", param="messages"
-                )
+            if part.modality not in ("text", "image", "video"):
+                got = "a sound" if part.modality == "audio" else part.modality
+                raise RefusalError(400, f"expected text, images and videos for this model, got {got}", param="messages")
             if part.modality == "text":
                 content.append({"type": "text", "text": part.value})
             else:
@@ -114,8 +116,8 @@ def read_ask(body: ChatBody, service: Service) -> Ask:
     parts = turns[0][1]
     media = [part for part in parts if part.modality != "text"]
     text = "\n".join(str(part.value) for part in parts if part.modality == "text")
-    if len(media) > 1 or (media and media[0].modality == "audio"):
-        raise RefusalError(400, "expected one picture or film for this model, got sounds or several")
+    if len(media) > 1 or (media and media[0].modality not in ("image", "video")):
+        raise RefusalError(400, "expected one picture or film for this model, got something else or several")
     task = body.task or ("answer" if text else "caption")
     if task not in assistant.tasks:
         raise RefusalError(
@@ -123,7 +125,7 @@ def read_ask(body: ChatBody, service: Service) -> Ask:
         )
     if media:
         value = service.media_of(media[0], assistant.skills.num_frames, assistant.frames)
-        request = Request("the picture or film", media[0].modality, value, text)
+        request = Request("the picture or film", cast("Modality", media[0].modality), value, text)
     else:
         request = Request("the text", "text", text, text if task == "rank" else "")
     if error := assistant.fitting(task, [request])[0].error:
