@@ -14,7 +14,7 @@ from plait.models.one_peace import from_official as load_official
 from plait.models.one_peace.dense import DetectionBackbone, SegmentationBackbone
 from plait.models.one_peace.model import OnePeaceModel
 from plait.models.one_peace.regions import OnePeaceBackbone
-from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier, extracted_name
+from plait.models.one_peace.vision import OnePeaceImageClassifier, OnePeaceVideoClassifier
 from plait.models.one_peace.weights import from_official, key_map
 from plait.nn import detection
 from plait.parity.cases import Case
@@ -35,6 +35,28 @@ def opened(case: Case, wanted: type[M]) -> M:
         raise ValueError(f"expected a {wanted.__name__} in this case's weights, got {type(model).__name__}")
     model.set_attn_implementation(case.attn)
     return model.to(case.device, case.dtype).eval()
+
+
+def extracted_name(key: str) -> str | None:
+    """The name that a tensor of the full model has in the extracted vision branch.
+
+    Left behind are text, audio, decoder and masking parts, the projection and also the final norm.
+
+    Args:
+        key: of an official file of the full model.
+
+    Returns:
+        The name, None for a tensor that is left behind.
+
+    Source: specification ONE-PEACE, section 3.4.
+    """
+    if key.startswith(("image_proj.", "encoder_wrapper.fusion_model.image_layer_norm.")):
+        return None
+    # By parts of names, as released: `mask` also catches the mask tokens and heads of images.
+    if any(part in key for part in ("text", "audio", "decoder", "mask", "logit_scale", "version")):
+        return None
+    name = key.replace("encoder_wrapper", "encoder").replace("fusion_model.", "")
+    return name.replace("encoder.", "", 1) if "adapter" in name else name
 
 
 @runner("one_peace", "vision_imagenet")

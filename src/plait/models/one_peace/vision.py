@@ -426,25 +426,3 @@ class OnePeaceVisionSkills(DecidingSkills):
             # the mean of logarithms would not be the published mean of probabilities
             found.append(logits.log_softmax(-1).logsumexp(0) - math.log(len(views)))
         return torch.stack(found)
-
-
-def extracted_name(key: str) -> str | None:
-    """The name that a tensor of the full model has in the extracted vision branch.
-
-    Left behind are text, audio, decoder and masking parts, the projection and also the final norm.
-
-    Args:
-        key: of an official file of the full model.
-
-    Returns:
-        The name, None for a tensor that is left behind.
-
-    Source: specification ONE-PEACE, section 3.4.
-    """
-    if key.startswith(("image_proj.", "encoder_wrapper.fusion_model.image_layer_norm.")):
-        return None
-    # By parts of names, as released: `mask` also catches the mask tokens and heads of images.
-    if any(part in key for part in ("text", "audio", "decoder", "mask", "logit_scale", "version")):
-        return None
-    name = key.replace("encoder_wrapper", "encoder").replace("fusion_model.", "")
-    return name.replace("encoder.", "", 1) if "adapter" in name else name
