@@ -59,6 +59,8 @@ class ResponseCache:
         assert self.path is not None
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1  # what follows was cut off by a kill
+        if not whole and not json.dumps({"about": about}, ensure_ascii=False).encode().startswith(content):
+            raise ValueError(f"expected answers in {self.path}, got a file of another kind; pass another path")
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 row = json.loads(line)
