@@ -183,7 +183,7 @@ def _add_seed(plan: Plan, settings: Settings, seed: int, with_control: bool) -> 
         short = [value for value in SHORT[stage] if value.partition("=")[0] not in asked]
         given = [*([before] if before else []), f"data={data}", *short, f"denoise_every={settings.k}", *values]
         sets = [word for value in given for word in ("--set", value)]
-        argv = ("train", recipe, *sets, "--seed", str(seed), "--out", str(home / phase))
+        argv = ("train", recipe, *sets, "--seed", str(seed), "--share-cores", "--out", str(home / phase))
         place = home / phase
         return Step(f"{name} {phase}", phase, f"seed {seed}: {words}", argv, place / "model", place, needs)
 
@@ -344,6 +344,8 @@ def quickstart(
         print(f"Plait quickstart: first a search, then a small ONE-PEACE from random weights, in {out}")
         joins = f"denoising losses at every k-th step, k = {k}: the loss jumps there, contrast tells how training goes"
         print(joins if k else "no denoising losses (k = 0)")
+        from plait.training.data_order import use_idle_cores
+
         use_idle_cores()
         try:
             if _run(settings, seeds, log):
@@ -425,18 +427,6 @@ def typed(command: str) -> str:
     beside = Path(sys.executable).with_name("plait")
     is_found = shutil.which("plait") is not None or not beside.is_file()
     return command if is_found else shlex.quote(os.path.relpath(beside)) + command.removeprefix("plait")
-
-
-def use_idle_cores() -> None:
-    """As many threads as there are cores with nothing to do, where OMP_NUM_THREADS does not say.
-
-    Threads that wait for others' work make a step of a small model many times slower than one alone.
-    """
-    import torch
-
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
-        idle = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), idle - round(os.getloadavg()[0]))))
 
 
 def _take(step: Step, log: Log, changed: set[str], place: str = "") -> bool:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plait.data.order import permuted, rows_of_step
 from plait.data.reader import Reader, as_it_is
-from plait.training.data_order import ahead, step_loader
+from plait.training.data_order import ahead, step_loader, use_idle_cores
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,3 +95,22 @@ def test_batches_filled_to_a_budget_are_split_over_all_processes() -> None:
     with pytest.raises(ValueError, match="expected batches of a multiple of 4 rows from the source, got 3"):
         source.rows = lambda *_: [1, 2, 3]  # ty: ignore[invalid-assignment]
         step_loader(source, (0, 0), batch_size=4, world_size=2)(0)
+
+
+@pytest.mark.parametrize(
+    ("load", "own", "threads"), [(0.0, 0, 4), (1.2, 0, 3), (3.9, 2, 2), (9.0, 1, 1), (2.0, 4, 4), (4.0, 4, 4)]
+)
+def test_busy_cores_are_left_to_others(monkeypatch: pytest.MonkeyPatch, load: float, own: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)), raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    try:
+        use_idle_cores(own)
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        use_idle_cores(own)
+        assert torch.get_num_threads() == 2  # what a person says holds
+    finally:
+        torch.set_num_threads(before)

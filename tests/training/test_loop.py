@@ -435,3 +435,14 @@ def test_micro_batches_have_to_divide_what_a_process_gets() -> None:
     with pytest.raises(ValueError, match="2 processes x 2 micro batches divide, got 6"):
         check_divides(6, 2, 2)
     check_divides(8, 2, 2)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_run_that_shares_cores_looks_at_them_again(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr("plait.training.loop.SHARE_SECONDS", -1.0)
+    monkeypatch.setattr("plait.training.loop.use_idle_cores", looks.append)
+    tiny.run(tmp_path, options=Options(progress=False, share_cores=shares))
+    assert bool(looks) is shares and all(own >= 1 for own in looks)

@@ -86,6 +86,9 @@ def train(
     ] = None,
     recompute: Annotated[int, typer.Option(help="1: keep only inputs of layers, n: of every n-th.", min=0)] = 0,
     parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp to shard the model.")] = "ddp",
+    share_cores: Annotated[
+        bool, typer.Option("--share-cores", help="On a CPU, leave busy cores to others; looked at every half minute.")
+    ] = False,
     dry_data: Annotated[int, typer.Option(help="Train nothing: digests of the first N batches.", min=0)] = 0,
     as_json: Annotated[bool, json_option("Print JSON for machines, with --dry-data.")] = False,
     limits: LimitOption = None,
@@ -106,7 +109,7 @@ def train(
 
     options = Options(
         tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds, keep_last=keep_last, best=best,
-        compile=compile, recompute=recompute, parallel=parallel,
+        compile=compile, recompute=recompute, parallel=parallel, share_cores=share_cores,
     )  # fmt: skip
     check_run_dir(run_dir, config, resume)  # before data sets are read, which may take minutes
 

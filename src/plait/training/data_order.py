@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -199,6 +200,26 @@ def ahead(
         yield results()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def use_idle_cores(own: int = 0) -> None:
+    """As many threads of torch as there are cores with nothing else to do, where OMP_NUM_THREADS does not say.
+
+    Threads that wait for one whose core another program took make a step of a small model many times slower than one
+    thread alone.
+
+    Args:
+        own: threads of this process that are at work now, which count in the system's load.
+    """
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
+        return
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    others = max(0, round(os.getloadavg()[0] - own))
+    threads = max(1, cores - others)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 def _keep_to_one_core(pool: ThreadPoolExecutor) -> None:

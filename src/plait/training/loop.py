@@ -25,7 +25,7 @@ from plait.errors import UsageError
 from plait.terminal import progress_bar
 from plait.training.account import mean_seconds, peak_memory
 from plait.training.checkpoint import CheckpointStore, Position
-from plait.training.data_order import Waiting, ahead, step_loader
+from plait.training.data_order import Waiting, ahead, step_loader, use_idle_cores
 from plait.training.logging import MetricsLog, NonFiniteLossError, note_bad, to_floats
 from plait.training.optim import LossScale, adamw, clip_gradients, set_learning_rate
 from plait.training.parallel import (
@@ -44,6 +44,9 @@ from plait.training.parallel import (
 )
 from plait.training.stages import Batch, Options, Source, Stage, freeze
 from plait.weights.dtypes import resolve_dtype
+
+SHARE_SECONDS = 30.0
+"""Between two looks at how busy the cores are: the system's load is a mean of about a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +190,7 @@ class _Run:
     """What stays the same from stage to stage, and what moves: `position` and the steps not looked at yet.
 
     scores: the chosen metric since the last checkpoint; metrics: all names seen so far, in their order;
-        last_look,
-    last_save: by the monotonic clock, in seconds.
+        last_look, last_save, last_share: by the monotonic clock, in seconds.
     """
 
     model: nn.Module
@@ -209,6 +211,7 @@ class _Run:
     unseen: list[_Done] = field(default_factory=list)
     last_look: float = 0.0
     last_save: float = 0.0
+    last_share: float = 0.0
 
     def stage(self, stage: Stage, newest: int | None) -> None:
         """Train one stage from `position` to its end, or until a signal.
@@ -227,7 +230,7 @@ class _Run:
         )
         # a look waits for a GPU, which costs a CPU nothing
         every = self.options.log_every or (1 if self.device.type == "cpu" else 10)
-        self.last_look = self.last_save = time.monotonic()
+        self.last_look = self.last_save = self.last_share = time.monotonic()
         with closing(now.bar), ahead(load, range(first, now.total), self.options.prefetch, now.waiting) as batches:
             for step, (rows, parts) in enumerate(batches, start=first):
                 lr = set_learning_rate(now.optimizer, stage, step, now.total)
@@ -363,6 +366,9 @@ class _Run:
                 f"expected one of the metrics {', '.join(self.metrics)} for the best checkpoint, got {best!r}; "
                 "choose one of them and run again"
             )
+        if self.options.share_cores and self.device.type == "cpu" and clock - self.last_share > SHARE_SECONDS:
+            use_idle_cores(torch.get_num_threads())
+            self.last_share = clock
         self._log(now, {**values[-1], "loss": losses[-1]}, clock - self.last_look)
         self.scores += [row[best] for row in values if best in row]
         self.unseen.clear()

@@ -186,6 +186,8 @@ class Options:
         compile: a torch backend for every layer, such as inductor.
         recompute: 1 to keep only the inputs of every layer for the backward pass, n of every n-th, 0 of none.
         parallel: what several processes share, "ddp" the gradients, "fsdp" also weights and optimiser.
+        share_cores: on a CPU, use the cores that others leave idle and look anew every half minute; sums of other
+            numbers of threads differ in their last digits.
 
     Raises:
         ValueError: for another `parallel`, or a negative `recompute`.
@@ -202,6 +204,7 @@ class Options:
     compile: str | None = None
     recompute: int = 0
     parallel: str = "ddp"
+    share_cores: bool = False
 
     def __post_init__(self) -> None:
         if self.parallel not in ("ddp", "fsdp"):
