@@ -119,6 +119,10 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.rotate(10 * number + len(name)).save(place)
     for place in ("runs/demo/data", "photos/kinds"):
         shutil.copytree(folder / "mine", folder / place)
+    drawn = folder / "runs/demo/data/images/twemoji"
+    drawn.mkdir(parents=True)
+    for name in ("cat", "bus", "camera"):
+        image.save(drawn / f"{name}.webp")
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "tests").symlink_to(ROOT / "tests")
     for name, kind in MODELS.items():
