@@ -137,3 +137,14 @@ def test_media_paths_are_those_of_pathlib(name: str, tmp_path: Path, monkeypatch
         assert read_manifest(tmp_path / "m.jsonl")[0].image == str(tmp_path / name)
         monkeypatch.chdir(tmp_path)
         assert read_manifest("m.jsonl")[0].image == str(Path("m.jsonl").parent / name)
+
+
+def test_several_images_of_a_row_are_found_beside_the_manifest(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", {"id": "a", "images": ["a.png", "in/b.png"]})
+    (sample,) = read_manifest(tmp_path / "m.jsonl")
+    assert sample.meta["images"] == [str(tmp_path / "a.png"), str(tmp_path / "in" / "b.png")]
+    write_manifest(tmp_path / "again.jsonl", [sample])
+    assert json.loads((tmp_path / "again.jsonl").read_text())["images"] == ["a.png", "in/b.png"]
+    write(tmp_path / "m.jsonl", {"id": "a", "images": "a.png"})
+    with pytest.raises(ValueError, match="line 1: field 'images': expected a list of str values"):
+        read_manifest(tmp_path / "m.jsonl")

@@ -284,6 +284,8 @@ def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool
         for name in (*MEDIA, *in_files(row)):
             if row.get(name) is not None:
                 row[name] = _relative(row[name], path.parent, sample.id, name)
+        if isinstance(row.get("images"), list):
+            row["images"] = [_relative(value, path.parent, sample.id, "images") for value in row["images"]]
         lines.append(row_line(row) + "\n")
         leads = leads or _first(row, lambda value: leads_outside(path.parent, value)) is not None
     content = "".join(lines).encode()
@@ -407,13 +409,21 @@ def decoded(content: bytes, path: Path, encoding: str | None = None) -> str:
 def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
     """A decoded row -> its sample, media paths made absolute below `folder` where there is one."""
     _check_row(row)
-    for name in (*MEDIA, *in_files(row)):
-        if folder is not None and row.get(name) is not None:
-            joined = os.path.join(folder, row[name])
-            # only what pathlib would write otherwise goes through it: it interns every part of every path, and of a
-            # million names the interpreter's table would keep its size
-            row[name] = str(Path(joined)) if _UNTIDY.search(joined) else joined
+    if folder is not None:
+        for name in (*MEDIA, *in_files(row)):
+            if row.get(name) is not None:
+                row[name] = _absolute(row[name], folder)
+        if row.get("images") is not None:
+            row["images"] = [_absolute(value, folder) for value in row["images"]]
     return Sample.from_row(row)
+
+
+def _absolute(value: str, folder: Path) -> str:
+    """A media path below `folder`."""
+    joined = os.path.join(folder, value)
+    # only what pathlib would write otherwise goes through it: it interns every part of every path, and of a
+    # million names the interpreter's table would keep its size
+    return str(Path(joined)) if _UNTIDY.search(joined) else joined
 
 
 def _check_row(row: dict[str, Any]) -> None:
@@ -433,7 +443,7 @@ def _check_row(row: dict[str, Any]) -> None:
             raise ValueError(
                 f"field {name!r}: expected a path, got {what} {row[name]!s:.80}; save the file and name it"
             )
-    for name in STRING_LISTS:
+    for name in (*STRING_LISTS, "images"):
         _check_list(row, name, str)
     for name in OBJECT_LISTS:
         _check_list(row, name, dict)

@@ -426,19 +426,17 @@ def _by_kind(rows: Rows, reading: Reading) -> dict[str, Rows]:
     }
 
 
-def _apart(rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading, folder: Path = Path()) -> Source:
+def _apart(rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading) -> Source:
     """A source of these rows, whose batches hold pictures or clips, never both; drawn by how many there are."""
     kinds = _by_kind(rows, reading)
     if len(kinds) == 1:
-        return _reader(rows, processor, collate, reading, folder)
-    return Mixture({name: _reader(of, processor, collate, reading, folder) for name, of in kinds.items()}, named=False)
+        return _reader(rows, processor, collate, reading)
+    return Mixture({name: _reader(of, processor, collate, reading) for name, of in kinds.items()}, named=False)
 
 
-def _reader(
-    rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading, folder: Path = Path()
-) -> Reader:
-    """A source of these rows, decoded by the processor's number of frames. folder: of paths within `meta`."""
-    return Reader(rows, collate, partial(read_row, processor.num_frames, folder), reading=reading)
+def _reader(rows: Rows, processor: MPlug2Processor, collate: Collate, reading: Reading) -> Reader:
+    """A source of these rows, decoded by the processor's number of frames."""
+    return Reader(rows, collate, partial(read_row, processor.num_frames), reading=reading)
 
 
 def captioning(
@@ -613,12 +611,10 @@ def comparison(
     if len(counts) != 1:
         raise ValueError(f"expected rows with images in {data}, as many in each, got {sorted(counts)}")
     labels = sorted({sample.label or "" for sample in rows})
-    # Readers make `image` absolute but leave unknown fields such as `images` as they were written.
-    folder = Path(data) if Path(data).is_dir() else Path(data).parent
     collate = Collator(processor, labels=labels).classes
     changes: dict[str, Any] = {"id2label": dict(enumerate(labels)), "task": "compare", "num_images": counts.pop()}
     classifies = MPlug2ForSequenceClassification
-    return _task("compare", init, processor, rows, collate, how, classifies, folder=folder, **changes)
+    return _task("compare", init, processor, rows, collate, how, classifies, **changes)
 
 
 def _check_queue(size: int, how: Tuning) -> None:
@@ -636,13 +632,12 @@ def _task(
     how: Tuning,
     model_class: type[MPlug2PreTrainedModel] | None,
     objective: Any = supervised,
-    folder: Path = Path(),
     **changes: Any,
 ) -> Recipe:
-    """A recipe of one stage that goes on from a model directory, its configuration changed. folder: as in `_reader`."""
+    """A recipe of one stage that goes on from a model directory, its configuration changed."""
     # answers are learned in parts of one kind each, so that pictures and clips may share a batch
     source = _reader if name == "answering" else _apart
-    stage = _stage(name, objective, partial(source, rows, processor, collate, how, folder), how)
+    stage = _stage(name, objective, partial(source, rows, processor, collate, how), how)
     if how.schedule == "released":
         # 100 in the released captioning alone, where it dents the rate (specification 12).
         schedule = partial(_released, max(1, len(rows) // how.batch_size), 100 if name == "caption" else 1)

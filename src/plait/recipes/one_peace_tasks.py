@@ -277,13 +277,11 @@ def _headed(request: Request, how: Headed) -> Job:
     build = partial(_with_classes, request, how.classes, how.changes)
     side = _side(request, processor.image_size)
     processor.image_processor.size = {"height": side, "width": side}
-    folder = Path(request.data) if Path(request.data).is_dir() else Path(request.data).parent
 
     def decode(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         if request.task != "compare":
             return part_of(processor, request.medium, sample)
-        # Readers make `image` absolute but leave unknown fields such as `images` as they were written.
-        first, second = (replace(sample, image=folder / name) for name in sample.meta["images"])
+        first, second = (replace(sample, image=name) for name in sample.meta["images"])
         return {**part_of(processor, "image", first), "second": part_of(processor, "image", second)}
 
     def inputs(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -589,11 +587,12 @@ def supervised(
 def _nearest(
     processor: OnePeaceProcessor, medium: str, labels: list[str], model: nn.Module, rows: Sequence[Sample]
 ) -> list[str] | None:
-    """The label whose words are nearest to each row, by the model as it came."""
-    if medium == "text":
+    """The label whose words are nearest to each row, by the model as it came; None for one that compares no words."""
+    encoder: Any = _encoder(model)
+    # one-peace-vision has the image branch alone, and no projection
+    if medium == "text" or not {"text", medium} <= set(getattr(encoder, "projections", None) or ()):
         return None
     names = [label.replace("_", " ").replace("-", " ") for label in labels]
-    encoder = _encoder(model)
     # The name alone and in its sentence: their sum is an ensemble of two prompts.
     bare, told = (_text_vectors(encoder, processor, map(form.format, names)) for form in ("{}", PROMPTS[medium]))
     found = _vectors(encoder, processor, rows, medium) @ (bare + told).T

@@ -370,14 +370,13 @@ class Row(NamedTuple):
         return "image" if self.sample.image is not None else "video" if self.sample.video is not None else "text"
 
 
-def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Generator) -> Row:
+def read_row(num_frames: int, sample: Sample, rng: np.random.Generator) -> Row:
     """Decode the medium of a row.
 
     Frames lie at random times, one in each part of the video, as in the released training.
 
     Args:
         num_frames: that are taken of a video.
-        folder: below which the images lie that `sample.meta["images"]` names.
         sample: the row.
         rng: every draw comes from it.
 
@@ -385,7 +384,7 @@ def read_row(num_frames: int, folder: Path, sample: Sample, rng: np.random.Gener
         The row with an image, several images, frames, or nothing but its text.
     """
     if sample.meta.get("images"):
-        return Row(sample, [load_image(folder / name) for name in sample.meta["images"]])
+        return Row(sample, [load_image(name) for name in sample.meta["images"]])
     if sample.image is not None:
         return Row(sample, load_image(sample.image))
     if sample.video is None:
