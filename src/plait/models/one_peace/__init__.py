@@ -160,7 +160,7 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
 
     Returns:
         The model in evaluation mode, and the processor stored beside it, or a fresh one where there
-            is no tokenizer.
+            is none.
 
     Raises:
         ValueError: for an unknown field or branch, and keys that do not fit.
@@ -177,7 +177,7 @@ def from_directory(path: Path, **options: Any) -> tuple[OnePeacePreTrainedModel,
     if named in (*_HOMES["regions"], *_HOMES["vision"]):
         options.setdefault("model_class", __getattr__(named))
     model = weights.from_directory(path, **options)
-    if (path / "tokenizer.json").exists():
+    if any((path / name).exists() for name in ("tokenizer.json", "preprocessor_config.json")):
         # Saved directories name a loader in `auto_map`; nothing that a directory brings is ever executed.
         return model, OnePeaceProcessor.from_pretrained(path, trust_remote_code=False)
     return model, OnePeaceProcessor.from_config(model.config)
