@@ -168,6 +168,10 @@ def test_where_an_answer_looked_is_shown(writing: str, browser: Any, index: Inde
     page.locator("#looked img").first.wait_for()
     assert "the whole answer" in page.locator("#looked").inner_text()
     assert page.locator("#looked img").count() > 1
+    label, first = page.locator("#looked label").bounding_box(), page.locator("#looked img").first.bounding_box()
+    assert label["y"] + label["height"] <= first["y"]  # the label hides nothing of what it names
+    page.locator("#modules summary").click()
+    assert page.locator("#modules table").evaluate("table => table.scrollWidth <= table.parentElement.clientWidth")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
