@@ -42,8 +42,8 @@ One = Union[str, bytes, Path, "Image", "np.ndarray", "torch.Tensor", Sample, "tu
 
 
 _LOADERS = 4
-_FITS, _YES_NO = "Does this show: {}? Answer yes or no.", ("yes", "no")
-"""What a model without a matching head is asked about a text, and its answers."""
+_VERDICTS = {("yes", "no"): "Does this show: {}? Answer yes or no.", ("true", "false"): "{}"}
+"""What a model without a matching head is asked about a text, by the answers it may give."""
 
 
 class Scored(NamedTuple):
@@ -252,7 +252,8 @@ class Assistant:
     def match(self, items: One | list[Any], text: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:
         """How probable it is that a text says what each item shows.
 
-        A model with a matching head is asked by it; one that ranks answers, whether yes is likelier than no.
+        A model with a matching head is asked by it; one that ranks answers, whether yes is likelier than no. So is a
+        head whose classes hold yes and no, as those of VQA do, or true and false, which reads the text as a statement.
 
         Args:
             items, on_bad: as in `caption`.
@@ -266,11 +267,20 @@ class Assistant:
         """
         if "match" in self.tasks or "rank" not in self.tasks:
             return self._all("match", items, on_bad, text)
+        known = {label.lower(): label for label in self.skills.labels}
+        said = next((pair for pair in _VERDICTS if known.keys() >= {*pair}), None if known else ("yes", "no"))
+        if said is None:
+            got = ", ".join(self.skills.labels)[:60]
+            raise ValueError(f"expected a head with the classes yes and no, or true and false, to match by, got {got}")
+        yes, no = (known.get(word, word) for word in said)
         texts = [text] if isinstance(text, str) else text
-        asked = [_FITS.format(one) if one.strip() else one for one in texts]  # an empty text is refused as everywhere
-        ranked = self.rank(items, asked[0] if isinstance(text, str) else asked, _YES_NO, on_bad=on_bad)
+        # an empty text is refused as everywhere
+        asked = [_VERDICTS[said].format(one) if one.strip() else one for one in texts]
+        answers = self.skills.labels or said
+        ranked = self.rank(items, asked[0] if isinstance(text, str) else asked, answers, on_bad=on_bad)
         single = bool(ranked) and isinstance(ranked[0], Scored)
-        shares = [row and dict(row)[_YES_NO[0]] for row in ([ranked] if single else ranked)]
+        rows = [row and dict(row) for row in ([ranked] if single else ranked)]
+        shares = [row and row[yes] / (row[yes] + row[no]) for row in rows]
         return shares[0] if single else shares
 
     def ground(self, items: One | list[Any], phrase: str | Sequence[str], *, on_bad: OnBad = "raise") -> Any:

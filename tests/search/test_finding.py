@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny_embedders import COLOURS, HueModel, HueProcessor, picture, save_clip, tone
+from tiny_embedders import COLOURS, RATE, HueModel, HueProcessor, picture, save_clip, tone
 
-from plait import Embedder, Index, Sample
+from plait import Assistant, Embedder, Index, Sample
 from plait.cli import main
 from plait.embedder.parts import parts_of
 from plait.errors import UsageError
+from plait.media.values import medium
+from plait.models.one_peace import OnePeaceConfig, OnePeaceForClassification, OnePeaceProcessor
 from plait.search.background import floors, things
 from plait.search.finding import find
 from plait.search.index import create_table, open_table
@@ -238,6 +242,76 @@ def test_a_second_look_ranks_what_it_can_see(index: Index) -> None:
     assert [hit.match for hit in hits[:2]] == [1.0, 0.0] and hits[3].match is None
     with pytest.raises(UsageError, match="text in the query"):
         find(index, {"image": Image.new("RGB", (8, 8))}, second=second)
+
+
+def head_of(kind: str, **changes: Any) -> Assistant:
+    """A tiny ONE-PEACE with a head over text and one other modality, as those of VQA and of audio questions are."""
+    torch.manual_seed(0)
+    config = OnePeaceConfig(
+        dim=16, num_heads=2, num_layers=2, mlp_dim=16, text_bucket_size=8, image_bucket_size=4, image_rel_bucket_size=2,
+        audio_bucket_size=16, audio_conv_spec=((8, 10, 5), (8, 3, 2), (8, 2, 2)), audio_position_groups=4,
+        vocab_size=50264, modalities=["text", kind], use_projections=False, pool_modality="text", **changes,
+    )  # fmt: skip
+    model = OnePeaceForClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return Assistant((model, OnePeaceProcessor.from_config(config)))
+
+
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_heads_that_were_trained_on_pairs_look_again_in_one_pass_of_both(
+    kind: str, embedder: Embedder, tmp_path: Path
+) -> None:
+    media: list[Any] = [tmp_path / f"{colour}.png" for colour in ("red", "green", "blue")]
+    if kind == "image":
+        second = head_of(kind, num_classes=3, id2label={0: "No", 1: "red", 2: "Yes"})
+        for path in media:
+            photograph(path, path.stem)
+    else:
+        second = head_of(kind, num_classes=1)  # of answers that are given
+        media = [path.with_suffix(".wav") for path in media]
+        for path in media:
+            with wave.open(str(path), "wb") as file:
+                sound = tone(path.stem)
+                file.setparams((1, 2, RATE, len(sound), "NONE", ""))
+                file.writeframes((20_000 * sound).astype("<i2").tobytes())
+    index = Index.create(tmp_path / "i", embedder)
+    index.add(media, show_progress=False)
+    hits = find(index, "red", second=second).hits
+    skills, asked = second.skills, "Does this show: red? Answer yes or no."
+    for hit in hits:
+        item = skills.prepare(kind, medium(kind).load(Path(str(hit.path)), second.skills.sampling_rate))
+        if kind == "image":
+            no, _, yes = skills.outputs(kind, [item], [asked])[0].softmax(-1).tolist()
+        else:
+            pair = [f"{asked} answer: {answer}" for answer in ("yes", "no")]
+            yes, no = skills.outputs(kind, [item, item], pair)[:, 0].softmax(-1).tolist()
+        assert hit.match == pytest.approx(yes / (yes + no), abs=1e-5)
+    assert len({round(hit.match or 0.0, 6) for hit in hits}) == 3  # each medium was read beside the words
+    assert hits == sorted(hits, key=lambda hit: -(hit.match or 0.0))
+
+
+def test_a_head_without_a_verdict_is_refused(tmp_path: Path) -> None:
+    statement = head_of("image", num_classes=2, id2label={0: "True", 1: "False"})
+    path = photograph(tmp_path / "red.png", "red")
+    no_question = statement.skills.outputs(
+        "image", [statement.skills.prepare("image", Image.open(path))], ["it is red"]
+    )
+    assert statement.match(path, "it is red") == pytest.approx(no_question.softmax(-1)[0, 0].item(), abs=1e-5)
+    with pytest.raises(ValueError, match="classes yes and no, or true and false, to match by, got red, green"):
+        head_of("image", num_classes=2, id2label={0: "red", 1: "green"}).match(path, "it is red")
+
+
+def test_owl2_looks_again_by_yes_and_no(embedder: Embedder, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "i", embedder)
+    index.add([photograph(tmp_path / f"{colour}.png", colour) for colour in ("red", "green")], show_progress=False)
+    second = Assistant(Path(__file__).parents[1] / "fixtures" / "saved" / "mplug_owl2")
+    hits = find(index, "red", second=second).hits
+    for hit in hits:
+        said = second.rank(Path(str(hit.path)), "Does this show: red? Answer yes or no.", ["yes", "no"])
+        assert hit.match == pytest.approx(dict(said)["yes"], abs=1e-5)
+    assert hits[0].match >= hits[1].match
 
 
 def test_what_cannot_be_asked_is_said(index: Index) -> None:
