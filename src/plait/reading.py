@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -30,6 +31,21 @@ def check_regular(path: str | Path) -> None:
         return  # whoever opens it says what is wrong
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError(f"expected a regular file, got {path}, a device or a pipe; copy its content into a file")
+
+
+_ADDRESS = re.compile(r"(s3|s3a|gs|gcs|az|abfs|abfss|adl|oss|oci|hdfs|webhdfs|sftp|ssh|smb|memory):/{1,3}(?=[^/])")
+"""Stores of files that fsspec opens; a Path has made one slash of two. Chains (`zip::s3://`) and hubs are none."""
+
+
+def address_of(path: str | Path) -> str | None:
+    """`s3://photos/a` of an address or of the Path that was made of it; None for a path of this machine."""
+    found = _ADDRESS.match(text := str(path))
+    return None if found is None else f"{found[1]}://{text[found.end() :]}"
+
+
+def is_gone(path: str) -> bool:
+    """Whether a file of this machine is no longer there. What has an address is elsewhere: nobody asks for it."""
+    return address_of(path) is None and not os.path.exists(path)
 
 
 MAX_LAYERS = 4096

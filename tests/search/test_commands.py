@@ -229,10 +229,35 @@ def test_an_address_is_one_line_and_makes_no_directory(
     (tmp_path / "a.txt").write_text("a dog")
     for verb in (
         ["index", "create", address, "--model", "nano"], ["index", "add", address, "a.txt", "--model", "nano"],
-        ["index", "add", "here", address, "--model", "nano"], ["search", address, "--text", "dog"],
-        ["embed", "nano", "--text", "dog", "--out", f"{address}.parquet"], ["embed", "nano", address],
+        ["search", address, "--text", "dog"], ["search", "here", "--image", address],
+        ["embed", "nano", "--text", "dog", "--out", f"{address}.parquet"],
+        ["embed", "nano", address.replace("s3:", "file:").replace("gs:", "zip:").replace("memory:", "hf:")],
     ):  # fmt: skip
         assert main(verb) == 2
         told = capsys.readouterr().err.strip().splitlines()
         assert "a path of this machine" in told[-1] and len(told) == 1
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_audio_longer_than_the_model_takes_is_pooled_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wave
+
+    clip, index = tmp_path / "sounds" / "long.wav", tmp_path / "i"
+    clip.parent.mkdir()
+    with wave.open(str(clip), "wb") as file:
+        noise = np.random.default_rng(0).integers(-9000, 9000, 18 * 16000)
+        file.setparams((1, 2, 16000, len(noise), "NONE", ""))
+        file.writeframes(noise.astype("<i2").tobytes())
+    (tmp_path / "queries").write_text(json.dumps({"audio": str(clip)}), encoding="utf-8")
+    for verb in (
+        ["embed", "nano", str(clip), "--out", str(tmp_path / "v.npy")],
+        ["index", "add", str(index), str(clip), "--model", "nano"],
+        ["search", str(index), "--audio", str(clip)],
+        ["search", str(index), "--queries", str(tmp_path / "queries"), "--json"],
+        ["index", "watch", str(tmp_path / "watched"), str(clip.parent), "--once", "--still", "0", "--model", "nano"],
+    ):
+        assert main(verb) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("windowed")]
+        assert len(said) == 1 and "long.wav: longer than the model takes, the mean of " in said[0], verb

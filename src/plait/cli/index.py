@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from plait.cli.options import DeviceOption, LimitOption, raise_limits
-from plait.cli.search import IndexPath, JsonOption, ModelOption, app, print_problems
+from plait.cli.search import IndexPath, JsonOption, ModelOption, app, print_problems, say_windowed
 from plait.errors import UsageError
 
 __all__ = ["app"]
@@ -96,6 +96,8 @@ def watch(
 
     def tell(change: Change) -> None:
         report = change.report
+        if report.added or report.replaced:
+            say_windowed(opened.embedder)
         if as_json:
             counts = {"added": report.added, "replaced": report.replaced, "deleted": change.deleted}
             left_out = [problem._asdict() for problem in report.skipped]

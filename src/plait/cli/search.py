@@ -82,11 +82,11 @@ def embed(
         raise UsageError("expected files, folders, manifests or --text to embed, got none")
     is_skipping = check_on_bad(on_bad)
     check_output(out, overwrite=overwrite)
-    check_there(paths or ())
+    check_there(paths or (), may_be_remote=True)
     embedder = Embedder(model, device=device, dtype=dtype, batch_size=batch_size, adapter=adapter)
     report = embed_to_file(embedder, paths or [], out, texts=text or (), overwrite=overwrite, strict=not is_skipping)
     _print_report(report, out, "{added} embedded", as_json, paths or [], out=str(out), dim=embedder.dim)
-    _say_windowed(embedder)
+    say_windowed(embedder)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def add(
     from plait.search.moments import add_moments, seconds_of
     from plait.search.sources import check_there
 
-    check_there(paths)
+    check_there(paths, may_be_remote=engine is None)
     length = None if every is None else seconds_of(every)  # before a model is read
     if adapter is not None and model is None:
         raise UsageError("expected --model beside --adapter, got none; pass the model it was trained on")
@@ -164,7 +164,7 @@ def add(
         more = {"moments": moments.moments, "clips": moments.clips, "clips_unchanged": moments.unchanged}
         line += f"; {moments.moments} moments of {moments.clips} clips, {moments.unchanged} clips had theirs"
     _print_report(report, index, line, as_json, paths, rows=len(opened), **more)
-    _say_windowed(opened.embedder)
+    say_windowed(opened.embedder)
 
 
 @app.command()
@@ -396,7 +396,7 @@ def search(
         false_alarms=false_alarms, second=second,
     )  # fmt: skip
     hits = found.hits
-    _say_windowed(opened.embedder if query else None)
+    say_windowed(opened.embedder if query else None)
     print(json.dumps([to_json(hit) for hit in hits], indent=2) if as_json else table(hits))
     if found.floors is not None:
         typer.echo(_said(found), err=True)
@@ -443,6 +443,7 @@ def _search_all(
     for line, hits in zip(lines, index.search_many(items, k, where=where, modality=modality), strict=True):
         found = {"query": line, "hits": [to_json(hit) for hit in hits]}
         print(json.dumps(found) if as_json else f"{line}\n{table(hits)}")
+    say_windowed(index.embedder)
 
 
 def _item(line: str, place: str) -> Any:
@@ -556,11 +557,12 @@ def _print_report(report: AddReport, target: Path, line: str, as_json: bool, pat
     print(f"{target}: {line.format(**counts)}")
 
 
-def _say_windowed(embedder: Embedder | None) -> None:
+def say_windowed(embedder: Embedder | None) -> None:
     """Say which sounds were longer than the model takes, on standard error; None embedded nothing."""
     told = (None if embedder is None else embedder.windowed) or {}
     for name, count in list(told.items())[:LINES]:
         typer.echo(f"windowed: {printable(name)}: longer than the model takes, the mean of {count} windows", err=True)
+    told.clear()
 
 
 def print_problems(name: str, problems: list[Problem]) -> None:

@@ -152,7 +152,7 @@ class WebDataset(Sequence[Sample]):
         self.tars = [str(tar) for tar in tars]
         self.names: list[str] = []
         self.unread: tuple[str, ...] = ()
-        self._order = (*media_names(), *_WORDS)
+        self._order: tuple[str, ...] = (*media_names(), *_WORDS)
         self._places = array("q")  # row, tar, field, offset, bytes of every member that is read
         unread: dict[str, None] = {}
         for number in range(len(self.tars)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from plait.media import kind_of
+from plait.media.limits import Packed
 from plait.media.values import RATE, is_array, is_picture, medium
 from plait.modalities import held, names
 from plait.types import Sample, whole_text
@@ -63,7 +64,7 @@ class Part:
 
         A text is cut to 200 characters; what has no name is told by modality and type.
         """
-        if isinstance(self.value, str | Path):
+        if isinstance(self.value, str | Path | Packed):
             return str(self.value) if len(str(self.value)) <= 200 else f"{str(self.value)[:197]}..."
         return f"{self.modality} ({type(self.value).__name__})"
 

@@ -113,6 +113,8 @@ def _stamped(path: Path | None) -> dict[str, Any]:
 
 def _row_of(candidate: Candidate) -> dict[str, Any] | None:
     """A sample as plain values. Raises UsageError for media in memory, which no other process sees."""
+    if candidate.remote is not None:
+        raise UsageError(f"expected files of this machine for workers, got {candidate.name}; add it without an engine")
     if candidate.sample is None:
         return None
     row = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(candidate.sample).items()}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plait.reading import is_gone
 from plait.search.filters import COLUMNS
 
 _SIDE = 160
@@ -52,7 +52,7 @@ class Hit:
     @property
     def is_gone(self) -> bool:
         """Whether its file is no longer where it was when it was added: moved, renamed, deleted or not mounted."""
-        return self.path is not None and not os.path.exists(self.path)
+        return self.path is not None and is_gone(self.path)
 
 
 class HitList(list[Hit]):

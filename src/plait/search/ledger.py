@@ -5,11 +5,11 @@ rows of an index -> `Ledger` -> a verdict on each entry (new, changed, moved ...
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from plait.reading import is_gone
 from plait.search.sources import Entry, Problem
 
 
@@ -81,8 +81,8 @@ class Ledger:
         before, owner = self._rows.get(entry.id), self._owner.get(content)
         # two manifests may use one id for different files: replacing the row would lose the first
         holder = self._rows[owner][1] if owner is not None else None
-        is_gone = holder and entry.path and holder != entry.path and not os.path.exists(holder)
-        if owner is not None and is_gone and (before is None or owner == entry.id):
+        has_moved = holder and entry.path and holder != entry.path and is_gone(holder)
+        if owner is not None and has_moved and (before is None or owner == entry.id):
             del self._rows[owner], self._owner[content]
             self._put(entry.id, content, entry.path)
             return "moved", owner

@@ -18,6 +18,7 @@ import numpy as np
 
 from plait.errors import UsageError
 from plait.media.values import medium
+from plait.reading import address_of
 from plait.search.filters import quote
 from plait.search.index import Problems, one_line, open_beside, writing
 from plait.search.rows import by_id
@@ -97,6 +98,9 @@ def add_moments(index: Index, every: float, *, show_progress: bool | None = None
         made.unchanged = len(done & set(clips))
         waiting = [content for content in clips if content not in done]
         for content in progress_bar("moments", waiting, unit="clip", show=show_progress):
+            if address_of(clips[content]):
+                made.skipped.append(Problem(clips[content], "at an address; moments are made of files of this machine"))
+                continue
             try:
                 pieces, vectors = _embedded(index, clips[content], every, frames_of)
             except (ValueError, OSError) as error:

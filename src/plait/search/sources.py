@@ -21,9 +21,11 @@ from plait.embedder.parts import NO_MEDIA
 from plait.media import kind_of
 from plait.media.limits import IN_FORCE, exceeds
 from plait.media.noted import Noted, noted
+from plait.media.remote import RemoteFile, files_under
 from plait.media.values import medium
 from plait.modalities import held
 from plait.places import check_local
+from plait.reading import address_of
 from plait.search.filters import COLUMNS
 from plait.terminal import printable
 from plait.types import Sample, plain, whole_text
@@ -70,15 +72,19 @@ class Candidate:
     Attributes:
         path: of a file; None for what a sample holds in memory.
         sample, modality: where it came from; None for a file that was found.
+        remote: a file of another machine, that was found at an address.
     """
 
     path: Path | None = None
     sample: Sample | None = None
     modality: str | None = None
+    remote: RemoteFile | None = None
 
     @property
     def name(self) -> str:
-        """The path, or the id of a sample."""
+        """The path or address, or the id of a sample."""
+        if self.remote is not None:
+            return self.remote.address
         return str(self.path) if self.path else f"sample {self.sample.id}" if self.sample else ""
 
 
@@ -107,7 +113,8 @@ def expand(source: Any, problem: OnProblem) -> Iterator[Candidate]:
     """Everything that may be added, one candidate per piece of media; files are not opened yet.
 
     A folder that holds a `manifest.jsonl` stands for that manifest. Hidden files are passed over, and so are
-    directories of indices (`*.lance`); links are followed, loops of links are not.
+    directories of indices (`*.lance`); links are followed, loops of links are not. An address (`s3://photos`) is a file
+    or folder of media there, see `plait.media.remote`.
 
     Args:
         source: a path (file, folder, manifest), a `Sample`, or an iterable of these, nested as one likes.
@@ -132,17 +139,25 @@ def missing(path: Path) -> ValueError:
     return ValueError(f"expected a file, folder or manifest, got {path}: no such file or folder; check the path")
 
 
-def check_there(paths: Iterable[Path]) -> None:
-    """Raise ValueError for the first path that does not exist: asked before a model is read, which takes minutes."""
+def check_there(paths: Iterable[Path], *, may_be_remote: bool = False) -> None:
+    """Raise ValueError for the first path that does not exist: asked before a model is read, which takes minutes.
+
+    may_be_remote: whether addresses of other machines may be among them, whose first file is asked for.
+    """
     for path in paths:
+        if may_be_remote and (address := address_of(path)) is not None:
+            next(files_under(address), None)
+            continue
         check_local(path)
         if not path.exists():
             raise missing(path)
 
 
 def _of_path(path: Path, problem: OnProblem) -> Iterator[Candidate]:
-    """Candidates of a folder, a data set, a manifest or one file."""
-    if path.is_dir():
+    """Candidates of a folder, a data set, a manifest or one file, here or at an address."""
+    if (address := address_of(path)) is not None and not path.exists():
+        yield from (Candidate(remote=file) for file in files_under(address))
+    elif path.is_dir():
         is_data_set = any((path / name).is_file() for name in NAMES)
         yield from _of_manifest(path, problem) if is_data_set else _of_folder(path, problem)
     elif not path.exists():
@@ -203,9 +218,10 @@ def entry_of(candidate: Candidate) -> Entry:
         ValueError: for no media, an empty or too large file, not a regular file, or a name that cannot be printed.
             OSError: where it cannot be read.
     """
-    if candidate.path is None:
+    remote = candidate.remote
+    path = candidate.path if remote is None else remote.copy()
+    if path is None:
         return _entry_of_value(candidate)
-    path = candidate.path
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     status = path.stat()
@@ -216,7 +232,7 @@ def entry_of(candidate: Candidate) -> Entry:
         raise ValueError("the file is empty")
     if size > IN_FORCE.max_bytes:  # before it is hashed
         raise exceeds(modality, path, f"{size} bytes", "max_bytes", IN_FORCE.max_bytes, "shorten it")
-    where = path.resolve()
+    where = path.resolve() if remote is None else remote.address
     # such as a lone surrogate, of a name that is no UTF-8: SQL and JSON cannot hold it
     try:
         # a name is bytes of a person's choice, and an index stores any that are text; escaping is for display
@@ -231,8 +247,8 @@ def entry_of(candidate: Candidate) -> Entry:
     found: dict[str, Any] = {"id": str(where), "meta": notes.fields()}
     described = _described(candidate.sample, modality) if candidate.sample else found
     return Entry(
-        modality=modality, item={modality: where}, path=str(where), checksum=checksum, words=notes.text() or None,
-        **described,
+        modality=modality, item={modality: remote or where}, path=str(where), checksum=checksum,
+        words=notes.text() or None, **described,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plait.reading import address_of, is_gone
 from plait.search.index import Index
 from plait.search.sources import Entry
 from plait.terminal import progress_bar
@@ -51,9 +52,9 @@ def check(index: Index, *, contents: bool = False, show_progress: bool | None = 
     state = State()
     for row in progress_bar("checking", index.list(), unit="row", show=show_progress):
         path = row["path"]
-        if path is not None and not os.path.exists(path):
+        if path is not None and is_gone(path):
             state.gone.append(path)
-        elif path is not None and contents and _checksum(path) != row["checksum"]:
+        elif path is not None and contents and address_of(path) is None and _checksum(path) != row["checksum"]:
             state.changed.append(path)
         else:
             state.whole += 1
