@@ -51,7 +51,15 @@ class Adapter(Protocol):
     def __call__(self, *inputs: Any, **named: Any) -> Adapted: ...
 
 
-class TextAdapter(nn.Module):
+class Entrance(nn.Module):
+    """What the adapters of the published modalities share."""
+
+    def nothing(self) -> dict[str, Tensor]:
+        """Inputs of no rows: with them an absent modality takes part in training, and its gradients are 0."""
+        raise NotImplementedError
+
+
+class TextAdapter(Entrance):
     """Token ids -> [cls ; tokens] + learned positions, with relative-position bias.
 
     Args:
@@ -92,6 +100,10 @@ class TextAdapter(nn.Module):
         self.norm = nn.LayerNorm(dim) if embedding_norm else None
         self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
 
+    def nothing(self) -> dict[str, Tensor]:
+        """input_ids (0, 1)."""
+        return {"input_ids": torch.zeros(0, 1, dtype=torch.long, device=self.cls_embedding.device)}
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
         """Ids to what the trunk takes.
 
@@ -125,7 +137,7 @@ class TextAdapter(nn.Module):
         return Adapted(gather_units(x, keep), mask, self.bias(index, keep))
 
 
-class ImageAdapter(nn.Module):
+class ImageAdapter(Entrance):
     """Pixels -> [cls ; patches] + learned grid positions, with relative-position bias.
 
     Args:
@@ -174,6 +186,10 @@ class ImageAdapter(nn.Module):
         """The only side, in pixels, that the relative positions fit."""
         return self.rel_bucket_size * self.stem.patch_size
 
+    def nothing(self) -> dict[str, Tensor]:
+        """pixel_values (0, 3, side, side)."""
+        return {"pixel_values": self.cls_embedding.new_zeros(0, 3, self.image_size, self.image_size)}
+
     def positions(self) -> Tensor:
         """Position embeddings of the image's grid, resized from the stored one where they differ.
 
@@ -220,7 +236,7 @@ class ImageAdapter(nn.Module):
         return Adapted(gather_units(x, keep), mask, self.bias(index, keep))
 
 
-class AudioAdapter(nn.Module):
+class AudioAdapter(Entrance):
     """Waveform -> [cls ; frames] + convolutional positions, with relative-position bias.
 
     Args:
@@ -270,6 +286,13 @@ class AudioAdapter(nn.Module):
         self.norm = nn.LayerNorm(dim) if embedding_norm else None
         self.bias = RelativeBias(token_table_rows(bucket_size), num_heads, num_bias_tables)
 
+    def nothing(self) -> dict[str, Tensor]:
+        """input_values (0, samples of one frame)."""
+        samples = 1
+        for _, kernel, stride in reversed(self.waveform.spec):
+            samples = (samples - 1) * stride + kernel
+        return {"input_values": self.cls_embedding.new_zeros(0, samples)}
+
     def forward(self, input_values: Tensor, frame_mask: Tensor | None = None, keep: Tensor | None = None) -> Adapted:
         """Samples to what the trunk takes.
 
@@ -304,6 +327,9 @@ class AudioAdapter(nn.Module):
         x = x + torch.cat([self.cls_position_embedding.expand(features.shape[0], 1, -1), positions], dim=1)
         if self.type_embedding is not None:
             x = x + self.type_embedding
+        if self.training:
+            # DDP and FSDP wait for the gradient of every parameter, also of one that nothing reads
+            x = x + self.mask_embedding * 0
         return Adapted(x, None if mask is None else prepend_true(mask), biases)
 
 

@@ -237,6 +237,7 @@ class BertLayer(nn.Module):
         own: KeysValues | None = None,
         other: KeysValues | Tensor | None = None,
         other_mask: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Self-attention, cross-attention where states are given, MLP; each + residual -> norm.
 
@@ -247,6 +248,7 @@ class BertLayer(nn.Module):
             own: its keys where they are kept in a cache, else those of x.
             other: states (batch, keys, dim) or keys made of them; without it cross-attention is skipped.
             other_mask: (batch, keys) boolean, True = attend.
+            seen: (batch,) which row of other each row of x reads, where those are others.
 
         Returns:
             Like x.
@@ -258,7 +260,9 @@ class BertLayer(nn.Module):
         if other is not None:
             if self.cross_attn is None:
                 raise ValueError("expected a layer with cross-attention, got one without; build it with cross=True")
+            # here and not by the caller: FSDP2 gathers the weights of a layer while its forward runs
             to = self.cross_attn.project(other) if isinstance(other, Tensor) else other
+            to = to if seen is None else KeysValues(to.keys[seen], to.values[seen])
             x = self.cross_attn(x, to, None, other_mask, attend)
         return self.mlp_norm(x + self.dropout(self.fc2(F.gelu(self.fc1(x)))))
 

@@ -137,19 +137,21 @@ class ClipBlock(nn.Module):
         Returns:
             Like x.
         """
-        if frames is not None and self.temporal1 is not None:
-            x = _add_temporal(x, self.temporal1, frames)
+        if self.temporal1 is not None:
+            x = self._add_temporal(x, self.temporal1, frames)
         x = x + self.attn(self.attn_norm(x), attend, bias)
-        if frames is not None and self.temporal2 is not None:
-            x = _add_temporal(x, self.temporal2, frames)
+        if self.temporal2 is not None:
+            x = self._add_temporal(x, self.temporal2, frames)
         return x + self.fc2(quick_gelu(self.fc1(self.mlp_norm(x))))
 
-
-def _add_temporal(x: Tensor, module: nn.Module, frames: int) -> Tensor:
-    """x (batch * frames, 1 + positions, dim) + module over frames, the class token left alone."""
-    # the class token passes no temporal module
-    patches = x[:, 1:].unflatten(0, (-1, frames))
-    return torch.cat([x[:, :1], (patches + module(patches)).flatten(0, 1)], dim=1)
+    def _add_temporal(self, x: Tensor, module: nn.Module, frames: int | None) -> Tensor:
+        """x (batch * frames, 1 + positions, dim) + module over frames, the class token left alone; None: x."""
+        if frames is None:
+            # images in training: gradients are 0 rather than None, so that ranks with videos wait for nothing
+            return x + module(x[:0, None, 1:]).sum() if self.training and torch.is_grad_enabled() else x
+        # the class token passes no temporal module
+        patches = x[:, 1:].unflatten(0, (-1, frames))
+        return torch.cat([x[:, :1], (patches + module(patches)).flatten(0, 1)], dim=1)
 
 
 class DualVisionEncoder(nn.Module):

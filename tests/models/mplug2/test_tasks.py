@@ -287,3 +287,10 @@ def test_universal_layers_apart_cost_the_same(build, clips: Tensor, texts: dict[
     assert set(apart.universal.stacks) == {"text", "visual"}
     apart(pixel_values_videos=clips, **texts).fused_text.sum().backward()
     assert apart.universal.stacks["text"][0].fc1.weight.grad is not None
+
+
+def test_a_text_classifier_leaves_out_no_images_without_a_word(
+    build, pictures: Tensor, texts: dict[str, Tensor]
+) -> None:
+    with pytest.raises(ValueError, match="expected no images and no videos where the class token of the text"):
+        build(MPlug2ForSequenceClassification)(**texts, pixel_values=pictures)

@@ -411,10 +411,12 @@ class MPlug2Model(MPlug2PreTrainedModel):
             What came out of every part that the path passes.
 
         Raises:
-            ValueError: for text that the path has no use for or lacks, and as `see` and `read`.
+            ValueError: for text and media that the path has no use for or lacks, and as `see` and `read`.
         """
         if path.uses("text") != (input_ids is not None):
             raise ValueError(f"expected {'input_ids' if path.uses('text') else 'no input_ids'} where {path.about}")
+        if not path.uses("vision") and not (pixel_values is None and pixel_values_videos is None):
+            raise ValueError(f"expected no images and no videos where {path.about}")
         out = Encoded()
         if path.uses("vision"):
             out.vision = self.see(pixel_values, pixel_values_videos, path)
@@ -560,9 +562,7 @@ class FusionModule(nn.Module):
             assert isinstance(layer, BertLayer)
             if layer.cross_attn is not None:
                 # Most of the work of a pair: made once for all texts that read the same image or clip.
-                to = layer.cross_attn.project(vision)
-                to = to if seen is None else KeysValues(to.keys[seen], to.values[seen])
-                text = layer(text, attend, key_mask=text_mask, other=to)
+                text = layer(text, attend, key_mask=text_mask, other=vision, seen=seen)
                 continue
             # From here on vision depends on the text beside it.
             vision, seen = vision.expand(len(text), -1, -1) if seen is None else vision[seen], None

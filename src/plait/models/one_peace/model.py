@@ -32,6 +32,7 @@ from plait.models.one_peace.config import BUILT_IN, OnePeaceConfig
 from plait.nn.adapters import (
     Adapted,
     AudioAdapter,
+    Entrance,
     FrameConv,
     ImageAdapter,
     RelativeBias,
@@ -335,6 +336,8 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             adapted[m] = part if m in ADAPTERS else checked_part(m, part, self.config.dim)
         parts = list(adapted.values())
         x = torch.cat([part.x for part in parts], dim=1)
+        if self.training and torch.is_grad_enabled():
+            x = x + self._absent(inputs)
         mask = join_masks(parts)
         if mask is not None:
             x = x * mask[..., None]  # once, before the first layer, as released
@@ -349,6 +352,20 @@ class OnePeaceModel(OnePeacePreTrainedModel):
         out = self.trunk(x, route, biases, mask, attend, hidden=hidden)
         features = dict(zip(adapted, out.split([part.x.shape[1] for part in parts], dim=1)))
         return Encoded(features, {m: part.mask for m, part in adapted.items()}, adapted, hidden or [])
+
+    def _absent(self, inputs: Mapping[str, Any]) -> Tensor | float:
+        """0, through the adapters of modalities that inputs lack: their gradients are 0 rather than None.
+
+        Which parameters take part in training then depends on no row, as DDP and FSDP2 need it.
+        """
+        total: Tensor | float = 0.0
+        for m in (m for m in self.modalities if m not in inputs):
+            nothing = nothing_of(m, self.adapters[m])
+            if nothing is not None:
+                part = self.adapters[m](**nothing)
+                # a bias has a row, whatever the batch is
+                total = total + part.x.sum() + sum(bias.sum() * 0 for bias in part.biases)
+        return total
 
     def _no_bias(self, part: Adapted) -> Tensor:
         """(1, heads, seq, seq) of zeros, for an adapter without biases beside one that has them."""
@@ -523,11 +540,17 @@ class OnePeaceModel(OnePeacePreTrainedModel):
             audio_attention_mask = attention_mask
         frames = None if audio_attention_mask is None else self.frame_mask(audio_attention_mask)
         inputs = by_modality(input_ids, pixel_values, input_values, attention_mask, frames)
-        vectors = self.embed(inputs | others)
+        given = inputs | others
+        vectors = self.embed(given)
         output = Embeddings(**{f"{m}_embeds": found for m, found in vectors.items() if m in ADAPTERS})
         for m in others:
             output[f"{m}_embeds"] = vectors[m]
         self._compare(output, vectors, asked=bool(return_loss))
+        if return_loss and self.training and torch.is_grad_enabled():
+            # Processes whose rows have other modalities enter the trunk equally often: FSDP2 gathers its layers then.
+            for m in (m for m in self.modalities if m not in given):
+                if nothing := nothing_of(m, self.adapters[m]):
+                    output["loss"] = output["loss"] + self.embed({m: nothing})[m].sum()
         return output
 
     def _compare(self, output: Embeddings, vectors: Mapping[str, Tensor], *, asked: bool) -> None:
@@ -629,16 +652,30 @@ def checked_part(modality: str, part: Any, dim: int) -> Adapted:
 
 def check_width(modality: str, adapter: nn.Module, dim: int) -> None:
     """Try a fresh adapter on its modality's example, where it has one. Raises as `checked_part`."""
+    inputs = example_of(modality, adapter)
+    if inputs is not None:
+        with torch.no_grad():
+            checked_part(modality, adapter(**inputs), dim)
+
+
+def example_of(modality: str, adapter: nn.Module) -> dict[str, Tensor] | None:
+    """What a user's modality makes of its example, for its adapter, one row; None where it has no example."""
     one = registered(modality)
     if one.example is None:
-        return
+        return None
     own = next(adapter.parameters(), torch.empty(0))
-    inputs = {
+    return {
         name: value.to(own.device, own.dtype if value.is_floating_point() else None)
         for name, value in one.process([one.load(one.example())]).items()
     }
-    with torch.no_grad():
-        checked_part(modality, adapter(**inputs), dim)
+
+
+def nothing_of(modality: str, adapter: nn.Module) -> dict[str, Tensor] | None:
+    """Inputs of no rows for an adapter, by name; None for one of a user's own without an example."""
+    if isinstance(adapter, Entrance):
+        return adapter.nothing()
+    inputs = example_of(modality, adapter)
+    return None if inputs is None else {name: value[:0] for name, value in inputs.items()}
 
 
 def modality_of(key: str) -> str | None:
