@@ -558,7 +558,7 @@ def _print_report(report: AddReport, target: Path, line: str, as_json: bool, pat
 
 
 def say_windowed(embedder: Embedder | None) -> None:
-    """Say which sounds were longer than the model takes, on standard error; None embedded nothing."""
+    """Say which clips were longer than the model takes, on standard error; None embedded nothing."""
     told = (None if embedder is None else embedder.windowed) or {}
     for name, count in list(told.items())[:LINES]:
         typer.echo(f"windowed: {printable(name)}: longer than the model takes, the mean of {count} windows", err=True)
