@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from plait.cli import main
 from plait.data.annotations import scan_annotations
 from plait.data.check import check
+from plait.data.conversation import read_talk
 from plait.data.folder import scan
 from plait.data.manifest import read_manifest
+from plait.models.mplug_owl.conversation import training_pieces, training_row
+from plait.parity.run import runner_module
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+fake_encode = runner_module("mplug_owl_data").fake_encode
 
 
 @pytest.fixture
@@ -76,9 +84,9 @@ def test_llava_gives_messages_and_the_first_question(media, tmp_path):
     ("written", "message"),
     [
         ("{", "expected a JSON file of annotations"),
-        ("[]", "expected COCO .* or LLaVA"),
+        ("[]", "expected COCO .* LLaVA .* or mPLUG-Owl"),
         ('[{"image": "0.png"}]', "entry 0: expected conversations, got none"),
-        ('[{"image": ["0.png", "1.png"], "conversations": []}]', "entry 0: expected one image or video by name, got"),
+        ('[{"image": ["0.png", 1], "conversations": []}]', "entry 0: expected images or a video by name, got"),
         ('{"images": [{"id": 1}]}', "expected COCO annotations in .*, got one without 'file_name'"),
         ('{"images": []}', "expected rows of .* got 0 left out"),
     ],
@@ -155,3 +163,59 @@ def test_ids_are_text_or_numbers_and_crowds_are_no_thing(tmp_path):
     )
     with pytest.raises(ValueError, match="expected the name of a file, got a URL"):
         scan_annotations(tmp_path / "coco.json")
+
+
+SAID = "Intro.\nHuman: <image>\nHuman: <image>\nHuman: same as OpenAI: says?\nAI: no\nHuman: why?\nAI: colour"
+"""A line of mPLUG-Owl's training files; the released cut at "AI: " would open an answer inside the question."""
+
+
+def owl_lines(path, *rows):
+    path.write_text("".join(json.dumps({"task_type": "llava_sft", **row}) + "\n" for row in rows))
+    return path
+
+
+def test_lines_of_mplug_owl_become_conversations_of_several_images(media, tmp_path, capsys):
+    rows = [{"text": SAID, "image": [f"{n}.png", f"{n + 1}.png"]} for n in range(0, 8)]
+    file = owl_lines(tmp_path / "sft.jsonl", *rows, {"text": "Human: hi\nAI: hello", "task_type": "quora_chat_sft"})
+    assert main(["data", "from-folder", str(file), str(tmp_path / "out"), "--media", str(media)]) == 0
+    found = read_manifest(tmp_path / "out")
+    assert [message["content"] for message in found[0].messages] == [
+        "Intro.", "<image><image>same as OpenAI: says?", "no", "why?", "colour"
+    ]  # fmt: skip
+    assert found[0].meta["images"] == [str((media / f"{n}.png").resolve()) for n in (0, 1)]
+    assert [sample.meta["task_type"] for sample in found[-2:]] == ["llava_sft", "quora_chat_sft"]
+    # each image links a row to the next: all of them are one group
+    assert len({sample.split for sample in found[:-1]}) == 1
+    talk = read_talk(found[0], np.random.default_rng(0), describe="", num_frames=2)
+    assert len(talk.pictures) == 2 and talk.turns[1]["value"].count("<image>") == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "no speaker"}, "line 1: expected lines that begin with 'Human: ' and 'AI: '"),
+        ({"prompt": "Human: a"}, "line 1: expected text and task_type"),
+        ({"text": SAID, "image": [3]}, "line 1: expected images or a video by name, got"),
+        ({"text": SAID, "image": ["../0.png"]}, "pass the folder of the files as --media"),
+    ],
+)
+def test_wrong_lines_of_mplug_owl_are_one_line(row, said, media, tmp_path, capsys):
+    file = owl_lines(tmp_path / "sft.jsonl", row)
+    assert main(["data", "from-folder", str(file), str(tmp_path / "out"), "--media", str(media)]) in (1, 2)
+    (shown,) = capsys.readouterr().err.strip().splitlines()
+    assert said in shown
+
+
+def test_converted_lines_have_the_released_ids(tmp_path):
+    """Golden ids, but for their padding, of every text whose answers are whole: cut ones end otherwise here."""
+    cases = json.loads((GOLDENS / "mplug_owl" / "tokenize_training" / "data.json").read_text())
+    told = [case for case in cases if case["text"].startswith("Intro.") and case["seq_length"] <= case["max_length"]]
+    file = owl_lines(tmp_path / "sft.jsonl", *({"text": case["text"]} for case in told))
+    assert len(told) >= 4
+    for case, sample in zip(told, scan_annotations(file).samples, strict=True):
+        opening, *said = [message["content"] for message in sample.messages]
+        pieces = training_pieces(list(zip(said[::2], said[1::2], strict=True)), opening)
+        row = training_row(pieces, fake_encode, 1, 2, case["max_length"] + 1)
+        assert row.ids == case["input_ids"][: case["seq_length"]]
+        learned = [label != -100 for label in row.labels[1:]]
+        assert learned == [bool(one) for one in case["prompt_mask"][: len(learned)]]

@@ -95,6 +95,27 @@ def test_two_stages_train_what_they_should_from_images_video_and_text(tmp_path, 
     assert processor.temporal and processor.tokens_per_media == 5
 
 
+def test_released_rows_of_instructions_convert_and_train(tmp_path, llm, data) -> None:
+    """JSON lines with `image`, `text` and `task_type`: text alone, one image, two images."""
+    text = "A talk.\n{}Human: what?\nAI: paint\nHuman: why?\nAI: so"
+    names = ["red.png", "navy.png", "white.png"]
+    rows = [
+        {"image": names[:n], "text": text.format("Human: <image>\n" * n), "task_type": "llava_sft"} for n in (1, 2, 3)
+    ]
+    rows.append({"text": text.format(""), "task_type": "sharegpt_chat_sft"})
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = ["--media", str(data.parent), "--test-share", "0"]
+    assert main(["data", "from-folder", str(tmp_path / "sft.jsonl"), str(tmp_path / "rows"), *folder]) == 0
+    first = train(
+        "mplug_owl.stage1", tmp_path / "one", [f"llm={llm}", "tower=tiny", "steps=1", "batch_size=4", f"data={data}"]
+    )
+    assert main(first) == 0
+    rows = [f"init={tmp_path / 'one' / 'model'}", f"data={tmp_path / 'rows'}", "steps=2", "batch_size=4"]
+    assert main(train("mplug_owl.stage2", tmp_path / "two", rows)) == 0
+    losses = [row["loss"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
 _SIZES = {
     "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,

@@ -87,7 +87,9 @@ def _bounds(model: Path) -> Bounds:
 def from_folder(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="media in named sub-folders or with captions.csv; COCO, LLaVA .json"),
+        typer.Argument(
+            metavar="FOLDER", help="media in named sub-folders or with captions.csv; COCO, LLaVA .json; Owl .jsonl"
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="directory for the manifest")],
     *,
@@ -102,7 +104,7 @@ def from_folder(
     from plait.data.check import check as check_data_set
     from plait.data.folder import scan, write_scan
 
-    is_json = folder.is_file() and folder.suffix == ".json"
+    is_json = folder.is_file() and folder.suffix in (".json", ".jsonl")
     if media is not None and not is_json:
         raise UsageError(f"expected --media beside a .json of annotations, got {folder}")
     if encoding is not None and is_json:

@@ -1,4 +1,4 @@
-"""Annotation files that many data sets come with -> samples: COCO (captions, boxes, masks) and LLaVA conversations.
+"""Annotation files that many data sets come with -> samples: COCO (captions, boxes, masks), conversations (LLaVA, Owl).
 
 annotations.json + folder of media -> rows -> split by file -> `Scan`, as of a folder
 """
@@ -6,6 +6,7 @@ annotations.json + folder of media -> rows -> split by file -> `Scan`, as of a f
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,16 +20,18 @@ from plait.reading import inside
 from plait.types import Sample
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_SPEAKERS = re.compile(r"(?:^|\n)(Human|AI): ?")
+"""At the start of a line alone: "OpenAI: " inside of one opens no answer (specification mPLUG-Owl, 8.1)."""
 
 
 def scan_annotations(file: str | Path, media: str | Path | None = None, test_share: float = 0.2) -> Scan:
-    """Read a COCO or LLaVA JSON.
+    """Read a COCO or LLaVA JSON, or the JSON lines that mPLUG-Owl was trained on.
 
     Rows of one file (and of files with the same bytes) are on the same side of the split; conversations without a
     medium are kept. Files that are missing or damaged are left out.
 
     Args:
-        file: the JSON. media: the folder of its files, by default that of the JSON.
+        file: the JSON, or JSON lines. media: the folder of its files, by default that of the JSON.
         test_share: of the files, 0 up to 1.
 
     Returns:
@@ -39,37 +42,56 @@ def scan_annotations(file: str | Path, media: str | Path | None = None, test_sha
     """
     path = Path(file)
     root = path.parent if media is None else Path(media)
-    written = decoded_json(path)
     found = Scan()
     groups: dict[str, str] = {}
+    # digest of a file -> that of the group it is in: files that a row shows together stay together
+    joined: dict[str, str] = {}
     known: dict[Path, str | ValueError] = {}
-    for row, name in _rows(written, path):
-        if name is None:  # a conversation about nothing: of one group with others of the same words
-            sample = Sample.from_row({**row, "source": path.name})
-            groups[sample.id] = json.dumps(row["messages"])
-            found.samples.append(sample)
+    for row, names in _rows(decoded_json(path), path):
+        digests, places = [], []
+        for name in names:
+            place = _place(root, name, path, row["id"])
+            if place not in known:
+                # Many rows are about one file: it is decoded and hashed once.
+                known[place] = _digest(place)
+            digests.append(known[place])
+            places.append(place)
+        if bad := [one for one in digests if isinstance(one, ValueError)]:
+            found.left_out.append(f"{row['id']}: {bad[0]}")
             continue
-        try:
-            if what := address(name):
-                raise ValueError(f"expected the name of a file, got {what} {name[:80]!r}")
-            place = inside(root, name).resolve()
-        except ValueError as error:
-            raise ValueError(f"{path}, {row['id']}: {error}; pass the folder of the files as --media") from error
-        if place not in known:
-            # Many rows are about one file: it is decoded and hashed once.
-            known[place] = _digest(place)
-        digest = known[place]
-        if isinstance(digest, ValueError):
-            found.left_out.append(f"{row['id']}: {digest}")
-            continue
-        sample = Sample.from_row({**row, str(kind_of(place)): str(place), "source": path.name})
-        groups[sample.id] = digest
+        held = {"images": [str(place) for place in places]}
+        if len(places) < 2:
+            held = {str(kind_of(place)): str(place) for place in places}
+        elif any(kind_of(place) != "image" for place in places):
+            raise ValueError(f"{path}, {row['id']}: expected one medium or several images, got {', '.join(names)}")
+        # a conversation about nothing: of one group with others of the same words
+        group = [_root(joined, str(digest)) for digest in digests] or [json.dumps(row.get("messages"))]
+        joined |= dict.fromkeys(group[1:], group[0])
+        sample = Sample.from_row({**row, **held, "source": path.name})
+        groups[sample.id] = group[0]
         found.samples.append(sample)
     if not found.samples:
         first = f", the first: {found.left_out[0]}" if found.left_out else ""
         raise ValueError(f"expected rows of {path} with media in {root}, got {len(found.left_out)} left out{first}")
-    split_groups(found.samples, groups, test_share)
+    split_groups(found.samples, {name: _root(joined, group) for name, group in groups.items()}, test_share)
     return found
+
+
+def _root(joined: Mapping[str, str], group: str) -> str:
+    """The group that a group became part of, itself where it did not."""
+    while joined.get(group, group) != group:
+        group = joined[group]
+    return group
+
+
+def _place(root: Path, name: str, path: Path, row: str) -> Path:
+    """The file of a name. Raises ValueError for addresses and names that lead outside `root`."""
+    try:
+        if what := address(name):
+            raise ValueError(f"expected the name of a file, got {what} {name[:80]!r}")
+        return inside(root, name).resolve()
+    except ValueError as error:
+        raise ValueError(f"{path}, {row}: {error}; pass the folder of the files as --media") from error
 
 
 def scan_objects(file: str | Path, test_share: float = 0.2) -> list[Sample]:
@@ -178,9 +200,12 @@ def scan_masks(folder: str | Path, test_share: float = 0.2) -> list[Sample]:
 
 
 def decoded_json(path: Path) -> Any:
-    """What a JSON file of annotations holds. Raises ValueError where it cannot be read."""
+    """What a JSON file of annotations holds; of JSON lines a list. Raises ValueError where it cannot be read."""
     try:
-        return json.loads(decoded(path.read_bytes(), path))
+        text = decoded(path.read_bytes(), path)
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"expected a JSON file of annotations, got {path}: {error}") from error
 
@@ -198,18 +223,19 @@ def _digest(place: Path) -> str | ValueError:
     return sha256(place)
 
 
-def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Rows without media, each with the name of its file where it has one."""
+def _rows(written: Any, path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Rows without media, each with the names of its files, where it has any."""
     if isinstance(written, dict) and isinstance(written.get("images"), list):
         return _coco(written, path)
     if isinstance(written, list) and written and all(isinstance(one, dict) for one in written):
-        return _llava(written, path)
+        return _owl(written, path) if "task_type" in written[0] else _llava(written, path)
     raise ValueError(
-        f"expected COCO (images, annotations) or LLaVA (conversations) in {path}, got another {type(written).__name__}"
+        f"expected COCO (images, annotations), LLaVA (conversations) or mPLUG-Owl (text, task_type) in "
+        f"{path}, got another {type(written).__name__}"
     )
 
 
-def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """A row per picture with its captions, and a row per box with the name of its category."""
     try:
         # Some writers quote ids in one list and not in the other: as text they are one.
@@ -233,26 +259,61 @@ def _coco(written: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, An
                 corners = [x, y, x + width, y + height]
                 boxes.append((one["id"], files[str(one["image_id"])], names.get(str(one.get("category_id"))), corners))
         for number, several in captions.items():
-            yield {"id": f"image-{number}", "text": several[0], "captions": several}, files[number]
+            yield {"id": f"image-{number}", "text": several[0], "captions": several}, [files[number]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"expected COCO annotations in {path}, got one without {error}") from error
     for number, name, category, corners in boxes:
-        yield {"id": f"box-{number}", "text": category, "label": category, "boxes": [corners]}, name
+        yield {"id": f"box-{number}", "text": category, "label": category, "boxes": [corners]}, [name]
 
 
-def _llava(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
+def _llava(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """A row per conversation: all turns as messages, the first question and answer by themselves as well."""
     for number, one in enumerate(written):
-        turns, name = one.get("conversations"), one.get("image") or one.get("video")
+        turns = one.get("conversations")
         if not isinstance(turns, list):
             raise ValueError(f"{path}, entry {number}: expected conversations, got none")
-        if not isinstance(name, str | None):
-            raise ValueError(f"{path}, entry {number}: expected one image or video by name, got {name!r:.60}")
         messages = [
             {"role": ROLES.get(str(turn.get("from")), "user"), "content": str(turn.get("value", ""))} for turn in turns
         ]
-        asked = next((m["content"] for m in messages if m["role"] == "user"), "")
-        said = next((m["content"] for m in messages if m["role"] == "assistant"), None)
-        row: dict[str, Any] = {"id": str(one.get("id", number)), "messages": messages}
-        row["question"] = " ".join(asked.replace("<image>", " ").replace("<video>", " ").split())
-        yield ({**row, "answers": [said]} if said else row), name
+        yield _talk(str(one.get("id", number)), messages), _named(one, f"{path}, entry {number}")
+
+
+def _owl(written: list[dict[str, Any]], path: Path) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """A row per line of mPLUG-Owl's training files: image (a list, or none), text (the whole conversation), task_type.
+
+    Lines that people say one after another are one turn, its images first, as they are tokenized.
+    """
+    for number, one in enumerate(written):
+        where, text = f"{path}, line {number + 1}", one.get("text")
+        if not isinstance(text, str) or not isinstance(one.get("task_type"), str):
+            raise ValueError(f"{where}: expected text and task_type (such as llava_sft), got {sorted(one)}")
+        opening, *said = _SPEAKERS.split(text)
+        messages = [{"role": "system", "content": opening.rstrip("\n")}] if opening.strip() else []
+        for speaker, words in zip(said[::2], said[1::2], strict=True):
+            role = "user" if speaker == "Human" else "assistant"
+            if messages and messages[-1]["role"] == role == "user":
+                is_image = messages[-1]["content"].endswith("<image>")
+                messages[-1]["content"] += words if is_image else f"\n{words}"
+            else:
+                messages.append({"role": role, "content": words})
+        if not any(message["role"] == "assistant" for message in messages):
+            raise ValueError(f"{where}: expected lines that begin with 'Human: ' and 'AI: ', got {text[:60]!r}")
+        yield {**_talk(str(one.get("id", number)), messages), "task_type": one["task_type"]}, _named(one, where)
+
+
+def _talk(ident: str, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """The row of a conversation."""
+    asked = next((m["content"] for m in messages if m["role"] == "user"), "")
+    said = next((m["content"] for m in messages if m["role"] == "assistant"), None)
+    row: dict[str, Any] = {"id": ident, "messages": messages}
+    row["question"] = " ".join(asked.replace("<image>", " ").replace("<video>", " ").split())
+    return {**row, "answers": [said]} if said else row
+
+
+def _named(one: Mapping[str, Any], where: str) -> list[str]:
+    """The files of a conversation: `image` (a name, or a list of names) or `video`."""
+    named = one.get("image") or one.get("video") or []
+    several = named if isinstance(named, list) else [named]
+    if not all(isinstance(name, str) for name in several):
+        raise ValueError(f"{where}: expected images or a video by name, got {named!r:.60}")
+    return several

@@ -85,7 +85,8 @@ def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
         '<image>What?'
     """
     captions = sample.captions or ([sample.text] if sample.text else [])
-    kind = "image" if sample.image is not None else "video" if sample.video is not None else None
+    pictures = _pictures(sample)
+    kind = "image" if pictures else "video" if sample.video is not None else None
     if sample.messages:
         turns = [_turn(sample, message, is_first=i == 0) for i, message in enumerate(sample.messages)]
     elif sample.question and sample.answers:
@@ -102,7 +103,7 @@ def conversation_of(sample: Sample, describe: str, number: int = 0) -> Turns:
     if kind and not any(mark in turn["value"] for turn in turns for mark in (IMAGE, VIDEO)):
         first = next((turn for turn in turns if turn["from"] == "human"), turns[0])
         first["value"] = (IMAGE if kind == "image" else VIDEO) + first["value"]
-    for name, mark, held in (("image", IMAGE, sample.image), ("video", VIDEO, sample.video)):
+    for name, mark, held in (("image", IMAGE, pictures), ("video", VIDEO, sample.video)):
         wanted, got = sum(turn["value"].count(mark) for turn in turns), len(_several(held))
         if wanted != got:
             what = f"{wanted} {name}s for {wanted} {mark} placeholders"
@@ -124,7 +125,7 @@ def read_talk(
         ValueError: as `conversation_of`, and for media that cannot be decoded.
     """
     turns = conversation_of(sample, describe, int(rng.integers(1 << 30)) if is_drawn else 0)
-    pictures = tuple(load_image(picture).convert("RGB") for picture in _several(sample.image))
+    pictures = tuple(load_image(picture).convert("RGB") for picture in _pictures(sample))
     return Talk(turns, pictures, tuple(load_frames(clip, num_frames) for clip in _several(sample.video)))
 
 
@@ -175,6 +176,11 @@ def _said(role: str, text: str) -> dict[str, str]:
     for written, mark in OTHER_MARKS.items():
         text = text.replace(written, mark)
     return {"from": role, "value": text}
+
+
+def _pictures(sample: Sample) -> list[Any]:
+    """The images of a row: its `images`, which a manifest has where there are several, or its image."""
+    return _several(sample.meta.get("images") or sample.image)
 
 
 def _several(media: Any) -> list[Any]:
