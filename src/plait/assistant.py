@@ -489,6 +489,8 @@ class Assistant:
             requests: those that have an error already keep it.
         """
         kinds: Collection[str] = {"image"} if task in ("ground", "detect", "segment") else self.skills.kinds
+        # a decoder that writes about pictures may have been told to classify texts too
+        kinds = getattr(self.skills, "kinds_of", {}).get(task, kinds)
 
         compared = getattr(self.skills, "num_images", 1)
 

@@ -36,6 +36,7 @@ TAKEN = {
     "mplug2.pretraining": ("queue_size=8 batch_size=4", "12 rows with image or video or text; left out: 8 with audio"),
     "mplug2.captioning": ("", "left out: 8 with audio"),
     "mplug2.self_critical": ("", "left out: 8 with audio"),
+    "mplug2.mixture": ("", "left out: 8 with audio"),
     "mplug2.retrieval": ("queue_size=8 batch_size=4", "left out: 8 with audio"),
     "mplug2.classification": ("", "left out: 8 with audio"),
     "mplug_owl.stage1": ("", "left out: 8 with audio"),

@@ -12,6 +12,7 @@ from PIL import Image
 
 import plait
 from plait.data.reader import Reading
+from plait.models.mplug2.composition import TEMPLATES
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.pretraining import MPlug2ForPreTraining
 from plait.models.mplug2.processor import MPlug2Processor
@@ -19,6 +20,7 @@ from plait.processing import wordpiece
 from plait.recipes import mplug2
 from plait.recipes.mplug2 import SelfCritical
 from plait.training.run import call_recipe, parse_settings, run_recipe
+from plait.types import Sample
 from plait_studies.build.emoji import write_clip
 from plait_studies.mplug2.training import SPECIAL, vocabulary
 
@@ -44,8 +46,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A tiny pretraining directory with a vocabulary of its own."""
-    pieces = vocabulary([*COLOURS, "which colour a clip the thing dark describe image video of"])
-    processor = MPlug2Processor.build(12, pieces, num_frames=3, max_text_tokens=12)
+    pieces = vocabulary([*COLOURS, "which colour a clip the thing dark long short yes no of", *TEMPLATES.values()])
+    processor = MPlug2Processor.build(12, pieces, num_frames=3, max_text_tokens=16)
     ids = {f"{name}_token_id": pieces.index(p) for name, p in (("pad", "[PAD]"), ("bos", "[CLS]"), ("eos", "[SEP]"))}
     torch.manual_seed(0)
     config = MPlug2Config.preset("tiny", vocab_size=len(pieces), queue_size=8, **ids, grounding_start_id=10)
@@ -90,6 +92,11 @@ RECIPES = {
     "image": lambda init, data: asked(mplug2.classification, init, data, medium="image"),
     "video": lambda init, data: asked(mplug2.classification, init, data, medium="video"),
     "entailment": lambda init, data: asked(mplug2.classification, init, data, task="entail", medium="image"),
+    "mixture": lambda init, data: asked(mplug2.mixture, init, f"{data}/manifest.jsonl", batch_size=8),
+    "mixture untold": lambda init, data: asked(
+        mplug2.mixture, init, f"{data}/manifest.jsonl", batch_size=8, instructions=False
+    ),
+    "two of the mixture": lambda init, data: asked(mplug2.mixture, init, f"{data}/images.jsonl", tasks="caption,match"),
     "comparison": lambda init, data: asked(mplug2.comparison, init, f"{data}/pairs.jsonl"),
 }
 
@@ -100,8 +107,8 @@ def parts(data):
     from pathlib import Path
 
     rows = [json.loads(line) for line in (Path(data) / "manifest.jsonl").read_text().splitlines()]
-    for name, letter in (("images", "i"), ("videos", "v"), ("texts", "t")):
-        text = "".join(json.dumps(row) + "\n" for row in rows if row["id"].startswith(letter))
+    for name, letters in (("images", "i"), ("videos", "v"), ("texts", "t"), ("still", "it")):
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["id"][0] in letters)
         (Path(data) / f"{name}.jsonl").write_text(text)
     both = [
         {"id": f"c{i}", "images": [f"{a}.png", f"{b}.png"], "text": f"a {a} thing", "label": str(i % 2)}
@@ -133,9 +140,106 @@ def test_labels_are_kept_with_the_classifier(start, data, tmp_path):
 
 
 def test_a_model_is_told_what_to_do_as_in_its_training(start, data):
-    told = {"captioning as told", "answering plainly", "pretraining"}
-    for name in [*told, "captioning", "answering", "self-critical", "without instructions or queues"]:
-        assert RECIPES[name](start, data).model_builder().config.instructions == (name in told)
+    told = {
+        "captioning as told": ["caption image"],
+        "answering plainly": ["answer video"],
+        "pretraining": ["caption image", "caption video"],
+        "mixture": [" ".join(cell) for cell in TEMPLATES if cell != ("complete", "image")],  # named by one word
+        "two of the mixture": ["caption image", "match image"],
+    }
+    untold = ["captioning", "answering", "self-critical", "without instructions or queues", "mixture untold"]
+    for name in [*told, *untold]:
+        assert RECIPES[name](start, data).model_builder().config.instructions == told.get(name, False), name
+
+
+def written_by(recipe, rows, seed):
+    """The parts of one batch of the mixture, as texts: medium -> [(read, written)], and how many boxes."""
+    source = recipe.stages[0].batches()
+    parts = source.load(rows, np.random.default_rng(seed))
+    decode = source.collate.__self__.processor.tokenizer.decode
+    said = {}
+    for part in parts:
+        if "boxes" in part:
+            said["ground"] = [(decode(ids, skip_special_tokens=True), "") for ids in part["input_ids"]]
+            continue
+        name = next((key for key in ("pixel_values", "pixel_values_videos") if key in part), "text")
+        both = zip(part["input_ids"], part["decoder_input_ids"], strict=True)
+        said[name] = [tuple(decode(ids, skip_special_tokens=True) for ids in pair) for pair in both]
+        assert name == "text" or len(part[name]) == len(part["input_ids"])
+    return said
+
+
+def test_rows_of_the_mixture_do_every_task_that_they_have_what_for(start, data):
+    recipe, seen = RECIPES["mixture"](start, data), {}
+    for seed in range(30):
+        for name, pairs in written_by(recipe, list(range(12)), seed).items():
+            seen.setdefault(name, set()).update(pairs)
+    heads = {cell: words.partition(" : {")[0] for cell, words in TEMPLATES.items() if cell != ("complete", "image")}
+    parts = {"image": "pixel_values", "video": "pixel_values_videos", "text": "text"}
+    for (task, medium), head in heads.items():
+        name = "ground" if task == "ground" else parts[medium]
+        assert any(read.startswith(head) for read, _ in seen[name]), (task, medium)
+    plain = {pair for pairs in seen.values() for pair in pairs}
+    head = heads["match", "image"]  # cleaning texts takes the colon away
+    matched = {(read.removeprefix(f"{head} "), said) for read, said in plain if read.startswith(head)}
+    assert {("red", "yes"), ("red", "no"), ("the blue thing", "no")} <= matched
+    assert {said for _, said in matched} == {"yes", "no"}
+    assert ("classify the text the red thing", "short") in plain
+    assert {("continue the text the", "red thing"), ("continue the text the red", "thing")} <= plain
+    assert ("answer the question about the image which colour", "dark") in plain
+
+
+def test_without_instructions_the_twin_reads_the_text_alone(start, data):
+    reads = set()
+    for seed in range(8):
+        for pairs in written_by(RECIPES["mixture untold"](start, data), list(range(12)), seed).values():
+            reads |= {read for read, _ in pairs}
+    assert {"", "which colour", "red", "the red thing"} <= reads
+    assert not [read for read in reads if "describe" in read or "text fit" in read]
+
+
+def test_verbs_send_a_trained_mixture_its_instructions_and_no_others(start, data, tmp_path, monkeypatch):
+    settings = {"steps": 2, "grounding_bins": 20}
+    recipe = asked(mplug2.mixture, start, f"{data}/still.jsonl", **settings)
+    run_recipe(lambda: recipe, tmp_path / "run", device="cpu")
+    assistant = plait.Assistant(tmp_path / "run" / "model")
+    assert {"caption", "answer", "classify", "match", "ground", "rank"} == set(assistant.tasks)
+    assert assistant.model.config.grounding_bins == 20
+    sent, tokenize = [], MPlug2Processor.tokenize
+    monkeypatch.setattr(MPlug2Processor, "tokenize", lambda *a, **k: (sent.extend(a[1]), tokenize(*a, **k))[1])
+    picture, text = f"{data}/red.png", "the red thing"
+    sentence = Sample("t", text=text)
+
+    def told(do):
+        sent.clear()
+        return do(), {line for line in sent if line not in ("", "red", text, "which colour")}
+
+    assert told(lambda: assistant.caption(picture, min_length=1, max_length=4))[1] == {"describe the image"}
+    asks = {"answer the question about the image : which colour"}
+    assert asks <= told(lambda: assistant.answer(picture, "which colour"))[1]
+    ranked, said = told(lambda: assistant.classify(picture, ["red", "blue"]))
+    assert said >= {"name what the image shows"} and {label for label, _ in ranked} == {"red", "blue"}
+    ranked, said = told(lambda: assistant.classify(sentence, ["long", "short"]))
+    assert "classify the text : the red thing" in said and sum(share for _, share in ranked) == pytest.approx(1)
+    share, said = told(lambda: assistant.match(picture, text))
+    assert 0 < share < 1 and "does the text fit the image : the red thing" in said
+    box, said = told(lambda: assistant.ground(picture, "red"))
+    assert 0 <= box.x0 <= 20 and 0 <= box.y1 <= 16 and "find in the image : red" in said
+    with pytest.raises(ValueError, match="expected image or video to caption, got text"):
+        assistant.caption(sentence)
+    # the same weights, said to have learnt captions alone: nothing else is sent
+    assistant.model.config.instructions = ["caption image"]
+    other = plait.Assistant((assistant.model, assistant.processor))
+    assert {"match", "ground"}.isdisjoint(other.tasks)
+    assert "describe the image" in told(lambda: other.classify(picture, ["red", "blue"]))[1]
+    assert not told(lambda: other.answer(picture, "which colour"))[1] & asks
+
+
+def test_a_mixture_of_unknown_or_absent_tasks_is_one_line(start, data):
+    with pytest.raises(ValueError, match=r"expected tasks among answer, caption, .*, got dance"):
+        asked(mplug2.mixture, start, data, tasks="caption,dance")
+    with pytest.raises(ValueError, match=r"expected rows for ground in .*texts\.jsonl, got none"):
+        mplug2.mixture(start, f"{data}/texts.jsonl", tasks=("classify", "ground"))
 
 
 def test_captions_become_likelier_that_score_better(start, data):

@@ -151,6 +151,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
         {"data": "D/images.jsonl", "num_beams": "3", "min_length": "1", "max_length": "4"},
     ),
     "mplug2.answering": ("mplug2.answering", {"data": "D/images.jsonl"}),
+    "mplug2.mixture": ("mplug2.mixture", {"data": "D/media.jsonl"}),
     "mplug2.retrieval": ("mplug2.retrieval", {"data": "D/images.jsonl", "queue_size": "8"}),
     "mplug2.grounding": ("mplug2.grounding", {"data": "D/images.jsonl"}),
     "mplug2.classification": ("mplug2.classification", {"data": "D/images.jsonl", "medium": "image"}),

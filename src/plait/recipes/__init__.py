@@ -26,6 +26,7 @@ RECIPES: dict[str, str] = {
     "mplug2.captioning": "plait.recipes.mplug2:captioning",
     "mplug2.self_critical": "plait.recipes.mplug2:self_critical",
     "mplug2.answering": "plait.recipes.mplug2:answering",
+    "mplug2.mixture": "plait.recipes.mplug2:mixture",
     "mplug2.retrieval": "plait.recipes.mplug2:retrieval",
     "mplug2.grounding": "plait.recipes.mplug2:grounding",
     "mplug2.classification": "plait.recipes.mplug2:classification",

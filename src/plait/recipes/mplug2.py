@@ -28,10 +28,11 @@ from plait.metrics.captions import DocumentFrequency, cider
 from plait.metrics.ptb import ptb_tokens
 from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
+from plait.models.mplug2.composition import TEMPLATES
 from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.model import Encoded, MPlug2PreTrainedModel
 from plait.models.mplug2.pretraining import OBJECTIVES, MPlug2ForPreTraining, Objective, decays, layer_id
-from plait.models.mplug2.processor import Collator, MPlug2Processor, Row, captions_of, read_row
+from plait.models.mplug2.processor import Collator, MPlug2Processor, Row, captions_of, offers, read_row
 from plait.models.mplug2.tasks import (
     MPlug2ForConditionalGeneration,
     MPlug2ForGrounding,
@@ -159,6 +160,36 @@ def _summed_loss(model: MPlug2ForConditionalGeneration, part: dict[str, Any]) ->
     hidden = network.decoder.hidden(ids, states, model.attend, attention_mask=known, cross_mask=seen)[:, :-1]
     wanted = labels != IGNORED  # only these meet the vocabulary
     return nn.functional.cross_entropy(network.decoder.logits(hidden[wanted]), labels[wanted], reduction="sum")
+
+
+class Mixed:
+    """Many tasks of one decoder, boxes among them."""
+
+    def __init__(self) -> None:
+        self._grounder: MPlug2ForGrounding | None = None  # made once, as building it takes as long as a small step
+
+    def __call__(
+        self, model: nn.Module, batch: list[dict[str, Any]], step: int, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The mean over rows of what `Collator.mixture` made, and the loss of every part that there is."""
+        assert isinstance(model, MPlug2ForConditionalGeneration)
+        parts = {}
+        for part in batch:
+            name = next((key for key in ("boxes", *_PIXELS) if key in part), "input_ids")
+            asked = self._grounds(model) if name == "boxes" else model
+            parts[_PIXELS.get(name, name)] = (asked(**part).loss, len(part["input_ids"]))
+        total = torch.stack([loss * count for loss, count in parts.values()]).sum()
+        return total / sum(count for _, count in parts.values()), {key: one.detach() for key, (one, _) in parts.items()}
+
+    def _grounds(self, model: MPlug2ForConditionalGeneration) -> MPlug2ForGrounding:
+        """The model as the class that finds boxes."""
+        if self._grounder is None or self._grounder.model is not model.model:
+            self._grounder = model.grounder()
+        return self._grounder
+
+
+_PIXELS = {"pixel_values": "image", "pixel_values_videos": "video", "input_ids": "text"}
+"""What a part of `Mixed` has -> what its loss is called."""
 
 
 class Aligned(Taught):
@@ -347,7 +378,8 @@ def pretraining(
     """
     if init is not None:
         refuse_beside(f"init={init}, which has them", preset=preset, clip=clip, bert=bert)
-    switches = {"universal_sharing": universal_sharing, "instructions": instructions}
+    told = [f"caption {medium}" for medium in SEEN] if instructions else False
+    switches = {"universal_sharing": universal_sharing, "instructions": told}
     changes: dict[str, Any] = {"queue_size": queue_size} | switches
     config = MPlug2Config.preset(preset or "base", **changes) if init is None else load_config(init, MPlug2Config)
     processor = MPlug2Processor.from_config(config) if init is None else load_processor(init)
@@ -459,7 +491,8 @@ def captioning(
     processor, rows = load_processor(init), _rows(data, (), reading=how)
     collate = Collator(processor, instructions=instructions, prompt=prompt).captions
     generates = MPlug2ForConditionalGeneration
-    return _task("caption", init, processor, rows, collate, how, generates, instructions=instructions)
+    told = [f"caption {kind}" for kind in _by_kind(rows, how)] if instructions else False
+    return _task("caption", init, processor, rows, collate, how, generates, instructions=told)
 
 
 def self_critical(
@@ -516,8 +549,56 @@ def answering(
     weight = 0.4 if alpha is None else alpha
     objective = Distilled(weight, max(1, len(rows) // how.batch_size)) if distill else supervised
     collate, generates = Collator(processor, instructions=instructions).answers, MPlug2ForConditionalGeneration
-    changes: dict[str, Any] = {"distill": distill, "instructions": instructions}
+    told = [f"answer {kind}" for kind in _by_kind(rows, how) if kind in SEEN] if instructions else False
+    changes: dict[str, Any] = {"distill": distill, "instructions": told}
     return _task("answering", init, processor, rows, collate, how, generates, objective, **changes)
+
+
+def mixture(
+    init: str,
+    data: str,
+    tasks: tuple[str, ...] = (),
+    instructions: bool = True,
+    grounding_bins: int | None = None,
+    how: Tuning = Tuning(),
+) -> Recipe:
+    """One decoder for many tasks, told apart by instructions: caption, answer, match, classify, ground, complete.
+
+    Every row does at each turn one of the tasks that it has what for, drawn evenly: `image` or `video` with `captions`
+    or `text` (caption; match, yes or no, half of the texts another row's), with `question` and `answers` (answer), with
+    `label` (classify); an `image` with `boxes` and a phrase in `text` (ground); texts of several words, beside a medium
+    or alone (complete); a `text` alone with `label` (classify). Data: those of the other recipes, in one manifest.
+    Cost: as `answering`. No such recipe was released: rates are those of the released video tasks.
+
+    Args:
+        tasks: of these names; without it all that rows have what for.
+        instructions: whether the model is told what to do. Without it, a control, it sees the question, phrase or text
+            alone and has to guess what is wanted.
+        grounding_bins: coordinates of a side that boxes are written with, without it those of init.
+    """
+    known = sorted({task for task, _ in TEMPLATES})
+    if unknown := set(tasks) - set(known):
+        raise UsageError(f"expected tasks among {', '.join(known)}, got {', '.join(sorted(unknown))}")
+
+    def able(sample: Sample) -> list[tuple[str, str]]:
+        medium = Row(sample).medium
+        return [(task, medium) for task in offers(sample, medium) if not tasks or task in tasks]
+
+    processor = load_processor(init)
+    rows = select(
+        data,
+        f"what a task needs ({', '.join(tasks or known)})",
+        lambda sample: not is_heard(sample) and bool(able(sample)),
+        reading=how,
+    )
+    cells = {cell for sample in rows for cell in able(sample)}
+    if absent := set(tasks) - {task for task, _ in cells}:
+        raise ValueError(f"expected rows for {' and '.join(sorted(absent))} in {data}, got none; leave it out of tasks")
+    changes: dict[str, Any] = {"instructions": [" ".join(cell) for cell in sorted(cells)] if instructions else False}
+    if grounding_bins is not None:
+        changes["grounding_bins"] = grounding_bins
+    collate = Collator(processor, instructions=instructions, tasks=tasks).mixture
+    return _task("mixture", init, processor, rows, collate, how, MPlug2ForConditionalGeneration, Mixed(), **changes)
 
 
 def retrieval(
@@ -636,7 +717,7 @@ def _task(
 ) -> Recipe:
     """A recipe of one stage that goes on from a model directory, its configuration changed."""
     # answers are learned in parts of one kind each, so that pictures and clips may share a batch
-    source = _reader if name == "answering" else _apart
+    source = _reader if name in ("answering", "mixture") else _apart
     stage = _stage(name, objective, partial(source, rows, processor, collate, how), how)
     if how.schedule == "released":
         # 100 in the released captioning alone, where it dents the rate (specification 12).

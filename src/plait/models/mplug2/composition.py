@@ -53,7 +53,11 @@ def _both(parts: tuple[Part, ...], heads: tuple[Head, ...], about: str) -> dict[
 TABLE: dict[Task, dict[Medium, Path]] = {
     # As released: captions use neither text encoder nor fusion, though an official file holds both.
     "caption": _both((*_SEE, "decoder"), (), "the decoder writes, looking at the vision tokens"),
-    "answer": _both(_ALL, (), "the decoder writes or ranks answers, looking at fused vision and question"),
+    "answer": {
+        **_both(_ALL, (), "the decoder writes or ranks answers, looking at fused vision and question"),
+        # Instructions about a text alone: there is nothing to fuse it with.
+        "text": Path(("text", "universal", "decoder"), (), "the decoder writes, looking at the text alone"),
+    },
     "retrieve": _both(
         (*_SEE, "text", "fusion"), ("projections", "matching"), "class tokens are compared; the best pairs are fused"
     ),

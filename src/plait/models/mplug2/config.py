@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from plait.models.mplug2.composition import TASKS
+from plait.models.mplug2.composition import TASKS, TEMPLATES
 from plait.nn.contract import OpensAlone, checked
 from plait.presets import Presets, choose
 from plait.weights.keymap import count_layers
@@ -111,8 +111,9 @@ class MPlug2Config(Presets, OpensAlone, PreTrainedConfig):
         queue_size: columns of the contrastive queues, 0 for none and no teacher.
         momentum: of the teacher, the share that stays at an update.
         distill: whether a generative model has a teacher.
-        instructions: whether the model was trained to be told what to do (`composition.TEMPLATES`): then
-            captions are asked for, and questions framed, as they were in training.
+        instructions: what the model was trained to be told, cells of `composition.TEMPLATES` such as
+            `caption image`, and nothing else is sent to it; True, as older files have it, for captions,
+            answers and classes of what is seen, False for none.
         num_images: images per sample of a sequence classifier; 2 as in NLVR2.
         grounding_bins, grounding_start_id: coordinate tokens are the `bins + 1` ids behind the
             start id.
@@ -171,7 +172,7 @@ class MPlug2Config(Presets, OpensAlone, PreTrainedConfig):
     queue_size: int = 0
     momentum: float = 0.995
     distill: bool = False
-    instructions: bool = False
+    instructions: bool | list[str] | tuple[str, ...] = False
     num_images: int = 1
     # mPLUG's 337 coordinate tokens; 344 is [unused339] in uncased BERT's vocabulary (specification 7.3).
     grounding_bins: int = 336
@@ -190,7 +191,7 @@ class MPlug2Config(Presets, OpensAlone, PreTrainedConfig):
         """Check names and turn every field into what JSON gives back, so that a saved configuration equals its source.
 
         Raises:
-            ValueError: for an unknown task, modality or sharing.
+            ValueError: for an unknown task, modality, sharing or instruction.
         """
         if self.task is not None and self.task not in TASKS:
             raise ValueError(f"expected a task among {', '.join(TASKS)}, got {self.task!r}")
@@ -199,6 +200,13 @@ class MPlug2Config(Presets, OpensAlone, PreTrainedConfig):
             raise ValueError(f"expected modalities among image, video, got {', '.join(sorted(unknown))}")
         if self.universal_sharing not in ("shared", "apart"):
             raise ValueError(f"expected universal_sharing shared or apart, got {self.universal_sharing!r}")
+        if not isinstance(self.instructions, bool):
+            known = [" ".join(cell) for cell in TEMPLATES]
+            if unknown := set(self.instructions) - set(known):
+                raise ValueError(
+                    f"expected instructions among {', '.join(known)}, got {', '.join(map(repr, sorted(unknown)))}"
+                )
+            self.instructions = [cell for cell in known if cell in self.instructions]
         # A file cannot hold fewer layers than run; presets and changes may name one number only.
         self.stored_fusion_layers = max(self.stored_fusion_layers, self.num_fusion_layers)
         # In the order of the house, whatever order the caller wrote.

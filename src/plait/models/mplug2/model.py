@@ -52,17 +52,17 @@ class Encoded(ModelOutput):
     fused_text: Tensor | None = None
 
     def states(self) -> tuple[Tensor, Tensor | None]:
-        """What a decoder attends to: vision, with text behind it where there is one, fused where they were.
+        """What a decoder attends to: vision, with text behind it where there is one, fused where they were, or text.
 
         Returns:
-            States (batch, seq, dim), and which of them are real, (batch, seq) bool, None where all
-                are.
+            States (batch, seq, dim), and which of them are real, (batch, seq) bool, None where all are.
         """
         vision = self.vision if self.fused_vision is None else self.fused_vision
         text = self.text if self.fused_text is None else self.fused_text
-        assert vision is not None
-        if text is None:
-            return vision, None
+        if vision is None or text is None:
+            found = text if vision is None else vision
+            assert found is not None
+            return found, self.text_mask if vision is None else None
         # Vision is never padded: images and videos of a batch have one size.
         seen = vision.new_ones(vision.shape[:2], dtype=torch.bool)
         mask = None if self.text_mask is None else torch.cat([seen, self.text_mask], dim=1)

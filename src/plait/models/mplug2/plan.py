@@ -236,6 +236,7 @@ def count_flops(network: MPlug2Model, parts: set[str], medium: str, work: Worklo
         vision = torch.cat([vision, text], dim=1)
     if "decoder" in parts:
         ids = torch.zeros(work.beams, work.length, dtype=torch.long, device="meta")
+        vision = vision if "vision" in parts else text  # what the decoder looks at
         _, flops["decoder"] = measured(lambda: network.decoder(ids, vision.expand(work.beams, -1, -1), attend))
         _, once = measured(lambda: network.decoder.cross_keys(vision))
         flops["decoder"] -= (work.beams - 1) * once  # all beams share the keys of their item

@@ -407,6 +407,7 @@ class Collator:
         prompt: what captions stand behind.
         pretraining: with its crops, and in `pairs` what to write and the instruction as well.
         reads_words: whether `classes` has the words of a row; those beside an image are not for every head.
+        tasks: of `mixture`, all that rows have what for without it.
 
     Source: specification mPLUG-2, sections 7 and 11.
     """
@@ -420,9 +421,10 @@ class Collator:
         prompt: str = "",
         pretraining: bool = False,
         reads_words: bool = True,
+        tasks: Sequence[str] = (),
     ) -> None:
         self.processor, self.instructions, self.pretraining = processor, instructions, pretraining
-        self.labels, self.prompt, self.reads_words = list(labels), prompt, reads_words
+        self.labels, self.prompt, self.reads_words, self.tasks = list(labels), prompt, reads_words, tuple(tasks)
 
     def pixels(self, rows: Sequence[Row], rng: np.random.Generator) -> dict[str, Tensor]:
         """What rows show, cropped and changed as the release does in training.
@@ -551,6 +553,69 @@ class Collator:
             "answer_weights": torch.tensor([count / one.total() for one in given for count in one.values()]),
         }
 
+    def mixture(self, rows: list[Row], rng: np.random.Generator) -> list[dict[str, Tensor]]:
+        """Rows of any media, each with one of the tasks that it has what for, drawn evenly.
+
+        Half of the texts to be matched are another row's. Without `instructions` the text encoder reads the question,
+        phrase or text alone, or nothing.
+
+        Args:
+            rows: of any media, for each of which `offers` names a task of `self.tasks`.
+            rng: of all draws.
+
+        Returns:
+            A part for what is written about images, about videos and about texts alone, as
+                `MPlug2ForConditionalGeneration.forward` takes it, and one of phrases to be found, as that of
+                `MPlug2ForGrounding`; parts without rows are left out.
+        """
+        parts: dict[str, list[tuple[Row, str, str]]] = {}
+        for row in rows:
+            able = [task for task in offers(row.sample, row.medium) if not self.tasks or task in self.tasks]
+            task = able[int(rng.integers(len(able)))]
+            if task == "ground":
+                parts.setdefault("ground", []).append((row, "", ""))
+                continue
+            text, answer = self._asked(task, row, rows, rng)
+            told = instruct(task, row.medium, text, enabled=self.instructions)
+            parts.setdefault(row.medium, []).append((row, told, answer))
+        batch = []
+        for name, asked in parts.items():
+            shown = [row for row, _, _ in asked]
+            if name == "ground":
+                batch.append(self.boxes(shown, rng))
+                continue
+            batch.append({
+                **({} if name == "text" else self.pixels(shown, rng)),
+                **self.processor.tokenize([told for _, told, _ in asked], truncation=True),
+                **self.written([answer for _, _, answer in asked]),
+            })  # fmt: skip
+        return batch
+
+    def _asked(self, task: str, row: Row, rows: Sequence[Row], rng: np.random.Generator) -> tuple[str, str]:
+        """The text that an instruction of `task` is about, empty where it is about the medium alone, and the answer.
+
+        rows: of the batch, whose texts do not fit `row`. rng: of all draws.
+        """
+        sample = row.sample
+        if task == "answer":
+            given = sample.answers or []
+            return sample.question or "", given[int(rng.integers(len(given)))]
+        if task == "classify":
+            return (sample.text or "") if row.medium == "text" else "", sample.label or ""
+        if task == "complete":
+            words = [text.split() for text in captions_of(sample) if " " in text.strip()]
+            chosen = words[int(rng.integers(len(words)))]
+            cut = int(rng.integers(1, len(chosen)))
+            return " ".join(chosen[:cut]), " ".join(chosen[cut:])
+        if task == "match":
+            own = set(captions_of(sample))
+            others = [text for other in rows if offers(other.sample, other.medium) for text in _texts(other.sample)]
+            wrong = [text for text in others if text not in own]
+            if wrong and rng.integers(2):
+                return wrong[int(rng.integers(len(wrong)))], "no"
+            return caption_of(sample, rng), "yes"
+        return "", caption_of(sample, rng)
+
     def boxes(self, rows: list[Row], rng: np.random.Generator) -> dict[str, Tensor]:
         """Images, phrases and the first box of each row.
 
@@ -574,7 +639,9 @@ class Collator:
                 raise ValueError(f"expected a box x0, y0, x1, y1 in row {row.sample.id!r}, got {row.sample.boxes}")
             x0, y0, x1, y1 = grounding(row.seen, corners[None], self.processor.image_size).boxes[0].tolist()
             found.append([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
-        phrases = [row.sample.question or row.sample.text or "" for row in rows]
+        # Beside answers the question is another task's.
+        phrases = [("" if row.sample.answers else row.sample.question) or row.sample.text or "" for row in rows]
+        phrases = [instruct("ground", "image", phrase, enabled=self.instructions) for phrase in phrases]
         return {
             "pixel_values": torch.stack([self.processor.pixels(row.seen) for row in rows]),
             **self.processor.tokenize(phrases, truncation=True),
@@ -607,16 +674,42 @@ class Collator:
         return batch
 
 
+def offers(sample: Sample, medium: str) -> list[str]:
+    """The tasks of `composition.TEMPLATES` that a row has what for.
+
+    Args:
+        sample: the row.
+        medium: that is looked at or read: text, image or video.
+
+    Example:
+        >>> offers(Sample("a", image="a.png", text="cat", label="animal"), "image")
+        ['caption', 'match', 'classify']
+    """
+    texts, found = _texts(sample), []
+    if medium != "text":
+        found += ["caption", "match"] if texts else []
+        found += ["answer"] if sample.question and sample.answers else []
+    found += ["classify"] if sample.label and (medium != "text" or sample.text) else []
+    if medium == "image" and sample.boxes and (sample.text or (sample.question and not sample.answers)):
+        found.append("ground")
+    return [*found, "complete"] if any(" " in text.strip() for text in texts) else found
+
+
+def _texts(sample: Sample) -> list[str]:
+    """Captions of the row, or its text; none where it has neither."""
+    return list(sample.captions or ([sample.text] if sample.text else []))
+
+
 def captions_of(sample: Sample) -> list[str]:
     """The row's captions, or its text as the only one.
 
     Raises:
         ValueError: naming the row, where it has neither.
     """
-    texts = sample.captions or ([sample.text] if sample.text else [])
+    texts = _texts(sample)
     if not texts:
         raise ValueError(f"expected text or captions in row {sample.id!r}, got neither")
-    return list(texts)
+    return texts
 
 
 def caption_of(sample: Sample, rng: np.random.Generator) -> str:

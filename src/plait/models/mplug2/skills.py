@@ -51,6 +51,8 @@ _JUDGES = Offer(frozenset({"answer", "rank"}), frozenset({"image"}), ("decide",)
 COMPARING = ("MPlug2ForRetrieval", "MPlug2ForPreTraining")
 """Classes that choose among labels by similarity."""
 
+_SENT = {(task, medium) for task in ("caption", "answer", "classify") for medium in ("image", "video")}
+
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
@@ -59,7 +61,7 @@ _MARKS = re.compile(r"([,.'!?\"()*#:;~])")
 
 
 class MPlug2Skills(Asking):
-    """See `plait.types.Skills`; a model with `config.instructions` is told what to do as in its training.
+    """See `plait.types.Skills`; a model is told what its configuration says it was trained to be told.
 
     Raises ValueError for a class without an offer.
     """
@@ -77,12 +79,21 @@ class MPlug2Skills(Asking):
             )
         self.model, self.processor = model, processor
         self.writer = model.writer() if self.name == "MPlug2ForPreTraining" else model
-        self.instructed = bool(getattr(model.config, "instructions", False))
         task = getattr(model.config, "task", None)
         self.tasks, kinds, self.capabilities = _JUDGES if task in ("entail", "compare") else OFFERS[self.name]
         if task == "caption":
             # A captioner has neither text encoder nor fusion, so no question can be read.
             self.tasks -= {"answer", "rank"}
+        self.grounder, self.kinds_of = model, {}
+        if self.name == "MPlug2ForConditionalGeneration" and task is None:
+            # Tasks of one decoder that is told them apart.
+            if self._is_told("match", "image") or self._is_told("match", "video"):
+                self.tasks |= {"match"}
+            if self._is_told("ground", "image"):
+                self.tasks, self.capabilities = self.tasks | {"ground"}, (*self.capabilities, "ground")
+                self.grounder = model.grounder()
+            if self._is_told("classify", "text"):
+                self.kinds_of = {"classify": kinds | {"text"}}
         media = ("text", *getattr(model.config, "modalities", kinds))  # a branch may have been left in the file
         self.kinds = frozenset(kind for kind in kinds if kind in media)
         self.num_frames = processor.num_frames
@@ -122,7 +133,7 @@ class MPlug2Skills(Asking):
 
     def caption(self, kind: str, prepared: Sequence[Tensor], options: Mapping[str, Any]) -> list[str]:
         """Beam search from the media alone, or from them and the instruction to describe them."""
-        asked = self._tokens([instruct("caption", kind)] * len(prepared)) if self.instructed else {}
+        asked = self._told("caption", kind, len(prepared))
         ids = self.writer.generate(**self._pixels(kind, prepared), **asked, **options)
         return [self.processor.decode_text(row) for row in ids]
 
@@ -151,8 +162,7 @@ class MPlug2Skills(Asking):
         """
         if getattr(self.writer.model, "decoder", None) is None:
             raise ValueError(f"expected a model that writes, got {self.name}; pass another model")
-        asked = self._asked(kind, [question]) if question else [instruct("caption", kind)] if self.instructed else None
-        words = {} if asked is None else self._tokens(asked)
+        words = self._tokens(self._asked(kind, [question])) if question else self._told("caption", kind, 1)
         # the end tokens are not asked where they looked; what is left of each row is fed to predict the next piece
         ids = self.processor.answers([text])["input_ids"]
         ids = ids[:, : int((ids != self.model.config.eos_token_id).sum())].to(self.model.device)
@@ -196,8 +206,12 @@ class MPlug2Skills(Asking):
         return told
 
     def fits(self, kind: str, prepared: Sequence[Tensor], texts: Sequence[str]) -> list[float]:
-        """How probable a match is by the head behind the fusion module, row by row."""
-        return self.model.fit(**self._pixels(kind, prepared), **self._tokens(texts)).tolist()
+        """How probable a match is by the head behind the fusion module, or by yes against no, row by row."""
+        pixels = self._pixels(kind, prepared)
+        if self.name not in COMPARING:  # a decoder that was told to say whether they fit
+            asked = self._tokens([instruct("match", kind, text) for text in texts])
+            return [dict(ranked)["yes"] for ranked in self._ranked(("yes", "no"), **pixels, **asked)]
+        return self.model.fit(**pixels, **self._tokens(texts)).tolist()
 
     def match(self, ask: Ask, texts: Sequence[str]) -> Tensor:
         """How well each text fits the medium of `ask` as the match head sees both: logits (texts,) in float32."""
@@ -213,17 +227,24 @@ class MPlug2Skills(Asking):
 
     def ground(self, prepared: Sequence[Tensor], phrases: Sequence[str]) -> list[tuple[float, float, float, float]]:
         """A box for each phrase: x0, y0, x1, y1 as shares of width and height, cut at the rim."""
-        boxes = self.model.ground(**self._pixels("image", prepared), **self._tokens(phrases))
+        told = self._is_told("ground", "image")
+        asked = self._tokens([instruct("ground", "image", phrase, enabled=told) for phrase in phrases])
+        boxes = self.grounder.ground(**self._pixels("image", prepared), **asked)
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in corners(boxes).clamp(0, 1).tolist()]
 
     def classify(
         self, kind: str, prepared: Sequence[Any], labels: Sequence[str] | None
     ) -> list[list[tuple[str, float]]]:
-        """Labels by similarity, or by their likelihood as captions, best first. Raises ValueError for none."""
+        """Labels by similarity, or by their likelihood as what is written, best first. Raises ValueError for none.
+
+        A model that was never told to classify is asked for a caption.
+        """
         if labels is None:
             raise ValueError(f"expected labels to choose from for {self.name}, got none; give some")
+        if kind == "text":
+            return self._ranked(labels, **self._tokens([instruct("classify", kind, text) for text in prepared]))
         if self.name not in COMPARING:
-            asked = self._tokens([instruct("classify", kind)] * len(prepared)) if self.instructed else {}
+            asked = self._told("classify", kind, len(prepared)) or self._told("caption", kind, len(prepared))
             return self._ranked(labels, **self._pixels(kind, prepared), **asked)
         features = getattr(self.model, f"get_{kind}_features")(**self._pixels(kind, prepared))
         texts = self.model.get_text_features(**self._tokens(labels))
@@ -241,7 +262,19 @@ class MPlug2Skills(Asking):
 
     def _asked(self, kind: str, questions: Sequence[str]) -> list[str]:
         """Questions as the model was trained to be asked them."""
-        return [instruct("answer", kind, question, enabled=self.instructed) for question in questions]
+        told = self._is_told("answer", kind)
+        return [instruct("answer", kind, question, enabled=told) for question in questions]
+
+    def _is_told(self, task: str, kind: str) -> bool:
+        """Whether training told the model what to do in this cell of `composition.TEMPLATES`."""
+        told = getattr(self.model.config, "instructions", False)
+        if isinstance(told, bool):  # as written before configurations listed them: what was sent then
+            return told and (task, kind) in _SENT
+        return f"{task} {kind}" in told
+
+    def _told(self, task: str, kind: str, count: int) -> dict[str, Tensor]:
+        """The instruction of a task without a text as inputs of `count` items; nothing where training never gave it."""
+        return self._tokens([instruct(task, kind)] * count) if self._is_told(task, kind) else {}
 
     def _pixels(self, kind: str, prepared: Sequence[Tensor]) -> dict[str, Tensor]:
         """Prepared items as one batch under the name of their kind, on the device and in the type of the model."""

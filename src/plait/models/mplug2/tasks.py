@@ -71,10 +71,11 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
     ) -> Encoded:
         """The path of captioning, or with input_ids that of answering; shapes as in `MPlug2Model.run`.
 
-        network: by default the student's. Raises ValueError unless exactly one of images and videos
-        is given.
+        network: by default the student's. Raises ValueError unless images, videos or texts alone are given.
         """
-        path = path_of("caption" if input_ids is None else "answer", self.medium(pixel_values, pixel_values_videos))
+        is_text = input_ids is not None and pixel_values is None and pixel_values_videos is None
+        medium = "text" if is_text else self.medium(pixel_values, pixel_values_videos)
+        path = path_of("caption" if input_ids is None else "answer", medium)
         return (network or self.model).run(path, pixel_values, pixel_values_videos, input_ids, attention_mask)
 
     @outputs_for_transformers
@@ -161,6 +162,17 @@ class MPlug2ForConditionalGeneration(MPlug2PreTrainedModel):
         teacher = self._teacher()
         encoded = self.encode(pixel_values, pixel_values_videos, input_ids, attention_mask, network=teacher)
         return self._decode(teacher, encoded, Texts(decoder_input_ids, decoder_attention_mask, answers_per_question))
+
+    def grounder(self) -> MPlug2ForGrounding:
+        """The same network, shared and not copied, as the class that finds boxes; the mode is this model's.
+
+        Raises:
+            ValueError: where the coordinate tokens reach beyond the vocabulary.
+        """
+        with torch.device("meta"):  # then given this network, so no second copy is ever allocated
+            other = MPlug2ForGrounding(self.config.changed({"task": None, "modalities": ["image"]}))
+        other.model = self.model
+        return other.train(self.training)
 
     def _teacher(self) -> Teacher:
         """The teacher. Raises ValueError for a model without one."""
