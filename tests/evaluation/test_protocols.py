@@ -247,3 +247,30 @@ def test_subjects_have_scores_of_their_own(task: str, layout: str, opened: Any, 
     place, split = fixture(TASKS[task], layout, tmp_path / "data")
     result = evaluate(TASKS[task], opened("mplug_owl2"), place, None, Options(split=split, limit=4))
     assert result["categories"]
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "layout", "options", "said"),
+    [
+        ("mplug2", "vqav2", "vqav2", ["--answers", "empty.json"], "expected a list of answers in"),
+        ("mplug2_retrieval", "coco_retrieval", "retrieval_json_list", ["--rerank", "1000"], "expected --rerank of at"),
+        ("mplug2_ground", "vqav2", "vqav2", [], "which can ground"),
+        ("mplug2", "vqav2", "refcoco", [], "v2_OpenEnded_mscoco"),
+    ],
+)
+def test_wrong_protocols_are_one_line_of_the_command(
+    family: str, task: str, layout: str, options: list[str], said: str, opened: Any, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """An empty list, more than the gallery, the head of another task, the rows of another benchmark."""
+    FAMILIES[family](tmp_path / "model")
+    owner = next(name for name in (layout, task) if name in TASKS)
+    place, split = fixture(TASKS[owner], layout, tmp_path / "data")
+    (tmp_path / "empty.json").write_text("[]")
+    given = [str(tmp_path / word) if word.endswith(".json") else word for word in options]
+    capsys.readouterr()
+    command = ["eval", task, str(tmp_path / "model"), "--data", str(place), "--split", split, *given]
+    assert main([*command, "--out", str(tmp_path / "out")]) in (1, 2)
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait: ")]
+    assert len(error) == 1 and said in error[0]
+    assert not (tmp_path / "out" / "result.json").exists()
