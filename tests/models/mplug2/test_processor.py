@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from plait.models.mplug2.config import MPlug2Config
 from plait.models.mplug2.processor import MPlug2Processor
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "runs", "who", "is", "##s", "video", "of"]
@@ -94,3 +95,9 @@ def test_save_and_load_round_trip(processor: MPlug2Processor, tmp_path: Path) ->
     one, text = picture(), ["who runs"]
     a, b = (p(images=one, text=text, videos=[one] * 2) for p in (processor, again))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_filled_labels_are_decoded_without_their_filling() -> None:
+    processor = MPlug2Processor.from_config(MPlug2Config.preset("tiny", vocab_size=30522))
+    ids = processor.tokenizer("a dog", add_special_tokens=False)["input_ids"]
+    assert processor.batch_decode(torch.tensor([[*ids, -100]])) == processor.batch_decode([ids]) == ["a dog"]

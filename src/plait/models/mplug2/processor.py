@@ -316,6 +316,13 @@ class MPlug2Processor(OpensAlone, ProcessorMixin):
         lengths = torch.tensor([len(target.ids) for target in targets])
         return {"input_ids": ids, "attention_mask": torch.arange(width) < lengths[:, None], "labels": labels}
 
+    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
+        """Ids to texts, as in transformers; -100, which fills labels and Trainer's predictions, is left out.
+
+        sequences: (batch, seq); options: of the tokenizer.
+        """
+        return super().batch_decode([[int(i) for i in row if int(i) >= 0] for row in sequences], **options)
+
     def decode_text(self, ids: Sequence[int] | Tensor) -> str:
         """Generated ids to text.
 
