@@ -218,8 +218,10 @@ def annotated(picture: Image, row: Any, side: int, *, has_masks: bool) -> dict[s
     if not (isinstance(row, Mapping) and isinstance(row.get("annotations"), list | tuple) and "image_id" in row):
         got = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(f"expected image_id and annotations of every image, got {got}; pass COCO's rows so")
-    rows = [{**one, "segmentation": one.get("segmentation") if has_masks else None} for one in row["annotations"]]
-    numbers = {one.get("category_id"): one.get("category_id") for one in rows}
+    rows: list[dict[str, Any]] = [
+        {**one, "segmentation": one.get("segmentation") if has_masks else None} for one in row["annotations"]
+    ]
+    numbers: dict[Any, Any] = {one.get("category_id"): one.get("category_id") for one in rows}
     objects = read_objects(rows, numbers, picture.size, f"image {row['image_id']}")
     if has_masks and rows and objects.masks is None:
         raise ValueError(f"image {row['image_id']}: expected a segmentation of every object; ask for boxes alone")
