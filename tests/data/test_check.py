@@ -53,6 +53,29 @@ def test_leaks_missing_and_damaged_files_and_bad_rows_are_found(data, capsys):
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
+def test_every_image_of_a_row_is_looked_at_and_its_map_of_classes_too(data, capsys):
+    write(
+        data,
+        {"id": "two", "images": ["a.png", "b.png"], "split": "train"},
+        {"id": "copy", "images": ["copy.png", "gone.png"], "split": "test"},
+        {"id": "map", "image": "b.png", "mask": "bad.png", "split": "train"},
+    )
+    report = check(data)
+    assert report.counts["train"]["image"] == 3
+    assert report.leaks == ["copy (test) is the same file as two (train)"]
+    assert len(report.missing) == 1 and "gone.png" in report.missing[0]
+    assert len(report.damaged) == 1 and report.damaged[0].startswith("map: ")
+
+
+@pytest.mark.parametrize("row", [{"images": ["a.png", "b.png"]}, {"image": "a.png", "mask": "b.png"}])
+def test_rows_of_files_that_shards_do_not_hold_are_not_packed(data, row, capsys):
+    write(data, {"id": "r", **row})
+    assert main(["data", "pack", str(data), str(data / "packed")]) == 1
+    named = "mask" if "mask" in row else "images"
+    assert f"r: expected files that shards hold, one of each medium, got {named}" in capsys.readouterr().err
+    assert not (data / "packed").exists()
+
+
 def test_commands_say_what_was_wrong(tmp_path, capsys):
     assert main(["data", "build", "nano"]) == 2
     assert main(["data", "build", "full", "--shipped"]) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from plait.data.manifest import Skipped, _sample, read_manifest, write_manifest
 from plait.reading import outside
@@ -148,3 +149,20 @@ def test_several_images_of_a_row_are_found_beside_the_manifest(tmp_path: Path) -
     write(tmp_path / "m.jsonl", {"id": "a", "images": "a.png"})
     with pytest.raises(ValueError, match="line 1: field 'images': expected a list of str values"):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def test_a_map_of_classes_lies_beside_its_manifest(tmp_path: Path) -> None:
+    for name in ("a.png", "classes.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    rows = [
+        {"id": "a", "image": "a.png", "mask": "classes.png"},
+        {"id": "b", "text": "a mask", "mask": "classes"},  # a word of a person's own
+    ]
+    path = tmp_path / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_manifest(path)
+    assert first.meta["mask"] == str(tmp_path / "classes.png") and second.meta["mask"] == "classes"
+    write_manifest(tmp_path / "again.jsonl", [first, second])
+    assert [json.loads(line)["mask"] for line in (tmp_path / "again.jsonl").read_text().splitlines()] == [
+        "classes.png", "classes",
+    ]  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.data.manifest import MEDIA, Skipped, files_of, no_such_file
+from plait.data.manifest import MEDIA, Skipped, files_of, more_files_of, no_such_file
 from plait.data.packages import sha256
 from plait.data.sources import open_samples
 from plait.media.audio import load_audio
@@ -121,6 +121,11 @@ def check(path: str | Path, progress: bool = False, bounds: Bounds | None = None
             lengths[name].append((report.seconds.get(name, 0.0) - before, sample.id))
             if digest is not None:
                 splits[digest].setdefault(split, sample.id)
+        for name, file in more_files_of(sample):
+            digest = _check_file(sample, "image", file, report)
+            counts[split]["image"] += name == "images"
+            if digest is not None and name == "images":  # maps of classes may well be alike
+                splits[digest].setdefault(split, sample.id)
         if bounds is not None and bounds.tokens is not None:
             for text in (sample.text, sample.question, *(sample.captions or ())):
                 lengths["text"].append((bounds.count(text) if text else 0, sample.id))
@@ -145,6 +150,7 @@ def _outside(samples: Sequence[Sample], place: Path) -> list[str]:
     """A line where rows name media outside of the data set, which a stranger's has no reason to."""
     root = (place if place.is_dir() else place.parent).resolve()
     named = [(sample, file) for sample in samples for file in files_of(sample).values()]
+    named += [(sample, path) for sample in samples for _, path in more_files_of(sample)]
     out = [(s.id, file) for s, file in named if isinstance(file, str) and not Path(file).resolve().is_relative_to(root)]
     said = f"{len(out)} media are outside of {root} (the first {out[0][1]}, row {out[0][0]})" if out else ""
     return [f"{said}; a list that Plait did not write here is read and packed with --outside alone"] if out else []

@@ -67,6 +67,14 @@ def files_of(sample: Sample) -> dict[str, Any]:
     }
 
 
+def more_files_of(sample: Sample) -> list[tuple[str, str]]:
+    """Field and path of the files that a row names beside those of `files_of`: several images, a map of classes."""
+    images = sample.meta.get("images")
+    found = [("images", value) for value in images if isinstance(value, str)] if isinstance(images, list) else []
+    mask = sample.meta.get("mask")
+    return [*found, ("mask", mask)] if isinstance(mask, str) and os.path.isfile(mask) else found
+
+
 def put_file(sample: Sample, name: str, file: Packed) -> None:
     """Let a row hold a file that lies inside another; a user's own modality is among the other fields of the row."""
     if name in MEDIA:
@@ -286,6 +294,8 @@ def write_manifest(path: str | Path, samples: Iterable[Sample], *, replace: bool
                 row[name] = _relative(row[name], path.parent, sample.id, name)
         if isinstance(row.get("images"), list):
             row["images"] = [_relative(value, path.parent, sample.id, "images") for value in row["images"]]
+        if isinstance(row.get("mask"), str) and os.path.isfile(row["mask"]):
+            row["mask"] = _relative(row["mask"], path.parent, sample.id, "mask")
         lines.append(row_line(row) + "\n")
         leads = leads or _first(row, lambda value: leads_outside(path.parent, value)) is not None
     content = "".join(lines).encode()
@@ -415,6 +425,9 @@ def _from_row(row: dict[str, Any], folder: Path | None) -> Sample:
                 row[name] = _absolute(row[name], folder)
         if row.get("images") is not None:
             row["images"] = [_absolute(value, folder) for value in row["images"]]
+        # another person's column may be called so too: a path is what leads to a file
+        if isinstance(row.get("mask"), str) and os.path.isfile(os.path.join(folder, row["mask"])):
+            row["mask"] = _absolute(row["mask"], folder)
     return Sample.from_row(row)
 
 

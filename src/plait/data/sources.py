@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from plait.data.folder import scan
-from plait.data.manifest import NAMES, Manifest, Skipped, files_of, write_manifest
+from plait.data.manifest import NAMES, Manifest, Skipped, files_of, more_files_of, write_manifest
 from plait.data.mini import cached_mini
 from plait.data.shards import Shards, WebDataset, is_shards, pack
 from plait.data.tables import is_saved_data_set, read_parquet, read_saved
@@ -103,6 +103,11 @@ def _checked(data: Path, root: Path | None, skipped: Skipped | None) -> Iterator
             sample = samples[number]
             for name, file in files_of(sample).items():
                 _check_medium(file, name, sample, root)
+            if more := more_files_of(sample):
+                raise ValueError(
+                    f"{sample.id}: expected files that shards hold, one of each medium, got {more[0][0]}; train on the "
+                    "manifest itself"
+                )
         except ValueError as error:
             if skipped is None:
                 raise
