@@ -356,7 +356,7 @@ def test_wrong_options_say_what_is_expected(build, tmp_path: Path) -> None:
         ({"branch": ("video",)}, "expected branches among text, image, got video"),
         ({"wings": 2}, "expected fields of MPlug2Config, got wings"),
         ({"task": "dance"}, "expected a task among caption"),
-        ({"branch": ("text",)}, "expected a modality for caption, answer, got text"),
+        ({"branch": ("text",), "task": "caption"}, "expected a modality for caption, got text"),
     ):
         with pytest.raises(ValueError, match=message):
             auto.load(tmp_path, **options)
