@@ -248,7 +248,7 @@ def test_a_file_that_was_put_there_by_hand_stays(tiny: Place) -> None:
 
 
 def test_unknown_names_and_paths_are_no_names(place: Place) -> None:
-    with pytest.raises(UsageError, match="expected a hub id or one of nano, smollm2, one-peace"):
+    with pytest.raises(UsageError, match="expected a hub id or one of nano, nano-mplug2, smollm2, one-peace"):
         fetch.get("one-piece")
     for name in ("../models", "a/../..", "/etc", ".", ".."):
         assert models.cached_model(name) is None
