@@ -19,6 +19,7 @@ REMOVES = {
     "places.py": "the rules of every output: a marker written first, a lock, a partial name that is renamed when whole",
     "data/packages.py:fetch": "its own partial file in the cache becomes the file",
     "evaluation/cache.py:_open": "cuts a torn last line off a file whose first line is its own",
+    "media/remote.py:copy": "a temporary folder of its own, when what was copied is used no more",
     "models/fetch.py:fetch_file": "partial files in the cache that belong to the file being fetched",
     "models/fetch.py:_append": "cuts its own partial file back to what is whole",
     "models/fetch.py:_opened": "a partial file that the server says is of another version",
@@ -47,18 +48,28 @@ WRITES = {
     "data/mini.py": "a new directory of claim's, or the cache",
     "data/packages.py": "the cache",
     "data/shards.py:_write_shards": "the partial directory of atomic_directory",
+    "data/tables.py:read_parquet": "an unnamed temporary file",
+    "evaluation/emergent.py:save": "into memory, then by atomic_write",
     "evaluation/tasks/choices.py:submitted_seed": "the output that eval claimed",
     "evaluation/tasks/suites.py:submitted_owl_eval": "the output that eval claimed",
     "models/convert.py:convert": "the partial directory of atomic_directory",
+    "media/remote.py:copy": "a temporary folder of its own",
     "media/values.py:_load_own": "an unnamed temporary file",
+    "media/values.py:_shortest": "into memory",
     "models/fetch.py:get": "the cache",
     "models/merge.py:merge": "the partial directory of atomic_directory",
     "models/one_peace/model.py:write_sentence_files": "only where no file of another making lies",
     "nn/contract.py:save_pretrained": "as transformers: the directory that the caller names",
     "parity/run.py:write_actual": "the directory that parity --out names",
     "recipes": "the directory of the model that a run saves, inside atomic_directory",
+    "search/bulk.py:fill": "a partial file of atomic_write",
+    "search/vectors.py:__init__": "its own partial directory, to which it appends",
+    "search/vectors.py:finish": "a partial file that is renamed when whole",
+    "search/vectors.py:_write_table": "a partial file that is renamed when whole",
+    "serving/ready.py:known_items": "into memory",
     "training/checkpoint.py:write": "a partial checkpoint",
     "training/checkpoint.py:wait": "the mark that a checkpoint is whole",
+    "training/logging.py:__init__": "appends to the log of the run's own directory",
     "training/logging.py:note_bad": "the run's own directory",
     "training/lora.py:save_adapter": "the directory of an adapter, as peft",
     "ui/page.py:_lent": "a copy in the page's temporary folder, where there are no links",
@@ -67,23 +78,64 @@ WRITES = {
 """Where files are written under their final names -> why nothing of a person's can lie there."""
 
 
-def calls(tree: ast.AST, function: str = "") -> Iterator[tuple[str, str]]:
-    """(innermost function, name) of every call that may remove or overwrite a file."""
+def renamed(tree: ast.AST) -> dict[str, str]:
+    """Names of this file -> the names of os and shutil that they stand for (`from os import replace as swap`)."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {one.asname: one.name for one in node.names if one.asname and one.name in MODULES}
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            found |= {one.asname or one.name: f"{node.module}.{one.name}" for one in node.names}
+    return found
+
+
+def is_writing_open(node: ast.Call, name: str) -> bool:
+    """Whether a call opens a file for writing: a mode among its arguments holds w, a, x or +."""
+    if name not in ("open", "fdopen", "memmap", "open_memmap"):
+        return False
+    given = [*node.args, *(word.value for word in node.keywords if word.arg == "mode")]
+    texts = [one.value for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    return any(set(text) & set("wax+") and set(text) <= set("rwaxbt+:gz") for text in texts)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """(innermost function, name) of everything that may remove or overwrite a file, called or handed on."""
+    known = renamed(tree)
+    yield from _calls(tree, "", known)
+
+
+def _calls(tree: ast.AST, function: str, known: dict[str, str]) -> Iterator[tuple[str, str]]:
     for node in ast.iter_child_nodes(tree):
         inner = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        called = tree.func if isinstance(tree, ast.Call) else None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+            word = node.args[1] if len(node.args) > 1 else None
+            if isinstance(word, ast.Constant) and word.value in (*REMOVING, *WRITING):
+                yield inner, str(word.value)
         if isinstance(node, ast.Call):
-            on_object = isinstance(node.func, ast.Attribute)
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+            if is_writing_open(node, name):
+                yield inner, "write_bytes"
+        if isinstance(node, ast.Name) and known.get(node.id, "").partition(".")[2] in (*REMOVING, *WRITING):
+            yield inner, known[node.id].partition(".")[2]
+        if isinstance(node, ast.Name) and node.id in ("save_file", "write_table"):
+            yield inner, "save_file"
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = ast.unparse(node.value)
+            owner = known.get(owner, owner)
+            name = node.attr
             if name in ("replace", "remove", "copy", "move"):
                 # of texts, lists, arrays and dataclasses, unless of the modules, or a path's with one argument
-                is_path = name == "replace" and on_object and len(node.args) == 1 and not node.keywords
-                counts = owner in MODULES or is_path
+                words = [*tree.args, *(word for word in tree.keywords)] if isinstance(tree, ast.Call) else []
+                one = called is node and len(words) == 1 and getattr(words[0], "arg", "target") in ("target", None)
+                counts = owner in MODULES or (name == "replace" and one)
             else:
-                counts = name in (*REMOVING, *WRITING)
+                is_saved = name in ("save", "savez", "savez_compressed") and owner in ("np", "numpy", "torch")
+                counts = name in (*REMOVING, *WRITING) or is_saved or (name == "write_table")
+                name = "save_file" if is_saved or name == "write_table" else name
             if counts:
                 yield inner, name
-        yield from calls(node, inner)
+        yield from _calls(node, inner, known)
 
 
 def sites(names: tuple[str, ...]) -> set[str]:
@@ -119,6 +171,23 @@ def test_files_are_removed_and_overwritten_in_known_places_alone(names: tuple[st
         ("Path(a).unlink(missing_ok=True)", True),
         ("p.write_text(t)", True),
         ("save_file(x, p)", True),
+        ("open(p, 'w')", True),
+        ("p.open('wb')", True),
+        ("np.save(p, x)", True),
+        ("torch.save(x, p)", True),
+        ("pq.write_table(t, p)", True),
+        ("from os import replace\nreplace(a, b)", True),
+        ("from shutil import move as put\nput(a, b)", True),
+        ("import shutil as sh\nsh.rmtree(p)", True),
+        ("import os as o\no.replace(a, b)", True),
+        ("getattr(os, 'unlink')(p)", True),
+        ("f = shutil.rmtree\nf(p)", True),
+        ("map(Path.unlink, places)", True),
+        ("p.replace(target=q)", True),
+        ("parameter.replace(default=1)", False),
+        ("open(p)", False),
+        ("open(p, 'rb')", False),
+        ("image.copy()", False),
         ("text.replace('a', 'b')", False),
         ("replace(sample, id='x')", False),
         ("array.copy()", False),

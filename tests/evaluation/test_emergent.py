@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plait.cli.evaluate import evaluate
+from plait.errors import UsageError
 from plait.evaluation.emergent import NAMES, ComposedSet, HeldOut, evaluate_emergent, file_name, fuse, score
 
 from ..planted import NOTES, SOUNDING, WORDS, Planted, slug, write_data
@@ -124,3 +125,13 @@ def test_what_is_saved_can_be_read_and_searched_again(data: Path, tmp_path: Path
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(ValueError, match=r"expected a task .*got 'vqa'; similar: .*vqav2"):
         evaluate("vqa", "model", Path("data"))
+
+
+def test_vectors_of_another_making_are_not_replaced(data: Path, tmp_path: Path) -> None:
+    found = evaluate_emergent(Planted(noise=0.1), data)
+    (tmp_path / "vectors.npz").write_bytes(b"a person's own")
+    with pytest.raises(UsageError, match=r"expected no vectors\.npz of another making"):
+        found.save(tmp_path)
+    assert (tmp_path / "vectors.npz").read_bytes() == b"a person's own"
+    found.save(tmp_path / "new")
+    found.save(tmp_path / "new")  # its own is replaced

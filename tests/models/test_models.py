@@ -18,6 +18,7 @@ from plait.models.catalog import DEPTH, local, official
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "own"))  # what was fetched on this machine is no model of the test
     cached = tmp_path / "cache" / "models--some--clip" / "snapshots" / "abc"
     for place in (tmp_path / "runs" / "a" / "model", cached):
         place.mkdir(parents=True)
@@ -47,7 +48,7 @@ def test_parameters_are_those_of_the_key_lists() -> None:
 
 def test_local_models_are_shipped_found_and_cached(runs: Path) -> None:
     rows = {row.name: row for row in local([runs])}
-    assert set(rows) == {"nano", str(runs / "a" / "model"), "some/clip"}
+    assert set(rows) == {"nano", "nano-mplug2", str(runs / "a" / "model"), "some/clip"}
     assert rows["nano"].license == "apache-2.0"
     assert rows["some/clip"].parameters == 15
     assert rows["some/clip"].does == "takes text, image"
@@ -59,7 +60,7 @@ def test_what_is_broken_or_too_deep_is_left_out(runs: Path) -> None:
         place.mkdir(parents=True)
         (place / "config.json").write_text("{")
         save_file({"x": np.zeros(3, np.float32)}, place / "model.safetensors")
-    assert len(local([runs])) == 3
+    assert len(local([runs])) == 4
 
 
 def test_the_verb_prints_a_table_or_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ with it.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,9 @@ import numpy as np
 
 from plait.data.manifest import read_manifest, write_manifest
 from plait.data.pairs import compose, held_out_pairs
+from plait.errors import UsageError
 from plait.metrics.retrieval import bootstrap_interval, class_means, expected_chance, hits_at_k
-from plait.places import atomic_write, claim
+from plait.places import atomic_write, claim, is_ours
 from plait.types import Sample
 
 if TYPE_CHECKING:
@@ -375,13 +377,27 @@ class Evaluation:
         return {"metrics": scores, "examples": self.examples, "labels": self.labels}
 
     def save(self, directory: str | Path) -> Path:
-        """Write vectors.npz, then evaluation.json, whose presence says that both are whole. Returns the JSON's path."""
+        """Write vectors.npz, then evaluation.json, whose presence says that both are whole.
+
+        Args:
+            directory: made where there is none; an earlier evaluation in it is replaced.
+
+        Returns:
+            The JSON's path.
+
+        Raises:
+            UsageError: for a vectors.npz of another making.
+        """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        vectors, result = directory / "vectors.npz", directory / "evaluation.json"
+        if vectors.exists() and not (result.exists() or is_ours(directory)):
+            raise UsageError(f"expected no vectors.npz of another making in {directory}, got one; pass another place")
         # half precision: the vectors are for maps, the scores are made before
         halves: dict[str, Any] = {modality: rows.astype(np.float16) for modality, rows in self.vectors.items()}
-        np.savez_compressed(directory / "vectors.npz", **halves)
-        return atomic_write(directory / "evaluation.json", json.dumps(self.to_json(), indent=1) + "\n")
+        memory = io.BytesIO()
+        np.savez_compressed(memory, **halves)
+        atomic_write(vectors, memory.getvalue())
+        return atomic_write(result, json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def evaluate_emergent(

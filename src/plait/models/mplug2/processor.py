@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -589,7 +590,10 @@ class Collator:
         for name, asked in parts.items():
             shown = [row for row, _, _ in asked]
             if name == "ground":
-                batch.append(self.boxes(shown, rng))
+                # Beside answers the question is another task's.
+                own = [row._replace(sample=replace(row.sample, question=None)) if row.sample.answers else row
+                       for row in shown]  # fmt: skip
+                batch.append(self.boxes(own, rng))
                 continue
             batch.append({
                 **({} if name == "text" else self.pixels(shown, rng)),
@@ -646,8 +650,7 @@ class Collator:
                 raise ValueError(f"expected a box x0, y0, x1, y1 in row {row.sample.id!r}, got {row.sample.boxes}")
             x0, y0, x1, y1 = grounding(row.seen, corners[None], self.processor.image_size).boxes[0].tolist()
             found.append([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
-        # Beside answers the question is another task's.
-        phrases = [("" if row.sample.answers else row.sample.question) or row.sample.text or "" for row in rows]
+        phrases = [row.sample.question or row.sample.text or "" for row in rows]
         phrases = [instruct("ground", "image", phrase, enabled=self.instructions) for phrase in phrases]
         return {
             "pixel_values": torch.stack([self.processor.pixels(row.seen) for row in rows]),
