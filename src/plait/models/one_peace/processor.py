@@ -367,14 +367,17 @@ class OnePeaceProcessor(OpensAlone, ProcessorMixin):
             pretrained_model_name_or_path: directory or hub id.
             args, kwargs: of transformers.
         """
+        kwargs.pop("trust_remote_code", None)  # nothing that a directory brings is ever run
         try:
-            config = OnePeaceConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            config = OnePeaceConfig.from_pretrained(pretrained_model_name_or_path, **kwargs, trust_remote_code=False)
         except OSError:  # a processor may lie alone
             config = None
         if config is None or config.detection is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs, trust_remote_code=False)
         processor = cls.from_config(config)
-        processor.image_processor = OnePeaceImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.image_processor = OnePeaceImageProcessor.from_pretrained(
+            pretrained_model_name_or_path, **kwargs, trust_remote_code=False
+        )
         return processor
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
