@@ -68,6 +68,18 @@ def by_name(name: str | Path) -> Path | None:
     return shipped(name) or cached_model(str(name))
 
 
+def directory_of(model: str | Path) -> Path:
+    """The directory that a recipe's `init` stands for; no host is asked.
+
+    Args:
+        model: a path, or the name of a shipped or fetched model where no path is called so.
+
+    Returns:
+        As it was written where there is neither: who reads it says that it is missing.
+    """
+    return Path(model) if Path(model).exists() else by_name(model) or Path(model)
+
+
 _FOLDERS = {"runs", "models", "checkpoints", "data", "out", "output", "outputs"}
 """First parts of paths that people write; a hub id of such an owner takes `hf:` in front."""
 

@@ -20,7 +20,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from plait.errors import UsageError, import_extra, no_code_of
-from plait.models import by_name, locate
+from plait.models import directory_of, locate
 from plait.models.registry import FAMILIES, attach, family_named
 from plait.nn.contract import tied_names
 from plait.nn.quantized import to_int8
@@ -219,7 +219,7 @@ def load_config(path: str | Path, family: type[Config]) -> Config:
     Raises:
         UsageError: where it is of another family, or no model directory.
     """
-    place = Path(path)
+    place = directory_of(path)
     if not (place / "config.json").is_file():
         raise UsageError(f"expected a model directory with config.json, got {place}; check the path")
     config = _config_of(place)
@@ -238,7 +238,7 @@ def load_processor(path: str | Path) -> Any:
     Raises:
         ValueError: where it is no model directory of a known family.
     """
-    place = Path(path) if Path(path).exists() else by_name(path) or Path(path)
+    place = directory_of(path)
     if not (place / "config.json").exists():
         raise ValueError(f"expected a model directory with config.json, got {place}")
     family = family_named(_config_of(place).model_type, place)

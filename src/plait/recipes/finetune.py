@@ -537,9 +537,9 @@ def finetune(
         UsageError: for a task that the family has not, bits without lora, and no model directory.
         ValueError: without rows to train on or to hold out.
     """
-    from plait.models import shipped
+    from plait.models import directory_of
 
-    place = Path(model) if Path(model).exists() else shipped(model) or Path(model)
+    place = directory_of(model)
     family = _family(place)
     known = {name for _, name, _ in iter_modules([str(Path(__file__).parent)])} - {"finetune", "plan"}
     # found by its file, or brought by the user: what a model directory calls itself imports nothing else

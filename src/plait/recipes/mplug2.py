@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from plait.errors import UsageError
 from plait.generation import Hypothesis
 from plait.metrics.captions import DocumentFrequency, cider
 from plait.metrics.ptb import ptb_tokens
+from plait.models import directory_of
 from plait.models.auto import load_config, load_processor
 from plait.models.mplug2.alignment import MPlug2ForRetrieval
 from plait.models.mplug2.composition import TEMPLATES
@@ -401,7 +401,9 @@ def pretraining(
         raise UsageError("expected schedule=cosine, got released; no loop of pretraining was released")
     stage = _stage("pretraining", objective, source, how)
     # queue_size and switches are set anew: they are the recipe's choice, not the checkpoint's.
-    old = partial(from_directory, Path(init or ""), model_class=MPlug2ForPreTraining, **changes)
+    old = partial(
+        from_directory, directory_of(init or ""), dtype=torch.float32, model_class=MPlug2ForPreTraining, **changes
+    )
     return Recipe(partial(_fresh, config, clip, bert) if init is None else old, [stage], partial(save_pair, processor))
 
 
@@ -723,7 +725,7 @@ def _task(
         # 100 in the released captioning alone, where it dents the rate (specification 12).
         schedule = partial(_released, max(1, len(rows) // how.batch_size), 100 if name == "caption" else 1)
         stage = replace(stage, schedule=schedule, warmup=200)
-    build = partial(from_directory, Path(init), model_class=model_class, **changes)
+    build = partial(from_directory, directory_of(init), dtype=torch.float32, model_class=model_class, **changes)
     return Recipe(build, [stage], partial(save_pair, processor))
 
 

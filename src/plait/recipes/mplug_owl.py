@@ -23,6 +23,7 @@ from plait.data.conversation import VIDEO as NEUTRAL
 from plait.data.conversation import Talk, holds_conversation, num_learned, read_talk
 from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
+from plait.models import directory_of
 from plait.models.auto import load
 from plait.models.mplug_owl.config import AbstractorConfig, MPlugOwlConfig, VisionConfig, is_official_config
 from plait.models.mplug_owl.conversation import SYSTEM, VIDEO
@@ -253,7 +254,7 @@ def _batches(
 
 def loaded(init: str | None) -> Built:
     """Model and processor of a model directory, ready to train. Raises UsageError where there is none."""
-    place = Path(init or "")
+    place = directory_of(init or "")
     written = read_config(place)
     if written.get("model_type") != MPlugOwlConfig.model_type and not is_official_config(written):
         raise UsageError(f"expected init=DIR with an mPLUG-Owl, got {place}; plait train mplug_owl.stage1 makes one")

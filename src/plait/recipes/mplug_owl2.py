@@ -14,7 +14,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from plait.data.order import Grouped
 from plait.data.reader import Reader, Reading, Source, select
 from plait.errors import UsageError
 from plait.media.image import load_image
+from plait.models import directory_of
 from plait.models.auto import load
 from plait.models.mplug_owl2.config import MPlugOwl2Config
 from plait.models.mplug_owl2.conversation import IMAGE
@@ -276,7 +276,7 @@ def loaded(
     published: the side in pixels that a published tower, one of patches of 14, gets where none is asked for. Raises
     UsageError where there is no mPLUG-Owl2.
     """
-    place = Path(init)
+    place = directory_of(init)
     written = place / "config.json"
     kind = read_json(written).get("model_type") if written.is_file() else None
     if not str(kind).startswith(MPlugOwl2Config.model_type):

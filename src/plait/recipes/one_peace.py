@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from plait.data.pairs import PicturesWithWords, SoundsWithWords, held_out_pairs
 from plait.data.reader import Reading, select
 from plait.errors import UsageError
+from plait.models import directory_of
 from plait.models.auto import load_config, load_processor
 from plait.models.one_peace.config import OnePeaceConfig
 from plait.models.one_peace.pretraining import (
@@ -317,7 +318,7 @@ def stage2(
 
 def whole_model(init: str, **changes: Any) -> OnePeaceForPreTraining:
     """Encoder and decoder of a directory that stage 1 wrote, in float32: what trains in less is the loop's choice."""
-    model = from_directory(Path(init), dtype=torch.float32, model_class=OnePeaceForPreTraining, **changes)
+    model = from_directory(directory_of(init), dtype=torch.float32, model_class=OnePeaceForPreTraining, **changes)
     assert isinstance(model, OnePeaceForPreTraining)
     return model
 
