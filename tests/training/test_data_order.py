@@ -103,11 +103,15 @@ def test_batches_filled_to_a_budget_are_split_over_all_processes() -> None:
 def test_busy_cores_are_left_to_others(monkeypatch: pytest.MonkeyPatch, load: float, own: int, threads: int) -> None:
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("plait.training.data_order._threads_at_first", lambda: 4)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(4)), raising=False)
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
     try:
         use_idle_cores(own)
         assert torch.get_num_threads() == threads
+        monkeypatch.setattr("plait.training.data_order._threads_at_first", lambda: 2)
+        use_idle_cores(own)
+        assert torch.get_num_threads() == min(threads, 2)  # never more than torch itself would take
         torch.set_num_threads(2)
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         use_idle_cores(own)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -217,9 +218,17 @@ def use_idle_cores(own: int = 0) -> None:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     others = max(0, round(os.getloadavg()[0] - own))
-    threads = max(1, cores - others)
+    threads = max(1, min(_threads_at_first(), cores - others))
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+@cache
+def _threads_at_first() -> int:
+    """torch's own number, which counts real cores where a system lists two threads for each."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _keep_to_one_core(pool: ThreadPoolExecutor) -> None:

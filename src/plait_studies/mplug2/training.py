@@ -313,7 +313,8 @@ def config(made: MPlug2Processor, **changes: Any) -> MPlug2Config:
         "dim": 128, "num_heads": 4, "mlp_dim": 512, "num_text_layers": 2, "num_universal_layers": 2,
         "num_latents": 16, "num_fusion_layers": 2, "stored_fusion_layers": 2, "num_decoder_layers": 2,
         "max_positions": 64, "projection_dim": 64, "num_frames": FRAMES, "dropout": 0.0, "attention_dropout": 0.0,
-        "vocab_size": len(tokenizer), "init_std": 0.06, "instructions": True, "grounding_bins": 1,
+        "vocab_size": len(tokenizer), "init_std": 0.06, "grounding_bins": 1,
+        "instructions": ["caption image", "answer image", "answer video"],  # what `asked` sends
         "grounding_start_id": 5,
     }  # fmt: skip
     return MPlug2Config(**sizes | {f"{name}_token_id": value for name, value in ids.items()} | changes)

@@ -139,7 +139,7 @@ TEMPLATES: dict[tuple[str, Medium], str] = {
 }
 """(task, medium) -> what a joint model is told to do, one line for its text encoder, so that one set of weights serves
 many tasks (mPLUG-2, section 3.4). The paper's templates were never released; these are Plait's, and part of what a
-trained model expects. Lower case, and free of what `clean_question` deletes except the colon, as the vocabulary has it.
+trained model expects. Lower case, as the vocabulary has it; `clean_question` deletes the colon, which is for readers.
 """
 
 
